@@ -91,7 +91,7 @@ class App(AgentDeclarations, HasStreams, HasTopics, NamedElsewhere):
     _elsewhere = APPS
     _of_engine = (
         "accounts agent_of agents begun_streams captured checkpoints clock collect durable_kind ended ends "
-        "explain explain_ends guards journal_storage judge let_go lifespan listener open_state open_storage "
+        "explain explain_ends guards journal_storage judge let_go lifespan listener note_start open_state open_storage "
         "open_tables plan policy progress reprocess schema sql_session surround_jobs workers write"
     )
 
@@ -420,6 +420,7 @@ class App(AgentDeclarations, HasStreams, HasTopics, NamedElsewhere):
                 hint="`sabot run` starts it: put app.main() under if __name__ == '__main__'",
             )
         self._warn_of_loose_ends()
+        self.note_start()
         try:
             await self.agent_runtime.run(partial(StopSignals.asked, self.request_stop, self.settings.stop_timeout_s))
         finally:
@@ -475,6 +476,7 @@ class App(AgentDeclarations, HasStreams, HasTopics, NamedElsewhere):
         checkpoint.
         """
         self._warn_of_loose_ends()
+        self.note_start()
         await self.agent_runtime.start_all()
 
     async def stop(self, drain: bool = False) -> None:

@@ -12,6 +12,7 @@ from sabot.api.agent import AgentOptions, AgentSpec, BatchAgentOptions, RecordAg
 from sabot.api.settings import Settings
 from sabot.base.config import Duration, checked_name, checked_topic
 from sabot.base.options import no_option, options_of, spells_out
+from sabot.calls.judging import repeated_around
 from sabot.calls.options import LoopOptions
 from sabot.clock import Clock
 from sabot.connectors.checks import check_start
@@ -100,6 +101,7 @@ class AgentDeclarations:
     ) -> None:
         """Sets the listener to jobs and the guards of their effects. Only the modules of given arguments are loaded."""
         self.policy, self._budgets, self._ledger, self._judge, self.listener = policy, budgets, None, None, None
+        self._around: Any = None  # the judge of the code that has started the app, if this code may be repeated
         if policy is not None:
             from sabot.jobs.guard import checked_guard
 
@@ -142,18 +144,26 @@ class AgentDeclarations:
 
     @property
     def guards(self) -> "Sequence[EffectGuard]":
-        """The policy, then the ledger. The first one decides first."""
-        ledger = self.accounts
-        if ledger is None:
-            return () if self.policy is None else (self.policy,)
-        from sabot.agents.accounts.guard import LedgerGuard
+        """The policy, the limits of code that may be repeated, then the ledger. The first one decides first."""
+        guards: list[EffectGuard] = [] if self.policy is None else [self.policy]
+        if self._around is not None:
+            from sabot.agents.accounts.limits import JobLimits
 
-        guard = LedgerGuard(ledger, closes=ledger is not self._budgets)
-        return (guard,) if self.policy is None else (self.policy, guard)
+            guards.append(JobLimits({"": self._around}))
+        ledger = self.accounts
+        if ledger is not None:
+            from sabot.agents.accounts.guard import LedgerGuard
+
+            guards.append(LedgerGuard(ledger, closes=ledger is not self._budgets))
+        return guards
+
+    def note_start(self) -> None:
+        """Notes the code that starts the app, if it may be repeated: the app may not call there what must not be."""
+        self._around, self._judge = repeated_around(), None
 
     def judge(self) -> "GuardJudge | None":
         """Returns the judge of calls on this event loop that no job makes, or None if there is no policy and no budget."""
-        if self.policy is None and self._budgets is None:
+        if self.policy is None and self._budgets is None and self._around is None:
             return None
         if self._judge is None or self._judge.loop is not asyncio.get_running_loop():
             from sabot.jobs.judges import judge_of

@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from functools import partial, wraps
+from types import FunctionType, MethodType
 from typing import Any, TypeVar, cast
 
 T = TypeVar("T")
@@ -10,10 +11,12 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def unwrap(function: Any) -> Any:
-    """Returns the function that a call runs: the function in a functools.partial, or the `__call__` of an object. Any
+    """Returns the function that a call runs: the function in a functools.partial or a tool, or the `__call__` of an object. Any
     other function is returned unchanged.
     """
     target = getattr(function, "func", function)
+    while not isinstance(target, FunctionType | MethodType) and callable(inner := getattr(target, "func", None)):
+        target = inner  # a partial of a tool, or the other way round
     if not inspect.isroutine(target) and callable(target):
         target = type(target).__call__
     return target

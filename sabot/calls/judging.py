@@ -118,6 +118,29 @@ class OnceJudge:
             self.called.clear()
         self._before = frozenset(self.called)
 
+    repeats = True  # its attempts
+
+    def repeats_with_key(self) -> bool:
+        """Returns True if the attempts may make a call with an idempotency key again."""
+        around = self._around
+        return not self._never and (not getattr(around, "repeats", False) or bool(around.repeats_with_key()))
+
+    def why_not_again(self, tool: Any) -> str:
+        """Returns why a job that an attempt has begun may not call this tool, or "". Notes the call if it may."""
+        if self._never and tool.effect in _CHANGE:
+            return f"{self._never} has begun it, which may be called again, and {_classed(tool)}"
+        around = self._around
+        why = str(around.why_not_again(tool)) if getattr(around, "repeats", False) else ""
+        if why or tool.effect not in _ONCE:
+            return why
+        if tool.name in self._before:
+            return (
+                f"an earlier attempt of the code that has begun it has called {tool.name}, and {_classed(tool)}: begin the job with "
+                "idempotency_key= over a durable journal, or leave retries= out"
+            )
+        self.called.append(tool.name)
+        return ""
+
     def within(self, judge: Any) -> "OnceJudge":
         """Returns the judge of the calls that a tool makes itself. What they call, the same attempt has called.
         `judge`: the judge that decides on these calls on all other grounds.
@@ -176,6 +199,10 @@ class OnceJudge:
             raise
 
 
+def _classed(tool: Any) -> str:
+    return f"the class of {tool.name} is {str(tool.effect)!r}"
+
+
 _ONCE = ("unsafe", "reconcilable")  # the classes of tools that must not be called twice (`effects`)
 _CHANGE = (*_ONCE, "idempotent")  # those of tools that change something
 
@@ -204,6 +231,19 @@ def refuse_without_rules(what: str, own: Collection[str]) -> None:
             hint=f"give it {options}, such as those of the app or kernel around it; or start it in the program, outside of "
             "agents, tools and functions of an app",
         )
+
+
+def repeated_around(*, keyed: bool = False) -> Any:
+    """Returns the judge of the code that begins a job or starts an app, if this code may be repeated, so that it would begin
+    another job; else None. The judge says by `why_not_again(tool)` why that job may not call a tool, or "".
+
+    `keyed`: True if the same job is found again by its idempotency key in a durable journal. Code of a class that may be
+    repeated with the same key then begins one job in all.
+    """
+    judge = JUDGE.get()
+    if not getattr(judge, "repeats", False):
+        return None
+    return None if keyed and judge.repeats_with_key() else judge
 
 
 def begin_judging(who: object) -> None:

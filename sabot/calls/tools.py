@@ -185,7 +185,8 @@ class Tool(Generic[P, R]):
     def __post_init__(self) -> None:
         # those of the function, so that `functools.wraps(tool)` and messages name it
         names = {name: getattr(self.func, name, self.name) for name in ("__name__", "__qualname__")}
-        vars(self).update(names, __doc__=self.func.__doc__, __wrapped__=self.func)
+        types = getattr(self.func, "__annotations__", {})  # else those of the class
+        vars(self).update(names, __doc__=self.func.__doc__, __wrapped__=self.func, __annotations__=types)
         TOOLS.add(self.name)
 
     def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:

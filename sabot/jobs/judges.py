@@ -200,6 +200,27 @@ class GuardJudge:
         with self._calling(call, tool):
             return await make(call.args, call.kwargs)
 
+    @property
+    def repeats(self) -> bool:
+        """True if the code whose calls it judges may be repeated."""
+        return self.repeated is not None
+
+    def repeats_with_key(self) -> bool:
+        """Returns True if that code may be repeated, and make calls with the same idempotency keys then."""
+        return self.repeated is not None and may_call(self.repeated.effect, EffectClass.IDEMPOTENT)
+
+    def why_not_again(self, tool: Tool) -> str:
+        """Returns why a job that this code has begun, or an app that it has started, may not call this tool, or ""."""
+        outer = self.repeated
+        if outer is None or not RULES[tool.effect].settles:
+            return ""
+        again = "with another idempotency key" if tool.effect in REPEATED else "too"
+        return (
+            f"{outer.name} has begun it, whose class {outer.effect.value!r} allows to repeat it, and the class of {tool.name} is "
+            f"{tool.effect.value!r}: it would be called again {again}. Begin the job outside of {outer.name}; or declare what it does: "
+            f'effect="unsafe" for {outer.name}, or effect="idempotent" and a request with idempotency_key= over a durable journal'
+        )
+
     def _check_class(self, tool: Tool) -> None:
         """Raises UserError if this call would be repeated with the tool that makes it, which its class forbids."""
         outer = self.repeated

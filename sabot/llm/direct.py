@@ -84,7 +84,9 @@ class DirectTools:
         while True:
             if self.middleware is not None:
                 self.middleware.charge()
-            before = None if repeatable else JUDGE.set(once)
+            if once.called:
+                once.begin(attempt - 1)
+            before = JUDGE.set(once)
             try:
                 with nullcontext() if self.middleware is None else self.middleware.attempt():
                     return await self._attempt(tool, arguments, own, attempt)
@@ -93,8 +95,7 @@ class DirectTools:
                 if attempt > tool.retry.retries or not again:
                     raise
             finally:
-                if before is not None:
-                    JUDGE.reset(before)
+                JUDGE.reset(before)
             await asyncio.sleep(tool.retry.wait_s(attempt - 1))
             attempt += 1
 

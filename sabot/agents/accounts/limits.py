@@ -8,9 +8,11 @@ The account of the job judges the calls of the job and of all its children. So i
 call. The accounts are not stored: when a process starts, it computes them again from the entries of the journal.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
+from types import MappingProxyType
+from typing import Any
 
 import msgspec
 
@@ -35,7 +37,7 @@ from sabot.jobs.guard import (
     decode_verdict,
     most_cost,
 )
-from sabot.jobs.tree import child_id, parent_of
+from sabot.jobs.tree import child_id, first_of, parent_of
 from sabot.jobs.values import unpack, unpack_error
 from sabot.journal import Journal
 from sabot.journal.entries import Attempt, Begin, EffectResult, End, Entry, Intent
@@ -150,9 +152,13 @@ class _Job:
 class JobLimits(EffectGuard):
     """A guard that checks the limits of single jobs: the `BudgetSpec` in the BEGIN entry of a job. It checks the
     calls of such a job, of its tools and of its child jobs. It allows all calls of other jobs.
+
+    It also denies calls of jobs that code has begun which may be repeated, if their tools must not be called again.
+    `around`: the judges of that code (`judging.repeated_around`) by job; the one by "" is for all jobs.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, around: Mapping[str, Any] = MappingProxyType({})) -> None:
+        self.around = dict(around)
         self._jobs: dict[str, _Job] = {}
         self._within: dict[
             tuple[str, int], EffectId
@@ -192,6 +198,7 @@ class JobLimits(EffectGuard):
 
         Returns b"", because this guard stores nothing in the END entry.
         """
+        self.around.pop(job_id, None)
         job = self._jobs.get(job_id)
         if job is not None:
             for key, each in job.open.items():
@@ -219,6 +226,8 @@ class JobLimits(EffectGuard):
     # -- calls --------------------------------------------------------------------------------------------------------
 
     def decide(self, call: GuardedCall) -> GuardVerdict:
+        if self.around and (why := self._why_not_again(call)):
+            return GuardVerdict(Decision.DENY, reason=why)
         if call.after:
             return self._decide_again(call.effect) if call.after == "again" else self._decide_degraded(call)
         within = call.within
@@ -239,6 +248,13 @@ class JobLimits(EffectGuard):
         elif call.kind == "model":
             return self._model(call, job)
         return NO_OBJECTION
+
+    def _why_not_again(self, call: GuardedCall) -> str:
+        if call.tool is None or call.kind != "tool":
+            return ""
+        job = call.effect.job if call.within is None else call.within.job
+        judge = self.around.get("") or self.around.get(first_of(job))
+        return "" if judge is None else str(judge.why_not_again(call.tool))
 
     def _decide_degraded(self, call: GuardedCall) -> GuardVerdict:
         """Decides whether a fallback model may be asked after the first model has failed. `call.name` is the fallback

@@ -30,6 +30,7 @@ from sabot.base.quantities import counted_words
 from sabot.base.supervision import unexpected_end, watch_task
 from sabot.base.threads import run_in_thread
 from sabot.calls.effects import digest
+from sabot.calls.judging import repeated_around
 from sabot.calls.tool_results import model_or_text
 from sabot.clock import Clock
 from sabot.errors import IdempotencyConflict, InternalError, NonDeterminism, SabotError, UserError
@@ -44,6 +45,7 @@ from sabot.jobs.tree import first_of, parent_of
 from sabot.jobs.values import pack_error
 from sabot.journal import Journal, Position
 from sabot.journal.entries import REQUEST, Answer, Begin, Cancel, EffectResult, End, Entry, Signal
+from sabot.journal.memory import MemoryJournal
 
 _log = logging.getLogger(__name__)
 
@@ -75,6 +77,7 @@ class KernelHost:
         dedupe_s: float,
         grace_s: float,
         policy: EffectGuard | None,
+        around: dict[str, Any],
         children: ChildLimits,
     ) -> None:
         """Makes a host. Arguments that are not explained here are those of `RuntimeKernel`.
@@ -83,6 +86,7 @@ class KernelHost:
         - `handle`: a function that makes the handle of a job, from its id, its agent and the digest of its request.
         - `events`: the bus to which events are published.
         - `shown`: the stores of the program that also show the jobs of this kernel.
+        - `around`: by job, the judge of the code that has begun it, if this code may be repeated (`JobLimits.around`).
         - `dedupe_s`, `grace_s`: the options `dedupe` and `stop_grace` of `RuntimeKernel`, in seconds.
         """
         self.journal = journal
@@ -91,7 +95,7 @@ class KernelHost:
         self.failure: SabotError | None = None
         self.resumed = False
         self._agents, self._new, self._clock = agents, handle, clock
-        self._keep_jobs, self._dedupe_s = keep_jobs, dedupe_s
+        self._keep_jobs, self._dedupe_s, self._around = keep_jobs, dedupe_s, around
         self._children = children
         # by job that has asked no model yet: set when a caller has its handle
         self._given: dict[str, asyncio.Event] = {}
@@ -243,6 +247,7 @@ class KernelHost:
                 return other
             self._check_begins()
         handle = self.handles[job_id] = self._new(job_id, agent, name)
+        self._begins_within(job_id, keyed=bool(name) and not isinstance(self.journal, MemoryJournal))
         inputs = {"record": record, "key": b"", "digest": name, "behalf": request.behalf, "form": REQUEST}
         return await self._begun(handle, inputs, request if request.idempotency_key else None)
 
@@ -253,7 +258,14 @@ class KernelHost:
         """
         job_id = entries[0].job
         handle = self.handles[job_id] = self._new(job_id, agent, b"")
+        self._begins_within(job_id, keyed=False)
         return await self._begun(handle, {"record": b"", "key": b"", "digest": b"", "taken": entries})
+
+    def _begins_within(self, job_id: str, *, keyed: bool) -> None:
+        """Notes the code that begins a job, if it may be repeated. `keyed`: True if it begins the same job then."""
+        judge = repeated_around(keyed=keyed)
+        if judge is not None:
+            self._around[job_id] = judge
 
     async def _begun(
         self, handle: ExecutionHandle, inputs: Mapping[str, Any], named: ExecutionRequest | None = None
@@ -285,6 +297,7 @@ class KernelHost:
         except BaseException:
             if self.handles.get(job_id) is handle:
                 del self.handles[job_id]
+            self._around.pop(job_id, None)
             self._leave(job_id)
             handle.begun(False)
             raise
@@ -323,6 +336,7 @@ class KernelHost:
         _check_same(request, job_id, mark.digest, handle.digest)
         await self.settle_from_journal(handle)
         self.handles.pop(job_id, None)
+        self._around.pop(job_id, None)
         handle.begun()
         return handle
 

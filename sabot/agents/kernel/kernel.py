@@ -229,8 +229,9 @@ class RuntimeKernel:
         try:
             await run_to_end(self._open_journal(opened))
             journal = opened[0]
-            policy = guard_of(await self._guards())
-            how = {**self._options, "policy": policy}
+            limits = JobLimits()
+            policy = guard_of(await self._guards(limits))
+            how = {**self._options, "policy": policy, "around": limits.around}
             host = KernelHost(journal, agents, partial(ExecutionHandle, self), self.event_bus, self._shown, **how)
             await host.start()
         except BaseException:
@@ -255,11 +256,11 @@ class RuntimeKernel:
         else:
             opened.append(await run_in_thread(partial(open_journal, place, app=self.name, clock=clock)))
 
-    async def _guards(self) -> list[EffectGuard]:
+    async def _guards(self, limits: JobLimits) -> list[EffectGuard]:
         """Returns the objects that decide on each call of a job, in this order: the policy, the limits of jobs, and the
         ledger with its budgets.
         """
-        guards = [*([] if self.policy is None else [self.policy]), JobLimits()]
+        guards = [*([] if self.policy is None else [self.policy]), limits]
         if self._budgets is None:
             return guards
         ledger = await self._accounts(self._budgets)

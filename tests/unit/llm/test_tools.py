@@ -279,3 +279,33 @@ def test_the_tools_of_a_method_have_its_objects_and_keep_none_alive() -> None:
     del one, made
     gc.collect()
     assert kept() is None
+
+
+async def test_a_partial_of_a_tool_is_a_tool_with_its_parameters() -> None:
+    """Its types were sought in the class of tools: "name 'Callable' is not defined"."""
+
+    @tool
+    async def pay(order: str, effect: TheEffect, amount: int = 5) -> str:
+        return f"{amount} for {order} by {effect.key}"
+
+    model = ScriptedProvider([assistant("", ToolCall("1", "pay", '{"order": "o-1"}')), assistant("done")], model="m")
+    part = functools.partial(functools.partial(pay, amount=7))
+    assert as_tool(part).takes_effect
+    assert as_tool(part).is_async
+    await Agent(ExecutionEngine(model, retries=0), tools=[part], name="desk").run("go")
+    assert model.requests[-1].messages[-1].content.startswith("7 for o-1 by sabot-")
+
+
+async def test_a_function_that_wraps_a_tool_has_its_types() -> None:
+    @tool(effect="read")
+    async def add(first: int, second: int) -> int:
+        return first + second
+
+    @functools.wraps(add)
+    async def logged(*args: Any, **kwargs: Any) -> int:
+        return await add(*args, **kwargs)
+
+    made = as_tool(logged)
+    assert made.arguments('{"first": 1, "second": 2}') == {"first": 1, "second": 2}
+    with pytest.raises(sabot.llm.ToolError, match="Expected `int`"):
+        made.arguments('{"first": "1", "second": 2}')
