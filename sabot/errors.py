@@ -142,7 +142,7 @@ class IllegalTransition(UserError):
 
 
 class LetterRefused(UserError):
-    """A journal refuses an answer, a signal or a cancel. `reason`: "unknown", "second", "expired" or "closed"."""
+    """A journal refuses an answer, a signal, a cancel or a retry. `reason`: "unknown", "second", "expired" or "closed"."""
 
     def __init__(self, message: str, *, reason: str, hint: str = "") -> None:
         super().__init__(message, hint=hint)

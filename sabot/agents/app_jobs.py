@@ -6,29 +6,34 @@ durable. Later reads see answers to questions and withdrawals of questions, even
 their letters yet. They see a cancel only when the owner has taken its letter.
 """
 
+import dataclasses
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+import msgspec
+
 from sabot.agents.actions import ActionRecord, ActionSpec, ActionStatus, check_resolution, no_action
-from sabot.agents.context import checked_word
+from sabot.agents.context import BudgetSpec, checked_word
 from sabot.agents.durable.run import JournalOwner, journal_place
 from sabot.agents.job_history import ended_records
 from sabot.agents.job_reads import oldest_first
 from sabot.agents.job_view import JobView
 from sabot.agents.jobs import JobManager, JobRecord, JobSpec, JobStatus, check_move, no_job
 from sabot.agents.store import JobsAndActions, as_json, cancel_letter
-from sabot.base.checks import Of, check
+from sabot.base.checks import Of, Whole, check
 from sabot.base.threads import run_in_thread
 from sabot.calls.tool_context import CALL
 from sabot.clock import Clock
 from sabot.errors import IllegalTransition, LetterRefused, UserError
+from sabot.jobs.tree import first_of, parent_of
 from sabot.jobs.url_ids import stored_id
+from sabot.jobs.values import pack, unpack
 from sabot.journal.base import EVERY, Journal, JournalReader, entry_of_letter
 from sabot.journal.ended_jobs import JobQuery, cut
-from sabot.journal.entries import Letter
+from sabot.journal.entries import REQUEST, Begin, Letter, encode_entry
 from sabot.journal.memory import MemoryInbox, MemoryReader, MemoryStorage
 from sabot.journal.opening import open_inbox, open_reader
 
@@ -318,6 +323,43 @@ class AppJobStore(JobsAndActions):
         return known
 
 
+def retry_letter(
+    reader: JournalReader, job_id: str, budgets: BudgetSpec | Mapping[str, Any] | None, max_turns: int | None
+) -> Letter:
+    """Returns a letter that requests another run of a kernel's job, with other limits. The parameters are those of
+    `AppJobs.retry`. Blocks. Raises the errors of that method.
+    """
+    if max_turns is not None:
+        check("retry: max_turns", max_turns, Whole(1))
+    if budgets is not None:
+        BudgetSpec.of(budgets)
+    mark, parent = reader.job(job_id), parent_of(job_id)[0]
+    begun = [(at, entry) for at, entry in reader.read(job_id) if isinstance(entry, Begin)]
+    if mark is None or not begun:
+        why = "there is none of this name" if mark is None else "its entries are no longer in the journal"
+        raise LetterRefused(f"job {job_id}: {why}", reason="unknown")
+    if parent:
+        raise UserError(
+            f"job {job_id} is a child, and runs again when its parent asks for it",
+            hint=f"retry job {first_of(job_id)}: what its children have done is kept",
+        )
+    at, begin = begun[-1]
+    if begin.form != REQUEST:
+        raise UserError(
+            f"job {job_id} is none of a kernel",
+            hint="a failed job of an app runs again when its dead letter is sent back: sabot jobs retry JOB --letters PLACE",
+        )
+    asked = unpack(reader.load(begin.body))
+    if isinstance(budgets, Mapping):
+        before = msgspec.convert(asked.get("budgets", {}), BudgetSpec, strict=False)
+        budgets = dataclasses.replace(before, **budgets)
+    given = {"budgets": budgets, "max_turns": max_turns}
+    asked |= {name: value for name, value in given.items() if value is not None}
+    body = pack(asked, "the request")
+    again = msgspec.structs.replace(begin, body=body, run=begin.run + 1, origin=None)
+    return Letter("retry", job=job_id, name=str(at.offset), body=encode_entry(again))
+
+
 def _made(storage: MemoryStorage | None) -> MemoryStorage:
     if storage is None:
         raise UserError("the app has not run: its journal in memory is not made")
@@ -333,6 +375,35 @@ class AppJobs(JobManager):
 
     def __init__(self, store: AppJobStore) -> None:
         super().__init__(store)
+
+    async def retry(
+        self, job_id: str, *, budgets: BudgetSpec | Mapping[str, Any] | None = None, max_turns: int | None = None
+    ) -> JobRecord:
+        """Requests that a kernel's job which has failed or was cancelled runs again, from where it stopped, as the same job.
+        Results of effects are kept, so nothing that was done is done or paid again. Calls that have failed and may be
+        repeated, calls that a limit or a rule has denied, and an answer of a model that did not fit are made anew.
+
+        - `budgets`: the new limits of the job. A mapping changes only the limits that it names, and a BudgetSpec all of them.
+          What the job has used so far counts. None keeps the limits.
+        - `max_turns`: the most turns of the Agent in all runs of the job, in place of its own `max_turns`. None keeps the
+          number.
+
+        Returns the job as it was before. The request is durable when this method returns; the process that owns the journal
+        takes it soon, or at its next start. There, `RuntimeKernel.handle` returns the handle of the next run.
+
+        Raises LetterRefused if the journal has no such job, if the job has succeeded ("closed"), or if it has not ended or
+        was retried already ("second"). Raises UserError for limits that are not valid, for a child, whose first parent has
+        to be retried, and for a job of an app, whose dead letter has to be sent back.
+        """
+        job = await self.get(job_id)
+
+        def post() -> None:
+            with self.store.reader() as reader:
+                letter = retry_letter(reader, job.job_id, budgets, max_turns)
+            self.store.post(letter)
+
+        await run_in_thread(post)
+        return job
 
     async def signal(self, job_id: str, name: str, value: Any = None, *, token: str = "", by: str = "") -> None:
         """Sends a signal to a job. The call `ctx.wait(name)` in the job's function returns the value of the signal. The

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from sabot.agents.app_jobs import retry_letter
 from sabot.agents.entry_values import as_plain
 from sabot.agents.job_checks import CheckedJob, check_jobs
 from sabot.agents.job_effects import folded_job
@@ -199,14 +200,56 @@ def retry_job(
     table: Table = None,
     broker: Broker = None,
     kafka: Kafka = None,
+    place: Annotated[
+        str | None,
+        typer.Option("--journal", metavar="JOURNAL", help="For a job of a kernel: its journal, as in sabot jobs list."),
+    ] = None,
+    budget: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="LIMIT=VALUE",
+            help="A limit of a kernel's job, as in max_cost=2; the other limits stay. Repeatable.",
+        ),
+    ] = None,
+    max_turns: Annotated[
+        int | None, typer.Option(metavar="N", help="The most turns of the Agent in all runs of a kernel's job.")
+    ] = None,
     json: Json = False,
 ) -> None:
-    """Run a failed job again as the same job, by sending its dead letter back. Effects that were made are not repeated.
+    """Run a failed job again as the same job, from where it stopped. Effects that were made are not repeated.
 
-    The command does what sabot dlq redrive PLACE --job JOB does: a dead letter is sent back once, and a job that fails again has a new
-    one.
+    For a job of a kernel, give --journal: the process that owns the journal runs the job again, soon or at its next start, with the
+    limits of --budget and --max-turns. A cancelled job may be retried too.
+
+    For a job of an app, the dead letter is sent back, as sabot dlq redrive PLACE --job JOB does: a dead letter is sent back once, and a
+    job that fails again has a new one.
     """
-    quietly(lambda: redrive_job(context, stored_id(job), letters, table, broker, kafka, json))
+
+    def work() -> None:
+        if place is None:
+            if budget or max_turns is not None:
+                raise WrongUse(
+                    "--budget and --max-turns are for jobs of a kernel", hint="name its journal: --journal JOURNAL"
+                )
+            redrive_job(context, stored_id(job), letters, table, broker, kafka, json)
+            return
+        with reading(place, kafka) as reader:
+            letter = retry_letter(reader, job_of(place, kafka, job), _limits(budget or []) or None, max_turns)
+        post(place, kafka, letter)
+        typer.echo(f"job {job} will run again in the owner of the journal")
+
+    quietly(work)
+
+
+def _limits(given: list[str]) -> dict[str, Any]:
+    """Returns the values of the option --budget by the name of the limit. Raises WrongUse if one is not LIMIT=VALUE."""
+    limits: dict[str, Any] = {}
+    for each in given:
+        name, mark, value = each.partition("=")
+        if not mark or not name or not value:
+            raise WrongUse(f"--budget {each}: LIMIT=VALUE is wanted", hint="write --budget max_cost=2")
+        limits[name] = int(value) if value.isdecimal() else value
+    return limits
 
 
 @jobs.command("check")

@@ -422,9 +422,10 @@ class EffectGuard:
     def begin_job(self, begin: Begin, taken: Sequence[Entry] = ()) -> None:
         """Prepares for a job, for example by reserving its budget; does nothing by default. Called before the BEGIN
         entry of the job is recorded: for a new job, and for a job that has failed and now begins again with a replay
-        of its history.
+        of its history. If that is a retry of a kernel's job, it is called when the earlier entries were read.
 
-        `taken`: the entries that follow `begin` if the job continues from a checkpoint of another job.
+        `taken`: the entries that follow `begin` if the job continues from a checkpoint of another job; for a retry, the
+        earlier entries of the job.
         """
 
     def reopen(self, effect: EffectId, agent: str, behalf: Behalf, decided: DecidedEffect) -> None:

@@ -5,9 +5,9 @@
 
 BEGIN: `ctx.continue_as` writes another BEGIN, which begins a history anew; only the entries after it count. The
 ordinals of effects go on, so no effect gets the id of an earlier one. A BEGIN after END is different. It is another
-attempt of the same history: the job has failed, and its dead letter was sent again. If the job had used `continue_as`
-before, it keeps the input of its last history, because the sender of the dead letter may only know the job's first
-input.
+attempt of the same history: the job has failed, and its dead letter was sent again, or a retry was asked for. If the job
+had used `continue_as` before, it keeps the input of its last history, because the sender of the dead letter may only know
+the job's first input. A retry has the last input, and may have other limits.
 
 RESULT with ordinal 0: the time limit of the attempt is over.
 
@@ -29,6 +29,7 @@ import msgspec
 from sabot.calls.effects import RULES, EffectClass, EffectId
 from sabot.errors import UNREADABLE, CorruptJournal, EffectError
 from sabot.jobs.guard import DecidedEffect, Decision, GuardVerdict, decode_verdict, stood_in
+from sabot.jobs.tree import is_retry
 from sabot.jobs.values import unpack, unpack_error
 from sabot.journal.entries import UNSENT, Answer, Attempt, Begin, Body, Cancel, EffectResult, End, Entry, Intent, Signal
 
@@ -296,7 +297,7 @@ class History:
             followed.untaken, followed._restored_ms = self.untaken, self._restored_ms
             followed._take()
             return followed
-        if self.runs > 1:
+        if self.runs > 1 and not is_retry(begin):
             begin = msgspec.structs.replace(begin, body=self.begin.body)
         error = self.end.body if self.end.outcome == "failed" else b""
         self.begin, self.end, self.last_ms, self.cancelled = begin, None, begin.at_ms, False

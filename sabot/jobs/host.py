@@ -53,7 +53,7 @@ from sabot.jobs.owner import JobOwner, OpenJob, RunningJob
 from sabot.jobs.parking import ParkedNotes, Parking
 from sabot.jobs.run import Ask, JobRun
 from sabot.jobs.timers import JobTimers
-from sabot.jobs.tree import UNAWAITED_CHILD, parent_of
+from sabot.jobs.tree import UNAWAITED_CHILD, is_retry, parent_of
 from sabot.jobs.values import as_before, pack_error, unpack_error
 from sabot.journal import Journal, Position
 from sabot.journal.base import JobMark
@@ -84,6 +84,7 @@ class JobHost(HostState):
         guard: EffectGuard | None = None,
         use_of: UseOf | None = None,
         make_run: Callable[..., JobRun] = JobRun,
+        on_retry: Callable[[Begin], None] | None = None,
     ) -> None:
         """Makes a host for a journal.
 
@@ -96,10 +97,14 @@ class JobHost(HostState):
         - `guard`: decides which effects may be made; None allows all.
         - `use_of`: makes the usage of an answer of a model that no guard has counted; None records none.
         - `make_run`: makes the JobRun of a job.
+        - `on_retry`: a function that is called when a letter has begun a failed job again, with the BEGIN entry. It has to
+          call `Parking.load` as soon as the job may run. None for a host whose jobs are not begun by letters.
         """
         super().__init__(journal, clock, on_broken)
         self._stop_grace_s = stop_grace_s
         self._make_run = make_run
+        self._on_retry = on_retry
+        self._retried: set[str] = set()  # jobs that a letter has begun again, and whose history was not read since
         self._blocked: dict[str, NonDeterminism] = {}
         self._republished: set[str] = set()  # jobs that were open at the start, which the listener is told of again
         self._serving: asyncio.Task[None] | None = None
@@ -410,10 +415,24 @@ class JobHost(HostState):
         return None
 
     async def _take_letters(self, posted_by: str) -> None:
-        await self._letters.take()
+        for begin in await self._letters.take():
+            self._begin_again(begin)
         self.deliver()
         if posted_by and self._letters.taken(posted_by):
             self.parking.letters_taken(posted_by)
+
+    def _begin_again(self, begin: Begin) -> None:
+        """Handles the BEGIN entry that the journal has made from a letter: lets a failed or cancelled job run again."""
+        if begin.agent not in self.owners or self._on_retry is None:
+            _log.error(
+                "job %s was to run again, and this program has no agent %s that begins it: start one that has it",
+                *(begin.job, begin.agent),
+            )
+            return
+        self.jobs.add(begin.job, begin.agent, begun=True)
+        self._retried.add(begin.job)
+        self._begun_total += 1
+        self._on_retry(begin)
 
     def _arrived(self, entry: Answer | Signal | End, ask: Ask | None) -> None:
         running = self.running.get(entry.job)
@@ -593,6 +612,14 @@ class JobHost(HostState):
     def _replay_job(self, job_id: str, entries: list[tuple[Position, Entry]], parked: int) -> None:
         if self.stopping:
             return
+        if entries and isinstance(first := entries[0][1], Begin) and is_retry(first):
+            self._end_emptied(first)
+            return
+        if job_id in self._retried:
+            self._retried.remove(job_id)
+            self._republished.add(job_id)
+            at, begin = [(at, each) for at, each in entries if isinstance(each, Begin)][-1]
+            self._guard.begin_job(begin, [each for place, each in entries if place < at])
         if job_id in self._republished:
             self._republished.remove(job_id)
             self.log.publish_again(entries)
@@ -601,6 +628,17 @@ class JobHost(HostState):
         owner = self.owners[history.begin.agent]
         running = self._load(history, owner, entries[-1][0])
         self._run(running, running.job.start, owner.call)
+
+    def _end_emptied(self, begin: Begin) -> None:
+        """Ends a job that was begun again while `trim` removed its earlier entries. Without their results, its function
+        would make each effect again.
+        """
+        why = "its earlier entries were removed from the journal when it was to run again"
+        _log.error("job %s does not run: %s", begin.job, why)
+        self._retried.discard(begin.job)
+        self.log.append(End(begin.job, self.now_ms(), "cancelled", why))
+        self.jobs.end(begin.job)
+        self.owners[begin.agent].job_closed(begin.job, "cancelled")
 
     # -- timers and letters -------------------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""The inbox of a host's journal. Other processes post letters into it: answers, signals and cancels. The host takes the
+"""The inbox of a host's journal. Other processes post letters into it: answers, signals, cancels and retries. The host takes the
 letters out.
 
 A host also posts letters itself, to withdraw questions of its jobs. Both an answer and a withdrawal are letters, so the
@@ -13,7 +13,7 @@ from sabot.jobs.events import LettersCame
 from sabot.jobs.host_state import HostState
 from sabot.jobs.journal_calls import call_journal
 from sabot.jobs.log import JobLog
-from sabot.journal.entries import Cancel, Letter
+from sabot.journal.entries import Begin, Cancel, Letter
 
 
 class JobLetters:
@@ -32,10 +32,10 @@ class JobLetters:
         """
         return job_id in self._posting
 
-    async def take(self) -> None:
+    async def take(self) -> list[Begin]:
         """Removes all letters from the inbox, and turns them into entries (`Journal.take`). Adds the entries to
         `HostState.told`, from where the host delivers them. If an entry cancels a job, also appends a CANCEL entry
-        for each job below it (see `JobTree.cancel`).
+        for each job below it (see `JobTree.cancel`). Returns the BEGIN entries of jobs that have to run again.
         """
         host, entries = self._host, await run_in_thread(self._host.journal.take)
         self._log.note_taken(entries)
@@ -43,6 +43,7 @@ class JobLetters:
         for _, entry in entries:
             for each in host.jobs.cancel(entry, host.now_ms()) if isinstance(entry, Cancel) else ():
                 host.told.append((self._log.append(each), each))
+        return [entry for _, entry in entries if isinstance(entry, Begin)]
 
     def withdraw(self, job_id: str, ordinal: int, token: str, why: str) -> None:
         """Withdraws a question of a job, by posting a letter that closes the question. If an answer was posted before

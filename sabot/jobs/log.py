@@ -23,8 +23,9 @@ from sabot.errors import NonDeterminism, SabotError, TransientError
 from sabot.jobs.events import Event
 from sabot.jobs.host_state import HostState
 from sabot.jobs.owner import RunningJob
+from sabot.jobs.tree import is_retry
 from sabot.journal import Position
-from sabot.journal.entries import Entry
+from sabot.journal.entries import Begin, End, Entry
 
 _log = logging.getLogger(__name__)
 
@@ -64,7 +65,28 @@ class Blocked(NamedTuple):
     at_ms: int
 
 
-Notice = Entry | Fragment | Blocked
+class EarlierEnd(NamedTuple):
+    """A notice of the END entry of a run of a job that was retried since. `end`: the entry."""
+
+    job: str
+    end: End
+    at_ms: int
+
+
+Notice = Entry | Fragment | Blocked | EarlierEnd
+
+
+def notices_of(entries: Iterable[Entry]) -> list[Notice]:
+    """Returns the notices of all entries of a job, in order."""
+    notices: list[Notice] = []
+    ended_at = -1
+    for entry in entries:
+        if isinstance(entry, End):
+            ended_at = len(notices)
+        elif isinstance(entry, Begin) and is_retry(entry) and isinstance(end := notices[ended_at], End):
+            notices[ended_at] = EarlierEnd(end.job, end, end.at_ms)
+        notices.append(entry)
+    return notices
 
 
 class Listener(Protocol):
@@ -142,7 +164,7 @@ class JobLog:
         """Passes entries to the listener that come from the inbox: the journal has made them from letters."""
         for position, entry in entries:
             self._ends[position.partition] = position.offset + 1
-            if self.listener is not None:
+            if self.listener is not None and not isinstance(entry, Begin):  # of a retry: it comes with all before it
                 self._publish(position, entry)
 
     def when_durable(self, position: Position, event: Event) -> None:
@@ -196,12 +218,13 @@ class JobLog:
             self._publish(None, notice)
 
     def publish_again(self, entries: Sequence[tuple[Position, Entry]]) -> None:
-        """Passes entries of earlier runs of the app to the listener again. The listener may not have received them,
-        because the app may have crashed before. Called when the app starts.
+        """Passes entries of a job to the listener again. Called when the app starts: the listener may not have received
+        them, because the app may have crashed before. Also called for a job that is retried, because what follows is about
+        effects of its earlier run too.
         """
         if self.listener is not None:
-            for _, entry in entries:
-                self._publish(None, entry)
+            for notice in notices_of(entry for _, entry in entries):
+                self._publish(None, notice)
 
     def _publish(self, position: Position | None, notice: Notice) -> None:
         self._unpublished.append((position, notice))

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 
 from sabot.api.child_limits import ChildLimits
 from sabot.errors import EffectError
-from sabot.journal.entries import Cancel, EffectResult
+from sabot.journal.entries import REQUEST, Begin, Cancel, EffectResult
 
 UNAWAITED_CHILD = "its parent waits no longer"
 """The reason in the CANCEL entry of a child that its parent awaits no longer."""
@@ -41,6 +41,14 @@ def first_of(job_id: str) -> str:
     while parent := parent_of(job_id)[0]:
         job_id = parent
     return job_id
+
+
+def is_retry(begin: Begin) -> bool:
+    """Returns True if a BEGIN entry begins a job of a kernel again, because somebody has asked for it (`retry`). Its body
+    is then the request of the job's last BEGIN entry, with other limits. Returns False for a child that runs again because
+    its parent does, and for a job whose dead letter was sent again: these have the input of their first BEGIN entry.
+    """
+    return begin.run > 1 and begin.form == REQUEST and not parent_of(begin.job)[0]
 
 
 class JobTree:

@@ -27,11 +27,13 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import msgspec
+
 from sabot.base.accounts import Amounts
 from sabot.clock import Clock
 from sabot.errors import CorruptJournal, LetterRefused, OtherJournal
 from sabot.journal.ended_jobs import OUTCOMES, EndedJob, HistoryBounds, JobQuery
-from sabot.journal.entries import Answer, Body, Cancel, Entry, Letter, Signal
+from sabot.journal.entries import Answer, Begin, Body, Cancel, Entry, Letter, Signal, decode_entry
 
 MAY_BEGIN_AGAIN = ("failed", "cancelled")
 """The outcomes of jobs that may begin again, because somebody may send their dead letter again. Every failed job has a
@@ -285,7 +287,7 @@ class Inbox(ABC):
 
         - The journal does not know the token or the job.
         - The question is closed, or its deadline has passed.
-        - The job has ended.
+        - The job has ended; or for a retry: the job has succeeded, or has not ended.
         - A signal has no token.
         - The inbox has already accepted a letter with the same name (`once_of`). For example, of two letters that
           answer the same question at the same time, it accepts one.
@@ -432,10 +434,12 @@ class Journal(JournalReader, Inbox):
 
 def once_of(letter: Letter, mark: JobMark | None) -> str:
     """Returns the name under which an inbox stores a letter. The inbox accepts only one letter of each name. The name
-    is `Letter.once`. For a cancel, the place of the job's last BEGIN entry is added, so that a job which begins again
-    can be cancelled again. `mark`: what the journal knows about the job that the letter names; None if it names none.
+    is `Letter.once`. For a cancel or a retry, the place of the job's last BEGIN entry is added, so that a job which begins
+    again can be cancelled, and begun, again. `mark`: what the journal knows about the job that the letter names; None if
+    it names none.
     """
-    return letter.once if letter.kind != "cancel" or mark is None else f"{letter.once}@{mark.began.offset}"
+    once_a_run = letter.kind in ("cancel", "retry") and mark is not None
+    return f"{letter.once}@{mark.began.offset}" if once_a_run and mark is not None else letter.once
 
 
 def check_letter(letter: Letter, question: Question | None, mark: JobMark | None, earlier: bool, now_ms: int) -> str:
@@ -443,14 +447,17 @@ def check_letter(letter: Letter, question: Question | None, mark: JobMark | None
     LetterRefused if the letter must not be accepted. The inbox calls this in the transaction that stores the letter.
 
     - `question`: the question with the letter's token; None if there is none.
-    - `mark`: what the journal knows about the job that a signal or a cancel names; None if it does not know the job.
+    - `mark`: what the journal knows about the job that a signal, a cancel or a retry names; None if it does not know the
+      job.
     - `earlier`: True if the inbox has already accepted a letter with the same name (`once_of`).
     - `now_ms`: the present time, in milliseconds since 1970.
     """
-    if letter.kind in ("signal", "cancel"):
+    if letter.kind in ("signal", "cancel", "retry"):
         if mark is None:
             raise LetterRefused(f"job {letter.job}: there is none of this name", reason="unknown")
-        if mark.outcome:
+        if letter.kind == "retry":
+            _check_retry(letter, mark)
+        elif mark.outcome:
             raise LetterRefused(f"job {letter.job} has ended: {mark.outcome}", reason="closed")
         if letter.kind == "signal" and not letter.token:
             raise LetterRefused("a signal needs a token of its sender", reason="unknown")
@@ -469,11 +476,24 @@ def check_letter(letter: Letter, question: Question | None, mark: JobMark | None
     return question.job
 
 
+def _check_retry(letter: Letter, mark: JobMark) -> None:
+    """Raises LetterRefused if the job must not begin again, or if it has begun again since the sender has read it."""
+    if mark.outcome and mark.outcome not in MAY_BEGIN_AGAIN:
+        raise LetterRefused(f"job {letter.job} has ended: {mark.outcome}", reason="closed")
+    if not mark.outcome or letter.name != str(mark.began.offset):
+        raise LetterRefused(f"job {letter.job} has begun again already, or has not ended", reason="second")
+
+
 def entry_of_letter(letter: Letter, question: Question | None, at_ms: int) -> Entry:
-    """Returns the entry that the owner of the journal makes from a letter: an Answer, a Signal or a Cancel.
-    `question`: the question with the letter's token; None for a signal or a cancel. `at_ms`: the time of the entry,
-    in milliseconds since 1970.
+    """Returns the entry that the owner of the journal makes from a letter: an Answer, a Signal or a Cancel, or for a
+    retry the BEGIN entry of the next run. `question`: the question with the letter's token; None for the other kinds.
+    `at_ms`: the time of the entry, in milliseconds since 1970.
     """
+    if letter.kind == "retry":
+        begin = decode_entry(letter.body, f"the retry of job {letter.job}")
+        if not isinstance(begin, Begin) or begin.job != letter.job:
+            raise CorruptJournal(f"the retry of job {letter.job} has no BEGIN entry of it")
+        return msgspec.structs.replace(begin, at_ms=at_ms)
     if letter.kind == "signal":
         return Signal(letter.job, at_ms, letter.name, letter.token, letter.body, letter.by)
     if letter.kind == "cancel":

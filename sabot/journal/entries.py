@@ -230,16 +230,19 @@ EntryT = TypeVar("EntryT", bound=_Base)
 
 
 class Letter(msgspec.Struct, frozen=True):
-    """A letter to a job: an answer to a question, the withdrawal of a question, a signal, or a cancel.
+    """A letter to a job: an answer to a question, the withdrawal of a question, a signal, a cancel, or a retry of a job
+    that has failed or was cancelled.
 
     - `token`: for an answer or a withdrawal, the token of the question. For a signal, a unique token that the sender
-      has chosen. A cancel has none: after each BEGIN entry of a job, the inbox accepts one cancel for it.
-    - `job`: the id of the job, for a signal or a cancel. For an answer or a withdrawal, the question determines the
-      job.
-    - `name`: the name of a signal, the outcome of a withdrawal ("expired" or "cancelled"), or the reason of a cancel.
+      has chosen. A cancel or a retry has none: after each BEGIN entry of a job, the inbox accepts one of each.
+    - `job`: the id of the job, for a signal, a cancel or a retry. For an answer or a withdrawal, the question determines
+      the job.
+    - `name`: the name of a signal, the outcome of a withdrawal ("expired" or "cancelled"), the reason of a cancel, or
+      for a retry the offset of the job's last BEGIN entry, as its sender has read it.
+    - `body`: for a retry, the encoded BEGIN entry of the next run.
     """
 
-    kind: Literal["answer", "withdraw", "signal", "cancel"]
+    kind: Literal["answer", "withdraw", "signal", "cancel", "retry"]
     token: str = ""
     job: str = ""
     name: str = ""
@@ -249,8 +252,8 @@ class Letter(msgspec.Struct, frozen=True):
     @property
     def once(self) -> str:
         """A name of this letter. The inbox accepts only one letter of each name. An answer to a question and the
-        withdrawal of the question have the same name, so only the first of these two is accepted. For cancels, the
-        inbox extends the name (`base.once_of`), and accepts one after each BEGIN entry of the job.
+        withdrawal of the question have the same name, so only the first of these two is accepted. For cancels and
+        retries, the inbox extends the name (`base.once_of`), and accepts one after each BEGIN entry of the job.
         """
         prefix = "token" if self.kind in ("answer", "withdraw") else self.kind
         return f"{prefix}:{self.token or self.job}"

@@ -347,6 +347,7 @@ class Agent(Generic[Deps, Output]):
         conversation: Conversation | None = None,
         context: RequestContext | NamesCaller | None = None,
         effects: AgentEffects | None = None,
+        max_turns: int | None = None,
     ) -> AgentResult[Output]:
         """Asks the model and makes the tool calls that it asks for, until the model answers; returns the result.
 
@@ -359,6 +360,7 @@ class Agent(Generic[Deps, Output]):
         - `effects`: the object that asks models and calls tools, such as `ctx.llm(engine)` in a durable agent. If None,
           the agent uses the effects of the flow (`sabot.agents.orchestration`) that runs it. Outside of a flow it calls
           the engine and the tools directly.
+        - `max_turns`: the most turns of this run; None for those of the agent.
 
         Raises MalformedAnswer if no answer matched the output type, if the answer was cut off or is empty, or if two
         answers in a row were cut off within their tool calls; ContentFiltered if it was filtered or the model has
@@ -366,7 +368,8 @@ class Agent(Generic[Deps, Output]):
         if the model cannot be asked; TurnLimitExceeded after `max_turns` turns; BudgetExceeded; PolicyDenied. The error
         of a tool is not raised: the model gets it as the result of the call.
         """
-        async with aclosing(self._events(prompt, conversation, context, effects, streams=False)) as events:
+        given = self._events(prompt, conversation, context, effects, streams=False, max_turns=max_turns)
+        async with aclosing(given) as events:
             async for event in events:
                 if isinstance(event, AgentResult):
                     return cast("AgentResult[Output]", event)
@@ -395,7 +398,10 @@ class Agent(Generic[Deps, Output]):
         effects: AgentEffects | None,
         *,
         streams: bool,
+        max_turns: int | None = None,
     ) -> AsyncGenerator[AgentEvent, None]:
+        if max_turns is not None:
+            check("run: max_turns", max_turns, Whole(1))
         effects = (
             effects
             or _effects_for(current_effects.get(), self.engine)
@@ -407,6 +413,7 @@ class Agent(Generic[Deps, Output]):
             Conversation() if conversation is None else conversation,
             messages_of(prompt),
             streams,
+            self.max_turns if max_turns is None else max_turns,
         )
         return run.events()
 
@@ -502,8 +509,10 @@ class _AgentRun:
         conversation: Conversation,
         prompt: Sequence[ChatMessage],
         streams: bool,
+        max_turns: int,
     ) -> None:
         self._agent = agent
+        self._max_turns = max_turns
         self._instructions = agent.instructions
         self._effects = effects
         self._conversation = conversation
@@ -542,7 +551,7 @@ class _AgentRun:
                 given, f"agent {agent.name}: what its function of instructions has returned"
             )
         was_cut = False  # True if nothing was done with the answer before, because of its end
-        while self._turns < agent.max_turns:
+        while self._turns < self._max_turns:
             completion: Completion | None = None
             async with aclosing(self._ask_model()) as pieces:
                 async for piece in pieces:
@@ -585,7 +594,7 @@ class _AgentRun:
             yield self._result(completion, output)
             return
         raise TurnLimitExceeded(
-            f"agent {agent.name}: the model was asked {agent.max_turns} times, and has not answered",
+            f"agent {agent.name}: the model was asked {self._max_turns} times, and has not answered",
             hint="raise max_turns, or say in the instructions when to end",
         )
 

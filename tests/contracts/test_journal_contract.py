@@ -38,6 +38,7 @@ from sabot.journal.entries import (
     JobOrigin,
     Signal,
     StoredBody,
+    encode_entry,
 )
 from sabot.journal.frames import EntriesFrame, FrameOrder
 from sabot.journal.job_marks import JobMarks, selected
@@ -639,6 +640,44 @@ def test_a_job_that_begins_again_may_be_cancelled_again(home: Home, journal: Jou
     inbox.post(Letter("cancel", job="a", name="again"))
     assert refused(inbox, Letter("cancel", job="a")) == "second"
     assert [entry.reason for _, entry in journal.take() if isinstance(entry, Cancel)] == ["again"]
+    inbox.close()
+
+
+def test_a_job_that_has_failed_or_was_cancelled_is_begun_again_by_a_letter_once_a_run(
+    home: Home, journal: Journal
+) -> None:
+    written(journal, Begin("a", 1), Begin("b", 1), End("b", 2, "succeeded"), Begin("c", 1))
+    inbox = home.inbox()
+
+    def retry(job: str, run: int, began: int) -> Letter:
+        body = encode_entry(Begin(job, 0, "app.f", b"\x01" * (INLINE_BYTES + 1), run=run))
+        return Letter("retry", job=job, name=str(began), body=body)
+
+    def began(job: str) -> int:
+        mark = journal.job(job)
+        assert mark is not None
+        return mark.began.offset
+
+    assert refused(inbox, retry("nobody", 2, 0)) == "unknown"
+    assert refused(inbox, retry("b", 2, began("b"))) == "closed"
+    assert refused(inbox, retry("a", 2, began("a"))) == "second"  # it runs
+    for run, outcome in ((2, "failed"), (3, "cancelled")):
+        before = began("a")
+        written(journal, End("a", 2, outcome))
+        inbox.post(retry("a", run, before))
+        assert refused(inbox, retry("a", run, before)) == "second"
+        [(position, entry)] = journal.take()
+        assert isinstance(entry, Begin)
+        assert (entry.job, entry.run, entry.at_ms > 0) == ("a", run, True)
+        assert journal.wait_durable(position, 60)
+        assert journal.take() == []
+        assert refused(inbox, retry("a", run + 1, before)) == "second"  # read before it began again
+        mark = journal.job("a")
+        assert mark is not None
+        assert (mark.outcome, mark.status, mark.began) == ("", "running", position)
+        stored = list(journal.read("a"))[-1][1]
+        assert isinstance(stored, Begin)
+        assert journal.load(stored.body) == b"\x01" * (INLINE_BYTES + 1)
     inbox.close()
 
 

@@ -37,7 +37,8 @@ from sabot.jobs.guard import (
     decode_verdict,
     most_cost,
 )
-from sabot.jobs.tree import child_id, first_of, parent_of
+from sabot.jobs.open_jobs import whole_entries
+from sabot.jobs.tree import child_id, first_of, is_retry, parent_of
 from sabot.jobs.values import unpack, unpack_error
 from sabot.journal import Journal
 from sabot.journal.entries import Attempt, Begin, EffectResult, End, Entry, Intent
@@ -168,11 +169,16 @@ class JobLimits(EffectGuard):
 
     def begin_job(self, begin: Begin, taken: Sequence[Entry] = ()) -> None:
         """Opens the account of a job, if the job or its parent has limits. `taken` contains the entries that a forked
-        job has copied from the job that it was forked from. The usage in these entries is counted for the new job.
+        job has copied from the job that it was forked from, or the earlier entries of a job that begins again. The usage
+        in these entries is counted for the job.
         """
         self._begun(begin)
-        for entry in taken:
-            self._read_entry(entry)
+        job = self._jobs.get(begin.job)
+        for entry in taken if job is not None else ():
+            if isinstance(entry, End) and entry.job == begin.job:
+                self._doubt_open(self._jobs[begin.job])
+            else:
+                self._read_entry(entry)
 
     def _begun(self, begin: Begin) -> None:
         if begin.job in self._jobs:  # the job goes on: ctx.continue_as, or another run after a failure
@@ -201,17 +207,22 @@ class JobLimits(EffectGuard):
         self.around.pop(job_id, None)
         job = self._jobs.get(job_id)
         if job is not None:
-            for key, each in job.open.items():
-                if each.attempt:
-                    job.account.doubt(key)
-                else:
-                    job.account.release(key)
-            job.open.clear()
-            job.asked.clear()
+            self._doubt_open(job)
             job.over = True
             if self._parent(job_id) is None:
                 self._forget(job_id)
         return b""
+
+    @staticmethod
+    def _doubt_open(job: _Job) -> None:
+        """Counts the calls of a job without a result with the most that they may have used."""
+        for key, each in job.open.items():
+            if each.attempt:
+                job.account.doubt(key)
+            else:
+                job.account.release(key)
+        job.open.clear()
+        job.asked.clear()
 
     def _forget(self, job_id: str) -> Amounts:
         """Removes from memory a job, and those of its descendants that have ended. Returns the usage of the job and
@@ -419,10 +430,14 @@ class JobLimits(EffectGuard):
         await super().take(journal, calls)
 
     def _read(self, journal: Journal) -> None:
-        for _, entry in journal.read():
+        for position, entry in journal.read():
             if isinstance(entry, Begin) or (isinstance(entry, EffectResult) and entry.job in self._jobs):
                 entry = msgspec.structs.replace(entry, body=journal.load(entry.body))
-            self._read_entry(entry)
+            if isinstance(entry, Begin) and is_retry(entry) and _limits_of(entry) is not None:
+                # its account was forgotten at its END, or it had none before
+                self.begin_job(entry, [each for at, each in whole_entries(journal, entry.job) if at < position])
+            else:
+                self._read_entry(entry)
 
     def _read_entry(self, entry: Entry) -> None:
         """Applies one entry of the journal to the accounts: it may begin a job, begin or end a call, or end the job.

@@ -25,7 +25,7 @@ from sabot.calls.effects import EffectClass
 from sabot.calls.messages import ChatMessage
 from sabot.errors import EffectError
 from sabot.jobs.guard import Decision, decode_verdict
-from sabot.jobs.log import Blocked, Fragment, Notice
+from sabot.jobs.log import Blocked, EarlierEnd, Fragment, Notice, notices_of
 from sabot.journal.entries import Answer, Attempt, Begin, EffectResult, End, Entry, Intent, StoredBody, body_of
 from sabot.llm.agent import asks_summary
 
@@ -65,6 +65,9 @@ class JobEvents:
             else:
                 await self._status(job, notice, "blocked", {"error": str(notice.error)})
             return
+        runs_again = isinstance(notice, EarlierEnd)
+        if isinstance(notice, EarlierEnd):
+            notice = notice.end
         unanswered: list[Intent] = []
         if (
             type(notice) is Begin or type(notice) is End
@@ -102,7 +105,8 @@ class JobEvents:
             case Answer():
                 await self._answered(job, question, notice)
             case End():
-                self._view.forget(notice.job)
+                if not runs_again:
+                    self._view.forget(notice.job)
                 await self._cancelled(job, unanswered, notice.at_ms)
                 await self._ended(job, notice)
 
@@ -246,8 +250,8 @@ async def events_of(entries: Iterable[Entry]) -> list[RuntimeEvent]:
         found.append(event)
 
     listener = JobEvents(keep, lambda event_type, job_id: True)
-    for entry in entries:
-        await listener.publish(entry)
+    for notice in notices_of(entries):
+        await listener.publish(notice)
     return found
 
 

@@ -154,7 +154,9 @@ class ExecutionHandle:
                     raise UserError(f"job {self.job_id} has ended so long ago that its events are forgotten")
                 first = recorded[0] if recorded else None
                 whom = ("", "", "") if first is None else (first.scope_id, first.principal_id, first.session_id)
-                for event in recorded:
+                starts = (at for at, event in enumerate(recorded) if event.type is RuntimeEventType.JOB_STARTED)
+                last_start = max(starts, default=-1)
+                for at, event in enumerate(recorded):
                     if event.event_id in told:
                         continue
                     if event.type is RuntimeEventType.MODEL_DONE:
@@ -163,7 +165,7 @@ class ExecutionHandle:
                     told.add(event.event_id)
                     _note(heard, event)
                     yield event
-                    if event.type in _FINAL:
+                    if event.type in _FINAL and at > last_start and self.done:  # not the end of a run before a retry
                         return
                 for piece in heard.of(kept, early, whom, None):
                     yield piece

@@ -38,7 +38,7 @@ from sabot.jobs.events import Arrived
 from sabot.jobs.guard import Behalf, EffectGuard
 from sabot.jobs.host import JobHost
 from sabot.jobs.journal_calls import call_journal
-from sabot.jobs.log import Blocked, Fragment, Notice
+from sabot.jobs.log import Blocked, EarlierEnd, Fragment, Notice
 from sabot.jobs.open_jobs import last_begin, whole_entries
 from sabot.jobs.owner import OpenJob
 from sabot.jobs.tree import first_of, parent_of
@@ -94,6 +94,7 @@ class KernelHost:
         self.handles: dict[str, ExecutionHandle] = {}  # by id, for jobs that have not ended; blocked ones too
         self.failure: SabotError | None = None
         self.resumed = False
+        self.retries = 0  # the number of jobs that letters have begun again
         self._agents, self._new, self._clock = agents, handle, clock
         self._keep_jobs, self._dedupe_s, self._around = keep_jobs, dedupe_s, around
         self._children = children
@@ -105,7 +106,7 @@ class KernelHost:
         self._listener = _KernelEvents(events, self._given, self._look_at, self._show if shown else None)
         how: dict[str, Any] = {"clock": clock, "stop_grace_s": grace_s, "listener": self._listener, "guard": policy}
         how["use_of"] = use_of_answer
-        self._host = JobHost(journal, on_broken=self._broke, **how)
+        self._host = JobHost(journal, on_broken=self._broke, on_retry=self._retried, **how)
         for agent in agents.values():
             agent.watch = self
             self._host.register(agent.agent_id, agent, children)
@@ -398,6 +399,36 @@ class KernelHost:
         self._when_free(job.job_id, partial(self._host.resume, job))
         return handle
 
+    def _retried(self, begin: Begin) -> None:
+        """Lets a job that a letter has begun again run as soon as fewer than `max_jobs` jobs run."""
+        job_id = begin.job
+        self.retries += 1
+        if job_id not in self.handles:
+            self.handles[job_id] = self._new(job_id, self._agents[begin.agent], begin.digest)
+        self.handles[job_id].begun()
+        given = self._given[job_id] = asyncio.Event()
+        given.set()
+        self._when_free(job_id, partial(self._host.parking.load, job_id))
+
+    async def await_retry(self, job_id: str, agent: KernelAgent) -> ExecutionHandle | None:
+        """Waits until a job begins whose retry is in the inbox of the journal, and returns the handle of this run. Returns
+        None if no letter asks for one. Raises UserError if the kernel is closed before the job begins.
+        """
+        while True:
+            before, letters = self.retries, await call_journal(self.journal.letters)
+            if (known := self.handles.get(job_id)) is not None:
+                return known
+            if self.retries == before:  # else the letter may have been taken meanwhile, and the job may have ended
+                break
+        if not any(each.kind == "retry" and each.job == job_id for each in letters):
+            return None
+        self._check_begins()
+        handle = self.handles[job_id] = self._new(job_id, agent, b"")
+        if not await handle.begins():
+            self._check_begins()
+        await self.journal.flush()
+        return handle
+
     # -- places -------------------------------------------------------------------------------------------------------
 
     async def _place(self, job_id: str) -> None:
@@ -584,7 +615,7 @@ class _KernelEvents(JobEvents):
             self.kept.drop(notice.job)
         elif type(notice) in _WANT_TO_GO_ON:
             self._seen(notice)
-        elif type(notice) is Fragment or type(notice) is Blocked:
+        elif type(notice) in (Fragment, Blocked, EarlierEnd):
             return
         if self._durable is not None:
             self._durable()

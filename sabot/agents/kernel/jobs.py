@@ -13,6 +13,7 @@ import msgspec
 from sabot.agents.context import BudgetSpec, ExecutionContext, PolicyRef, RunVersions, check_request
 from sabot.agents.durable.context import DurableContext, durable_context
 from sabot.agents.durable.job_rows import version_of
+from sabot.base.checks import Whole, check
 from sabot.base.config import checked_name
 from sabot.base.options import answers_wrong_options
 from sabot.base.process_exit import EXITS
@@ -52,6 +53,7 @@ class ExecutionRequest:
     - `budgets`: the limits for the job together with the jobs that it begins.
     - `idempotency_key`: if the agent already has a job of this scope with the same key, no second job is begun.
     - `agent`: the name of the agent; "" means the first agent of the kernel.
+    - `max_turns`: the most turns of the Agent, in place of its own `max_turns`. It is not for agents that are functions.
     """
 
     prompt: Any
@@ -65,9 +67,12 @@ class ExecutionRequest:
     metadata: Mapping[str, Any] = field(default_factory=dict)
     idempotency_key: str = ""
     agent: str = ""
+    max_turns: int | None = None
 
     def __post_init__(self) -> None:
         check_request(self, "idempotency_key", "agent")
+        if self.max_turns is not None:
+            check("ExecutionRequest: max_turns", self.max_turns, Whole(1))
 
     def context(self, job_id: str = "") -> ExecutionContext:
         """Returns the context of the job for this request: the tenant, the actor, the limits and the other fields of
@@ -84,7 +89,9 @@ class ExecutionRequest:
     @property
     def content(self) -> dict[str, Any]:
         """The fields, by name, that must be equal in two requests with the same idempotency key."""
-        left_out = ("run_id", "versions", "idempotency_key")
+        left_out = ["run_id", "versions", "idempotency_key"]
+        if self.max_turns is None:  # earlier versions did not have it, and have stored digests without it
+            left_out.append("max_turns")
         said = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in left_out}
         return {**said, "budgets": self.budgets.content}
 
@@ -268,7 +275,7 @@ class KernelAgent:
         said = request.prompt
         if not isinstance(said, str):
             said = msgspec.convert(said, list[ChatMessage])
-        return await self.agent.run(said, effects=ctx.llm(self._engine))
+        return await self.agent.run(said, effects=ctx.llm(self._engine), max_turns=request.max_turns)
 
     def time_left(self, job: JobRun) -> tuple[float, str] | None:
         """Returns the number of seconds that the job may still run under its limit `max_runtime_seconds`, and the limit

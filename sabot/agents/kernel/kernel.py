@@ -419,10 +419,10 @@ class RuntimeKernel:
         return host.resume()
 
     async def handle(self, job_id: str) -> ExecutionHandle:
-        """Returns the handle of a job of this kernel that runs, is blocked or has ended. `job_id` is its id, or its id in
-        the form for URLs (`ExecutionHandle.url_id`). Raises UserError if there is
-        no such job, if the job is open but `resume` was not called, or if the journal no longer has the END entry of
-        the job.
+        """Returns the handle of a job of this kernel that runs, is blocked or has ended. If a retry of the job was asked for
+        (`kernel.jobs.retry`), it is the handle of the next run. `job_id` is its id, or its id in the form for URLs
+        (`ExecutionHandle.url_id`). Raises UserError if there is no such job, if the job is open but `resume` was not called,
+        or if the journal no longer has the END entry of the job.
         """
         job_id = await self._stored_id(job_id, "handle")
         host = await self._started()
@@ -435,6 +435,8 @@ class RuntimeKernel:
         agent = None if begin is None else self._agents.get(begin.agent.removeprefix(f"{self.name}."))
         if agent is None:
             raise UserError(f"job {job_id}: there is none of this name in {host.journal.where}")
+        if (next_run := await host.await_retry(job_id, agent)) is not None:
+            return next_run
         handle = ExecutionHandle(self, job_id, agent)
         await host.settle_from_journal(handle)
         return handle

@@ -9,13 +9,28 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from sabot import App
-from sabot.agents import ActionManager, ActionSpec, DurableContext, JobManager, JobSpec, JournalStore, SqliteJournal
+from sabot.agents import (
+    ActionManager,
+    ActionSpec,
+    BudgetSpec,
+    DurableContext,
+    ExecutionRequest,
+    JobManager,
+    JobSpec,
+    JournalStore,
+    RuntimeKernel,
+    SqliteJournal,
+)
 from sabot.base.config import Secret
 from sabot.cli import commands
 from sabot.clock import ManualClock
 from sabot.jobs.values import pack, pack_error
 from sabot.journal.entries import Answer, Attempt, Begin, Cancel, EffectResult, End, Entry, Intent, Signal
 from sabot.journal.sqlite import SqliteReader
+from sabot.llm import TurnLimitExceeded
+from sabot.llm.agent import Agent
+from sabot.llm.engine import ExecutionEngine
+from sabot.llm.providers.scripted import ScriptedProvider
 from sabot.testing import MemoryBroker
 from tools.agent_tools import until
 
@@ -462,3 +477,29 @@ def test_an_address_of_no_home_is_refused_without_its_password() -> None:
     assert done.exit_code == 1
     assert "mongodb://host/refunds: no journal has such an address" in done.stderr
     assert "hunter2" not in done.stderr
+
+
+async def test_a_failed_job_of_a_kernel_is_retried_while_no_process_owns_its_journal(tmp_path: Path) -> None:
+    engine = ExecutionEngine(ScriptedProvider(["one", "two"]), retries=0, patience=0)
+
+    async def twice(ctx: Any) -> list[str]:
+        agent = Agent(engine)
+        return [(await ctx.llm(engine).complete(agent.request)).content for _ in range(2)]
+
+    place = tmp_path / "jobs"
+    async with RuntimeKernel.create(agent=twice, journal=place) as kernel:
+        handle = await kernel.execute(ExecutionRequest(prompt=1, budgets=BudgetSpec(max_turns=1, max_tokens=100_000)))
+        with pytest.raises(TurnLimitExceeded):
+            await handle.result()
+    wrong = says("jobs", "retry", handle.url_id, "--budget", "max_turns=2")
+    assert (wrong.exit_code, "name its journal" in wrong.stderr) == (2, True)
+    for given, said in (("max_turns", "LIMIT=VALUE is wanted"), ("max_turn=2", "there is no limit max_turn")):
+        wrong = says("jobs", "retry", handle.url_id, "--journal", place, "--budget", given)
+        assert (wrong.exit_code > 0, said in wrong.stderr) == (True, True), wrong.stderr
+    assert "will run again" in printed("jobs", "retry", handle.url_id, "--journal", place, "--budget", "max_turns=2")
+    again = says("jobs", "retry", handle.url_id, "--journal", place)
+    assert (again.exit_code, "already sent" in again.stderr) == (1, True), again.stderr
+    async with RuntimeKernel.create(agent=twice, journal=place) as kernel:
+        handle = await kernel.handle(handle.job_id)
+        assert (await handle.result()).output == ["one", "two"]
+        assert (await kernel.jobs.get(handle.job_id)).budgets == BudgetSpec(max_turns=2, max_tokens=100_000)
