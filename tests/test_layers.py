@@ -103,6 +103,7 @@ THIRD_PARTIES = {
     "cedarpy": {"agents"},
     "confluent_kafka": {"kafka"},
     "deltalake": {"connectors"},
+    "duckdb": {"connectors"},
     "genai_prices": {"llm"},
     "google": {"codecs"},  # google.protobuf
     "httpx2": {"mcp"},

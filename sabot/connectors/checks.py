@@ -199,7 +199,7 @@ def _check_no_file(topic: str, where: str, kind: "type[Source] | type[Sink]") ->
     nobody expects.
     """
     if (address := _ADDRESS.fullmatch(topic)) is not None:
-        of_database = address[1] in ("sqlite", "postgres", "postgresql") and kind is Sink
+        of_database = address[1] in ("sqlite", "duckdb", "postgres", "postgresql") and kind is Sink
         of_broker = address[1] in ("memory", "kafka")
         place = f"files({topic!r})" if kind is Source else f'files({topic!r}, "parquet")'
         hint = f'SqlSink({topic!r}, table="…")' if of_database else "App(broker=…) takes it" if of_broker else place

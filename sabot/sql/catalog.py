@@ -642,6 +642,7 @@ CONNECTORS: dict[str, Connector] = {
     "files": _FILES,
     "filesystem": _FILES,
     "sqlite": _SQL,
+    "duckdb": _SQL,
     "postgres": _SQL,
     "jdbc": _SQL,
     "delta": _DELTA,

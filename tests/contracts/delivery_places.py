@@ -73,6 +73,24 @@ class SqliteDelivery:
             return connection.execute("SELECT n, text FROM results ORDER BY rowid").fetchall()
 
 
+class DuckDelivery:
+    """A table of a DuckDB file."""
+
+    fences = True
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / f"{uuid.uuid4().hex}.duckdb"
+
+    def sink(self) -> Sink:
+        return SqlSink(f"duckdb://{self.path}", "results")
+
+    def rows(self) -> list[Row]:
+        with duckdb.connect(self.path) as connection:
+            tables = connection.execute("SELECT table_name FROM duckdb_tables()").fetchall()
+            found = "SELECT n, text FROM results ORDER BY rowid"
+            return connection.execute(found).fetchall() if ("results",) in tables else []
+
+
 class PostgresDelivery:
     """A table of a PostgreSQL server, in a schema of its own."""
 
@@ -165,6 +183,7 @@ def _postgres(folder: Path) -> Iterator[Callable[[], DeliveryPlace]]:
 PLACES: dict[str, Callable[[Path], contextlib.AbstractContextManager[Callable[[], DeliveryPlace]]]] = {
     "memory": lambda folder: contextlib.nullcontext(MemoryDelivery),
     "sqlite": lambda folder: contextlib.nullcontext(lambda: SqliteDelivery(folder)),
+    "duckdb": lambda folder: contextlib.nullcontext(lambda: DuckDelivery(folder)),
     "postgres": _postgres,
     "delta": lambda folder: contextlib.nullcontext(lambda: DeltaDelivery(folder)),
     "objects": lambda folder: contextlib.nullcontext(ObjectDelivery),

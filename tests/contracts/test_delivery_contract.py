@@ -30,6 +30,14 @@ def new_place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[NewPla
         yield new
 
 
+# A twentieth of a second of a core for each time that DuckDB opens its file.
+mostly_without_duckdb = pytest.mark.parametrize(
+    "new_place",
+    [pytest.param(name, marks=[pytest.mark.slow] if name == "duckdb" else []) for name in PLACES],
+    indirect=True,
+)
+
+
 @pytest.fixture
 def place(new_place: NewPlace) -> DeliveryPlace:
     return new_place()
@@ -251,6 +259,7 @@ def test_a_sink_that_was_not_claimed_delivers_nothing(place: DeliveryPlace) -> N
 
 
 @pytest.mark.one_in(3, "a tenth of a second of a core each")
+@mostly_without_duckdb
 def test_a_crash_at_any_step_loses_nothing_and_repeats_nothing(
     new_place: NewPlace, watched: Callable[[Any], None]
 ) -> None:
@@ -273,6 +282,7 @@ def test_a_crash_at_any_step_loses_nothing_and_repeats_nothing(
         assert place.rows() == ALL, f"after a crash {name}"
 
 
+@mostly_without_duckdb
 def test_crash_after_crash_comes_to_an_end(new_place: NewPlace, watched: Callable[[Any], None]) -> None:
     place = new_place()
     for moment in range(1000):

@@ -318,12 +318,14 @@ ENDS = {  # three rows each, of which the first always fits
 FAR, NO_TEXT = {1, 2}, {1}
 IN_JSON = {"bytes": NO_TEXT, "bytes in lists": NO_TEXT, "s None": FAR, "s UTC": FAR}  # it has milliseconds
 IN_DELTA = {"date": FAR, "times in lists": {1}, **{f"{unit} {zone}": FAR for unit, zone in ZONED[:4]}}
+IN_DUCKDB = {"date": FAR, "times in lists": {1}, **{f"{unit} {zone}": FAR for unit, zone in ZONED}}
 SINKS: dict[str, tuple[Any, dict[str, set[int]]]] = {  # what each refuses; CSV has no bytes and no lists at all
     "topic": (lambda folder: "out", IN_JSON),
     "ndjson": (lambda folder: NdjsonSink(f"{folder}/o.ndjson"), IN_JSON),
     "csv": (lambda folder: CsvSink(f"{folder}/o.csv"), {}),
     "parquet": (lambda folder: ParquetSink(f"{folder}/o/"), {"s None": FAR, "s UTC": FAR}),
     "sqlite": (lambda folder: SqlSink(f"sqlite://{folder}/o.db", "t"), {"bytes in lists": NO_TEXT, "uint64": {1}}),
+    "duckdb": (lambda folder: SqlSink(f"duckdb://{folder}/o.duckdb", "t"), IN_DUCKDB),
     "delta": (lambda folder: DeltaSink(f"{folder}/delta"), IN_DELTA),
 }
 

@@ -1,4 +1,4 @@
-"""A sink for a table of SQLite or PostgreSQL, exactly once: the rows and the track's token are in one transaction."""
+"""A sink for a table of SQLite, DuckDB or PostgreSQL, exactly once: the rows and the track's token are in one transaction."""
 
 from sabot.connectors.sql.sink import SqlSink
 

@@ -1,4 +1,4 @@
-"""The contract of a database as SqlSink uses it; `sqlite` and `postgres` implement it. A database has one connection,
+"""The contract of a database as SqlSink uses it; `sqlite`, `duckdb` and `postgres` implement it. A database has one connection,
 which one thread at a time uses.
 
 Every error of the driver becomes an error of Sabot: TransientError for one that may pass, UserError for the others.
@@ -9,10 +9,12 @@ remains.
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pyarrow as pa
 
+from sabot.base.os_errors import hint_of
 from sabot.connectors.base import LostFloats, Token, Track
 from sabot.connectors.sql.rows import Columns
 from sabot.errors import AppLocked, UserError
@@ -37,14 +39,16 @@ class Database(ABC):
 
     mark: ClassVar[str]
     """The placeholder for a value in a statement."""
-    floats_lost: ClassVar[LostFloats] = None
-    """The floats that become NULL in a column of floats."""
 
     def __init__(self, table: str, keys: Sequence[str]) -> None:
         self.table = table
         self.keys = list(keys)
         self.left: Sequence[str] = ()
         """Columns that the app no longer writes. A row that is replaced gets their defaults, as a new row would."""
+
+    def floats_lost(self, kind: pa.DataType) -> LostFloats:
+        """Returns the floats that become NULL in a column of this type. Lists and structs are JSON."""
+        return "not_finite" if pa.types.is_nested(kind) else None
 
     def column(self, name: str) -> str:
         """Returns the quoted name of a column, for statements that take values."""
@@ -91,6 +95,9 @@ class Database(ABC):
     @abstractmethod
     def close(self) -> None:
         """Closes the connection, which rolls the open transaction back. May be called twice."""
+
+    def release(self) -> None:  # noqa: B027  most databases keep nobody out
+        """Releases the lock or file that keeps other processes out; the next statement takes it again. Called between transactions."""
 
     @abstractmethod
     def begin(self) -> None:
@@ -164,14 +171,18 @@ class Database(ABC):
     # -- what is the same for all --------------------------------------------------------------------------------------
 
     @contextmanager
-    def transaction(self) -> Iterator[None]:
-        """Runs the block in a transaction: all of its statements take effect or none."""
+    def transaction(self, *, keep: bool = False) -> Iterator[None]:
+        """Runs the block in a transaction: all of its statements take effect or none. `keep`: True to `release` nothing,
+        as another transaction follows soon.
+        """
         try:
             with self.explained():
                 self.begin()
                 yield
                 with step("commit", self.table):
                     self.commit()
+                if not keep:
+                    self.release()
         except BaseException:
             self.close()
             raise
@@ -279,3 +290,33 @@ class Database(ABC):
             f"{self.where}: the row {track.key!r} is gone from {TOKENS}, so nobody knows what was delivered",
             hint="only the app may change that table; start again, and choose",
         )
+
+
+class FileDatabase(Database):
+    """A table of a database that is one file, at `path`."""
+
+    def __init__(self, path: Path, table: str, keys: Sequence[str]) -> None:
+        super().__init__(table, keys)
+        self.path = path
+
+    @property
+    def where(self) -> str:
+        return str(self.path)
+
+    @property
+    def exists(self) -> bool:
+        return self.path.is_file()
+
+    def connect_to_read(self) -> None:
+        if not self.exists:
+            raise UserError(f"database {self.path} does not exist", hint="give the path of the SqlSink")
+        self.connect("")
+
+    def make_folder(self) -> None:
+        """Makes the folder of the file. Raises UserError."""
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"{self.path.parent} cannot be made: {error.strerror or error}", hint=hint_of(error)
+            ) from error

@@ -9,9 +9,9 @@ from pyarrow import csv
 
 from sabot.connectors.sql.database import TOKENS, Database, quoted
 from sabot.connectors.sql.postgres_values import moments, refused_values, takes, tells_apart
-from sabot.connectors.sql.rows import Columns, JsonKind, hex_text, json_text, last_of_each_key
+from sabot.connectors.sql.rows import Columns, JsonKind, hex_text, json_text, last_of_each_key, not_held
 from sabot.connectors.sql.server import PostgresServer
-from sabot.errors import SabotError, UserError
+from sabot.errors import UserError
 from sabot.steps import step
 
 _ROWS = 16384  # rows that become CSV at once
@@ -314,7 +314,7 @@ def _declared(field: "pa.Field[Any]") -> str:
     for is_kind, declared in _DECLARED:
         if is_kind(kind):
             return declared
-    raise _not_held(field.name, kind)
+    raise not_held(field.name, kind)
 
 
 def _text(column: Any, name: str, declared: str) -> Any:
@@ -344,10 +344,4 @@ def _text(column: Any, name: str, declared: str) -> Any:
         return column.cast(pa.string())
     if types.is_primitive(kind) or types.is_string(kind):
         return column
-    raise _not_held(name, kind)
-
-
-def _not_held(name: str, kind: Any) -> SabotError:
-    return UserError(
-        f"column {name!r}: a database cannot hold {kind}", hint="cast it, or leave it out, before the sink"
-    )
+    raise not_held(name, kind)

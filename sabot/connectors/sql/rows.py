@@ -154,6 +154,13 @@ def refusals(name: str, column: Any, wrong: Any, why: str) -> dict[int, str]:
     return {row: f"column {name!r}: {shown(column[row]):.80} {why}" for row in rows}
 
 
+def not_held(name: str, kind: Any) -> UserError:
+    """Returns the error for a column whose type no table can have."""
+    return UserError(
+        f"column {name!r}: a database cannot hold {kind}", hint="cast it, or leave it out, before the sink"
+    )
+
+
 def utc(column: Any) -> Any:
     """Returns a timestamp with a time zone as the same moment in UTC, and one without a zone unchanged."""
     return column if column.type.tz in (None, "UTC") else column.cast(pa.timestamp(column.type.unit, "UTC"))

@@ -20,7 +20,8 @@ from sabot.codecs.engine_columns import DELETE
 from sabot.codecs.records import RECORD_SCHEMA, carries_changes, check_keys, refuse_types
 from sabot.connectors.base import KeepsToken, LostFloats, Sink, TakesChanges, Token, Track
 from sabot.connectors.checks import SCHEMA
-from sabot.connectors.sql.database import Database
+from sabot.connectors.sql.database import Database, FileDatabase
+from sabot.connectors.sql.duckdb import DuckDatabase
 from sabot.connectors.sql.postgres import PostgresDatabase
 from sabot.connectors.sql.rows import Columns, decoded_records, inferred_schema, last_of_each_key
 from sabot.connectors.sql.sqlite import SqliteDatabase
@@ -32,14 +33,19 @@ _log = logging.getLogger(__name__)
 
 _KEYS_AT_A_TIME = 10_000
 
-_HINT = "write sqlite:///absolute/path.db, sqlite:relative/path.db or postgresql://user@host/database"
+_FILES: dict[str, type[FileDatabase]] = {"sqlite": SqliteDatabase, "duckdb": DuckDatabase}
+_HINT = (
+    "write sqlite:///absolute/path.db, sqlite:relative/path.db, duckdb:///absolute/path.duckdb, duckdb:relative/path.duckdb or "
+    "postgresql://user@host/database"
+)
 
 
 class SqlSink(Sink, TakesChanges, KeepsToken):
     """A sink that writes rows into a table: `SqlSink("sqlite:///var/lib/alerts.db", table="alerts")`.
 
-    `url`: sqlite:///absolute/path.db, sqlite:relative/path.db, or postgresql://user@host/database with any parameters
-    of libpq. `table`: the name of the table, for PostgreSQL with its schema, if any ("sales.alerts"). `keys`: columns
+    `url`: sqlite:///absolute/path.db or sqlite:relative/path.db, the same with duckdb: (`sabot[duckdb]`), or
+    postgresql://user@host/database with any parameters of libpq. `table`: the name of the table, for PostgreSQL and
+    DuckDB with its schema, if any ("sales.alerts"). `keys`: columns
     whose values identify a row: a row replaces the one with the same values. They need a unique index, and no value
     may be null. `schema`: the columns, if the plan does not know them. `evolve`: True to add columns that come and that
     an existing table lacks; they are null in its rows. `overwrite`: True to delete all rows of the table when the app
@@ -103,7 +109,7 @@ class SqlSink(Sink, TakesChanges, KeepsToken):
         refuse_types(schema, lambda empty: self._database.try_types(normalise(empty)), f"table {self.name}", "SQL")
 
     def floats_lost(self, kind: pa.DataType) -> LostFloats:
-        return "not_finite" if pa.types.is_nested(kind) else self._database.floats_lost  # nested values are JSON
+        return self._database.floats_lost(kind)
 
     def start_afresh(self) -> None:
         self._afresh = True
@@ -164,7 +170,7 @@ class SqlSink(Sink, TakesChanges, KeepsToken):
         data = batch.taken()
         if data.num_rows == 0:
             return
-        with self._writing(), self._explained():
+        with self._writing(keep=True), self._explained():
             self._insert([data])
 
     def flush(self) -> None:
@@ -172,6 +178,7 @@ class SqlSink(Sink, TakesChanges, KeepsToken):
         if self._begins:
             with self._writing():
                 pass
+        self._database.release()
 
     def known(self, track: Track) -> Token | None:
         self._connect("")
@@ -331,9 +338,9 @@ class SqlSink(Sink, TakesChanges, KeepsToken):
         return normalise(empty_batch(self._schema)).schema
 
     @contextmanager
-    def _writing(self) -> Iterator[None]:
-        """Runs the block in a transaction. The first one also prepares the table."""
-        with self._database.transaction():
+    def _writing(self, *, keep: bool = False) -> Iterator[None]:
+        """Runs the block in a transaction (`keep`: as there). The first one also prepares the table."""
+        with self._database.transaction(keep=keep):
             if self._begins:
                 self._prepare()
             yield
@@ -472,11 +479,11 @@ def _with_types(schema: pa.Schema) -> str:
 def database_of(url: str, table: str, keys: Sequence[str]) -> Database:
     """Returns the database at this address, not connected. Raises UserError."""
     scheme, separator, rest = url.partition(":")
-    if scheme != "sqlite" or has_password(url):
+    if scheme not in _FILES or has_password(url):
         keep_url(url)
     if scheme in ("postgresql", "postgres") and separator:
         return PostgresDatabase(url, table, keys)
-    if scheme != "sqlite" or not separator:
+    if scheme not in _FILES or not separator:
         begins = (
             f"begins with {scheme[:20]!r}"
             if re.fullmatch(r"[A-Za-z][\w+.-]*", scheme) and separator
@@ -485,8 +492,8 @@ def database_of(url: str, table: str, keys: Sequence[str]) -> Database:
         raise UserError(f"table {table}: its database's address {begins}", hint=_HINT)
     if rest.startswith("//") and not rest.startswith("///"):
         path = redacted_url(rest[2:])
-        raise UserError(f"'sqlite://{path}' is no absolute path", hint=f"write sqlite:///{path} or sqlite:{path}")
+        raise UserError(f"'{scheme}://{path}' is no absolute path", hint=f"write {scheme}:///{path} or {scheme}:{path}")
     path = rest[2:] if rest.startswith("///") else rest
-    if not path.strip("/") or path.endswith(("/", ":memory:")):
+    if not path.strip("/") or path.endswith(("/", ":memory:")) or rest.startswith("md:"):
         raise UserError(f"{redacted_url(url)!r} names no file", hint=_HINT)
-    return SqliteDatabase(Path(path).expanduser(), table, keys)
+    return _FILES[scheme](Path(path).expanduser(), table, keys)

@@ -12,8 +12,9 @@ import pyarrow.compute as pc
 from sabot.base.arrays import time_texts
 from sabot.base.os_errors import hint_of
 from sabot.base.sqlite_files import error_of, is_held, open_database
-from sabot.connectors.sql.database import TOKENS, Database, quoted
-from sabot.connectors.sql.rows import Columns, JsonKind, json_text, refusals
+from sabot.connectors.base import LostFloats
+from sabot.connectors.sql.database import TOKENS, FileDatabase, quoted
+from sabot.connectors.sql.rows import Columns, JsonKind, json_text, not_held, refusals
 from sabot.errors import TransientError, UserError
 from sabot.steps import step
 
@@ -29,53 +30,36 @@ _PASSING = {
 }
 
 
-class SqliteDatabase(Database):
+class SqliteDatabase(FileDatabase):
     """A table of SQLite. Each transaction locks the file for other writers when it begins, and is on the disk when it
     is committed.
     """
 
     mark = "?"
-    floats_lost = "nan"
     tokens = quoted(TOKENS)
 
     def __init__(self, path: Path, table: str, keys: Sequence[str]) -> None:
-        super().__init__(table, keys)
-        self.path = path
+        super().__init__(path, table, keys)
         self._name = quoted(table)
         self._connection: sqlite3.Connection | None = None
-
-    @property
-    def where(self) -> str:
-        return str(self.path)
 
     @property
     def name(self) -> str:
         return self._name
 
-    @property
-    def exists(self) -> bool:
-        return self.path.is_file()
-
-    def connect_to_read(self) -> None:
-        if not self.exists:
-            raise UserError(f"database {self.path} does not exist", hint="give the path of the SqlSink")
-        self.connect("")
-
     def connect(self, session: str) -> None:
         self.close()
         with self.explained():
-            try:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise UserError(
-                    f"{self.path.parent} cannot be made: {error.strerror or error}", hint=hint_of(error)
-                ) from error
+            self.make_folder()
             self._connection = open_database(self.path, wait_s=_WAIT_SECONDS)
 
     def close(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.close()
+
+    def floats_lost(self, kind: pa.DataType) -> LostFloats:
+        return super().floats_lost(kind) or "nan"
 
     @property
     def _open(self) -> sqlite3.Connection:
@@ -278,9 +262,7 @@ def _values(column: Any, name: str) -> list[Any]:
     elif types.is_interval(kind) or not (
         types.is_primitive(kind) or types.is_null(kind) or types.is_string(kind) or _is_bytes(kind)
     ):
-        raise UserError(
-            f"column {name!r}: a database cannot hold {kind}", hint="cast it, or leave it out, before the sink"
-        )
+        raise not_held(name, kind)
     values: list[Any] = column.to_pylist()
     return values
 

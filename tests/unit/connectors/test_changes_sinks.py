@@ -11,6 +11,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import duckdb
 import psycopg
 import pyarrow as pa
 import pytest
@@ -103,6 +104,15 @@ class Sqlite(Place):
         return set(query(self.path, "SELECT region, n, day, x FROM results"))
 
 
+class Duck(Sqlite):
+    def sink(self) -> Sink:
+        return SqlSink(f"duckdb://{self.path}", "results")
+
+    def rows(self) -> Rows:
+        with duckdb.connect(self.path) as connection:
+            return set(connection.execute("SELECT region, n, day, x FROM results").fetchall())
+
+
 class Postgres(Place):
     def __init__(self, url: str) -> None:
         self.url, self.table = url, f"t{uuid.uuid4().hex}"
@@ -133,14 +143,22 @@ def query(path: Path, statement: str) -> list[Any]:
         return found
 
 
-@pytest.fixture(params=["topic", "sqlite", "postgres", "list"])
+@pytest.fixture(params=["topic", "sqlite", "duckdb", "postgres", "list"])
 def make(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[[], Place]]:
     """Makes empty receivers."""
     if request.param == "postgres":
         with server_or_skip().database() as url:
             yield lambda: Postgres(url)
     else:
-        yield {"topic": Topic, "sqlite": lambda: Sqlite(tmp_path), "list": InMemory}[request.param]
+        yield {"topic": Topic, "sqlite": lambda: Sqlite(tmp_path), "duckdb": lambda: Duck(tmp_path), "list": InMemory}[
+            request.param
+        ]
+
+
+# A twentieth of a second of a core for each time that DuckDB opens its file.
+mostly_without_duckdb = pytest.mark.parametrize(
+    "make", ["topic", "sqlite", pytest.param("duckdb", marks=pytest.mark.slow), "postgres", "list"], indirect=True
+)
 
 
 def written(sink: Sink, *batches: pa.RecordBatch) -> None:
@@ -188,6 +206,7 @@ FEW = settings(
 
 
 @pytest.mark.one_in(4, "a second of a core each")
+@mostly_without_duckdb
 @FEW
 @given(changes=CHANGES, cuts=CUTS, again=st.integers(0, 3))
 def test_changes_cut_anywhere_and_repeated_from_anywhere_make_their_table(
@@ -201,6 +220,7 @@ def test_changes_cut_anywhere_and_repeated_from_anywhere_make_their_table(
 
 
 @pytest.mark.one_in(3, "a quarter of a second of a core each")
+@mostly_without_duckdb
 @FEW
 @given(changes=CHANGES, cuts=CUTS)
 def test_parts_make_the_table_once_however_often_they_are_given(
@@ -268,7 +288,9 @@ class CrashAt:
 
 
 @pytest.mark.one_in(3, "a fifth of a second of a core each")
-@pytest.mark.parametrize("make", ["topic", "sqlite", "postgres"], indirect=True)
+@pytest.mark.parametrize(
+    "make", ["topic", "sqlite", pytest.param("duckdb", marks=pytest.mark.slow), "postgres"], indirect=True
+)
 def test_a_crash_at_any_step_of_a_part_leaves_the_table_of_before_or_of_after(make: Callable[[], Place]) -> None:
     first: list[Change] = [(INSERT, "a", 1, 1, None), (INSERT, "b", 1, 1, None)]
     second: list[Change] = [(DELETE, "a", 1, 1, None), (UPDATE_AFTER, "b", 2, 1, None), (INSERT, "c", 3, 1, 0.5)]
@@ -566,6 +588,8 @@ FOLDED = [  # database, type of the key, values of keys: those in one list are e
     ("sqlite", "VARCHAR COLLATE RTRIM", pa.string(), [["a", "a "], ["b"]]),
     ("sqlite", "NUMERIC", pa.string(), [["1", "01"], ["2"]]),
     ("sqlite", "REAL", pa.int64(), [[2**53, 2**53 + 1], [1]]),
+    ("duckdb", "UUID", pa.string(), [["A0EEBC99-9C0B-4EF8-BB6D-6BB9BD380A11", "a0eebc999c0b4ef8bb6d6bb9bd380a11"]]),
+    ("duckdb", "DOUBLE", pa.float64(), [[0.0, -0.0], [1.0]]),
 ]
 
 
@@ -579,13 +603,16 @@ def test_keys_that_are_equal_only_in_the_database_are_one_key_however_batches_ar
     schema = pa.schema([("k", kind), ("n", pa.int64())])
     random = Random(7)
     with contextlib.ExitStack() as stack:
-        url = f"sqlite://{tmp_path}/t.db"
+        url = f"{database}://{tmp_path}/t.db"
         if database == "postgres":
             url = stack.enter_context(server_or_skip().database())
 
         def run(statement: str) -> list[Any]:
             if database == "sqlite":
                 return query(tmp_path / "t.db", statement)
+            if database == "duckdb":
+                with duckdb.connect(tmp_path / "t.db") as opened:
+                    return opened.execute(statement).fetchall()
             with psycopg.connect(url, autocommit=True) as connection:
                 cursor = connection.execute(statement)  # type: ignore[arg-type]
                 return cursor.fetchall() if cursor.description else []

@@ -580,7 +580,8 @@ WRONG = [
     (
         "CREATE TABLE x (a INT) WITH ('connector' = 'sqlite', 'url' = 'hours.db', 'table-name' = 'hours')",
         "1:62: table hours: its database's address has no scheme",
-        "write sqlite:///absolute/path.db, sqlite:relative/path.db or postgresql://user@host/database",
+        "write sqlite:///absolute/path.db, sqlite:relative/path.db, duckdb:///absolute/path.duckdb, duckdb:relative/path.duckdb "
+        "or postgresql://user@host/database",
     ),
     (
         "CREATE TABLE x (a INT, PRIMARY KEY (b) NOT ENFORCED) WITH ('connector' = 'print')",
