@@ -277,7 +277,7 @@ def expected(desk: Desk, surface: str, found: dict[str, str]) -> dict[str, str]:
     return rows
 
 
-@pytest.mark.one_in(12, "two seconds of a core each")
+@pytest.mark.one_in(24, "two seconds of a core each")
 @pytest.mark.parametrize("api", ["chat", "responses", "messages"])
 @pytest.mark.parametrize("surface", SURFACES)
 async def test_each_shape_of_an_answer_is_what_it_means_on_each_surface(
@@ -298,6 +298,7 @@ async def test_each_shape_of_an_answer_is_what_it_means_on_each_surface(
         assert asked == {name: desk.shapes[name].asked for name in asked}
 
 
+@pytest.mark.one_in(3, "a tenth of a second of a core each")
 @pytest.mark.parametrize("api", ["chat", "responses", "messages"])
 @pytest.mark.parametrize("surface", SURFACES)
 async def test_each_form_of_a_usage_counts_whole_on_each_surface(
@@ -364,7 +365,7 @@ def changed(value: Any) -> Iterator[Any]:
         )
 
 
-@pytest.mark.one_in(3, "half a second of a core each")
+@pytest.mark.one_in(6, "half a second of a core each")
 @pytest.mark.parametrize("streams", [False, True], ids=["whole", "streamed"])
 @pytest.mark.parametrize("api", ["chat", "responses", "messages"])
 async def test_an_answer_with_a_part_of_a_wrong_type_is_an_answer_or_an_error_of_models(

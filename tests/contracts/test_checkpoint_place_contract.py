@@ -81,6 +81,7 @@ def test_a_new_place_is_empty(place: Place) -> None:
     place.remove(["claims/none", "files/ab/none-1"])
 
 
+@pytest.mark.one_in(4, "a quarter of a second of a core each")
 def test_what_is_created_is_there_under_its_name_and_never_twice(place: Place) -> None:
     place.create("claims/one", b"first", "claim")
     place.create("claims/two", b"", "claim")

@@ -332,7 +332,7 @@ def sample(case: Case) -> list[bytes | None]:
     return [*case.format.encoder("t").encode(batch).to_pylist(), *case.bad]
 
 
-@pytest.mark.one_in(3, "a tenth of a second of a core each")
+@pytest.mark.one_in(9, "a tenth of a second of a core each")
 @pytest.mark.parametrize(
     "case", [case for case in CASES if case.format.one_row], ids=lambda case: case.format.description
 )

@@ -726,7 +726,7 @@ def test_a_claim_that_ends_with_the_process_has_no_time(tmp_path: Path) -> None:
         journal.close()
 
 
-@pytest.mark.one_in(4, "a second of a core each")
+@pytest.mark.slow  # a second of a core
 @pytest.mark.parametrize("kind", HOMES)
 def test_a_journal_is_a_list_of_entries_from_which_ended_jobs_are_trimmed(
     kind: str, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
@@ -966,6 +966,7 @@ class DiesAt:
         return size
 
 
+@pytest.mark.one_in(3, "a quarter of a second of a core each")
 @pytest.mark.parametrize("kind", ["sqlite", "postgres", pytest.param("kafka", marks=pytest.mark.kafka)])
 def test_no_job_is_lost_or_doubled_if_the_owner_dies_at_a_step_of_a_trim(
     kind: str, request: pytest.FixtureRequest, tmp_path: Path

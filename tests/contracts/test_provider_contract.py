@@ -163,7 +163,7 @@ async def streamed(provider, asked, **options):
 # -- answers ----------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.one_in(9, "a third of a second of a core each")
+@pytest.mark.slow  # half a second of a core
 @every
 @each_way
 async def test_an_answer_says_who_gave_it_and_what_it_used(cases, kind, way):

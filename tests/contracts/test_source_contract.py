@@ -694,7 +694,7 @@ def test_a_schema_asked_for_gives_its_types(table_place: TablePlace) -> None:
     source.close()
 
 
-@pytest.mark.one_in(20, "each kind of file and table has another number of readers")
+@pytest.mark.one_in(60, "each kind of file and table has another number of readers")
 @pytest.mark.parametrize("count", [1, 2, 3, 4])
 def test_readers_share_the_rows_and_each_goes_on_from_every_position(table_place: TablePlace, count: int) -> None:
     source = table_place.source()

@@ -303,6 +303,7 @@ async def test_a_missing_source_topic_is_a_user_error_that_names_it(kafka_url):
         await bounded(app.run())
 
 
+@pytest.mark.slow  # it waits
 async def test_a_broker_that_is_absent_at_the_start_is_named_within_ten_seconds():
     address = f"127.0.0.1:{free_ports(1)[0]}"
     app = App("absent", broker=f"kafka://{address}")

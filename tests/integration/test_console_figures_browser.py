@@ -40,7 +40,7 @@ async def test_budgets_are_seen(memory_url: str, tmp_path: Path, dark: bool, wid
         await asyncio.to_thread(see, console, tmp_path, "Budgets", "170 tokens: 155 used", dark, width)
 
 
-@pytest.mark.one_in(2, "a second of a core each")
+@pytest.mark.slow  # a second of a core
 @pytest.mark.parametrize(("dark", "width"), [(False, 1280), (True, 360)])
 async def test_models_and_tools_are_seen(memory_url: str, tmp_path: Path, dark: bool, width: int) -> None:
     async with shop_with_models(memory_url, tmp_path / "state") as (_, console, _go):

@@ -182,7 +182,7 @@ def answer_by_keyboard(console: Console, folder: Path, dark: bool, width: int) -
         visit.context.close()
 
 
-@pytest.mark.one_in(2, "two seconds of a core each")
+@pytest.mark.slow  # a second of a core
 @pytest.mark.parametrize(("dark", "width"), [(False, 1280), (True, 360)])
 async def test_questions_are_answered_by_keyboard(memory_url: str, tmp_path: Path, dark: bool, width: int) -> None:
     messages = [ticket("refund"), ticket("transfer"), ticket("ask")]

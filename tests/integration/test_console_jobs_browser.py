@@ -57,7 +57,7 @@ def find_and_cancel(console: Console, folder: Path, dark: bool, width: int) -> N
         visit.context.close()
 
 
-@pytest.mark.one_in(2, "two seconds of a core each")
+@pytest.mark.slow  # two seconds of a core
 @pytest.mark.parametrize(("dark", "width"), [(False, 1280), (True, 360)])
 async def test_a_job_is_found_looked_at_and_cancelled(memory_url: str, tmp_path: Path, dark: bool, width: int) -> None:
     async with running(memory_url, tmp_path / "state", ["ann", "bob"]) as (app, console):

@@ -60,6 +60,7 @@ def done(folder: Path, count: int) -> list[int]:
         time.sleep(0.1)
 
 
+@pytest.mark.slow  # two seconds of a core
 def test_dead_letters_are_found_by_reason_and_sent_back_by_keyboard(browser: Browser, folder: Path) -> None:
     visit = Visit(browser, width=360)
     page = visit.page

@@ -36,6 +36,7 @@ def go_to(page: Page, running: Running, name: str) -> None:
     page.get_by_role("link", name=name, exact=True).press("Enter")
 
 
+@pytest.mark.slow  # it waits
 def test_rows_are_reached_from_the_steps_and_move_by_themselves(browser: Browser, running: Running) -> None:
     visit = Visit(browser, width=360)
     page = visit.page
@@ -55,6 +56,7 @@ def test_rows_are_reached_from_the_steps_and_move_by_themselves(browser: Browser
     visit.check()
 
 
+@pytest.mark.slow  # five seconds of a core
 def test_rows_are_reached_from_the_graph(browser: Browser, running: Running) -> None:
     visit = Visit(browser)
     page = visit.page

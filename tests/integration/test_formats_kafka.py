@@ -66,6 +66,7 @@ def read(server: SchemaServer, place: Place, topic: str) -> list[dict[str, Any]]
     return [deserializer(record.payload, context) for record in place.read(topic)]
 
 
+@pytest.mark.slow  # half a second of a core
 async def test_avro_goes_through_exactly_once_over_a_restart_and_an_outage_of_the_registry(
     place: Place, server: SchemaServer, tmp_path: Path
 ) -> None:

@@ -89,6 +89,7 @@ def sinks(kafka_url: str, topic: str) -> Iterator[Any]:
         sink.close()
 
 
+@pytest.mark.slow  # nine seconds of a core
 def test_parts_are_seen_whole_in_order_and_in_their_steps(kafka_url: str, topic: str, sinks: Any, watch: Any) -> None:
     sink = sinks()
     assert isinstance(sink, Delivers)
@@ -454,6 +455,7 @@ class Stuck:
         monkeypatch.setattr(delivery._Client, name, call)
 
 
+@pytest.mark.one_in(3, "it waits")
 @pytest.mark.parametrize(("name", "done"), [("send_token", False), ("commit", False), ("commit", True)])
 def test_a_call_that_never_returns_is_left_and_the_token_says_what_it_did(
     kafka_url: str, topic: str, sinks: Any, monkeypatch: pytest.MonkeyPatch, name: str, done: bool

@@ -210,6 +210,7 @@ def test_a_paused_owner_is_waited_for_by_the_successor_of_its_successor_too(addr
     paused.communicate()
 
 
+@pytest.mark.slow  # it waits
 def test_an_owner_that_says_nothing_keeps_its_claim_by_beats(address: str) -> None:
     lease_s = 4.0  # who comes watches for half of it, in which ten beats may be late
     journal = KafkaJournal(address, lease_s=lease_s)
@@ -458,6 +459,7 @@ def test_a_trim_may_die_at_each_of_its_steps(address: str, at: float) -> None:
         reader.close()
 
 
+@pytest.mark.slow  # a second of a core
 def test_entries_come_beside_a_copy_and_are_behind_it_for_who_begins_there(address: str) -> None:
     journal = KafkaJournal(address, copy_slack_bytes=-(1 << 40))
     journal._piece_bytes = 2000  # so it has many frames

@@ -73,6 +73,7 @@ async def test_small_records_that_exceed_the_limit_of_the_topic_only_together_ar
     assert admin.partitions(kafka.url, f"{topic}.dlq") == 0
 
 
+@pytest.mark.one_in(4, "a tenth of a second of a core each")
 @both
 @pytest.mark.parametrize("compression", ["producer", "uncompressed"])
 async def test_a_record_counts_as_it_is_stored(
@@ -89,6 +90,7 @@ async def test_a_record_counts_as_it_is_stored(
     assert [json.loads(each)["n"] for each in letters] == refused
 
 
+@pytest.mark.slow  # a tenth of a second of a core each
 @both
 async def test_a_limit_that_is_lowered_while_the_app_runs_holds_from_its_next_restart(
     kafka: Broker, topic: str, tmp_path: Path, delivery: Any
@@ -116,6 +118,7 @@ async def test_a_limit_that_is_lowered_while_the_app_runs_holds_from_its_next_re
     assert {json.loads(each)["n"] for each in committed(kafka.url, f"{topic}.dlq")} == {2}
 
 
+@pytest.mark.slow  # a tenth of a second of a core each
 @both
 async def test_a_dead_letter_that_its_own_topic_refuses_keeps_its_first_bytes(
     kafka: Broker, topic: str, tmp_path: Path, delivery: Any
@@ -140,6 +143,7 @@ async def test_a_record_without_a_key_in_a_compacted_topic_is_a_dead_letter(
     assert [json.loads(each)["n"] for each in committed(kafka.url, f"{topic}.dlq")] == [1]
 
 
+@pytest.mark.one_in(4, "a tenth of a second of a core each")
 @pytest.mark.parametrize(
     ("config", "times"),
     [

@@ -97,6 +97,7 @@ async def test_nanoseconds_are_rounded_down_before_1970_too(url: str, memory_url
     ]
 
 
+@pytest.mark.one_in(3, "a tenth of a second of a core each")
 @pytest.mark.parametrize(
     ("declared", "values", "refused", "why"),
     [

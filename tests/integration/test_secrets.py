@@ -107,6 +107,7 @@ def test_a_password_that_has_to_be_encoded_is_refused_with_how_it_is_written(bet
     assert leaks(printed(caught.value), whole=(wrong,)) == []
 
 
+@pytest.mark.slow  # a second of a core
 def test_a_program_that_cannot_log_in_prints_no_password_at_debug(place: str, tmp_path: Path) -> None:
     wrong = planted("#:")
     (tmp_path / "program.py").write_text(

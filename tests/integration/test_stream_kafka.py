@@ -561,6 +561,7 @@ async def test_partitions_of_a_topic_wait_for_each_other_and_no_window_loses_a_r
     assert parallelism > 1 or (name, 0) in apart
 
 
+@pytest.mark.one_in(2, "half a second of a core each")
 @pytest.mark.parametrize("parallelism", [1, 2])
 async def test_a_step_is_refilled_from_its_topic_and_its_table_is_written_again(place, name, parallelism, tmp_path):
     topic, out = f"{name}-cars", f"{name}-newest"

@@ -114,7 +114,7 @@ def rows_of(place: Place, topic: str) -> list[Any]:
     return [json.loads(record.payload or b"null") for record in place.read(topic)]
 
 
-@pytest.mark.one_in(2, "a second of a core each")
+@pytest.mark.slow  # a second of a core
 @pytest.mark.parametrize("delivery", ["exactly_once", "at_least_once"])
 async def test_a_program_without_bad_records_makes_no_topic_of_dead_letters_in_any_run(
     place: Place, name: str, tmp_path: Path, delivery: Any

@@ -225,7 +225,7 @@ STEPS: dict[
 }
 
 
-@pytest.mark.one_in(15, "a third of a second of a core each")
+@pytest.mark.one_in(60, "a third of a second of a core each")
 @pytest.mark.parametrize("threads", [(1, 1), (2, 2), (1, 2)], ids=["1", "2", "1 to 2"])
 @pytest.mark.parametrize("step", STEPS)
 async def test_kept_aggregates_go_on_and_added_ones_begin(

@@ -164,7 +164,7 @@ async def lived(seed: int, broker: str, directory: Path) -> Counter[str]:
     return counts
 
 
-@pytest.mark.one_in(30, "a fifth of a second of a core each")
+@pytest.mark.one_in(60, "a fifth of a second of a core each")
 @pytest.mark.parametrize("seed", range(SEEDS))
 async def test_a_changed_program_over_a_table_is_right_or_refused(seed: int, memory_url: str, tmp_path: Path) -> None:
     await lived(seed, memory_url, tmp_path)

@@ -305,7 +305,7 @@ async def test_an_agent_delivers_like_a_stream(memory_url: str, tmp_path: Path, 
     assert sink.rows == dicts([1, 2, 3])
 
 
-@pytest.mark.one_in(2, "a second of a core each")
+@pytest.mark.slow  # half a second of a core
 @pytest.mark.parametrize(("asked", "least", "most"), [("exactly_once", 290, 330), ("at_least_once", 4, 8)])
 def test_a_checkpoint_each_second_with_an_exactly_once_sink_each_minute_without(
     asked: Any, least: int, most: int
@@ -589,7 +589,7 @@ def in_table(path: Path) -> list[int] | None:
         return [n for (n,) in connection.execute("SELECT n FROM out ORDER BY rowid")] or None
 
 
-@pytest.mark.one_in(2, "a third of a second of a core each")
+@pytest.mark.one_in(4, "a third of a second of a core each")
 @pytest.mark.parametrize("kind", ["parquet", "sqlite", "join"])
 async def test_a_bounded_app_killed_at_its_end_is_completed_by_the_next_start(tmp_path: Path, kind: str) -> None:
     """A picture of the disk is taken before each step from the last checkpoint on, and an app starts on each of them. Where that checkpoint

@@ -48,6 +48,7 @@ def expected(rows: list[Row]) -> list[Row]:
     ]
 
 
+@pytest.mark.one_in(4, "a tenth of a second of a core each")
 @pytest.mark.parametrize("seed", range(4))
 def test_each_stretch_of_a_key_is_counted_by_itself_whatever_dies(seed: int, tmp_path: Path) -> None:
     rng, rows, sink = random.Random(seed), arrivals(seed), ListSink()

@@ -72,7 +72,7 @@ def went(values: pa.Array, *, time: Any = None, step: Expr | None = None) -> tup
     return (sum(map(len, made)) if time is not None else len(made)), said
 
 
-@pytest.mark.one_in(3, "a fifth of a second of a core each")
+@pytest.mark.one_in(12, "a fifth of a second of a core each")
 @pytest.mark.parametrize("kind", COLUMNS)
 def test_no_event_time_ends_the_app(kind: str) -> None:
     values = COLUMNS[kind]
@@ -81,7 +81,7 @@ def test_no_event_time_ends_the_app(kind: str) -> None:
         assert found is None or found[0] + len(found[1]) == len(values), time
 
 
-@pytest.mark.one_in(3, "half a second of a core each")
+@pytest.mark.one_in(12, "half a second of a core each")
 @pytest.mark.parametrize("kind", COLUMNS)
 def test_no_value_of_a_step_ends_the_app(kind: str) -> None:
     values = COLUMNS[kind]

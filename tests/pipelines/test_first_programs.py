@@ -119,7 +119,7 @@ def test_a_script_that_writes_streams_and_never_runs_says_so_at_its_end(tmp_path
     )
 
 
-@pytest.mark.one_in(5, "a process each")
+@pytest.mark.one_in(10, "a process each")
 @pytest.mark.parametrize(
     ("text", "words"),
     [

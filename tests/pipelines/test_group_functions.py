@@ -238,7 +238,7 @@ def pauses_of(rows: list[dict[str, Any]], pause_ms: int) -> list[tuple[str, int,
     return sorted(found)
 
 
-@pytest.mark.one_in(4, "a fifth of a second of a core each")
+@pytest.mark.one_in(12, "a fifth of a second of a core each")
 @pytest.mark.parametrize("parallelism", [1, 2])
 @pytest.mark.parametrize("size", [1, 7, 400])
 @pytest.mark.parametrize("on_error", ["dead_letter", "fail"])

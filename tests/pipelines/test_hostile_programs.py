@@ -53,7 +53,7 @@ def left_in(folder: Path) -> list[str]:
     return found
 
 
-@pytest.mark.one_in(2, "a second of a core each")
+@pytest.mark.slow  # a second of a core
 @pytest.mark.parametrize("pool", [None, 2])
 async def test_each_costs_its_own_record_and_nothing_of_it_is_left(
     memory_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pool: int | None

@@ -172,7 +172,7 @@ async def outcome(source, method, base, given):
     return sorted(found, key=str), topics
 
 
-@pytest.mark.one_in(4, "a fifth of a second of a core each")
+@pytest.mark.one_in(8, "a fifth of a second of a core each")
 @pytest.mark.parametrize("timed", [False, True], ids=["without time=", "with time="])
 @pytest.mark.parametrize("method", ["stream", "table"])
 @pytest.mark.parametrize("kind", SOURCES)

@@ -505,7 +505,7 @@ async def test_a_join_gives_the_batch_answer(program: Joined, seed: int, tmp_pat
     await answers_are_the_same(program, "split", seed, tmp_path)
 
 
-@pytest.mark.one_in(45, "each program is run under any split above")
+@pytest.mark.one_in(90, "each program is run under any split above")
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.name)
 async def test_a_join_gives_the_batch_answer_in_another_way(program: Joined, seed: int, tmp_path: Path) -> None:
@@ -547,7 +547,7 @@ LOOKUPS = [
 ]
 
 
-@pytest.mark.one_in(5, "a third of a second of a core each")
+@pytest.mark.one_in(10, "a third of a second of a core each")
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("program", LOOKUPS, ids=lambda program: program.name)
 async def test_a_table_that_ends_is_read_before_the_first_row_is_looked_up(

@@ -1279,7 +1279,7 @@ def numbers(found: Any) -> list[int]:
     return [each for each in found if isinstance(each, int)]
 
 
-@pytest.mark.one_in(4, "a second of a core each")
+@pytest.mark.slow  # half a second of a core
 @pytest.mark.parametrize(("name", "build"), A_WEEK, ids=[name for name, _ in A_WEEK])
 async def test_what_is_kept_of_a_week_is_no_more_than_of_a_day(
     name: str, build: Callable[[Stream], Stream], tmp_path: Path

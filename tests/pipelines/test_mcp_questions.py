@@ -68,6 +68,7 @@ def shop(office: Office, request: pytest.FixtureRequest) -> Iterator[Shop]:
         yield Shop(office, request.param, stack)
 
 
+@pytest.mark.slow  # half a second of a core
 async def test_a_question_outlives_a_server_that_forgets_its_state(shop: Shop) -> None:
     """The answer was refused, "Invalid or expired requestState": the SDK's server forgets its key when it ends."""
     async with shop.open("refund") as app:

@@ -44,6 +44,7 @@ asyncio.run(kernel())
 """
 
 
+@pytest.mark.slow  # half a second of a core
 def test_an_interrupted_look_has_ended_when_the_cell_has(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", INTERRUPTED], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False

@@ -149,6 +149,7 @@ def script_of(seed):
     return [*script, END]
 
 
+@pytest.mark.one_in(3, "a tenth of a second of a core each")
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("decoded", [True, False])
 def test_the_memory_and_the_positions_of_a_checkpoint_are_of_one_moment(tmp_path, seed, decoded):

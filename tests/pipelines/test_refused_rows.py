@@ -330,7 +330,7 @@ SINKS: dict[str, tuple[Any, dict[str, set[int]]]] = {  # what each refuses; CSV 
 }
 
 
-@pytest.mark.one_in(4, "a third of a second of a core each")
+@pytest.mark.one_in(16, "a third of a second of a core each")
 @pytest.mark.parametrize("delivery", ["exactly_once", "at_least_once"])
 @pytest.mark.parametrize("kind", SINKS)
 async def test_no_value_at_the_ends_of_its_type_holds_up_a_sink(

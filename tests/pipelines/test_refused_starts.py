@@ -124,7 +124,7 @@ REFUSED = [
 ]
 
 
-@pytest.mark.one_in(4, "a tenth of a second of a core each")
+@pytest.mark.one_in(16, "a tenth of a second of a core each")
 @pytest.mark.parametrize("delivery", ["exactly_once", "at_least_once"])
 @pytest.mark.parametrize("refused", REFUSED, ids=lambda refused: refused.__name__)
 def test_a_first_start_that_one_sink_refuses_empties_no_other_one(
@@ -228,6 +228,7 @@ def by_file_that_is_missing(app: App, place: Path) -> None:
     (place / "missing.csv").unlink()
 
 
+@pytest.mark.one_in(5, "a tenth of a second of a core each")
 @pytest.mark.parametrize(
     "refuses",
     [by_sink, by_sink_of_another_app, by_lifespan, by_topic_of_no_broker, by_file_that_is_missing],

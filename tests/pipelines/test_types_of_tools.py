@@ -309,7 +309,7 @@ Ask = Callable[[Any, str, str, Path], Any]
 ASKS: tuple[Ask, ...] = (by_an_engine, by_an_agent, by_a_kernel, by_a_job, by_an_llm_agent)
 
 
-@pytest.mark.one_in(4, "some hundredths of a second of a core each")
+@pytest.mark.one_in(12, "some hundredths of a second of a core each")
 @pytest.mark.parametrize("ask", ASKS)
 @pytest.mark.parametrize("name", TYPES)
 async def test_an_answer_is_read_by_its_type(name: str, ask: Ask, memory_url: str, tmp_path: Path) -> None:

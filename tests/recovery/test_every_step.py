@@ -171,6 +171,7 @@ def test_results_are_once_in_the_sink_that_they_name_wherever_the_process_dies(s
     assert crashes.died > (sample // 2 if sample else crashes.steps)
 
 
+@pytest.mark.slow  # it waits
 @each_or_some
 def test_more_than_one_death_in_a_row_changes_nothing(sample: int | None) -> None:
     crashes = crash_at_every_step(build, check, torn=False, deaths=3, workers=2, sample=sample)
@@ -214,6 +215,7 @@ def hang(directory: Path) -> App:
     return app
 
 
+@pytest.mark.slow  # it waits
 @pytest.mark.usefixtures("kept_here")
 def test_a_process_that_hangs_is_ended_and_says_where_it_was() -> None:
     with pytest.raises(AssertionError, match=r"(?s)did not end within 12 s.*in claim"):

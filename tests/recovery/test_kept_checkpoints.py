@@ -99,7 +99,7 @@ def test_what_a_kept_checkpoint_holds_is_read_as_it_was(kept: Kept) -> None:
     assert contents(kept.folder / "checkpoints") == kept.state
 
 
-@pytest.mark.one_in(10, "each kind of state is in several apps")
+@pytest.mark.one_in(30, "each kind of state is in several apps")
 @each_program
 def test_the_pages_of_a_kept_checkpoint_have_each_row_of_its_state_once(kept: Kept) -> None:
     """The console reads state by key group: 3 rows and more at a time, as far as the step keeps its rows by key."""

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.integration
 SEEDS = int(os.environ.get("SABOT_SEEDS", "4"))
 
 
-@pytest.mark.one_in(2, "half a second of a core each")
+@pytest.mark.one_in(4, "half a second of a core each")
 @pytest.mark.parametrize("seed", range(SEEDS))
 def test_the_answer_over_workers_is_that_of_all_rows_at_once(seed: int) -> None:
     """As `test_seeds`, with 2 to 4 workers, some of which die, fall silent, or are cut off."""

@@ -1036,7 +1036,7 @@ SAYS_WHAT = re.compile(r" (was|were) .*, (is|are) | is (gone|new) |its rows are 
 each_kind = pytest.mark.parametrize("name", STEPS)
 
 
-@pytest.mark.one_in(3, "some hundredths of a second of a core each")
+@pytest.mark.one_in(9, "some hundredths of a second of a core each")
 @each_kind
 async def test_a_changed_option_of_a_step_is_refused_or_goes_on_as_this_table_says(begun: Begun, name: str) -> None:
     kind, shop = STEPS[name], await begun(name)

@@ -127,6 +127,7 @@ async def test_a_stop_that_is_cancelled_can_be_made_again(memory_url: str) -> No
     assert adapter.sent == 2
 
 
+@pytest.mark.slow  # half a second of a core
 async def test_events_that_were_dropped_stay_counted_when_the_adapter_has_stopped(memory_url: str) -> None:
     bus = InMemoryEventBus()
     config = KafkaConfig(bootstrap_servers=memory_url, topic_prefix="e")

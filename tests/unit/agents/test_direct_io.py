@@ -460,13 +460,14 @@ asyncio.run(main())
 """
 
 
-@pytest.mark.one_in(2, "a process each")
+@pytest.mark.slow  # a second of a core
 @pytest.mark.parametrize(("level", "times"), [("info", 1), ("debug", 2)])
 def test_the_log_of_sabot_drops_plain_lines_of_replays_too(level: str, times: int) -> None:
     done = subprocess.run([sys.executable, "-c", LOGS, level], capture_output=True, text=True, check=True, timeout=60)
     assert done.stderr.count("mine: begins") == times, done.stderr
 
 
+@pytest.mark.slow  # a second of a core
 def test_only_jobs_pay_for_the_hook() -> None:
     """An audit hook cannot be removed, so a process without jobs does not get it."""
     code = "import sys, sabot, sabot.agents.kernel, sabot.jobs.direct_io as d; print(d._watches)"

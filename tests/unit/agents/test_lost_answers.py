@@ -125,6 +125,7 @@ async def test_requests_that_nobody_is_paid_for_are_no_rows() -> None:
     assert len(asking.provider.requests) == 4
 
 
+@pytest.mark.slow  # half a second of a core
 async def test_a_server_that_is_not_there_costs_nothing() -> None:
     asking, by = Asking(), guard(max_tokens_daily=10_000)
     asking.engine = ExecutionEngine(OpenAIProvider("m", base_url="http://127.0.0.1:9/v1", api_key="k"), sleep=at_once)

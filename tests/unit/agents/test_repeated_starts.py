@@ -139,6 +139,7 @@ async def said(call: Awaitable[str]) -> str:
         return str(error)
 
 
+@pytest.mark.one_in(3, "a tenth of a second of a core each")
 @pytest.mark.parametrize("effect", REPEATED)
 @pytest.mark.parametrize("starts", STARTS)
 async def test_what_a_repeated_tool_of_a_job_starts_calls_no_unsafe_tool(starts: str, effect: Any) -> None:

@@ -36,6 +36,7 @@ def run(tmp_path):
     return run
 
 
+@pytest.mark.slow  # two seconds of a core
 def test_a_script_takes_the_options_of_sabot_run(run):
     first = run("--parallelism", "2", "--until", "1767225600000")
     assert (first.stdout, first.returncode) == ("2 1767225600000 2\n", 0), first.stderr

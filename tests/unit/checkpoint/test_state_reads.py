@@ -97,6 +97,7 @@ async def test_a_key_is_found_without_its_page(kept: tuple[Manifest, Manifest]) 
     assert state_rows(kept[1], "totals", key="a70").rows == []
 
 
+@pytest.mark.one_in(2, "half a second of a core each")
 async def test_the_difference_of_two_checkpoints_has_what_changed_between_them(kept: tuple[Manifest, Manifest]) -> None:
     found = state_difference(*kept, "totals")
     assert (found.keys, found.more) == (["account"], False)

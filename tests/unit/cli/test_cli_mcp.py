@@ -205,6 +205,7 @@ async def test_beside_an_app_without_checkpoints_the_memory_alone_is_served(tmp_
     assert (refused_.returncode, b"app shop keeps no checkpoints" in said) == (1, True), "--only names state"
 
 
+@pytest.mark.slow  # two seconds of a core
 async def test_over_stdio_a_client_gets_state_and_a_memory_that_lasts(state: str, tmp_path: Path) -> None:
     (tmp_path / "app.py").write_text(PROGRAM)
     (tmp_path / "state").symlink_to(state)

@@ -9,7 +9,7 @@ import pytest
 ADDRESS = "kafka://u:hun@ter2@h:1"
 
 
-@pytest.mark.one_in(4, "a process each")
+@pytest.mark.one_in(12, "a process each")
 @pytest.mark.parametrize(
     "words",
     [

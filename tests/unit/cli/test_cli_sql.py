@@ -106,7 +106,7 @@ def test_plan_says_what_a_changed_script_keeps(shop: Path) -> None:
     assert [each["outcome"] for each in lines("plan", "shop.sql", "--against", "state", "--json")] == ["keep"]
 
 
-@pytest.mark.one_in(2, "three seconds of a core each")
+@pytest.mark.slow  # half a second of a core
 @pytest.mark.parametrize("before", [True, False])
 def test_a_script_calls_the_functions_of_a_module(shop: Path, before: bool) -> None:
     (shop / "udf.py").write_text(

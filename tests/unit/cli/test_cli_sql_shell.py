@@ -34,7 +34,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.one_in(2, "a process each")
+@pytest.mark.slow  # half a second of a core
 @pytest.mark.parametrize("format", ["csv", "json"])
 def test_a_query_whose_reader_has_seen_enough_ends_with_0(folder: Path, format: str) -> None:
     """`sabot sql … | head` ended with 1 and a BrokenPipeError."""
@@ -221,6 +221,7 @@ class Terminal:
         raise AssertionError("the shell does not end")
 
 
+@pytest.mark.slow  # a second of a core
 def test_a_session_at_a_terminal(folder: Path) -> None:
     terminal = Terminal(folder)
     terminal.until("sabot> ")

@@ -181,6 +181,7 @@ class Terminal:
         return self.process.wait(timeout=60)
 
 
+@pytest.mark.one_in(2, "half a second of a core each")
 @pytest.mark.parametrize("key", [b"q", b"\x03"])
 async def test_the_table_is_on_the_screen_until_a_key_ends_it(shop: App, key: bytes) -> None:
     terminal = Terminal("state", "--interval", "0.3")
@@ -197,6 +198,7 @@ async def test_the_table_is_on_the_screen_until_a_key_ends_it(shop: App, key: by
         terminal.process.kill()
 
 
+@pytest.mark.slow  # half a second of a core
 async def test_the_table_ends_with_the_app(shop: App) -> None:
     terminal = Terminal("state", "--interval", "0.3")
     try:

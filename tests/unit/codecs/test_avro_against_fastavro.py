@@ -5,6 +5,7 @@ from typing import Any
 
 import fastavro
 import pyarrow as pa
+import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
@@ -45,6 +46,7 @@ def test_what_fastavro_writes_is_read_as_it_reads_it(given: Any) -> None:
     assert decoded(AvroCodec(schema), payloads) == ([read(schema, payload) for payload in payloads], [])
 
 
+@pytest.mark.slow  # a second of a core
 @quick
 @given(rows(), st.data())
 def test_some_columns_are_those_of_all(given: Any, data: Any) -> None:

@@ -593,7 +593,7 @@ FOLDED = [  # database, type of the key, values of keys: those in one list are e
 ]
 
 
-@pytest.mark.one_in(3, "some hundredths of a second of a core each")
+@pytest.mark.one_in(12, "some hundredths of a second of a core each")
 @pytest.mark.parametrize(("database", "declared", "kind", "keys"), FOLDED, ids=[f"{a} {b}" for a, b, _, _ in FOLDED])
 def test_keys_that_are_equal_only_in_the_database_are_one_key_however_batches_are_cut(
     tmp_path: Path, database: str, declared: str, kind: pa.DataType, keys: list[list[Any]]

@@ -75,6 +75,7 @@ def test_rows_are_counted_without_a_column(table: Path) -> None:
     assert counted.collect().column("n").to_pylist() == [40]
 
 
+@pytest.mark.slow  # a second of a core
 def test_it_continues_behind_each_row(table: Path) -> None:
     whole, _ = read(scanned(DeltaSource(table)))
     for most in range(len(whole) + 1):

@@ -160,6 +160,7 @@ def outcome(directory: Path) -> list[str]:
     return sorted(f"{path.parent.name} {path.suffix} {path.read_text()}" for path in found)
 
 
+@pytest.mark.slow  # it waits
 def test_a_crash_at_some_steps_leaves_each_row_once() -> None:
     crashes = crash_at_every_step(build, outcome, sample=2, seed=3)
     assert crashes.died > 0

@@ -60,6 +60,7 @@ def joined(sender: Exchange, receiver: Exchange, address: str, rows: int = 65_53
     return near, far
 
 
+@pytest.mark.one_in(2, "a tenth of a second of a core each")
 @pytest.mark.parametrize("way", ["cut", "reset"])
 @pytest.mark.parametrize("load", ["idle", "full"])
 def test_a_broken_network_is_told_at_both_ends(exchange, way, load):

@@ -317,6 +317,7 @@ def first() -> Model:
     return model
 
 
+@pytest.mark.slow  # four seconds of a core
 def test_every_interleaving_of_a_tree_keeps_what_the_documents_guarantee() -> None:
     assert walk(first()) > 1_000  # states
 

@@ -166,6 +166,7 @@ ODD = [
 ]
 
 
+@pytest.mark.one_in(3, "a tenth of a second of a core each")
 @pytest.mark.parametrize(("status", "body"), ODD, ids=str)
 def test_an_answer_that_is_no_registrys_is_as_none(server: SchemaServer, status: int, body: object) -> None:
     """A proxy that has lost its registry says 404 of its own: no good record is a dead letter for it, and no row is written without the id

@@ -99,6 +99,7 @@ async def told(provider: Provider) -> tuple[list[Piece], Completion]:
     return pieces[:-1], pieces[-1].completion
 
 
+@pytest.mark.one_in(4, "a tenth of a second of a core each")
 @pytest.mark.parametrize("api", STREAMS)
 @pytest.mark.parametrize(
     ("texts", "pieces"),

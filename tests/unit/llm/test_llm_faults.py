@@ -260,7 +260,7 @@ async def endless(begin: bytes, again: bytes) -> AsyncIterator[tuple[Endless, st
 _DELTA = b'data: {"choices":[{"index":0,"delta":{"content":"%b"}}]}\n\n' % (b"word " * 20)
 
 
-@pytest.mark.one_in(3, "half a second of a core each")
+@pytest.mark.slow  # two seconds of a core
 @pytest.mark.parametrize(
     ("kind", "way", "begin", "again"),
     [
@@ -462,6 +462,7 @@ async def test_a_byte_order_mark_before_a_whole_answer_or_an_error_is_no_part_of
                 assert (await engine.complete("go")).content == "hi"
 
 
+@pytest.mark.one_in(3, "a tenth of a second of a core each")
 @pytest.mark.parametrize("kind", list(_WHOLE))
 @pytest.mark.parametrize("ping", [{"error": {"message": "busy"}}, {"error": "busy", "choices": None}], ids=str)
 async def test_an_error_among_the_pings_of_a_stream_is_an_error(kind: str, ping: Any, provider_of: Any) -> None:

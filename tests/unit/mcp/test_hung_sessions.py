@@ -33,6 +33,7 @@ def hanging(openings, hangs):
     return connect
 
 
+@pytest.mark.slow  # it waits
 async def test_a_call_behind_one_that_was_never_answered_is_made_in_another_session():
     openings = []
     async with McpServerPool(McpConfig(request_timeout="2s", connect_timeout="20s")) as pool:
@@ -44,6 +45,7 @@ async def test_a_call_behind_one_that_was_never_answered_is_made_in_another_sess
         assert len(openings) == 2, "one verdict, and one new session, for all ten"
 
 
+@pytest.mark.slow  # it waits
 async def test_a_server_that_hangs_again_and_again_is_not_asked_for_a_while():
     openings = []
     async with McpServerPool(McpConfig(request_timeout="2s", connect_timeout="20s")) as pool:

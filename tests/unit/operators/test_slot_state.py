@@ -234,7 +234,7 @@ def drive(make: Callable[[], Operator], folder: Path, seed: int, *, budget: int 
     return Counter(map(repr, run.results)), moved
 
 
-@pytest.mark.one_in(20, "all kinds keep their state by the same code")
+@pytest.mark.one_in(40, "all kinds keep their state by the same code")
 @pytest.mark.parametrize("most", [1, 2], ids=["one subtask", "two subtasks"])
 @each_kind
 def test_a_tiny_budget_changes_no_result(make: Callable[[], Operator], most: int, tmp_path: Path) -> None:

@@ -202,7 +202,7 @@ def test_conditions_over_several_rows(app):
     assert sums("CASE WHEN A.p > 5 THEN C.p > 5 ELSE FALSE END") == [(8, 13), (13, 20)]
 
 
-@pytest.mark.one_in(4, "half a second of a core each")
+@pytest.mark.slow  # half a second of a core
 @pytest.mark.parametrize(("compared", "turned"), [("<", ">"), ("<=", ">="), (">", "<"), (">=", "<=")])
 def test_a_mean_is_compared_as_the_whole_number_that_it_is(app, compared, turned):
     """AVG is cut off towards zero: that of -3 and 2 is 0. A comparison with a constant is bound without a division, and one of

@@ -243,7 +243,7 @@ def thousand(form):
     return ", ".join(form.format(i=i, time=f"22:{i // 60:02}:{i % 60:02}") for i in range(1000))
 
 
-@pytest.mark.one_in(5, "a second of a core each")
+@pytest.mark.slow  # a second of a core
 @pytest.mark.parametrize(
     "condition",
     [

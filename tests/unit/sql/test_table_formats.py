@@ -267,6 +267,7 @@ def test_instants_of_json_without_an_offset_are_on_the_clock_of_the_session(tmp_
     assert plain[:2] == ["2024-07-01 12:00:00.000", "2024-07-01 12:30:00.123"]
 
 
+@pytest.mark.slow  # a second of a core
 def test_instants_of_json_and_of_cast_are_the_same_around_all_changes_of_a_clock(tmp_path):
     begin = datetime(1970, 1, 1)
     texts = [f"{begin + timedelta(hours=hour, minutes=30):%Y-%m-%dT%H:%M:%S}" for hour in range(0, 24 * 365 * 40, 5)]

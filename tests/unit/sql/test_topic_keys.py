@@ -119,6 +119,7 @@ async def test_keys_in_csv_are_read_as_they_were_written(app, fields):
     assert again.sql(table(columns, key, APART, BOUNDED) + "SELECT * FROM t").collect().to_pylist() == rows
 
 
+@pytest.mark.one_in(4, "a tenth of a second of a core each")
 @pytest.mark.parametrize("form", ["avro", "avro-confluent"])
 @pytest.mark.parametrize("apart", ["'value.fields-include' = 'ALL'", APART])
 async def test_keys_in_avro_are_written_and_read_and_delete_their_rows(app, form, apart):

@@ -147,6 +147,7 @@ orders.aggregate(n=sabot.count(), total=sabot.sum("amount")).named("totals").to(
 """
 
 
+@pytest.mark.slow  # two seconds of a core
 async def test_the_page_says_what_a_new_program_would_keep(
     memory_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

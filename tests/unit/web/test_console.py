@@ -586,6 +586,7 @@ def is_open(connection: socket.socket) -> bool:
     return True
 
 
+@pytest.mark.slow  # half a second of a core
 def test_slow_headers_are_cut_off_and_a_page_loads_beside_a_thousand_idle_connections(
     console: Console, browser: Browser, monkeypatch: pytest.MonkeyPatch
 ) -> None:

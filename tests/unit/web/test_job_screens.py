@@ -82,6 +82,7 @@ async def test_a_job_with_a_long_id_is_shown(memory_url: str, tmp_path: Path) ->
             console.close()
 
 
+@pytest.mark.slow  # two seconds of a core
 async def test_jobs_are_listed_and_one_is_shown_signalled_and_cancelled(memory_url: str, tmp_path: Path) -> None:
     async with running(memory_url, tmp_path, ["ann"]) as (app, console):
         browser = await enter(console, "act")

@@ -64,6 +64,7 @@ async def ask(browser: Browser, path: str, form: dict[str, str] | None = None) -
     return await asyncio.to_thread(browser.ask, path, form=form)
 
 
+@pytest.mark.slow  # a second of a core
 def test_a_console_in_the_background_of_a_shell_ends_by_sigterm(tmp_path: Path) -> None:
     asyncio.run(shop(tmp_path).run())
     command = [*SABOT, "web", str(tmp_path / "state"), "--web-port", "0"]
@@ -268,6 +269,7 @@ async def test_budgets_of_an_app_in_another_process_are_shown_and_their_use_when
         running.cancel()
 
 
+@pytest.mark.slow  # a second of a core
 async def test_ten_apps_are_in_one_server(tmp_path: Path) -> None:
     folders = []
     for n in range(10):
@@ -335,7 +337,7 @@ def test_checkpoints_that_are_named_again_keep_the_state_directory_by_which_the_
         assert made.checkpoints.state == tmp_path / "state"
 
 
-@pytest.mark.one_in(4, "a process each")
+@pytest.mark.slow  # half a second of a core
 @pytest.mark.parametrize(
     ("place", "said"),
     [

@@ -93,6 +93,7 @@ async def begun(mark: Path) -> int:
     return int(mark.read_text())
 
 
+@pytest.mark.slow  # half a second of a core
 @pytest.mark.usefixtures("cold_start")
 async def test_a_process_starts_at_the_priority_of_the_console_and_reads_at_a_lower_one(reader: ConsoleReader) -> None:
     # A start at a low priority took longer than a minute on a machine whose processors were used.
@@ -100,22 +101,26 @@ async def test_a_process_starts_at_the_priority_of_the_console_and_reads_at_a_lo
     assert await reader.read(priorities) == [own, max(own, 19)]
 
 
+@pytest.mark.slow  # half a second of a core
 async def test_a_record_comes_from_another_process_which_is_used_again(reader: ConsoleReader) -> None:
     first, second = await reader.read(found, "a"), await reader.read(found, name="b")
     assert (first.name, second.name) == ("a", "b")
     assert first.process == second.process != os.getpid()
 
 
+@pytest.mark.slow  # half a second of a core
 async def test_records_are_arguments_too(reader: ConsoleReader) -> None:
     assert await reader.read(renamed, Found("a", 1), ["b", "c"]) == [Found("b", 1), Found("c", 1)]
 
 
+@pytest.mark.slow  # half a second of a core
 async def test_two_calls_run_at_a_time(reader: ConsoleReader) -> None:
     first, second, third = await asyncio.gather(*(reader.read(found, name) for name in "abc"))
     assert first.process != second.process
     assert third.process in (first.process, second.process)
 
 
+@pytest.mark.slow  # half a second of a core
 async def test_pages_are_made_as_they_are_taken(reader: ConsoleReader, tmp_path: Path) -> None:
     async with aclosing(reader.pages(numbers, 1000, str(tmp_path / "taken"))) as pages:
         assert [(await anext(pages))[0] for _ in range(3)] == [0, 1, 2]
@@ -135,6 +140,7 @@ async def test_other_errors_have_their_traceback(reader: ConsoleReader) -> None:
         await reader.read(failing)
 
 
+@pytest.mark.slow  # half a second of a core
 async def test_memory_is_bounded(reader: ConsoleReader) -> None:
     assert await reader.read(hungry, 10 << 20) == 10 << 20
     with pytest.raises(UserError, match=r"more than 400\.0 MB of memory"):
@@ -142,6 +148,7 @@ async def test_memory_is_bounded(reader: ConsoleReader) -> None:
     assert (await reader.read(found, "a")).name == "a"
 
 
+@pytest.mark.slow  # half a second of a core
 async def test_a_process_that_has_ended_meanwhile_is_replaced(reader: ConsoleReader) -> None:
     before = await reader.read(found, "a")
     (idle,) = reader._idle
@@ -209,6 +216,7 @@ async def test_a_process_hides_the_secrets_of_the_console_also_those_of_later(re
     assert await reader.read(hidden, "by hunter-two-word") == "by ***"
 
 
+@pytest.mark.slow  # half a second of a core
 @pytest.mark.usefixtures("cold_start")
 async def test_a_process_does_not_load_pandas(reader: ConsoleReader) -> None:
     assert "pandas" not in await reader.read(modules)

@@ -63,6 +63,7 @@ def cells(page: str) -> list[list[str]]:
     return [[" ".join(unescape(re.sub(r"<[^>]*>", " ", cell)).split()) for cell in row] for row in found]
 
 
+@pytest.mark.slow  # half a second of a core
 async def test_the_owners_of_state_lead_to_their_rows_page_by_page(consoles: Any) -> None:
     browser = await consoles(Payloads("all"))
     status, page = await ask(browser, "/state")
@@ -81,6 +82,7 @@ async def test_the_owners_of_state_lead_to_their_rows_page_by_page(consoles: Any
     assert "This key has no state." in page
 
 
+@pytest.mark.slow  # half a second of a core
 async def test_two_checkpoints_are_beside_each_other(consoles: Any, kept: tuple[Manifest, Manifest]) -> None:
     browser = await consoles(Payloads("all"))
     status, page = await ask(browser, address(of=kept[1].checkpoint_id, step="totals", beside=kept[0].checkpoint_id))
@@ -136,6 +138,7 @@ async def test_long_binary_values_are_short_on_the_page_and_whole_in_json(memory
         console.close()
 
 
+@pytest.mark.slow  # half a second of a core
 async def test_values_are_hidden_but_those_that_are_named(consoles: Any) -> None:
     browser = await consoles()
     _, page = await ask(browser, address(of=2, step="totals"))
@@ -191,6 +194,7 @@ async def test_a_session_that_may_read_sees_no_state(
     console.close()
 
 
+@pytest.mark.slow  # half a second of a core
 async def test_no_name_of_a_checkpoint_leads_elsewhere(consoles: Any) -> None:
     browser = await consoles(Payloads("all"))
     for name in ("../kept", "/etc", "99", "1/../2", MARKUP, "1%00", "-1", "0", "s3://bucket/x", "é"):

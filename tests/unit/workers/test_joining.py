@@ -342,6 +342,7 @@ async def test_workers_of_loopback_and_of_a_network_do_not_mix():
         arrival.check()
 
 
+@pytest.mark.one_in(2, "half a second of a core each")
 @pytest.mark.parametrize("tls", [False, True])
 async def test_a_worker_joins_beside_hundreds_of_connections_that_say_nothing(tls, tmp_path, caplog, monkeypatch):
     """256 of them took all places for ten seconds, in which workers were turned away; their end was a line of the log each."""

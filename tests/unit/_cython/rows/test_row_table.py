@@ -545,6 +545,7 @@ def test_values_of_no_bytes_are_kept_as_they_are() -> None:
     ]
 
 
+@pytest.mark.one_in(3, "half a second of a core each")
 @pytest.mark.parametrize("lengths", [(3, 30, 300), (300, 3, 90), (0, 60, 0)], ids=str)
 def test_texts_that_get_longer_or_shorter_come_back_whole(lengths: tuple[int, int, int]):
     """A block makes room for texts as long as those before, and so does a result for those of its first rows."""

@@ -267,6 +267,7 @@ def test_a_file_that_was_read_costs_a_later_checkpoint_nothing(tmp_path: Path) -
     assert second["000001", 0] != first["000001", 0]
 
 
+@pytest.mark.slow  # a second of a core
 def test_an_object_is_known_by_its_etag(tmp_path: Path) -> None:
     from moto.server import ThreadedMotoServer
 

@@ -339,6 +339,7 @@ def outcome(directory: Path) -> Any:
     return lake(directory / "lake"), hidden
 
 
+@pytest.mark.slow  # it waits
 def test_a_crash_at_some_steps_leaves_each_row_once() -> None:
     crashes = crash_at_every_step(build, outcome, sample=4, seed=3)
     assert crashes.died > 0

@@ -552,7 +552,7 @@ def test_lines_whose_quotes_are_never_closed_are_those_that_a_loop_finds(pieces:
     assert CsvRecords().unclosed(data, low, len(data))[::-1] == step_over_unclosed(bytes(data), low)
 
 
-@pytest.mark.one_in(3, "a twentieth of a second of a core each")
+@pytest.mark.one_in(9, "a twentieth of a second of a core each")
 @pytest.mark.one_in(6, "some hundredths of a second of a core each")
 @pytest.mark.parametrize("name", ["t.csv", "t.csv.gz"])
 @pytest.mark.parametrize("max_rows", [1, 2, 100])

@@ -112,6 +112,7 @@ EDGES: dict[str, tuple[Any, str, list[Any]]] = {  # a column, its type in DuckDB
 }  # fmt: skip
 
 
+@pytest.mark.slow  # a second of a core
 def test_every_type_is_stored_as_the_page_says(path: Path) -> None:
     sink = sink_of(path)
     sink.claim(TRACK)
@@ -175,6 +176,7 @@ REFUSED = [  # a column that is there, or "", and values: the first fits, and th
 ]
 
 
+@pytest.mark.one_in(3, "a tenth of a second of a core each")
 @pytest.mark.parametrize(("declared", "column"), REFUSED, ids=[f"{a} {b.type}" for a, b in REFUSED])
 def test_a_value_that_would_be_cut_is_refused_by_its_row(path: Path, declared: str, column: Any) -> None:
     if declared:
@@ -191,6 +193,7 @@ def test_a_value_that_would_be_cut_is_refused_by_its_row(path: Path, declared: s
     assert query(path, "SELECT count(v) FROM results") == [(1,)]
 
 
+@pytest.mark.one_in(3, "a tenth of a second of a core each")
 @pytest.mark.parametrize(
     ("declared", "kind"),
     [
@@ -221,6 +224,7 @@ def test_a_column_that_would_cut_its_values_ends_the_start(path: Path, declared:
         sink.open()
 
 
+@pytest.mark.one_in(2, "a tenth of a second of a core each")
 @pytest.mark.parametrize(
     ("declared", "value", "kept"),
     [
@@ -373,6 +377,7 @@ def held(path: Path, how: str) -> Iterator["subprocess.Popen[str]"]:
             other.kill()
 
 
+@pytest.mark.one_in(2, "half a second of a core each")
 @pytest.mark.parametrize("how", ["read", "write"])
 def test_a_file_that_another_process_has_open_is_waited_for(
     path: Path, monkeypatch: pytest.MonkeyPatch, how: str
@@ -404,6 +409,7 @@ def test_a_program_that_has_the_file_open_itself_shares_it(path: Path) -> None:
         assert own.execute("SELECT * FROM results").fetchall() == [(1,)]
 
 
+@pytest.mark.slow  # half a second of a core
 def test_at_least_once_it_is_open_until_the_flush(path: Path) -> None:
     sink = sink_of(path)
     sink.open()

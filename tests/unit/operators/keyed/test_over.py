@@ -504,7 +504,7 @@ def rows_with_late_ones(rng: random.Random) -> list[pa.RecordBatch]:
     return found
 
 
-@pytest.mark.one_in(3, "the frames read their rows from the same pages; two seconds of a core each")
+@pytest.mark.slow  # a second of a core
 @pytest.mark.parametrize("given", [{"preceding_ms": 60}, {"preceding_rows": 5}, {}], ids=["of time", "of rows", "all"])
 def test_late_rows_and_floats_are_the_same_bit_by_bit_under_a_tiny_budget(given, tmp_path):
     rng = random.Random(31)

@@ -286,6 +286,7 @@ MANY = {
 ORDERED = [name for name in MANY if name not in ("list", "pair", "map", "struct", "null")]
 
 
+@pytest.mark.slow  # a second of a core
 @settings(max_examples=25, deadline=None)
 @given(st.data())
 def test_rows_of_any_type_come_out_as_they_came_in_whatever_their_slices(data):
@@ -572,7 +573,7 @@ def test_a_late_row_goes_to_the_side_and_one_within_the_lateness_emits_its_key_a
     assert run.statistic("late_rows") == 1
 
 
-@pytest.mark.one_in(3, "half a second of a core each")
+@pytest.mark.one_in(6, "half a second of a core each")
 @pytest.mark.parametrize("keys", [[], ["k"]], ids=["no keys", "keys"])
 @pytest.mark.parametrize("window", [name for name in WINDOWS if "some rows" in name])
 def test_rows_that_share_a_table_are_those_of_a_table_for_each_pane(window, keys, tmp_path, monkeypatch):

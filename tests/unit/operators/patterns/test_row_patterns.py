@@ -349,6 +349,7 @@ EVENTS = st.lists(
 CUTS = st.lists(st.tuples(st.integers(0, 12), st.booleans(), st.sampled_from([0, 0, 1, 2, 3])), max_size=4)
 
 
+@pytest.mark.slow  # half a second of a core
 @FEW
 @given(st.data(), EVENTS, CUTS, st.sampled_from([1, 3, 1000]), st.none() | st.integers(0, 8))
 def test_matches_are_those_of_the_standard(data: Any, drawn: Any, cuts: Any, size: int, within: int | None) -> None:

@@ -275,7 +275,7 @@ def check(found: list[dict[str, Any]], wanted: list[dict[str, Any]], keys: list[
                 assert mine[name] == value, (name, mine)
 
 
-@pytest.mark.one_in(10, "half a second of a core each")
+@pytest.mark.one_in(30, "half a second of a core each")
 @pytest.mark.parametrize("calls", [KERNEL, GATHERED], ids=["kernel", "gathered"])
 @pytest.mark.parametrize("keys", KEYS.values(), ids=KEYS)
 @pytest.mark.parametrize("window", WINDOWS.values(), ids=WINDOWS)
@@ -564,6 +564,7 @@ def test_windows_with_panes_of_few_and_of_many_rows_give_what_duckdb_gives(tmp_p
     assert lateness or sum(part.statistics()["merges"] for part in subtasks.parts) > 0  # some have a dense pane
 
 
+@pytest.mark.one_in(3, "a quarter of a second of a core each")
 @pytest.mark.parametrize(
     "window",
     [hopping("60ms", "2ms", offset="7ms"), cumulative("60ms", "2ms"), hopping("1440ms", "1ms")],
@@ -667,7 +668,7 @@ def test_panes_of_hopping_windows_that_exceed_the_memory_budget_get_tables(tmp_p
     assert statistics["panes"] == statistics["groups"] == 0
 
 
-@pytest.mark.one_in(3, "half a second of a core each")
+@pytest.mark.one_in(6, "half a second of a core each")
 @pytest.mark.parametrize("every", [None, 50])
 @pytest.mark.parametrize("window", [hopping("40ms", "10ms"), cumulative("40ms", "10ms"), tumbling("10ms")], ids=str)
 def test_panes_that_share_a_table_give_what_a_table_for_each_pane_gives(tmp_path, monkeypatch, window, every):
