@@ -18,6 +18,7 @@ from sabot.base.checks import TEXTS, Of, check
 from sabot.base.config import Duration, parse_seconds
 from sabot.base.options import answers_wrong_options
 from sabot.calls.edits import edited_arguments
+from sabot.calls.judging import ValueCode
 from sabot.calls.names import tools_named
 from sabot.clock import Clock
 from sabot.errors import IllegalTransition, LetterRefused, UserError, short_repr
@@ -211,7 +212,8 @@ def _check_changes(action: ActionRecord, changes: Mapping[str, Any]) -> None:
     wrong: UserError | None = None
     for tool in tools_named(str(action.payload["effect"])):
         try:
-            edited_arguments(tool, tuple(args), named, changes)
+            with ValueCode(tool.name):
+                edited_arguments(tool, tuple(args), named, changes)
             return
         except UserError as error:
             wrong = error

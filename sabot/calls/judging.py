@@ -91,6 +91,50 @@ class RefusingJudge:
         self.call_plainly(tool, args, kwargs)
 
 
+class ValueCode(RefusingJudge):
+    """The judge of the code of values while a call is judged, shown, recorded or copied: validators, serializers,
+    properties, `__deepcopy__`, `__iter__`. It runs any number of times, also at each start, and no rule has decided yet.
+    So it may call no tool or model, and start no app or kernel: the call whose value does so is refused, even if the
+    code catches the error. As a context manager it is the judge of its `with` block, and raises that error at the end.
+    """
+
+    def __init__(self, name: str) -> None:
+        """Makes a judge. `name`: the name of the tool whose arguments or result are looked at."""
+        super().__init__(self._refusal)
+        self._name = name
+        self._refused: UserError | None = None
+
+    def _refusal(self, what: str, hint: str) -> UserError:
+        self._refused = UserError(
+            f"{what}: code of a value of {self._name} does it (a validator, a serializer, a property, __deepcopy__, …), which "
+            f"runs while the call of {self._name} is judged, shown and recorded, at any time and more than once",
+            hint=hint,
+        )
+        return self._refused
+
+    def refuse_engine(self) -> UserError:
+        return self._refusal("a model was not asked", f"ask it in the body of {self._name}, or before its call")
+
+    def refuse_start(self, what: str) -> UserError:
+        """Returns the error for an app or a kernel that the code starts, or a job that it begins. `what`: its name."""
+        return self._refusal(f"{what} was not started", "start it in the program, before its agents run")
+
+    def call_plainly(self, tool: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> NoReturn:
+        hint = f"call {tool.name} in the body of {self._name}, or before its call, and give the result as an argument"
+        raise self._refusal(f"{tool.name} was not called", hint)
+
+    def __enter__(self) -> None:
+        self._token = JUDGE.set(self)
+
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+        JUDGE.reset(self._token)
+        if self._refused is not None and self._refused is not error and not isinstance(error, _ENDS):
+            raise self._refused from error
+
+
+_ENDS = (KeyboardInterrupt, SystemExit)
+
+
 class OnceJudge:
     """A judge for a function that is called again after a failure (`retries=`, Overloaded, RowErrors, halves of a
     batch). It lets no attempt call a tool that must not be called twice, if an earlier attempt on the same item has
@@ -223,7 +267,10 @@ def refuse_without_rules(what: str, own: Collection[str]) -> None:
     calls of its jobs then, although they are made on behalf of this code. `what`: the app or kernel. `own`: those of the
     options "policy" and "budgets" that it has.
     """
-    missing = sorted(getattr(JUDGE.get(), "declared", frozenset()) - set(own))
+    judge = JUDGE.get()
+    if isinstance(judge, ValueCode):
+        raise judge.refuse_start(what)
+    missing = sorted(getattr(judge, "declared", frozenset()) - set(own))
     if missing:
         options = " and ".join(f"{each}=" for each in missing)
         raise UserError(
@@ -241,6 +288,8 @@ def repeated_around(*, keyed: bool = False) -> Any:
     repeated with the same key then begins one job in all.
     """
     judge = JUDGE.get()
+    if isinstance(judge, ValueCode):
+        raise judge.refuse_start("a job")
     if not getattr(judge, "repeats", False):
         return None
     return None if keyed and judge.repeats_with_key() else judge

@@ -17,7 +17,7 @@ from typing import Literal
 
 import msgspec
 
-from sabot.calls.effects import RULES, EffectId
+from sabot.calls.effects import RULES, EffectId, Reconciled
 from sabot.clock import Clock
 from sabot.errors import DataError, EffectError, UserError
 from sabot.jobs.call_requests import CallRequests
@@ -61,7 +61,7 @@ from sabot.jobs.run import Ask, JobRun
 from sabot.jobs.runner import EffectRunner
 from sabot.jobs.timers import JobTimers
 from sabot.jobs.tree import child_id
-from sabot.jobs.values import copied_arguments, pack_error, type_of
+from sabot.jobs.values import pack_error, type_of
 from sabot.journal.entries import Answer, EffectResult
 
 _log = logging.getLogger(__name__)
@@ -216,7 +216,12 @@ class Effects:
             verdict = msgspec.structs.replace(verdict, about=ask.model)
         if verdict.decision is Decision.ASK and (ask.title == UNNAMED or verdict.rule.startswith(UNNAMED)):
             verdict = msgspec.structs.replace(verdict, once=True)  # "always" would hold for each other lambda
-        ask.change(verdict, call if call.was_seen or verdict.decision is Decision.ASK else None)
+        try:
+            ask.change(verdict, call if call.was_seen or verdict.decision is Decision.ASK else None)
+        except UserError as error:  # code of a value calls a tool while the value is recorded
+            if self._guard is not None and verdict.decision is not Decision.DENY:
+                self._guard.drop(EffectId(running.job.job_id, ask.ordinal, ask.attempt))
+            ask.verdict = verdict = GuardVerdict(Decision.DENY, reason=error.message)
         if verdict.decision is Decision.ASK:
             verdict = self._refused_before(running, ask, verdict)
         if verdict.decision is Decision.WARN or verdict.notes:
@@ -355,9 +360,14 @@ class Effects:
         if command is MAKE:
             assert ask.tool is not None
             first = last if RULES[ask.effect_class].intent == "first" else None
-            # copies, since the tool may change them, and be called again
-            args, kwargs = copied_arguments(ask.args, ask.kwargs, ask.name)
-            self.runner.make(EffectId(job_id, ask.ordinal, ask.attempt), ask.tool, args, kwargs, host.put, first)
+            effect = EffectId(job_id, ask.ordinal, ask.attempt)
+            try:
+                # copies, since the tool may change them, and be called again
+                args, kwargs = ask.copied_arguments()
+            except UserError as error:
+                self.step(running, ask, Outcome(effect, Certainty.DONE, type_of(error), pack_error(error)))
+                return
+            self.runner.make(effect, ask.tool, args, kwargs, host.put, first)
         elif command.kind == "wait":
             if ask.due_ms:
                 self._timers.add_rest(command.at_ms, ask.due_ms, job_id, ask.ordinal)
@@ -376,8 +386,14 @@ class Effects:
             host.put_later(ask.tool.retry.wait_s(ask.attempt - 1), EffectWaited(running, ask, "due"))
         elif command is RECONCILE:
             assert ask.tool is not None
-            args, kwargs = copied_arguments(ask.args, ask.kwargs, ask.name)
-            self.runner.reconcile(EffectId(job_id, ask.ordinal, ask.attempt), ask.tool, args, kwargs, host.put)
+            effect = EffectId(job_id, ask.ordinal, ask.attempt)
+            try:
+                args, kwargs = ask.copied_arguments()
+            except UserError as error:
+                _log.warning("job %s: it cannot be looked up whether %s was done: %s", job_id, ask.name, error)
+                self._resolve_doubt(running, ask, LookedUp(effect, Reconciled.UNKNOWN))
+                return
+            self.runner.reconcile(effect, ask.tool, args, kwargs, host.put)
 
     @staticmethod
     def _with_use(job: JobRun, ask: Ask, entry: EffectResult, use_of: UseOf) -> EffectResult:
@@ -482,7 +498,10 @@ class Effects:
         def judged(verdict: GuardVerdict) -> GuardVerdict | Awaitable[GuardVerdict | None] | None:
             if verdict.decision is Decision.DENY:
                 return msgspec.structs.replace(verdict, reason=f"as it was changed: {verdict.reason}")
-            ask.hide(verdict.hide)
+            try:
+                ask.hide(verdict.hide)
+            except UserError as error:
+                return msgspec.structs.replace(verdict, decision=Decision.DENY, reason=error.message)
             return self._decide_again(running, ask)
 
         async def later(found: Awaitable[GuardVerdict]) -> GuardVerdict | None:
@@ -515,7 +534,11 @@ class Effects:
         found = judge_call(self._guard, self._call(running, ask, "tool"))
 
         def hidden(said: GuardVerdict) -> EffectWaited:
-            ask.hide(said.hide)
+            try:
+                ask.hide(said.hide)
+            except UserError as error:
+                denied = GuardVerdict(Decision.DENY, reason=error.message)
+                return EffectWaited(running, ask, self._forbidden(ask, denied))
             return EffectWaited(running, ask, "resumed")
 
         if isinstance(found, GuardVerdict):

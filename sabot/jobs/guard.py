@@ -25,6 +25,7 @@ import msgspec
 
 from sabot.calls.arguments import call_arguments, values_left_out, with_arguments
 from sabot.calls.effects import EffectId
+from sabot.calls.judging import ValueCode
 from sabot.calls.model_requests import RequestSpec
 from sabot.calls.tools import Tool
 from sabot.calls.usage import Usage
@@ -288,7 +289,8 @@ class GuardedCall(msgspec.Struct, frozen=True):
         if self.tool is not None and self.kind == "tool":
             # the same values for a rule that looks later: a default may be made anew each time
             found = self.arguments if self.was_seen else self._seen.setdefault("unseen", self._unseen(self.tool))
-        return contents_of((self.args, self.kwargs, found, self.spec))
+        with ValueCode(self.name):
+            return contents_of((self.args, self.kwargs, found, self.spec))
 
     @property
     def given(self) -> Mapping[str, Any]:
@@ -320,7 +322,8 @@ class GuardedCall(msgspec.Struct, frozen=True):
         if spec is not None:
             spec = mask(verdict.spec(spec), verdict.hide)
         if not is_tool:
-            args, kwargs = mask((args, kwargs), verdict.hide)
+            with ValueCode(self.name):
+                args, kwargs = mask((args, kwargs), verdict.hide)
         name = verdict.model if verdict.model and self.kind == "model" else self.name
         return msgspec.structs.replace(self, name=name, spec=spec, args=args, kwargs=kwargs, _seen={})
 
@@ -336,12 +339,13 @@ def own_arguments(tool: Tool, args: tuple[Any, ...], kwargs: Mapping[str, Any]) 
     copies: all calls of the tool share the default, and another call could change it after a rule has seen it. An object
     that nobody can record, such as a client, is no value, and stays itself.
     """
-    found = call_arguments(tool, args, kwargs)
-    if not UNCHANGEABLE.issuperset(map(type, found.values())):
-        for name, each in values_left_out(tool, args, kwargs, found).items():
-            if type(each) not in UNCHANGEABLE:
-                with suppress(UserError):
-                    found[name] = _own(each, name)
+    with ValueCode(tool.name):
+        found = call_arguments(tool, args, kwargs)
+        if not UNCHANGEABLE.issuperset(map(type, found.values())):
+            for name, each in values_left_out(tool, args, kwargs, found).items():
+                if type(each) not in UNCHANGEABLE:
+                    with suppress(UserError):
+                        found[name] = _own(each, name)
     return found
 
 
@@ -365,24 +369,27 @@ def sent_arguments(
     process, such as an MCP server, are then sent with the call, because that process may have others by now. So are
     defaults that another call may change.
     """
-    changed: dict[str, Any] = {}
-    before = args, kwargs
-    if hide:
-        left_out = values_left_out(tool, args, kwargs)
-        args, kwargs = mask((args, kwargs), hide)
-        changed = {name: shown for name, each in left_out.items() if (shown := mask_default(each, hide)) is not each}
-        args, kwargs = with_arguments(tool, args, kwargs, changed)
-    if seen is None:
+    with ValueCode(tool.name):
+        changed: dict[str, Any] = {}
+        before = args, kwargs
+        if hide:
+            left_out = values_left_out(tool, args, kwargs)
+            args, kwargs = mask((args, kwargs), hide)
+            changed = {
+                name: shown for name, each in left_out.items() if (shown := mask_default(each, hide)) is not each
+            }
+            args, kwargs = with_arguments(tool, args, kwargs, changed)
+        if seen is None:
+            return args, kwargs
+        if tool.parameters is not None:
+            filled = call_arguments(tool, args, kwargs)
+            return args, kwargs if filled == kwargs else filled
+        if not UNCHANGEABLE.issuperset(map(type, seen.values())):
+            for name, each in values_left_out(tool, *before, seen).items():
+                if name not in changed and type(each) not in UNCHANGEABLE:
+                    with suppress(UserError):  # no value, or one that a functools.partial gives by its place
+                        args, kwargs = with_arguments(tool, args, kwargs, {name: _own(each, name)})
         return args, kwargs
-    if tool.parameters is not None:
-        filled = call_arguments(tool, args, kwargs)
-        return args, kwargs if filled == kwargs else filled
-    if not UNCHANGEABLE.issuperset(map(type, seen.values())):
-        for name, each in values_left_out(tool, *before, seen).items():
-            if name not in changed and type(each) not in UNCHANGEABLE:
-                with suppress(UserError):  # no value, or one that a functools.partial gives by its place
-                    args, kwargs = with_arguments(tool, args, kwargs, {name: _own(each, name)})
-    return args, kwargs
 
 
 class EffectGuard:

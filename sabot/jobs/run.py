@@ -26,6 +26,7 @@ from sabot.calls.arguments import call_arguments, values_left_out
 from sabot.calls.edits import edited_arguments, recorded_arguments
 from sabot.calls.effects import RULES, EffectClass, EffectId, digest
 from sabot.calls.fields import MISSING_VALUE, REST
+from sabot.calls.judging import ValueCode
 from sabot.calls.model_requests import RequestSpec
 from sabot.calls.tool_context import ToolContext
 from sabot.calls.tools import Tool
@@ -47,7 +48,7 @@ from sabot.jobs.loop import JobFuture, JobLoop, JobTimer
 from sabot.jobs.masking import mask
 from sabot.jobs.shown_arguments import added, changes_of, is_same, packed_by_name, shown_form, whole
 from sabot.jobs.tree import first_of
-from sabot.jobs.values import copied, copied_arguments, pack, unpack, unpack_error
+from sabot.jobs.values import UNCHANGEABLE, copied, copied_arguments, pack, unpack, unpack_error
 from sabot.jobs.verdicts import given_result, wanted_result
 from sabot.journal.entries import Answer, Cancel, EffectResult, Intent, Signal
 
@@ -108,15 +109,18 @@ class Ask(EffectState):
             self.args = (verdict.spec(self.args[0]), *self.args[1:])
         if call is None and not verdict.hide:
             return
+        with ValueCode(self.name):
+            self._change_arguments(verdict.hide, None if call is None else call.arguments)
+
+    def _change_arguments(self, hide: Sequence[str], seen: Mapping[str, Any] | None) -> None:
         if self.guarded == "tool" and self.tool is not None:
-            seen = None if call is None else call.arguments
             self._record_names(seen)
-            self.args, self.kwargs = sent_arguments(self.tool, self.args, self.kwargs, verdict.hide, seen)
-        elif verdict.hide:
-            self.args, self.kwargs = mask((self.args, self.kwargs), verdict.hide)
-        if verdict.hide:
+            self.args, self.kwargs = sent_arguments(self.tool, self.args, self.kwargs, hide, seen)
+        elif hide:
+            self.args, self.kwargs = mask((self.args, self.kwargs), hide)
+        if hide:
             asked = unpack(self.body)
-            shown = mask(asked, verdict.hide)
+            shown = mask(asked, hide)
             if shown is not asked:
                 self.body = pack(shown, f"arguments of {self.name}")
 
@@ -147,6 +151,10 @@ class Ask(EffectState):
         a later program has added it, and neither a rule nor a person has seen it. Returns "" if there is none. Entries of
         earlier versions do not tell.
         """
+        with ValueCode(self.name):
+            return self._restored(intent)
+
+    def _restored(self, intent: Intent) -> str:
         if self.tool is None or intent.digest != self.digest or (self.guarded != "tool" and not self.decoded):
             return ""
         told = self.verdict is not None and self.verdict.named
@@ -205,13 +213,24 @@ class Ask(EffectState):
         """
         if self.tool is None or not isinstance(changes, Mapping):
             raise UserError(f"{short_repr(changes)} are no arguments", hint='{"approved": true, "arguments": {…}}')
-        self.args, self.kwargs = edited_arguments(self.tool, self.args, self.kwargs, changes)
+        with ValueCode(self.name):
+            self.args, self.kwargs = edited_arguments(self.tool, self.args, self.kwargs, changes)
 
     def hide(self, patterns: Sequence[str]) -> None:
         """Hides texts in the arguments that a person has changed."""
         assert self.tool is not None
         seen = own_arguments(self.tool, self.args, self.kwargs)
         self.args, self.kwargs = sent_arguments(self.tool, self.args, self.kwargs, patterns, seen)
+
+    def copied_arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Returns copies of the arguments for one call, since the tool may change them. Raises UserError if an object
+        cannot be copied.
+        """
+        args, kwargs = self.args, self.kwargs
+        if UNCHANGEABLE.issuperset(map(type, args)) and UNCHANGEABLE.issuperset(map(type, kwargs.values())):
+            return args, {**kwargs}
+        with ValueCode(self.name):
+            return copied_arguments(args, kwargs, self.name)
 
 
 _Given = tuple[Tool, tuple[Any, ...], Mapping[str, Any]]

@@ -7,6 +7,7 @@ a wrong answer (`check_result`). `given_result` converts the result for the job.
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any, get_args, get_type_hints
 
@@ -16,6 +17,7 @@ import pyarrow as pa
 from sabot.base.arrays import column_of
 from sabot.calls.functions import unwrap
 from sabot.calls.json_schema import mismatch
+from sabot.calls.judging import ValueCode
 from sabot.calls.tools import Tool, ToolAnswer
 from sabot.errors import UserError
 
@@ -108,11 +110,10 @@ def given_result(tool: Tool, result: Any) -> Any:
         return kind.from_person(result)
     from sabot.calls.schema import converted
 
-    try:
+    with ValueCode(tool.name), suppress(Exception):  # a type that msgspec does not read, or the user's code in it
         # `asdict`, because msgspec would not pack the fields of a dataclass that have their default here
         return asdict(_Held(converted(result, kind)))["value"]
-    except Exception:  # a type that msgspec does not read, or the user's code in it
-        return result
+    return result
 
 
 def _returned(tool: Tool) -> Any:

@@ -36,6 +36,7 @@ from sabot.base.config import Duration, checked_text, parse_seconds
 from sabot.base.options import answers_wrong_options
 from sabot.calls.effects import EffectClass, EffectId
 from sabot.calls.functions import unwrap
+from sabot.calls.judging import ValueCode
 from sabot.calls.messages import ChatMessage
 from sabot.calls.model_requests import RequestSpec
 from sabot.calls.tools import Tool, as_tool
@@ -365,7 +366,10 @@ class PolicyEngine(EffectGuard):
         later rules would judge, and the tool would get, other arguments than those of the caller.
         """
         if id(rule) not in self._foreign:
-            return rule.decide(call)
+            if rule.by_name:  # it looks at no values
+                return rule.decide(call)
+            with ValueCode(call.name):
+                return rule.decide(call)
         before = call.contents()
         found = rule.decide(call)
         if call.contents() == before:

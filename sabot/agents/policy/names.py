@@ -463,10 +463,12 @@ class _Reach:
         elif isinstance(value, MethodType):
             self.add(value.__func__, frozenset())
             inner, names = (value.__self__,), _names_of(value.__func__)
+        elif isinstance(value, dict):
+            inner = list(dict.values(value))  # a subclass may have code of its own
         elif isinstance(value, Mapping):
             inner = list(value.values())
-        elif isinstance(value, list | tuple | set | frozenset):
-            inner = list(value)
+        elif holder := next((each for each in _HOLDERS if isinstance(value, each)), None):
+            inner = list(holder.__iter__(value))
         elif type(value).__module__.startswith("sabot.agents.orchestration"):
             inner = list(vars(value).values())
         elif not _is_of_library(value.__name__ if isinstance(value, ModuleType) else type(value).__module__):
@@ -484,6 +486,7 @@ class _Reach:
             yield found
 
 
+_HOLDERS: tuple[Any, ...] = (list, tuple, set, frozenset)
 _ATOMS = (str, bytes, int, float, type, CodeType, type(None))
 
 
