@@ -9,6 +9,7 @@ import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from enum import StrEnum
 from typing import Any, Protocol
 from weakref import WeakValueDictionary
@@ -23,7 +24,7 @@ from sabot.calls.names import tools_named
 from sabot.clock import Clock
 from sabot.errors import IllegalTransition, LetterRefused, UserError, short_repr
 from sabot.jobs.guard import CONFIRM
-from sabot.jobs.history import ACTION_TYPES, ALWAYS, IN_DOUBT, LOOK_UP, VERDICTS, misspelt_word
+from sabot.jobs.history import ACTION_TYPES, ALWAYS, APPROVAL_WORDS, IN_DOUBT, LOOK_UP, VERDICTS
 from sabot.jobs.url_ids import stored_id
 from sabot.jobs.verdicts import check_result
 from sabot.mcp.elicitation import check_reply
@@ -135,7 +136,7 @@ def check_resolution(action: ActionRecord, resolution: Mapping[str, Any]) -> Non
     - The question asks whether an effect may be made, and the answer has no True or False in the field "approved".
       Without this check, the job would treat such an answer as a refusal.
     - The answer to such a question has "arguments" that the call may not or cannot be given, or another word as "always"
-      than "job", "scope" and, if the job has a session, "session", or a field that is one of these misspelt.
+      than "job", "scope" and, if the job has a session, "session", or a field of another name.
     - The question asks whether an effect was made, and the answer has none of the allowed words in the field "outcome".
       Without this check, the job would treat such an answer as "abandon".
     - The answer is that the effect was made, but it lacks the result that the tool returns, or has one of another type.
@@ -155,6 +156,7 @@ def check_resolution(action: ActionRecord, resolution: Mapping[str, Any]) -> Non
                     ', or "look_up" (reconcile= is asked again)' if LOOK_UP in action.payload.get("answers", ()) else ""
                 ),
             )
+        _check_fields(action, resolution, ("outcome", "answer", "result", "comment", "reason"))
         if said == "done":
             check_result(action.payload, resolution.get("result"))
     check_reply(action.payload, resolution)
@@ -168,8 +170,7 @@ def _check_approval(action: ActionRecord, resolution: Mapping[str, Any]) -> None
             f"{where} asks whether {effect} may be done, and {short_repr(dict(resolution))} does not say it",
             hint='{"approved": true}, or false',
         )
-    if wrong := misspelt_word(resolution):
-        raise UserError(f"{where}: an answer has no field {short_repr(wrong[0])}", hint=f"did you mean {wrong[1]!r}?")
+    _check_fields(action, resolution, APPROVAL_WORDS)
     always, changes = resolution.get("always"), resolution.get("arguments")
     if not approved and (always is not None or changes is not None):
         raise UserError(f"{where}: a refusal changes no arguments, and holds for this call", hint='{"approved": false}')
@@ -200,6 +201,21 @@ def _check_approval(action: ActionRecord, resolution: Mapping[str, Any]) -> None
             hint="approve or refuse it as it is: only calls of tools can be changed, and a rule may have editable=False",
         )
     _check_changes(action, changes)
+
+
+def _check_fields(action: ActionRecord, said: Mapping[str, Any], words: Sequence[str]) -> None:
+    """Raises UserError for a field that the answer to this question does not have: it would be ignored, and the call be
+    made otherwise than the person has meant.
+    """
+    unknown = next((name for name in said if name not in words), None)
+    if unknown is None:
+        return
+    hint = f"its fields are {', '.join(words)}"
+    if near := get_close_matches(str(unknown), words, n=1):
+        hint = f"did you mean {near[0]!r}?"
+    elif "arguments" in words:
+        hint += f'; arguments are changed by {{"approved": true, "arguments": {{"{unknown}": …}}}}'
+    raise UserError(f"action {action.action_id}: an answer has no field {short_repr(unknown)}", hint=hint)
 
 
 def _check_changes(action: ActionRecord, changes: Mapping[str, Any]) -> None:

@@ -12,7 +12,7 @@ from sabot.agents.actions import ActionRecord, ActionStatus, check_resolution
 from sabot.agents.job_reads import oldest_first
 from sabot.agents.job_view import JobView
 from sabot.agents.jobs import JobRecord, JobStatus
-from sabot.agents.store import as_json
+from sabot.agents.store import as_json, shown_json
 from sabot.calls.effects import EffectId
 from sabot.errors import LetterRefused, UserError
 from sabot.jobs.history import IN_DOUBT, LOOK_UP
@@ -89,7 +89,7 @@ class InboxQuestion:
         asked = self.action.payload if self.in_doubt else {}
         if asked.get("gives") == "rows":
             return "a list of rows"
-        schema = f"JSON of the schema {as_json(asked['result'], 'schema').decode()}" if "result" in asked else ""
+        schema = f"JSON of the schema {shown_json(asked['result'], 'schema').decode()}" if "result" in asked else ""
         return f"if it is known, {schema or 'a text or JSON'}" if asked.get("gives") == "answer" else schema
 
     @property

@@ -2,9 +2,13 @@
 that keep entries use it.
 """
 
+import json
+import math
 import secrets
 import uuid
+from collections.abc import Iterable
 from hashlib import blake2b
+from typing import Any
 
 import msgspec
 
@@ -23,10 +27,64 @@ def as_json(value: object, what: str) -> bytes:
     """Encodes a value as JSON. Raises UserError for a value that JSON cannot represent. `what` is the name of the value
     in the error message.
     """
+    data = shown_json(value, what)
+    if b"null" in data and (number := _no_number(msgspec.to_builtins(in_order(value)))) is not None:
+        raise UserError(
+            f"{what} cannot be written as JSON: {number} is no number of JSON, which would read it as null",
+            hint="give a number, or a text",
+        )
+    return data
+
+
+def shown_json(value: object, what: str) -> bytes:
+    """Encodes as `as_json` does, but for a reader: numbers that JSON does not have (NaN, infinities) are null."""
     try:
         return msgspec.json.encode(in_order(value))
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise UserError(f"{what} cannot be written as JSON: {error}") from error
+
+
+def _no_number(value: object) -> float | None:
+    """Returns a number within a value of plain types that JSON does not have, or None if it has all of them."""
+    match value:
+        case float():
+            return None if math.isfinite(value) else value
+        case dict():
+            inner: Iterable[object] = value.values()
+        case list() | tuple():
+            inner = value
+        case _:
+            return None
+    return next((found for each in inner if (found := _no_number(each)) is not None), None)
+
+
+def json_value(text: str) -> Any:
+    """Returns what a person has written as JSON. Raises UserError if it is not JSON, with what is wrong in it: also where
+    Python reads it, but takes the last of two fields of one name, and numbers that JSON does not have.
+    """
+    try:
+        return json.loads(text, parse_constant=_refused, parse_float=_finite, object_pairs_hook=_once_each)
+    except RecursionError as error:
+        raise UserError("it is nested too deep") from error
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def _refused(text: str) -> Any:
+    raise ValueError(f"{text} is no number of JSON")
+
+
+def _finite(text: str) -> float:
+    return number if math.isfinite(number := float(text)) else _refused(text)
+
+
+def _once_each(fields: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(fields)
+    if len(found) < len(fields):
+        names = [name for name, _ in fields]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the field {twice!r} is there twice")
+    return found
 
 
 def name_of(spec: JobSpec) -> str:

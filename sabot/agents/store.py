@@ -17,7 +17,17 @@ from typing import Any, Protocol, runtime_checkable
 
 from sabot.agents.actions import ActionRecord, ActionSpec, ActionStatus, ActionStore, check_resolution, no_action
 from sabot.agents.context import checked_word
-from sabot.agents.job_entries import as_json, begin_entry, check_same, digest_of, move_entry, name_of, question_entry
+from sabot.agents.job_entries import (
+    as_json,
+    begin_entry,
+    check_same,
+    digest_of,
+    json_value,
+    move_entry,
+    name_of,
+    question_entry,
+    shown_json,
+)
 from sabot.agents.job_view import JobState, JobView, end_of
 from sabot.agents.jobs import JobRecord, JobSpec, JobStatus, JobStore
 from sabot.base.checks import TEXTS, Of, check
@@ -44,6 +54,8 @@ __all__ = [
     "LentStore",
     "as_json",
     "cancel_letter",
+    "json_value",
+    "shown_json",
 ]
 
 _log = logging.getLogger(__name__)

@@ -8,7 +8,7 @@ import typer
 from sabot.agents.actions import ActionRecord, ActionStatus
 from sabot.agents.inbox import ANSWERS, InboxQuestion, check_answer, find_question, read_questions
 from sabot.agents.job_view import JobView
-from sabot.agents.store import as_json
+from sabot.agents.store import as_json, shown_json
 from sabot.cli.journal import By, Json, Place, arguments_text, json_of, post, quietly, reading, this_user
 from sabot.cli.loading import WrongUse
 from sabot.cli.options import Kafka
@@ -54,19 +54,19 @@ def _text(action: ActionRecord) -> str:
     if action.approves_effect:
         asked = f"may {action.payload['effect']}{_arguments_shown(action)} be done?"
         return f"{asked} {action.payload.get('reason') or action.payload['rule']}"
-    return as_json(action.payload, "payload").decode()
+    return shown_json(action.payload, "payload").decode()
 
 
 def _arguments_shown(action: ActionRecord) -> str:
     """Returns the arguments of the effect as text; for a model, its last message."""
     arguments = action.payload.get("arguments")
     if action.payload.get("kind") == "model" and isinstance(arguments, list) and arguments:
-        return f" {as_json(arguments[-1], 'a request').decode()}"
+        return f" {shown_json(arguments[-1], 'a request').decode()}"
     return arguments_text(arguments)
 
 
 def _facts(question: InboxQuestion) -> dict[str, Any]:
-    facts: dict[str, Any] = loads(as_json(question.action, "the action"))
+    facts: dict[str, Any] = loads(shown_json(question.action, "the action"))
     return {**facts, "answered": question.answered or question.action.status is ActionStatus.RESOLVED}
 
 
@@ -133,7 +133,10 @@ def resolve_action(
     comment: Annotated[
         str,
         typer.Option(
-            "--comment", metavar="TEXT", help="With --reject: the reason, which the job gets.", show_default=False
+            "--comment",
+            metavar="TEXT",
+            help="The reason: the job gets that of a refusal, and the journal keeps it.",
+            show_default=False,
         ),
     ] = "",
     by: By = "",

@@ -18,7 +18,7 @@ from sabot.agents.job_effects import folded_job
 from sabot.agents.job_reads import find_jobs
 from sabot.agents.jobs import JobRecord, JobStatus, OpenEffect
 from sabot.agents.kernel.kernel import RuntimeKernel, check_kernel
-from sabot.agents.store import as_json, cancel_letter
+from sabot.agents.store import as_json, cancel_letter, shown_json
 from sabot.app import App
 from sabot.base.quantities import plain
 from sabot.cli.app_checkpoints import find_checkpoints
@@ -98,7 +98,7 @@ def _open_effect(effect: OpenEffect) -> str:
 
 
 def _facts(job: JobRecord) -> dict[str, Any]:
-    facts: dict[str, Any] = loads(as_json(job, "the job"))
+    facts: dict[str, Any] = loads(shown_json(job, "the job"))
     return facts | {"dollars": plain(job.dollars), "doubt_dollars": plain(job.doubt_dollars)}
 
 

@@ -3,12 +3,13 @@
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from json import JSONDecodeError, dumps, loads
+from json import dumps
 from typing import Annotated, Any
 
 import typer
 
 from sabot.agents.entry_values import as_plain, readable, value_of
+from sabot.agents.job_entries import json_value
 from sabot.base.logs import set_up_logging
 from sabot.base.quantities import bytes_words
 from sabot.calls.effects import EffectId
@@ -105,10 +106,10 @@ def this_user() -> str:
 def json_of(text: str, option: str) -> Any:
     """Returns the value of an option that is given as JSON. Raises WrongUse if `text` is not JSON."""
     try:
-        return loads(text)
-    except (JSONDecodeError, RecursionError) as error:
+        return json_value(text)
+    except UserError as error:
         raise WrongUse(
-            f"{option} {shortened(text, 60)} is not JSON: {error}", hint="write JSON, as in '{\"choice\": 2}'"
+            f"{option} {shortened(text, 60)} is not JSON: {error.message}", hint="write JSON, as in '{\"choice\": 2}'"
         ) from error
 
 

@@ -77,8 +77,9 @@ ALWAYS = ("job", "session", "scope")
 """The words of an approval that holds for later calls too: {"approved": true, "always": "job"}."""
 
 
-_APPROVAL_WORDS = ("approved", "arguments", "always", "comment", "reason")
-"""The fields of an answer to the question whether a call may be made. Answers may have further fields."""
+APPROVAL_WORDS = ("approved", "arguments", "always", "comment", "reason")
+"""The fields of an answer to the question whether a call may be made. Letters that a person writes by hand,
+and answers of older journals, may have further fields."""
 
 
 UNNAMED = (lambda: None).__name__
@@ -113,11 +114,11 @@ def answer_object(answer: Answer) -> dict[str, Any]:
 
 
 def misspelt_word(said: Mapping[str, Any]) -> tuple[str, str] | None:
-    """Returns a field of the answer to an approval that is one of _APPROVAL_WORDS misspelt, and the word that is meant.
+    """Returns a field of the answer to an approval that is one of APPROVAL_WORDS misspelt, and the word that is meant.
     Returns None if all fields are right. Nobody knows what an answer with such a field means.
     """
     for name in said:
-        if name not in _APPROVAL_WORDS and (near := get_close_matches(str(name), _APPROVAL_WORDS, n=1)):
+        if name not in APPROVAL_WORDS and (near := get_close_matches(str(name), APPROVAL_WORDS, n=1)):
             return name, near[0]
     return None
 

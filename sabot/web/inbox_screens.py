@@ -1,7 +1,6 @@
 """The screen of the questions to people, and its action: the answers. Tokens of questions stay here, forms have the ids of questions."""
 
 import asyncio
-import json
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
@@ -10,6 +9,7 @@ from markupsafe import Markup
 
 from sabot.agents.actions import ActionStatus
 from sabot.agents.inbox import ANSWERS, OF_DOUBTS, SAID, InboxQuestion, OpenQuestions, answer_name, answer_questions
+from sabot.agents.store import json_value
 from sabot.base.redaction import scrubbed
 from sabot.base.threads import run_in_thread
 from sabot.clock import SYSTEM_CLOCK
@@ -190,9 +190,9 @@ def _answer_of(word: str, form: Mapping[str, str]) -> dict[str, Any]:
 
 def _json_of(text: str) -> Any:
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        raise UserError("the value is not JSON", hint='write JSON, as in {"choice": 2}') from None
+        return json_value(text)
+    except UserError as error:
+        raise UserError(f"the value is not JSON: {error.message}", hint='write JSON, as in {"choice": 2}') from None
 
 
 def _look(reading: "asyncio.Task[list[InboxQuestion]]") -> None:

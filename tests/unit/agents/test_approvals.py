@@ -4,6 +4,7 @@ import asyncio
 import dataclasses
 import functools
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +34,11 @@ from sabot.agents import (
     audit_job,
     tool,
 )
-from sabot.agents.actions import check_resolution
+from sabot.agents.actions import ActionSpec, check_resolution
 from sabot.agents.inbox import ANSWERS, answer_questions, read_questions
 from sabot.agents.job_view import JobView
 from sabot.agents.replay.verification import verified
+from sabot.agents.store import InMemoryActionStore, json_value
 from sabot.calls.tools import Tool
 from sabot.errors import UserError
 from sabot.jobs.guard import Behalf, decode_verdict, encode_verdict
@@ -834,6 +836,9 @@ async def question(*rules: Any) -> tuple[ActionRecord, Tool, MemoryStorage]:
     ("said", "words", "hint"),
     [
         ({"approved": True, "argument": {"amount": 5}}, "has no field 'argument'", "did you mean 'arguments'"),
+        ({"approved": True, "amount": 5}, "has no field 'amount'", '"arguments": {"amount": …}'),
+        ({"approved": True, "scope": "job"}, "has no field 'scope'", "its fields are approved, arguments, always"),
+        ({"approved": False, "dry_run": True}, "has no field 'dry_run'", "its fields are"),
         ({"approved": True, "arguments": {"amuont": 5}}, "has no argument 'amuont'", "did you mean 'amount'"),
         ({"approved": True, "arguments": {"amount": "much"}}, "amount does not take 'much'", ""),
         ({"approved": True, "arguments": 5}, "arguments=5", "an object"),
@@ -857,6 +862,42 @@ async def test_an_answer_that_cannot_be_meant_is_refused_when_it_is_given(
     assert (count.answered, posted) == (0, [])
 
 
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+async def test_a_number_that_json_does_not_have_is_no_answer(number: float) -> None:
+    """It was written as null, and the call made with None, which of an amount may mean all of it."""
+    action, refund, home = await question()
+    said = {"approved": True, "comment": number}
+    posted: list[Letter] = []
+    count = answer_questions(posted.append, read_questions(MemoryReader(home)), "approve", said, "ann")
+    assert (count.answered, posted) == (0, [])
+    assert f"{number} is no number of JSON" in count.refused[0][1]
+    store = InMemoryActionStore()
+    asked_again = await store.require(ActionSpec(job_id="j", type="confirm", payload={"amount": 5}))
+    for each in (said, {"choice": [number]}, {"choice": {"at": (number, 1.5)}}):
+        with pytest.raises(UserError, match="is no number of JSON"):
+            await store.resolve(asked_again.resume_token, each, "ann")
+    await store.resolve(asked_again.resume_token, {"choice": [None, 1.5]}, "ann")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('{"approved": false, "approved": true}', "the field 'approved' is there twice"),
+        ('{"approved": true, "arguments": {"to": "x", "to": "eve"}}', "the field 'to' is there twice"),
+        ('{"amount": NaN}', "NaN is no number of JSON"),
+        ('{"amount": -Infinity}', "-Infinity is no number of JSON"),
+        ('{"amount": 1e400}', "1e400 is no number of JSON"),
+        ("[" * 100_000, "nested too deep"),
+        ("{", "Expecting property name"),
+    ],
+)
+def test_what_a_person_writes_as_json_has_one_meaning(text: str, words: str) -> None:
+    with pytest.raises(UserError) as caught:
+        json_value(text)
+    assert words in caught.value.message
+    assert json_value('{"amount": 1.5, "to": [null, {"to": 1e3}]}') == {"amount": 1.5, "to": [None, {"to": 1000.0}]}
+
+
 @pytest.mark.parametrize("restart", [False, True])
 async def test_a_letter_with_a_misspelt_field_approves_nothing(restart: bool) -> None:
     """It was no answer of a person's tool, which checks it: the call was made with the arguments that were to be changed."""
@@ -878,7 +919,7 @@ async def test_answers_that_fit_are_taken() -> None:
     assert (action.payload["editable"], action.payload["always"]) == (True, ["job", "scope"])
     for said in (
         ANSWERS["approve"],
-        {"approved": True, "arguments": {"amount": 50}, "always": "scope", "comment": "fine", "ticket": 7},
+        {"approved": True, "arguments": {"amount": 50}, "always": "scope", "comment": "fine"},
         {"approved": False, "comment": "no"},
     ):
         check_resolution(action, said)
