@@ -504,6 +504,7 @@ def _make_tool(
     name = checked_name(_name_of(func) if name is None else name, "tool: name")
     if isinstance(func, type):
         raise UserError(f"tool {name}: it is a class", hint="a function that returns its result")
+    _check_names(name, func)
     kind = _class_of(name, effect)
     if reconcile is not None and kind is EffectClass.UNSAFE:
         kind = EffectClass.RECONCILABLE
@@ -527,6 +528,21 @@ def _make_tool(
     )
     note_tool(made)
     return made
+
+
+def _check_names(name: str, func: Callable[..., Any]) -> None:
+    """Raises UserError if two arguments of a call can have one name: rules would judge one of them, and a person see it."""
+    try:
+        found = list(inspect.signature(func).parameters.values())
+    except (TypeError, ValueError):  # a C function without a signature
+        return
+    placed = [each.name for each in found if each.kind is each.POSITIONAL_ONLY and each.name not in ("self", "cls")]
+    rest = next((each.name for each in found if each.kind is each.VAR_KEYWORD), "")
+    if placed and rest:
+        raise UserError(
+            f"tool {name}: {placed[0]} is given by place alone, and **{rest} may have another {placed[0]}",
+            hint=f"leave out the / behind {placed[-1]}, or take {rest}: dict",
+        )
 
 
 def _labels(name: str, given: Collection[str], open_world: bool) -> frozenset[str]:

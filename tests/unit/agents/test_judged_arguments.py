@@ -290,6 +290,25 @@ async def test_further_arguments_are_judged_by_the_names_of_their_parameters() -
     assert types_at(pay, ["amounts", "*"]) == types_at(pay, ["more", "fee"]) == [int]
 
 
+def test_a_tool_of_whose_arguments_two_may_have_one_name_is_refused() -> None:
+    """`pay(500, amount=5)` was judged, and shown, as a payment of 5."""
+    seen: list[Any] = []
+
+    def pay(amount: int = 500, /, **note: int) -> None:
+        """Pays the amount."""
+
+    class Desk:
+        def pay(self, /, **amounts: int) -> None:
+            """Pays all amounts."""
+            seen.append(amounts)
+
+    for each in (pay, partial(pay), partial(pay, note=3)):
+        with pytest.raises(UserError, match=r"amount is given by place alone, and \*\*note may have another"):
+            tool(name="pay")(each)
+    tool(Desk().pay)(amount=5)
+    assert seen == [{"amount": 5}]
+
+
 async def test_an_argument_that_is_none_by_default_passes_no_bound_and_concerns_no_other_rule() -> None:
     @tool
     def send(amount: int | None = None, cc: str | None = None) -> None: ...
