@@ -152,7 +152,8 @@ def call_arguments(
 ) -> dict[str, Any]:
     """Returns the arguments of a call by the names of the tool's parameters, in their order. With `filled=True` they
     contain the defaults of the parameters that the caller has left out. Positional arguments beyond the parameters
-    have the name "*". The parameter `effect: Effect` is left out, because the caller does not give it.
+    have the name "*". The parameter `effect: Effect` is left out, because the caller does not give it. Raises UserError
+    for an argument whose name is that of others together.
     """
     if tool.parameters is not None:
         given = {**kwargs, **({REST: tuple(args)} if args else {})}
@@ -162,7 +163,10 @@ def call_arguments(
     names = known.positional[bound:]
     given = dict(zip(names, args, strict=False))
     for name, value in kwargs.items():
-        given[name if name in known.order else _parameter_named(func, name)] = value
+        if name not in known.order:
+            _check_not_rest(tool, known, name)
+            name = _parameter_named(func, name)
+        given[name] = value
     found = {name: given.pop(name) for name in known.order if name in given}
     if filled and len(found) < len(known.order):
         left_out = {name: default_of(each) for name, each in known.defaults.items() if name not in found}
@@ -172,6 +176,18 @@ def call_arguments(
     if tool.takes_effect:
         found.pop("effect", None)
     return {**found, **given}
+
+
+def _check_not_rest(tool: Tool, known: _Parameters, name: str) -> None:
+    """Raises UserError for an argument in `**more` that has the name of `*rest` or of `**more` itself: a rule about
+    `more.fee` would judge what is within this one, and the tool pay the other fee.
+    """
+    if name in (REST, known.rest, known.more):
+        stars = f"**{name}" if name == known.more else f"*{known.rest}"
+        raise UserError(
+            f"tool {tool.name} has {stars}, so no argument can be given by the name {name!r}",
+            hint="give each of them by itself, or another name to this one",
+        )
 
 
 def values_left_out(
@@ -225,6 +241,9 @@ def with_arguments(
     fixed = 0 if func is None else len(_behind(tool.func)[2])
     names = known.positional[bound + fixed :]
     by_place = known.positional[bound:][:fixed] + ((REST,) if fixed > len(known.positional) - bound else ())
+    for name in values:
+        if func is not None and name != REST and name not in known.order:
+            _check_not_rest(tool, known, name)
     for name in by_place:
         if name in values:
             raise UserError(

@@ -40,6 +40,7 @@ from sabot.agents import (
 from sabot.agents.job_view import JobView
 from sabot.calls import names
 from sabot.calls.arguments import lacks, types_at
+from sabot.calls.edits import edited_arguments
 from sabot.calls.effects import EffectId, digest
 from sabot.calls.names import note_tool
 from sabot.calls.tools import Tool
@@ -307,6 +308,35 @@ def test_a_tool_of_whose_arguments_two_may_have_one_name_is_refused() -> None:
             tool(name="pay")(each)
     tool(Desk().pay)(amount=5)
     assert seen == [{"amount": 5}]
+
+
+@pytest.mark.parametrize(
+    ("path", "args", "named"),
+    [
+        ("amounts.*", ("ad", 500), {"amounts": [5]}),
+        ("amounts.*", ("ad", 500), {"*": (5,)}),
+        ("more.fee", ("ad",), {"fee": 500, "more": {"fee": 5}}),
+    ],
+    ids=["*args", "the star", "**kwargs"],
+)
+async def test_further_arguments_hide_behind_no_argument_of_their_name(path: str, args: Any, named: Any) -> None:
+    """The bound was about the one that has the name, and the others were paid."""
+    paid: list[Any] = []
+
+    @tool
+    async def spend(ad: str, *amounts: int, **more: Any) -> None:
+        paid.append((ad, amounts, more))
+
+    policy = PolicyEngine([ConstraintPolicy(["spend"], path, max=50)])
+    async with hosting(MemoryStorage(), Owner(lambda ctx: ctx.call(spend, *args, **named)), guard=policy) as jobs:
+        jobs.begin("j")
+        await jobs.over("j")
+    assert paid == []
+    edits = {"tags": {"amounts": [5]}, "more": {"more": {"fee": 5}}}
+    for each in edits.values():
+        with pytest.raises(UserError, match="so no argument can be given by the name"):
+            edited_arguments(spend, ("ad", 7), {"fee": 3}, each)
+    assert edited_arguments(spend, ("ad", 7), {"fee": 3}, {"fee": 4}) == (("ad", 7), {"fee": 4})
 
 
 async def test_an_argument_that_is_none_by_default_passes_no_bound_and_concerns_no_other_rule() -> None:
