@@ -73,7 +73,7 @@ function watchSides(root) {
 // The buttons for the selected questions are there as soon as one is selected.
 function allowBulk() {
   const selected = document.querySelector("input[form=bulk]:checked");
-  for (const button of document.querySelectorAll("#bulk button")) button.disabled = !selected;
+  for (const button of document.querySelectorAll("#bulk button[name]")) button.disabled = !selected;
 }
 
 function prepare(root) {

@@ -185,6 +185,16 @@ async def test_several_questions_are_answered_at_once_with_a_reason(memory_url: 
         assert "Nobody is asked now." in (await ask(browser, "/inbox"))[1]
 
 
+async def test_enter_in_a_field_of_a_form_with_several_answers_gives_none(memory_url: str, tmp_path: Path) -> None:
+    """A browser sends a form by Enter with the first button, which was "Approve" of a reason not to pay."""
+    async with office(memory_url, tmp_path, [ticket("refund"), ticket("transfer"), ticket("ask")]) as (_, console, _b):
+        page = (await ask(await enter(console, "act"), "/inbox"))[1]
+        several = [each for each in re.findall(r"<form.*?</form>", page, re.DOTALL) if each.count('name="answer"') > 1]
+        assert len(several) == 4
+        for form in several:
+            assert re.findall(r"<button[^>]*>", form)[0] == "<button disabled hidden>"
+
+
 async def test_effects_in_doubt_are_decided_by_a_person(memory_url: str, tmp_path: Path) -> None:
     messages = [ticket("transfer", f"o-{n}") for n in range(3)]
     async with office(memory_url, tmp_path, messages) as (app, console, bank):
