@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal, TypedDict, Unpack, get_args
 
 import pyarrow as pa
@@ -154,6 +154,8 @@ class AgentSpec:
     """A function that raises DataError for a record's value that the agent cannot process, or None if the agent can
     process all values.
     """
+    rules: tuple[Any, Any] | None = field(default=None, repr=False, compare=False)
+    """The policy of the agent's app, and a coroutine function that returns its ledger; None for an agent without app."""
 
     @classmethod
     def of(

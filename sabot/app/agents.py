@@ -246,7 +246,11 @@ class AgentDeclarations:
         for each in topic if isinstance(topic, list | tuple) else [topic]:
             check_start(each, options.get("start") or "earliest", f"agent {self.id}.{name}")
         start = self.settings.start if options.get("start") is None else options["start"]
-        return AgentSpec.of(f"{self.id}.{name}", func, topic, name=name, **{**options, "start": start})
+        spec = AgentSpec.of(f"{self.id}.{name}", func, topic, name=name, **{**options, "start": start})
+        return replace(spec, rules=(self.policy, self._ledger_of_forks))
+
+    async def _ledger_of_forks(self) -> "Ledger | None":
+        return self.accounts
 
     def llm_agent(
         self,

@@ -451,12 +451,13 @@ class RuntimeKernel:
         return await call_journal(record_job, host.journal, job_id)
 
     def code(self, agent: str = "") -> JobCode:
-        """Returns the code of an agent, as `ReplayPlayer.replay(mode="verify", code=…)` needs it. `agent` is the name
+        """Returns the code of an agent, as `ReplayPlayer.replay(mode="verify", code=…)` needs it. Forks of the code are
+        judged by the policy and the budgets of this kernel. `agent` is the name
         of the agent; "" means the first one. Raises UserError if there is no agent with that name.
         """
         checked_word(agent, "code: agent")
         found = self._agent(agent)
-        return JobCode(found.coroutine, found.packed, found.continued)
+        return JobCode(found.coroutine, found.packed, found.continued, self.policy, self.accounts)
 
     async def recorded_events(self, job_id: str) -> list[RuntimeEvent]:
         """Returns the events of a job, made from the entries that the journal has of it. First waits until the

@@ -25,6 +25,7 @@ from sabot.agents.replay.recording import Recording, record_job
 from sabot.agents.replay.verification import JobCode, ReplayDifference, steps_of
 from sabot.base.checks import TEXTS, Of, check
 from sabot.calls.effects import EffectClass, EffectId
+from sabot.calls.judging import refuse_without_rules
 from sabot.calls.messages import system
 from sabot.calls.tool_context import EFFECT, Effect
 from sabot.calls.tools import Tool
@@ -112,9 +113,10 @@ async def fork(
     - `allow`: the effect classes and the names of tools that are really called. By default these are the classes
       "local", "read" and "metered". All other calls are denied. A tool whose class comes from the hints of an MCP
       server only is "unsafe" here. Calls that are made have other idempotency keys than those of the job.
-    - `guard`: a policy that also decides on the calls. None means no policy.
+    - `guard`: a policy that also decides on the calls. None means that of the app or kernel to which the code belongs;
+      `PolicyEngine([])` is none.
     - `ledger`: a ledger whose budgets limit the calls of the fork, and which records their usage, with the present time
-      and a new job id. The caller closes it.
+      and a new job id. The caller closes it. None means that of the app or kernel to which the code belongs.
     - `no_wait`: True ends the fork when its job waits for a time: a timer, or the deadline of a question. With False
       the fork waits for that time, and logs for what it waits and how long.
     - `clock`: the clock that measures time in the fork. The time of day in the fork continues from the last recorded
@@ -130,6 +132,12 @@ async def fork(
     check("fork: code", code, Of(JobCode, "code_of(agent.spec)"))
     check("fork: allow", allow, TEXTS)
     entries = _entries_until(recording, at)
+    guard = code.policy if guard is None else guard
+    ledger = await code.accounts() if ledger is None and code.accounts is not None else ledger
+    given = {"policy": guard, "budgets": ledger}
+    refuse_without_rules(
+        f"a fork of job {recording.job_id}", [name for name, each in given.items() if each is not None]
+    )
     today = clock
     clock = _ForkClock(clock, max(entry.at_ms for entry in entries) / 1000)
     storage = MemoryStorage(clock)

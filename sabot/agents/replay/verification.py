@@ -2,13 +2,14 @@
 the same effects and ends in the same way.
 """
 
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
 
 import msgspec
 
+from sabot.agents.accounts.ledger import Ledger
 from sabot.agents.durable.job_function import job_function
 from sabot.agents.entry_values import as_plain, readable, value_of
 from sabot.agents.replay.recording import Recording
@@ -17,6 +18,7 @@ from sabot.base.checks import Of, check
 from sabot.base.stored_names import stored_name
 from sabot.clock import SYSTEM_CLOCK
 from sabot.errors import NoStateBackend, SabotError, UserError, message_of, short_repr
+from sabot.jobs.guard import EffectGuard
 from sabot.jobs.history import ContinueAs, History
 from sabot.jobs.run import Ask, JobRun, effect_words
 from sabot.jobs.values import as_before, pack
@@ -41,11 +43,15 @@ class JobCode:
       END entry.
     - `continued`: a function that gets the JobRun and the argument of `ctx.continue_as`, and encodes that argument for
       the next BEGIN entry.
+    - `policy`: the policy of the app or kernel to which the code belongs, or None. A fork is judged by it.
+    - `accounts`: a coroutine function that returns the ledger with the budgets of that app or kernel, or None.
     """
 
     call: Callable[[JobRun], Coroutine[Any, Any, Any]]
     packed: Callable[[JobRun, Any], bytes] = _packed
     continued: Callable[[JobRun, Any], bytes] = _continued
+    policy: EffectGuard | None = None
+    accounts: Callable[[], Awaitable[Ledger | None]] | None = None
 
 
 class ReplayDifference(SabotError):
@@ -77,12 +83,16 @@ class Verified:
 
 
 def code_of(spec: AgentSpec) -> JobCode:
-    """Returns the code of a durable agent, which `verified` and `fork` can run over a recording. It cannot read the
-    state of the agent, because a recording does not contain it.
+    """Returns the code of a durable agent, which `verified` and `fork` can run over a recording. A fork is judged by the
+    policy and the budgets of the agent's app. The code cannot read the state of the agent, because a recording does not
+    contain it.
     """
     check("code_of: spec", spec, Of(AgentSpec, "the spec of a durable agent: agent.spec"))
     function = job_function(spec, None, SYSTEM_CLOCK)
-    return JobCode(lambda run: function.call(function.context(run)[0]), function.packed, function.continued)
+    policy, accounts = (None, None) if spec.rules is None else spec.rules
+    return JobCode(
+        lambda run: function.call(function.context(run)[0]), function.packed, function.continued, policy, accounts
+    )
 
 
 def verified(recording: Recording, code: JobCode) -> Verified:

@@ -9,7 +9,10 @@ from unit.jobs.hosting import Agent, entries, hosting
 
 from sabot import App
 from sabot.agents import (
+    Budget,
     ExecutionRequest,
+    InMemoryLedgerWriter,
+    Ledger,
     PolicyEngine,
     Recording,
     ReplayDifference,
@@ -579,3 +582,65 @@ async def test_a_class_that_a_server_hints_does_not_hold_in_a_fork(
     if effects is None and not makes:
         assert "by the hints of its MCP server only" in found.result
         assert "effects=…) declares its class, and allow=['add'] makes it" in found.result
+
+
+async def test_a_fork_is_judged_by_the_policy_and_the_budgets_of_the_kernel_or_app_of_its_code(memory_url: str) -> None:
+    """A fork in a program called the denied tools, since `guard=` and `ledger=` of `fork` had no value unless given."""
+    looked: list[str] = []
+
+    @tool(effect="read")
+    async def look(at: str) -> str:
+        looked.append(at)
+        return at
+
+    engine = ExecutionEngine(ScriptedProvider(["hi"] * 9))
+
+    async def job(ctx: Any) -> list[str]:
+        await ctx.step(lambda: 1, effect="read")
+        said = []
+        for call in (ctx.call(look, "a"), ctx.llm(engine).complete("hi"), ctx.llm(engine).complete("again")):
+            try:
+                said.append(str(getattr(await call, "content", "made")))
+            except Exception as error:
+                said.append(type(error).__name__)
+        return said
+
+    denied = PolicyEngine([ToolPolicy(["look"], denied=True)])
+    async with RuntimeKernel.create(agent=job, policy=denied, budgets=[Budget("*", max_calls_daily=2)]) as kernel:
+        handle = await kernel.execute(ExecutionRequest(prompt="go"))
+        assert (await handle.result()).output == ["PolicyDenied", "hi", "hi"]
+        recording = await kernel.record(handle.job_id)
+        code = kernel.code()
+        found = await ReplayPlayer(recording).replay(mode=ReplayMode.FORK, code=code, at=1)
+        assert found.result == ["PolicyDenied", "BudgetExceeded", "BudgetExceeded"]
+        assert looked == []
+        found = await fork(recording, code, at=1, guard=PolicyEngine([]), ledger=Ledger(InMemoryLedgerWriter()))
+        assert (found.result, looked) == (["made", "hi", "hi"], ["a"])
+    budgets = [Budget("*", max_calls_daily=1)]
+    app = App("desk", memory_url, state="memory", journal="memory", policy=denied, budgets=budgets)
+    app.agent("tickets", name="job", durable=True)(job)
+    spec = app.agent_runtime.agents["desk.job"].spec
+    assert spec is not None
+    code = code_of(spec)
+    assert code.accounts is not None
+    assert (code.policy, await code.accounts()) == (denied, app.accounts)
+    assert looked == ["a"]
+
+
+async def test_a_fork_within_judged_code_needs_rules_too() -> None:
+    recording, _ = await recorded(World())
+
+    @tool(effect="read")
+    async def forks() -> str:
+        try:
+            return (await fork(recording, JobCode(Agent(World().job).call), at=1)).outcome
+        except UserError as error:
+            return error.message
+
+    async def job(ctx: Any) -> str:
+        return str(await ctx.call(forks))
+
+    async with RuntimeKernel.create(agent=job, policy=PolicyEngine([])) as kernel:
+        result = await (await kernel.execute(ExecutionRequest(prompt="go"))).result()
+        assert "a fork of job" in result.output
+        assert "has no policy=, and code whose calls are judged starts it" in result.output
