@@ -50,6 +50,8 @@ ORDER = [
     "base.http_connections",
     "base.metrics",
     "process",
+    "specified",  # its `__init__`, which imports nothing
+    "specified.processes",
     "base.arrays",
     "base.object_stores",
     "_cython",
@@ -93,8 +95,9 @@ ORDER = [
     "cli",
     "__main__",
 ]
-# Each module of these has its own place in ORDER: the ground, and dead letters, which all rooms write and few read.
-BY_MODULE = {"base", "letters"}
+# Each module of these has its own place in ORDER: the ground, dead letters, which all rooms write and few read, and the names of the
+# documents, each over the room that does the work.
+BY_MODULE = {"base", "letters", "specified"}
 EVERYWHERE = {"pyarrow", "numpy", "msgspec"}
 # rich: the demos and the command line are one face, what a person sees in the terminal; so it has two rooms.
 THIRD_PARTIES = {
@@ -184,12 +187,28 @@ def test_every_file_stands_in_a_room() -> None:
     )
 
 
+def is_named(name: str, imported: str) -> bool:
+    """Whether a face names something of the wing of the documents, which is loaded where a user asks the face for it."""
+    return name.endswith("/__init__.pyi") and imported.startswith("sabot.specified.")
+
+
+def test_only_faces_and_commands_import_the_names_of_the_documents() -> None:
+    found = [
+        f"{name}: {each}"
+        for name, path in files().items()
+        if not name.startswith(("specified/", "cli/"))
+        for each in imports(path)
+        if each.startswith("sabot.specified") and not is_named(name, each)
+    ]
+    assert found == [], "move what both need into the room that does the work"
+
+
 def test_a_room_imports_only_rooms_above_it() -> None:
     wrong = defaultdict(list)
     for name, path in files().items():
         here = ORDER.index(room_of(path))
         for each in imports(path):
-            if each.split(".")[0] == "sabot" and ORDER.index(room_of_module(each)) > here:
+            if each.split(".")[0] == "sabot" and ORDER.index(room_of_module(each)) > here and not is_named(name, each):
                 wrong[name].append(each)
     assert wrong == {}, (
         "these rooms stand below the module's own in ORDER: move the shared code up, or pass it in as an argument"

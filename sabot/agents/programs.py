@@ -34,7 +34,7 @@ from sabot.errors import DataError, UserError, short_repr
 from sabot.process.backends import program_of
 from sabot.process.command import Command
 from sabot.process.errors import ExecutionError
-from sabot.process.fleet.health import HealthMonitor
+from sabot.process.health import HealthMonitor
 from sabot.process.limits import ResourceLimits
 from sabot.process.sandbox.levels import Sandbox, TrustLevel, check_available, sandbox_of
 from sabot.process.sandbox.paths import remember_writable, way_to

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from sabot.journal.memory import MemoryStorage
     from sabot.llm.agent import Agent, AgentResult
     from sabot.llm.engine import ExecutionEngine
-    from sabot.process.fleet.health import HealthMonitor
+    from sabot.process.health import HealthMonitor
     from sabot.process.limits import ResourceLimits
     from sabot.process.sandbox.levels import Sandbox, TrustLevel
 
@@ -315,7 +315,7 @@ class AgentDeclarations:
         `process_agent` are in it.
         """
         from sabot.api.lifespan import Resource
-        from sabot.process.fleet.health import HealthMonitor
+        from sabot.process.health import HealthMonitor
 
         monitor = HealthMonitor(self.id, clock=self.clock)
         self.agent_runtime.runner.health = monitor

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from sabot.calls.tools import ToolAnswer
-from sabot.process.executor import ToolRequest
+from sabot.process.command import ToolRequest
 
 
 class McpResult(ToolAnswer, frozen=True, omit_defaults=True, kw_only=True):

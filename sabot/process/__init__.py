@@ -11,11 +11,9 @@ In reading order:
     one instance    `instance` is a program that may be restarted in another process, `phases` the table of its phases;
                     `document_names` has the states as the specifications 002, 003 and 004 name them (`docs/names.md`
                     compares these documents with Sabot)
-    many            `pool` has the members of a fixed, a warm (`fleet/warm`) or an autoscaled pool (`fleet/scaling`)
-    document 002    `fleet/`: lifecycle, quotas, health
-    document 003    `runner` starts a program for one task; `backends` describes these programs
-    document 004    `runtime` keeps instances; `executor` gives them tasks over `task_lines`; `lead` plans the tasks of
-    a query
+    many            `pool` has the members of a fixed, a warm or an autoscaled pool; `health` watches them; `backends`
+                    describes programs that agents are
+    documents       what the specifications 002, 003 and 004 name beside these is in `specified/processes`
 
 `import sabot` loads nothing of this package. The program of the supervisor imports the standard library and this folder alone.
 """

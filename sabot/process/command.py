@@ -199,3 +199,11 @@ def spawn_failure(command: Command, said: Mapping[str, Any]) -> SpawnFailed:
         case _:
             why = f"{step}: {why}"
     return SpawnFailed(f"{program}: {why}", hint=hint)
+
+
+@dataclass(frozen=True, slots=True)
+class ToolRequest:
+    """A call of a tool, by its name and its arguments. `sabot.mcp.ToolCall` is this class."""
+
+    name: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)

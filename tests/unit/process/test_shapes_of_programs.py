@@ -180,7 +180,7 @@ async def test_a_program_that_does_not_end_after_its_result_is_ended_and_the_ans
     runner: LocalProcessRunner, program: Programs, how: str, way: Way, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A known fault of one program: `answer()` waited for ever."""
-    monkeypatch.setattr("sabot.process.runner._GRACE_SECONDS", 0.05)
+    monkeypatch.setattr("sabot.specified.processes.runner._GRACE_SECONDS", 0.05)
     program("claude", says(BEGIN, result("done")) + HANGS[how])
     async with asyncio.timeout(60):
         assert await way(await spawned(runner, "claude")) == "done"

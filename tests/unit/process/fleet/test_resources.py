@@ -47,7 +47,7 @@ from sabot.process import (
     inspection,
 )
 from sabot.process import instance as instances
-from sabot.process.fleet.quotas import parse_cpu, parse_memory
+from sabot.specified.processes.quotas import parse_cpu, parse_memory
 from tools.agent_tools import until
 
 pytestmark = pytest.mark.usefixtures("supervisor")

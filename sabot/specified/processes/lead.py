@@ -18,11 +18,19 @@ from typing import Any
 from sabot.base.checks import Of, check, check_called
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.errors import SabotError, UserError, short_repr
+from sabot.process.command import ToolRequest
 from sabot.process.errors import AgentNotFound, ExecutionError, InvalidContext
-from sabot.process.executor import TaskDelegation, TaskResult, ToolRequest, ToolServers
-from sabot.process.runtime import ProcessEvent, ProcessEventBus, ProcessRuntime, RuntimeConfig, check_bus, publish
+from sabot.specified.processes.executor import TaskDelegation, TaskResult, ToolServers
+from sabot.specified.processes.runtime import (
+    ProcessEvent,
+    ProcessEventBus,
+    ProcessRuntime,
+    RuntimeConfig,
+    check_bus,
+    publish,
+)
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("sabot.process.lead")
 
 _MEMORIES = 5  # the most memories with which a plan is made
 

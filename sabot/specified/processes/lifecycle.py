@@ -30,7 +30,7 @@ from sabot.process.inspection import UsageMeter
 from sabot.process.instance import Instance, RestartPolicy
 from sabot.process.phases import OVER, RUNS, Phase
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("sabot.process.lifecycle")
 
 _ENDED_KEPT = 1000  # the most ended instances that a manager still lists
 _IDLE_SHARE = 0.01  # of one core: an instance that computes less and writes nothing is idle

@@ -27,8 +27,9 @@ from sabot.process.errors import (
     QuotaTerminateFailed,
     QuotaUpdateFailed,
 )
-from sabot.process.fleet.lifecycle import AgentInstance, LifecycleManager
-from sabot.process.fleet.quotas import (
+from sabot.process.inspection import UsageMeter
+from sabot.specified.processes.lifecycle import AgentInstance, LifecycleManager
+from sabot.specified.processes.quotas import (
     CountsTokens,
     QuotaAction,
     QuotaMode,
@@ -38,9 +39,8 @@ from sabot.process.fleet.quotas import (
     ResourceReport,
     parse_cpu,
 )
-from sabot.process.inspection import UsageMeter
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("sabot.process.resources")
 
 _HOUR = 3600.0
 _LEAST_SECONDS = 0.2  # the least time between two measurements of the CPU

@@ -27,16 +27,16 @@ from sabot.base.threads import run_to_end
 from sabot.clock import Clock
 from sabot.errors import SabotError, UserError, message_of, short_repr
 from sabot.process.client import ProcessUsage
-from sabot.process.command import Command, are_texts
+from sabot.process.command import Command, ToolRequest, are_texts
 from sabot.process.document_names import ProcessState
 from sabot.process.errors import ExecutionError, InvalidContext, ResourceLimitExceeded, Timeout
 from sabot.process.instance import Instance
 from sabot.process.limits import ResourceLimits
 from sabot.process.phases import Phase
 from sabot.process.streams import LastWords
-from sabot.process.task_lines import TaskLines
+from sabot.specified.processes.task_lines import TaskLines
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("sabot.process.executor")
 
 _INVALID, _REFUSED, _FAILED = -32602, -32601, -32000  # codes of JSON-RPC
 _MINUTE = 60.0
@@ -82,14 +82,6 @@ class ToolAudit:
     arguments_digest: str
     outcome: str
     reason: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class ToolRequest:
-    """A call of a tool, by its name and its arguments. `sabot.mcp.ToolCall` is this class."""
-
-    name: str
-    arguments: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

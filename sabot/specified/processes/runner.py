@@ -37,7 +37,7 @@ from sabot.process.limits import ResourceLimits
 from sabot.process.sandbox.levels import Sandbox, TrustLevel, sandbox_of, stricter
 from sabot.process.streams import json_of
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("sabot.process.runner")
 _NEEDED = ("name", "model_backend", "task")
 _GRACE_SECONDS = 2.0  # from SIGTERM to SIGKILL, for a program that has written its result and does not end
 _ENDED_KEPT = 1000  # the most ended instances that a runner still lists

@@ -20,12 +20,12 @@ from sabot.errors import UserError
 from sabot.process.client import Child
 from sabot.process.command import Command
 from sabot.process.errors import CommunicationError, SpawnFailed, Timeout, WarmPoolExhausted
-from sabot.process.fleet.lifecycle import AgentInstance, LifecycleManager
 from sabot.process.limits import ResourceLimits
 from sabot.process.phases import Phase
 from sabot.process.pool import Pool, end_member
+from sabot.specified.processes.lifecycle import AgentInstance, LifecycleManager
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("sabot.process.warm")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,13 @@ from sabot.process.client import Child
 from sabot.process.command import INHERITED, Command, are_texts
 from sabot.process.document_names import ProcessState
 from sabot.process.errors import AgentNotFound, ExecutionError, SpawnFailed, TerminateFailed, Timeout
-from sabot.process.executor import (
+from sabot.process.inspection import silence, usage_of
+from sabot.process.instance import RestartPolicy
+from sabot.process.limits import ResourceLimits
+from sabot.process.phases import RUNS, Phase
+from sabot.process.sandbox.levels import Sandbox, TrustLevel, sandbox_of, stricter
+from sabot.process.streams import LastWords
+from sabot.specified.processes.executor import (
     AgentExecutor,
     ExecutorStatistics,
     RuntimeAgent,
@@ -27,15 +33,9 @@ from sabot.process.executor import (
     ToolServerConfig,
     ToolServers,
 )
-from sabot.process.inspection import silence, usage_of
-from sabot.process.instance import RestartPolicy
-from sabot.process.limits import ResourceLimits
-from sabot.process.phases import RUNS, Phase
-from sabot.process.sandbox.levels import Sandbox, TrustLevel, sandbox_of, stricter
-from sabot.process.streams import LastWords
-from sabot.process.task_lines import TaskLines
+from sabot.specified.processes.task_lines import TaskLines
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("sabot.process.runtime")
 _LINE_BYTES = 10 << 20  # of an answer, where output is not limited
 _PUBLISHED = (Phase.READY, Phase.WAITING, Phase.FAILED)  # phases whose begin may be an event
 # Limits that are held here, and not by the supervisor of the process.

@@ -23,14 +23,14 @@ from sabot.errors import UserError
 from sabot.process.client import Child
 from sabot.process.command import Command
 from sabot.process.errors import AgentError, DrainTimeout, ScaleDownFailed, ScaleUpFailed
-from sabot.process.fleet.lifecycle import AgentInstance, LifecycleManager
-from sabot.process.fleet.recommending import FleetConfig, FleetMetrics, Recommendations, ScalingDecision
-from sabot.process.fleet.warm import WarmPool
 from sabot.process.inspection import UsageMeter
 from sabot.process.limits import ResourceLimits
 from sabot.process.pool import Pool, end_member
+from sabot.specified.processes.lifecycle import AgentInstance, LifecycleManager
+from sabot.specified.processes.recommending import FleetConfig, FleetMetrics, Recommendations, ScalingDecision
+from sabot.specified.processes.warm import WarmPool
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("sabot.process.scaling")
 
 T = TypeVar("T")
 
