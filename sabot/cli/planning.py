@@ -20,6 +20,7 @@ from sabot.kafka import open_sink
 from sabot.plan import Plan, refill_options
 from sabot.plan.drawing.render import svg
 from sabot.runtime.facts import check_facts
+from sabot.runtime.guarantees import EdgeGuarantee, guarantee_lines, guarantees_of
 from sabot.runtime.outcomes import StateOutcome, outcomes_of
 from sabot.runtime.restore import Asked, check_app, known_columns, plan_of
 
@@ -76,7 +77,8 @@ def plan(
             _write_drawing(svg(_plan(app, None), title=app.id), drawing)
             return
         if against is None:
-            _print_plan(_plan(app, None), json)
+            made = _plan(app, None)
+            _print_plan(made, guarantees_of(made, app.agent_runtime.writes, app.settings), json)
             return
         saved = find_checkpoints(against)
         manifest = saved.manifest()
@@ -133,7 +135,7 @@ def _write_drawing(text: str, place: str) -> None:
         ) from error
 
 
-def _print_plan(made: Plan, json: bool) -> None:
+def _print_plan(made: Plan, edges: list[EdgeGuarantee], json: bool) -> None:
     if json:
         for stage in made.stages:
             if stage.agent is not None:
@@ -141,8 +143,10 @@ def _print_plan(made: Plan, json: bool) -> None:
                 continue
             steps = [{"operator": step.id, "text": step.text} for step in stage.steps()]
             json_line({"stage": stage.id, "parallelism": stage.parallelism, "steps": steps})
+        for edge in edges:
+            json_line({"edge": edge.way, "name": edge.name, "guarantee": edge.guarantee})
         return
-    typer.echo(made.text())
+    typer.echo("\n".join([made.text(), "", *guarantee_lines(edges)]))
 
 
 def _plan(app: App, manifest: Manifest | None) -> Plan:

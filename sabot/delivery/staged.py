@@ -35,7 +35,8 @@ from sabot.checkpoint.places import StoredFile
 from sabot.checkpoint.storage import CheckpointStorage
 from sabot.clock import Clock
 from sabot.codecs.base import Format
-from sabot.connectors.base import Delivers, Sink, Stages, address_of
+from sabot.connectors.base import Delivers, Delivery, Sink, Stages, address_of
+from sabot.delivery.guarantees import why_repeated
 from sabot.delivery.parts import Part
 from sabot.delivery.tracks import TrackWork
 from sabot.errors import AppLocked, CheckpointFailed, SabotError, TransientError, UserError
@@ -147,26 +148,17 @@ def _track_id(room: str, sink: Sink) -> str:
     return f"{room}.{plain}" if plain == address else f"{room}.{plain}-{zlib.crc32(address.encode()):08x}"
 
 
-def track_of(room: str, sink: Sink, wanted: str | None, *, kept: bool = True) -> str | None:
+def track_of(room: str, sink: Sink, wanted: Delivery, *, kept: bool = True) -> str | None:
     """Returns the id of the track of a sink that is written exactly once, or None if the sink is written at least
     once.
 
-    `room`: the part of the app that writes, "streams" or "agents". `wanted`: "exactly_once", "at_least_once", or
-    None: exactly once if the sink can, if its rows outlive the process, and if the app keeps checkpoints (`kept`).
-    Raises UserError for a sink that cannot deliver as wanted.
+    `room`: the part of the app that writes, "streams" or "agents". `wanted`, `kept` and the errors: as for `why_repeated`.
     """
-    if wanted == "at_least_once" or (wanted is None and not (isinstance(sink, Delivers) and sink.lasting and kept)):
-        return None
-    if not isinstance(sink, Delivers):
-        raise UserError(
-            f"sink {sink.name} cannot deliver exactly once",
-            hint='give it the ability Delivers (docs/sinks.md), or say delivery="at_least_once"',
-        )
-    return _track_id(room, sink)
+    return None if why_repeated(sink, wanted, kept=kept) else _track_id(room, sink)
 
 
 def undelivered(
-    restored: Manifest, sinks: Iterable[tuple[str, Sink, str | None]]
+    restored: Manifest, sinks: Iterable[tuple[str, Sink, Delivery]]
 ) -> Iterator[tuple[str, StoredTrack, str]]:
     """Yields the saved output that a start would lose: the id of its track, the track as the checkpoint stores it,
     and why it would be lost.
@@ -241,20 +233,15 @@ class StagedSinks:
         self._unstaged: set[str] = set()  # ids of sinks that are written at least once
         self._scratch: Path | None = None
 
-    def staged(self, room: str, sink: Sink, wanted: str | None) -> Sink:
+    def staged(self, room: str, sink: Sink, wanted: Delivery) -> Sink:
         """Returns the sink that a task writes to: the sink itself, or the StagedSink of its track (`track_of`).
-        Called before the sink is opened, from any thread. Raises UserError if exactly once is wanted without
-        checkpoints, and for a second sink with the same name and address.
+        Called before the sink is opened, from any thread. Raises UserError as `track_of`, and for a second sink with
+        the same name and address.
         """
         track_id = track_of(room, sink, wanted, kept=self._storage is not None)
         if track_id is None:
             self._unstaged.add(_track_id(room, sink))
             return sink
-        if self._storage is None:
-            raise UserError(
-                f"sink {sink.name}: exactly once needs checkpoints on a disk",
-                hint='App(..., state=DIRECTORY) or checkpoint_dir=; or say delivery="at_least_once"',
-            )
         with self._lock:
             if track_id in self._tracks:  # a restart could not tell which saved parts belong to which of the two
                 raise UserError(

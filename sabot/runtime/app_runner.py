@@ -46,6 +46,7 @@ from sabot.errors import (
 from sabot.kafka import lost_brokers, open_source
 from sabot.runtime.app_rates import AppReading
 from sabot.runtime.blocking import BlockingMonitor
+from sabot.runtime.guarantees import guarantees_of
 from sabot.runtime.host import in_notebook
 from sabot.runtime.inference import StoppedEarly
 from sabot.runtime.local_streams import LocalStreams
@@ -70,6 +71,7 @@ _FIRST_RECORD_SECONDS = (
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 _FULL_DISK = Backoff(5.0, 60.0)  # the waits of a start that finds no room on the disk
 _RESTART_MEMORY_SECONDS = 600.0  # older failures do not count against `restart=`
+_MOST_EDGES = 5  # that a line of the log names
 _MOST_FAILURES = 64  # that are kept where restarts have no end; the wait has long been the longest
 
 _running: dict[tuple[str, str], "AppRunner"] = {}  # by the id and the broker of the app: the last one that has started
@@ -239,6 +241,7 @@ class AppRunner:
                     await run.open()
                 finally:
                     self.restored_from = run.restored_from
+                self._tell_guarantees()
                 if self._recording:  # without an await: else agents would run before the start is complete
                     self.recorder.begun()
             except BaseException:
@@ -262,6 +265,18 @@ class AppRunner:
         finally:
             self._starting.set()
             self._starting = None
+
+    def _tell_guarantees(self) -> None:
+        """Logs the guarantees of all sources and sinks, one line for each guarantee, and gives them to the record."""
+        try:
+            edges = guarantees_of(self.app.plan(), self.writes, self.app.settings)
+        except SabotError:  # the plan is known only with the columns of the data
+            return
+        self.recorder.guarantees = edges
+        for said in dict.fromkeys(each.guarantee for each in edges):
+            names = [f"{each.way} {each.name}" for each in edges if each.guarantee == said]
+            more = f" and {len(names) - _MOST_EDGES} more" if len(names) > _MOST_EDGES else ""
+            _log.info("%s%s: %s", ", ".join(names[:_MOST_EDGES]), more, said)
 
     @property
     def _place(self) -> tuple[str, str]:

@@ -25,6 +25,7 @@ from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.errors import SabotError, UserError
 from sabot.plan.drawing import flat_frames, frames_of
 from sabot.runtime.figure_rings import FigureRings, KeptFigures
+from sabot.runtime.guarantees import EdgeGuarantee
 from sabot.runtime.log_ring import LogLine, LogRing
 from sabot.runtime.runnable import RunnableAgent, any_durable
 from sabot.runtime.settings import RunnableApp
@@ -89,6 +90,7 @@ class RunRecord:
     journal: str = ""
     durable: bool = False
     plan: Sequence[Mapping[str, Any]] = ()
+    guarantees: Sequence[EdgeGuarantee] = ()
     events: Sequence[RunEvent] = ()
     log: Sequence[LogLine] = ()
 
@@ -146,6 +148,7 @@ class RunRecorder:
         self._folder: Path | None = None  # set while records are written
         self._events: deque[RunEvent] = deque()
         self._plan: Sequence[Mapping[str, Any]] | None = None
+        self.guarantees: Sequence[EdgeGuarantee] = ()
         self._holds = 0
         self._lock = threading.Lock()
         self._over = threading.Event()
@@ -266,6 +269,7 @@ class RunRecorder:
             journal=_place(settings.journal, without_password),
             durable=any_durable(self._agents.values()),
             plan=self._flat_plan(),
+            guarantees=self.guarantees,
             events=self.events,
             log=self._end_of_log(),
         )

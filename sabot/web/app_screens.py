@@ -143,7 +143,7 @@ class AppScreens:
         return Markup(render(tasks, figures, title=self._app.id, styled=False, address=address if points else None))
 
     async def _settings(self, query: Query) -> dict[str, Any]:
-        return {"settings": self._app.settings()}
+        return {"settings": self._app.settings(), "guarantees": self._app.guarantees()}
 
     async def stop(self, form: Mapping[str, str]) -> str:
         """Stops the app in good order."""

@@ -12,6 +12,7 @@ from sabot.clock import SYSTEM_CLOCK
 from sabot.errors import SabotError, UserError
 from sabot.plan.drawing import TaskFrame, frames_from, frames_of
 from sabot.runtime.figure_rings import FigureRings
+from sabot.runtime.guarantees import EdgeGuarantee
 from sabot.runtime.log_ring import LogRing
 from sabot.runtime.run_record import RECORD_FILE, RunRecord, read_record, shown_settings
 from sabot.web.payloads import Payloads
@@ -123,6 +124,9 @@ class KeptApp(ShownApp):
         if self._record is not None:
             return self._record.settings
         return [] if self.live is None else shown_settings(self.live.settings)
+
+    def guarantees(self) -> Sequence[EdgeGuarantee]:
+        return () if self._record is None else self._record.guarantees
 
     def notice(self) -> str:
         if self._problem:

@@ -13,6 +13,7 @@ from sabot.checkpoint.inspection import AppCheckpoints, control_of
 from sabot.errors import UserError
 from sabot.plan.drawing import TaskFrame, frames_of
 from sabot.runtime.figure_rings import FigureRings
+from sabot.runtime.guarantees import EdgeGuarantee
 from sabot.runtime.log_ring import LogRing
 from sabot.runtime.run_record import RunEvent, shown_settings
 from sabot.runtime.runnable import any_durable
@@ -76,6 +77,9 @@ class ShownApp(PageHead, Protocol):
 
     def settings(self) -> Sequence[tuple[str, str, str]]:
         """Returns the name, the value and the meaning of the settings that a reader may see."""
+
+    def guarantees(self) -> Sequence[EdgeGuarantee]:
+        """Returns the guarantees of the sources and sinks, as far as the last start has told them."""
 
     def start_words(self) -> str:
         """Returns the words for the program in a command that a person can copy: those of `program`, or a word to be replaced."""
@@ -152,6 +156,9 @@ class LiveApp(ShownApp):
 
     def settings(self) -> Sequence[tuple[str, str, str]]:
         return shown_settings(self._app.settings)
+
+    def guarantees(self) -> Sequence[EdgeGuarantee]:
+        return self._app.agent_runtime.runner.recorder.guarantees
 
     def notice(self) -> str:
         return ""

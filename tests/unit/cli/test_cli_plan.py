@@ -77,9 +77,28 @@ def test_the_plan_is_printed_without_running_anything(shop: Path) -> None:
     assert "  tumbling window (1 min) by account: n = count()" in text.splitlines()
     assert "agent shop.seen" in text.splitlines()
     found = lines("plan", target, "--json", "--parallelism", "2")
-    steps = [step["operator"] for stage in found[:-1] for step in stage["steps"]]
+    steps = [step["operator"] for stage in found if "stage" in stage for step in stage["steps"]]
     assert "tumbling-1" in steps
-    assert found[-1] == {"agent": "shop.seen"}
+    assert {"agent": "shop.seen"} in found
+
+
+def test_the_plan_ends_with_the_guarantees_of_all_sources_and_sinks(shop: Path) -> None:
+    target = program(shop, MINUTES, AGENT)
+    memory = "exactly once while the process lives: its rows are in memory"
+    passing = "at least once: its rows end with the process"
+    token = "exactly once: it stores the number of the last part in one step with the rows"
+    assert sabot_says("plan", target).stdout.split("\n\n")[-1].splitlines() == [
+        f"in   topic rows                 {memory}",
+        f"out  topic rows.dlq             {passing}",
+        f"out  NdjsonSink minutes.ndjson  {token}",
+    ]
+    edges = [each for each in lines("plan", target, "--json") if "edge" in each]
+    assert edges[0] == {"edge": "in", "name": "topic rows", "guarantee": memory}
+    assert [each["guarantee"] for each in edges] == [memory, passing, token]
+    refused = MINUTES.replace('NdjsonSink("minutes.ndjson")', 'ConsoleSink(), delivery="exactly_once"')
+    done = sabot_says("plan", program(shop, "from sabot.connectors.console import ConsoleSink", refused))
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert "cannot deliver exactly once" in done.stderr
 
 
 LINKED = """
@@ -93,7 +112,7 @@ app.stream(seen, schema={"account": "string"}).to("accounts")
 def test_agents_stand_among_streams_and_what_a_start_refuses_the_plan_does_too(shop: Path) -> None:
     text = sabot_says("plan", program(shop, LINKED)).stdout
     assert "  -> agent shop.seen" in text
-    assert text.endswith("agent shop.seen\n  -> stage read-2\n")
+    assert "agent shop.seen\n  -> stage read-2\n\nin " in text
     ring = LINKED.replace('.to("accounts")', ".to(seen)")
     done = sabot_says("plan", program(shop, ring))
     assert done.exit_code == 1

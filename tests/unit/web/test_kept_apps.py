@@ -129,6 +129,8 @@ async def test_a_dead_app_shows_what_its_last_run_has_left(tmp_path: Path) -> No
         assert status == 200
         assert "The app does not run. All is as of" in page
         assert "<dt>rows read</dt><dd>20 <" in page
+        said = "exactly once: it stores the number of the last part in one step with the rows"
+        assert f'<th scope="row">NdjsonSink {tmp_path}/out.ndjson</th><td class="muted">{said}</td>' in page
         assert "since the start at <time" in page
         assert 'class="sabot-plan"' in page
         assert "orders.ndjson" in page
