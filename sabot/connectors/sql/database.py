@@ -7,7 +7,7 @@ remains.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
@@ -226,6 +226,13 @@ class Database(ABC):
     def refused(self, data: pa.RecordBatch) -> dict[int, str]:
         """Returns the rows that `insert` cannot write whatever the table is, or whose values its columns do not hold as
         far as `columns` has told them: the reason, by the number of the row. Needs no connection.
+        """
+        return {}
+
+    def repeated(self, data: pa.RecordBatch) -> Mapping[int, Sequence[tuple[str, int | None]]]:
+        """Returns the rows that `insert` without keys cannot write because a value is unique: for each such value the
+        reason, and the number of the first row of `data` with the same value, or None if the table has it. May return
+        too few rows. Called after `columns`, in a `trial`.
         """
         return {}
 

@@ -29,6 +29,8 @@ _IN = "sabot_rows"  # the name under which a statement reads the rows that come
 _ROW = "sabot_row_number"
 _COLLATED = re.compile(r'("(?:[^"]|"")+"|\w+) VARCHAR COLLATE')
 _CHANGES = ("INSERT", "UPDATE", "DELETE")
+_OF_TABLE = "database_name = current_database() AND lower(schema_name) = lower(?) AND lower(table_name) = lower(?)"
+_HELD = "IO Error: Could not set lock on file"
 
 
 class DuckDatabase(FileDatabase):
@@ -117,7 +119,9 @@ class DuckDatabase(FileDatabase):
                 return self._driver.connect(str(self.path))
             except (self._driver.IOException, self._driver.ConnectionException) as error:
                 text = _first_line(error)
-                if "lock" not in text and "different configuration" not in text:
+                # A lock has no class or errno of its own. Another descriptor cannot ask for it: closing that would end the locks
+                # that this process has on the file. A ConnectionException is of a connection of this process.
+                if isinstance(error, self._driver.IOException) and not text.startswith(_HELD):
                     where = f"table {self.table} of {self.path}: {text}"
                     raise (TransientError if errno_of(error) else UserError)(where, hint=hint_of(error)) from error
                 if SYSTEM_CLOCK.monotonic() >= end:
@@ -262,28 +266,62 @@ class DuckDatabase(FileDatabase):
 
     def check_keys(self) -> None:
         wanted = {self.same_column(key) for key in self.keys}
-        of_table = (
-            "database_name = current_database() AND lower(schema_name) = lower(?) AND lower(table_name) = lower(?)"
-        )
-        _, found = self.run(
-            f"SELECT constraint_column_names FROM duckdb_constraints() WHERE {of_table} "
-            f"AND constraint_type IN ('PRIMARY KEY', 'UNIQUE') UNION ALL SELECT CAST(expressions AS VARCHAR[]) "
-            f"FROM duckdb_indexes() WHERE {of_table} AND is_unique",
-            (*self._place, *self._place),
-        )
-        if not any({self.same_column(_bare(name)) for name in names} == wanted for (names,) in found):
+        if not any(set(columns) == wanted for columns in self._unique()):
             raise UserError(
                 f"table {self.table} of {self.path} has no unique index on {', '.join(self.keys)}",
                 hint=f"CREATE UNIQUE INDEX ... ON {self._name} ({', '.join(map(quoted, self.keys))})",
             )
-        _, made = self.run(f"SELECT sql FROM duckdb_tables() WHERE {of_table}", self._place)
-        collated = {self.same_column(_bare(name)) for (sql,) in made for name in _COLLATED.findall(sql)}
-        if wanted & collated:
+        if collated := wanted & self._collated():
             raise UserError(
-                f"table {self.table} of {self.path}: its key {', '.join(sorted(wanted & collated))} has a collation, by which "
+                f"table {self.table} of {self.path}: its key {', '.join(sorted(collated))} has a collation, by which "
                 "DuckDB compares values otherwise than its index does",
                 hint="make the table without COLLATE",
             )
+
+    def _unique(self) -> list[list[str]]:
+        """Returns the columns of each unique constraint and index, folded; of an index by expressions, the expressions."""
+        _, found = self.run(
+            f"SELECT constraint_column_names FROM duckdb_constraints() WHERE {_OF_TABLE} "
+            f"AND constraint_type IN ('PRIMARY KEY', 'UNIQUE') UNION ALL SELECT CAST(expressions AS VARCHAR[]) "
+            f"FROM duckdb_indexes() WHERE {_OF_TABLE} AND is_unique",
+            (*self._place, *self._place),
+        )
+        return [[self.same_column(_bare(name)) for name in names] for (names,) in found]
+
+    def _collated(self) -> set[str]:
+        """Returns the columns with a collation, folded."""
+        _, made = self.run(f"SELECT sql FROM duckdb_tables() WHERE {_OF_TABLE}", self._place)
+        return {self.same_column(_bare(name)) for (sql,) in made for name in _COLLATED.findall(sql)}
+
+    def repeated(self, data: pa.RecordBatch) -> dict[int, list[tuple[str, int | None]]]:
+        found: dict[int, list[tuple[str, int | None]]] = {}
+        fields = {self.same_column(field.name): field for field in data.schema}
+        try:
+            with self.attempt():
+                rows = pa.Table.from_batches([self._fitted(data)])
+                rows = rows.append_column(_ROW, pa.array(range(data.num_rows), pa.int64()))
+                usable = fields.keys() - self._collated()
+                for columns in self._unique():
+                    if not usable.issuperset(columns):  # an expression, or the default of a column that does not come
+                        continue
+                    for row, first, there in self._execute(self._repeats(columns, fields), (), rows):
+                        why = f"table {self.table} of {self.path}: another row has the same {', '.join(columns)}, which is unique"
+                        found.setdefault(row, []).append((why, None if there else first))
+        except (UserError, pa.ArrowException):  # of a value that does not fit: an attempt with its row tells more
+            return {}
+        return found
+
+    def _repeats(self, columns: Sequence[str], fields: "dict[str, pa.Field[Any]]") -> str:
+        """Returns the query for rows of `_IN` whose values of these columns an earlier row or a row of the table has."""
+        keys = [f"key_{number}" for number in range(len(columns))]
+        values = ", ".join(f"{self._value(fields[name])} AS {key}" for name, key in zip(columns, keys, strict=True))
+        same = " AND ".join(f"there.{quoted(name)} = {key}" for name, key in zip(columns, keys, strict=True))
+        known = " AND ".join(f"{key} IS NOT NULL" for key in keys)  # a null equals no other one
+        return (
+            f"WITH coming AS (SELECT {_ROW}, {values} FROM temp.{_IN} AS come), found AS (SELECT {_ROW}, min({_ROW}) "
+            f"OVER (PARTITION BY {', '.join(keys)}) AS first, EXISTS (SELECT 1 FROM {self._name} AS there WHERE {same}) "
+            f"AS known FROM coming WHERE {known}) SELECT {_ROW}, first, known FROM found WHERE known OR first < {_ROW}"
+        )
 
     def try_types(self, empty: pa.RecordBatch) -> None:
         for field in empty.schema:

@@ -27,7 +27,7 @@ from sabot.connectors.sql.rows import Columns, decoded_records, inferred_schema,
 from sabot.connectors.sql.sqlite import SqliteDatabase
 from sabot.errors import RowErrors, UserError
 from sabot.letters.form import as_columns
-from sabot.letters.refused import refused_in
+from sabot.letters.refused import parted, refused_in
 
 _log = logging.getLogger(__name__)
 
@@ -220,11 +220,43 @@ class SqlSink(Sink, TakesChanges, KeepsToken):
         with self._database.trial(), self._explained():
             if self._begins:
                 self._prepare()
-            found = refused_in(batches, self._attempted)
+            found = self._refused_in(batches)
         self._fitting = self._columns = None
         if self._track is None:  # `write` goes on
             self._connect("")
         return found
+
+    def _refused_in(self, batches: Sequence[pa.RecordBatch]) -> dict[int, str]:
+        """Returns the rows that the table refuses. Those that repeat a unique value need no attempts if the database finds
+        them at once (`Database.repeated`).
+        """
+        again = self._repeated(batches)
+        if not again:
+            return refused_in(batches, self._attempted)
+        others = [row for row in range(sum(batch.num_rows for batch in batches)) if row not in again]
+        refused = refused_in(parted(batches, again), self._attempted)
+        found = {others[number]: why for number, why in refused.items()}
+        unsure: set[int] = set()  # the rows that repeat only values of rows which are refused themselves, or may be
+        for row in sorted(again):
+            why = next(
+                (why for why, first in again[row] if first is None or not (first in found or first in unsure)), ""
+            )
+            if why:
+                found[row] = why
+            else:
+                unsure.add(row)
+        if unsure:
+            refused = refused_in(parted(batches, {*others, *again} - unsure), self._attempted)
+            numbers = sorted(unsure)
+            found |= {numbers[number]: why for number, why in refused.items()}
+        return found
+
+    def _repeated(self, batches: Sequence[pa.RecordBatch]) -> Mapping[int, Sequence[tuple[str, int | None]]]:
+        coming = [normalise(as_columns(batch)) for batch in batches if batch.num_rows]
+        schema = coming[0].schema if coming else RECORD_SCHEMA
+        if self._keys or schema.equals(RECORD_SCHEMA) or any(not each.schema.equals(schema) for each in coming):
+            return {}
+        return {} if self._table() is None else self._database.repeated(pa.concat_batches(coming))
 
     def _attempted(self, data: pa.RecordBatch) -> None:
         if not data.num_rows and data.schema.equals(RECORD_SCHEMA):
