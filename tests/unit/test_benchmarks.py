@@ -332,3 +332,14 @@ def test_the_lines_that_two_commits_are_compared_by_are_scripts_that_are_here(mo
     named = {line.command[0] for line in lines.values()} - {"-m"}
     assert named
     assert [name for name in named if not (BENCHMARKS.parent / name).is_file()] == []
+
+
+def test_a_table_of_duckdb_that_lacks_a_row_is_no_figure(monkeypatch, tmp_path):
+    bench = script("duckdb_sink", monkeypatch)
+    path = bench.make_file(tmp_path, 1_000)
+    wanted = bench.answer_of_file(path)
+    assert bench.run("sink", path, tmp_path, wanted).keys() == {"seconds", "cpu_seconds"}
+    whole = bench.parts
+    monkeypatch.setattr(bench, "parts", lambda path: (data.slice(1) for data in whole(path)))
+    with pytest.raises(SystemExit, match="sink: the table has"):
+        bench.run("sink", path, tmp_path, wanted)

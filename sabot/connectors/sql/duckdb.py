@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from sabot.base.disk import name_new, sync
@@ -299,7 +300,7 @@ class DuckDatabase(FileDatabase):
         try:
             with self.attempt():
                 rows = pa.Table.from_batches([self._fitted(data)])
-                rows = rows.append_column(_ROW, pa.array(range(data.num_rows), pa.int64()))
+                rows = rows.append_column(_ROW, pa.array(np.arange(data.num_rows)))
                 usable = fields.keys() - self._collated()
                 for columns in self._unique():
                     if not usable.issuperset(columns):  # an expression, or the default of a column that does not come
@@ -351,7 +352,7 @@ class DuckDatabase(FileDatabase):
         if all(identifies(*self._kind(field)) for field in keys.schema):
             return None
         rows = self._fitted(keys)
-        numbered = pa.Table.from_batches([rows]).append_column(_ROW, pa.array(range(keys.num_rows), pa.int64()))
+        numbered = pa.Table.from_batches([rows]).append_column(_ROW, pa.array(np.arange(keys.num_rows)))
         values = ", ".join(map(self._value, rows.schema))
         found = self._execute(f"SELECT max({_ROW}) FROM temp.{_IN} AS come GROUP BY {values}", (), numbered)
         return sorted(row for (row,) in found)

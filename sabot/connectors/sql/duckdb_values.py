@@ -4,6 +4,7 @@ they come: what the cast would cut is refused.
 
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -163,9 +164,13 @@ def fitted(column: Any, own: pa.DataType) -> Any:
 
 def refused_values(name: str, column: Any, declared: str, own: Any) -> dict[int, str]:
     """Returns the reason for each value that a column does not hold, by the number of the row."""
+    try:
+        fitted(column, own)
+        return {}
+    except pa.ArrowException:  # which does not tell the row, and may be about a value beside a slice of lists
+        open_ranges = [pa.array(np.arange(len(column)))]
     why = f"does not fit into {declared}"
     found: dict[int, str] = {}
-    open_ranges = [pa.array(range(len(column)), pa.int64())]
     while open_ranges:
         part = open_ranges.pop()
         try:

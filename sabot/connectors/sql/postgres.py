@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 from pyarrow import csv
 
@@ -173,7 +174,7 @@ class PostgresDatabase(Database):
                 raise
             # Keys that differ here are equal in the database, by the type or the collation of its columns.
             self.run(f"ROLLBACK TO SAVEPOINT {_INSERT}")
-            numbered = rows.append_column(_NUMBER, pa.array(range(rows.num_rows), pa.int64()))
+            numbered = rows.append_column(_NUMBER, pa.array(np.arange(rows.num_rows)))
             staged = self._stage(numbered, _ROWS_IN)
             last = f"SELECT DISTINCT ON ({keys}) {columns} FROM {staged} ORDER BY {keys}, {_NUMBER} DESC"
             with step("sql", self.table):
@@ -199,7 +200,7 @@ class PostgresDatabase(Database):
             for field in keys.schema
         ):
             return None
-        staged = self._stage(keys.append_column(_NUMBER, pa.array(range(keys.num_rows), pa.int64())), _KEYS_SAME)
+        staged = self._stage(keys.append_column(_NUMBER, pa.array(np.arange(keys.num_rows))), _KEYS_SAME)
         names = ", ".join(map(quoted, keys.schema.names))
         with step("sql", self.table):
             rows = self._open.execute(f"SELECT max({_NUMBER}) FROM {staged} GROUP BY {names}").fetchall()

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -178,7 +179,7 @@ class SqliteDatabase(FileDatabase):
         self.run("DROP TABLE IF EXISTS temp.sabot_same")
         defined = ", ".join(f"{name} {kind} COLLATE {collation}" for name, kind, collation, _ in columns)
         self.run(f"CREATE TEMP TABLE sabot_same (sabot_row INTEGER PRIMARY KEY, {defined})")
-        numbered = keys.add_column(0, "sabot_row", pa.array(range(keys.num_rows), pa.int64()))
+        numbered = keys.add_column(0, "sabot_row", pa.array(np.arange(keys.num_rows)))
         self._for_each(numbered, f"INSERT INTO temp.sabot_same VALUES ({', '.join('?' * numbered.num_columns)})")
         names = ", ".join(name for name, *_ in columns)
         _, rows = self.run(f"SELECT max(sabot_row) FROM temp.sabot_same GROUP BY {names}")
