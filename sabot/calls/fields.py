@@ -5,7 +5,9 @@ says of them. What a class says of its fields is read once.
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence, Set
 from dataclasses import MISSING, fields, is_dataclass
-from functools import partial
+from enum import Enum
+from functools import cached_property, partial
+from inspect import getattr_static
 from types import NoneType, UnionType
 from typing import (
     Annotated,
@@ -126,6 +128,26 @@ def _hints_of(kind: type) -> Mapping[str, Any]:
         return get_type_hints(kind, include_extras=True)
     except Exception:  # an annotation is the user's code
         return {}
+
+
+def beside_fields(value: Any) -> dict[str, Any]:
+    """Returns the attributes of an object with fields, or of a subclass of a plain type such as dict, that are none of its
+    fields: private attributes of pydantic, and attributes that were set on the object. They reach a tool, and are not
+    packed. Values of a `cached_property` are left out.
+    """
+    kind = type(value)
+    if kind in _BASES or isinstance(value, Enum) or not (isinstance(value, _BASES) or fields_of(kind)):
+        return {}
+    private = getattr(value, "__pydantic_private__", None)
+    found = dict(private) if isinstance(private, Mapping) else {}
+    known = {each.attribute for each in fields_of(kind).values()}
+    for name, each in getattr(value, "__dict__", {}).items():
+        if name not in known and not isinstance(getattr_static(kind, name, None), cached_property):
+            found[name] = each
+    return found
+
+
+_BASES = (str, int, float, bytes, dict, list, tuple, set, frozenset)
 
 
 def setter_of(value: Any) -> Callable[[Any, str, Any], None]:

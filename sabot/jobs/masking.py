@@ -3,6 +3,8 @@
 import re
 from collections import deque
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from copy import copy
 from dataclasses import fields, is_dataclass
 from datetime import date, time, timedelta
 from decimal import Decimal
@@ -16,6 +18,7 @@ import msgspec
 
 from sabot.base.config import Secret
 from sabot.base.redaction import HIDDEN
+from sabot.calls.fields import beside_fields, setter_of
 from sabot.errors import UserError
 from sabot.jobs.values import with_fields
 
@@ -33,12 +36,13 @@ def mask(value: Any, patterns: Sequence[str]) -> Any:
     matching part of a text is replaced. Also looks into lists, dicts, dataclasses, models of pydantic and similar
     types, and into bytes as UTF-8. If nothing matches, returns the value itself.
 
-    Copies of dataclasses and models are not validated again, because a field may not take the text `***`.
+    Copies of dataclasses and models are not validated again, because a field may not take the text `***`. In attributes
+    that are no fields, such as private ones of pydantic, objects whose type it does not know are left as they are.
 
     Raises UserError for an object whose type it does not know, since such an object may contain a text. Also raises it
     if two keys of a dict would be equal, because one of the entries would be lost.
     """
-    return _without(value, [_compiled(each) for each in patterns]) if patterns else value
+    return _without(value, [_compiled(each) for each in patterns], set()) if patterns else value
 
 
 def mask_default(value: Any, patterns: Sequence[str]) -> Any:
@@ -51,9 +55,38 @@ def mask_default(value: Any, patterns: Sequence[str]) -> Any:
         return value
 
 
-def _without(value: Any, patterns: Sequence[re.Pattern[str]]) -> Any:
+def _without(value: Any, patterns: Sequence[re.Pattern[str]], within: set[int]) -> Any:
+    """Does the same as `mask`. `within`: the ids of the objects in whose attributes that are no fields it looks now, since
+    such attributes often lead back to the object.
+    """
+    shown = _masked(value, patterns, within)
+    beside = {} if isinstance(shown, _NO_TEXT) or id(value) in within else beside_fields(shown)
+    changed: dict[str, Any] = {}
+    if beside:
+        within.add(id(value))
+        for name, old in beside.items():
+            with suppress(UserError):  # an object of the program, such as a client
+                if (new := _without(old, patterns, within)) is not old:
+                    changed[name] = new
+        within.discard(id(value))
+    return _with_attributes(shown, changed) if changed else shown
+
+
+def _with_attributes(value: Any, changed: Mapping[str, Any]) -> Any:
+    """Returns a copy of an object in which attributes that are no fields have other values."""
+    made, put = copy(value), setter_of(value)
+    private = getattr(made, "__pydantic_private__", None) or {}
+    for name, new in changed.items():
+        if name in private:
+            private[name] = new  # the copy has a dict of its own
+        else:
+            put(made, name, new)
+    return made
+
+
+def _masked(value: Any, patterns: Sequence[re.Pattern[str]], within: set[int]) -> Any:
     if isinstance(value, Enum):
-        shown = _without(value.value, patterns)
+        shown = _without(value.value, patterns, within)
         return value if shown == value.value else shown
     if isinstance(value, str):
         shown = value
@@ -62,12 +95,12 @@ def _without(value: Any, patterns: Sequence[re.Pattern[str]]) -> Any:
         return value if shown == value else shown  # else an object of a subclass would become a plain text
     if isinstance(value, bytes | bytearray | memoryview):
         text = bytes(value).decode(errors="surrogateescape")
-        shown = _without(text, patterns)
+        shown = _without(text, patterns, within)
         return value if shown == text else shown.encode(errors="surrogateescape")
     if isinstance(value, _NO_TEXT):
         return value
     if isinstance(value, Mapping):
-        pairs = {_without(key, patterns): _without(each, patterns) for key, each in value.items()}
+        pairs = {_without(key, patterns, within): _without(each, patterns, within) for key, each in value.items()}
         if len(pairs) < len(value):
             raise UserError(
                 "texts cannot be hidden in the keys of an argument: two keys of a dict would be equal",
@@ -75,22 +108,22 @@ def _without(value: Any, patterns: Sequence[re.Pattern[str]]) -> Any:
             )
         return value if all(pairs.get(key, pairs) is each for key, each in value.items()) else pairs
     if isinstance(value, list | tuple | set | frozenset | deque):
-        made = [_without(each, patterns) for each in value]
+        made = [_without(each, patterns, within) for each in value]
         if all(new is old for new, old in zip(made, value, strict=True)):
             return value
         return type(value)(*made) if hasattr(value, "_fields") else type(value)(made)
     if isinstance(value, PurePath):
         text = str(value)
-        shown = _without(text, patterns)
+        shown = _without(text, patterns, within)
         return value if shown == text else type(value)(shown)
-    without = partial(_without, patterns=patterns)
+    without = partial(_without, patterns=patterns, within=within)
     if isinstance(value, msgspec.Struct):
         return with_fields(value, value.__struct_fields__, without)
     kind = type(value)
     if isinstance(names := getattr(kind, "__pydantic_fields__", None), Mapping) and hasattr(value, "model_copy"):
         extra = getattr(value, "__pydantic_extra__", None) or {}
         found = {name: getattr(value, name) for name in (*names, *extra)}
-        changed = {name: new for name, old in found.items() if (new := _without(old, patterns)) is not old}
+        changed = {name: new for name, old in found.items() if (new := _without(old, patterns, within)) is not old}
         return value.model_copy(update=changed) if changed else value
     if is_dataclass(kind):
         return with_fields(value, [each.name for each in fields(value)], without)
@@ -99,7 +132,7 @@ def _without(value: Any, patterns: Sequence[re.Pattern[str]]) -> Any:
     if kind.__module__.partition(".")[0] in _TEXTS_OF:
         secret = getattr(value, "get_secret_value", None)
         text = str(value) if secret is None else secret()
-        shown = _without(text, patterns)
+        shown = _without(text, patterns, within)
         return value if shown == text else shown if secret is None else kind(shown)
     raise UserError(
         f"texts cannot be hidden in an argument of type {kind.__module__}.{kind.__qualname__}",

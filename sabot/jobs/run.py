@@ -36,6 +36,7 @@ from sabot.jobs.direct_io import watch_functions
 from sabot.jobs.guard import (
     APART,
     Behalf,
+    Decision,
     GuardedCall,
     GuardVerdict,
     Price,
@@ -46,7 +47,7 @@ from sabot.jobs.guard import (
 from sabot.jobs.history import PARKS_MS, TIMEOUT, WAITS_LONG, ContinueAs, Delivery, History
 from sabot.jobs.loop import JobFuture, JobLoop, JobTimer
 from sabot.jobs.masking import mask
-from sabot.jobs.shown_arguments import added, changes_of, is_same, packed_by_name, shown_form, whole
+from sabot.jobs.shown_arguments import added, changes_of, is_same, packed_by_name, shown_form, unseen, whole
 from sabot.jobs.tree import first_of
 from sabot.jobs.values import UNCHANGEABLE, copied, copied_arguments, pack, unpack, unpack_error
 from sabot.jobs.verdicts import given_result, wanted_result
@@ -110,7 +111,10 @@ class Ask(EffectState):
         if call is None and not verdict.hide:
             return
         with ValueCode(self.name):
-            self._change_arguments(verdict.hide, None if call is None else call.arguments)
+            seen = None if call is None else call.arguments
+            self._change_arguments(verdict.hide, seen)
+            if seen is not None and verdict.decision is Decision.ASK and (names := unseen(seen)):
+                self.verdict = _not_shown(self.verdict, names)
 
     def _change_arguments(self, hide: Sequence[str], seen: Mapping[str, Any] | None) -> None:
         if self.guarded == "tool" and self.tool is not None:
@@ -231,6 +235,18 @@ class Ask(EffectState):
             return args, {**kwargs}
         with ValueCode(self.name):
             return copied_arguments(args, kwargs, self.name)
+
+
+_MOST_UNSEEN = 5  # names in the reason of a question
+
+
+def _not_shown(verdict: GuardVerdict, names: Sequence[str]) -> GuardVerdict:
+    """Returns the verdict with the names of the attributes that the tool gets and the question does not show. Values are
+    left out: they may be secrets.
+    """
+    more = [f"{len(names) - _MOST_UNSEEN} more"] if len(names) > _MOST_UNSEEN else []
+    said = f"the tool also gets what is no field, and is not shown: {', '.join([*names[:_MOST_UNSEEN], *more])}"
+    return msgspec.structs.replace(verdict, reason="; ".join(filter(None, (verdict.reason, said))))
 
 
 _Given = tuple[Tool, tuple[Any, ...], Mapping[str, Any]]

@@ -19,7 +19,7 @@ from typing import Any
 import msgspec
 
 from sabot.base.arrays import dumped_model
-from sabot.calls.fields import MISSING_VALUE, REST, fields_of
+from sabot.calls.fields import MISSING_VALUE, REST, beside_fields, fields_of
 from sabot.errors import UserError, short_repr
 from sabot.jobs.values import pack, unpack
 
@@ -97,6 +97,24 @@ def _parts_of(value: Any) -> tuple[dict[str, Any] | None, bool]:
         names = [each.name for each in attributes if hasattr(value, each.name)]
         return {name: getattr(value, name) for name in names}, any(name.startswith("_") for name in names)
     return None, False
+
+
+def unseen(value: Any, path: str = "", within: frozenset[int] = frozenset()) -> list[str]:
+    """Returns the paths of the attributes in arguments that are no fields (`beside_fields`): they reach the tool, and are
+    neither shown nor recorded. `path`: the path of the value. `within`: the ids of the objects around it.
+    """
+    if id(value) in within:
+        return []
+    at, within = f"{path}." if path else "", within | {id(value)}
+    found = [f"{at}{name}" for name in beside_fields(value)]
+    inner: Mapping[Any, Any] = {}
+    if isinstance(value, Mapping):
+        inner = value
+    elif isinstance(value, list | tuple | deque) and not hasattr(value, "_fields"):
+        inner = dict(enumerate(value))
+    elif known := fields_of(type(value)):
+        inner = {each.attribute: getattr(value, each.attribute, None) for each in known.values()}
+    return found + [each for name, part in inner.items() for each in unseen(part, f"{at}{name}", within)]
 
 
 def _is_root(value: Any) -> bool:
