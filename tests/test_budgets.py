@@ -32,7 +32,7 @@ MEMBERS = {  # of a contract that more than one class fulfils: methods, properti
     "connectors/files/format.py:FileFormat": 46,  # 114, 116
     "jobs/guard.py:EffectGuard": 11,  # 044, 115
     "jobs/owner.py:JobOwner": 15,
-    "journal/base.py:Journal": 15,  # 060
+    "journal/base.py:Journal": 16,  # 060, 125
     "journal/base.py:JournalReader": 17,  # 060, 121
     "llm/provider.py:Provider": 7,
     "operators/base.py:FilledFromTable": 3,

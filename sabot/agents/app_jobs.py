@@ -19,7 +19,7 @@ from sabot.agents.actions import ActionRecord, ActionSpec, ActionStatus, check_r
 from sabot.agents.context import BudgetSpec, checked_word
 from sabot.agents.durable.run import JournalOwner, journal_place
 from sabot.agents.job_history import ended_records
-from sabot.agents.job_reads import oldest_first
+from sabot.agents.job_reads import jobs_that_ask, oldest_first
 from sabot.agents.job_view import JobView
 from sabot.agents.jobs import JobManager, JobRecord, JobSpec, JobStatus, check_move, no_job
 from sabot.agents.store import JobsAndActions, as_json, cancel_letter
@@ -203,8 +203,12 @@ class AppJobStore(JobsAndActions):
                 kept = ended_records(reader, query, statuses, {mark.job for mark in marks})
                 # an answer that the owner has not taken yet changes the status of its job
                 answered = {asked.job for letter in letters if (asked := reader.question(letter.token)) is not None}
-                some = [mark for mark in marks if not statuses or mark.status in statuses or mark.job in answered]
+                statuses_may_differ = answered | {mark.job for mark in marks if mark.blocked}
+                some = [
+                    mark for mark in marks if not statuses or mark.status in statuses or mark.job in statuses_may_differ
+                ]
                 known = self._with_letters(reader, JobView.of_jobs(reader, [mark.job for mark in some]), letters)
+                known.note_blocked(some)
             logged = [
                 job
                 for job in known.seen()
@@ -310,8 +314,9 @@ class AppJobStore(JobsAndActions):
             return self._known(reader, job_id)
         letters = reader.letters()
         is_open = bool(statuses) and set(statuses) == {ActionStatus.PENDING}
-        query = JobQuery(status=JobStatus.WAITING_ACTION if is_open else "")
-        jobs = [mark.job for mark in oldest_first(reader.logged(query, EVERY))]
+        jobs = (
+            jobs_that_ask(reader) if is_open else [mark.job for mark in oldest_first(reader.logged(JobQuery(), EVERY))]
+        )
         return self._with_letters(reader, JobView.of_jobs(reader, jobs), letters)
 
     def _with_letters(self, reader: JournalReader, known: JobView, letters: Sequence[Letter]) -> JobView:

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sabot.agents.actions import ActionRecord, ActionStatus, check_resolution
-from sabot.agents.job_reads import oldest_first
+from sabot.agents.job_reads import jobs_that_ask, oldest_first
 from sabot.agents.job_view import JobView
-from sabot.agents.jobs import JobRecord, JobStatus
+from sabot.agents.jobs import JobRecord
 from sabot.agents.store import as_json, shown_json
 from sabot.calls.effects import EffectId
 from sabot.errors import LetterRefused, UserError
@@ -142,8 +142,10 @@ def read_questions(reader: JournalReader, *, everything: bool = False) -> list[I
     returns the closed ones. Reads the entries of the jobs that wait for an answer, or with `everything=True` the whole
     log of the journal. Blocks the thread.
     """
-    waiting = reader.logged(JobQuery(status="" if everything else JobStatus.WAITING_ACTION), EVERY)
-    known = JobView.of_jobs(reader, [mark.job for mark in oldest_first(waiting)])
+    every = (
+        [mark.job for mark in oldest_first(reader.logged(JobQuery(), EVERY))] if everything else jobs_that_ask(reader)
+    )
+    known = JobView.of_jobs(reader, every)
     found = [each for each in known.actions.values() if everything or each.status is ActionStatus.PENDING]
     return _questions(known, reader, sorted(found, key=lambda action: action.created_at))
 

@@ -129,7 +129,7 @@ def record_of(job: EndedJob) -> JobRecord:
 
 
 def ended_records(
-    reader: JournalReader, query: JobQuery, statuses: Sequence[JobStatus], without: Collection[str] = ()
+    reader: JournalReader, query: JobQuery, statuses: Sequence[str], without: Collection[str] = ()
 ) -> list[JobRecord]:
     """Returns the records of the ended jobs that a query selects, the newest first. Only jobs in one of `statuses` are
     returned; () means all. Jobs whose ids are in `without` are left out. Reads the journal's table of ended jobs, and

@@ -12,10 +12,7 @@ from sabot.base.accounts import NOTHING, Amounts
 from sabot.errors import UserError
 from sabot.jobs.tree import child_id, parent_of
 from sabot.journal.base import EVERY, JobMark, JournalReader
-from sabot.journal.ended_jobs import EndedJob, JobQuery, cursor_of, cut
-
-BLOCKED = "blocked"
-"""The status that lists show for an open job that the code of today cannot continue."""
+from sabot.journal.ended_jobs import BLOCKED, EndedJob, JobQuery, cursor_of, cut
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +35,17 @@ class JobPage:
     following: str
 
 
-def status_in(query: JobQuery, job: JobRecord) -> str:
-    """Returns the status of a job in the list that the query selects: BLOCKED for an open job whose id is in
-    `query.blocked`, otherwise the job's own status.
-    """
-    return BLOCKED if job.job_id in query.blocked and not job.ended else str(job.status)
+def shown_status(job: JobRecord) -> str:
+    """Returns the status that lists show of a job: BLOCKED for a job that is blocked, otherwise the job's own status."""
+    return BLOCKED if job.blocked else str(job.status)
+
+
+def jobs_that_ask(reader: JournalReader) -> list[str]:
+    """Returns the jobs that may have open questions, the oldest first. Some of those that are blocked have none. Blocks."""
+    marks = [
+        mark for status in (JobStatus.WAITING_ACTION, BLOCKED) for mark in reader.logged(JobQuery(status=status), EVERY)
+    ]
+    return [mark.job for mark in oldest_first(marks) if mark.asks]
 
 
 def age_of(job: JobRecord) -> tuple[int, str]:
@@ -108,6 +111,7 @@ def _page(
     counts: "Counter[str]",
     view: JobView,
 ) -> JobPage:
+    view.note_blocked(row for row in rows if isinstance(row, JobMark))
     page = [record for row in rows[:most] if (record := _record(reader, view, row)) is not None]
     following = cursor_of(*_age_of_row(rows[most - 1])) if len(rows) > most else ""
     found = counts[query.status] if query.status else counts.total()
@@ -138,37 +142,11 @@ def _logged(reader: JournalReader, query: JobQuery, most: int) -> tuple[list[Job
     on all pages.
     """
     counted, last = query.of_all_pages, query.last
-    if query.text:
-        every = [mark for mark in reader.logged(counted, EVERY) if _has_text(reader, mark, query.text.casefold())]
-        counts = Counter(_status_of(query, mark) for mark in every)
-    else:
-        counts = Counter(reader.logged_counts(counted))
-        blocked = [mark for mark in _marks_of(reader, query.blocked) if not mark.outcome and _fits(counted, mark)]
-        counts.subtract(mark.status for mark in blocked)
-        counts[BLOCKED] += len(blocked)
-        if query.status == BLOCKED:
-            every = sorted(blocked, key=_age_of_row, reverse=True)
-        else:  # as many more as are left out, because they are blocked
-            every = reader.logged(query, most + (len(blocked) if query.status else 0))
-    found = [
-        mark
-        for mark in every
-        if query.status in ("", _status_of(query, mark)) and (last is None or _age_of_row(mark) < last)
-    ]
-    return found[:most], counts
-
-
-def _status_of(query: JobQuery, mark: JobMark) -> str:
-    return BLOCKED if mark.job in query.blocked and not mark.outcome else mark.status
-
-
-def _marks_of(reader: JournalReader, jobs: Collection[str]) -> list[JobMark]:
-    """Returns the marks of those of these jobs that have entries in the log."""
-    return [mark for job in jobs if (mark := reader.job(job)) is not None and mark.created_ms is not None]
-
-
-def _fits(query: JobQuery, mark: JobMark) -> bool:
-    return query.fits(mark.agent, mark.scope, mark.created_ms or 0, lambda: mark.key, str)
+    if not query.text:
+        return reader.logged(query, most), Counter(reader.logged_counts(counted))
+    every = [mark for mark in reader.logged(counted, EVERY) if _has_text(reader, mark, query.text.casefold())]
+    found = [mark for mark in every if query.status in ("", mark.status) and (last is None or _age_of_row(mark) < last)]
+    return found[:most], Counter(mark.status for mark in every)
 
 
 def _has_text(reader: JournalReader, mark: JobMark, text: str) -> bool:
@@ -203,10 +181,10 @@ def _used_by(page: Sequence[JobRecord], reader: JournalReader, view: JobView) ->
 
 
 def find_jobs(
-    reader: JournalReader, *, agent: str | None = None, scope: str | None = None, statuses: Sequence[JobStatus] = ()
+    reader: JournalReader, *, agent: str | None = None, scope: str | None = None, statuses: Sequence[str] = ()
 ) -> tuple[list[JobRecord], Mapping[str, JobRecord]]:
-    """Returns the jobs that fulfil all conditions: they belong to the agent and the scope, and are in one of
-    `statuses`. None and () are no condition. Jobs in the journal's table of ended jobs come first; within each part, the
+    """Returns the jobs that fulfil all conditions: they belong to the agent and the scope, and have one of `statuses`
+    in lists (`shown_status`). None and () are no condition. Jobs in the journal's table of ended jobs come first; within each part, the
     oldest job is the first. Also returns, by id, the found jobs of the log and those that these wait for, so that a list
     can show the states of child jobs. Reads the entries of these jobs, and the table of ended jobs. Blocks the thread.
 
@@ -222,9 +200,11 @@ def find_jobs(
         kept = [job for job in kept if job.agent in agents]
     marks = [mark for mark in every if not statuses or mark.status in statuses]
     view = JobView.of_jobs(reader, [mark.job for mark in oldest_first(marks)])
+    view.note_blocked(marks)
     found = [job for job in view.seen() if scope in (None, job.scope_id)]
     children = [child_id(job.job_id, effect.ordinal) for job in found for effect in job.open if effect.kind == "child"]
     known = JobView.of_jobs(reader, {child for child in children if child not in view.states})
+    known.note_blocked(every)
     return [*reversed(kept), *found], {job.job_id: job for job in (*found, *known.seen())}
 
 

@@ -8,7 +8,7 @@ collects those from the changes.
 """
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, NamedTuple, Protocol, Self, TypeAlias
 
@@ -23,7 +23,7 @@ from sabot.errors import UNREADABLE, CorruptJournal, EffectError, InternalError,
 from sabot.jobs.guard import CONFIRM, Decision, decode_verdict
 from sabot.jobs.history import IN_DOUBT, always_of, edit_of, is_approved
 from sabot.jobs.values import unpack
-from sabot.journal.base import JournalReader
+from sabot.journal.base import JobMark, JournalReader
 from sabot.journal.entries import (
     REQUEST,
     Answer,
@@ -139,6 +139,7 @@ class JobState:
     - `inherited`: for a job that continues from a checkpoint of another job, the number of copied entries that the view
       has not applied yet. 0 for any other job.
     - `used`, `doubts`: the usage of the job's own calls, and the part of it that is only an upper bound.
+    - `blocked`: the reason why the job cannot continue, or "". No entry has it (`JobView.note_blocked`).
     """
 
     job_id: str
@@ -171,6 +172,7 @@ class JobState:
     failed: dict[int, EffectView] = field(default_factory=dict)
     early: Counter[str] = field(default_factory=Counter)
     questions: dict[str, Intent] = field(default_factory=dict)
+    blocked: str = ""
 
     @property
     def ended(self) -> bool:
@@ -234,6 +236,7 @@ class JobState:
             open=self.open_effects(),
             key=key_text(self.key),
             children=self.children,
+            blocked="" if self.ended else self.blocked,
             **shared,
         )
 
@@ -283,6 +286,8 @@ class JobView:
         view = cls(reader)
         for _, entry in reader.read() if job_id is None else reader.history.entries(job_id):
             view.apply(entry)
+        if job_id is not None:
+            view.note_blocked(filter(None, [reader.job(job_id)]))
         return view
 
     @classmethod
@@ -301,6 +306,12 @@ class JobView:
                 for _, entry in reader.read(job_id):
                     view.apply(entry)
         return view
+
+    def note_blocked(self, marks: Iterable[JobMark]) -> None:
+        """Notes which jobs are blocked: no entry of a journal has it, but the marks of jobs."""
+        for mark in marks:
+            if (job := self.states.get(mark.job)) is not None:
+                job.blocked = mark.blocked
 
     def follow(self, reader: JournalReader) -> dict[str, int]:
         """Applies the entries that were added to the journal's log since the last call. Returns, by job id, the offset

@@ -184,6 +184,7 @@ class JobRecord:
       that the answers of models report.
     - `doubt_tokens`, `doubt_dollars`: the part of that usage which is only an upper bound, because nobody knows whether
       a call has to be paid.
+    - `blocked`: the reason why the present code of the agent cannot continue the job, or "". Its status stays as it was.
     """
 
     job_id: str
@@ -216,6 +217,7 @@ class JobRecord:
     dollars: Decimal = Decimal(0)
     doubt_tokens: int = 0
     doubt_dollars: Decimal = Decimal(0)
+    blocked: str = ""
 
     @property
     def url_id(self) -> str:

@@ -15,7 +15,7 @@ from sabot.agents.app_jobs import retry_letter
 from sabot.agents.entry_values import as_plain
 from sabot.agents.job_checks import CheckedJob, check_jobs
 from sabot.agents.job_effects import folded_job
-from sabot.agents.job_reads import find_jobs
+from sabot.agents.job_reads import find_jobs, shown_status
 from sabot.agents.jobs import JobRecord, JobStatus, OpenEffect
 from sabot.agents.kernel.kernel import RuntimeKernel, check_kernel
 from sabot.agents.store import as_json, cancel_letter, shown_json
@@ -31,12 +31,14 @@ from sabot.errors import UserError
 from sabot.jobs.tree import child_id
 from sabot.jobs.url_ids import stored_id
 from sabot.journal.base import JournalReader
+from sabot.journal.ended_jobs import BLOCKED
 from sabot.journal.entries import Letter
 from sabot.journal.sqlite import DATABASE
 from sabot.runtime.restore import check_app
 
 jobs = typer.Typer(help="List, show and steer the jobs of a journal.", no_args_is_help=True, rich_markup_mode=None)
 
+_STATUSES = (*JobStatus, BLOCKED)
 _SHOWN = 2  # the number of open effects that a list shows of a job
 
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="The id of a job, or its form for URLs.")]
@@ -54,12 +56,17 @@ def list_jobs(
     agent: Annotated[
         str | None, typer.Option(metavar="AGENT", help="Only jobs of this agent: APP.NAME, or NAME alone.")
     ] = None,
-    status: Annotated[list[JobStatus] | None, typer.Option(help="Only jobs in this status.")] = None,
+    status: Annotated[
+        list[str] | None,
+        typer.Option(metavar="STATUS", help=f"Only jobs in this status: {', '.join(_STATUSES)}."),
+    ] = None,
     json: Json = False,
 ) -> None:
     """List the jobs of a journal, the oldest first: the progress of each, and its open effects or its outcome."""
 
     def work() -> None:
+        if wrong := set(status or ()).difference(_STATUSES):
+            raise WrongUse(f"--status {min(wrong)}: no status of a job", hint=f"one of {', '.join(_STATUSES)}")
         with reading(place, kafka) as reader:
             found, known = find_jobs(reader, agent=agent, scope=scope, statuses=status or ())
         if json:
@@ -77,9 +84,17 @@ def _row(job: JobRecord, known: Mapping[str, JobRecord]) -> list[object]:
     said = [_open_effect(each) + _child_progress(job, each, known) for each in job.open[:_SHOWN]]
     said += [f"{more} more"] if more > 0 else []
     idle = "nothing is open" if job.agent and not job.ended else ""
-    what = "; ".join(said) or job.result_ref or job.error or idle
+    what = job.blocked or "; ".join(said) or job.result_ref or job.error or idle
     times = [_moment(job.created_at), _moment(job.updated_at)]
-    return [job.job_id, job.agent or job.scope_id, job.status, job.attempt, job.effects, *times, shortened(what, 90)]
+    return [
+        job.job_id,
+        job.agent or job.scope_id,
+        shown_status(job),
+        job.attempt,
+        job.effects,
+        *times,
+        shortened(what, 90),
+    ]
 
 
 def _child_progress(job: JobRecord, effect: OpenEffect, known: Mapping[str, JobRecord]) -> str:
@@ -87,7 +102,13 @@ def _child_progress(job: JobRecord, effect: OpenEffect, known: Mapping[str, JobR
     if effect.kind != "child":
         return ""
     child = known.get(child_id(job.job_id, effect.ordinal))
-    return ": not begun" if child is None else f": {child.status}" if child.open or child.ended else ": nothing is open"
+    return (
+        ": not begun"
+        if child is None
+        else f": {shown_status(child)}"
+        if child.open or child.ended or child.blocked
+        else ": nothing is open"
+    )
 
 
 def _open_effect(effect: OpenEffect) -> str:
@@ -99,7 +120,11 @@ def _open_effect(effect: OpenEffect) -> str:
 
 def _facts(job: JobRecord) -> dict[str, Any]:
     facts: dict[str, Any] = loads(shown_json(job, "the job"))
-    return facts | {"dollars": plain(job.dollars), "doubt_dollars": plain(job.doubt_dollars)}
+    return facts | {
+        "status": shown_status(job),
+        "dollars": plain(job.dollars),
+        "doubt_dollars": plain(job.doubt_dollars),
+    }
 
 
 @jobs.command("show")

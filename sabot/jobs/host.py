@@ -56,7 +56,8 @@ from sabot.jobs.timers import JobTimers
 from sabot.jobs.tree import UNAWAITED_CHILD, is_retry, parent_of
 from sabot.jobs.values import as_before, pack_error, unpack_error
 from sabot.journal import Journal, Position
-from sabot.journal.base import JobMark
+from sabot.journal.base import EVERY, JobMark
+from sabot.journal.ended_jobs import BLOCKED, JobQuery
 from sabot.journal.entries import Answer, Attempt, Begin, EffectResult, End, Entry, Signal
 
 _log = logging.getLogger(__name__)
@@ -106,6 +107,8 @@ class JobHost(HostState):
         self._on_retry = on_retry
         self._retried: set[str] = set()  # jobs that a letter has begun again, and whose history was not read since
         self._blocked: dict[str, NonDeterminism] = {}
+        self._unnoted: dict[str, str] = {}  # of blocked jobs: the reasons that the journal has not noted yet
+        self._noting: asyncio.Task[None] | None = None
         self._republished: set[str] = set()  # jobs that were open at the start, which the listener is told of again
         self._serving: asyncio.Task[None] | None = None
         self._delivering = False
@@ -142,9 +145,7 @@ class JobHost(HostState):
         - `unapplied`: jobs that had ended before `positions`, but whose output and changes of the state the checkpoint
           does not contain (see `JobLog.facts`). The value is the position of the END entry.
         """
-        found = await run_to_end(
-            run_in_thread(open_jobs, self.journal, dict(positions or {}), dict(unapplied or {}), self.standing)
-        )
+        found = await run_to_end(run_in_thread(self._read, dict(positions or {}), dict(unapplied or {})))
         await self.log.open()
         for job in found:
             if not job.cut:
@@ -154,6 +155,15 @@ class JobHost(HostState):
         await run_to_end(run_in_thread(self.parking.open, found))
         await self._effects.take(found)
         return found
+
+    def _read(self, positions: Mapping[int, int], unapplied: Mapping[str, Position]) -> list[OpenJob]:
+        """Returns the jobs of `open`. Blocks. Also removes the notes about blocked jobs: they were about the code of an
+        earlier start, and this one tries again to continue them.
+        """
+        blocked = self.journal.logged(JobQuery(status=BLOCKED), EVERY)
+        if blocked:
+            self.journal.note_blocked({mark.job: "" for mark in blocked})
+        return open_jobs(self.journal, positions, unapplied, self.standing)
 
     def start(self) -> None:
         """Starts the task that handles the events of the queue."""
@@ -814,9 +824,22 @@ class JobHost(HostState):
     def _block(self, running: RunningJob, error: NonDeterminism) -> None:
         _log.error("%s", error)
         self._blocked[running.job.job_id] = error
+        self._unnoted[running.job.job_id] = str(error)
+        if self._noting is None:
+            self._noting = self.spawn(self._note_blocked(), "what notes blocked jobs in the journal")
         self._forget(running, stays_open=True)
         self.log.blocked(running.job.job_id, error)
         running.owner.blocked(running.job.job_id, error)
+
+    async def _note_blocked(self) -> None:
+        """Notes in the journal which jobs are blocked. Those that are blocked meanwhile are noted together."""
+        try:
+            while self._unnoted:
+                reasons, self._unnoted = self._unnoted, {}
+                await self.journal.flush()  # a row of a job is there when its BEGIN entry is durable
+                await call_journal(self.journal.note_blocked, reasons)
+        finally:
+            self._noting = None
 
     # -- figures ------------------------------------------------------------------------------------------------------
 

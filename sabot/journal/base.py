@@ -32,7 +32,7 @@ import msgspec
 from sabot.base.accounts import Amounts
 from sabot.clock import Clock
 from sabot.errors import CorruptJournal, LetterRefused, OtherJournal
-from sabot.journal.ended_jobs import OUTCOMES, EndedJob, HistoryBounds, JobQuery
+from sabot.journal.ended_jobs import BLOCKED, OUTCOMES, EndedJob, HistoryBounds, JobQuery
 from sabot.journal.entries import Answer, Begin, Body, Cancel, Entry, Letter, Signal, decode_entry
 
 MAY_BEGIN_AGAIN = ("failed", "cancelled")
@@ -73,6 +73,8 @@ class JobMark:
     - `tried`: False for a job that was requested and whose function has not run yet.
     - `asks`: the number of its open questions to people.
     - `again`: True if it began again after its earlier entries had moved into the history.
+    - `blocked`: the reason why the present code of its agent cannot continue the job (`Journal.note_blocked`), in at most
+      500 characters; "" if it can, or if the job has ended.
     """
 
     job: str
@@ -90,14 +92,17 @@ class JobMark:
     tried: bool = True
     asks: int = 0
     again: bool = False
+    blocked: str = ""
 
     @property
     def status(self) -> str:
-        """The status of the job, as lists show it: "queued", "running", "waiting_action", or the way in which it ended.
-        An outcome that Sabot does not know is "failed".
+        """The status of the job, as lists show it: BLOCKED, "queued", "running", "waiting_action", or the way in which
+        it ended. An outcome that Sabot does not know is "failed".
         """
         if self.outcome:
             return self.outcome if self.outcome in OUTCOMES else "failed"
+        if self.blocked:
+            return BLOCKED
         if not self.tried:
             return "queued"
         return "waiting_action" if self.asks else "running"
@@ -237,8 +242,8 @@ class JournalReader(ABC):
     @abstractmethod
     def logged(self, query: JobQuery, most: int) -> list[JobMark]:
         """Returns the jobs with entries in the log that fulfil a query, the newest first, and at most `most` of them.
-        Reads no entries, unless the journal has an older format. The conditions on `text` and `blocked` are not looked
-        at. Raises UserError if `after` is no cursor.
+        Reads no entries, unless the journal has an older format. The condition on `text` is not looked at. Raises
+        UserError if `after` is no cursor.
         """
 
     @abstractmethod
@@ -402,6 +407,16 @@ class Journal(JournalReader, Inbox):
 
         If too many bytes wait to become durable, the remaining letters stay in the inbox for a later call. After a
         crash, a letter whose entry was not durable is still in the inbox.
+        """
+
+    @abstractmethod
+    def note_blocked(self, reasons: Mapping[str, str]) -> None:
+        """Notes which open jobs the present code of their agents cannot continue, in their marks (`JobMark.blocked`).
+        Durable when this returns. The log gets no entry: another start may have other code. A BEGIN or END entry of a job
+        removes its note. Blocks. Raises TransientError if a server does not answer; the caller may try again.
+
+        `reasons`: by job, the reason why it cannot continue; "" to remove the note. Jobs whose BEGIN entries are not
+        durable, and jobs that have ended, are left out.
         """
 
     @abstractmethod

@@ -13,6 +13,9 @@ from sabot.errors import UserError
 OUTCOMES = ("succeeded", "failed", "cancelled", "timed_out")
 """The outcomes with which a job ends. Lists show any other outcome as "failed"."""
 
+BLOCKED = "blocked"
+"""The status that lists show for an open job that the present code of its agent cannot continue."""
+
 MOST_CHARS = 500
 """The most characters of a text in a row of a list of jobs."""
 
@@ -58,8 +61,6 @@ class JobQuery:
       case are equal.
     - `since`, `until`: the job was created at the time `since` or later, and before the time `until`.
     - `after`: the cursor of the page (`cursor_of` for the last job of the page before); "" for the first page.
-    - `blocked`: the ids of the jobs that the running app reports as blocked. A list shows this in place of their status.
-      The history of a journal does not look at it, because an ended job is not blocked.
     """
 
     agent: str = ""
@@ -70,7 +71,6 @@ class JobQuery:
     since: float = 0.0
     until: float = 0.0
     after: str = ""
-    blocked: frozenset[str] = frozenset()
 
     @property
     def since_ms(self) -> int:

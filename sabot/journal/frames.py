@@ -6,7 +6,7 @@ record is written in pieces, which are consecutive records.
    OwnerClaim    somebody becomes the owner; the first one creates the journal
    EntriesFrame  entries, and before them the long bodies that they are the first to name
    TrimFrame     jobs whose entries are removed
-   BeatFrame     a sign of life of an owner with nothing to write
+   BeatFrame     a sign of life of an owner without new entries; it may note which jobs are blocked
    ReleaseFrame  the owner has closed the journal
    CopyBegin, CopyRows, CopyEnd   the whole content of the journal, written anew, so that the records before it can be deleted
 
@@ -95,9 +95,11 @@ class TrimFrame(msgspec.Struct, frozen=True, array_like=True, tag="trim"):
 
 
 class BeatFrame(msgspec.Struct, frozen=True, array_like=True, tag="beat"):
-    """The frame by which an owner with nothing to write shows that it is still running. A process that wants to
-    become the owner is refused if it sees one. The frame has no content.
+    """The frame by which an owner without new entries shows that it is still running. A process that wants to become
+    the owner is refused if it sees one. `blocked`: by job, the reason why it cannot continue (`Journal.note_blocked`).
     """
+
+    blocked: dict[str, str] = {}
 
 
 class ReleaseFrame(msgspec.Struct, frozen=True, array_like=True, tag="release"):

@@ -3,7 +3,7 @@ a journal of an older format makes them when it is read, or when its next owner 
 """
 
 from bisect import bisect_left
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from heapq import nlargest
@@ -100,8 +100,14 @@ class JobMarks:
                 self.asked.pop(entry.job, None)
                 mark = mark or JobMark(entry.job, Position(0, offset), b"")
                 self.marks[entry.job] = replace(
-                    mark, outcome=entry.outcome, result=entry.result, ended_ms=entry.at_ms, asks=0
+                    mark, outcome=entry.outcome, result=entry.result, ended_ms=entry.at_ms, asks=0, blocked=""
                 )
+
+    def note_blocked(self, reasons: Mapping[str, str]) -> None:
+        """Notes which jobs are blocked, as `Journal.note_blocked` does."""
+        for job, why in reasons.items():
+            if (mark := self.marks.get(job)) is not None and not mark.outcome:
+                self.marks[job] = replace(mark, blocked=cut(why))
 
     def _count(self, mark: JobMark | None) -> None:
         if mark is not None and not mark.outcome:

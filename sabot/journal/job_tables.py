@@ -5,25 +5,28 @@ that write the entries. So a list, a count or a look for open questions reads ro
    jobs.created_ms       the time of its first BEGIN entry; NULL if the log has none of its entries any more
    jobs.tried, again     0 or 1, as in `JobMark`
    jobs.asks             the number of its open questions to people
+   jobs.blocked          the reason why it cannot continue, or ""; no entry has it
    questions.place       the place of the INTENT entry: a question from before the job's last BEGIN entry is not counted
 
 The statements work in both databases, with `?` for values. Functions that take a connection work in the transaction of
 their caller.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from sabot.journal.base import JobMark, Position
-from sabot.journal.ended_jobs import OUTCOMES, JobQuery
+from sabot.journal.ended_jobs import BLOCKED, OUTCOMES, JobQuery, cut
 from sabot.journal.entries import Begin, Entry, Intent
 from sabot.journal.entry_counts import Connection, among, parts
 from sabot.journal.history_tables import shared_conditions, where
 from sabot.journal.job_marks import JobMarks, created_of, facts_of
 
 _AT_ONCE = 50  # rows that are filled by one statement, which compares each with each
-LISTED = 4
-"""The first version of the tables' format that has a list of jobs."""
+LISTED = 5
+"""The first version of the tables' format whose list of jobs is complete. Version 4 has no reasons of blocked jobs."""
+
+_BLOCKED_UNKNOWN = 4
 
 _TABLES = (
     *(
@@ -38,16 +41,19 @@ _TABLES = (
     "CREATE INDEX jobs_by_creation ON jobs (created_ms, job) WHERE created_ms IS NOT NULL",
     "CREATE INDEX jobs_begun_again ON jobs (job) WHERE again = 1",
 )
+_BLOCKED_TABLES = ("ALTER TABLE jobs ADD COLUMN blocked {text} NOT NULL DEFAULT ''",)
 _FACTS = "agent, scope, principal, session, key"
 _COUNTED = "token = ? AND questions.job = jobs.job AND closed = '' AND place > jobs.began"  # a question that is open
 _STATUS = (  # as `JobMark.status`
     f"CASE WHEN outcome IN ({', '.join(map(repr, OUTCOMES))}) THEN outcome WHEN outcome <> '' THEN 'failed' "
-    "WHEN tried = 0 THEN 'queued' WHEN asks > 0 THEN 'waiting_action' ELSE 'running' END"
+    f"WHEN blocked <> '' THEN '{BLOCKED}' WHEN tried = 0 THEN 'queued' WHEN asks > 0 THEN 'waiting_action' ELSE 'running' END"
 )
 
 _NOTE_AGAIN = "UPDATE jobs SET again = 1 WHERE created_ms IS NOT NULL AND job IN (SELECT job FROM history)"
 
-MARKS = f"SELECT job, began, digest, outcome, result, ended_ms, {_FACTS}, created_ms, tried, asks, again FROM jobs"
+MARKS = (
+    f"SELECT job, began, digest, outcome, result, ended_ms, {_FACTS}, created_ms, tried, asks, again, blocked FROM jobs"
+)
 """The statement that selects the rows for `mark_of_row`."""
 
 BELOW = "SELECT job FROM jobs WHERE job >= ? AND job < ? AND created_ms IS NOT NULL"
@@ -58,7 +64,8 @@ BEGAN = (
     "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, (SELECT count(*) FROM history WHERE job = ?)) ON CONFLICT (job) DO UPDATE SET "
     "began = excluded.began, digest = excluded.digest, ended = NULL, outcome = '', result = '', ended_ms = 0, "
     + ", ".join(f"{name} = excluded.{name}" for name in _FACTS.split(", "))
-    + ", created_ms = coalesce(jobs.created_ms, excluded.created_ms), tried = excluded.tried, asks = 0, again = excluded.again"
+    + ", created_ms = coalesce(jobs.created_ms, excluded.created_ms), tried = excluded.tried, asks = 0, again = excluded.again, "
+    "blocked = ''"
 )
 """Notes a BEGIN entry, with the values of `begin_values`."""
 
@@ -74,6 +81,9 @@ ANSWERED = (
 """Counts the end of a question, before it is noted in `questions`. Its values are the job and the token."""
 
 
+_NOTE_BLOCKED = "UPDATE jobs SET blocked = ? WHERE job = ? AND outcome = ''"
+
+
 def begin_values(offset: int, begin: Begin) -> tuple[Any, ...]:
     """Returns the values of the statement `BEGAN` for an entry at the place `offset`."""
     return begin.job, offset, begin.digest, *facts_of(begin), created_of(begin), int(bool(begin.agent)), begin.job
@@ -81,7 +91,7 @@ def begin_values(offset: int, begin: Begin) -> tuple[Any, ...]:
 
 def mark_of_row(row: Sequence[Any]) -> JobMark:
     """Returns the mark of a job from its row, which the statement `MARKS` has selected."""
-    job, began, digest, outcome, result, ended_ms, *facts, created_ms, tried, asks, again = row
+    job, began, digest, outcome, result, ended_ms, *facts, created_ms, tried, asks, again, blocked = row
     agent, scope, principal, session, key = facts
     return JobMark(
         job,
@@ -99,6 +109,7 @@ def mark_of_row(row: Sequence[Any]) -> JobMark:
         bool(tried),
         asks,
         bool(again),
+        blocked,
     )
 
 
@@ -131,12 +142,32 @@ def _conditions(query: JobQuery, has_entries: str) -> tuple[str, list[Any]]:
     return where([*conditions, *shared_conditions(query)])
 
 
+def note_blocked(connection: Connection, reasons: Mapping[str, str]) -> None:
+    """Notes which jobs are blocked, as `Journal.note_blocked` does."""
+    for job, why in reasons.items():
+        connection.execute(_NOTE_BLOCKED, (cut(why), job))
+
+
 def make_list(connection: Connection, *, whole: str, text: str) -> None:
     """Adds the columns of the list to the tables of a journal. `whole`, `text`: the column types for integers of 63 bits
     and for texts that are sorted by their bytes.
     """
-    for statement in _TABLES:
+    for statement in _TABLES + _BLOCKED_TABLES:
         connection.execute(statement.format(whole=whole, text=text))
+
+
+def bring_list_up_to_date(
+    connection: Connection, form: int, entries: Iterable[tuple[Position, Entry]], *, whole: str, text: str
+) -> None:
+    """Adds what the list lacks in tables of an older format. `form`: the version of the format. `entries`: all entries
+    of the log, in order. `whole`, `text`: as in `make_list`.
+    """
+    if form == _BLOCKED_UNKNOWN:
+        for statement in _BLOCKED_TABLES:
+            connection.execute(statement.format(whole=whole, text=text))
+    elif form < LISTED:
+        make_list(connection, whole=whole, text=text)
+        fill_list(connection, entries)
 
 
 def unlist(connection: Connection, jobs: Sequence[str]) -> None:

@@ -56,6 +56,7 @@ from sabot.journal.frames import (
     is_claim,
 )
 from sabot.journal.history_tables import SqlHistory
+from sabot.journal.job_tables import note_blocked
 from sabot.journal.owner_inbox import OwnerInbox, SqlJournal
 from sabot.journal.replica import FRAMES, LETTERS, Replica, journal_topic, trimmed
 from sabot.journal.tables import StoredEntry, TablesReader, add, copied, letter_facts, rows_of
@@ -275,7 +276,7 @@ class KafkaJournal(TablesReader, SqlJournal):
         replica.link.opened = True
         (first,) = TablesReader.positions(self).values()
         writer = GroupWriter(self.where, 0, first, self._commit, capacity_bytes, store="broker", idle=self._beat)
-        self.start(writer, _OwnerInbox(replica, clock, self._trim), clock)
+        self.start(writer, _OwnerInbox(replica, clock, self._trim, self._note_blocked), clock)
         if replica.whole_copy is not None:  # its writer ended before it deleted the records before the copy
             self._delete_before(*replica.whole_copy)
 
@@ -468,6 +469,13 @@ class KafkaJournal(TablesReader, SqlJournal):
             with self._replica.writes() as tables:
                 return trimmed(tables, frame)
 
+    def _note_blocked(self, reasons: Mapping[str, str]) -> None:
+        frame = BeatFrame(dict(reasons))
+        with self._all_or_failed(), self._frames, step("journal", f"{self._replica.topic}: blocked"):
+            self._write(frame)
+            with self._replica.writes() as tables:
+                note_blocked(tables, frame.blocked)
+
     @contextmanager
     def _all_or_failed(self) -> Iterator[None]:
         """Runs the `with` block. If the block raises an error, the journal fails: all callers that wait for it get a
@@ -523,15 +531,25 @@ class KafkaJournal(TablesReader, SqlJournal):
 
 class _OwnerInbox(_TopicInbox, OwnerInbox):
     """The inbox of a Kafka journal for the owner of the journal. Its methods `trim`, `expire` and `forget` each write
-    a TrimFrame to the topic.
+    a TrimFrame to the topic, and `note_blocked` writes a BeatFrame.
     """
 
-    def __init__(self, replica: Replica, clock: Clock, trim: Callable[..., int]) -> None:
+    def __init__(
+        self,
+        replica: Replica,
+        clock: Clock,
+        trim: Callable[..., int],
+        note_blocked: Callable[[Mapping[str, str]], None],
+    ) -> None:
         super().__init__(replica, replica.catch_up_letters, clock)
         self._trim = trim
+        self._note_blocked = note_blocked
 
     def trim(self, jobs: Sequence[str], before: int, kept: Sequence[EndedJob]) -> int:
         return self._trim(jobs, before, kept=kept)
+
+    def note_blocked(self, reasons: Mapping[str, str]) -> None:
+        self._note_blocked(reasons)
 
     def expire(self, jobs: Sequence[str]) -> None:
         self._trim(expired=jobs)

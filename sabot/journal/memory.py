@@ -290,6 +290,11 @@ class MemoryJournal(MemoryReader, Journal):
         self._letters += len(taken)
         return taken
 
+    def note_blocked(self, reasons: Mapping[str, str]) -> None:
+        with self.storage.lock:
+            self._check_open()
+            self.storage.known.note_blocked(reasons)
+
     def trim(self, before: Mapping[int, int], forget_before_ms: int = 0) -> int:
         storage, removed, keeping = self.storage, 0, self.keeping
         trimmed: set[str] = set()

@@ -14,6 +14,7 @@ from sabot.journal.ended_jobs import EndedJob
 from sabot.journal.entries import Entry, Letter, encode_letter
 from sabot.journal.entry_counts import Connection
 from sabot.journal.history_tables import expire, expiring
+from sabot.journal.job_tables import note_blocked
 from sabot.journal.tables import SqlReader, add_letter, forget, letter_facts, remove
 from sabot.journal.writing import GroupWriter
 
@@ -29,6 +30,10 @@ class OwnerInbox(Inbox):
         """Removes entries of jobs. The parameters and the result are those of `tables.remove`. Removes all of the
         entries or none. When this returns, the removal is durable.
         """
+
+    @abstractmethod
+    def note_blocked(self, reasons: Mapping[str, str]) -> None:
+        """Notes which jobs are blocked, as `Journal.note_blocked` does. Notes all of them or none."""
 
     @abstractmethod
     def expire(self, jobs: Sequence[str]) -> None:
@@ -56,7 +61,7 @@ class SqlInbox(OwnerInbox):
         errors of `Inbox.post`.
 
         While the block runs, nobody else can post a letter. In PostgreSQL, the owner can write entries meanwhile,
-        except if `what` is "trim". In SQLite, it cannot. `what`: "letter", "trim" or "expire".
+        except if `what` is "trim". In SQLite, it cannot. `what`: "letter", "blocked", "trim" or "expire".
         """
 
     def post(self, letter: Letter) -> None:
@@ -69,6 +74,10 @@ class SqlInbox(OwnerInbox):
     def trim(self, jobs: Sequence[str], before: int, kept: Sequence[EndedJob]) -> int:
         with self.transaction("trim") as connection:
             return remove(connection, jobs, before, kept)
+
+    def note_blocked(self, reasons: Mapping[str, str]) -> None:
+        with self.transaction("blocked") as connection:
+            note_blocked(connection, reasons)
 
     def expire(self, jobs: Sequence[str]) -> None:
         with self.transaction("expire") as connection:
@@ -143,6 +152,9 @@ class SqlJournal(SqlReader, Journal):
             self._last_letter = number
         self._letters += len(taken)
         return taken
+
+    def note_blocked(self, reasons: Mapping[str, str]) -> None:
+        self.inbox.note_blocked(reasons)
 
     def trim(self, before: Mapping[int, int], forget_before_ms: int = 0) -> int:
         removed, place, keeping = 0, before.get(0, 0), self.keeping

@@ -28,7 +28,7 @@ import os
 import socket
 import threading
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -261,6 +261,11 @@ class PostgresJournal(PostgresReader, SqlJournal):
             return super().take()
         except TransientError:  # the renewal of the claim reports it
             return []
+
+    def note_blocked(self, reasons: Mapping[str, str]) -> None:
+        if not self.claim_left():
+            raise TransientError(f"{self.where}: the claim on it has to be renewed first")
+        super().note_blocked(reasons)
 
     def close(self) -> None:
         if self._closed:

@@ -19,6 +19,7 @@ from sabot.clock import SYSTEM_CLOCK
 from sabot.errors import BrokerUnavailable, CorruptJournal, DataError, UserError
 from sabot.journal.entries import decode_entry
 from sabot.journal.frames import (
+    BeatFrame,
     CopyBegin,
     CopyEnd,
     CopyRows,
@@ -31,6 +32,7 @@ from sabot.journal.frames import (
     decode_letter_record,
 )
 from sabot.journal.history_tables import expire
+from sabot.journal.job_tables import note_blocked
 from sabot.journal.tables import (
     StoredEntry,
     add,
@@ -309,6 +311,8 @@ class Replica:
                 add(tables, rows)
             case TrimFrame():
                 trimmed(tables, frame)
+            case BeatFrame():
+                note_blocked(tables, frame.blocked)
             case CopyBegin():
                 self.claim, self.released, self.earlier_s = frame.claim, False, frame.claim.earlier_s
                 self._copy = (offset, frame.letters)

@@ -73,6 +73,7 @@ from sabot.journal.job_tables import (
     MARKS,
     TRIED,
     begin_values,
+    bring_list_up_to_date,
     fill_list,
     find_statement,
     make_list,
@@ -116,7 +117,7 @@ _USE = "INSERT INTO uses (place, hash) VALUES (?, ?)"
 _END = (
     "INSERT INTO jobs (job, began, digest, ended, outcome, result, ended_ms) VALUES (?, ?, ?, ?, ?, ?, ?) "
     "ON CONFLICT (job) DO UPDATE SET ended = excluded.ended, outcome = excluded.outcome, result = excluded.result, "
-    "ended_ms = excluded.ended_ms, asks = 0"
+    "ended_ms = excluded.ended_ms, asks = 0, blocked = ''"
 )
 _LEAVE = "UPDATE questions SET closed = ? WHERE job = ? AND closed = ''"
 _ASK = (
@@ -217,9 +218,7 @@ def bring_up_to_date(connection: Connection, form: int, where: object, *, whole:
         begin_to_count(connection, whole)
     if form < KEPT:
         make_history(connection, whole=whole, text=text, blob=blob)
-    if form < LISTED:
-        make_list(connection, whole=whole, text=text)
-        fill_list(connection, _listed_entries(connection, where))
+    bring_list_up_to_date(connection, form, _listed_entries(connection, where), whole=whole, text=text)
 
 
 def _listed_entries(connection: Connection, where: object) -> Iterator[tuple[Position, Entry]]:
@@ -614,7 +613,7 @@ _COPIED = {  # the columns of each table; new ones are only added at the end
     "entries": ("place", "job", "sum", "entry"),
     "bodies": ("hash", "body"),
     "uses": ("place", "hash"),
-    "jobs": ("job", "began", "digest", "ended", "outcome", "result", "ended_ms"),
+    "jobs": ("job", "began", "digest", "ended", "outcome", "result", "ended_ms", "blocked"),
     "questions": ("token", "job", "ordinal", "due_ms", "closed"),
     "inbox": ("number", "once", "job", "letter", "taken"),
     "history_entries": ("place", "job", "sum", "entry"),

@@ -18,7 +18,7 @@ from sabot.agents.entry_values import as_plain, value_of
 from sabot.agents.inbox import SAID
 from sabot.agents.job_effects import EffectRecord, FoldedJob, effect_record, family_of, folded_job
 from sabot.agents.job_history import searched
-from sabot.agents.job_reads import JobPage, age_of, jobs_page, short_jobs_page, status_in
+from sabot.agents.job_reads import JobPage, age_of, jobs_page, short_jobs_page, shown_status
 from sabot.agents.job_view import EffectView
 from sabot.agents.jobs import JobRecord, JobStatus
 from sabot.base.accounts import Amounts
@@ -103,7 +103,7 @@ def jobs_table(journal: JournalAddress, query: JobQuery, payloads: Payloads, for
     """Returns a list of jobs as a text of CSV or JSON: all pages, at most 20,000."""
     with journal.opened() as reader:
         page = _found(reader, query, payloads, MOST_ROWS)
-        return table_text([_flat(job, status_in(query, job), *page.used[job.job_id]) for job in page.jobs], form)
+        return table_text([_flat(job, shown_status(job), *page.used[job.job_id]) for job in page.jobs], form)
 
 
 def effects_table(journal: JournalAddress, job_id: str, first: int, form: TableForm) -> str:
@@ -160,11 +160,9 @@ def _found(reader: JournalReader, query: JobQuery, payloads: Payloads, most: int
         for each in newest.jobs
         if text not in searched(each) and text in shown_record(reader, each.job_id, payloads).text.casefold()
     ]
-    counts = Counter(page.counts) + Counter(status_in(query, each) for each in further)
+    counts = Counter(page.counts) + Counter(shown_status(each) for each in further)
     further = [
-        each
-        for each in further
-        if query.status in ("", status_in(query, each)) and (last is None or age_of(each) < last)
+        each for each in further if query.status in ("", shown_status(each)) and (last is None or age_of(each) < last)
     ]
     jobs = nlargest(most + 1, [*page.jobs, *further], key=age_of)
     more = len(jobs) > most or page.following
@@ -190,17 +188,14 @@ def _message(begun: Any) -> Any:
 
 
 def _shown_jobs(page: JobPage, query: JobQuery, root: str) -> tuple[str, JobPage]:
-    jobs = [
-        (job, status_in(query, job), *page.used[job.job_id], _short_id(job), _open_text(job), scrubbed(job.error))
-        for job in page.jobs
-    ]
+    jobs = [(job, shown_status(job), *page.used[job.job_id], _short_id(job), *_why(job)) for job in page.jobs]
     facts: dict[str, Callable[[JobRecord], object]] = {
         "key": lambda job: job.key,
         "scope": lambda job: job.scope_id,
         "attempt": lambda job: job.attempt > 1,
         "tokens": lambda job: page.used[job.job_id][0].tokens,
         "dollars": lambda job: page.used[job.job_id][0].cost,
-        "why": lambda job: job.open or job.error,
+        "why": lambda job: job.open or job.blocked or job.error,
     }
     table = templates_of(root).get_template("parts/job_table.html").render(jobs=jobs, filled=_filled(facts, page.jobs))
     return table, replace(page, jobs=[], used={})
@@ -251,6 +246,11 @@ def _short_id(job: JobRecord) -> str:
     return "/".join(each if len(each) <= _LONG_PART else f"{each[:8]}…" for each in parts)
 
 
+def _why(job: JobRecord) -> tuple[str, str]:
+    """Returns what a job waits for, and the reason why it cannot continue or has failed."""
+    return "" if job.blocked else _open_text(job), scrubbed(job.blocked or job.error)
+
+
 def _open_text(job: JobRecord) -> str:
     words = {"ask": "question", "sleep": "timer", "wait": "signal"}
     named = [f"{words.get(each.kind, each.kind)} {each.name}".strip() for each in job.open[:2]]
@@ -259,7 +259,7 @@ def _open_text(job: JobRecord) -> str:
 
 def _flat(job: JobRecord, status: str, used: Amounts, doubts: Amounts) -> dict[str, Any]:
     facts = {name: getattr(job, name) for name in _COLUMNS} | {"status": status}
-    facts |= {"open": _open_text(job), "error": scrubbed(job.error)}
+    facts |= {"open": _open_text(job), "error": scrubbed(job.blocked or job.error)}
     facts |= {"tokens": used.tokens, "dollars": plain(used.cost)}
     return facts | {"doubt_tokens": doubts.tokens, "doubt_dollars": plain(doubts.cost)}
 

@@ -13,7 +13,7 @@ from urllib.parse import urlencode
 from markupsafe import Markup
 
 from sabot.agents.app_jobs import JournalAddress
-from sabot.agents.job_reads import BLOCKED, JobPage
+from sabot.agents.job_reads import JobPage, shown_status
 from sabot.agents.jobs import ENDS, JobRecord, JobStatus
 from sabot.agents.replay import Recording, record_job
 from sabot.agents.store import cancel_letter
@@ -21,7 +21,7 @@ from sabot.base.redaction import scrubbed
 from sabot.base.threads import run_in_thread
 from sabot.clock import SYSTEM_CLOCK
 from sabot.errors import LetterRefused, UserError
-from sabot.journal.ended_jobs import JobQuery
+from sabot.journal.ended_jobs import BLOCKED, JobQuery
 from sabot.letters.opening import LetterPlace, letter_places, opened_letters, redrive
 from sabot.letters.pages import job_of
 from sabot.letters.redrive import Selection
@@ -155,7 +155,6 @@ class JobScreens:
             text=query.get("q", ""),
             since=self._jobs.store.clock.time() - age if age else 0.0,
             after=query.get("after", ""),
-            blocked=frozenset(self._blocked()),
         )
 
     def _reads_elsewhere(self) -> bool:
@@ -175,23 +174,16 @@ class JobScreens:
             return await run_in_thread(function, self._own, *args, **kwargs)
         return await self._reader.read(function, address, *args, **kwargs)
 
-    def _blocked(self) -> Mapping[str, str]:
-        """Returns the reasons of the jobs that the run cannot continue, by id."""
-        jobs = self._figures.last.statistics.get("jobs") or {}
-        blocked: Mapping[str, str] = jobs.get("blocked", {})
-        return blocked
-
     # -- one job ------------------------------------------------------------------------------------------------------
 
     async def job_facts(self, query: Query) -> dict[str, Any]:
         """Returns the facts of one job. Raises UserError if the journal does not have it."""
         job, part = await self._shown(query)
-        blocked = self._blocked().get(job.job_id, "")
         return {
             "job": job,
             "part": Markup(part),  # rendered by the templates, which escape
-            "state": BLOCKED if blocked and not job.ended else job.status,
-            "error": scrubbed(blocked or job.error),
+            "state": shown_status(job),
+            "error": scrubbed(job.blocked or job.error),
             "can_retry": job.status is JobStatus.FAILED and self._live is not None,
             "why_no_code": "" if self._code is not None else _WHY_NO_CODE,
             "at": SYSTEM_CLOCK.time(),

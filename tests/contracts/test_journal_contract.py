@@ -1077,6 +1077,46 @@ def test_jobs_whose_entries_were_trimmed_are_in_no_list_until_they_begin_again(h
     reader.close()
 
 
+def test_a_list_says_why_jobs_are_blocked_until_they_end_or_begin_again(home: Home, journal: Journal) -> None:
+    before = written(
+        journal,
+        Begin("a", 1000, "shop.refund"),
+        Begin("b", 2000, "shop.refund"),
+        Intent("b", 2001, 1, "ask", "confirm", token="t1"),
+        Begin("c", 3000),
+        Begin("d", 4000, "shop.refund"),
+        End("d", 4001, "failed"),
+    )
+    journal.note_blocked({"a": "another call", "b": "no call\0" + "x" * 1000, "c": "no agent", "d": "ended", "e": "?"})
+    reader = home.reader()
+    for each in (journal, reader):
+        assert listed(each, status="blocked") == [("c", "blocked"), ("b", "blocked"), ("a", "blocked")]
+        assert listed(each, status="running") == listed(each, status="waiting_action") == []
+        assert each.logged_counts(JobQuery()) == {"blocked": 3, "failed": 1}
+        reasons = {mark.job: (mark.blocked, mark.asks) for mark in each.logged(JobQuery(), EVERY)}
+        assert reasons.pop("b") == ("no call\ufffd" + "x" * 492, 1)
+        assert reasons == {"a": ("another call", 0), "c": ("no agent", 0), "d": ("", 0)}
+        assert each.positions() == {0: before.offset + 1}  # the log has no entry of it
+    journal.note_blocked({"c": ""})
+    written(journal, Answer("b", 5000, 1, "t1"), Begin("b", 5001, "shop.refund"), End("a", 5001, "cancelled"))
+    for each in (journal, reader):
+        assert listed(each) == [("d", "failed"), ("c", "queued"), ("b", "running"), ("a", "cancelled")]
+        assert not any(mark.blocked for mark in each.logged(JobQuery(), EVERY))
+    reader.close()
+
+
+def test_the_next_owner_and_a_copy_of_the_journal_know_which_jobs_are_blocked(home: Home) -> None:
+    first = home.owner()
+    written(first, Begin("a", 1000, "shop.refund"))
+    first.note_blocked({"a": "another call"})
+    if isinstance(first, KafkaJournal):
+        first._copy()
+    first.close()
+    second = home.owner()
+    assert listed(second) == [("a", "blocked")]
+    second.close()
+
+
 @pytest.mark.one_in(3, "some tenths of a second of a core each")
 @pytest.mark.parametrize("seed", range(3))
 def test_the_list_of_a_journal_is_that_of_its_entries(home: Home, journal: Journal, seed: int) -> None:

@@ -35,7 +35,7 @@ from sabot.journal.entries import Answer, Begin, EffectResult, End, Intent
 from sabot.journal.postgres import PostgresInbox, PostgresJournal, PostgresReader
 from sabot.journal.schemas import JournalSchema, Statements
 from tools.command_line import child
-from tools.older_journals import without_list, write_given
+from tools.older_journals import without_list, without_reasons, write_given
 from tools.postgres import Postgres, server_or_skip
 from tools.tcp_proxy import TcpProxy
 
@@ -136,7 +136,7 @@ def test_what_is_no_journal_of_ours_is_told(url: str, app: str) -> None:
         PostgresJournal(url, "a" * 60)
     PostgresJournal(url, app).close()
     query(url, f"UPDATE \"sabot_{app}\".meta SET value = '7' WHERE name = 'format'")
-    with pytest.raises(UserError, match="has format 7, and this Sabot knows 4"):
+    with pytest.raises(UserError, match="has format 7, and this Sabot knows 5"):
         PostgresJournal(url, app)
     query(url, f"DELETE FROM \"sabot_{app}\".meta WHERE name = 'key'")
     with pytest.raises(CorruptJournal, match="lost its identity"):
@@ -729,26 +729,27 @@ def test_a_letter_that_is_posted_while_its_job_is_trimmed_does_not_stay(url: str
 # -- migrations -----------------------------------------------------------------------------------------------------------
 
 
-def of_format_3(url: str, app: str) -> list[JobMark]:
-    """Makes a journal as the format 3 had it. Returns the list of its jobs that the format 4 has."""
+def of_format(form: int, url: str, app: str) -> list[JobMark]:
+    """Makes a journal as the format 3 or 4 had it. Returns the list of its jobs that the format 5 has."""
     journal = PostgresJournal(url, app)
     write_given(journal)
     found = journal.logged(JobQuery(), EVERY)
     journal.close()
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute(f'SET search_path = "sabot_{app}"')
-        without_list(connection.execute)  # type: ignore[arg-type]
-        connection.execute("UPDATE meta SET value = '3' WHERE name = 'format'")
+        (without_list if form == 3 else without_reasons)(connection.execute)  # type: ignore[arg-type]
+        connection.execute("UPDATE meta SET value = %s WHERE name = 'format'", (str(form),))
     return found
 
 
-def test_a_journal_of_an_older_format_gets_its_list_from_its_first_owner(url: str, app: str) -> None:
-    listed = of_format_3(url, app)
+@pytest.mark.parametrize("form", [3, 4])
+def test_a_journal_of_an_older_format_gets_its_list_from_its_first_owner(url: str, app: str, form: int) -> None:
+    listed = of_format(form, url, app)
     reader = PostgresReader(url, app)
     assert reader.logged(JobQuery(), EVERY) == listed
     assert reader.logged_counts(JobQuery()) == {"queued": 1, "running": 1, "waiting_action": 1, "failed": 1}
     journal = PostgresJournal(url, app)
-    assert (journal.format, journal.logged(JobQuery(), EVERY)) == (4, listed)
+    assert (journal.format, journal.logged(JobQuery(), EVERY)) == (5, listed)
     assert journal.wait_durable(journal.append(Answer("asks", 6000, 2, "open")), 60)
     assert journal.logged_counts(JobQuery()) == {"queued": 1, "running": 2, "failed": 1}
     for each in (reader, journal):
@@ -760,7 +761,7 @@ def test_a_migration_whose_session_ends_at_any_statement_begins_anew(
     url: str, app: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(postgres, "_AT_THE_START", 600.0)
-    listed, run = of_format_3(url, app), Statements.execute
+    listed, run = of_format(3, url, app), Statements.execute
     left = at = 0
 
     def execute(self: Statements, statement: str, values: Sequence[Any] = (), /) -> Any:
@@ -786,7 +787,7 @@ def test_a_migration_whose_session_ends_at_any_statement_begins_anew(
         journal = PostgresJournal(url, app)  # begins anew by itself
         journal.close()
         reader = PostgresReader(url, app)
-        assert (reader.format, reader.logged(JobQuery(), EVERY)) == (4, listed)
+        assert (reader.format, reader.logged(JobQuery(), EVERY)) == (5, listed)
         reader.close()
         if at > 40:
             break
@@ -795,7 +796,7 @@ def test_a_migration_whose_session_ends_at_any_statement_begins_anew(
 
 def test_a_long_migration_keeps_the_claim(url: str, app: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another one that starts meanwhile would take the claim of an owner that is late, and end its session."""
-    of_format_3(url, app)
+    of_format(3, url, app)
     run, renewals = Statements.execute, list[Any]()
 
     def execute(self: Statements, statement: str, values: Sequence[Any] = (), /) -> Any:

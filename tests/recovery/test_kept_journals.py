@@ -59,13 +59,16 @@ each_home = pytest.mark.parametrize(
     "home", [pytest.param(home, marks=pytest.mark.kafka) if home == "kafka" else home for home in HOMES]
 )
 
-# Those of the app of `kept_journals`: of the first format in each home, and of the last one without a list of jobs.
+# Those of the app of `kept_journals`: of the first format in each home, of the last one without a list of jobs, and of
+# the last one without the reasons of blocked jobs.
 each_journal = pytest.mark.parametrize(
     ("home", "kept"),
     [
         *(pytest.param(home, "journal", marks=[pytest.mark.kafka] * (home == "kafka")) for home in HOMES),
         ("sqlite", "journal-3"),
         ("postgres", "journal-3"),
+        ("sqlite", "journal-4"),
+        ("postgres", "journal-4"),
     ],
 )
 

@@ -30,8 +30,14 @@ def write_given(journal: Journal) -> None:
     assert journal.wait_durable(places[-1], 60)
 
 
+def without_reasons(execute: Callable[[str], object]) -> None:
+    """Takes away what the format 5 of a journal's tables has and the format 4 has not. The caller notes the format."""
+    execute("ALTER TABLE jobs DROP COLUMN blocked")
+
+
 def without_list(execute: Callable[[str], object]) -> None:
-    """Takes away what the format 4 of a journal's tables has and the format 3 has not. The caller notes the format."""
+    """Takes away what the format 5 of a journal's tables has and the format 3 has not. The caller notes the format."""
+    without_reasons(execute)
     for name in ("jobs_by_creation", "jobs_begun_again"):
         execute(f"DROP INDEX {name}")
     for name in _COLUMNS:

@@ -19,7 +19,7 @@ from sabot.agents.app_jobs import AppJobStore
 from sabot.agents.inbox import find_question, read_questions
 from sabot.agents.job_effects import EffectRecord, effect_record, effects_of, family_of, folded_job
 from sabot.agents.job_history import job_keeping
-from sabot.agents.job_reads import BLOCKED, find_jobs, jobs_page, short_jobs_page
+from sabot.agents.job_reads import find_jobs, jobs_page, short_jobs_page
 from sabot.agents.job_view import EffectView, JobView
 from sabot.agents.jobs import JobRecord, JobStatus
 from sabot.agents.replay import record_job
@@ -27,7 +27,7 @@ from sabot.errors import UserError
 from sabot.jobs.guard import Decision, GuardVerdict, encode_verdict
 from sabot.jobs.tree import child_id
 from sabot.journal.base import Position
-from sabot.journal.ended_jobs import JobQuery
+from sabot.journal.ended_jobs import BLOCKED, JobQuery
 from sabot.journal.entries import Answer, Attempt, Begin, Cancel, EffectResult, End, Entry, Intent, Signal
 from sabot.journal.memory import MemoryJournal
 from sabot.testing import ManualClock
@@ -424,8 +424,16 @@ def test_pages_go_over_the_log_and_the_history() -> None:
     assert found(scope="scope 1", text="PAM") == "97531"
     assert found(agent="handle", since=3.0, until=5.0) == "43"
     assert found(agent="shop.nobody") == ""
-    assert found(status=BLOCKED, blocked=frozenset({"job-9", "job-7"})) == "9"
-    assert jobs_page(journal, JobQuery(blocked=frozenset({"job-9"}))).counts[BLOCKED] == 1
+    journal.note_blocked({"job-9": "another call", "job-7": "it has ended"})
+    assert found(status=BLOCKED) == "9"
+    assert found(status=BLOCKED, text="PAM") == "9"
+    assert found(status="running") == "2"
+    page = jobs_page(journal, JobQuery())
+    assert page.counts == {"succeeded": 7, "running": 1, "blocked": 1}
+    assert {job.job_id: (job.status, job.blocked) for job in page.jobs if job.blocked} == {
+        "job-9": ("running", "another call")
+    }
+    assert [job.blocked for job in find_jobs(journal, statuses=[BLOCKED])[0]] == ["another call"]
     assert [job.job_id[-1] for job in find_jobs(journal, agent="handle")[0]] == list("013456729")
     with pytest.raises(UserError, match="no job of an agent nobody"):
         find_jobs(journal, agent="nobody")

@@ -17,6 +17,7 @@ from sabot.agents import (
     ExecutionRequest,
     JobManager,
     JobSpec,
+    JobStatus,
     JournalStore,
     RuntimeKernel,
     SqliteJournal,
@@ -24,6 +25,7 @@ from sabot.agents import (
 from sabot.base.config import Secret
 from sabot.cli import commands
 from sabot.clock import ManualClock
+from sabot.errors import NonDeterminism
 from sabot.jobs.values import pack, pack_error
 from sabot.journal.entries import Answer, Attempt, Begin, Cancel, EffectResult, End, Entry, Intent, Signal
 from sabot.journal.sqlite import SqliteReader
@@ -503,3 +505,41 @@ async def test_a_failed_job_of_a_kernel_is_retried_while_no_process_owns_its_jou
         handle = await kernel.handle(handle.job_id)
         assert (await handle.result()).output == ["one", "two"]
         assert (await kernel.jobs.get(handle.job_id)).budgets == BudgetSpec(max_turns=2, max_tokens=100_000)
+
+
+async def test_a_blocked_job_is_listed_and_shown_with_the_reason_while_no_process_runs_it(tmp_path: Path) -> None:
+    """Only the figures of the process that had tried it said so."""
+
+    async def first(ctx: Any) -> Any:
+        return await ctx.ask("confirm", {})
+
+    async def second(ctx: Any) -> Any:
+        return await ctx.wait("paid")
+
+    first.__name__ = second.__name__ = "f"
+    async with RuntimeKernel.create(agent=first, journal=tmp_path) as kernel:
+        handle = await kernel.execute(ExecutionRequest(prompt=1))
+        await until(lambda: kernel.statistics()["parked"] == 1)
+    async with RuntimeKernel.create(agent=second, journal=tmp_path) as kernel:
+        [handle] = await kernel.resume()
+        with pytest.raises(NonDeterminism) as error:
+            await handle.result()
+        await until(lambda: printed("jobs", "list", "--journal", tmp_path, "--status", "blocked").count("\n") == 2)
+        assert (await kernel.jobs.get(handle.job_id)).blocked == str(error.value)[:500]
+        (job,) = await kernel.jobs.find(statuses=[JobStatus.WAITING_ACTION])
+        assert (job.status, job.blocked) == (JobStatus.WAITING_ACTION, str(error.value)[:500])
+    row = printed("jobs", "list", "--journal", tmp_path).splitlines()[1]
+    assert ("blocked" in row, "step 1, ask confirm" in row) == (True, True), row
+    (facts,) = map(json.loads, printed("jobs", "list", "--journal", tmp_path, "--json").splitlines())
+    assert (facts["status"], facts["blocked"]) == ("blocked", str(error.value)[:500])
+    assert "step 1, ask confirm" in printed("jobs", "show", handle.url_id, "--journal", tmp_path)
+    assert printed("jobs", "list", "--journal", tmp_path, "--status", "waiting_action").count("\n") == 1
+    assert "confirm" in printed("actions", "list", "--journal", tmp_path), "it may be answered"
+    wrong = says("jobs", "list", "--journal", tmp_path, "--status", "stuck")
+    assert (wrong.exit_code, "stuck: no status" in wrong.stderr, "blocked" in wrong.stderr) == (2, True, True)
+    async with RuntimeKernel.create(agent=first, journal=tmp_path) as kernel:  # the old code is back
+        assert "blocked" not in printed("jobs", "list", "--journal", tmp_path)
+        [handle] = await kernel.resume()
+        (action,) = await handle.get_pending_actions()
+        await kernel.actions.resolve(action.resume_token, {"yes": True})
+        assert (await handle.result()).output["resolution"] == {"yes": True}

@@ -21,8 +21,10 @@ from sabot.clock import ManualClock
 from sabot.errors import EffectError, LetterRefused
 from sabot.jobs import core
 from sabot.journal import Letter
+from sabot.journal.base import EVERY
+from sabot.journal.ended_jobs import BLOCKED, JobQuery
 from sabot.journal.entries import Attempt, Begin, Entry, Intent
-from sabot.journal.memory import MemoryStorage
+from sabot.journal.memory import MemoryReader, MemoryStorage
 
 # -- random programs ----------------------------------------------------------------------------------------------------
 
@@ -132,6 +134,11 @@ class World:
             return value
 
         return make
+
+
+def blocked(home: MemoryStorage) -> dict[str, str]:
+    """The reasons of the blocked jobs, as any reader of the journal finds them."""
+    return {mark.job: mark.blocked for mark in MemoryReader(home).logged(JobQuery(status=BLOCKED), EVERY)}
 
 
 def questions(jobs: Hosting) -> list[str]:
@@ -375,9 +382,13 @@ async def test_a_function_that_asks_otherwise_is_blocked_with_the_step_and_both_
         clock.advance(3601)
         await jobs.over("good")
         assert list(jobs.host.statistics()["blocked"]) == ["bad"]
+        await jobs.until(lambda: blocked(home))
+        assert blocked(home) == {"bad": told[:500]}
+    assert blocked(home) == {"bad": told[:500]}  # while no process runs, and until the next start tries it again
     assert world.made == made
     changed = False
     async with hosting(home, Agent(f, clock)) as jobs:  # the old code is back
+        assert blocked(home) == {}
         await jobs.over("bad")
         assert jobs.agent.done["bad"] == "over"
     assert world.made == made

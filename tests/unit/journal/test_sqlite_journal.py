@@ -26,7 +26,7 @@ from sabot.journal.sqlite import DATABASE, SqliteInbox, SqliteJournal, SqliteRea
 from sabot.journal.tables import checksum
 from sabot.journal.writing import Appended, GroupWriter
 from sabot.steps import watch
-from tools.older_journals import GIVEN, without_list, write_given
+from tools.older_journals import GIVEN, without_list, without_reasons, write_given
 
 
 @pytest.fixture
@@ -156,7 +156,7 @@ def test_a_later_format_is_refused_by_its_number(tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / "journal" / DATABASE) as database:
         database.execute("PRAGMA user_version = 7")
     database.close()
-    with pytest.raises(UserError, match="has format 7, and this Sabot knows 4"):
+    with pytest.raises(UserError, match="has format 7, and this Sabot knows 5"):
         SqliteJournal(tmp_path / "journal")
 
 
@@ -677,29 +677,30 @@ def test_the_database_itself_is_no_place_for_an_owner_and_a_folder_of_before_is(
 # -- migrations -------------------------------------------------------------------------------------------------------
 
 
-def of_format_3(folder: Path) -> list[JobMark]:
-    """Makes a journal as the format 3 had it. Returns the list of its jobs that the format 4 has."""
+def of_format(form: int, folder: Path) -> list[JobMark]:
+    """Makes a journal as the format 3 or 4 had it. Returns the list of its jobs that the format 5 has."""
     owner = SqliteJournal(folder)
     write_given(owner)
     found = owner.logged(JobQuery(), EVERY)
     owner.close()
     with closing(sqlite3.connect(folder / DATABASE)) as database, database:
-        without_list(database.execute)
-        database.execute("PRAGMA user_version = 3")
+        (without_list if form == 3 else without_reasons)(database.execute)
+        database.execute(f"PRAGMA user_version = {form}")
     return found
 
 
-def test_a_journal_of_an_older_format_gets_its_list_from_its_first_owner(tmp_path: Path) -> None:
+@pytest.mark.parametrize("form", [3, 4])
+def test_a_journal_of_an_older_format_gets_its_list_from_its_first_owner(tmp_path: Path, form: int) -> None:
     folder = tmp_path / "journal"
-    listed = of_format_3(folder)
+    listed = of_format(form, folder)
     assert [(mark.job, mark.status) for mark in listed] == [
         ("requested", "queued"),
         ("works", "running"),
         ("asks", "waiting_action"),
         ("done", "failed"),
     ]
-    reader = SqliteReader(folder)  # reads all entries, since the tables have no list
-    assert (reader.format, reader.logged(JobQuery(), EVERY)) == (3, listed)
+    reader = SqliteReader(folder)  # reads all entries, since the tables have no list, or none with reasons
+    assert (reader.format, reader.logged(JobQuery(), EVERY)) == (form, listed)
     assert reader.logged_counts(JobQuery(scope="us")) == {"waiting_action": 1}
     assert (reader.begun_again(), reader.logged_below(["done"])) == ([], [])
     owner = SqliteJournal(folder)
@@ -707,16 +708,19 @@ def test_a_journal_of_an_older_format_gets_its_list_from_its_first_owner(tmp_pat
         assert each.logged(JobQuery(), EVERY) == listed
     assert owner.wait_durable(owner.append(Answer("asks", 6000, 2, "open")), 30)
     assert owner.logged_counts(JobQuery()) == {"queued": 1, "running": 2, "failed": 1}
+    owner.note_blocked({"works": "another call"})
+    assert owner.logged_counts(JobQuery()) == {"queued": 1, "running": 1, "failed": 1, "blocked": 1}
     for closed in (reader, owner):
         closed.close()
 
 
+@pytest.mark.parametrize("form", [3, 4])
 def test_a_migration_that_is_killed_at_any_statement_begins_anew(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: int
 ) -> None:
     """What a kill leaves are the files as they are just before each statement of the first owner."""
     folder, killed = tmp_path / "journal", list[Path]()
-    listed = of_format_3(folder)
+    listed = of_format(form, folder)
     opened = sqlite.connected
 
     def leave(statement: str) -> None:
@@ -736,9 +740,9 @@ def test_a_migration_that_is_killed_at_any_statement_begins_anew(
     monkeypatch.setattr(sqlite, "connected", watched)
     SqliteJournal(folder).close()
     monkeypatch.undo()
-    assert len(killed) > 20
+    assert len(killed) > (20 if form == 3 else 3)
     for copy in killed:
         owner = SqliteJournal(copy)
-        assert (owner.format, owner.logged(JobQuery(), EVERY)) == (4, listed)
+        assert (owner.format, owner.logged(JobQuery(), EVERY)) == (5, listed)
         assert [entry for _, entry in owner.read()] == GIVEN
         owner.close()

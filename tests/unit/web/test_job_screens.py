@@ -9,6 +9,7 @@ from decimal import Decimal
 from html import unescape
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import msgspec
 import pytest
@@ -114,6 +115,22 @@ async def test_jobs_are_listed_and_one_is_shown_signalled_and_cancelled(memory_u
         assert "/act/" not in page
         assert MARKUP not in page
         assert (await ask(browser, "/act/cancel-job", {"job": "nobody"}))[0] == 409
+
+
+async def test_a_blocked_job_is_shown_with_the_reason(memory_url: str, tmp_path: Path) -> None:
+    async with running(memory_url, tmp_path, ["ann", "bob"]) as (app, console):
+        browser = await enter(console, "act")
+        job, _ = await app.jobs.find()
+        journal = app.jobs.store.running
+        assert journal is not None
+        await asyncio.to_thread(journal.note_blocked, {job.job_id: f"step 1 asks otherwise {MARKUP}"})
+        for path in ("/jobs", "/jobs?status=blocked", f"/job?{urlencode({'id': job.job_id})}"):
+            status, page = await ask(browser, path)
+            assert (status, "step 1 asks otherwise" in page, MARKUP in page) == (200, True, False)
+        (row,) = json.loads((await ask(browser, "/jobs.json?status=blocked"))[1])
+        assert (row["job_id"], row["status"]) == (job.job_id, "blocked")
+        assert job.job_id not in (await ask(browser, "/jobs.csv?status=waiting_action"))[1]
+        assert "Cancel the 2 open jobs" in (await ask(browser, "/jobs"))[1]
 
 
 async def test_the_jobs_of_a_list_are_cancelled_if_they_are_those_that_were_shown(
