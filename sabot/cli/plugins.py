@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from sabot.agents.plugins import PluginRegistry
 from sabot.cli.journal import Json, quietly
 from sabot.cli.printing import columns, json_line
 from sabot.errors import UserError
+from sabot.specified.plugins import PluginRegistry
 
 
 def plugins(json: Json = False) -> None:

@@ -148,7 +148,7 @@ ASKING_AGENT: ContextVar[tuple[AgentEffects, str] | None] = ContextVar("ASKING_A
 """The effects of an agent that runs another one as its tool, and the name of that one. None outside of such tools."""
 
 current_effects: ContextVar[AgentEffects | None] = ContextVar("current_effects", default=None)
-"""The effects of agents whose `run` gets none. A flow sets them while it runs (`sabot.agents.orchestration`)."""
+"""The effects of agents whose `run` gets none. A flow sets them while it runs (`sabot.specified.flows`)."""
 
 
 def _effects_for(effects: AgentEffects | None, engine: ExecutionEngine) -> AgentEffects | None:
@@ -358,7 +358,7 @@ class Agent(Generic[Deps, Output]):
         - `context`: a RequestContext or an ExecutionContext, with the tenant, user and trace of the calls. It is used only
           for direct calls, without effects.
         - `effects`: the object that asks models and calls tools, such as `ctx.llm(engine)` in a durable agent. If None,
-          the agent uses the effects of the flow (`sabot.agents.orchestration`) that runs it. Outside of a flow it calls
+          the agent uses the effects of the flow (`sabot.specified.flows`) that runs it. Outside of a flow it calls
           the engine and the tools directly.
         - `max_turns`: the most turns of this run; None for those of the agent.
 

@@ -2,11 +2,11 @@
 
 As a client: `pool` has the sessions with servers, `connection` is one session, `calls` are its calls that are under way,
 and `transport` carries the messages of a session. `tools` turns the tools of servers into tools of agents, and `errors`
-draws the tree of errors. `sessions` and `documents` are typed clients for servers that keep sessions of agents or
-documents; `bridges` is their common base.
+draws the tree of errors.
 
-As a server: `server` offers tools to other programs. `memory` and `saved_state` have such tools: for the memory of
-agents, and for the saved state of an app.
+As a server: `server` offers tools to other programs. `saved_state` has such tools, for the saved state of an app.
+`specified/mcp` has what documents name beside these: servers for the memory of agents, clients of servers that keep
+sessions and documents.
 
 Only this package imports the official SDK, and only in modules that need it: `pip install 'sabot[mcp]'`.
 """

@@ -9,12 +9,12 @@ import pytest
 from sabot.agents import InMemoryLedgerWriter, Ledger
 from sabot.agents.durable.agent_functions import agent_function
 from sabot.agents.jobs import JobManager
-from sabot.agents.orchestration import ExecutionGraph, GraphEdge
 from sabot.base.checks import check_called
 from sabot.errors import UserError
 from sabot.llm import Agent, ExecutionEngine, ScriptedProvider
 from sabot.mcp import McpServerPool, ToolServer
 from sabot.process import HealthMonitor, LifecycleManager, ProcessRuntime, ResourceManager
+from sabot.specified.flows import ExecutionGraph, GraphEdge
 
 Given = Callable[..., Any]
 

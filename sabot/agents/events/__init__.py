@@ -2,6 +2,5 @@
 
 bus         events, the bus to which they are published, and its subscribers
 job_events  makes events from the entries of a journal
-brokers     sends events to Kafka topics and Redis Streams
 otel        makes spans and metrics of OpenTelemetry from events
 """

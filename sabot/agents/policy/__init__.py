@@ -3,6 +3,5 @@
 engine     PolicyEngine: a list of rules that decides on calls, as a guard of jobs
 names      checks that the names in rules exist
 rules      the rules that come with Sabot
-cedar      policies in the language Cedar, as a rule
 auditing   reads the decisions on a job's calls from the journal
 """

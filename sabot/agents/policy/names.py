@@ -469,7 +469,7 @@ class _Reach:
             inner = list(value.values())
         elif holder := next((each for each in _HOLDERS if isinstance(value, each)), None):
             inner = list(holder.__iter__(value))
-        elif type(value).__module__.startswith("sabot.agents.orchestration"):
+        elif type(value).__module__.startswith("sabot.specified.flows"):
             inner = list(vars(value).values())
         elif not _is_of_library(value.__name__ if isinstance(value, ModuleType) else type(value).__module__):
             inner = self._attributes(value, names)

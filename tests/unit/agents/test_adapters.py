@@ -92,7 +92,7 @@ async def test_an_adapter_that_is_started_twice_keeps_its_client_and_a_wrong_typ
             super().close()
             closed.append(self)
 
-    monkeypatch.setattr("sabot.agents.events.brokers.RecordSender", Counted)
+    monkeypatch.setattr("sabot.specified.brokers.RecordSender", Counted)
     bus, config = InMemoryEventBus(), KafkaConfig(bootstrap_servers=memory_url, topic_prefix="e")
     async with KafkaEventAdapter(bus, config) as adapter:
         with pytest.raises(UserError, match="has been started"):

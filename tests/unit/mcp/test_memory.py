@@ -19,7 +19,7 @@ from sabot.base.redaction import HIDDEN, keep_secret
 from sabot.clock import ManualClock
 from sabot.errors import UserError
 from sabot.mcp import Memory, MemoryFile, MemoryStore, StateMemories
-from sabot.mcp.memory import _leaders
+from sabot.specified.mcp.memory import _leaders
 from sabot.state import BackendConfig, MapState, MemoryBackend
 
 
@@ -231,7 +231,7 @@ async def test_what_makes_no_sense_is_refused(memory: Memory, call: object, mess
 async def test_a_full_scope_takes_what_it_knows_and_nothing_new(
     memory: Memory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sabot.mcp.memory._MEMORIES_MOST", 2)
+    monkeypatch.setattr("sabot.specified.mcp.memory._MEMORIES_MOST", 2)
     for text in ("one", "two", "one"):
         await memory.store("s", text)
     with pytest.raises(UserError, match="memory 's' holds 2 texts"):

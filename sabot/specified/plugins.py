@@ -22,7 +22,7 @@ from sabot.errors import UserError, message_of, short_repr
 
 GROUP = "sabot.plugins"
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("sabot.agents.plugins")
 
 
 class PluginCapability(StrEnum):

@@ -21,9 +21,9 @@ from sabot.base.config import Duration, checked_name, parse_seconds
 from sabot.base.options import answers_wrong_options
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.errors import SabotError, message_of, short_repr
-from sabot.mcp.bridges import BridgedServer, CallTool, OnBridgeError
+from sabot.specified.mcp.bridges import BridgedServer, CallTool, OnBridgeError
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("sabot.mcp.sessions")
 
 _SAVE = "save_context_snapshot"
 _LEAST_SECONDS = 0.01  # the least time between two rounds of heartbeats

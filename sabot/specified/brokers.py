@@ -30,7 +30,7 @@ from sabot.connectors.redis import RedisServer
 from sabot.errors import UNREADABLE, DataError, SabotError, TransientError, UserError, message_of, short_repr
 from sabot.kafka import RecordSender
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("sabot.agents.events.brokers")
 
 _BACKOFF = Backoff(0.05, 5.0)  # between attempts
 _READ = 1000  # entries of a stream at a time

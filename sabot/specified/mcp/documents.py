@@ -23,7 +23,7 @@ from sabot.base.config import Duration, parse_seconds
 from sabot.base.options import answers_wrong_options
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.errors import SabotError, UserError, message_of, short_repr
-from sabot.mcp.bridges import BridgedServer, CallTool, OnBridgeError
+from sabot.specified.mcp.bridges import BridgedServer, CallTool, OnBridgeError
 
 Says = Literal["supports", "contradicts", "silent"]
 ClaimStatus = Literal["supported", "contradicted", "disputed", "undecided"]

@@ -7,7 +7,7 @@ graph      a node runs when the nodes before it have ended
 workflow   nodes run one after the other, with loops; the state decides which is the next
 """
 
-from sabot.agents.orchestration.base import (
+from sabot.specified.flows.base import (
     AgentStep,
     DepthExceeded,
     FlowCycle,
@@ -20,8 +20,8 @@ from sabot.agents.orchestration.base import (
     OperatorResult,
     OrchestrationConfig,
 )
-from sabot.agents.orchestration.graph import ExecutionGraph, GraphEdge, GraphExecutor, GraphNode, GraphResult
-from sabot.agents.orchestration.patterns import (
+from sabot.specified.flows.graph import ExecutionGraph, GraphEdge, GraphExecutor, GraphNode, GraphResult
+from sabot.specified.flows.patterns import (
     ChainOperator,
     DebateOperator,
     MapReduceOperator,
@@ -29,7 +29,7 @@ from sabot.agents.orchestration.patterns import (
     PlannerExecutorOperator,
     Router,
 )
-from sabot.agents.orchestration.workflow import (
+from sabot.specified.flows.workflow import (
     AgentNode,
     ConditionalNode,
     EndNode,

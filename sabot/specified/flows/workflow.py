@@ -19,7 +19,12 @@ from typing import Any
 
 import msgspec
 
-from sabot.agents.orchestration.base import (
+from sabot.base.checks import is_whole
+from sabot.base.config import Duration, check_numbers, checked_durations
+from sabot.base.options import answers_wrong_options
+from sabot.calls.usage import Usage
+from sabot.errors import UserError, short_repr
+from sabot.specified.flows.base import (
     DepthExceeded,
     Flow,
     FlowCycle,
@@ -33,11 +38,6 @@ from sabot.agents.orchestration.base import (
     run_parallel,
     step,
 )
-from sabot.base.checks import is_whole
-from sabot.base.config import Duration, check_numbers, checked_durations
-from sabot.base.options import answers_wrong_options
-from sabot.calls.usage import Usage
-from sabot.errors import UserError, short_repr
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

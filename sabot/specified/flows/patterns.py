@@ -12,7 +12,11 @@ from typing import Any
 
 import msgspec
 
-from sabot.agents.orchestration.base import (
+from sabot.base.checks import is_whole
+from sabot.base.options import answers_wrong_options
+from sabot.calls.tool_results import model_or_text
+from sabot.errors import UNREADABLE, UserError, short_repr
+from sabot.specified.flows.base import (
     Flow,
     FlowFailed,
     Operator,
@@ -27,10 +31,6 @@ from sabot.agents.orchestration.base import (
     usage_of,
     with_content,
 )
-from sabot.base.checks import is_whole
-from sabot.base.options import answers_wrong_options
-from sabot.calls.tool_results import model_or_text
-from sabot.errors import UNREADABLE, UserError, short_repr
 
 Aggregate = Callable[[list[OperatorResult]], Any]
 

@@ -9,7 +9,10 @@ from dataclasses import dataclass, field
 from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
-from sabot.agents.orchestration.base import (
+from sabot.base.checks import check_called
+from sabot.base.options import answers_wrong_options
+from sabot.errors import UserError, short_repr
+from sabot.specified.flows.base import (
     Flow,
     FlowCycle,
     Operator,
@@ -21,9 +24,6 @@ from sabot.agents.orchestration.base import (
     step,
     usage_of,
 )
-from sabot.base.checks import check_called
-from sabot.base.options import answers_wrong_options
-from sabot.errors import UserError, short_repr
 
 
 @dataclass(frozen=True, slots=True)

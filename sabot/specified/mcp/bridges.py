@@ -24,7 +24,7 @@ from sabot.base.config import Duration, parse_seconds
 from sabot.errors import UNREADABLE, SabotError, TransientError, UserError, message_of, short_repr
 from sabot.mcp.results import McpResult
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("sabot.mcp.bridges")
 
 _LONGEST_BACKOFF_SECONDS = 30.0
 
