@@ -73,7 +73,7 @@ KNOWN = {
     "operators/rows/subset.py": "L",
     "runtime/reading.py": "L",
     "runtime/taps.py": "L",
-    "sql/relations.py": "L",
+    "sql/bind/relations.py": "L",
     "sql/showing.py": "LL",
     "state/reading.py": "LL",
     "state/segments.py": "R",

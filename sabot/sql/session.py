@@ -19,12 +19,13 @@ from sabot.connectors.files.formats import format_of
 from sabot.connectors.memory import TableSink
 from sabot.connectors.rows import RowsSource
 from sabot.errors import UserError, short_repr
+from sabot.sql.bind.equal_steps import without_repeats
+from sabot.sql.bind.rankings import unbounded
+from sabot.sql.bind.relations import QueryBinder, renamed
 from sabot.sql.catalog import check_table, read_table, write_table
-from sabot.sql.equal_steps import without_repeats
 from sabot.sql.functions import AGGREGATES, FUNCTIONS
 from sabot.sql.models import model_of
 from sabot.sql.options import SqlHost, SqlOptions
-from sabot.sql.rankings import unbounded
 from sabot.sql.registered import (
     Registered,
     RegisteredAgent,
@@ -32,7 +33,6 @@ from sabot.sql.registered import (
     RegisteredModel,
     registered_function,
 )
-from sabot.sql.relations import QueryBinder, renamed
 from sabot.sql.scope import Relation, as_shown, at, fields_of, node_of, stated, statement_name
 from sabot.sql.showing import (
     columns_table,

@@ -27,7 +27,7 @@ from test_random_statements import (
 
 from sabot import App, UserError, col, files
 from sabot.api.nodes.node import walk
-from sabot.sql import groups, joins, relations
+from sabot.sql.bind import groups, joins, relations
 from sabot.sql.options import SqlOptions
 from sabot.sql.scope import node_of
 

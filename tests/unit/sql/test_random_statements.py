@@ -17,7 +17,8 @@ import pytest
 
 from sabot import App, UserError, files
 from sabot.api.nodes.node import walk
-from sabot.sql import functions, joins, over, relations, select, values
+from sabot.sql import functions, values
+from sabot.sql.bind import joins, over, relations, select
 from sabot.sql.scope import node_of
 from sabot.sql.syntax import tree
 from sabot.testing import BARRIER, CRASH, END, ListSink, ScriptedSource, run

@@ -9,7 +9,7 @@ from sabot.api.aggregates import max as greatest
 from sabot.api.expr import Expr, col, lit, when
 from sabot.api.nodes.read import endless_read
 from sabot.api.stream import Stream
-from sabot.sql.groups import has_aggregate, is_aggregate
+from sabot.sql.bind.groups import has_aggregate, is_aggregate
 from sabot.sql.scope import Names, Relation, TableColumn, TypedExpr, names_of, node_of
 from sabot.sql.syntax.text import Span, SqlFault
 from sabot.sql.syntax.tree import Case, Constant, Expression, Query, SelectBody, ValuesBody

@@ -9,11 +9,11 @@ from sabot.api.expr import col, lit
 from sabot.api.over import OverFunction, dense_rank, rank, row_number
 from sabot.api.stream import KeyedStream, Stream
 from sabot.base.checks import is_whole
+from sabot.sql.bind.windows import windows_again
 from sabot.sql.scope import Names, Ranking, Relation, WindowEdge, at, names_of, node_of, ttl_of
 from sabot.sql.syntax.text import SqlFault
 from sabot.sql.syntax.tree import Between, Binary, Column, Constant, Expression, Parameter, SelectBody, Star
 from sabot.sql.values import Context, mirrored, walk
-from sabot.sql.windows import windows_again
 
 _log = logging.getLogger(__name__)
 

@@ -10,7 +10,8 @@ import pyarrow as pa
 from sabot.api.expr import Expr, col
 from sabot.api.over import lag, lead
 from sabot.sql import functions
-from sabot.sql.rankings import PLACES, keyed
+from sabot.sql.bind.rankings import PLACES, keyed
+from sabot.sql.bind.select_list import OutputColumn, ranked_output
 from sabot.sql.scope import (
     Ranking,
     Relation,
@@ -24,7 +25,6 @@ from sabot.sql.scope import (
     node_of,
     steps_of,
 )
-from sabot.sql.select_list import OutputColumn, ranked_output
 from sabot.sql.syntax.text import SqlFault
 from sabot.sql.syntax.tree import Call, Column, Expression, Item, Name, SelectBody, Sort, Window
 from sabot.sql.types import sql_type

@@ -15,7 +15,7 @@ import pyarrow as pa
 from sabot.api import patterns as engine
 from sabot.api.expr import Expr, coalesce, col, lit, when
 from sabot.sql import functions
-from sabot.sql.over import order_columns
+from sabot.sql.bind.over import order_columns
 from sabot.sql.scope import Names, Relation, StarName, TableColumn, TypedExpr, at, hint_of_time, names_of
 from sabot.sql.syntax.text import Span, SqlFault, list_names
 from sabot.sql.syntax.tree import (

@@ -13,16 +13,23 @@ from typing import Any
 
 from sabot.api.expr import col
 from sabot.api.windows import SessionWindow
-from sabot.sql.groups import GroupBinder, check_no_aggregate, has_aggregate, has_bounds, is_aggregate, resolved_groups
-from sabot.sql.over import OverBinder
-from sabot.sql.rankings import RankingBinder
+from sabot.sql.bind.groups import (
+    GroupBinder,
+    check_no_aggregate,
+    has_aggregate,
+    has_bounds,
+    is_aggregate,
+    resolved_groups,
+)
+from sabot.sql.bind.over import OverBinder
+from sabot.sql.bind.rankings import RankingBinder
+from sabot.sql.bind.select_list import OutputColumn, condition_of, finish, items_of, output_of
+from sabot.sql.bind.windows import opened
 from sabot.sql.registered import has_calls, with_calls
 from sabot.sql.scope import Names, Relation, TypedExpr, at, names_of, node_of
-from sabot.sql.select_list import OutputColumn, condition_of, finish, items_of, output_of
 from sabot.sql.syntax.text import SqlFault
 from sabot.sql.syntax.tree import Binary, Call, Column, Derived, Expression, Item, SelectBody
 from sabot.sql.values import Binder, Context, key_of, walk
-from sabot.sql.windows import opened
 
 _COSTLY = ("REGEXP_EXTRACT", "REGEXP_REPLACE", "JSON_VALUE", "JSON_QUERY")
 

@@ -18,9 +18,11 @@ from sabot.api.nodes.rows import Drop, RowStep
 from sabot.api.nodes.windows import AggregateWindow
 from sabot.api.stream import Stream
 from sabot.api.windows import SessionWindow, TumblingWindow
-from sabot.sql.equal_steps import without_repeats
+from sabot.sql.bind.equal_steps import without_repeats
+from sabot.sql.bind.groups import AT_THE_END
+from sabot.sql.bind.window_tops import window_top, window_top_in_time
+from sabot.sql.bind.windows import windows_again
 from sabot.sql.functions import cast
-from sabot.sql.groups import AT_THE_END
 from sabot.sql.registered import has_calls, with_calls
 from sabot.sql.scope import (
     Names,
@@ -47,8 +49,6 @@ from sabot.sql.syntax.tree import (
 )
 from sabot.sql.types import common_type, interval_ms, sql_type
 from sabot.sql.values import Binder, Context, conjuncts, mirrored, walk
-from sabot.sql.window_tops import window_top, window_top_in_time
-from sabot.sql.windows import windows_again
 from sabot.sql.zones import is_local
 
 _log = logging.getLogger(__name__)

@@ -15,6 +15,16 @@ from sabot.api.stream import Stream
 from sabot.api.windows import SessionWindow, count_window
 from sabot.api.words import ALL_ROWS
 from sabot.sql import functions
+from sabot.sql.bind.select_list import OutputColumn, condition_of, own_name
+from sabot.sql.bind.windows import (
+    EDGES,
+    GROUP_WINDOWS,
+    bounds_type,
+    check_sessions,
+    group_window,
+    shown_bounds,
+    windows_again,
+)
 from sabot.sql.scope import (
     Names,
     Relation,
@@ -27,19 +37,9 @@ from sabot.sql.scope import (
     node_of,
     ttl_of,
 )
-from sabot.sql.select_list import OutputColumn, condition_of, own_name
 from sabot.sql.syntax.text import Span, SqlFault
 from sabot.sql.syntax.tree import Call, Column, Constant, Expression, Item, SelectBody, Sort
 from sabot.sql.values import Binder, Context, constant_text, key_of, walk
-from sabot.sql.windows import (
-    EDGES,
-    GROUP_WINDOWS,
-    bounds_type,
-    check_sessions,
-    group_window,
-    shown_bounds,
-    windows_again,
-)
 from sabot.sql.zones import is_local
 
 _log = logging.getLogger(__name__)

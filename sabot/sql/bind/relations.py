@@ -15,12 +15,15 @@ from sabot.api.stream import Stream
 from sabot.api.windows import CalendarWindow, ClockWindow, HoppingWindow, TumblingWindow
 from sabot.base.checks import is_whole
 from sabot.base.config import parse_ms
+from sabot.sql.bind.groups import has_aggregate, is_aggregate
+from sabot.sql.bind.joins import JoinBinder, same_type
+from sabot.sql.bind.over import columns_of, complete_window, order_columns
+from sabot.sql.bind.patterns import bind_match
+from sabot.sql.bind.rankings import RankingBinder, keyed
+from sabot.sql.bind.select import SelectBinder
+from sabot.sql.bind.subqueries import check_one_row, with_value, without_partners
+from sabot.sql.bind.windows import TABLE_WINDOWS, form_of, opened, positional, table_window
 from sabot.sql.functions import is_known
-from sabot.sql.groups import has_aggregate, is_aggregate
-from sabot.sql.joins import JoinBinder, same_type
-from sabot.sql.over import columns_of, complete_window, order_columns
-from sabot.sql.patterns import bind_match
-from sabot.sql.rankings import RankingBinder, keyed
 from sabot.sql.registered import RegisteredModel, predicted
 from sabot.sql.scope import (
     Relation,
@@ -34,8 +37,6 @@ from sabot.sql.scope import (
     steps_of,
     warn_of_growth,
 )
-from sabot.sql.select import SelectBinder
-from sabot.sql.subqueries import check_one_row, with_value, without_partners
 from sabot.sql.syntax.text import Span, SqlFault, list_names
 from sabot.sql.syntax.tree import (
     Alias,
@@ -72,7 +73,6 @@ from sabot.sql.syntax.tree import (
 )
 from sabot.sql.types import common_type, sql_type
 from sabot.sql.values import Binder, Context, alike, conjuncts, rebuilt, walk
-from sabot.sql.windows import TABLE_WINDOWS, form_of, opened, positional, table_window
 
 _log = logging.getLogger(__name__)
 
