@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from sabot.agents.app_jobs import AppJobs, AppJobStore
     from sabot.agents.events.bus import EventBus
     from sabot.agents.policy.engine import PolicyEngine
-    from sabot.agents.program_pool import PoolProtocol
-    from sabot.agents.programs import LineFormat
+    from sabot.agents.programs.command import LineFormat
+    from sabot.agents.programs.pool import PoolProtocol
     from sabot.api.lifespan import Lifespan
     from sabot.api.stream import Stream
     from sabot.calls.effects import EffectClass, EffectName
@@ -370,8 +370,8 @@ class AgentDeclarations:
         - `live`: the topic that gets each line as soon as it is written, at least once, even if the run is cut off or fails.
         - `options`: those of `App.agent` (key, sink, concurrency, on_error, …).
         """
-        from sabot.agents.program_runs import LiveLines
-        from sabot.agents.programs import AgentCommand
+        from sabot.agents.programs.command import AgentCommand
+        from sabot.agents.programs.runs import LiveLines
 
         own: dict[str, Any] = dict(options)
         timeout = own.pop("timeout", None)

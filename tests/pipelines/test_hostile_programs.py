@@ -58,8 +58,8 @@ def left_in(folder: Path) -> list[str]:
 async def test_each_costs_its_own_record_and_nothing_of_it_is_left(
     memory_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pool: int | None
 ) -> None:
-    for module in ("program_runs", "program_pool"):
-        monkeypatch.setattr(f"sabot.agents.{module}.GRACE_SECONDS", 0.05)
+    for module in ("runs", "pool"):
+        monkeypatch.setattr(f"sabot.agents.programs.{module}.GRACE_SECONDS", 0.05)
     folder = tmp_path.resolve()
     app = App("works", memory_url, state=str(folder / "state"), checkpoint_interval=3600)
     hostile = {

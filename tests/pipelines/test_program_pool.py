@@ -15,8 +15,8 @@ import pytest
 
 from sabot import App, SqlSink, UserError
 from sabot.agents import ActionRecord, ActionStatus
-from sabot.agents.program_pool import ProgramPool
-from sabot.agents.program_runs import RunId
+from sabot.agents.programs.pool import ProgramPool
+from sabot.agents.programs.runs import RunId
 from sabot.errors import AgentFailed, CheckpointFailed
 from sabot.process import Command, CommunicationError, ResourceLimits, SpawnFailed, Supervisor
 from tools.agent_tools import bounded, checkpoint, processed, publish, records, started, until, values
@@ -225,7 +225,7 @@ async def test_it_is_tried_again_with_the_same_id_where_it_is_idempotent(app: Ap
 async def test_a_child_that_does_not_answer_in_time_is_ended(
     app: App, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sabot.agents.program_pool.GRACE_SECONDS", 0.05)
+    monkeypatch.setattr("sabot.agents.programs.pool.GRACE_SECONDS", 0.05)
     script = 'trap "" TERM; while read -r line; do case $line in *hang*) while :; do sleep 1000; done;; esac; echo "$$"; done'
     pooled(app, script, tmp_path, timeout="1s", on_error="skip")
     publish(app, "tasks", ["one", "hang", "two"])

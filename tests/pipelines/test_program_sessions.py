@@ -10,7 +10,7 @@ import pytest
 
 from sabot import App, UserError
 from sabot.agents import ActionRecord, ActionStatus
-from sabot.agents.program_runs import LiveLines, RunId
+from sabot.agents.programs.runs import LiveLines, RunId
 from sabot.errors import BrokerUnavailable, CheckpointFailed
 from sabot.jobs.host import JobHost
 from sabot.process import Supervisor

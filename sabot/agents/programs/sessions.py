@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
-from sabot.agents.program_runs import Heard, ProgramOutput, RunId
+from sabot.agents.programs.runs import Heard, ProgramOutput, RunId
 from sabot.calls.effects import EffectClass, EffectName
 from sabot.calls.tool_context import Effect
 from sabot.calls.tools import InDoubt, Tool, tool

@@ -3,7 +3,7 @@ results.
 
    record ─▶ the words of the command, filled ─▶ a child ─▶ its lines ─▶ results, if it ends well
                                                   └─ it ends badly: an error of the agent, and no results
-   record ─▶ a line to a child that serves many records (`program_pool`) ─▶ its answer ─▶ results
+   record ─▶ a line to a child that serves many records (`pool`) ─▶ its answer ─▶ results
 
 In a durable agent, the run of the program is one effect, and the journal has the lines as the result of the effect.
 """
@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import msgspec
 import pyarrow as pa
 
-from sabot.agents.program_pool import PoolProtocol, ProgramPool
-from sabot.agents.program_runs import Heard, LiveLines, ProgramOutput, ProgramRuns, RunId
-from sabot.agents.program_sessions import ProgramSessions
-from sabot.agents.program_templates import CommandTemplate
+from sabot.agents.programs.pool import PoolProtocol, ProgramPool
+from sabot.agents.programs.runs import Heard, LiveLines, ProgramOutput, ProgramRuns, RunId
+from sabot.agents.programs.sessions import ProgramSessions
+from sabot.agents.programs.templates import CommandTemplate
 from sabot.api.context import AgentContext, Message
 from sabot.api.lifespan import Resource
 from sabot.base.checks import OneOf, Whole, check, is_whole
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 LineFormat = Literal["text", "json"]
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("sabot.agents.programs")
 
 _MOST_CHILDREN = 1000  # the most children of a pool
 _SESSION = "session"

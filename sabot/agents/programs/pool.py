@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from sabot.agents.program_runs import (
+from sabot.agents.programs.runs import (
     GRACE_SECONDS,
     MAX_LINES,
     MAX_OUTPUT_BYTES,
@@ -45,7 +45,7 @@ from sabot.process.pool import Pool, end_member
 
 PoolProtocol = Literal["lines", "json"]
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("sabot.agents.program_pool")
 
 
 class _AnswerLine(msgspec.Struct):

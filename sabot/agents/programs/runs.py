@@ -36,7 +36,7 @@ GRACE_SECONDS = 1.0
 
 T = TypeVar("T")
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("sabot.agents.program_runs")
 
 _LAST_LINES = 10  # the lines of stderr that an error shows
 _LAST_BYTES = 2000
