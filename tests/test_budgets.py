@@ -13,7 +13,7 @@ from tools.source_tree import ROOT, nodes_of, sources, tree_of
 NAMES = {  # what `from sabot.X import …` offers, by the stub of the package
     "": 139,  # docs/decisions/078, 079, 066, 084, 088
     "agents": 138,  # docs/decisions/043, 120
-    "connectors": 6,  # docs/decisions/113
+    "connectors": 7,  # docs/decisions/113, 126
     "journal": 8,
     "llm": 68,
     "mcp": 47,

@@ -37,6 +37,11 @@ _LATE = {
     "state": LateCommand(
         "Read the state of an app, running or not, from its newest checkpoint.", ("reading",), "state"
     ),
+    "connectors": LateCommand(
+        "List the connectors of Sabot and of other packages: what a crash does to the rows that each reads and writes.",
+        ("connectors",),
+        "connectors",
+    ),
     "plugins": LateCommand(
         "List the installed plugins, what each provides, and why one cannot be loaded.", ("plugins",), "plugins"
     ),

@@ -1,6 +1,7 @@
 """The tables of a SQL program: CREATE TABLE … WITH ('connector' = …) as sources and sinks of the engine."""
 
 import logging
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,10 +17,11 @@ from sabot.api.stream import Stream
 from sabot.codecs.base import Format
 from sabot.codecs.fields import type_of_field
 from sabot.codecs.formats import Csv, Json
-from sabot.connectors.base import Sink, takes_changes
+from sabot.connectors.base import Sink, Source, takes_changes
 from sabot.connectors.console import ConsoleSink
 from sabot.connectors.files.formats import FORMATS
 from sabot.connectors.files.formats import format_of as path_format
+from sabot.connectors.installed import Connector, installed
 from sabot.errors import UserError
 from sabot.sql.formats import (
     DEBEZIUM,
@@ -382,8 +384,8 @@ Write = Callable[[Options, CreateTable], OpenWrite]
 
 
 @dataclass(frozen=True, slots=True)
-class Connector:
-    """A connector: how its rows are read, and how they are written; None if it cannot. Each takes its options first,
+class TableConnector:
+    """The connector of a table: how its rows are read, and how they are written; None if it cannot. Each takes its options first,
     so that they are checked when the table is declared, and opens nothing before the table is used.
     """
 
@@ -391,15 +393,47 @@ class Connector:
     write: Write | None
 
 
-def _connector(options: Options) -> Connector:
-    found: Connector | None = options.choose("connector", CONNECTORS) or options.choose("connector.type", CONNECTORS)
+def _connector(options: Options) -> TableConnector:
+    known = CONNECTORS
+    if {options.given("connector"), options.given("connector.type")} - {
+        None,
+        *CONNECTORS,
+    }:  # looking for packages takes ms
+        known = known | {name: _of_package(each) for name, each in installed().items() if name not in CONNECTORS}
+    found: TableConnector | None = options.choose("connector", known) or options.choose("connector.type", known)
     if found is None:
         near = options.near("connector")
         if near is not None:
             raise SqlFault(near.key_span, f"there is no option '{near.key}'", "did you mean connector?")
-        hint = f"WITH ('connector' = '…'): {', '.join(CONNECTORS)}"
+        hint = f"WITH ('connector' = '…'): {', '.join(known)}"
         raise SqlFault(options.span, f"table {options.table} has no connector", hint)
     return found
+
+
+def _of_package(connector: Connector) -> TableConnector:
+    """Returns the connector that another package declares, whose options are the arguments of its classes."""
+
+    def made(options: Options, kind: "type[Source] | type[Sink]") -> Any:
+        given = {name: value for name in connector.options if (value := options.take(name)) is not None}
+        maker = connector.load(kind)
+        with at(options.span):
+            try:
+                return maker(**{re.sub("[.-]", "_", name): value for name, value in given.items()})
+            except (TypeError, ValueError) as error:  # an argument is missing, is none of the class, or is no number
+                hint = f"connector {connector.name} has the options {', '.join(connector.options) or 'none'}"
+                raise SqlFault(options.span, f"table {options.table}: {error}", hint) from error
+
+    def read(options: Options, statement: CreateTable) -> OpenRead:
+        source = made(options, Source)
+        return lambda app, given: app.stream(source, **given)
+
+    def write(options: Options, statement: CreateTable) -> OpenWrite:
+        written: dict[str, Any] = {}
+        _delivery(options, written)
+        sink = made(options, Sink)
+        return lambda app: (sink, written)
+
+    return TableConnector(read if connector.source else None, write if connector.sink else None)
 
 
 def _read_topic(options: Options, statement: CreateTable) -> OpenRead:
@@ -624,21 +658,21 @@ def _read_agent(options: Options, statement: CreateTable) -> OpenRead:
     return open_rows
 
 
-_TOPIC = Connector(_read_topic, _write_topic)
-_MEMORY = Connector(_read_topic, _write_topic)
-_FILES = Connector(_read_files, _write_files)
-_SQL = Connector(None, _write_sql)
-_DELTA = Connector(_read_delta, _write_delta)
-_PRINT = Connector(None, lambda options, statement: lambda app: (ConsoleSink(times="sql"), {}))
+_TOPIC = TableConnector(_read_topic, _write_topic)
+_MEMORY = TableConnector(_read_topic, _write_topic)
+_FILES = TableConnector(_read_files, _write_files)
+_SQL = TableConnector(None, _write_sql)
+_DELTA = TableConnector(_read_delta, _write_delta)
+_PRINT = TableConnector(None, lambda options, statement: lambda app: (ConsoleSink(times="sql"), {}))
 
 _WITH_OP = (None, "json", "csv", "arrow")
 """The formats whose records may have a column more than the table: `op`, which says what each change is."""
 
-CONNECTORS: dict[str, Connector] = {
+CONNECTORS: dict[str, TableConnector] = {
     "kafka": _TOPIC,
-    "upsert-kafka": Connector(_read_upserts, _write_upserts),
+    "upsert-kafka": TableConnector(_read_upserts, _write_upserts),
     "memory": _MEMORY,
-    "agent": Connector(_read_agent, None),
+    "agent": TableConnector(_read_agent, None),
     "files": _FILES,
     "filesystem": _FILES,
     "sqlite": _SQL,
@@ -648,7 +682,7 @@ CONNECTORS: dict[str, Connector] = {
     "delta": _DELTA,
     "print": _PRINT,
     "console": _PRINT,
-    "blackhole": Connector(None, lambda options, statement: lambda app: (BlackholeSink(options.table), {})),
+    "blackhole": TableConnector(None, lambda options, statement: lambda app: (BlackholeSink(options.table), {})),
 }
 """The connectors, by the value of 'connector'."""
 

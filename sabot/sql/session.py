@@ -36,6 +36,7 @@ from sabot.sql.registered import (
 from sabot.sql.scope import Relation, as_shown, at, fields_of, node_of, stated, statement_name
 from sabot.sql.showing import (
     columns_table,
+    connectors_table,
     declared_rows,
     is_declared,
     names_table,
@@ -502,6 +503,8 @@ class _Statements:
             return names_table("function name", [*FUNCTIONS, *AGGREGATES, *self._registered(RegisteredFunction)])
         if statement.what == "MODELS":
             return names_table("model name", self._registered(RegisteredModel))
+        if statement.what == "CONNECTORS":
+            return connectors_table()
         if statement.what == "COLUMNS":
             return self._describe(statement.name)
         found = self._declared(statement.name)

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 import pyarrow as pa
 
 from sabot.base.redaction import shown_setting
+from sabot.connectors.installed import COLUMNS, summary
 from sabot.sql.catalog import time_of
 from sabot.sql.scope import Relation
 from sabot.sql.syntax.tree import CreateTable
@@ -14,6 +15,12 @@ from sabot.sql.types import arrow_type, sql_type
 def names_table(title: str, names: Iterable[str]) -> pa.Table:
     """Returns a table of one column with these names, sorted."""
     return pa.table({title: pa.array(sorted(names), pa.string())})
+
+
+def connectors_table() -> pa.Table:
+    """Returns the answer of SHOW CONNECTORS, which `sabot connectors` gives too."""
+    rows = summary()
+    return pa.table({title: pa.array([row[i] for row in rows], pa.string()) for i, title in enumerate(COLUMNS)})
 
 
 def options_table(options: Sequence[tuple[str, str]]) -> pa.Table:

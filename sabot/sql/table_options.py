@@ -70,6 +70,10 @@ class Options:
                 return self._value(self._options.pop(name))
         return None
 
+    def given(self, name: str) -> str | None:
+        """Returns the value of an option as it is written, without taking it, or None."""
+        return self._options[name].value if name in self._options else None
+
     def need(self, *names: str) -> str:
         """Returns the value of an option. Raises SqlFault if it is missing."""
         value = self.take(*names)

@@ -46,7 +46,7 @@ _REFUSED = {
     "REPLACE": "write INSERT INTO: a PRIMARY KEY makes it an upsert",
 }
 _STATEMENTS = ("SELECT", "WITH", "VALUES", "INSERT", "CREATE", "DROP", "EXECUTE", "SET", "RESET", "SHOW", "EXPLAIN")
-_SHOWN = ("TABLES", "VIEWS", "FUNCTIONS", "MODELS")
+_SHOWN = ("TABLES", "VIEWS", "FUNCTIONS", "MODELS", "CONNECTORS")
 
 
 def parse(text: SqlText) -> list[Statement]:
