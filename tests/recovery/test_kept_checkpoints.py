@@ -4,6 +4,7 @@ another one. `kept_apps` has their programs, `kept/make.py` says what the files 
 
 import ast
 import json
+import re
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -55,6 +56,30 @@ KINDS = {  # of state, as `sabot state` names them
 NARROWED = {"join-2"}
 
 
+# Outputs of windows of several panes, which are added in another order than when the checkpoints were written.
+ADDED_ANEW = {"hopping"}
+
+
+def rounded(values: Any) -> Any:
+    """These values, or texts of values, with floats of 14 digits, and the states of panes of a user's function in order."""
+    if isinstance(values, dict):
+        return {name: rounded(value) for name, value in values.items()}
+    if isinstance(values, list):
+        return sorted((rounded(value) for value in values), key=repr)
+    if isinstance(values, float):
+        return float(f"{values:.14g}")
+    if isinstance(values, str):
+        states = re.sub(
+            r"\{[^{}]*\}(,\{[^{}]*\})+", lambda found: str(sorted(found[0].strip("{}").split("},{"))), values
+        )
+        return re.sub(r"-?\d+\.\d{9,}(e-?\d+)?", lambda found: f"{float(found[0]):.14g}", states)
+    return values
+
+
+def windows_rounded(states: dict[str, Any]) -> dict[str, Any]:
+    return {id: rounded(state) if state["kind"] == "window" else state for id, state in states.items()}
+
+
 def narrow(state: dict[str, Any], columns: list[str]) -> dict[str, Any]:
     """The state of a join with these of its columns alone."""
     names = [column.split(" ")[0] for column in columns]
@@ -96,7 +121,7 @@ each_way = pytest.mark.parametrize(
 @pytest.mark.one_in(10, "each kind of state is in several apps")
 @each_program
 def test_what_a_kept_checkpoint_holds_is_read_as_it_was(kept: Kept) -> None:
-    assert contents(kept.folder / "checkpoints") == kept.state
+    assert windows_rounded(contents(kept.folder / "checkpoints")) == windows_rounded(kept.state)
 
 
 @pytest.mark.one_in(30, "each kind of state is in several apps")
@@ -158,7 +183,7 @@ async def test_a_restored_app_keeps_what_was_kept(kept: Kept, parallelism: int) 
             wanted = kept.state[id]["columns"]
             assert set(now[id]["columns"]) < set(wanted)
             kept.state[id] = narrow(kept.state[id], now[id]["columns"])
-        assert now == kept.state
+        assert windows_rounded(now) == windows_rounded(kept.state)
     finally:
         kept.scene.released.set()
         await app.stop()
@@ -170,7 +195,11 @@ async def test_an_app_goes_on_from_a_kept_checkpoint(kept: Kept, parallelism: in
     app = kept.program.app(kept.scene, kept.folder, RESTORED_S, parallelism)
     outcome = await finish(kept.program, app, kept.scene, restored=True)
     assert app.agent_runtime.runner.restored_from is not None
-    assert outcome == kept.outcome
+    assert outcome.keys() == kept.outcome.keys()
+    for name, rows in outcome.items():
+        if name in ADDED_ANEW:
+            rows, kept.outcome[name] = rounded(rows), rounded(kept.outcome[name])
+        assert rows == kept.outcome[name], name
 
 
 def test_state_of_each_kind_is_kept() -> None:

@@ -196,8 +196,8 @@ class SlidingTable(GroupTable):
     """The groups of a window that slides over panes, which enter in order and leave in the same order.
 
     It is a queue made of two stacks, the back and the front. enter(1), enter(2), … put panes into the back. When the
-    front is empty, all panes of the back must turn to it, from the last to the first: turn(3), turn(2), turn(1). From
-    then on they may leave, each once: leave(1), leave(2), leave(3); others may enter meanwhile. The table holds the
+    front is empty, all panes of the back may turn to it, from the last to the first: turn(3), turn(2), turn(1), turned().
+    From then on they may leave, each once: leave(1), leave(2), leave(3); others may enter meanwhile. The table holds the
     merged groups of all panes that have entered and not left. Groups that none of these panes has are removed. All
     reading methods (`finish`, `export`, …) work like those of a GroupTable. The only other writing method that may be
     called is `clear`, which removes all panes; then pane numbers may start again.
@@ -214,6 +214,8 @@ class SlidingTable(GroupTable):
         """
     def turn(self, pane: GroupTable, number: int, slots: pa.Int32Array) -> None:
         """Moves a pane to the front. `slots`: the result of its `enter`."""
+    def turned(self) -> None:
+        """Ends a turn, when all panes have turned. The table is not valid between the first `turn` and this call."""
     def leave(self, number: int, slots: pa.Int32Array) -> None:
         """Removes the pane that turned last. `slots`: the same as for `turn`."""
 
@@ -227,7 +229,8 @@ class WindowMerge:
 
     `slots`: the groups by ascending panes. `blocks` (int64): the block of the pane of each. `starts`, `ends` (int64):
     the windows, both ascending; a window has the panes with start <= pane < end. `last_blocks` (int64): the block of the
-    last pane of each window, which need not have groups. Raises what `GroupTable` raises.
+    last pane of each window, which need not have groups, or the one behind it, so that a window that is one block is
+    merged from the last pane to the first. Raises what `GroupTable` raises.
     """
 
     def __init__(

@@ -118,6 +118,7 @@ cdef extern from "groups/keyed_slide.h" namespace "sabot" nogil:
         void clear()
         void enter(const Table& pane, int32_t number, int32_t* slots) except +
         void turn(const Table& pane, int32_t number, const int32_t* slots) except +
+        void turned() except +
         void leave(int32_t number, const int32_t* slots, int64_t count) except +
 
 
@@ -779,6 +780,11 @@ cdef class SlidingTable(GroupTable):
         with nogil:
             self.slide.turn(table[0], number, numbers.int32())
         self.check_sums()
+
+    def turned(self):
+        """Ends a turn."""
+        with nogil:
+            self.slide.turned()
 
     def cut(self, turn=None):
         raise TypeError("a sliding window has no cut: take cuts of its panes")

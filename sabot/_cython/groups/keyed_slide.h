@@ -4,20 +4,21 @@
 
            panes    1  2  3  4 | 5  6  7      the window is 2 to 7; the next one is 3 to 8
            front       2  3  4 |              for each group of 2, the merged accumulators of 3+4: a stack, 2 on top, 4 at the bottom
-           back                | 5+6+7        beside_, by slot
+           front_cell          2+3+4          by slot: the front as it is now
+           back_cell              5+6+7       by slot: the back
 
-   When 8 enters, it is merged into the window and into the back. When 2 leaves, each of its groups is set to the
-   accumulators of 3+4, and then those of the back are merged into it. When the front is used up, all panes of the back
-   turn into a new front: from the last pane to the first, the merged accumulators of the panes after it are saved for each
-   pane, and then the pane is merged into them. This is the two-stacks algorithm of Tangwongsan, Hirzel, Schneider:
-   Low-latency sliding-window aggregation. It takes two passes over a pane's groups besides the pass in which it enters,
-   and no subtraction, which would be inexact for sums of floats and impossible for minimum and maximum.
+   When 8 enters, it is merged into the back. When 2 leaves, the front of each of its groups is set to the accumulators of
+   3+4. In both cases each group of the pane is then front + back, merged anew, so that the result depends on where the
+   front ends and on nothing else: floats are added in an order that follows from the panes. When the front is used up, all
+   panes of the back turn into a new front: from the last pane to the first, the merged accumulators of the panes after it
+   are saved for each pane, and then the pane is merged into them. This is the two-stacks algorithm of Tangwongsan, Hirzel,
+   Schneider: Low-latency sliding-window aggregation. It takes two passes over a pane's groups besides the pass in which it
+   enters, and no subtraction, which would be inexact for sums of floats and impossible for minimum and maximum.
 
-   beside_ holds, by slot, the merged accumulators of the back, and during a turn those of the panes that have turned. A
-   cell of it is a row of the table without hash and keys: | number of the last pane that has the group 4 · bits 4 |
-   accumulators |. The pane number answers three questions: the group is removed when that pane leaves; the back has the
-   group if that pane is in the back; and that pane is the first one to turn that has the group. So cells are never
-   cleared: a cell with too low a number counts as empty.
+   A cell is a row of the table without hash and keys: | number of the last pane that has the
+   group 4 · bits 4 | accumulators |. The pane number answers three questions: the group is removed when that pane leaves;
+   the front or the back has the group if that pane is in it; and that pane is the first one to turn that has the group. So
+   cells are never cleared: a cell with too low a number counts as empty. At a turn the two change places.
 
    Nothing here needs the GIL. `enter`, `turn` and `leave` throw what a Table throws (`except +`). */
 #pragma once
@@ -43,12 +44,13 @@ class Slide {
         std::memcpy(image_.data() + 8, window_.image_.data() + window_.body_at_, width_ - 8);
     }
 
-    int64_t nbytes() const { return static_cast<int64_t>(beside_.capacity() + front_room_); }
+    int64_t nbytes() const { return static_cast<int64_t>(cells_.capacity() + front_room_); }
     int64_t groups_in_front() const { return front_size_ / width_; }
 
     void clear() {
-        std::fill(beside_.begin(), beside_.end(), 0);
+        std::fill(cells_.begin(), cells_.end(), 0);
         back_ = 1;
+        left_ = 0;
         front_size_ = 0;
     }
 
@@ -62,17 +64,28 @@ class Slide {
             window_.find_rows(pane, from.data(), n, block);
             if (number) {
                 make_room();
-                for (int i = 0; i < n; i++) __builtin_prefetch(cells[i] = cell(block.id[i] - 1), 1);
-            }
-            window_.merge_rows(window_.aggregates_, block.at, pane.aggregates_, from.data(), n);
-            if (number) {
+                for (int i = 0; i < n; i++) {
+                    __builtin_prefetch(cells[i] = back_cell(block.id[i] - 1), 1);
+                    __builtin_prefetch(front_cell(block.id[i] - 1));
+                }
                 with_width([&](auto width) {
                     for (int i = 0; i < n; i++) {
                         reset(cells[i], last_of(cells[i]) < back_, width);
                         put(cells[i], number);
                     }
                 });
+                const bool already = window_.overflow >= 0;
                 window_.merge_rows(layout_, cells.data(), pane.aggregates_, from.data(), n);
+                if (!already && window_.overflow >= 0) name_overflow(pane, block.at, from.data(), n);
+                with_width([&](auto width) {
+                    for (int i = 0; i < n; i++) {
+                        const uint8_t* front = front_cell(block.id[i] - 1);
+                        set(block.at[i], last_of(front) > left_ ? front : image_.data(), width);
+                    }
+                });
+                window_.merge_rows(window_.aggregates_, block.at, layout_, cells.data(), n);
+            } else {
+                window_.merge_rows(window_.aggregates_, block.at, pane.aggregates_, from.data(), n);
             }
             for (int i = 0; i < n; i++) *slots++ = static_cast<int32_t>(block.id[i]) - 1;
         }
@@ -82,6 +95,7 @@ class Slide {
        the slots from `enter`. */
     void turn(const Table& pane, int32_t number, const int32_t* slots) {
         make_room();
+        if (number >= back_) front_at_ = width_ - front_at_; /* the last pane, which turns first */
         make_room_in_front(pane.groups * width_);
         uint8_t* states = front_.get() + front_size_;
         front_size_ += pane.groups * width_;
@@ -89,7 +103,7 @@ class Slide {
         back_ = std::max(back_, number + 1);
         for (int64_t id = 1; id < pane.used_;) {
             const int n = pane.next_rows(&id, from.data());
-            for (int i = 0; i < n; i++) __builtin_prefetch(cells[i] = cell(slots[i]), 1);
+            for (int i = 0; i < n; i++) __builtin_prefetch(cells[i] = front_cell(slots[i]), 1);
             with_width([&](auto width) {
                 for (int i = 0; i < n; i++) {
                     reset(cells[i], last_of(cells[i]) == number, width);
@@ -102,6 +116,15 @@ class Slide {
         }
     }
 
+    /* Ends a turn, after the first pane has turned: each group is now what the front has. */
+    void turned() {
+        make_room();
+        with_width([&](auto width) {
+            for (int64_t slot = 0; slot < window_.slots_used(); slot++)
+                if (window_.live(slot)) set(window_.row(slot + 1), front_cell(slot), width);
+        });
+    }
+
     /* Removes the pane that turned last, and the groups that no other pane has. `slots`: the slots from `turn`, at
        most `groups_in_front`. */
     void leave(int32_t number, const int32_t* slots, int64_t count) {
@@ -111,25 +134,26 @@ class Slide {
         std::vector<uint8_t*> rows(BLOCK_ROWS), cells(BLOCK_ROWS), some_rows(BLOCK_ROWS), some_cells(BLOCK_ROWS);
         std::vector<int32_t> gone(count);
         int64_t left = 0;
-        const uint64_t kept = 0xffffffffULL | window_.key_nulls_;
+        left_ = number;
         for (int64_t base = 0; base < count; base += BLOCK_ROWS) {
             const int n = Table::block_rows(base, count);
             for (int i = 0; i < n; i++) {
                 __builtin_prefetch(rows[i] = window_.row(slots[base + i] + 1), 1);
-                __builtin_prefetch(cells[i] = cell(slots[base + i]));
+                __builtin_prefetch(front_cell(slots[base + i]), 1);
+                __builtin_prefetch(cells[i] = back_cell(slots[base + i]));
             }
             int some = 0;
             with_width([&](auto width) {
                 for (int i = 0; i < n; i++) {
-                    put(rows[i] + 8, (get<uint64_t>(rows[i] + 8) & kept) | (get<uint64_t>(states) & ~kept));
-                    copy(rows[i] + window_.body_at_, states + 8, width - 8);
-                    states += width;
-                    const int32_t last = last_of(cells[i]);
+                    copy(front_cell(slots[base + i]), states, width);
+                    set(rows[i], states, width);
+                    const bool in_back = last_of(cells[i]) >= back_;
                     gone[left] = slots[base + i];
-                    left += last == number;
+                    left += !in_back && last_of(states) == number;
+                    states += width;
                     some_rows[some] = rows[i];
                     some_cells[some] = cells[i];
-                    some += last >= back_;
+                    some += in_back;
                 }
             });
             window_.merge_rows(window_.aggregates_, some_rows.data(), layout_, some_cells.data(), some);
@@ -144,14 +168,17 @@ class Slide {
     Table& window_;
     std::vector<Aggregate> layout_; /* the aggregates with their positions in a cell */
     std::vector<uint8_t> image_;    /* the cell of a group without values */
-    std::vector<uint8_t, Scattered<uint8_t>> beside_;
+    std::vector<uint8_t, Scattered<uint8_t>> cells_; /* two for each slot, of the front and of the back */
+    int64_t front_at_ = 0;          /* the offset of the front's cell: 0 or width_ */
     std::unique_ptr<uint8_t, Free> front_; /* a stack of cells */
     int64_t front_size_ = 0;        /* bytes in use, and capacity in bytes */
     int64_t front_room_ = 0;
     int64_t width_ = 8;             /* bytes per cell */
     int32_t back_ = 1;              /* panes with this number or a higher one are in the back */
+    int32_t left_ = 0;              /* panes with this number or a lower one have left */
 
-    uint8_t* cell(int64_t slot) { return beside_.data() + slot * width_; }
+    uint8_t* front_cell(int64_t slot) { return cells_.data() + 2 * slot * width_ + front_at_; }
+    uint8_t* back_cell(int64_t slot) { return cells_.data() + (2 * slot + 1) * width_ - front_at_; }
     static int32_t last_of(const uint8_t* cell) { return get<int32_t>(cell); }
     /* Calls body(width) with a compile-time constant for the usual widths. */
     template <class Body>
@@ -173,9 +200,22 @@ class Slide {
         put(cell, get<uint64_t>(cell) & ~(mask & ~0xffffffffULL));
         for (int64_t w = 8; w < width; w += 8) put(cell + w, (get<uint64_t>(cell + w) & ~mask) | (get<uint64_t>(image + w) & mask));
     }
+    /* Sets the accumulators of a row to those of a cell. */
+    void set(uint8_t* row, const uint8_t* cell, int64_t width) const {
+        const uint64_t kept = 0xffffffffULL | window_.key_nulls_;
+        put(row + 8, (get<uint64_t>(row + 8) & kept) | (get<uint64_t>(cell) & ~kept));
+        copy(row + window_.body_at_, cell + 8, width - 8);
+    }
+    /* After a sum of the back overflowed: finds its group, if the sum of the window overflows too. */
+    [[gnu::cold, gnu::noinline]] void name_overflow(const Table& pane, uint8_t* const* rows, uint8_t* const* from, int n) {
+        const int aggregate = window_.overflow;
+        window_.overflow = -1;
+        window_.merge_rows(window_.aggregates_, rows, pane.aggregates_, from, n);
+        if (window_.overflow < 0) window_.overflow = aggregate;
+    }
     void make_room() {
-        const size_t needed = static_cast<size_t>(window_.capacity_ * width_);
-        if (beside_.size() < needed) beside_.resize(needed);
+        const size_t needed = static_cast<size_t>(2 * window_.capacity_ * width_);
+        if (cells_.size() < needed) cells_.resize(needed);
     }
     void make_room_in_front(int64_t more) {
         if (front_size_ + more <= front_room_) return;

@@ -24,7 +24,8 @@ class Windows {
     explicit Windows(Table* table) : table_(*table) {}
 
     /* `slots`: groups by ascending panes. `blocks`: the block of the pane of each. `starts`, `ends`: the windows, both
-       ascending. `last_blocks`: the block of the last pane of each window. Throws std::bad_alloc, and
+       ascending. `last_blocks`: the block of each window whose groups are merged from its beginning: that of its last
+       pane, or the one behind, if the last pane ends its block. Throws std::bad_alloc, and
        std::invalid_argument if any of them are not ascending. */
     void open(
         const int32_t* slots, const int64_t* blocks, int64_t groups, const int64_t* starts, const int64_t* ends,
@@ -214,8 +215,12 @@ class Windows {
         for (int64_t i = groups - 1; i >= 0; i--) {
             uint8_t* row = after_.data() + i * stride;
             const int32_t later = next_[i];
-            std::memcpy(row, group(i), stride);
-            if (later >= 0 && blocks_[later] == blocks_[i]) add(row, after_.data() + later * stride, i);
+            if (later < 0 || blocks_[later] != blocks_[i]) {
+                std::memcpy(row, group(i), stride);
+            } else { /* in this order, as a Slide has it: a variance depends on it */
+                std::memcpy(row, after_.data() + later * stride, stride);
+                add(row, group(i), i);
+            }
         }
     }
 

@@ -108,6 +108,7 @@ class Aggregator:
     `schema`: the columns of results: the keys, then the aggregates. `kernel`: the accumulators of its GroupTable, as
     (kind, type of the argument). `states`: the columns that `export` yields and `merge` reads: keys and all state,
     one row for each group. `needs_slots`: True if some state is in extras. The tables must then stay in memory.
+    `has_functions`: True if an aggregate is a user's function.
     `layout`: for each aggregate, the columns in which its state is stored.
 
     Nulls: a sum or mean of no value is null; count and count_distinct of no value are 0. collect_list includes nulls,
@@ -150,6 +151,7 @@ class Aggregator:
             self._kernel("count", None, -1, -1)
         table = self.table()
         self.needs_slots = bool(self._gathers)
+        self.has_functions = any(gather.reduce == "user" for gather in self._gathers)
         gathered = [field for gather in self._gathers for field in gather.states]
         self.states = pa.schema([*table.states, *gathered])
         self._kernel_states = table.states.names

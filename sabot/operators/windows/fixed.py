@@ -280,7 +280,10 @@ class WindowAggregate(StatefulOperator):
         if self._sparse is not None and self._sparse.starts and self._shape.is_one_pane:
             self._advance_sparse(self._sparse, watermark_ms)
         else:
-            self._emit_windows(self._ends(before, watermark_ms), self._merged)
+            ends = self._ends(before, watermark_ms)
+            if self._sparse is not None:
+                self._sparse.note_ended(len(ends))
+            self._emit_windows(ends, self._merged)
             self._set_watermark(watermark_ms)
             self._drop_over()
         if self._every is not None and before // self._every != watermark_ms // self._every:
@@ -350,9 +353,7 @@ class WindowAggregate(StatefulOperator):
         self._reopened.clear()
 
     def _new_cache(self) -> MergedPanes:
-        return MergedPanes(
-            *(self._aggregator, self._store, self._extras, self._spilled, self._sparse), slides=not self._shape.grows
-        )
+        return MergedPanes(self._aggregator, self._store, self._extras, self._spilled, self._sparse, self._shape)
 
     def _keys_table(self) -> GroupTable:
         return GroupTable(self._aggregator.keys, [("count", None)])  # a table without columns would have no rows
@@ -442,7 +443,7 @@ class WindowAggregate(StatefulOperator):
         """Yields the results of a window that has a dense pane, or no sparse one. `panes`: all panes."""
         start = self._shape.start(end)
         some = panes[bisect_left(panes, start) : bisect_left(panes, end)]
-        merged.slide(some)
+        merged.slide(some, end)
         for result in merged.results(some):
             if result.num_rows:
                 bounds = [repeated(ms, result.num_rows, _WINDOW_TIME) for ms in (start, end)]

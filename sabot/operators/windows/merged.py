@@ -1,6 +1,6 @@
 """The results of windows that consist of several panes: a cache of merged panes."""
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Iterable, Iterator
 from itertools import chain
@@ -13,6 +13,7 @@ from sabot.operators.aggregates.aggregator import Aggregator
 from sabot.operators.aggregates.extras import Extras
 from sabot.operators.base import CHUNK_ROWS
 from sabot.operators.spilled import SpilledGroups
+from sabot.operators.windows.panes import WindowShape
 from sabot.operators.windows.sparse import SparsePanes
 from sabot.state.tables.store import TableStore
 
@@ -25,10 +26,11 @@ class MergedPanes:
 
     The table is a queue of two stacks, as `SlidingTable` describes: a pane enters at the back, is moved once from the
     back to the front, and leaves from the front. So a slide takes time for the groups of the panes that move, however
-    long the window is and however many groups it has. The table has at most twice the size of the panes.
+    long the window is and however many groups it has. The table has at most three times the size of the panes.
 
-    `slides`: True if panes leave one by one, as in a hopping window. In a cumulative window all panes leave together,
-    and there is no front.
+    The front has the panes of the window that are in a complete block, and the back the others (`WindowShape.blocks`).
+    So the order in which floats are added follows from the panes alone, not from the window that was requested first,
+    and it is that of `WindowMerge`. A cumulative window has no front: all its panes leave together.
     """
 
     def __init__(
@@ -38,18 +40,18 @@ class MergedPanes:
         extras: dict[int, Extras],
         spilled: SpilledGroups,
         sparse: SparsePanes | None,
-        *,
-        slides: bool,
+        shape: WindowShape,
     ) -> None:
         self._aggregator, self._store, self._extras, self._spilled = aggregator, store, extras, spilled
         self._sparse = sparse
-        self._slides = slides
+        self._shape, self._slides = shape, not shape.grows
         self._keys = list(range(len(aggregator.keys)))
         self._window = SlidingTable(aggregator.keys, aggregator.kernel)
         self._gathered = aggregator.extras()  # the extras of all panes, by the slots of the window
         self._gathered_back = aggregator.extras()
+        self._gathered_front = aggregator.extras()  # only of users' functions
         self._front: deque[_FrontPane] = deque()
-        self._back: list[_BackPane] = []  # all panes, if the window does not slide
+        self._back: list[_BackPane] = []
         self._number = 0  # the number of the pane that entered last
         self.merges = 0
 
@@ -58,12 +60,13 @@ class MergedPanes:
         self._window.clear()
         self._gathered.clear()
         self._gathered_back.clear()
+        self._gathered_front.clear()
         self._front.clear()
         self._back.clear()
         self._number = 0
 
-    def slide(self, panes: list[int]) -> None:
-        """Moves to the window that consists of these panes. `panes`: the starts of its panes with rows, ascending."""
+    def slide(self, panes: list[int], end: int) -> None:
+        """Moves to the window with this end. `panes`: the starts of its panes with rows, ascending."""
         if len(panes) == 1:
             return
         while self._front and self._front[0].pane < panes[0]:
@@ -71,10 +74,14 @@ class MergedPanes:
         if (self._back and self._back[0].pane < panes[0]) or self._number > _MOST_NUMBERS:
             self.forget()  # after a gap, or when the next cumulative window begins
         last = self._back[-1].pane if self._back else self._front[-1].pane if self._front else None
-        for pane in panes if last is None else panes[bisect_right(panes, last) :]:
+        block = bisect_left(panes, self._shape.block_start(end)) if self._slides else 0
+        entered = 0 if last is None else bisect_right(panes, last)
+        for pane in panes[entered:block]:
             self._enter(pane)
-        if self._slides and not self._front:
+        if self._back and block and self._back[0].pane <= panes[block - 1]:
             self._turn()
+        for pane in panes[max(entered, block) :]:
+            self._enter(pane)
 
     def results(self, panes: list[int]) -> Iterator[pa.RecordBatch]:
         """Yields the results of the window, in pieces. `panes`: the panes of the last `slide`."""
@@ -93,9 +100,14 @@ class MergedPanes:
         for table, extras, whole in self._tables(pane):
             slots = self._window.enter(table, self._number if self._slides else 0)
             self.merges += 1
-            self._gather(self._gathered, table, extras, slots)
             if self._slides:
                 self._gather(self._gathered_back, table, extras, slots)
+            if self._slides and self._aggregator.has_functions:  # the order in which they merge counts
+                self._gathered.remove(slots)
+                self._add(self._gathered, slots, self._states_of(self._gathered_front, slots))
+                self._add(self._gathered, slots, self._states_of(self._gathered_back, slots))
+            else:
+                self._gather(self._gathered, table, extras, slots)
             known = slots if whole else None
         self._back.append(_BackPane(pane, self._number, known))
 
@@ -111,9 +123,19 @@ class MergedPanes:
                 later = self._states_of(self._gathered_back, slots)
                 self._window.turn(table, number, slots)
                 self.merges += 1
+                if self._aggregator.has_functions:  # which get the earlier state first
+                    self._gathered_back.remove(slots)
                 self._gather(self._gathered_back, table, extras, slots)
+                if self._aggregator.has_functions:
+                    self._add(self._gathered_back, slots, later)
                 left.append((slots, later))
             self._front.appendleft(_FrontPane(pane, number, left))
+        self._window.turned()
+        if self._aggregator.has_functions:
+            self._gathered_front, self._gathered_back = self._gathered_back, self._gathered_front
+            self._gathered.clear()
+            everything = self._window.slots()
+            self._add(self._gathered, everything, self._states_of(self._gathered_front, everything))
         self._gathered_back.clear()
         self._back.clear()
 
@@ -122,8 +144,10 @@ class MergedPanes:
             self._window.leave(pane.number, slots)
             self.merges += 1
             if self._aggregator.needs_slots:
-                self._gathered.remove(slots)
-                self._add(self._gathered, slots, later)
+                fronts = [self._gathered_front] if self._aggregator.has_functions else []
+                for gathered in (self._gathered, *fronts):
+                    gathered.remove(slots)
+                    self._add(gathered, slots, later)
                 self._add(self._gathered, slots, self._states_of(self._gathered_back, slots))
 
     def _tables(self, pane: int) -> Iterator[tuple[GroupTable, Extras, bool]]:

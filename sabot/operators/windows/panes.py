@@ -109,6 +109,10 @@ class WindowShape:
         found: Numbers = (times - self.offset) // self.size
         return found
 
+    def block_start(self, time: int) -> int:
+        """Returns the start of the block of this time."""
+        return time - (time - self.offset) % self.size
+
     def ends_of(self, panes: Any) -> Any:
         """Returns the end of each pane. `panes`: the starts of the panes (numpy, ms)."""
         return panes + self.step
@@ -307,7 +311,7 @@ class ClockShape(CalendarShape):
 
     def __init__(self, window: ClockWindow) -> None:
         self._type = pa.timestamp("ms", window.time_zone)
-        self._known = (0, 0)
+        self._known = self._block = (0, 0)
         self._step, self._size, self._offset = window.step_ms, window.size_ms, window.offset_ms
         self._steps = self.most_panes = window.size_ms // window.step_ms
         self.is_one_pane = self._steps == 1
@@ -355,6 +359,13 @@ class ClockShape(CalendarShape):
     def blocks(self, times: Numbers) -> Numbers:
         found: Numbers = self._number(times) // self._steps
         return found
+
+    def block_start(self, time: int) -> int:
+        start, end = self._block
+        if not start <= time < end:
+            number = self._one(time) // self._steps * self._steps
+            start, end = self._block = self._time(number), self._time(number + self._steps)
+        return start
 
     def _place(self, number: int) -> int:
         """Returns the place of a pane among those of the windows that begin together."""

@@ -43,7 +43,7 @@ from sabot.operators.windows.panes import (
 
 _GROWN_TABLE = 65_536  # with so many groups, panes with many of them are looked for
 _GROWN_PANE = 1_024  # a pane with so many groups becomes dense
-_MOST_MERGED = 512  # the rows of a batch in all panes of a window, with which each of them still has few
+_MOST_MERGED = 512  # the groups that are merged for each window, with which panes still have few rows
 _MOST_PANES = 2_048  # windows of more panes have no sparse ones: each watermark takes time for the panes of a window
 _MOST_BYTES = 32_000_000  # about as many bytes of groups are merged at once
 MOST_KEYS = 31  # a table has at most 32, and that of sparse panes has the pane too
@@ -129,8 +129,9 @@ class SparseState(SlotState):
             late = pa.array(rows[~on_time])
             rows, values = rows[on_time], values[on_time]
         starts, places, counts = np.unique(self.shape.starts(values), return_inverse=True, return_counts=True)
+        fewer = self.fewer(len(starts))
         known = np.fromiter((start in self.starts for start in starts.tolist()), np.bool_, len(starts))
-        few = (counts < self._few_rows) & ~np.isin(starts, dense)
+        few = (counts < fewer) & ~np.isin(starts, dense)
         if np.count_nonzero(few & ~known) < MANY_PANES:
             few &= known
         parts: RowsOfPanes = [
@@ -138,6 +139,10 @@ class SparseState(SlotState):
         ]
         chosen = few[places]
         return Spread(late, parts, rows[chosen], starts[places[chosen]])
+
+    def fewer(self, panes: int) -> int:
+        """Returns the rows from which on a pane of a batch with rows in so many panes has not few."""
+        return self._few_rows
 
     def place(self, slots: pa.Int32Array, panes: Numbers) -> None:
         """Notes that rows of these panes are about to be added to these slots."""
@@ -164,7 +169,7 @@ class SparseState(SlotState):
         found = [pane for pane, some in rows if pane in self.starts]
         if len(self.known) >= self._checked:
             starts, counts = np.unique(self.pane_of[self.pane_of != _FREE], return_counts=True)
-            many = counts >= self._grown_pane
+            many = counts >= max(self._grown_pane, 4 * self.fewer(1))
             found += starts[many].tolist()
             self._checked = max(self._grown_table, 2 * (len(self.known) - int(counts[many].sum())))
         return list(dict.fromkeys(found))
@@ -239,7 +244,8 @@ class SparsePanes(SparseState):
     If windows consist of several panes, no group goes to disk, because a window needs all its groups at each slide.
 
     `keys`, `aggregates`, `rows`: as for `Aggregator`. `partial`: True if the input comes from LocalCombine.
-    `watermark`: the watermark, which the owner of the state sets.
+    `watermark`: the watermark, which the owner of the state sets. `together`: about as many windows end at a watermark
+    (`note_ended`), or 0 as long as none has ended.
 
     The rows of the checkpoint have the columns `Aggregator.states`, the pane being the last key.
     """
@@ -262,6 +268,7 @@ class SparsePanes(SparseState):
         self._migration: StateMigration | None = None
         self._late_groups = self._keys_table()  # groups with rows that arrived after their window was emitted
         self.watermark = START_OF_TIME
+        self.together = 0
         columns = context.input if partial else context.input.append(_PANE)
         self._indices = [columns.get_field_index(name) for name in self._names]
         super().__init__(
@@ -299,6 +306,20 @@ class SparsePanes(SparseState):
             again = panes < self._over_before(self.watermark)
             if again.any():
                 self._late_groups.resolve(data, keys, hashes=hashes, selection=pa.array(rows[again]))
+
+    def fewer(self, panes: int) -> int:
+        """As for SparseState. Merging a group takes its time once for each watermark, so a pane may have more of them if
+        many windows end together. Before windows have ended, those of a batch are thought to do so.
+        """
+        if self.aggregator.needs_slots:
+            return self._few_rows
+        together = self.together or panes
+        return max(self._few_rows, min(FEW_ROWS, _MOST_MERGED * together // (self.shape.most_panes + together)))
+
+    def note_ended(self, windows: int) -> None:
+        """Notes how many windows end at a watermark, if any do."""
+        if windows:
+            self.together = max(windows, self.together // 2)
 
     def leave(self, pane: int) -> Iterator[pa.RecordBatch]:
         """Removes a pane, and yields its groups (`Aggregator.states`, without the column of the pane), in pieces. Call it
@@ -405,7 +426,9 @@ class SparsePanes(SparseState):
         place = len(self._names) - 1
         starts = self.shape.starts_of(ends)
         slots, panes = self._by_pane(np.flatnonzero((self.pane_of >= starts[0]) & (self.pane_of < ends[-1])))
-        times = (self.shape.blocks(panes), starts, ends, self.shape.blocks(ends - 1))
+        # A complete block is merged from its end, unless it is a cumulative window (as in MergedPanes).
+        last = self.shape.blocks(ends - 1 if self.shape.grows else ends)
+        times = (self.shape.blocks(panes), starts, ends, last)
         merge = WindowMerge(self.known, pa.array(slots), *map(pa.array, times))
         while (found := merge.read(CHUNK_ROWS)) is not None:
             columns, windows = found

@@ -743,6 +743,7 @@ class Slider:
                 for part, slots in parts:
                     self.table.turn(part, number, slots)
                 self.front.appendleft((number, parts))
+            self.table.turned()
             self.back.clear()
 
     def __len__(self) -> int:
@@ -910,6 +911,7 @@ def test_what_does_not_fit_a_sliding_window_is_refused():
     with pytest.raises(ValueError, match="only 0 are in the front"):
         table.leave(1, slots)
     table.turn(pane, 1, slots)
+    table.turned()
     table.leave(1, slots)
     assert len(table) == 0
 
