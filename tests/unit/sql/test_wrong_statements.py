@@ -820,7 +820,7 @@ WRONG = [
     ),
     (
         "SHOW CATALOGS",
-        "1:6: expected TABLES, VIEWS, FUNCTIONS, MODELS or CREATE TABLE behind SHOW, found CATALOGS",
+        "1:6: expected TABLES, VIEWS, FUNCTIONS, MODELS, CONNECTORS or CREATE TABLE behind SHOW, found CATALOGS",
         "SHOW TABLES: there are no catalogs and databases",
     ),
     (
@@ -830,7 +830,7 @@ WRONG = [
     ),
     (
         "SHOW TABELS",
-        "1:6: expected TABLES, VIEWS, FUNCTIONS, MODELS or CREATE TABLE behind SHOW, found TABELS",
+        "1:6: expected TABLES, VIEWS, FUNCTIONS, MODELS, CONNECTORS or CREATE TABLE behind SHOW, found TABELS",
         "did you mean TABLES?",
     ),
     (
