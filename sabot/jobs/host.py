@@ -47,7 +47,7 @@ from sabot.jobs.host_state import HostState
 from sabot.jobs.journal_calls import call_journal
 from sabot.jobs.judges import GuardJudge
 from sabot.jobs.letters import JobLetters
-from sabot.jobs.log import JobLog, Listener
+from sabot.jobs.log import LAST_SECONDS, JobLog, Listener
 from sabot.jobs.open_jobs import open_jobs
 from sabot.jobs.owner import JobOwner, OpenJob, RunningJob
 from sabot.jobs.parking import ParkedNotes, Parking
@@ -197,6 +197,8 @@ class JobHost(HostState):
         """
         await self.quiesce()
         await self.log.wait_published()
+        if self._noting is not None:
+            await asyncio.wait([self._noting], timeout=LAST_SECONDS)
         for task in list(self.tasks):
             task.cancel()
         for running in [*self.running.values()]:

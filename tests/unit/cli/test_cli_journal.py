@@ -524,6 +524,11 @@ async def test_a_blocked_job_is_listed_and_shown_with_the_reason_while_no_proces
         [handle] = await kernel.resume()
         with pytest.raises(NonDeterminism) as error:
             await handle.result()
+    assert printed("jobs", "list", "--journal", tmp_path, "--status", "blocked").count("\n") == 2
+    async with RuntimeKernel.create(agent=second, journal=tmp_path) as kernel:
+        [handle] = await kernel.resume()
+        with pytest.raises(NonDeterminism):
+            await handle.result()
         await until(lambda: printed("jobs", "list", "--journal", tmp_path, "--status", "blocked").count("\n") == 2)
         assert (await kernel.jobs.get(handle.job_id)).blocked == str(error.value)[:500]
         (job,) = await kernel.jobs.find(statuses=[JobStatus.WAITING_ACTION])
