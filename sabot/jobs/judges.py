@@ -29,7 +29,6 @@ from sabot.clock import Clock
 from sabot.errors import PolicyDenied, UserError
 from sabot.jobs.guard import (
     NOBODY,
-    Behalf,
     CallKind,
     Decision,
     EffectGuard,
@@ -329,15 +328,17 @@ class GuardJudge:
             raise
         finally:
             JUDGE.reset(before)
-            self._told(tool)
             if self._guard is not None:
                 if threading.get_ident() == self._thread:
                     self._settle(call.effect, "tool", call.name, outcome, b"")
                 else:
                     call_on_loop(self.loop, self._settle, call.effect, "tool", call.name, outcome, b"")
+            self._told(tool)
 
     def _told(self, tool: Tool) -> None:
-        """Notes that the results of this tool are known here. Does nothing in this class."""
+        """Notes that the results of this tool are known here. Does nothing in this class. Raises UserError if nobody can
+        be told.
+        """
 
 
 class _ToolJudge(GuardJudge):
@@ -352,15 +353,16 @@ class _ToolJudge(GuardJudge):
         self,
         effect: EffectId,
         tool: Tool,
-        agent: str,
-        behalf: Behalf,
+        running: Mapping[str, RunningJob],
         guard: EffectGuard,
         clock: Clock,
         note: NoteInstead,
         read: dict[tuple[str, int], frozenset[str]],
     ) -> None:
-        super().__init__(f"{effect.job}/{effect.ordinal}", agent, guard, clock)
-        self._effect, self._behalf, self._note, self._read = effect, behalf, note, read
+        job = running[effect.job].job  # no effect is made for a job that is not in memory
+        super().__init__(f"{effect.job}/{effect.ordinal}", job.history.begin.agent, guard, clock)
+        self._effect, self._behalf, self._note, self._read = effect, job.behalf, note, read
+        self._name, self._running = tool.name, running
         if tool.effect in REPEATED:
             self.repeated = tool
 
@@ -378,7 +380,21 @@ class _ToolJudge(GuardJudge):
         return asked if effect.job == self._effect.job else self._of_effect(asked)
 
     def _asked_tool(self, tool: Tool, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> GuardedCall:
+        if tool.labels and self._is_over():
+            raise self._unlabelled(f"{tool.name} was not called", tool)
         return self._of_effect(super()._asked_tool(tool, args, kwargs))
+
+    def _is_over(self) -> bool:
+        """Returns True if the job has got the result of the effect, and a task or a thread of its tool goes on."""
+        running = self._running.get(self._effect.job)
+        return running is not None and self._effect.ordinal not in running.job.open
+
+    def _unlabelled(self, what: str, tool: Tool) -> UserError:
+        return UserError(
+            f"{what}: the call of {self._name} has ended, which has begun this task, so job {self._effect.job} would not get the "
+            f"labels {', '.join(sorted(tool.labels))} of the result",
+            hint=f"await the task in {self._name}, before it returns",
+        )
 
     def _of_effect(self, asked: GuardedCall) -> GuardedCall:
         read = self._read.get(self._effect[:2], frozenset())
@@ -386,6 +402,8 @@ class _ToolJudge(GuardJudge):
 
     def _told(self, tool: Tool) -> None:
         if tool.labels:
+            if self._is_over():
+                raise self._unlabelled(f"the result of {tool.name} is withheld", tool)
             place = self._effect[:2]
             self._read[place] = self._read.get(place, frozenset()) | tool.labels
 
@@ -425,8 +443,7 @@ def judge_within(
     - `read`: the labels of the results that the tools of effects got from other tools, by job and ordinal. The judge
       adds to them.
     """
-    job = running[effect.job].job  # no effect is made for a job that is not in memory
-    return _ToolJudge(effect, tool, job.history.begin.agent, job.behalf, guard, clock, note, read)
+    return _ToolJudge(effect, tool, running, guard, clock, note, read)
 
 
 def judge_of_repeated(tool: Tool, clock: Clock) -> GuardJudge:

@@ -1,12 +1,14 @@
 """A stream between two durable agents drops the labels of data, so rules about them do not hold behind it: the start says so."""
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from sabot import App, col
-from sabot.agents import tool
+from sabot.agents import ExecutionRequest, PolicyEngine, RuntimeKernel, tool
+from sabot.errors import UserError
 from sabot.llm import ExecutionEngine, ScriptedProvider
 from tools.agent_tools import started
 
@@ -127,3 +129,59 @@ async def test_labels_are_followed_through_durable_agents_and_batches_and_record
         "agent shop.second reach agent shop.payer by a stream",
         "agent shop.batches reach agent shop.last by batches",
     ]
+
+
+@pytest.mark.parametrize("begun", ["after the call", "within the call"])
+async def test_a_task_that_outlives_its_tool_reads_nothing_whose_labels_the_job_would_not_get(begun: str) -> None:
+    """A tool returned while its task read on: the job went on without the label, and no rule about it held."""
+    read, goes_on, ends, tasks = asyncio.Event(), asyncio.Event(), asyncio.Event(), list[asyncio.Task[str]]()
+
+    @tool(open_world=True, effect="read")
+    async def page() -> str:
+        read.set()
+        await ends.wait()
+        return "text of anybody"
+
+    async def later() -> str:
+        if begun == "after the call":
+            await goes_on.wait()
+        return str(await page())
+
+    @tool(effect="read")
+    async def fetch() -> str:
+        tasks.append(asyncio.create_task(later()))
+        if begun == "within the call":
+            await read.wait()
+        return "begun"
+
+    @tool(effect="read")
+    async def waits() -> str:
+        goes_on.set()
+        ends.set()
+        with pytest.raises(UserError, match=r"page was not called|the result of page is withheld") as raised:
+            await tasks[0]
+        return raised.value.message
+
+    async def job(ctx: Any) -> str:
+        await ctx.call(fetch)
+        assert not ctx.labels
+        return str(await ctx.call(waits))
+
+    async with RuntimeKernel.create(agent=job, policy=PolicyEngine([])) as kernel:
+        said = (await (await kernel.execute(ExecutionRequest(prompt="go"))).result()).output
+    assert "the call of fetch has ended, which has begun this task" in said
+    assert "would not get the labels untrusted of the result" in said
+    assert read.is_set() == (begun == "within the call")
+
+
+async def test_a_task_that_a_tool_awaits_gives_its_labels_to_the_job() -> None:
+    @tool(effect="read")
+    async def fetch() -> str:
+        return str(await asyncio.create_task(browse("x")))
+
+    async def job(ctx: Any) -> list[str]:
+        await ctx.call(fetch)
+        return sorted(ctx.labels)
+
+    async with RuntimeKernel.create(agent=job, policy=PolicyEngine([])) as kernel:
+        assert (await (await kernel.execute(ExecutionRequest(prompt="go"))).result()).output == ["untrusted"]
