@@ -24,7 +24,7 @@ from sabot.base.present_job import PRESENT_JOB, PresentJob
 from sabot.base.stored_names import stored_name
 from sabot.calls.arguments import call_arguments, values_left_out
 from sabot.calls.edits import edited_arguments, recorded_arguments
-from sabot.calls.effects import RULES, EffectClass, EffectId, digest
+from sabot.calls.effects import RULES, EffectClass, EffectId, digest, may_call
 from sabot.calls.fields import MISSING_VALUE, REST
 from sabot.calls.judging import ValueCode
 from sabot.calls.model_requests import RequestSpec
@@ -235,6 +235,16 @@ class Ask(EffectState):
             return args, {**kwargs}
         with ValueCode(self.name):
             return copied_arguments(args, kwargs, self.name)
+
+
+def _stricter(recorded: str, today: str) -> str:
+    """Returns the class by which a call that may have been made is repeated or not: that of today's tool, or the recorded one
+    if a later program has declared a class that allows more. The service got the call under the recorded class.
+    """
+    if recorded == today or may_call(today, recorded):
+        return today
+    # the tool of today has no function that looks the call up
+    return EffectClass.UNSAFE if recorded == EffectClass.RECONCILABLE else recorded
 
 
 _MOST_UNSEEN = 5  # names in the reason of a question
@@ -661,6 +671,8 @@ class JobRun:
             ask.phase, ask.due_ms, ask.token = OPEN, intent.due_ms, intent.token
             ask.verdict = decode_verdict(intent.note)
             ask.attempt = self.history.attempt_of(intent)
+            if ask.attempt and effect_class and intent.effect_class:
+                ask.effect_class = _stricter(intent.effect_class, effect_class)
             if ordinal in self.history.approvals and self.history.approval(ordinal) is None:
                 ask.token = self.history.approvals[ordinal].token
         if awaited:
