@@ -44,6 +44,8 @@ MEMBERS = {  # of a contract that more than one class fulfils: methods, properti
 }
 SHAPES = {"JobRecord", "JobState", "EndedJob", "FoldedJob", "InboxQuestion"}  # of a job; 118
 MODULES = {"connectors/files": 19}  # of a room; 114, 116
+OF_A_FOLDER = 20  # modules, in these rooms and their folders
+FOLDERS = ("runtime", "sql", "agents", "process", "connectors", "specified")
 HINT = "say in docs/decisions/ why it pays for what a reader has to learn, and name the record beside its budget in tests/test_budgets.py"
 
 
@@ -99,6 +101,15 @@ def test_a_contract_has_no_more_members_than_its_budget(contract: str) -> None:
 @pytest.mark.parametrize("room", MODULES)
 def test_a_room_has_no_more_modules_than_its_budget(room: str) -> None:
     assert len(list((ROOT / room).glob("*.py"))) <= MODULES[room], HINT
+
+
+@pytest.mark.parametrize("room", FOLDERS)
+def test_a_folder_has_no_more_modules_than_a_reader_looks_through(room: str) -> None:
+    folders = [path for path in [ROOT / room, *(ROOT / room).rglob("*")] if path.is_dir()]
+    counts = {path.relative_to(ROOT).as_posix(): len(list(path.glob("*.py"))) for path in folders}
+    assert counts[room]
+    wide = {name: count for name, count in counts.items() if count > OF_A_FOLDER}
+    assert wide == {}, "cut it by what its modules are about, or move one to the room that uses it"
 
 
 def test_a_job_has_no_more_shapes_than_its_budget() -> None:

@@ -209,13 +209,13 @@ def test_the_plugin_refuses_the_rooms_of_the_agents() -> None:
 def test_a_stream_that_runs_loads_nothing_that_runs_agents_and_jobs(tmp_path: Path) -> None:
     (tmp_path / "in.ndjson").write_text('{"n": 1}\n{"n": 2}\n')
     loaded = loaded_after(STREAM.format(source=str(tmp_path / "in.ndjson")))
-    assert "sabot.runtime.local_streams" in loaded
+    assert "sabot.runtime.life.local_streams" in loaded
     rooms = (*ROOMS, "sabot.process.", "sabot.operators.agents.")
     assert {name for name in loaded if name.startswith(rooms)} <= {
         "sabot.operators.agents.counters",
         "sabot.operators.agents.timers",  # of process functions too
     }
-    assert "sabot.runtime.local_agents" not in loaded
+    assert "sabot.runtime.agents.local_agents" not in loaded
 
 
 def test_a_plan_loads_the_operators_of_its_steps_alone() -> None:

@@ -170,7 +170,7 @@ ENGINE = (  # rooms, and modules beside them, in which the running program is an
 ABOUT_JOBS = {  # modules of these rooms that are about jobs of durable agents, or about their journals
     "calls/decoded.py": "each run of a job decodes the words of a model",
     "calls/tool_context.py": "the job that calls a tool",
-    "runtime/log_ring.py": "the job that a line of the log names",
+    "runtime/watch/log_ring.py": "the job that a line of the log names",
     **dict.fromkeys(
         (f"api/{name}.py" for name in ("agent", "child_limits")),
         "what a durable agent is declared with, and what its function gets",
@@ -193,7 +193,7 @@ ABOUT_JOBS = {  # modules of these rooms that are about jobs of durable agents, 
         "commands about jobs: sabot jobs, actions, journal, ledger, audit, dlq --job",
     ),
     **dict.fromkeys(
-        (f"runtime/{name}.py" for name in ("agent_kind", "agent_task", "local_agents", "run_journal")),
+        (f"runtime/{name}.py" for name in ("agents/kind", "agents/task", "agents/local_agents", "life/run_journal")),
         "the jobs of the durable agents of a run",
     ),
     "calls/judging.py": "calls of models that no job makes",

@@ -232,7 +232,7 @@ def test_the_engine_imports_no_room_of_the_agents() -> None:
         for each in imports(path)
         if ".".join(each.split(".")[:2]) in ROOMS
     ]
-    assert found == [], "pass it in by runtime/agent_kind or api/model_engine (decision 082)"
+    assert found == [], "pass it in by runtime/agents/kind or api/model_engine (decision 082)"
     assert {"api", "sql", "operators", "runtime", "workers"} <= set(ENGINE)
 
 

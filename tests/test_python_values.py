@@ -71,10 +71,10 @@ KNOWN = {
     "operators/rows/bad.py": "L",
     "operators/rows/mapped.py": "LL",
     "operators/rows/subset.py": "L",
-    "runtime/reading.py": "L",
-    "runtime/taps.py": "L",
+    "runtime/tasks/reading.py": "L",
+    "runtime/tasks/taps.py": "L",
     "sql/bind/relations.py": "L",
-    "sql/showing.py": "LL",
+    "sql/showing.py": "LLL",
     "state/reading.py": "LL",
     "state/segments.py": "R",
 }

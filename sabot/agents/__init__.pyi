@@ -96,9 +96,9 @@ from sabot.journal.postgres import PostgresInbox as PostgresInbox
 from sabot.journal.postgres import PostgresJournal as PostgresJournal
 from sabot.journal.sqlite import SqliteInbox as SqliteInbox
 from sabot.journal.sqlite import SqliteJournal as SqliteJournal
-from sabot.runtime.agent_process import AgentProcess as AgentProcess
-from sabot.runtime.agent_process import AgentState as AgentState
-from sabot.runtime.agent_runtime import AgentRuntime as AgentRuntime
+from sabot.runtime.agents.process import AgentProcess as AgentProcess
+from sabot.runtime.agents.process import AgentState as AgentState
+from sabot.runtime.agents.runtime import AgentRuntime as AgentRuntime
 from sabot.specified.brokers import KafkaConfig as KafkaConfig
 from sabot.specified.brokers import KafkaEventAdapter as KafkaEventAdapter
 from sabot.specified.brokers import RedisStreamsAdapter as RedisStreamsAdapter

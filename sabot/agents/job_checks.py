@@ -24,8 +24,8 @@ from sabot.jobs.owner import OpenJob
 from sabot.jobs.run import Ask, JobRun, effect_words
 from sabot.jobs.values import as_before
 from sabot.journal import JournalReader
-from sabot.runtime.agent_groups import TASK
-from sabot.runtime.facts import stored_journal
+from sabot.runtime.agents.groups import TASK
+from sabot.runtime.tasks.facts import stored_journal
 from sabot.state import StateBackend, load_snapshot
 from sabot.state.backends.memory import MemoryBackend
 from sabot.state.base import Entry, LocalBackend

@@ -38,10 +38,10 @@ from sabot.codecs.records import HeadersLike, checked_headers, encode_key, encod
 from sabot.connectors.memory import TableSink
 from sabot.errors import SabotError, UserError
 from sabot.kafka.topics import RecordSender
-from sabot.runtime.agent_process import AgentProcess
-from sabot.runtime.agent_runtime import AgentRuntime
-from sabot.runtime.host import loop_runs_here
-from sabot.runtime.signals import StopSignals
+from sabot.runtime.agents.process import AgentProcess
+from sabot.runtime.agents.runtime import AgentRuntime
+from sabot.runtime.life.host import loop_runs_here
+from sabot.runtime.life.signals import StopSignals
 from sabot.state import StateBackend, open_backend
 
 if TYPE_CHECKING:
@@ -54,9 +54,9 @@ if TYPE_CHECKING:
     from sabot.llm.engine import ExecutionEngine
     from sabot.operators.reading import StateView
     from sabot.plan import Plan
-    from sabot.runtime.agent_kind import AgentKind
-    from sabot.runtime.reports import Summary
-    from sabot.runtime.settings import StreamsMaker
+    from sabot.runtime.agents.kind import AgentKind
+    from sabot.runtime.life.settings import StreamsMaker
+    from sabot.runtime.watch.reports import Summary
     from sabot.sql.session import Session
     from sabot.sql.templates import TemplateText
 
@@ -204,7 +204,7 @@ class App(AgentDeclarations, HasStreams, HasTopics, NamedElsewhere):
     def collect(self, node: Node, limit: int | None, seconds: float | None) -> pa.Table:
         """Runs the steps up to this node; called by `Stream.collect`."""
         runner = self.agent_runtime.runner  # first, since it imports the runtime without collections of garbage
-        from sabot.runtime.collecting import collect_rows
+        from sabot.runtime.life.collecting import collect_rows
 
         self._collected.update(walk([node]))
         return collect_rows(runner, node, limit, seconds)
@@ -256,13 +256,13 @@ class App(AgentDeclarations, HasStreams, HasTopics, NamedElsewhere):
             self._captured = None
 
     def explain_ends(self, ends: Sequence[StreamEnd], form: str, checkpoint: str | None) -> str:
-        """Returns the plan of these ends of streams; called by EXPLAIN of SQL. `form`: see `runtime.explaining`.
+        """Returns the plan of these ends of streams; called by EXPLAIN of SQL. `form`: see `runtime.life.explaining`.
 
         `checkpoint`: the place of checkpoints, or None. If it is given, returns what a start of the whole app with these
         ends would do with each state.
         """
         from sabot.kafka import open_sink
-        from sabot.runtime.explaining import explain_against, explain_ends
+        from sabot.runtime.life.explaining import explain_against, explain_ends
 
         runtime = self.agent_runtime
         agents = {id: agent.spec for id, agent in runtime.agents.items()}

@@ -17,7 +17,7 @@ from sabot.calls.options import LoopOptions
 from sabot.clock import Clock
 from sabot.connectors.checks import check_start
 from sabot.errors import UserError, short_repr
-from sabot.runtime.agent_runtime import AgentRuntime
+from sabot.runtime.agents.runtime import AgentRuntime
 
 if TYPE_CHECKING:
     from sabot.agents.accounts.budgets import Budget

@@ -34,7 +34,7 @@ from sabot.journal.base import JournalReader
 from sabot.journal.ended_jobs import BLOCKED
 from sabot.journal.entries import Letter
 from sabot.journal.sqlite import DATABASE
-from sabot.runtime.restore import check_app
+from sabot.runtime.life.restore import check_app
 
 jobs = typer.Typer(help="List, show and steer the jobs of a journal.", no_args_is_help=True, rich_markup_mode=None)
 

@@ -19,10 +19,10 @@ from sabot.errors import UserError
 from sabot.kafka import open_sink
 from sabot.plan import Plan, refill_options
 from sabot.plan.drawing.render import svg
-from sabot.runtime.facts import check_facts
-from sabot.runtime.guarantees import EdgeGuarantee, guarantee_lines, guarantees_of
-from sabot.runtime.outcomes import StateOutcome, outcomes_of
-from sabot.runtime.restore import Asked, check_app, known_columns, plan_of
+from sabot.runtime.life.outcomes import StateOutcome, outcomes_of
+from sabot.runtime.life.restore import Asked, check_app, known_columns, plan_of
+from sabot.runtime.tasks.facts import check_facts
+from sabot.runtime.watch.guarantees import EdgeGuarantee, guarantee_lines, guarantees_of
 
 
 def plan(

@@ -111,7 +111,7 @@ def worker(context: typer.Context, **given: Any) -> None:
 
 
 def _work(target: str, settings: dict[str, Any], worker: Sequence[str] = ()) -> None:
-    from sabot.runtime.signals import StopSignals
+    from sabot.runtime.life.signals import StopSignals
 
     with StopSignals.held(for_good=True) as signals:
         with signals.raising():

@@ -23,8 +23,8 @@ from sabot.cli.running import guarded
 from sabot.cli.workers import WORKER_TITLES, running_control, worker_rows
 from sabot.errors import UserError
 from sabot.plan.drawing import SHARES
-from sabot.runtime.app_rates import AppRates, AppReading, TaskRates, rates_between
-from sabot.runtime.bottleneck import NarrowPlace, narrow_places
+from sabot.runtime.watch.app_rates import AppRates, AppReading, TaskRates, rates_between
+from sabot.runtime.watch.bottleneck import NarrowPlace, narrow_places
 
 if TYPE_CHECKING:
     from rich.console import Group

@@ -22,9 +22,9 @@ from sabot.letters.form import DeadLetter
 from sabot.letters.places import Ranges
 from sabot.operators.base import START_OF_TIME
 from sabot.operators.windows.panes import shape_of
-from sabot.runtime.decoding import codec_of
-from sabot.runtime.event_time import SourceTime, source_time
-from sabot.runtime.restore import columns_at, readers_in
+from sabot.runtime.life.restore import columns_at, readers_in
+from sabot.runtime.tasks.decoding import codec_of
+from sabot.runtime.tasks.event_time import SourceTime, source_time
 
 _READ = 2000  # dead letters that are decoded together
 

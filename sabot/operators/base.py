@@ -317,7 +317,9 @@ class WritesOutside(Operator, ABC, ability=True):
     """An operator whose rows leave the app: the writer of a sink."""
 
     wrote: Mapping[str, Any] | None = None
-    """The columns that the app has written into the sink so far, for the checkpoint (`runtime.facts.Wrote`); None if they are not known."""
+    """The columns that the app has written into the sink so far, for the checkpoint (`runtime.tasks.facts.Wrote`); None
+    if they are not known.
+    """
     stands: Mapping[str, Any] | None = None
     """What the sink has of its table since the start, for the checkpoint (`plan.standing.SinkTable`); None if its name is not its own."""
 

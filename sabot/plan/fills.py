@@ -4,7 +4,7 @@ not seen the table's rows.
     upsert by id ──▶ filter ──▶ | by key group of maker | ──▶ with columns ──▶ group by maker
       the maker                     an edge                                      is filled
 
-All steps on the path must handle each row by itself. `against` decides what is filled, and `runtime.filling` fills
+All steps on the path must handle each row by itself. `against` decides what is filled, and `runtime.tasks.filling` fills
 it.
 """
 

@@ -63,7 +63,7 @@ class SqlHost(Protocol):
         """Returns a context in which streams that are written do not become a part of the app, but are in the list."""
 
     def explain_ends(self, ends: Sequence[StreamEnd], form: str, checkpoint: str | None) -> str:
-        """Returns the plan of these ends of streams; see `runtime.explaining`."""
+        """Returns the plan of these ends of streams; see `runtime.life.explaining`."""
 
 
 def app_name(statements: list[Statement]) -> str | None:

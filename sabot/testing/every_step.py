@@ -40,7 +40,13 @@ Moment = Literal["before", "after", "torn"]
 _DIED = 77  # the exit code of a process that died at its step
 # Modules that an app imports when it starts. Each process would import them anew otherwise, in several times the time of its run.
 # (numpy.ma: imported by numpy.unique.)
-_PRELOADED = (__name__, "sabot.runtime.run", "sabot.runtime.app_runner", "sabot.operators.keyed.running", "numpy.ma")
+_PRELOADED = (
+    __name__,
+    "sabot.runtime.life.run",
+    "sabot.runtime.life.app_runner",
+    "sabot.operators.keyed.running",
+    "numpy.ma",
+)
 
 
 @dataclass

@@ -18,7 +18,7 @@ from sabot.app import App
 from sabot.connectors.base import Source
 from sabot.errors import SabotError, UserError
 from sabot.plan import walk
-from sabot.runtime.host import run_here
+from sabot.runtime.life.host import run_here
 from sabot.steps import watch
 from sabot.testing.loop import process_here
 from sabot.testing.script import ScriptedSource

@@ -12,8 +12,8 @@ from sabot.base.redaction import scrubbed
 from sabot.errors import SabotError, UserError
 from sabot.plan.drawing import SHARE_WORDS
 from sabot.plan.drawing.render import render
-from sabot.runtime.bottleneck import Cause, NarrowPlace, in_one_process, narrow_places
-from sabot.runtime.taps import TapPoint
+from sabot.runtime.tasks.taps import TapPoint
+from sabot.runtime.watch.bottleneck import Cause, NarrowPlace, in_one_process, narrow_places
 from sabot.web.charts import curve
 from sabot.web.records import (
     StepRecord,

@@ -27,7 +27,7 @@ from sabot.checkpoint.manifest import Manifest
 from sabot.checkpoint.places import Location
 from sabot.clock import SYSTEM_CLOCK
 from sabot.errors import SabotError, UserError
-from sabot.runtime.outcomes import StateOutcome
+from sabot.runtime.life.outcomes import StateOutcome
 from sabot.web.commands import said_by
 from sabot.web.screen import BY, Action, Query, Rows, Screen, ScreenGroup
 from sabot.web.shown import ShownApp

@@ -9,7 +9,7 @@ from sabot.base.metrics import Durations
 from sabot.calls.names import SERVERS
 from sabot.jobs.history import ASKS
 from sabot.process.tree import below, facts_of
-from sabot.runtime.figure_rings import FigureRings, Tick
+from sabot.runtime.watch.figure_rings import FigureRings, Tick
 from sabot.web.screen import Query, Rows, Screen, ScreenGroup
 from sabot.web.shown import ShownApp
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 from sabot.base.redaction import scrubbed
 from sabot.clock import SYSTEM_CLOCK
 from sabot.plan.drawing import SHARES, PlanFigures
-from sabot.runtime.app_rates import AppReading, rates_between
-from sabot.runtime.figure_rings import FigureRings, Tick, lag_of, rows_read, time_of, watermark_of
-from sabot.runtime.taps import TapPoint
+from sabot.runtime.tasks.taps import TapPoint
+from sabot.runtime.watch.app_rates import AppReading, rates_between
+from sabot.runtime.watch.figure_rings import FigureRings, Tick, lag_of, rows_read, time_of, watermark_of
 
 if TYPE_CHECKING:
     from sabot.web.shown import RunFacts

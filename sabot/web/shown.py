@@ -12,11 +12,11 @@ from sabot.checkpoint import ask
 from sabot.checkpoint.inspection import AppCheckpoints, control_of
 from sabot.errors import UserError
 from sabot.plan.drawing import TaskFrame, frames_of
-from sabot.runtime.figure_rings import FigureRings
-from sabot.runtime.guarantees import EdgeGuarantee
-from sabot.runtime.log_ring import LogRing
-from sabot.runtime.run_record import RunEvent, shown_settings
-from sabot.runtime.runnable import any_durable
+from sabot.runtime.life.run_record import RunEvent, shown_settings
+from sabot.runtime.life.runnable import any_durable
+from sabot.runtime.watch.figure_rings import FigureRings
+from sabot.runtime.watch.guarantees import EdgeGuarantee
+from sabot.runtime.watch.log_ring import LogRing
 from sabot.web.payloads import Payloads
 
 if TYPE_CHECKING:

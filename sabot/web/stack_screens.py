@@ -7,7 +7,7 @@ from typing import Any
 
 from sabot.base.threads import run_in_thread
 from sabot.errors import UserError
-from sabot.runtime.blocking import StackSample, sample_stack
+from sabot.runtime.tasks.blocking import StackSample, sample_stack
 from sabot.web.screen import Query, Rows, Screen, ScreenGroup
 from sabot.web.shown import ShownApp
 

@@ -9,14 +9,14 @@ from sabot.base.threads import run_in_thread
 from sabot.calls.model_figures import RunEngines
 from sabot.checkpoint import Manifest
 from sabot.errors import AgentFailed
-from sabot.runtime.agent_groups import TASK, AgentGroup
-from sabot.runtime.agent_kind import OpenJournal
-from sabot.runtime.facts import stored_journal
-from sabot.runtime.local_agents import LocalAgents
-from sabot.runtime.local_streams import LocalStreams
-from sabot.runtime.restore import restore_state
-from sabot.runtime.runnable import RunnableAgent
-from sabot.runtime.settings import RunnableApp, RunSettings
+from sabot.runtime.agents.groups import TASK, AgentGroup
+from sabot.runtime.agents.kind import OpenJournal
+from sabot.runtime.agents.local_agents import LocalAgents
+from sabot.runtime.life.local_streams import LocalStreams
+from sabot.runtime.life.restore import restore_state
+from sabot.runtime.life.runnable import RunnableAgent
+from sabot.runtime.life.settings import RunnableApp, RunSettings
+from sabot.runtime.tasks.facts import stored_journal
 from sabot.state import StateBackend
 from sabot.workers.messages import AgentHasFailed, ControlMessage, failed
 from sabot.workers.remote import RemoteCheckpoints

@@ -9,7 +9,7 @@ from itertools import count
 
 from sabot.codecs.json import schema_text
 from sabot.plan import Plan, Stage
-from sabot.runtime.agent_groups import AgentGroup
+from sabot.runtime.agents.groups import AgentGroup
 
 
 def place(

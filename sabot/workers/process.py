@@ -25,15 +25,15 @@ from sabot.base.threads import call_on_loop, run_in_thread, threads
 from sabot.checkpoint import CheckpointStorage, Manifest
 from sabot.errors import InternalError, SabotError, TransientError, UserError
 from sabot.exchange import Exchange
-from sabot.runtime.agent_groups import agent_groups
-from sabot.runtime.agent_sinks import AgentSinks
-from sabot.runtime.alignment import Alignment
-from sabot.runtime.blocking import BlockingMonitor
-from sabot.runtime.local_agents import LocalAgents
-from sabot.runtime.local_streams import LocalStreams
-from sabot.runtime.settings import judge_of_functions, settings_of
-from sabot.runtime.taps import TapPoint
-from sabot.runtime.unfinished import to_ipc
+from sabot.runtime.agents.groups import agent_groups
+from sabot.runtime.agents.local_agents import LocalAgents
+from sabot.runtime.agents.sinks import AgentSinks
+from sabot.runtime.agents.unfinished import to_ipc
+from sabot.runtime.life.local_streams import LocalStreams
+from sabot.runtime.life.settings import judge_of_functions, settings_of
+from sabot.runtime.tasks.alignment import Alignment
+from sabot.runtime.tasks.blocking import BlockingMonitor
+from sabot.runtime.tasks.taps import TapPoint
 from sabot.workers.agents import AppWithAgents, WorkerAgents
 from sabot.workers.connection import SILENT_SECONDS, ControlChannel
 from sabot.workers.drift import TELL_SECONDS

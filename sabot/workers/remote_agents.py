@@ -11,11 +11,11 @@ from sabot.base.metrics import plus
 from sabot.checkpoint import Manifest
 from sabot.errors import AgentFailed
 from sabot.plan import walk
-from sabot.runtime.agent_groups import TASK, AgentGroup, agent_groups
-from sabot.runtime.agent_sinks import AgentSinks
-from sabot.runtime.facts import stored_journal
-from sabot.runtime.runnable import RunnableAgent
-from sabot.runtime.settings import RunSettings
+from sabot.runtime.agents.groups import TASK, AgentGroup, agent_groups
+from sabot.runtime.agents.sinks import AgentSinks
+from sabot.runtime.life.runnable import RunnableAgent
+from sabot.runtime.life.settings import RunSettings
+from sabot.runtime.tasks.facts import stored_journal
 from sabot.workers.member import Member
 from sabot.workers.messages import AgentHasFailed, Beat, Complete, error_of
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 from sabot._cython.flow.channel import Channel
 from sabot.errors import UserError
 from sabot.plan import Plan
-from sabot.runtime.placement import PausableReaders, SingleProcess
+from sabot.runtime.tasks.placement import PausableReaders, SingleProcess
 from sabot.workers.messages import ControlMessage, HasFirst, HoldReaders, Start
 from sabot.workers.placement import fingerprint
 

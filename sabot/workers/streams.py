@@ -1,4 +1,4 @@
-"""The streams of an app in processes of their own, as the run of the app uses them (`runtime.streams.Streams`).
+"""The streams of an app in processes of their own, as the run of the app uses them (`runtime.life.streams.Streams`).
 
 The process that the user has started is the coordinator: it owns the app, makes the plan, takes the checkpoints, and
 delivers exactly-once output. Workers, which it starts or which join it, run the tasks. An attempt is the time from
@@ -29,15 +29,15 @@ from sabot.checkpoint import Coordinator, Manifest
 from sabot.clock import SYSTEM_CLOCK
 from sabot.delivery import StagedSinks
 from sabot.errors import SabotError, WorkerLost
-from sabot.runtime.build import Build
-from sabot.runtime.inference import StoppedEarly
-from sabot.runtime.origin import place_and_number
-from sabot.runtime.runnable import RunnableAgent
-from sabot.runtime.settings import RunSettings
-from sabot.runtime.streams import had_ended, keep_finals
-from sabot.runtime.taps import ROWS_A_SECOND, TapPoint, share_of
-from sabot.runtime.task import StreamTask
-from sabot.runtime.unfinished import from_ipc
+from sabot.runtime.agents.unfinished import from_ipc
+from sabot.runtime.life.build import Build
+from sabot.runtime.life.origin import place_and_number
+from sabot.runtime.life.runnable import RunnableAgent
+from sabot.runtime.life.settings import RunSettings
+from sabot.runtime.life.streams import had_ended, keep_finals
+from sabot.runtime.tasks.inference import StoppedEarly
+from sabot.runtime.tasks.taps import ROWS_A_SECOND, TapPoint, share_of
+from sabot.runtime.tasks.task import StreamTask
 from sabot.workers.connection import SILENT_SECONDS
 from sabot.workers.drift import TELL_SECONDS, Drifts, aligned_workers
 from sabot.workers.member import Member

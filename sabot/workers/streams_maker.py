@@ -9,8 +9,8 @@ from sabot.api.nodes.read import StreamEnd
 from sabot.checkpoint import Coordinator
 from sabot.delivery import StagedSinks
 from sabot.errors import UserError
-from sabot.runtime.runnable import RunnableAgent
-from sabot.runtime.settings import RunSettings, StreamsMaker
+from sabot.runtime.life.runnable import RunnableAgent
+from sabot.runtime.life.settings import RunSettings, StreamsMaker
 from sabot.workers.refusals import SpreadApp, refuse
 from sabot.workers.rendezvous import Rendezvous
 from sabot.workers.streams import WorkerStreams

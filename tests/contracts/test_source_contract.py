@@ -25,7 +25,7 @@ from sabot.connectors.base import Positions, Source
 from sabot.connectors.files import FileSource, NdjsonSource, files
 from sabot.errors import DataError, UserError
 from sabot.kafka import KafkaSource, open_source
-from sabot.runtime.facts import read_memory, stored_memory, stored_positions
+from sabot.runtime.tasks.facts import read_memory, stored_memory, stored_positions
 
 WAIT = 60.0  # seconds; only a test that fails waits so long
 

@@ -22,7 +22,7 @@ from sabot.errors import UserError
 from sabot.kafka import admin
 from sabot.kafka.admin import create_topic
 from sabot.kafka.reader import KafkaReader
-from sabot.runtime.reading import Reader
+from sabot.runtime.tasks.reading import Reader
 from sabot.testing import ListSink
 from tools.agent_tools import bounded, checkpoint, crash_image, started, until
 from tools.broker import free_ports

@@ -16,7 +16,7 @@ from sabot.codecs.records import build_records
 from sabot.connectors.base import Positions
 from sabot.connectors.memory.source import MemorySource
 from sabot.kafka import KafkaSource
-from sabot.runtime.reading import Reader
+from sabot.runtime.tasks.reading import Reader
 from sabot.testing import ListSink, MemoryBroker
 
 SCHEMA = {"k": "int64", "n": "int64", "ts": "int64"}

@@ -25,8 +25,8 @@ from sabot.api.nodes.origin import StepOrigin
 from sabot.checkpoint import CheckpointStorage
 from sabot.connectors.memory import MemoryBroker, MemorySink
 from sabot.connectors.sql import SqlSink
-from sabot.runtime.outcomes import outcomes_of
-from sabot.runtime.restore import Asked, known_columns, plan_of
+from sabot.runtime.life.outcomes import outcomes_of
+from sabot.runtime.life.restore import Asked, known_columns, plan_of
 from tools.agent_tools import bounded, until
 
 SEEDS = int(os.environ.get("SABOT_HINT_SEEDS", "20"))
@@ -289,7 +289,7 @@ async def test_ids_that_are_counted_over_the_whole_script_and_hints_that_are_not
     memory_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(StepOrigin, "prefix", "")
-    monkeypatch.setattr("sabot.runtime.restore._with_drops", lambda *given: given[-1])
+    monkeypatch.setattr("sabot.runtime.life.restore._with_drops", lambda *given: given[-1])
 
     async def tried() -> None:
         for seed in range(60):

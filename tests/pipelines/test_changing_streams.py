@@ -19,7 +19,7 @@ from sabot import App, Stream, UserError, col, step, tumbling
 from sabot.checkpoint import CheckpointStorage
 from sabot.connectors.memory import MemoryBroker
 from sabot.plan import check, make_plan
-from sabot.runtime.restore import Asked, decide
+from sabot.runtime.life.restore import Asked, decide
 from tools.agent_tools import bounded, publish, until, values
 
 SEEDS = int(os.environ.get("SABOT_CHANGING_SEEDS", "60"))

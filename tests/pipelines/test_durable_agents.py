@@ -29,7 +29,7 @@ from sabot.errors import AgentFailed, AppLocked, CheckpointFailed, CorruptJourna
 from sabot.journal.entries import Answer, Begin, EffectResult, End
 from sabot.journal.sqlite import SqliteReader
 from sabot.llm import tool
-from sabot.runtime.agent_source import AgentSource
+from sabot.runtime.agents.source import AgentSource
 from sabot.testing import ManualClock
 from tools.agent_tools import PATIENCE, bounded, checkpoint, started, until
 

@@ -15,7 +15,7 @@ from sabot.errors import AgentFailed, CheckpointFailed
 from sabot.journal.entries import Begin, End
 from sabot.journal.sqlite import SqliteReader
 from sabot.llm import tool
-from sabot.runtime.agent_source import AgentSource
+from sabot.runtime.agents.source import AgentSource
 from sabot.testing import ManualClock
 from tools.agent_tools import checkpoint, started, until
 

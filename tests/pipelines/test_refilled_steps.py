@@ -17,9 +17,9 @@ from sabot.connectors.memory import MemoryBroker, MemorySink
 from sabot.connectors.sql import SqlSink
 from sabot.operators.reading import state_of
 from sabot.plan import make_plan
-from sabot.runtime.outcomes import outcomes_of
-from sabot.runtime.refilling import Refilling
-from sabot.runtime.restore import Asked
+from sabot.runtime.life.outcomes import outcomes_of
+from sabot.runtime.life.refilling import Refilling
+from sabot.runtime.life.restore import Asked
 from tools.agent_tools import bounded, publish, until, values
 from tools.command_line import sabot_says
 

@@ -115,8 +115,8 @@ def narrow(monkeypatch):
 @pytest.fixture
 def impatient(monkeypatch):
     """Calls and sinks that hang are given up sooner than by default."""
-    monkeypatch.setattr("sabot.runtime.local_agents._GRACE_SECONDS", 0.05)
-    monkeypatch.setattr("sabot.runtime.writing._STOP_SECONDS", 0.05)
+    monkeypatch.setattr("sabot.runtime.agents.local_agents._GRACE_SECONDS", 0.05)
+    monkeypatch.setattr("sabot.runtime.tasks.writing._STOP_SECONDS", 0.05)
 
 
 async def kept(app, key="n", namespace="default"):
@@ -556,7 +556,7 @@ async def test_a_lane_that_waits_for_its_dead_letters_does_not_wait_for_room_tha
 ):
     """It waited until its agent was "writable". Meanwhile a second input filled the lanes, and nobody was left to empty them."""
     narrow = functools.partial(agent_operator, capacity_rows=8)
-    monkeypatch.setattr("sabot.runtime.local_agents.agent_operator", narrow)
+    monkeypatch.setattr("sabot.runtime.agents.local_agents.agent_operator", narrow)
     for module in ("agent_source", "writing"):
         monkeypatch.setattr(f"sabot.runtime.{module}.Channel", functools.partial(Channel, capacity_rows=1))
 

@@ -269,7 +269,7 @@ async def test_state_is_exact_and_nothing_is_lost_under_random_crashes(seed, mem
         write_lines(tmp_path / name, rows[name])
     lanes_hold, channels_hold = rng.choice([8, 16384]), rng.choice([8, 65536])  # narrow: something is full all the time
     monkeypatch.setattr(
-        "sabot.runtime.local_agents.agent_operator", functools.partial(agent_operator, capacity_rows=lanes_hold)
+        "sabot.runtime.agents.local_agents.agent_operator", functools.partial(agent_operator, capacity_rows=lanes_hold)
     )
     for module in ("agent_source", "writing"):
         monkeypatch.setattr(f"sabot.runtime.{module}.Channel", functools.partial(Channel, capacity_rows=channels_hold))

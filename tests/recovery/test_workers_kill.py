@@ -18,7 +18,7 @@ import pytest
 
 from sabot.cli import load_app
 from sabot.errors import WorkerLost
-from sabot.runtime.run import Run
+from sabot.runtime.life.run import Run
 from sabot.workers import LocalLauncher, TcpRendezvous, over_workers
 from tools.agent_tools import Remembered, environment, manifests, read_lines, until, write_lines
 from tools.stream_tools import PARTITIONS, answers, expected, payments, tick

@@ -298,11 +298,11 @@ class Seed:
         self.agent_once = dice.random() < 0.8
         self.faults = dice.choice([0, 0, 0, 1, 4])
         self.limits = {
-            "sabot.runtime.edges.Channel": with_room(Channel, dice.choice([1, 20, 65_536])),
-            "sabot.runtime.agent_source.Channel": with_room(Channel, room := dice.choice([1, 65_536])),
-            "sabot.runtime.writing.Channel": with_room(Channel, room),
-            "sabot.runtime.agent_output.Channel": with_room(Channel, room),
-            "sabot.runtime.local_agents.agent_operator": with_room(agent_operator, dice.choice([2, 16_384])),
+            "sabot.runtime.tasks.edges.Channel": with_room(Channel, dice.choice([1, 20, 65_536])),
+            "sabot.runtime.agents.source.Channel": with_room(Channel, room := dice.choice([1, 65_536])),
+            "sabot.runtime.tasks.writing.Channel": with_room(Channel, room),
+            "sabot.runtime.agents.output.Channel": with_room(Channel, room),
+            "sabot.runtime.agents.local_agents.agent_operator": with_room(agent_operator, dice.choice([2, 16_384])),
             "sabot.delivery.parts.PART_BYTES": dice.choice([100, 2000, 64 << 20]),
             "sabot.delivery.tracks.FULL_EPOCHS": dice.choice([2, 4, 16]),
         }

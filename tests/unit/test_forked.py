@@ -11,7 +11,7 @@ import pytest
 from sabot.base.disk import TemporaryFolder, remove_abandoned
 from sabot.checkpoint import CheckpointStorage
 from sabot.connectors.files.exactly_once import Ledger
-from sabot.runtime.signals import StopSignals
+from sabot.runtime.life.signals import StopSignals
 from sabot.state.files import claim_directory
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")

@@ -12,7 +12,7 @@ from sabot.errors import SabotError
 from sabot.kafka import KafkaSink, KafkaSource
 from sabot.kafka.registry import Registry
 from sabot.mcp.config import McpServerSpec
-from sabot.runtime.run_record import shown_settings
+from sabot.runtime.life.run_record import shown_settings
 from tools.secrets_planted import leaks, planted, printed
 
 NAMES = [

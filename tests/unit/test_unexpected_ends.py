@@ -22,9 +22,9 @@ from sabot.errors import InternalError, TransientError
 from sabot.operators.agents.operator import AgentOperator
 from sabot.operators.agents.records import RecordAgentOperator
 from sabot.operators.rows.stateless import Filter
-from sabot.runtime import app_runner
-from sabot.runtime.agent_process import AgentProcess
-from sabot.runtime.agent_task import AgentTask
+from sabot.runtime.agents.process import AgentProcess
+from sabot.runtime.agents.task import AgentTask
+from sabot.runtime.life import app_runner
 from tools.agent_tools import bounded, publish, state_of, until, values
 
 BURST = [RecursionError("maximum recursion depth exceeded"), MemoryError()]

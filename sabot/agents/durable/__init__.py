@@ -1,7 +1,7 @@
 """Durable agents on the engine: agents whose jobs are kept in a journal.
 
 agent_functions  the function of an agent that asks a model for each record
-kind             the interface to the engine (`runtime.agent_kind`)
+kind             the interface to the engine (`runtime.agents.kind`)
 run              the jobs of one run of an app
 operator         runs an agent inside the agent task
 batch_operator   the same for an agent whose jobs have batches

@@ -35,7 +35,7 @@ _log = logging.getLogger(__name__)
 
 class DurableKind:
     """The durable agents and the guards of an app. It implements the interface through which the runtime uses them
-    (`runtime.agent_kind.AgentKind`).
+    (`runtime.agents.kind.AgentKind`).
     """
 
     def __init__(self, app: JournalOwner) -> None:

@@ -37,9 +37,9 @@ from sabot.journal.memory import MemoryJournal, MemoryStorage
 from sabot.journal.source import held_for
 from sabot.journal.sqlite import SqliteJournal
 from sabot.operators.agents.operator import AgentOperator
-from sabot.runtime.facts import stored_journal
-from sabot.runtime.restore import positions_in
-from sabot.runtime.writing import Flushes, OperatorPort
+from sabot.runtime.life.restore import positions_in
+from sabot.runtime.tasks.facts import stored_journal
+from sabot.runtime.tasks.writing import Flushes, OperatorPort
 from sabot.state import open_backend
 from sabot.state.base import Cut, LocalBackend
 

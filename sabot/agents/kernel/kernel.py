@@ -49,8 +49,8 @@ from sabot.journal.memory import MemoryJournal, MemoryStorage
 from sabot.journal.opening import open_journal
 from sabot.llm.agent import Agent
 from sabot.llm.engine import ExecutionEngine
-from sabot.runtime.blocking import BlockingMonitor
-from sabot.runtime.host import interpreter
+from sabot.runtime.life.host import interpreter
+from sabot.runtime.tasks.blocking import BlockingMonitor
 
 
 @answers_wrong_options

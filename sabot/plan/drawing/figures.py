@@ -17,7 +17,7 @@ SHARE_WORDS = {
 """The meanings of the states of a task's time, in the order of their drawing, for the legends of all pages and commands."""
 
 SHARES = tuple(SHARE_WORDS)
-"""The shares of a task's time, by the names of the states of `runtime.task_times`."""
+"""The shares of a task's time, by the names of the states of `runtime.tasks.task_times`."""
 
 
 @dataclass(frozen=True)

@@ -241,7 +241,7 @@ class State(Target):
     def _restored(self, case: Case, saved: Saved, directory: Path) -> bool:
         run = _run(case, directory)
         try:
-            with restoring("op-1", saved.directory):  # as `runtime.task` does
+            with restoring("op-1", saved.directory):  # as `runtime.tasks.task` does
                 run._start(1, [saved])
             with suppress(Exception):  # what no program has written may fail later, loudly; memory stays whole
                 _feed(run, case, ROWS[:7], CITIES[:2])

@@ -24,8 +24,8 @@ from sabot.errors import UserError
 from sabot.plan import Plan, make_plan
 from sabot.plan.drawing import frames_of
 from sabot.plan.drawing.render import svg
-from sabot.runtime.app_rates import AppReading, rates_between
-from sabot.runtime.bottleneck import Cause, NarrowPlace
+from sabot.runtime.watch.app_rates import AppReading, rates_between
+from sabot.runtime.watch.bottleneck import Cause, NarrowPlace
 from sabot.testing import MemoryBroker
 from tools.agent_tools import until
 from tools.command_line import ENV, SABOT, sabot_says

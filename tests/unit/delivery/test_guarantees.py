@@ -18,8 +18,8 @@ from sabot.delivery.guarantees import NO_CHECKPOINTS, sink_guarantee, source_gua
 from sabot.delivery.staged import track_of
 from sabot.errors import UserError
 from sabot.kafka import KafkaSink, KafkaSource
-from sabot.runtime.guarantees import guarantees_of
-from sabot.runtime.run_record import read_record
+from sabot.runtime.life.run_record import read_record
+from sabot.runtime.watch.guarantees import guarantees_of
 
 TOKEN = "exactly once: it stores the number of the last part in one step with the rows"
 NUMBER = "exactly once: it knows a part that comes again by its number"
@@ -108,7 +108,7 @@ async def test_a_start_logs_the_guarantees_and_leaves_them_in_its_record(
 
     with caplog.at_level(logging.INFO, "sabot"):
         await app.run()
-    said = [each.getMessage() for each in caplog.records if each.name == "sabot.runtime.app_runner"]
+    said = [each.getMessage() for each in caplog.records if each.name == "sabot.runtime.life.app_runner"]
     assert f"out NdjsonSink {tmp_path}/b.ndjson: {CHOSEN}" in said
     assert f"out topic seen: {PASSING}" in said
     names = ", ".join(f"out NdjsonSink {tmp_path}/{each}.ndjson" for each in ("bad", "a", "worse"))

@@ -6,7 +6,7 @@ from sabot import App, NdjsonSink
 from sabot.checkpoint import Manifest, StoredTask
 from sabot.connectors.base import Source
 from sabot.errors import UserError
-from sabot.runtime.agent_groups import agent_groups
+from sabot.runtime.agents.groups import agent_groups
 
 
 class Partitions(Source):

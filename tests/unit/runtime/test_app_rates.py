@@ -3,7 +3,7 @@
 from typing import Any
 
 from sabot.plan.drawing import BoxFigures, LinkFigures, LinkKey
-from sabot.runtime.app_rates import AppReading, rates_between
+from sabot.runtime.watch.app_rates import AppReading, rates_between
 
 
 def reading(seconds: float, streams: dict[str, Any] | None = None, **parts: Any) -> AppReading:

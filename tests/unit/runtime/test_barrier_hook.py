@@ -12,7 +12,7 @@ from sabot.connectors.base import Sink
 from sabot.errors import CheckpointFailed
 from sabot.operators.base import Stateful
 from sabot.operators.sink import SinkWriter
-from sabot.runtime.agent_task import AgentTask
+from sabot.runtime.agents.task import AgentTask
 from tools.agent_tools import bounded, publish, started, until
 
 

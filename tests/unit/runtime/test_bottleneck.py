@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from sabot.runtime.bottleneck import Cause, NarrowPlace, narrow_places
-from sabot.runtime.task_times import TaskState
+from sabot.runtime.tasks.task_times import TaskState
+from sabot.runtime.watch.bottleneck import Cause, NarrowPlace, narrow_places
 
 SECONDS = 4.0
 

@@ -8,7 +8,7 @@ import pytest
 from sabot._cython.arrow.batch import Batch
 from sabot._cython.flow.channel import END, Barrier, Channel, Watermark
 from sabot._cython.groups.partition import hash_columns
-from sabot.runtime.inputs import GateInput
+from sabot.runtime.tasks.inputs import GateInput
 from sabot.testing import ManualClock
 
 
@@ -98,7 +98,7 @@ def test_a_small_batch_waits_for_others_as_long_as_the_one_before_took(channel, 
 
     input.gate = Watched()  # type: ignore[assignment]
     clock = ManualClock()
-    monkeypatch.setattr("sabot.runtime.inputs.SYSTEM_CLOCK", clock)
+    monkeypatch.setattr("sabot.runtime.tasks.inputs.SYSTEM_CLOCK", clock)
     channel.put(batch(1))
     input.next(1.0)
     assert waits == []

@@ -7,8 +7,16 @@ from dataclasses import replace
 import pytest
 
 from sabot import App, NdjsonSink, NdjsonSource
-from sabot.runtime.app_rates import AppReading
-from sabot.runtime.reports import Late, Reporter, Summary, figures_line, progress_line, screen_of_person, summary_of
+from sabot.runtime.watch.app_rates import AppReading
+from sabot.runtime.watch.reports import (
+    Late,
+    Reporter,
+    Summary,
+    figures_line,
+    progress_line,
+    screen_of_person,
+    summary_of,
+)
 from sabot.testing import ManualClock, MemoryBroker
 from tools.agent_tools import bounded, until
 
@@ -62,7 +70,7 @@ def test_what_is_left_of_a_file_is_said_in_bytes() -> None:
 
 
 def test_the_log_gets_a_line_each_interval_and_no_other(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO, "sabot.runtime.reports")
+    caplog.set_level(logging.INFO, "sabot.runtime.watch.reports")
     clock, rows = ManualClock(), [0]
     reporter = Reporter(
         lambda: reading(clock.monotonic(), streams={"read-1/0": task(rows[0])}),
@@ -83,7 +91,7 @@ def test_the_log_gets_a_line_each_interval_and_no_other(caplog: pytest.LogCaptur
 
 
 def test_the_line_of_progress_takes_the_place_of_the_log_line_and_is_removed(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO, "sabot.runtime.reports")
+    caplog.set_level(logging.INFO, "sabot.runtime.watch.reports")
     clock, screen = ManualClock(), io.StringIO()
     reporter = Reporter(lambda: reading(clock.monotonic()), lambda: (50, 100), 1, screen=screen, clock=clock)
     clock.advance(5)

@@ -18,8 +18,8 @@ from sabot.connectors.base import Sink
 from sabot.errors import UserError
 from sabot.plan.drawing import frames_from, frames_of
 from sabot.plan.drawing.render import render
-from sabot.runtime.figure_rings import FigureRings
-from sabot.runtime.run_record import RECORD_FILE, RunRecord, read_record
+from sabot.runtime.life.run_record import RECORD_FILE, RunRecord, read_record
+from sabot.runtime.watch.figure_rings import FigureRings
 
 
 def shop(folder: Path, **settings: Any) -> App:

@@ -23,7 +23,7 @@ import pytest
 from sabot import App
 from sabot.cli.run import _work
 from sabot.cli.running import guarded
-from sabot.runtime.signals import StopSignals
+from sabot.runtime.life.signals import StopSignals
 from sabot.steps import watch
 from sabot.testing import MemoryBroker
 from tools.agent_tools import environment, until

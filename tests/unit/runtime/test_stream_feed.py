@@ -12,7 +12,7 @@ from sabot import Batch
 from sabot._cython.flow.channel import END, Abort, Barrier, Channel
 from sabot.errors import InternalError, SabotError
 from sabot.operators.agents.operator import AgentOperator
-from sabot.runtime.stream_feed import StreamFeed
+from sabot.runtime.agents.stream_feed import StreamFeed
 
 
 class Lanes:

@@ -8,7 +8,7 @@ import pytest
 
 from sabot._cython.arrow.batch import Batch
 from sabot.clock import ManualClock
-from sabot.runtime.taps import LEASE_SECONDS, Tap, TapPoint, Taps
+from sabot.runtime.tasks.taps import LEASE_SECONDS, Tap, TapPoint, Taps
 
 
 class Step:
@@ -95,7 +95,7 @@ def test_a_copy_does_not_keep_its_batch_in_memory() -> None:
 def test_a_point_has_one_tap_whoever_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
     step, clock = Step(), ManualClock()
     before = step.emit
-    monkeypatch.setattr("sabot.runtime.taps._place_of", lambda task, point: (step, "emit"))
+    monkeypatch.setattr("sabot.runtime.tasks.taps._place_of", lambda task, point: (step, "emit"))
     task: Any = SimpleNamespace(name="read-1/0", built=True)
     taps, point = Taps(clock), TapPoint("step")
     assert taps.take([task], point, 50) == []

@@ -9,10 +9,10 @@ import pytest
 from sabot._cython.arrow.batch import Batch
 from sabot._cython.flow.channel import END, Barrier, Channel, Watermark
 from sabot.operators.base import Operator, Polled, StepInfo, WaitsForCalls, WritesOutside
-from sabot.runtime.chain import Chain, Link, Output
-from sabot.runtime.inputs import GateInput
-from sabot.runtime.task import StreamTask
-from sabot.runtime.task_times import OwnWork, TaskState, TaskTimes
+from sabot.runtime.tasks.chain import Chain, Link, Output
+from sabot.runtime.tasks.inputs import GateInput
+from sabot.runtime.tasks.task import StreamTask
+from sabot.runtime.tasks.task_times import OwnWork, TaskState, TaskTimes
 from sabot.testing import ManualClock
 
 ROWS = pa.record_batch({"n": [1, 2, 3]})

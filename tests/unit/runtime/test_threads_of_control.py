@@ -14,12 +14,12 @@ from sabot.base.threads import threads
 from sabot.checkpoint import Coordinator
 from sabot.clock import ManualClock
 from sabot.errors import UserError
-from sabot.runtime.agent_source import AgentSource
-from sabot.runtime.chain import Chain, Output
-from sabot.runtime.event_time import SourceTime
-from sabot.runtime.reading import SourceInput
-from sabot.runtime.task import StreamTask
-from sabot.runtime.watermarks import Watermarks
+from sabot.runtime.agents.source import AgentSource
+from sabot.runtime.tasks.chain import Chain, Output
+from sabot.runtime.tasks.event_time import SourceTime
+from sabot.runtime.tasks.reading import SourceInput
+from sabot.runtime.tasks.task import StreamTask
+from sabot.runtime.tasks.watermarks import Watermarks
 from sabot.testing import ScriptedSource
 from sabot.testing.script import END as THE_END
 
@@ -128,7 +128,7 @@ def test_a_held_source_of_an_agent_serves_barriers_and_reads_no_more():
 
 
 def test_a_source_of_an_agent_keeps_what_its_full_channel_refuses(monkeypatch):
-    monkeypatch.setattr("sabot.runtime.agent_source.Channel", functools.partial(Channel, capacity_rows=1))
+    monkeypatch.setattr("sabot.runtime.agents.source.Channel", functools.partial(Channel, capacity_rows=1))
     source = agent_source([[1], [2], THE_END], max_rows=1)
     assert [source.task.step(0.0), source.task.step(0.0), source.task.step(0.0)] == [True, True, None]
     source.input.request_barrier(1)
@@ -224,7 +224,7 @@ def test_rows_without_time_are_refused_with_the_stream_and_its_columns():
 def test_a_source_that_waits_longer_than_it_may_is_found_out(monkeypatch):
     """What waits for its own reasons cannot be told from a source without rows otherwise."""
     clock = ManualClock()
-    monkeypatch.setattr("sabot.runtime.reading.SYSTEM_CLOCK", clock)
+    monkeypatch.setattr("sabot.runtime.tasks.reading.SYSTEM_CLOCK", clock)
     input = source_input([ROWS, ROWS])
     read, seconds = input.source.read_batch, [0.05, 0.5]
 

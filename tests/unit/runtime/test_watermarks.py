@@ -2,7 +2,7 @@
 
 from sabot._cython.flow.channel import ACTIVE, IDLE, Watermark
 from sabot.operators.base import START_OF_TIME
-from sabot.runtime.watermarks import EmittedMarks, Watermarks
+from sabot.runtime.tasks.watermarks import EmittedMarks, Watermarks
 
 A, B = ("orders", 0), ("orders", 1)
 

@@ -24,7 +24,7 @@ from sabot.base.redaction import without_password
 from sabot.checkpoint.inspection import AppCheckpoints
 from sabot.cli.web import ConsoleOptions, _add, _places_of
 from sabot.errors import UserError
-from sabot.runtime.run_record import RECORD_FILE
+from sabot.runtime.life.run_record import RECORD_FILE
 from sabot.web.access import Access
 from sabot.web.console import Console, KeptConsole
 from sabot.web.guard import Proxy

@@ -7,8 +7,8 @@ import pytest
 from sabot import App
 from sabot.operators.base import START_OF_TIME
 from sabot.plan import make_plan
-from sabot.runtime.alignment import Alignment
-from sabot.runtime.watermarks import Watermarks
+from sabot.runtime.tasks.alignment import Alignment
+from sabot.runtime.tasks.watermarks import Watermarks
 from sabot.workers.drift import Drifts, aligned_workers
 from sabot.workers.messages import Drift
 from sabot.workers.placement import place

@@ -7,7 +7,7 @@ import pytest
 from sabot import App, NdjsonSink, col, count
 from sabot.operators.layout.stages import Stage
 from sabot.plan import make_plan
-from sabot.runtime.agent_groups import agent_groups
+from sabot.runtime.agents.groups import agent_groups
 from sabot.workers.placement import fingerprint, place
 
 

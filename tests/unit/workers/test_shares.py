@@ -16,9 +16,9 @@ from sabot.connectors.memory import MemoryBroker
 from sabot.errors import UserError
 from sabot.kafka.topics import open_sink, open_source
 from sabot.plan import make_plan
-from sabot.runtime.build import Build
-from sabot.runtime.local_streams import LocalStreams
-from sabot.runtime.settings import RunSettings
+from sabot.runtime.life.build import Build
+from sabot.runtime.life.local_streams import LocalStreams
+from sabot.runtime.life.settings import RunSettings
 from sabot.workers.messages import HasFirst, Start
 from sabot.workers.placement import fingerprint, place
 from sabot.workers.share import CoordinatorPlacement, WorkerPlacement
