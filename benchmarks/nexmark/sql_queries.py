@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from sabot import App, Expr, Stream, UserError, col, lit, struct
 from sabot.api.nodes.changes import Changelog
 from sabot.api.nodes.read import Write
-from sabot.sql.catalog import CONNECTORS, Connector, Options
+from sabot.sql.catalog import CONNECTORS, Options, TableConnector
 
 from .generator import SCHEMAS
 from .streams import Nexmark, write_side
@@ -47,7 +47,7 @@ def query_of(name: str, app: App, nexmark: Nexmark, folder: Path = TEXTS) -> Str
     if "side_input.txt" in whole:
         Path("data").mkdir(exist_ok=True)
         write_side(Path("data/side_input.txt"))
-    CONNECTORS["nexmark"] = Connector(lambda options, _: _events(options, nexmark), None)
+    CONNECTORS["nexmark"] = TableConnector(lambda options, _: _events(options, nexmark), None)
     try:
         for each in before:
             app.sql(each)

@@ -108,7 +108,7 @@ def sink():
 @pytest.fixture
 def narrow(monkeypatch):
     """Channels of few rows: what has a bound reaches it soon."""
-    for module in ("agent_source", "writing"):
+    for module in ("agents.source", "tasks.writing"):
         monkeypatch.setattr(f"sabot.runtime.{module}.Channel", functools.partial(Channel, capacity_rows=512))
 
 
@@ -557,7 +557,7 @@ async def test_a_lane_that_waits_for_its_dead_letters_does_not_wait_for_room_tha
     """It waited until its agent was "writable". Meanwhile a second input filled the lanes, and nobody was left to empty them."""
     narrow = functools.partial(agent_operator, capacity_rows=8)
     monkeypatch.setattr("sabot.runtime.agents.local_agents.agent_operator", narrow)
-    for module in ("agent_source", "writing"):
+    for module in ("agents.source", "tasks.writing"):
         monkeypatch.setattr(f"sabot.runtime.{module}.Channel", functools.partial(Channel, capacity_rows=1))
 
     @app.agent(["x", "y"], on_error="skip", dead_letter=sink)

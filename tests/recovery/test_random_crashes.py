@@ -271,7 +271,7 @@ async def test_state_is_exact_and_nothing_is_lost_under_random_crashes(seed, mem
     monkeypatch.setattr(
         "sabot.runtime.agents.local_agents.agent_operator", functools.partial(agent_operator, capacity_rows=lanes_hold)
     )
-    for module in ("agent_source", "writing"):
+    for module in ("agents.source", "tasks.writing"):
         monkeypatch.setattr(f"sabot.runtime.{module}.Channel", functools.partial(Channel, capacity_rows=channels_hold))
     left = tmp_path / "nothing"
     for life in range(lives + 1):
