@@ -86,6 +86,7 @@ class EffectState:
     - `verdict`: the decision of the guard (`EffectGuard`); None if no guard has decided.
     - `model`: the name of the model that the call asks, or "" if it asks none.
     - `retries`, `in_doubt`: the options of these names of the call's tool.
+    - `not_found`: how often this process has looked for the call and not found it, up to one more than `doubted` allows.
     """
 
     ordinal: int
@@ -103,6 +104,7 @@ class EffectState:
     model: str = ""
     retries: int = 0
     in_doubt: Literal["ask", "fail", "assume_done"] = "ask"
+    not_found: int = 0
 
     @property
     def title(self) -> str:
@@ -479,15 +481,22 @@ def continue_with_question(
 
 def doubted(effect: EffectState, found: Reconciled | None = None, result: bytes | None = None) -> EffectCommand:
     """Decides about an effect in doubt, that is, one of which nobody knows whether it was made. The decision depends
-    on the class of the effect and on the option `in_doubt=` of its tool. Returns the next command.
+    on the class of the effect and on the option `in_doubt=` of its tool. Returns the next command. A call that was not
+    found is made again at once, then after the pauses of its tool as often as `retries=` says; then it is in doubt.
 
     `found`, `result`: the answer of the tool's `reconcile=` function, and the result that the function has found;
     both None if the function was not called.
     """
     effect.enter(DOUBT)
+    if found is Reconciled.NOT_DONE:
+        effect.not_found = min(effect.not_found, effect.retries + 1) + 1
+        # a look-up that lags behind its service says so of calls that were made
+        if effect.not_found > effect.retries + 1:
+            found = Reconciled.UNKNOWN
     match in_doubt(EffectClass(effect.effect_class), configured=effect.in_doubt, found=found):
         case Doubt.AGAIN | Doubt.AGAIN_WITH_KEY:
-            return repeat_or_drop(effect)
+            later = effect.not_found > 1 and may_repeat(effect, not_made=True)
+            return LATER if later else repeat_or_drop(effect)
         case Doubt.RECONCILE:
             return RECONCILE
         case Doubt.TAKE | Doubt.ASSUME_DONE:

@@ -678,6 +678,30 @@ async def test_a_reconcilable_effect_in_doubt_is_looked_up(found: Reconciled) ->
             assert made == ([] if found is Reconciled.DONE else ["pay"])
 
 
+@pytest.mark.parametrize("retries", [0, 2])
+async def test_a_call_that_is_never_found_is_made_as_often_as_its_tool_says_and_then_in_doubt(retries: int) -> None:
+    """A look-up that lags behind its service said "not done" of each payment: 3,570 were made in two seconds."""
+    made: list[int] = []
+
+    @tool(reconcile=lambda effect: Reconciled.NOT_DONE, retries=retries, backoff="1ms")
+    async def pay() -> str:
+        made.append(1)
+        raise ConnectionResetError("behind the request")
+
+    home = MemoryStorage()
+    async with hosting(home, Agent(lambda ctx: ctx.call(pay))) as jobs:
+        jobs.begin("j")
+        await jobs.parks("j")
+        assert (len(made), questions_in(home)) == (retries + 2, ["in_doubt"])
+        (token,) = open_questions(jobs)
+        jobs.journal.post(Letter("answer", token, body=b'{"outcome": "not_done"}'))
+        await jobs.until(lambda: open_questions(jobs) not in ([], [token]))
+        assert len(made) == 2 * (retries + 2)  # as often again for her word
+    async with hosting(prefix(home, len(entries(home))), Agent(lambda ctx: ctx.call(pay))) as jobs:
+        await jobs.parks("j")  # for the same person
+    assert len(made) == 2 * (retries + 2)
+
+
 @pytest.mark.parametrize("killed", [False, True])
 async def test_a_person_may_have_an_effect_in_doubt_looked_up_again(killed: bool) -> None:
     """The payment service was down at the restart, so a person was asked: she could only guess, though the tool knows how to look it up."""
