@@ -321,16 +321,21 @@ class JobLoop(asyncio.AbstractEventLoop):
         """Ends a coroutine by raising `_Dropped` in it. If the coroutine then awaits something instead of ending, raises
         `_Dropped` again, _MOST_DROPS times in all. If it still has not ended, logs that it cannot be dropped.
         """
-        for _ in range(_MOST_DROPS):
-            try:
-                coroutine.throw(_Dropped())
-            except (_Dropped, StopIteration):
-                return
-            except (KeyboardInterrupt, SystemExit):
-                raise
-            except BaseException as error:
-                _log.debug("job %s: a coroutine was dropped and raised", self.name, exc_info=error)
-                return
+        # The `finally` of the coroutine runs in the context of whoever discards the job, which has no judge.
+        before = JUDGE.set(RefusingJudge(self.refuse_call))
+        try:
+            for _ in range(_MOST_DROPS):
+                try:
+                    coroutine.throw(_Dropped())
+                except (_Dropped, StopIteration):
+                    return
+                except (KeyboardInterrupt, SystemExit):
+                    raise
+                except BaseException as error:
+                    _log.debug("job %s: a coroutine was dropped and raised", self.name, exc_info=error)
+                    return
+        finally:
+            JUDGE.reset(before)
         _log.error(
             "job %s: %s cannot be dropped: it catches BaseException and goes on", self.name, short_repr(coroutine)
         )

@@ -678,6 +678,53 @@ async def test_a_reconcilable_effect_in_doubt_is_looked_up(found: Reconciled) ->
             assert made == ([] if found is Reconciled.DONE else ["pay"])
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # what an object raises in __del__
+@pytest.mark.parametrize("behind", ["finally", "a task", "a generator", "an object"])
+async def test_what_runs_while_a_function_is_dropped_calls_no_tool(behind: str) -> None:
+    """Each time the job was parked its `finally` paid: no rule was asked, and no journal has it."""
+    made: list[str] = []
+
+    @tool
+    def pay(whom: str) -> None:
+        made.append(whom)
+
+    class Left:
+        def __del__(self) -> None:
+            pay("by an object")
+
+    async def waits() -> None:
+        try:
+            await asyncio.sleep(3600)
+        finally:
+            pay("by a task")
+
+    async def rows() -> Any:
+        try:
+            yield 1
+        finally:
+            pay("by a generator")
+
+    async def f(ctx: DurableContext) -> Any:
+        if behind == "a task":
+            kept: Any = asyncio.create_task(waits())
+        elif behind == "a generator":
+            kept = rows()
+            await anext(kept)
+        elif behind == "an object":
+            kept = Left()
+        try:
+            return await ctx.ask("confirm", {"really": True})
+        finally:
+            if behind == "finally":
+                pay("by the function")
+
+    async with hosting(MemoryStorage(), Agent(f)) as jobs:
+        jobs.begin("j")
+        await jobs.parks("j")
+        assert made == []
+    assert made == []
+
+
 @pytest.mark.parametrize("retries", [0, 2])
 async def test_a_call_that_is_never_found_is_made_as_often_as_its_tool_says_and_then_in_doubt(retries: int) -> None:
     """A look-up that lags behind its service said "not done" of each payment: 3,570 were made in two seconds."""
