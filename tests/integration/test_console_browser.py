@@ -141,6 +141,30 @@ def test_the_steps_are_sorted_and_searched(visit: Visit) -> None:
     assert "map_batches" not in text
 
 
+@pytest.mark.slow  # a second of a core in the browser
+def test_what_is_pressed_is_clicked_although_its_part_changes_meanwhile(visit: Visit) -> None:
+    """A part that was replaced between press and release had taken the click with it."""
+    page = visit.page
+    page.get_by_role("link", name="Steps", exact=True).click()
+    rows = page.locator("tbody tr")
+    expect(rows).to_have_count(5)
+    page.get_by_role("link", name="own time").hover()
+    page.mouse.down()
+    page.evaluate(
+        """() => new Promise((done) => {
+            let steps = 0;
+            const events = new EventSource(document.body.dataset.events);
+            events.onmessage = (event) => {
+                if ("steps" in JSON.parse(event.data).parts && ++steps == 3) { events.close(); done(); }
+            };
+        })"""
+    )
+    page.mouse.up()
+    expect(page.locator("th[aria-sort=descending]")).to_have_text("own time")
+    before = rows.first.inner_text()
+    expect(rows.first).not_to_have_text(before)
+
+
 def test_the_log_is_searched_by_text_step_and_level(visit: Visit) -> None:
     page = visit.page
     page.get_by_role("link", name="Log", exact=True).click()

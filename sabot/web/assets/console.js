@@ -14,6 +14,8 @@ let click = ""; // what becomes of the last click
 let wanted = null; // does the last click again
 let trying = false;
 let passing = null; // a form that goes its way
+let pressed = null; // what a pointer is down on: if it were replaced before the pointer is up, nothing would be clicked
+const held = new Map(); // the fragments that have come meanwhile, by their parts
 
 // The key of the session, which actions need beside the cookie. A browser keeps it for one port; it sends the cookie to all.
 const KEY = "sabot-action-key";
@@ -124,9 +126,14 @@ function follow() {
     heard = Date.now();
     showBadges(told.badges);
     for (const part of document.querySelectorAll("[data-part]")) {
-      const html = told.parts[part.dataset.part];
+      const html = told.parts[part.dataset.part] ?? held.get(part);
       const selecting = !document.getSelection().isCollapsed && part.contains(document.getSelection().anchorNode);
-      if (html !== undefined && !selecting) replace(part, html);
+      if (html === undefined) continue;
+      if (selecting || part.contains(pressed)) held.set(part, html); // it is sent once
+      else {
+        held.delete(part);
+        replace(part, html);
+      }
     }
   };
   events.addEventListener("ended", (event) => {
@@ -252,6 +259,11 @@ document.addEventListener("submit", (event) => {
     attempt(() => passOn(form, button), `${name} is done as soon as it answers.`);
   }
 });
+
+document.addEventListener("pointerdown", (event) => (pressed = event.target));
+for (const over of ["pointerup", "pointercancel"]) {
+  document.addEventListener(over, () => setTimeout(() => (pressed = null))); // behind the click
+}
 
 document.addEventListener("click", (event) => {
   const link = event.target.closest("a");
