@@ -98,13 +98,13 @@ class ValueCode(RefusingJudge):
     code catches the error. As a context manager it is the judge of its `with` block, and raises that error at the end.
     """
 
+    _refused: UserError | None = None
+
     def __init__(self, name: str) -> None:
         """Makes a judge. `name`: the name of the tool whose arguments or result are looked at."""
-        super().__init__(self._refusal)
-        self._name = name
-        self._refused: UserError | None = None
+        self._name = name  # some ten of them are made for each call
 
-    def _refusal(self, what: str, hint: str) -> UserError:
+    def _refuse(self, what: str, hint: str) -> UserError:
         self._refused = UserError(
             f"{what}: code of a value of {self._name} does it (a validator, a serializer, a property, __deepcopy__, …), which "
             f"runs while the call of {self._name} is judged, shown and recorded, at any time and more than once",
@@ -113,15 +113,15 @@ class ValueCode(RefusingJudge):
         return self._refused
 
     def refuse_engine(self) -> UserError:
-        return self._refusal("a model was not asked", f"ask it in the body of {self._name}, or before its call")
+        return self._refuse("a model was not asked", f"ask it in the body of {self._name}, or before its call")
 
     def refuse_start(self, what: str) -> UserError:
         """Returns the error for an app or a kernel that the code starts, or a job that it begins. `what`: its name."""
-        return self._refusal(f"{what} was not started", "start it in the program, before its agents run")
+        return self._refuse(f"{what} was not started", "start it in the program, before its agents run")
 
     def call_plainly(self, tool: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> NoReturn:
         hint = f"call {tool.name} in the body of {self._name}, or before its call, and give the result as an argument"
-        raise self._refusal(f"{tool.name} was not called", hint)
+        raise self._refuse(f"{tool.name} was not called", hint)
 
     def __enter__(self) -> None:
         self._token = JUDGE.set(self)

@@ -369,6 +369,9 @@ def sent_arguments(
     process, such as an MCP server, are then sent with the call, because that process may have others by now. So are
     defaults that another call may change.
     """
+    plain = seen is None or UNCHANGEABLE.issuperset(map(type, seen.values()))
+    if plain and not hide and tool.parameters is None:
+        return args, kwargs
     with ValueCode(tool.name):
         changed: dict[str, Any] = {}
         before = args, kwargs
@@ -384,7 +387,7 @@ def sent_arguments(
         if tool.parameters is not None:
             filled = call_arguments(tool, args, kwargs)
             return args, kwargs if filled == kwargs else filled
-        if not UNCHANGEABLE.issuperset(map(type, seen.values())):
+        if not plain:
             for name, each in values_left_out(tool, *before, seen).items():
                 if name not in changed and type(each) not in UNCHANGEABLE:
                     with suppress(UserError):  # no value, or one that a functools.partial gives by its place
