@@ -182,8 +182,8 @@ def _check_not_rest(tool: Tool, known: _Parameters, name: str) -> None:
     """Raises UserError for an argument in `**more` that has the name of `*rest` or of `**more` itself: a rule about
     `more.fee` would judge what is within this one, and the tool pay the other fee.
     """
-    if name in (REST, known.rest, known.more):
-        stars = f"**{name}" if name == known.more else f"*{known.rest}"
+    if name and name in (REST, known.rest, known.more):
+        stars = f"**{name}" if name == known.more else f"*{known.rest or 'args'}"
         raise UserError(
             f"tool {tool.name} has {stars}, so no argument can be given by the name {name!r}",
             hint="give each of them by itself, or another name to this one",
