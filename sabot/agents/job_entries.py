@@ -2,13 +2,11 @@
 that keep entries use it.
 """
 
-import json
 import math
 import secrets
 import uuid
 from collections.abc import Iterable
 from hashlib import blake2b
-from typing import Any
 
 import msgspec
 
@@ -56,35 +54,6 @@ def _no_number(value: object) -> float | None:
         case _:
             return None
     return next((found for each in inner if (found := _no_number(each)) is not None), None)
-
-
-def json_value(text: str) -> Any:
-    """Returns what a person has written as JSON. Raises UserError if it is not JSON, with what is wrong in it: also where
-    Python reads it, but takes the last of two fields of one name, and numbers that JSON does not have.
-    """
-    try:
-        return json.loads(text, parse_constant=_refused, parse_float=_finite, object_pairs_hook=_once_each)
-    except RecursionError as error:
-        raise UserError("it is nested too deep") from error
-    except ValueError as error:
-        raise UserError(str(error)) from error
-
-
-def _refused(text: str) -> Any:
-    raise ValueError(f"{text} is no number of JSON")
-
-
-def _finite(text: str) -> float:
-    return number if math.isfinite(number := float(text)) else _refused(text)
-
-
-def _once_each(fields: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(fields)
-    if len(found) < len(fields):
-        names = [name for name, _ in fields]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the field {twice!r} is there twice")
-    return found
 
 
 def name_of(spec: JobSpec) -> str:

@@ -22,7 +22,6 @@ from sabot.agents.job_entries import (
     begin_entry,
     check_same,
     digest_of,
-    json_value,
     move_entry,
     name_of,
     question_entry,
@@ -54,7 +53,6 @@ __all__ = [
     "LentStore",
     "as_json",
     "cancel_letter",
-    "json_value",
     "shown_json",
 ]
 

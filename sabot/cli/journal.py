@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from sabot.agents.entry_values import as_plain, readable, value_of
-from sabot.agents.job_entries import json_value
+from sabot.agents.inbox import json_value
 from sabot.base.logs import set_up_logging
 from sabot.base.quantities import bytes_words
 from sabot.calls.effects import EffectId

@@ -8,8 +8,16 @@ from urllib.parse import urlencode
 from markupsafe import Markup
 
 from sabot.agents.actions import ActionStatus
-from sabot.agents.inbox import ANSWERS, OF_DOUBTS, SAID, InboxQuestion, OpenQuestions, answer_name, answer_questions
-from sabot.agents.store import json_value
+from sabot.agents.inbox import (
+    ANSWERS,
+    OF_DOUBTS,
+    SAID,
+    InboxQuestion,
+    OpenQuestions,
+    answer_name,
+    answer_questions,
+    json_value,
+)
 from sabot.base.redaction import scrubbed
 from sabot.base.threads import run_in_thread
 from sabot.clock import SYSTEM_CLOCK

@@ -47,7 +47,7 @@ _SHOWN: dict[RuntimeEventType, tuple[str, ...]] = {
 answers.
 """
 
-_STATUSES = ("running", "waiting_action")  # "blocked" concerns the program, and is not recorded
+_STATUSES = ("running", "waiting_action")  # "blocked" concerns the program, not who waits for its job
 _PLACE = re.compile(r"([^;]{0,200})((?:;\d{1,9}\.\d{1,9}\.\d{1,9}\.[0-9a-f]{8}){0,100})", re.ASCII)
 
 

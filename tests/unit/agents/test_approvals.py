@@ -35,10 +35,10 @@ from sabot.agents import (
     tool,
 )
 from sabot.agents.actions import ActionSpec, check_resolution
-from sabot.agents.inbox import ANSWERS, answer_questions, read_questions
+from sabot.agents.inbox import ANSWERS, answer_questions, json_value, read_questions
 from sabot.agents.job_view import JobView
 from sabot.agents.replay.verification import verified
-from sabot.agents.store import InMemoryActionStore, json_value
+from sabot.agents.store import InMemoryActionStore
 from sabot.calls.tools import Tool
 from sabot.errors import UserError
 from sabot.jobs.guard import Behalf, decode_verdict, encode_verdict
