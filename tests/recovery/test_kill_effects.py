@@ -47,14 +47,24 @@ def test_on_topics_all_is_done_once_and_a_stopped_worker_that_was_succeeded_does
     assert code == 0
 
 
+def found_out(name: str, *words: str) -> list[dict[str, Any]]:
+    """The figures of runs until one has found `name`: where a kill falls is up to the machine, and one run of kills may by chance
+    interrupt no effect at all.
+    """
+    runs = []
+    for seed in range(1, 7):
+        code, figures, _ = killed(*words, "--seed", str(seed))
+        runs.append(figures)
+        if figures[name]:
+            assert code == 1
+            return runs
+    raise AssertionError(f"{name} is 0 in {len(runs)} runs: the proof cannot fail. {runs}")
+
+
 def test_agents_that_are_not_durable_do_things_twice_and_are_found_out() -> None:
-    code, figures, _ = killed("--kills", "4", "--jobs", "60", "--seed", "1", "--variant", "plain")
-    assert figures["twice"] > 0
-    assert code == 1
+    found_out("twice", "--kills", "4", "--jobs", "60", "--variant", "plain")
 
 
 def test_effects_that_are_assumed_to_be_done_are_lost_and_found_out() -> None:
-    code, figures, _ = killed("--kills", "8", "--jobs", "60", "--seed", "1", "--variant", "assume_done")
-    assert figures["lost"] > 0
-    assert figures["twice"] == 0
-    assert code == 1
+    runs = found_out("lost", "--kills", "8", "--jobs", "60", "--variant", "assume_done")
+    assert [figures["twice"] for figures in runs] == [0] * len(runs)
