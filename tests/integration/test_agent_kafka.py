@@ -6,8 +6,6 @@
 import asyncio
 import json
 import uuid
-from contextlib import suppress
-from pathlib import Path
 
 import pytest
 
@@ -20,6 +18,7 @@ from sabot.kafka import KafkaSource, open_sink
 from sabot.kafka.admin import create_topic
 from tools.agent_tools import bounded, checkpoint, crash_image, started, state_of, until, within
 from tools.broker import free_ports
+from tools.kafka_clients import have_ended, threads
 
 pytestmark = pytest.mark.integration
 
@@ -312,19 +311,10 @@ async def test_a_broker_that_is_absent_at_the_start_is_named_within_ten_seconds(
     async def look(ctx):
         return None
 
-    before = client_threads()
-    with within(10), pytest.raises(BrokerUnavailable, match=address) as kept:
+    before = threads()
+    with within(10), pytest.raises(BrokerUnavailable, match=address):
         await bounded(app.run())
-    assert client_threads() <= before, kept
-
-
-def client_threads():
-    """How many threads of Kafka's client run in this process."""
-    names = []
-    for place in Path("/proc/self/task").glob("*/comm"):
-        with suppress(OSError):  # the thread has ended
-            names.append(place.read_text())
-    return sum(name.startswith("rdk:") for name in names)
+    assert have_ended(before)
 
 
 @pytest.mark.one_in(2, "a tenth of a second of a core each")

@@ -2,6 +2,8 @@
 
 import contextlib
 import resource
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ import pyarrow as pa
 import pytest
 from confluent_kafka import KafkaError
 
-__all__ = ["LINUX", "MIB", "GivesRowsUp", "GivesUp", "rss", "threads"]
+__all__ = ["LINUX", "MIB", "GivesRowsUp", "GivesUp", "grown", "have_ended", "rss", "threads"]
 
 MIB = 2**20
 LINUX = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="counts threads and memory there")
@@ -22,6 +24,28 @@ def threads() -> int:
         with contextlib.suppress(OSError):  # it has ended meanwhile
             names.append(task.read_text())
     return sum(name.startswith("rdk:") for name in names)
+
+
+def have_ended(running: int) -> bool:
+    """Whether no more than these are left, within a minute: one that was joined stands in /proc until it has had a core once more."""
+    limit = time.monotonic() + 60
+    while threads() > running and time.monotonic() < limit:
+        time.sleep(0.01)
+    return threads() <= running
+
+
+def grown(some: Callable[[], object]) -> int:
+    """The bytes that this process takes more for `some`, the least of some turns: what leaks does so in each, and other threads and the
+    allocator take memory now and then.
+    """
+    least = None
+    for _ in range(3):
+        before = rss()
+        some()
+        more = rss() - before
+        least = more if least is None else min(least, more)
+    assert least is not None
+    return least
 
 
 def rss() -> int:
