@@ -24,7 +24,7 @@ async def count(ctx):
     if n == bad:
         raise ValueError(f"record {n} is no good")
     if slow:
-        await asyncio.sleep(0.25 if n % 700 == 350 else 0.001)
+        await asyncio.sleep(0.25 if n % 700 == 350 else 0.005)
     total = (await ctx.state().get("total") or 0) + 1
     await ctx.state().put("total", total)
     return {"n": n, "k": ctx.message["k"], "partition": ctx.partition, "offset": ctx.offset, "total": total}

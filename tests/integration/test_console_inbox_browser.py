@@ -36,8 +36,8 @@ AT_THE_END = """each => {
     return document.elementFromPoint((left + right) / 2, bottom - 3) === each;
 }"""
 
-PROGRAM = """
-import sys
+PROGRAM = f"""
+import asyncio, os, sys
 from sabot import App, NdjsonSink, NdjsonSource
 from sabot.llm import Effect, tool
 from sabot.testing import WitnessClient
@@ -47,11 +47,13 @@ app = App("refunds", state="state", checkpoint_interval="200ms")
 
 @tool
 async def refund(order: int, effect: Effect) -> int:
-    return (await bank.do_async("refund", {"order": order}, key=effect.key))["number"]
+    if order == {QUESTIONS - 1} and not os.path.exists("again"):
+        await asyncio.Event().wait()  # so the kill comes before the last one
+    return (await bank.do_async("refund", {{"order": order}}, key=effect.key))["number"]
 
 @app.agent(NdjsonSource("tickets.ndjson"), sink=NdjsonSink("answers.ndjson"), durable=True, concurrency=100)
 async def handle(ctx):
-    answer = await ctx.ask("confirm", {"order": ctx.message["order"]})
+    answer = await ctx.ask("confirm", {{"order": ctx.message["order"]}})
     return await ctx.call(refund, ctx.message["order"]) if answer.approved else None
 """
 
@@ -107,6 +109,7 @@ def test_a_kill_in_the_middle_of_answers_in_bulk_makes_no_effect_twice_and_loses
             wait_for(lambda: bank.effects("refund"))
             os.kill(first.process.pid, signal.SIGKILL)
             sending.join()
+        (tmp_path / "again").touch()
         with served(tmp_path, "second.log") as second:
             before = len(bank.effects("refund"))
             rest = second.open_questions()

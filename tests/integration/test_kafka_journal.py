@@ -198,7 +198,7 @@ def test_an_owner_whose_process_was_killed_here_is_succeeded_at_once(address: st
 
 @pytest.mark.slow  # a second of a core, or more
 def test_a_paused_owner_is_waited_for_by_the_successor_of_its_successor_too(address: str) -> None:
-    paused = holding(address, 16.0)  # half of it is left to the third, less the time in which the second opens
+    paused = holding(address, 240.0)  # half of it is left to the third, less the time in which the second opens
     paused.send_signal(signal.SIGSTOP)
     second = holding(address, 10.0)
     second.send_signal(signal.SIGKILL)

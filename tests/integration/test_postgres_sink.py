@@ -355,7 +355,8 @@ def test_a_process_that_is_killed_again_and_again_delivers_each_part_once(url: s
     parts, chance = 30, random.Random(4)
     told = kills = 0
     while told < parts:
-        process = child(url, "results", parts)
+        # Where two were killed one may go on to the end: this process may have no core until then.
+        process = child(url, "results", parts if kills > 1 else 10**6)
         assert process.stdout is not None
         claimed = int(process.stdout.readline().split()[1])
         assert claimed >= told  # what was reported is in the token
@@ -368,9 +369,9 @@ def test_a_process_that_is_killed_again_and_again_delivers_each_part_once(url: s
         process.wait(60)
         process.stdout.close()
     assert kills >= 2
-    assert query(url, "SELECT part, n FROM results ORDER BY n") == [
-        (n // 100, n) for n in range(100, 100 + parts * 100)
-    ]
+    found = query(url, "SELECT part, n FROM results ORDER BY n")
+    assert len(found) >= parts * 100
+    assert found == [(n // 100, n) for n in range(100, 100 + len(found))]
 
 
 @pytest.mark.slow  # a second of a core, or more

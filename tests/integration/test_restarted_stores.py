@@ -59,7 +59,7 @@ async def restarts(postgres: Postgres, redis: Redis, load: Load) -> None:
     """Both servers go, at turns killed and stopped, and come back."""
     clock, rounds = asyncio.get_running_loop(), 0
     end = clock.time() + SECONDS
-    while clock.time() < end:
+    while clock.time() < end or rounds < 2 or not load.done["managed"]:  # a busy machine takes longer for a round
         await asyncio.sleep(EVERY_SECONDS)
         rounds += 1
         await asyncio.gather(run_in_thread(postgres.stop, kill=rounds % 2 == 1), run_in_thread(redis.stop))

@@ -614,14 +614,14 @@ async def test_drain_ends_although_an_agent_was_stopped_by_itself(memory_url, tm
     """Its rows are never processed, and `stop(drain=True)` waited for them for ever. The next start takes them up."""
     for name in ("slow", "quick"):
         numbers(tmp_path / name, 2000)
-    seen = []
+    seen, stopped = [], False
 
     def build():
         app = App("shop", broker=memory_url, checkpoint_dir=tmp_path / "checkpoints")
 
         @app.agent(NdjsonSource(tmp_path / "slow"))
         async def slow(ctx):
-            await asyncio.sleep(0.001 if len(seen) < 20 else 0)
+            await asyncio.sleep(0 if stopped else 0.01)  # so the stop comes before its end
             seen.append(ctx.message["n"])
 
         @app.agent(NdjsonSource(tmp_path / "quick"))
@@ -634,6 +634,7 @@ async def test_drain_ends_although_an_agent_was_stopped_by_itself(memory_url, tm
     await app.start()
     await until(lambda: len(seen) >= 3)
     await app.agent_runtime.agents["shop.slow"].stop()
+    stopped = True
     await until(lambda: processed(app, "quick") == 2000)
     assert len(seen) < 2000
     await bounded(app.stop(drain=True))  # a disk may take its time

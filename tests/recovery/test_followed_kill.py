@@ -93,6 +93,6 @@ async def test_each_row_of_a_folder_that_goes_on_comes_once_whenever_the_process
         await until(lambda: process.poll() is not None or len(rows()) >= world.written, "all rows")
         assert process.poll() is None, lines_of(log)
         process.terminate()
-        assert await asyncio.to_thread(process.wait, 30) == 0, lines_of(log)
+        assert await asyncio.to_thread(process.wait, 60) == 0, lines_of(log)
     assert 0 < before < world.written
     assert sorted(rows()) == list(range(world.written))
