@@ -112,7 +112,7 @@ def test_the_app_screen_shows_figures_that_move_without_a_reload(visit: Visit) -
     expect(page.locator("svg.sabot-plan")).to_contain_text("slowly")
     before = fact(visit, "rows read").inner_text()  # the slow function takes up to 7 s for one batch
     expect(fact(visit, "rows read")).not_to_have_text(before)
-    expect(page.locator("svg.sabot-plan .link").first).to_contain_text("/s", timeout=15_000)
+    expect(page.locator("svg.sabot-plan .link").first).to_contain_text("/s")
     assert page.url.endswith("/"), "the token does not stay in the address"
     expect(page.locator("#silence")).to_be_hidden()
 
@@ -125,7 +125,7 @@ def test_the_steps_are_sorted_and_searched(visit: Visit) -> None:
     expect(rows.filter(has_text="map_batches-1")).to_contain_text("read-1")
     page.get_by_role("link", name="own time").click()
     expect(page.locator("th[aria-sort=descending]")).to_have_text("own time")
-    expect(rows.first).to_contain_text("map_batches-1", timeout=15_000)
+    expect(rows.first).to_contain_text("map_batches-1")
     before = rows.first.inner_text()
     expect(rows.first).not_to_have_text(before)
     page.get_by_label("Search").fill("TUMB")
@@ -170,7 +170,7 @@ def test_the_log_is_searched_by_text_step_and_level(visit: Visit) -> None:
     page.get_by_role("link", name="Log", exact=True).click()
     rows = page.locator("tbody tr")
     line = rows.filter(has_text="the first row went to the dead letters")
-    expect(line).to_contain_text("warning", timeout=15_000)
+    expect(line).to_contain_text("warning")
     page.get_by_label("Search").fill("NOTHING of this")
     page.keyboard.press("Enter")
     expect(rows).to_have_text(["No line is like this."])
@@ -315,7 +315,7 @@ def test_the_page_says_when_the_app_is_killed_and_shows_the_new_run(browser: Bro
         expect(page.locator("h1 .badge")).to_have_css("border-style", "dashed")
     with app_running(tmp_path, int(running.address.rpartition(":")[2])) as again:
         assert again.address == running.address
-        expect(page.locator("#silence")).to_be_hidden(timeout=30_000)
+        expect(page.locator("#silence")).to_be_hidden()
         expect(page.locator(".badge")).to_have_text("running")
         expect(page.locator("h1 .badge")).to_have_css("border-style", "solid")
         page.get_by_role("button", name="Stop", exact=True).click()
@@ -344,7 +344,7 @@ def test_a_click_while_the_app_is_gone_keeps_the_page_and_is_tried_again(browser
         expect(said).to_contain_text('"Steps" is opened as soon as it answers')
         expect(page.locator("header nav a[aria-current]")).to_have_text("Log")
     with app_running(tmp_path, int(running.address.rpartition(":")[2])) as again:
-        expect(page.locator("header nav a[aria-current]")).to_have_text("Steps", timeout=30_000)
+        expect(page.locator("header nav a[aria-current]")).to_have_text("Steps")
         expect(said).to_be_hidden()
         page.get_by_role("link", name="App", exact=True).click()
         expect(page.locator("h1 .badge")).to_have_text("running")
@@ -355,7 +355,7 @@ def test_a_click_while_the_app_is_gone_keeps_the_page_and_is_tried_again(browser
         expect(said).to_contain_text('"Stop" has had no answer, and is not sent again')
         expect(page.locator("h1")).to_contain_text("<b>shop</b>")
     with app_running(tmp_path, int(running.address.rpartition(":")[2])) as third:
-        expect(said).to_be_hidden(timeout=30_000)
+        expect(said).to_be_hidden()
         expect(page.locator("h1 .badge")).to_have_text("running")
         page.get_by_role("button", name="Stop", exact=True).click()
         expect(page.locator("h1")).to_have_text("Done")

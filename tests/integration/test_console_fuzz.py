@@ -22,6 +22,7 @@ from sabot import App, NdjsonSink
 from sabot.testing import MemoryBroker
 from sabot.web.console import Console
 from sabot.web.payloads import Payloads
+from tools.agent_tools import until
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
@@ -278,7 +279,7 @@ async def test_no_request_is_an_error_of_ours(
             assert answers[200] > REQUESTS / 30
         if who in ("act", "a program"):
             assert answers[409] > 10, "actions that were asked for what is not there"
-        assert app.statistics()["checkpoints"]["last_id"] > before + 3
+        await until(lambda: app.statistics()["checkpoints"]["last_id"] > before + 3)
         said = [
             each for each in caplog.records if each.name.startswith(("sabot.web", "sabot.base", "asyncio", "uvicorn"))
         ]

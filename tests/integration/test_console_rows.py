@@ -44,15 +44,15 @@ def test_rows_are_reached_from_the_steps_and_move_by_themselves(browser: Browser
     page.locator("tbody").get_by_role("link", name="map_batches-1").press("Enter")
     expect(page.locator("h1")).to_have_text("Rows")
     rows = page.locator("table.rows tbody tr")
-    expect(rows.first).to_contain_text("<i>a", timeout=40_000)
+    expect(rows.first).to_contain_text("<i>a")
     assert visit.too_wide() == []
     expect(page.locator("main")).to_contain_text("Values of amount")
     assert rows.count() <= 50
     assert set(page.locator("table.rows tbody td:nth-child(2)").all_inner_texts()) == {"hidden"}
     before = page.locator(".part p").first.inner_text()
-    expect(page.locator(".part p").first).not_to_have_text(before, timeout=40_000)
+    expect(page.locator(".part p").first).not_to_have_text(before)
     page.get_by_role("navigation", name="Steps").get_by_role("link", name=re.compile("^source ")).press("Enter")
-    expect(rows.first).to_contain_text("<i>a", timeout=40_000)
+    expect(rows.first).to_contain_text("<i>a")
     visit.check()
 
 
@@ -80,7 +80,7 @@ def test_axe_finds_nothing_on_rows_and_their_graph(browser: Browser, running: Ru
     for path in ("/", "/rows?of=map_batches-1"):
         page.goto(running.address + path)
         if path != "/":
-            expect(page.locator("table.rows tbody tr").first).to_contain_text("<i>a", timeout=40_000)
+            expect(page.locator("table.rows tbody tr").first).to_contain_text("<i>a")
         assert visit.violations() == [], path
         for width in (360, 768, 1280):
             page.set_viewport_size({"width": width, "height": 900})

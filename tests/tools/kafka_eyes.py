@@ -7,7 +7,7 @@ from confluent_kafka import Consumer, KafkaError, TopicPartition
 
 __all__ = ["committed", "messages", "token"]
 
-PATIENCE = 30.0  # seconds without a record until a topic has no end: a transaction is open
+PATIENCE = 60.0  # seconds without a record until a topic has no end: a transaction is open
 
 
 def committed(url: str, topic: str, isolation: str = "read_committed", *, is_open: bool = False) -> list[bytes]:

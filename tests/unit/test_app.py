@@ -784,7 +784,7 @@ async def test_every_row_passes_a_batch_agent_once_and_in_order(app):
     for start in range(0, 20_000, 500):
         publish(app, "in", [{"n": n} for n in range(start, start + 500)])
     async with started(app):
-        await until(lambda: len(seen) >= 20_000)
+        await until(lambda: len(seen) >= 20_000 and processed(app, "look") >= 20_000)
         assert processed(app, "look") == 20_000
     assert seen == list(range(20_000))
 

@@ -102,7 +102,7 @@ async def test_an_answer_that_was_being_taken_when_its_caller_was_cancelled_is_k
 
     monkeypatch.setattr(store.journal, "take", held)
     looking = asyncio.ensure_future(actions.get(action.action_id))
-    assert await asyncio.to_thread(taking.wait, 30)
+    assert await asyncio.to_thread(taking.wait, 60)
     looking.cancel()
     asyncio.get_running_loop().call_soon(go.set)
     with pytest.raises(asyncio.CancelledError):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from sabot._cython.arrow.batch import Batch
 from sabot._cython.flow.channel import ACTIVE, END, IDLE, Abort, Barrier, Channel, ChannelClosed, Gate, Watermark
 
-LONG = 30.0  # seconds that no test ever waits for: a deadlock fails, it does not hang
+LONG = 60.0  # seconds that no test ever waits for: a deadlock fails, it does not hang
 
 
 def batch(number):
