@@ -54,6 +54,7 @@ from sabot.sql.syntax.tree import (
     Describe,
     DropStatement,
     Explain,
+    Hint,
     Insert,
     Name,
     Query,
@@ -61,6 +62,8 @@ from sabot.sql.syntax.tree import (
     Show,
     Statement,
     StatementSet,
+    TableOption,
+    Use,
 )
 from sabot.sql.templates import TemplateText, text_of
 from sabot.sql.values import Compile, Context
@@ -225,6 +228,10 @@ def _time_given_later(stream: Stream) -> str | None:
     return time if kinds and is_time(kinds[0]) else None
 
 
+_PARENTS = ("default_catalog", "default_database")
+"""The catalog and the database of Flink in which all tables are: their names may stand before a table's."""
+
+
 class _Statements:
     """One run of a text: the tables of the session and those that were given with the text."""
 
@@ -269,6 +276,11 @@ class _Statements:
             if session._options.zone != zone:
                 self._bind_again(statement)
             return None if options is None else options_table(options)
+        elif isinstance(statement, Use):
+            used = tuple(each.text.lower() for each in statement.name)
+            if used != (_PARENTS[:1] if statement.catalog else _PARENTS[-len(used) :]):
+                message = f"there is no {'catalog' if statement.catalog else 'database'} {'.'.join(used)}"
+                raise SqlFault(statement.span, message, f"the only one is {'.'.join(_PARENTS)}: leave USE out")
         elif isinstance(statement, Explain):
             return self._explain(statement)
         elif isinstance(statement, Show):
@@ -328,18 +340,22 @@ class _Statements:
         return as_shown(relation)
 
     def _key(self, parts: tuple[Name, ...]) -> str:
-        if len(parts) > 1:
+        parents = tuple(each.text.lower() for each in parts[:-1])
+        if parents and parents != _PARENTS[-len(parents) :]:
             name = ".".join(part.text for part in parts)
             hint = f"a file has quotes: '{name}'" if format_of(name) else parts[-1].text
             raise SqlFault(parts[0].span.to(parts[-1].span), "there are no catalogs and databases", hint)
-        return parts[0].text.lower()
+        return parts[-1].text.lower()
 
     def _missing(self, parts: tuple[Name, ...]) -> SqlFault:
         known = [each.name for each in self._session._relations.values()] + list(self._given)
         return SqlFault(parts[0].span, f'there is no table "{parts[0].text}"', list_names(parts[0].text, known))
 
-    def _find(self, parts: tuple[Name, ...]) -> Relation:
+    def _find(self, parts: tuple[Name, ...], hint: Hint | None = None) -> Relation:
+        """Returns the table or view of a name. `hint`: OPTIONS, whose options come before those of the table."""
         key = self._key(parts)
+        if hint is not None:
+            return self._with_options(parts, hint)
         if key in self._given:
             return self._given[key]
         found = self._session._relations.get(key)
@@ -358,6 +374,23 @@ class _Statements:
         if key not in read:
             with stated(f"TABLE {key}", found.text, found.span):
                 read[key] = read_table(self._session._app, self._context, table, parts[-1].span)
+        return read[key]
+
+    def _with_options(self, parts: tuple[Name, ...], hint: Hint) -> Relation:
+        """Returns the rows of a table that is read with other options: each combination is a source of its own."""
+        found = self._declared(parts)
+        if not isinstance(found.table, CreateTable):
+            message = f"{found.name} is a view or a stream, which has no options"
+            raise SqlFault(hint.span, message, "give the hint OPTIONS to the table that the view reads")
+        options = tuple(TableOption(name, value, hint.span, hint.span) for name, value in hint.options)
+        named = {each.key for each in options}
+        kept = (each for each in found.table.options if each.key not in named)
+        table = replace(found.table, options=(*kept, *options))
+        key, read = f"{self._key(parts)} {sorted(hint.options)}", self._session._read
+        if key not in read:
+            check_table(self._context, table)
+            with stated(f"TABLE {self._key(parts)}", self._text, hint.span):
+                read[key] = read_table(self._session._app, self._context, table, hint.span)
         return read[key]
 
     def _free(self, parts: tuple[Name, ...], maybe: bool) -> bool:
@@ -407,13 +440,20 @@ class _Statements:
         if not isinstance(like, CreateTable):
             raise SqlFault(statement.like[0].span, f"{found.name} is a view or a stream, and no table")
         own = {option.key for option in statement.options}
-        others = () if "connector" in own else like.options
+        without = statement.without
+        others = () if "connector" in own or "OPTIONS" in without else like.options
+        kept = [
+            replace(each, primary=each.primary and "CONSTRAINTS" not in without)
+            for each in like.columns
+            if not (each.computed is not None and "GENERATED" in without)
+            and not (each.metadata is not None and "METADATA" in without)
+        ]
         return replace(
             statement,
-            columns=(*like.columns, *statement.columns),
-            watermark=statement.watermark or like.watermark,
-            key=statement.key or like.key,
-            partition=statement.partition or like.partition,
+            columns=(*kept, *statement.columns),
+            watermark=statement.watermark or (None if "WATERMARKS" in without else like.watermark),
+            key=statement.key or (() if "CONSTRAINTS" in without else like.key),
+            partition=statement.partition or (() if "PARTITIONS" in without else like.partition),
             options=(*statement.options, *(each for each in others if each.key not in own)),
             like=(),
         )

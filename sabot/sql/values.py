@@ -438,11 +438,10 @@ class Binder:
         return self.typed(~made if node.negated else made, node.span)
 
     def _like(self, node: Like) -> TypedExpr:
-        if node.operator != "LIKE":
-            raise SqlFault(node.span, "SIMILAR TO is not supported", "write REGEXP(text, pattern)")
-        pattern = constant_text(self._given(node.pattern), "the pattern of LIKE")
+        pattern = constant_text(self._given(node.pattern), f"the pattern of {node.operator}")
         escape = constant_text(node.escape, "the character of ESCAPE") if node.escape is not None else ""
-        made = functions.like(self.bind(node.operand).expr, pattern, escape, node.span)
+        match = functions.like if node.operator == "LIKE" else functions.similar
+        made = match(self.bind(node.operand).expr, pattern, escape, node.span)
         return self.typed(~made if node.negated else made, node.span)
 
     def _given(self, node: Expression) -> Expression:

@@ -2,7 +2,7 @@
 
 import datetime
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from typing import Any, Literal, cast
 
@@ -112,6 +112,12 @@ class GroupBinder:
                     self._add_aggregate(call, binder, relation, wanted, names, aggregates, known, means)
         stream = window.shown(self._aggregated(relation, window, keys, aggregates, names), relation)
         schema = stream.schema
+        left_out = self._left_out(binder, relation, items, groups)
+        for key, bound in left_out.items():
+            replaced[key] = TypedExpr(lit(None).cast(bound.type), bound.type)
+        kept = {key_of(node, relation) for node in groups}
+        for call in [node for tree in trees for node in walk(tree) if is_grouping(node)]:
+            replaced[key_of(call, relation)] = _grouping(call, relation, kept, left_out)
         for key, name in pending:
             replaced[key] = TypedExpr(col(name), schema.field(name).type)
         for key, name in known.items():
@@ -152,6 +158,21 @@ class GroupBinder:
             passed = None if field is None else replace(field, shown=type)
             outputs.append(OutputColumn(name, bound, passed, shown=type))
         return grouped, outputs
+
+    def _left_out(
+        self, binder: Binder, relation: Relation, items: Sequence[Item], groups: Sequence[Expression]
+    ) -> dict[Any, TypedExpr]:
+        """Returns the expressions of other grouping sets than this one, which are NULL in its rows, by `key_of`."""
+        found: dict[Any, TypedExpr] = {}
+        if not self._select.sets:
+            return found
+        kept = {key_of(node, relation) for node in groups}
+        for node in resolved_groups(replace(self._select, sets=()), relation, items):
+            key = key_of(node, relation)
+            window = isinstance(node, Call) and node.name.text.upper() in GROUP_WINDOWS
+            if key not in kept and not window and not has_bounds([node], relation):
+                found[key] = binder.bind(node)
+        return found
 
     def _add_aggregate(
         self,
@@ -283,8 +304,10 @@ class GroupBinder:
 
 
 def resolved_groups(select: SelectBody, relation: Relation, items: Sequence[Item]) -> Iterator[Expression]:
-    """Yields the expressions of GROUP BY; an alias of the select list and a position stand for their expression."""
-    for node in select.group:
+    """Yields the expressions of GROUP BY, or of the grouping set that is being bound; an alias of the select list and a
+    position stand for their expression.
+    """
+    for node in select.sets[0] if select.sets else select.group:
         if isinstance(node, Constant) and node.kind == "integer":
             position = int(node.text)
             if not 1 <= position <= len(items):
@@ -313,6 +336,28 @@ def has_bounds(trees: Sequence[Any], relation: Relation) -> bool:
 def is_aggregate(node: Any) -> bool:
     """Returns True for a call of an aggregate without OVER."""
     return isinstance(node, Call) and node.over is None and functions.is_aggregate(node.name.text.upper())
+
+
+def is_grouping(node: Any) -> bool:
+    """Returns True for a call of GROUPING or GROUPING_ID."""
+    return isinstance(node, Call) and node.name.text.upper() in ("GROUPING", "GROUPING_ID")
+
+
+def _grouping(call: Call, relation: Relation, kept: Set[Any], left_out: Mapping[Any, Any]) -> TypedExpr:
+    """Returns GROUPING(a, b, …): a number whose bits, the last one for the last argument, are 1 for what this set leaves out."""
+    bits = 0
+    for node in call.arguments:
+        key = key_of(node, relation)
+        if key not in kept and key not in left_out:
+            raise SqlFault(
+                node.span,
+                f"GROUP BY does not have this argument of {call.name.text.upper()}",
+                "GROUP BY CUBE (a, b): GROUPING(a)",
+            )
+        bits = 2 * bits + (key in left_out)
+    if not call.arguments:
+        raise SqlFault(call.span, f"{call.name.text.upper()} takes expressions of GROUP BY", "GROUPING(a)")
+    return TypedExpr(lit(bits).cast(pa.int64()), pa.int64())
 
 
 def check_no_aggregate(condition: Expression) -> None:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
+from sabot.api.aggregates import sum
 from sabot.api.expr import Expr, col, lit
 from sabot.api.nodes.changes import SortRows
 from sabot.api.nodes.read import endless_read
@@ -26,6 +27,7 @@ from sabot.sql.bind.windows import TABLE_WINDOWS, form_of, opened, positional, t
 from sabot.sql.functions import is_known
 from sabot.sql.registered import RegisteredModel, predicted
 from sabot.sql.scope import (
+    Names,
     Relation,
     StarName,
     TableColumn,
@@ -76,8 +78,12 @@ from sabot.sql.values import Binder, Context, alike, conjuncts, rebuilt, walk
 
 _log = logging.getLogger(__name__)
 
-Lookup = Callable[[tuple[Name, ...]], Relation]
-"""A function that returns the table or view of a name; raises SqlFault if there is none."""
+_WAYS_TO_JOIN = ("BROADCAST", "SHUFFLE_HASH", "SHUFFLE_MERGE", "NEST_LOOP", "LOOKUP", "MULTI_JOIN")
+
+Lookup = Callable[[tuple[Name, ...], Hint | None], Relation]
+"""A function that returns the table or view of a name, read with the options of the hint OPTIONS if there is one; raises
+SqlFault if there is none.
+"""
 
 
 _SEMI_JOINED = "a JOIN with bounds of time (BETWEEN) keeps the rows within them"
@@ -182,9 +188,12 @@ class QueryBinder:
     def _with(self, query: Query) -> "QueryBinder":
         tables: dict[str, Relation] = {}
 
-        def lookup(parts: tuple[Name, ...]) -> Relation:
+        def lookup(parts: tuple[Name, ...], hint: Hint | None) -> Relation:
             found = tables.get(parts[0].text.lower()) if len(parts) == 1 else None
-            return found or self._lookup(parts)
+            if found is not None and hint is not None:
+                message = f"{parts[0].text} is a query of WITH, which has no options"
+                raise SqlFault(hint.span, message, "give the hint OPTIONS to the table that the query reads")
+            return found or self._lookup(parts, hint)
 
         binder = QueryBinder(self._context, lookup)
         for alias, each in query.tables:
@@ -199,7 +208,7 @@ class QueryBinder:
             return self._select(body)
         if isinstance(body, ValuesBody):
             return self._values(body)
-        return self._union(body)
+        return self._set_operation(body)
 
     def _values(self, body: ValuesBody) -> Relation:
         """Returns the rows of VALUES. Their columns are called EXPR$0, EXPR$1, … as in Flink."""
@@ -233,45 +242,40 @@ class QueryBinder:
             stream = self._context.rows(pa.table(made))
         return Relation(stream, tuple(TableColumn("", name, name, each.type) for name, each in made.items()))
 
-    def _union(self, body: SetOperation) -> Relation:
-        if body.operator != "UNION":
-            hints = {
-                "EXCEPT": "SELECT DISTINCT x FROM a WHERE NOT EXISTS (SELECT 1 FROM b WHERE b.x = a.x)",
-                "INTERSECT": "SELECT DISTINCT x FROM a WHERE x IN (SELECT x FROM b)",
-            }
-            if body.all:  # it counts equal rows, which neither of these does
-                message = f"{body.operator} ALL is not supported"
-                raise SqlFault(
-                    body.span, message, "SELECT x, COUNT(*) … GROUP BY x of each side, and a JOIN of the counts"
-                )
-            raise SqlFault(body.span, f"{body.operator} is not supported", hints[body.operator])
-        left, right = self._body(body.left), self._body(body.right)
-        names = [each.name for each in left.fields]
-        if len(names) != len(right.fields):
-            message = f"UNION of {len(names)} and {len(right.fields)} columns"
-            raise SqlFault(
-                body.right.span, message, "both queries have the same columns; CAST(NULL AS …) stands for one"
-            )
-        for relation in (left, right):
-            check_plain(relation, body.span, "before UNION")
-        fields = []
-        for mine, its in zip(left.fields, right.fields, strict=True):
-            shown = mine.shown if mine.shown == its.shown else None
-            type = common_type(mine.type, its.type) or common_type(mine.sql_type, its.sql_type)
-            if type is None:
-                message = f"column {mine.name} of UNION is {sql_type(mine.sql_type)} and {sql_type(its.sql_type)}"
-                raise SqlFault(body.right.span, message, f"CAST({its.name} AS {sql_type(mine.sql_type)})")
-            shift = mine.shift_ms if mine.shift_ms == its.shift_ms else None
-            never = mine.never_null and its.never_null
-            mine = replace(mine, qualifier="", column=mine.name, type=type, shift_ms=shift, window=None)
-            fields.append(replace(mine, never_null=never, shown=shown))
+    def _set_operation(self, body: SetOperation) -> Relation:
+        if body.all and body.operator != "UNION":  # it counts equal rows
+            hint = "SELECT x, COUNT(*) … GROUP BY x of each side, and a JOIN of the counts"
+            raise SqlFault(body.span, f"{body.operator} ALL is not supported", hint)
+        relations = [self._body(body.left), self._body(body.right)]
+        fields = _common_fields(relations, body)
+        columns = [each.column for each in fields]
         with at(body.span):
-            streams = [self._as_columns(relation, fields) for relation in (left, right)]
-            stream = streams[0].union(streams[1])
+            streams = [self._as_columns(relation, fields) for relation in relations]
+            if body.operator != "UNION":
+                return Relation(self._compared(streams, columns, body), tuple(fields))
+            stream = streams[0].union(*streams[1:])
             if not body.all:
                 warn_of_growth(stream, "UNION", "all different rows", "UNION ALL keeps none")
-                stream = stream.deduplicate(*(each.column for each in fields))
+                stream = stream.deduplicate(*columns)
         return Relation(stream, tuple(fields))
+
+    def _compared(self, streams: Sequence[Stream], columns: Sequence[str], body: SetOperation) -> Stream:
+        """Returns the different rows of the left query that the right one has (INTERSECT) or has not (EXCEPT).
+
+        GROUP BY takes two NULL for the same, as INTERSECT does and a join does not.
+        """
+        names = Names(set(columns))
+        counts = [names.free("left"), names.free("right")]
+        left, right = (
+            stream.with_columns(**{name: lit(int(i == j)) for j, name in enumerate(counts)})
+            for i, stream in enumerate(streams)
+        )
+        both = left.union(right)
+        hint = "a join by time keeps those within its bounds"
+        warn_of_growth(both, body.operator, "all different rows of both queries", hint)
+        grouped = both.group_by(*columns).aggregate(**{name: sum(name) for name in counts})
+        mine, its = (col(name) > 0 for name in counts)
+        return grouped.filter(mine & (its if body.operator == "INTERSECT" else ~its)).select(*columns)
 
     def _as_columns(self, relation: Relation, fields: Sequence[TableColumn]) -> Stream:
         """Returns the rows with these columns, in their order, with their types."""
@@ -304,7 +308,10 @@ class QueryBinder:
         own = None if isinstance(select.source, JoinSource) else next(iter(ttl.values()), None)
         relation = self._semi_joins(relation, where)
         relation, select, where = self._values_of_queries(relation, select, where)
-        made = SelectBinder(self._context, select, relation, where, waits=waits, ttl=own).bind()
+        if len(select.sets) > 1:
+            made = self._of_sets(select, relation, where, own)
+        else:
+            made = SelectBinder(self._context, select, relation, where, waits=waits, ttl=own).bind()
         if select.emit_on_close is not None and made.stream is not None and made.stream.changes:
             raise SqlFault(
                 select.emit_on_close,
@@ -312,6 +319,29 @@ class QueryBinder:
                 "GROUP BY window_start, window_end of a window; or without EMIT ON WINDOW CLOSE",
             )
         return made
+
+    def _of_sets(
+        self, select: SelectBody, relation: Relation, where: Sequence[Expression], ttl: str | None
+    ) -> Relation:
+        """Returns the rows of GROUPING SETS, ROLLUP and CUBE: those of a GROUP BY for each set, of the same rows of FROM."""
+        made = [
+            SelectBinder(self._context, replace(select, sets=(some,)), relation, where, ttl=ttl).bind()
+            for some in select.sets
+        ]
+        with at(select.span):
+            stream = made[0].stream.union(*(each.stream for each in made[1:]))
+            fields = tuple(
+                replace(
+                    same[0],
+                    shown=next((each.shown for each in same if each.shown is not None), None),
+                    never_null=all(each.never_null for each in same),
+                    window=None,
+                )
+                for same in zip(*(each.fields for each in made), strict=True)
+            )
+            if select.distinct:
+                stream = stream.deduplicate(*(each.column for each in fields))
+        return replace(made[0], stream=stream, fields=fields)
 
     def _qualified(self, select: SelectBody, qualify: Expression) -> Relation:
         """Returns the rows of SELECT … QUALIFY: those of a query inside that meet the condition outside."""
@@ -342,7 +372,16 @@ class QueryBinder:
             for each in shown
         )
         outer = replace(
-            select, distinct=False, items=items, where=None, group=(), having=None, qualify=None, hints=(), source=None
+            select,
+            distinct=False,
+            items=items,
+            where=None,
+            group=(),
+            sets=(),
+            having=None,
+            qualify=None,
+            hints=(),
+            source=None,
         )
         return SelectBinder(self._context, outer, inner, conjuncts(condition)).bind()
 
@@ -404,7 +443,7 @@ class QueryBinder:
                     alias = item.expression.parts[-1]
                 made = Column((StarName(str(i), item.span, True),), item.span)
             items.append(Item(rebuilt(made, found), alias, item.span))
-        middle = replace(select, items=tuple(items), where=None, group=(), having=None, hints=(), source=None)
+        middle = replace(select, items=tuple(items), where=None, group=(), sets=(), having=None, hints=(), source=None)
         return SelectBinder(self._context, middle, inner, []).bind()
 
     # -- FROM ---------------------------------------------------------------------------------------------------------
@@ -416,9 +455,7 @@ class QueryBinder:
                 name = source.parts[-1].text
                 hint = f"FROM a JOIN {name} FOR SYSTEM_TIME AS OF a.ts ON a.id = {name}.id"
                 raise SqlFault(source.as_of.span, "FOR SYSTEM_TIME AS OF stands behind JOIN", hint)
-            if source.hints:
-                raise SqlFault(source.hints[0].span, f"the hint {source.hints[0].name.text} is not supported")
-            relation = self._lookup(source.parts).named(source.parts[-1].text)
+            relation = self._lookup(source.parts, _options_hint(source)).named(source.parts[-1].text)
             return relation if source.alias is None else renamed(relation, source.alias)
         if isinstance(source, Derived):
             if source.lateral:
@@ -462,7 +499,7 @@ class QueryBinder:
             raise SqlFault(span, f"{name} needs TABLE {table}", form_of(name, table))
         if first.partition and name != "SESSION":
             raise SqlFault(first.span, f"{name} has no PARTITION BY", "leave it out, and write its columns in GROUP BY")
-        inner = self.query(first.table) if isinstance(first.table, Query) else self._lookup(first.table)
+        inner = self.query(first.table) if isinstance(first.table, Query) else self._lookup(first.table, None)
         relation = table_window(source.call, inner.named(""), self._context.zone)
         return relation if source.alias is None else renamed(relation, source.alias)
 
@@ -479,7 +516,7 @@ class QueryBinder:
         if len(given) > 3:
             raise SqlFault(given[3].span, "ML_PREDICT has no options", 'app.register("m", engine, concurrency=10)')
         table, model, descriptor = given[0], given[1], given[2]
-        relation = self.query(table.table) if isinstance(table.table, Query) else self._lookup(table.table)
+        relation = self.query(table.table) if isinstance(table.table, Query) else self._lookup(table.table, None)
         registered = self._context.registered.get(model.name.text.lower())
         if not isinstance(registered, RegisteredModel):
             message = f"there is no model {model.name.text}"
@@ -592,7 +629,7 @@ class QueryBinder:
             message = "AS OF takes a column of time of the left table, behind JOIN or LEFT JOIN"
             raise SqlFault(table.span, message, hint)
         field, further = left.find(node.parts)
-        right = self._lookup(table.parts).named(table.parts[-1].text)
+        right = self._lookup(table.parts, _options_hint(table)).named(table.parts[-1].text)
         right = right if table.alias is None else renamed(right, table.alias)
         binder = JoinBinder(self._context, join, left, right, [])
         if field.clock:
@@ -803,6 +840,29 @@ def _nothing() -> Relation:
     return Relation(no_rows, ())
 
 
+def _common_fields(relations: Sequence[Relation], body: SetOperation) -> list[TableColumn]:
+    """Returns the columns of UNION, INTERSECT or EXCEPT: the names of the left query, and types that have the values of both."""
+    left, right = relations
+    names = [each.name for each in left.fields]
+    if len(names) != len(right.fields):
+        message = f"{body.operator} of {len(names)} and {len(right.fields)} columns"
+        raise SqlFault(body.right.span, message, "both queries have the same columns; CAST(NULL AS …) stands for one")
+    for relation in (left, right):
+        check_plain(relation, body.span, f"before {body.operator}")
+    fields = []
+    for mine, its in zip(left.fields, right.fields, strict=True):
+        shown = mine.shown if mine.shown == its.shown else None
+        type = common_type(mine.type, its.type) or common_type(mine.sql_type, its.sql_type)
+        if type is None:
+            message = f"column {mine.name} of {body.operator} is {sql_type(mine.sql_type)} and {sql_type(its.sql_type)}"
+            raise SqlFault(body.right.span, message, f"CAST({its.name} AS {sql_type(mine.sql_type)})")
+        shift = mine.shift_ms if mine.shift_ms == its.shift_ms else None
+        never = mine.never_null and its.never_null
+        mine = replace(mine, qualifier="", column=mine.name, type=type, shift_ms=shift, window=None)
+        fields.append(replace(mine, never_null=never, shown=shown))
+    return fields
+
+
 def check_plain(relation: Relation, span: Span, place: str, *, clocks: bool = False) -> None:
     """Raises SqlFault for rows with columns that have no values yet. `place`: the clause that needs them. `clocks`: True
     if columns of the time of processing are allowed.
@@ -814,10 +874,23 @@ def check_plain(relation: Relation, span: Span, place: str, *, clocks: bool = Fa
         raise SqlFault(span, f"group or bound the rows of this query {place}")
 
 
+def _options_hint(table: TableName) -> Hint | None:
+    """Returns the hint OPTIONS of a table in FROM. Raises SqlFault for any other hint there."""
+    for hint in table.hints:
+        if hint.name.text.upper() != "OPTIONS":
+            raise SqlFault(hint.span, f"the hint {hint.name.text} is not supported", "OPTIONS('path' = 'other.json')")
+        if len(table.hints) > 1:
+            raise SqlFault(table.hints[1].span, "a table has one hint OPTIONS")
+    return table.hints[0] if table.hints else None
+
+
 def state_ttl(hints: Sequence[Hint]) -> dict[str, str]:
     """Returns the times of the hint STATE_TTL('a' = '1d'), by the alias of a table in lower case."""
     found: dict[str, str] = {}
     for hint in hints:
+        if hint.name.text.upper() in _WAYS_TO_JOIN:
+            _log.warning("the hint %s has no effect: it chooses how Flink joins", hint.name.text.upper())
+            continue
         if hint.name.text.upper() != "STATE_TTL":
             raise SqlFault(hint.span, f"the hint {hint.name.text} is not supported", "there is STATE_TTL('a' = '1d')")
         for alias, time in hint.options:

@@ -24,7 +24,7 @@ from sabot.sql.functions.arrays import array_of
 from sabot.sql.functions.conversions import as_text, cast, is_number
 from sabot.sql.functions.numbers import beside, divided, product
 from sabot.sql.functions.table import FUNCTIONS, OF_ONE_TYPE, is_known, scalar
-from sabot.sql.functions.texts import like
+from sabot.sql.functions.texts import like, similar
 from sabot.sql.functions.times import plus_months
 
 __all__ = [
@@ -54,5 +54,6 @@ __all__ = [
     "product",
     "scalar",
     "shown_aggregate",
+    "similar",
     "value_of",
 ]

@@ -45,6 +45,37 @@ def like(operand: Expr, pattern: str, escape: str, span: Span) -> Expr:
     return operand.str.contains("(?s)^" + "".join(".*" if each is None else each for each in parts) + "$")
 
 
+def similar(operand: Expr, pattern: str, escape: str, span: Span) -> Expr:
+    """Returns operand SIMILAR TO pattern: a pattern of LIKE with `|`, `*`, `+`, `?`, `{2,3}`, parentheses and `[a-z]`."""
+    if len(escape) > 1:
+        raise SqlFault(span, "ESCAPE has one character")
+    made: list[str] = []
+    within = False  # [ ]
+    characters = iter(pattern)
+    for character in characters:
+        if character == escape:
+            following = next(characters, None)
+            if following is None:
+                raise SqlFault(span, "the pattern ends with its escape character")
+            made.append(re.escape(following))
+        elif within:
+            within = character != "]"
+            made.append("\\\\" if character == "\\" else character)
+        elif character in "%_":
+            made.append(".*" if character == "%" else ".")
+        elif character in "|*+?{}()[":
+            within = character == "["
+            made.append(character)
+        else:
+            made.append(re.escape(character))
+    text = "(?s)^(?:" + "".join(made) + ")$"
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise SqlFault(span, f"the pattern of SIMILAR TO is not valid: {error.msg}", "'(a|b)%', '[a-z]+'") from None
+    return operand.str.contains(text)
+
+
 def trim(arguments: CallArguments) -> Expr:
     if len(arguments) == 1:
         return arguments.expr(0).str.strip(" ")

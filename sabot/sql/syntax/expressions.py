@@ -107,6 +107,10 @@ class Expressions(TokenCursor):
                 return None
             self.next()
             operator = "<>" if token.value == "!=" else token.value
+            quantifier = self.token.word if self.is_symbol("(", 1) and self.at_query(2) else ""
+            if (operator, quantifier) in _AS_IN:
+                self.next()
+                return In(left, self.subquery(), operator == "<>", self.since(left.span))
             right = self.expression(binds + 1)
             return Binary(operator, left, right, left.span.to(right.span))
         word = token.word
@@ -333,7 +337,7 @@ class Expressions(TokenCursor):
         name = self.expect_name("a function")
         self.expect_symbol("(")
         if name.text.upper() in _QUANTIFIED and self.at_query():
-            hint = "= ANY is IN (SELECT …); > ANY is > (SELECT MIN(x) …)"
+            hint = "> ANY is > (SELECT MIN(x) …), > ALL is > (SELECT MAX(x) …); there are = ANY and <> ALL"
             raise SqlFault(name.span, f"{name.text.upper()} (SELECT …) is not supported", hint)
         if name.text.upper() in _QUANTIFIED and not name.quoted:
             raise SqlFault(name.span, f"{name.text.upper()} (…) is not supported", "x IN ('a', 'b')")
@@ -718,6 +722,7 @@ _FORMS = {
 }
 """How the functions of `_ARGUMENTS` are written."""
 
+_AS_IN = (("=", "ANY"), ("=", "SOME"), ("<>", "ALL"))
 _QUANTIFIED = ("ANY", "SOME", "ALL")
 _SIDES = ("BOTH", "LEADING", "TRAILING")
 _OF_WINDOWS = ("PARTITION", "ORDER", "ROWS", "RANGE")

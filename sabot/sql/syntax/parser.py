@@ -25,16 +25,17 @@ from sabot.sql.syntax.tree import (
     Statement,
     StatementSet,
     TableOption,
+    Use,
     WatermarkDefinition,
 )
 
+_PARTS_OF_TABLES = ("CONSTRAINTS", "GENERATED", "METADATA", "OPTIONS", "PARTITIONS", "WATERMARKS")
 _REFUSED = {
     "UPDATE": "a stream's rows are not updated in place; write INSERT INTO a table with a PRIMARY KEY",
     "DELETE": "a stream's rows are not deleted in place; write INSERT INTO a table with a PRIMARY KEY",
     "MERGE": "write INSERT INTO a table with a PRIMARY KEY",
     "ALTER": "write a new CREATE TABLE",
     "TRUNCATE": "empty the table itself, while no app writes into it",
-    "USE": "there are no catalogs and databases",
     "ADD": "a function comes from Python: app.register(name, function), or --functions MODULE",
     "CALL": "a function comes from Python: app.register(name, function), or --functions MODULE",
     "ANALYZE": "EXPLAIN shows the plan; sabot run --web shows what a running app does",
@@ -94,8 +95,10 @@ class Parser(Queries):
             return self._create()
         if word == "DROP":
             return self._drop()
-        if word == "EXECUTE":
+        if word == "EXECUTE" or self.is_word("BEGIN", "STATEMENT", "SET"):
             return self._statement_set()
+        if word == "USE":
+            return self._use()
         if word in ("SET", "RESET"):
             return self._set()
         if word == "SHOW":
@@ -133,12 +136,15 @@ class Parser(Queries):
         return Insert(table, columns, self.query(), self.since(start))
 
     def _statement_set(self) -> StatementSet:
-        start = self.expect_word("EXECUTE")
+        start = self.next()
         self.expect_word("STATEMENT", "SET")
-        return self._inserts(start.start)
+        if start.word == "BEGIN":
+            self.expect_symbol(";", "behind BEGIN STATEMENT SET")
+        else:
+            self.expect_word("BEGIN")
+        return self._inserts(start.span.start)
 
     def _inserts(self, start: int) -> StatementSet:
-        self.expect_word("BEGIN")
         inserts = []
         while not self.is_word("END"):
             if not self.is_word("INSERT"):
@@ -235,12 +241,30 @@ class Parser(Queries):
             partition = self.in_parentheses(self.column_name, "of PARTITIONED BY")
         options = self._with()
         like = self.qualified("a table") if self.take_word("LIKE") else ()
-        if like and self.is_symbol("("):
-            raise SqlFault(self.token.span, "options of LIKE are not supported")
+        without = self._like_options() if like and self.is_symbol("(") else ()
         query = self.query() if self.take_word("AS") else None
         key = key or tuple(column.name for column in columns if column.primary)
         span = Span(start, self.before.end)
-        return CreateTable(name, tuple(columns), watermark, key, partition, options, comment, maybe, like, query, span)
+        return CreateTable(
+            name, tuple(columns), watermark, key, partition, options, comment, maybe, like, without, query, span
+        )
+
+    def _like_options(self) -> tuple[str, ...]:
+        """Reads `(EXCLUDING OPTIONS INCLUDING GENERATED …)`; returns the parts of the table that LIKE leaves out."""
+        without: set[str] = set()
+        self.expect_symbol("(")
+        while not self.take_symbol(")"):
+            verb = self.token.word
+            if verb not in ("INCLUDING", "EXCLUDING", "OVERWRITING"):
+                self.expected("INCLUDING, EXCLUDING or OVERWRITING", "of LIKE")
+            self.next()
+            part = self.token.word
+            if part not in (*_PARTS_OF_TABLES, "ALL"):
+                self.expected(f"{', '.join(_PARTS_OF_TABLES)} or ALL", f"behind {verb}")
+            self.next()
+            parts = _PARTS_OF_TABLES if part == "ALL" else (part,)
+            without = without | set(parts) if verb == "EXCLUDING" else without - set(parts)
+        return tuple(each for each in _PARTS_OF_TABLES if each in without)
 
     def _watermark(self) -> WatermarkDefinition:
         start = self.expect_word("WATERMARK", "FOR")
@@ -305,6 +329,14 @@ class Parser(Queries):
         maybe = bool(self.is_word("IF") and self.expect_word("IF", "EXISTS"))
         return DropStatement(what, self.qualified(f"the name of the {what.lower()}"), maybe, self.since(start))
 
+    def _use(self) -> Use:
+        start = self.next().span
+        if self.is_word("MODULES") and not self.is_symbol(".", 1):
+            raise SqlFault(self.token.span, "USE MODULES is not supported", "leave it out")
+        catalog = self.take_word("CATALOG")
+        name = self.qualified("the name of the catalog" if catalog else "the name of the database")
+        return Use(name, bool(catalog), self.since(start))
+
     def _set(self) -> SetOption:
         token = self.next()
         reset = token.word == "RESET"
@@ -351,7 +383,11 @@ class Parser(Queries):
         if self.is_word("EXPLAIN"):
             raise SqlFault(self.token.span, "EXPLAIN of EXPLAIN")
         begin = self.token.span.start
-        statement = self._inserts(begin) if self.take_word("STATEMENT", "SET") else self.statement()
+        if self.take_word("STATEMENT", "SET"):
+            self.expect_word("BEGIN")
+            statement: Statement = self._inserts(begin)
+        else:
+            statement = self.statement()
         if not isinstance(statement, Query | Insert | StatementSet | CreateTable):
             hint = (
                 "EXPLAIN SELECT …, with the query of the view"

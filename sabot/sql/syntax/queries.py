@@ -1,5 +1,7 @@
 """The parser of queries: SELECT, FROM and its joins, MATCH_RECOGNIZE, UNION, WITH."""
 
+from itertools import combinations, product
+from math import prod
 from typing import cast
 
 from sabot.sql.syntax.cursor import CLAUSES, NOT_AN_ALIAS
@@ -34,7 +36,7 @@ from sabot.sql.syntax.tree import (
 )
 
 _JOINS = ("JOIN", "INNER", "LEFT", "RIGHT", "FULL", "CROSS", "NATURAL")
-_GROUPING = ("GROUPING", "CUBE", "ROLLUP")
+_MOST_SETS = 64  # of a GROUP BY; each is a GROUP BY of its own
 _BEGINNINGS = (TokenKind.NAME, TokenKind.QUOTED, TokenKind.STRING, TokenKind.INTEGER, TokenKind.DECIMAL)
 _UNNEST = "CROSS JOIN UNNEST(array) AS t (x)"
 _NO_ALIAS = {
@@ -154,13 +156,13 @@ class Queries(Expressions):
         self._check_commas(items[-1])
         source = self._from() if self.take_word("FROM") else None
         where = self.expression() if self.take_word("WHERE") else None
-        group = self._group() if self.take_word("GROUP", "BY") else ()
+        group, sets = self._group() if self.take_word("GROUP", "BY") else ((), ())
         having = self.expression() if self.take_word("HAVING") else None
         windows = self.several(self._named_window) if self.take_word("WINDOW") else ()
         qualify = self.expression() if self.take_word("QUALIFY") else None
         emit = self.expect_word("EMIT", "ON", "WINDOW", "CLOSE") if self.is_word("EMIT") else None
         return SelectBody(
-            distinct, items, source, where, group, having, windows, qualify, hints, emit, self.since(start)
+            distinct, items, source, where, group, having, windows, qualify, hints, emit, self.since(start), sets
         )
 
     def _check_commas(self, last: Item) -> None:
@@ -194,14 +196,56 @@ class Queries(Expressions):
             return self.expect_name("an alias")
         return None
 
-    def _group(self) -> tuple[Expression, ...]:
-        if self.token.word in _GROUPING:
-            raise SqlFault(
-                self.token.span, "GROUPING SETS, CUBE and ROLLUP are not supported", "write UNION ALL of two queries"
-            )
+    def _group(self) -> tuple[tuple[Expression, ...], tuple[tuple[Expression, ...], ...]]:
+        """Returns all expressions of GROUP BY, and the sets of them, each for groups of its own; () if there is one."""
         if self.is_word("ALL") and not self.is_symbol(".", 1):
             raise SqlFault(self.token.span, "GROUP BY ALL is not supported", "name the columns: GROUP BY a, b")
-        return self.several(self.expression)
+        start = self.token.span
+        elements = self.several(self._group_element)
+        every = tuple(each for element in elements for some in element for each in some)
+        if not every:
+            raise SqlFault(self.since(start), "GROUP BY has no expression", "without GROUP BY, all rows are one group")
+        if all(len(element) == 1 for element in elements):
+            return every, ()
+        number = prod(map(len, elements))
+        if number > _MOST_SETS:
+            raise SqlFault(self.since(start), f"GROUP BY has {number} sets", f"{_MOST_SETS} at most: name those needed")
+        return every, tuple(tuple(each for some in chosen for each in some) for chosen in product(*elements))
+
+    def _group_element(self) -> tuple[tuple[Expression, ...], ...]:
+        """Reads an expression, or GROUPING SETS, ROLLUP or CUBE; returns its sets."""
+        with self.level():
+            if self.is_word("GROUPING", "SETS"):
+                self.expect_word("GROUPING", "SETS")
+                sets = self.in_parentheses(self._grouping_set, "of GROUPING SETS")
+                return tuple(each for some in sets for each in some)
+            if self.token.word in ("ROLLUP", "CUBE") and self.is_symbol("(", 1):
+                word, start = self.token.word, self.next().span
+                items = self.in_parentheses(self._several_in_parentheses, f"of {word}")
+                if word == "CUBE" and 2 ** len(items) > _MOST_SETS:
+                    hint = f"{_MOST_SETS} at most: GROUPING SETS names those that are needed"
+                    raise SqlFault(self.since(start), f"this CUBE has {2 ** len(items)} sets", hint)
+                taken = (
+                    [range(number) for number in range(len(items), -1, -1)]
+                    if word == "ROLLUP"
+                    else [some for size in range(len(items), -1, -1) for some in combinations(range(len(items)), size)]
+                )
+                return tuple(tuple(each for i in some for each in items[i]) for some in taken)
+            return ((self.expression(),),)
+
+    def _grouping_set(self) -> tuple[tuple[Expression, ...], ...]:
+        nested = self.is_word("GROUPING", "SETS") or self.token.word in ("ROLLUP", "CUBE")
+        return self._group_element() if nested else (self._several_in_parentheses(),)
+
+    def _several_in_parentheses(self) -> tuple[Expression, ...]:
+        """Reads `a`, `(a, b)` or `()`."""
+        if not self.is_symbol("("):
+            return (self.expression(),)
+        if self.is_symbol(")", 1):
+            self.next()
+            self.next()
+            return ()
+        return self.in_parentheses(self.expression, "of a set")
 
     def _named_window(self) -> tuple[Name, Window]:
         name = self.expect_name("the name of a window")

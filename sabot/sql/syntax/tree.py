@@ -482,7 +482,9 @@ Source = TableName | Derived | TableFunction | JoinSource | MatchRecognize
 
 @dataclass(frozen=True, slots=True)
 class SelectBody:
-    """SELECT … FROM … WHERE … GROUP BY … HAVING … QUALIFY …"""
+    """SELECT … FROM … WHERE … GROUP BY … HAVING … QUALIFY …. `group`: all expressions of GROUP BY. `sets`: those of each
+    set of GROUPING SETS, ROLLUP and CUBE; () without them.
+    """
 
     distinct: bool
     items: tuple[Item, ...]
@@ -495,6 +497,7 @@ class SelectBody:
     hints: tuple[Hint, ...]
     emit_on_close: Span | None
     span: Span
+    sets: tuple[tuple[Expression, ...], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -570,7 +573,9 @@ class TableOption:
 
 @dataclass(frozen=True, slots=True)
 class CreateTable:
-    """CREATE TABLE. `key`: the columns of PRIMARY KEY; `like`: the table of LIKE; `query`: of AS."""
+    """CREATE TABLE. `key`: the columns of PRIMARY KEY; `like`: the table of LIKE; `without`: the parts of that table that
+    EXCLUDING leaves out; `query`: of AS.
+    """
 
     name: tuple[Name, ...]
     columns: tuple[ColumnDefinition, ...]
@@ -581,6 +586,7 @@ class CreateTable:
     comment: str | None
     if_not_exists: bool
     like: tuple[Name, ...]
+    without: tuple[str, ...]
     query: Query | None
     span: Span
 
@@ -682,6 +688,15 @@ class DropStatement:
     span: Span
 
 
+@dataclass(frozen=True, slots=True)
+class Use:
+    """USE CATALOG name, or USE database, USE catalog.database."""
+
+    name: tuple[Name, ...]
+    catalog: bool
+    span: Span
+
+
 Statement = (
     Query
     | CreateTable
@@ -695,4 +710,5 @@ Statement = (
     | Describe
     | Explain
     | DropStatement
+    | Use
 )

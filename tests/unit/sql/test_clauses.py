@@ -30,6 +30,8 @@ SAME = [
     "SELECT customer, LISTAGG(note, '-') AS notes, LISTAGG(amount) AS amounts FROM (SELECT DISTINCT customer, note, amount "
     "FROM orders WHERE id < 2) GROUP BY customer",
     "SELECT id, price FROM orders ORDER BY price DESC, id LIMIT 7",
+    "SELECT id FROM orders WHERE customer = ANY (SELECT id FROM customers WHERE name > 'c5')",
+    "SELECT id FROM orders WHERE customer <> ALL (SELECT id FROM customers WHERE name > 'c5')",
     "SELECT customer, COUNT(*) AS n FROM orders WHERE customer > 0 GROUP BY customer ORDER BY 2 DESC, customer LIMIT 3",
 ]
 
@@ -86,7 +88,7 @@ def test_unnest_makes_a_row_of_each_element(baskets, text, expected):
         ("SELECT id FROM orders ORDER BY 4 LIMIT 3", "the select list has no entry 4"),
         ("SELECT x FROM orders CROSS JOIN UNNEST(id) AS t (x)", "UNNEST of BIGINT"),
         ("SELECT id FROM UNNEST(x)", "needs a table before it"),
-        ("SELECT /*+ BROADCAST('a' = '1') */ id FROM orders", "the hint BROADCAST is not supported"),
+        ("SELECT /*+ MERGE('a' = '1') */ id FROM orders", "the hint MERGE is not supported"),
         ("SELECT /*+ STATE_TTL('a' = 'soon') */ id FROM orders", "'soon' is no duration"),
     ],
 )

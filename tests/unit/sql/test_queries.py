@@ -62,6 +62,25 @@ SAME = [
     "SELECT id FROM orders WHERE customer IN (SELECT id FROM customers WHERE name > 'c5')",
     "SELECT id, 'o' AS kind FROM orders UNION ALL SELECT id, 'c' FROM customers",
     "SELECT customer FROM orders UNION SELECT id FROM customers",
+    "SELECT customer FROM orders INTERSECT SELECT id FROM customers",
+    "SELECT customer FROM orders EXCEPT SELECT id FROM customers",
+    "SELECT id FROM customers EXCEPT SELECT customer FROM orders",
+    "SELECT note, customer FROM orders WHERE amount > 20 INTERSECT SELECT note, customer FROM orders WHERE price < 60",
+    "SELECT note, customer FROM orders WHERE amount > 20 EXCEPT SELECT note, customer FROM orders WHERE amount IS NOT NULL",
+    "SELECT note FROM orders EXCEPT SELECT 'red' UNION ALL SELECT note FROM orders INTERSECT SELECT CAST(NULL AS VARCHAR)",
+    "SELECT COUNT(*) AS n FROM (SELECT customer, COUNT(*) AS n FROM orders GROUP BY customer EXCEPT SELECT id, 30 FROM customers) x",
+    "SELECT customer, note, COUNT(*) AS n, SUM(amount) AS s, GROUPING(customer) AS g FROM orders "
+    "GROUP BY GROUPING SETS ((customer, note), (customer), ())",
+    "SELECT customer, note, COUNT(*) AS n, GROUPING(customer, note) AS g FROM orders GROUP BY ROLLUP (customer, note)",
+    "SELECT customer, note, amount % 2 AS odd, MAX(price) AS p FROM orders GROUP BY CUBE (customer, note, amount % 2)",
+    "SELECT customer, note, COUNT(customer) AS n FROM orders GROUP BY customer, ROLLUP (note)",
+    "SELECT customer AS c, COALESCE(note, 'none') || '!' AS w, SUM(customer) AS s FROM orders GROUP BY ROLLUP (customer, note) "
+    "HAVING COUNT(*) > 3",
+    "SELECT customer, note, COUNT(*) AS n FROM orders GROUP BY ROLLUP (customer), CUBE (note)",
+    "SELECT customer FROM orders GROUP BY ROLLUP (customer) ORDER BY GROUPING(customer) DESC, customer DESC LIMIT 3",
+    "SELECT DISTINCT note FROM orders GROUP BY CUBE (customer, note)",
+    "SELECT customer, COUNT(*) AS n, RANK() OVER (ORDER BY COUNT(*) DESC) AS r FROM orders GROUP BY ROLLUP (customer) "
+    "QUALIFY r <= 3",
     "SELECT id, customer, price FROM (SELECT id, customer, price, ROW_NUMBER() OVER (PARTITION BY customer ORDER BY price DESC, id) AS n "
     "FROM orders) WHERE n <= 3",
     "SELECT id, n FROM (SELECT id, ROW_NUMBER() OVER (PARTITION BY customer ORDER BY id) AS n FROM orders) t WHERE n < 4",

@@ -333,3 +333,105 @@ async def test_a_script_writes_into_a_delta_table_with_its_partitions_and_new_co
     await later.run()
     rows = polars.read_delta("lake").sort("delay", "minutes").rows()
     assert rows == [("AA", None, 300), ("UA", None, 1200), ("AA", 5, None), ("UA", 20, None)]
+
+
+@pytest.mark.parametrize(
+    ("without", "columns", "watermark", "key"),
+    [
+        ("", ["carrier", "delay", "ts", "minutes", "clock"], "ts - 5000 ms", ""),
+        ("(EXCLUDING GENERATED)", ["carrier", "delay", "ts"], "ts - 5000 ms", ""),
+        ("(EXCLUDING WATERMARKS)", ["carrier", "delay", "ts", "minutes", "clock"], "", ""),
+        ("(EXCLUDING ALL INCLUDING GENERATED)", ["carrier", "delay", "ts", "minutes", "clock"], "", ""),
+    ],
+)
+def test_like_leaves_out_what_it_excludes(app, without, columns, watermark, key):
+    app.sql(
+        f"CREATE TABLE other WITH ('connector' = 'files', 'path' = 'o.csv', 'format' = 'csv') LIKE flights {without}"
+    )
+    rows = {row["name"]: row for row in app.sql("DESCRIBE other").to_pylist()}
+    assert list(rows) == columns
+    assert rows["ts"]["watermark"] == watermark
+
+
+def test_like_without_options_needs_a_connector_and_without_constraints_has_no_key(app):
+    with pytest.raises(SqlError, match="table other has no connector"):
+        app.sql("CREATE TABLE other LIKE totals (EXCLUDING OPTIONS)")
+    app.sql("CREATE TABLE other LIKE totals (INCLUDING ALL EXCLUDING CONSTRAINTS OVERWRITING OPTIONS)")
+    assert app.sql("DESCRIBE other")["key"].to_pylist() == ["", ""]
+    with pytest.raises(
+        SqlError, match="expected CONSTRAINTS, GENERATED, METADATA, OPTIONS, PARTITIONS, WATERMARKS or ALL"
+    ):
+        app.sql("CREATE TABLE third LIKE totals (EXCLUDING KEYS)")
+
+
+async def test_a_table_is_read_with_the_options_of_a_hint(app, tmp_path):
+    (tmp_path / "other.csv").write_text("carrier,delay,ts\nBA,1,2024-01-01T00:00:01\n")
+    app.sql("CREATE TABLE out (a STRING) WITH ('connector' = 'files', 'path' = 'out.json')")
+    app.sql("""
+        INSERT INTO out
+        SELECT carrier FROM flights UNION ALL SELECT carrier FROM flights /*+ OPTIONS('path' = 'other.csv') */ AS o
+        UNION ALL SELECT carrier FROM default_catalog.default_database.flights /*+ OPTIONS('path' = 'other.csv') */
+    """)
+    await app.run()
+    assert sorted((tmp_path / "out.json").read_text().split()) == [f'{{"a":"{x}"}}' for x in ("AA", "BA", "BA", "UA")]
+    with pytest.raises(SqlError, match="late is a view or a stream, which has no options"):
+        app.sql("SELECT carrier FROM late /*+ OPTIONS('path' = 'other.csv') */")
+    with pytest.raises(SqlError, match="x is a query of WITH, which has no options"):
+        app.sql("WITH x AS (SELECT 1 AS a) SELECT a FROM x /*+ OPTIONS('path' = 'other.csv') */")
+    with pytest.raises(SqlError, match="'paht'"):
+        app.sql("SELECT carrier FROM flights /*+ OPTIONS('paht' = 'other.csv') */")
+
+
+def test_the_names_of_the_one_catalog_and_database_may_be_written(app):
+    app.sql("USE CATALOG default_catalog; USE default_database; USE `default_catalog`.default_database;")
+    app.sql("CREATE VIEW default_catalog.default_database.v AS SELECT carrier FROM default_database.flights")
+    assert app.sql("DESCRIBE v")["name"].to_pylist() == ["carrier"]
+    assert app.sql("SELECT v.carrier FROM default_catalog.default_database.v").schema.names == ["carrier"]
+    with pytest.raises(SqlError, match="there are no catalogs and databases"):
+        app.sql("SELECT carrier FROM hive.flights")
+
+
+async def test_a_set_of_statements_may_begin_with_begin(app, tmp_path):
+    app.sql("""
+        CREATE TABLE one (a STRING) WITH ('connector' = 'files', 'path' = 'one.json');
+        CREATE TABLE two (a STRING) WITH ('connector' = 'files', 'path' = 'two.json');
+        BEGIN STATEMENT SET;
+        INSERT INTO one SELECT carrier FROM flights;
+        INSERT INTO two SELECT 'x' || carrier FROM flights;
+        END;
+    """)
+    await app.run()
+    assert (tmp_path / "one.json").read_text().split() == ['{"a":"UA"}', '{"a":"AA"}']
+    assert (tmp_path / "two.json").read_text().split() == ['{"a":"xUA"}', '{"a":"xAA"}']
+
+
+def test_hints_that_choose_a_join_of_flink_have_no_effect(app, caplog):
+    query = "SELECT /*+ BROADCAST(l), STATE_TTL('f' = '1d') */ f.carrier FROM flights f JOIN late l ON f.carrier = l.carrier"
+    assert app.sql(query).schema.names == ["carrier"]
+    assert "the hint BROADCAST has no effect: it chooses how Flink joins" in caplog.messages
+
+
+@pytest.mark.parametrize(
+    ("pattern", "matches"),
+    [
+        ("a%", ["a", "ab", "a.c", "a\nb"]),
+        ("a_", ["ab"]),
+        ("(a|x)(b|y)?", ["a", "ab", "xy"]),
+        ("[a-c]{1,2}", ["a", "ab"]),
+        ("a.c", ["a.c"]),
+        ("a!%", []),
+        ("[^a-w]y", ["xy"]),
+        ("", [""]),
+    ],
+)
+def test_similar_to_matches_the_whole_text(pattern, matches):
+    app = App("similar")
+    texts = ["a", "ab", "a.c", "xy", "a\nb", "", None]
+    rows = app.stream([{"t": each} for each in texts], schema={"t": str})
+    escape = " ESCAPE '!'" if "!" in pattern else ""
+    found = app.sql(f"SELECT t FROM r WHERE t SIMILAR TO '{pattern}'{escape}", r=rows)
+    others = app.sql(f"SELECT t FROM r WHERE t NOT SIMILAR TO '{pattern}'{escape}", r=rows)
+    assert [row["t"] for row in found.collect().to_pylist()] == matches
+    assert [row["t"] for row in others.collect().to_pylist()] == [
+        t for t in texts if t is not None and t not in matches
+    ]
