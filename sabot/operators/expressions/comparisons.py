@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from sabot._cython.arrow.compare import LITERALS, LiteralSet, equal_literal
 from sabot.api.expr import Expr
 from sabot.api.expr.time import reads_as_moment
-from sabot.base.arrays import floats, where
+from sabot.base.arrays import floats, integer_range, where
 from sabot.errors import UserError
 from sabot.operators.expressions.casts import common_type
 from sabot.operators.expressions.node import (
@@ -29,6 +29,7 @@ from sabot.operators.expressions.node import (
     carefully,
     computed_for,
     constant,
+    is_int,
     to_compare,
     to_type,
     true_where,
@@ -248,7 +249,7 @@ def _between(expr: Expr, nodes: list[Compiled]) -> Compiled:
 
 def _is_in(expr: Expr, nodes: list[Compiled]) -> Compiled:
     (node,) = nodes
-    given = [value for value in expr.option("values") if value is not None]
+    given = [value for value in expr.option("values") if value is not None and not _never_in(value, node.type)]
     try:
         values = by_value(literal_array(given, node.type))
     except (TypeError, OverflowError, ValueError) as error:
@@ -261,6 +262,14 @@ def _is_in(expr: Expr, nodes: list[Compiled]) -> Compiled:
         return where(pc.is_valid(x), made) if x.null_count else made
 
     return apply(expr, found, node)
+
+
+def _never_in(value: Any, type: pa.DataType) -> bool:
+    """Returns True for an integer that a column of integers cannot hold, so that it equals no value of the column."""
+    if not is_int(value) or not pa.types.is_integer(type):
+        return False
+    low, high = integer_range(type)
+    return not low <= value <= high
 
 
 def literal_array(values: list[Any], type: pa.DataType) -> pa.Array:

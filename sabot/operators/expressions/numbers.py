@@ -31,6 +31,7 @@ from sabot.operators.expressions.node import (
     all_numbers,
     apply,
     constant,
+    is_int,
     misfit,
     number,
     to_type,
@@ -74,7 +75,7 @@ def _arithmetic(expr: Expr, nodes: list[Compiled]) -> Compiled:
         factors = [_decimal(node) for node in nodes]
         digits, scale = sum(each.type.precision for each in factors) + 1, sum(each.type.scale for each in factors)
         return apply(expr, _within_38_digits(pc.multiply, factors, digits, scale), *factors)
-    nodes = unified(expr, [_fraction(node, nodes) for node in nodes] if kind == "/" else nodes)
+    nodes = unified(expr, [_fraction(node, nodes) for node in nodes] if kind == "/" else _beside_literals(nodes))
     type = nodes[0].type
     if kind in "+-" and pa.types.is_decimal(type):
         compute = _within_38_digits(_ARITHMETIC[kind], nodes, type.precision + 1, type.scale)
@@ -102,6 +103,19 @@ def _counted(nodes: list[Compiled]) -> list[Compiled]:
         else node
         for node in nodes
     ]
+
+
+def _beside_literals(nodes: list[Compiled]) -> list[Compiled]:
+    """Converts integers that are computed with an integer literal to at least 32 bits with a sign, so that 64 * 1000
+    of an int16 is 64,000, and 3 - 5 of a uint32 is -2. Integers of 64 bits keep their type.
+    """
+    if not any(node.plain and is_int(node.value.as_py()) for node in nodes):
+        return nodes
+    narrow = [not node.plain and pa.types.is_integer(node.type) and node.type.bit_width < 64 for node in nodes]
+    types = [
+        common_type(node.type, pa.int32()) if is_narrow else None for node, is_narrow in zip(nodes, narrow, strict=True)
+    ]
+    return [node if type is None else to_type(node, type) for node, type in zip(nodes, types, strict=True)]
 
 
 def _decimal(node: Compiled) -> Compiled:
@@ -188,6 +202,7 @@ def _float_remainder(expr: Expr, nodes: list[Compiled]) -> Compiled:
 
 
 def _power(expr: Expr, base: Compiled, exponent: Compiled) -> Compiled:
+    base, exponent = _beside_literals([base, exponent])
     if any(pa.types.is_boolean(node.type) for node in (base, exponent)):
         raise misfit(expr, (base, exponent))
     if pa.types.is_decimal(base.type):
