@@ -113,6 +113,10 @@ async def test_nanoseconds_are_rounded_down_before_1970_too(url: str, memory_url
         ("int CHECK (v > 0)", [1, -1, 2, -2], [1, 3], "violates check constraint"),
         ("int UNIQUE", [1, 2, 1, 3], [2], "violates unique constraint"),
         ("text NOT NULL", ["a", None, "b"], [1], "violates not-null constraint"),
+        ("int UNIQUE DEFERRABLE INITIALLY DEFERRED", [1, 2, 1, 3], [2], "violates unique constraint"),
+        ("double precision", [2**53, 2**53 + 1, -(2**62)], [1], "has digits that double precision does not keep"),
+        ("real", [2**24, 2**24 + 1, 2**62 + 1], [1, 2], "has digits that real does not keep"),
+        ("real", pa.array([Decimal(2**70), Decimal(2**70 + 1)]), [1], "has digits that real does not keep"),
     ],
 )
 async def test_a_value_that_a_column_does_not_hold_is_a_dead_letter(
@@ -127,6 +131,24 @@ async def test_a_value_that_a_column_does_not_hold_is_a_dead_letter(
     ]
 
 
+@pytest.mark.parametrize("delivery", ["exactly_once", "at_least_once"])
+async def test_a_row_that_is_refused_at_the_commit_is_a_dead_letter(
+    url: str, memory_url: str, tmp_path: Path, delivery: Any
+) -> None:
+    """The sink was stuck for good: such a row passed each attempt, and no transaction with it could be committed."""
+    query(url, "CREATE TABLE parents (id bigint PRIMARY KEY)")
+    query(url, "INSERT INTO parents VALUES (1)")
+    query(url, "CREATE TABLE t (n bigint PRIMARY KEY, up bigint REFERENCES parents DEFERRABLE INITIALLY DEFERRED)")
+    app = App("app", memory_url, checkpoint_dir=tmp_path / "checkpoints", restart="none")
+    rows = [{"n": n, "up": up} for n, up in enumerate([1, 2, None, 1, 3])]
+    app.stream(rows, dead_letter="refused").upsert("n").to(SqlSink(url, "t"), delivery=delivery)
+    await app.run()
+    assert query(url, "SELECT n FROM t ORDER BY n") == [(0,), (2,), (3,)]
+    letters = MemoryBroker.get(memory_url).records("refused")
+    assert [json.loads(each.payload)["n"] for each in letters] == [1, 4]
+    assert "violates foreign key constraint" in dict(letters[0].headers)["sabot.message"].decode()
+
+
 @pytest.mark.parametrize(
     ("declared", "values", "message"),
     [
@@ -134,6 +156,7 @@ async def test_a_value_that_a_column_does_not_hold_is_a_dead_letter(
         ("date", pa.array([0]).view(pa.timestamp("ms")), "its column v is date, and timestamp"),
         ("bigint", pa.array([Decimal("1.5")]), "its column v is bigint, and decimal"),
         ("boolean", [1, 2], "its column v is boolean, and int64 comes"),
+        ("integer[]", [[1], [2]], "its column v is integer"),
     ],
 )
 async def test_a_column_that_would_be_cut_or_refused_is_named_at_the_start(

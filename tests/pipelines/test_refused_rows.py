@@ -7,6 +7,7 @@ import contextlib
 import json
 import sqlite3
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,37 @@ async def test_a_value_that_no_column_of_the_database_holds_is_refused_before_it
     assert letters_of(memory_url, "refused") == [
         (value, f"table orders: column 'n': {value} is above 2^63 - 1") for value in (2**63, 2**64 - 1)
     ]
+
+
+TWO_70 = Decimal(2**70 + 1)
+
+
+@pytest.mark.parametrize("delivery", ["exactly_once", "at_least_once"])
+@pytest.mark.parametrize(
+    ("declared", "values", "kept", "refused"),
+    [
+        ("INTEGER", pa.array([Decimal(2**63 - 1), TWO_70, Decimal(1)]), [2**63 - 1, 1], [1]),
+        ("DECIMAL(40, 0)", pa.array([Decimal(2**63 - 1), TWO_70]), [2**63 - 1], [1]),
+        ("NUMERIC", pa.array([Decimal("0.10"), Decimal("1234567890123456.78")]), [0.1], [1]),
+        ("REAL", pa.array([Decimal(2**53), Decimal(2**53 + 1)]), [2.0**53], [1]),
+        ("DOUBLE", pa.array([2**53, 2**53 + 1, -(2**62), None]), [2.0**53, -(2.0**62), None], [1]),
+        ("REAL", pa.array([2**63, 2**53 + 2, 2**53 + 1], pa.uint64()), [2.0**53 + 2], [0, 2]),
+        ("TEXT", pa.array([Decimal("1234567890123456.78")]), ["1234567890123456.78"], []),
+        ("", pa.array([TWO_70]), [str(TWO_70)], []),
+    ],
+)
+async def test_sqlite_rounds_no_number_to_a_float(
+    tmp_path: Path, memory_url: str, delivery: Any, declared: str, values: Any, kept: list[Any], refused: list[int]
+) -> None:
+    """A decimal is written as a text, which SQLite makes a number of where a column is not of texts."""
+    rows = pa.table({"id": range(len(values)), "n": values})
+    app = App("shop", memory_url, checkpoint_dir=tmp_path / "checkpoints", restart="none")
+    sink = SqlSink(table(tmp_path / "shop.db", f"id INTEGER, n {declared}"), "orders")
+    app.stream(rows, dead_letter="refused").to(sink, delivery=delivery)
+    await app.run()
+    assert rows_of(tmp_path / "shop.db") == kept
+    letters = MemoryBroker.get(memory_url).records("refused")
+    assert [json.loads(letter.payload)["id"] for letter in letters] == refused
 
 
 @pytest.mark.parametrize("delivery", ["exactly_once", "at_least_once"])

@@ -1,7 +1,7 @@
 """A table of PostgreSQL. Rows are sent by COPY, as CSV that Arrow writes."""
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import numpy as np
@@ -108,6 +108,16 @@ class PostgresDatabase(Database):
             for row, why in refused_values(name, column, declared, self._whole_types.get(name, "")).items():
                 found.setdefault(row, why)
         return found
+
+    @contextmanager
+    def attempt(self) -> Iterator[None]:
+        """Checks at the end of the block what the database would check at the commit: constraints that are deferred."""
+        with super().attempt():
+            yield
+            self.run("SAVEPOINT sabot_deferred")
+            self.run("SET CONSTRAINTS ALL IMMEDIATE")
+            self.run("ROLLBACK TO SAVEPOINT sabot_deferred")  # the checks stay to be made at the commit
+            self.run("RELEASE SAVEPOINT sabot_deferred")
 
     def undo(self) -> None:
         super().undo()

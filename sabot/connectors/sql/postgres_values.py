@@ -8,11 +8,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sabot.base.arrays import PER_SECOND, epoch, integers, near_times, to_unit
-from sabot.connectors.sql.rows import json_text, refusals, utc
+from sabot.connectors.sql.rows import json_text, loses_digits, refusals, utc
 
 _INTEGERS = {"smallint": 2**15, "integer": 2**31, "bigint": 2**63}
 _NUMBERS = {*_INTEGERS, "numeric", "real", "double precision"}
 _TIMES = {"timestamp without time zone", "timestamp with time zone"}
+_BITS = {"real": 24, "double precision": 53}  # of floats
 _DAYS, _CLOCKS = {"date"}, {"time without time zone", "time with time zone"}
 _KNOWN = _NUMBERS | _TIMES | _DAYS | _CLOCKS | {"boolean", "bytea", "uuid"}
 
@@ -25,6 +26,8 @@ _NUL = re.escape("\\u0000")
 def takes(declared: str, kind: Any) -> bool:
     """Returns False if a column of this type of PostgreSQL refuses, or would cut, values of an Arrow type."""
     types = pa.types
+    if declared.endswith("[]") and types.is_nested(kind):
+        return False  # JSON is no text of an array
     if declared not in _KNOWN or types.is_null(kind) or types.is_string(kind):
         return True  # a text is read by the database
     if types.is_integer(kind) or types.is_duration(kind) or (types.is_decimal(kind) and kind.scale <= 0):
@@ -66,6 +69,12 @@ def refused_values(name: str, column: Any, declared: str, whole: str) -> dict[in
     kind, types = column.type, pa.types
     if types.is_timestamp(kind) or types.is_date(kind):
         return _far(name, column, declared)
+    if declared in _BITS and (
+        types.is_integer(kind) or types.is_duration(kind) or (types.is_decimal(kind) and kind.scale <= 0)
+    ):
+        return refusals(
+            name, column, loses_digits(column, _BITS[declared]), f"has digits that {declared} does not keep"
+        )
     if types.is_integer(kind) or types.is_duration(kind):
         return _wide(name, column, declared, whole)
     if types.is_floating(kind):

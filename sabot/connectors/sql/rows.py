@@ -2,6 +2,7 @@
 hex.
 """
 
+import decimal
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeAlias
@@ -13,7 +14,7 @@ import pyarrow.compute as pc
 
 from sabot._cython.text.json import JsonDecoder, encode_rows
 from sabot._cython.text.records import binary_array, bytes_list
-from sabot.base.arrays import shown
+from sabot.base.arrays import integers, shown
 from sabot.codecs.json import infer_schema
 from sabot.errors import UNREADABLE, UserError
 
@@ -27,6 +28,8 @@ type.
 """
 
 _INFERENCE_ROWS = 1000
+_DIGITS_OF_FLOATS = 15  # of a decimal that each float64 gives back
+_EXACT = decimal.Context(prec=100)
 _fields_of = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
@@ -152,6 +155,39 @@ def refusals(name: str, column: Any, wrong: Any, why: str) -> dict[int, str]:
     if not (rows := np.flatnonzero(pc.fill_null(wrong, False).to_numpy(zero_copy_only=False)).tolist()):
         return {}
     return {row: f"column {name!r}: {shown(column[row]):.80} {why}" for row in rows}
+
+
+def loses_digits(column: Any, bits: int, most: int = 0) -> Any:
+    """Returns which integers or decimals have more significant bits than a float with `bits` of them, and are none of
+    the integers from -`most` - 1 to `most`. Decimals with a fraction have at most 15 digits: a float gives them back.
+    """
+    if not pa.types.is_decimal(column.type):
+        values = integers(column)
+        far = values > 2**bits
+        if values.dtype.kind == "i":
+            far |= values < -(2**bits)
+        if not far.any():
+            return pa.array(far)
+        wide = [bool(is_far) and _bits(int(value)) > bits for is_far, value in zip(far, values, strict=True)]
+        return pc.and_(pa.array(wide), column.is_valid())  # the memory behind a null may have any value
+    lost = []
+    for value in column.to_pylist():
+        if value is None:
+            lost.append(False)
+        elif value == value.to_integral_value():
+            whole = int(value)
+            lost.append(not -most - 1 <= whole <= most and _bits(whole) > bits)
+        else:
+            lost.append(
+                len(value.as_tuple().digits) > _DIGITS_OF_FLOATS
+                and len(value.normalize(_EXACT).as_tuple().digits) > _DIGITS_OF_FLOATS
+            )
+    return pa.array(lost, pa.bool_())
+
+
+def _bits(value: int) -> int:
+    """Returns how many bits there are from the first one that is set to the last one."""
+    return (value // (value & -value)).bit_length() if value else 0
 
 
 def not_held(name: str, kind: Any) -> UserError:

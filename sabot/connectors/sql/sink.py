@@ -170,6 +170,7 @@ class SqlSink(Sink, TakesChanges, KeepsToken):
         data = batch.taken()
         if data.num_rows == 0:
             return
+        self._check_values(data)
         with self._writing(keep=True), self._explained():
             self._insert([data])
 
@@ -208,9 +209,15 @@ class SqlSink(Sink, TakesChanges, KeepsToken):
             rows = data.select(data.schema.names[:-1]) if carries_changes(data.schema) else data
             self._check_names(rows.schema)
             self._check_keys(rows)
-            if wrong := self._database.refused(normalise(as_columns(rows))):
-                raise RowErrors({row: f"table {self.name}: {why}" for row, why in wrong.items()})
+            self._check_values(rows)
         return data
+
+    def _check_values(self, rows: pa.RecordBatch) -> None:
+        """Raises RowErrors for values that the table cannot hold, or would round. Records are not checked."""
+        if rows.schema.equals(RECORD_SCHEMA):
+            return
+        if wrong := self._database.refused(normalise(as_columns(rows))):
+            raise RowErrors({row: f"table {self.name}: {why}" for row, why in wrong.items()})
 
     def refused_rows(self, batches: Sequence[pa.RecordBatch]) -> Mapping[int, str]:
         """Returns the rows that the table refuses, in a transaction that is rolled back: constraints, triggers, and types

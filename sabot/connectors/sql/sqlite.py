@@ -15,12 +15,18 @@ from sabot.base.os_errors import hint_of
 from sabot.base.sqlite_files import error_of, is_held, open_database
 from sabot.connectors.base import LostFloats
 from sabot.connectors.sql.database import TOKENS, FileDatabase, quoted
-from sabot.connectors.sql.rows import Columns, JsonKind, json_text, not_held, refusals
+from sabot.connectors.sql.rows import Columns, JsonKind, json_text, loses_digits, not_held, refusals
 from sabot.errors import TransientError, UserError
 from sabot.steps import step
 
 _WAIT_SECONDS = 30.0  # how long a transaction waits for other writers of the file
 _ROWS = 16384  # rows that become Python tuples at once
+_NUMERIC = {
+    "INTEGER",
+    "REAL",
+    "NUMERIC",
+}  # affinities of columns in which a decimal, which is written as text, becomes a number
+_BECOMES = "SQLite drops in a column of this type (declare it TEXT)"
 _TEXTS = ("CHAR", "CLOB", "TEXT")  # words in the declared type of a column of texts
 _PASSING = {
     sqlite3.SQLITE_NOMEM,
@@ -43,6 +49,7 @@ class SqliteDatabase(FileDatabase):
         super().__init__(path, table, keys)
         self._name = quoted(table)
         self._connection: sqlite3.Connection | None = None
+        self._affinities: dict[str, str] = {}  # of the columns, by the folded name
 
     @property
     def name(self) -> str:
@@ -97,6 +104,7 @@ class SqliteDatabase(FileDatabase):
 
     def columns(self) -> Columns | None:
         _, rows = self.run(f"PRAGMA table_info({self._name})")
+        self._affinities = {self.same_column(name): _affinity(declared) for _, name, declared, *_ in rows}
         return {name: _json_kind(declared) for _, name, declared, *_ in rows} or None
 
     def has_rows(self) -> bool:
@@ -150,6 +158,12 @@ class SqliteDatabase(FileDatabase):
             if pa.types.is_uint64(column.type):
                 far = pc.greater(column, pa.scalar(2**63 - 1, pa.uint64()))
                 found |= refusals(name, column, far, "is above 2^63 - 1")
+            affinity = self._affinities.get(self.same_column(name), "")
+            if affinity in _NUMERIC and pa.types.is_decimal(column.type):
+                most = 0 if affinity == "REAL" else 2**63 - 1
+                found |= refusals(name, column, loses_digits(column, 53, most), f"has digits that {_BECOMES}")
+            elif affinity == "REAL" and pa.types.is_integer(column.type):
+                found |= refusals(name, column, loses_digits(column, 53), f"has digits that {_BECOMES}")
         return found
 
     def insert(self, data: pa.RecordBatch) -> None:
@@ -206,6 +220,16 @@ class SqliteDatabase(FileDatabase):
         """
 
 
+_JSON_KINDS: dict[str, JsonKind] = {
+    "INTEGER": pa.int64(),
+    "TEXT": "text",
+    "BLOB": pa.binary(),
+    "REAL": pa.float64(),
+    "NUMERIC": "text",
+    "": "any",
+}
+
+
 def _declared(kind: pa.DataType) -> str:
     """Returns the declared type of a column of this Arrow type."""
     if pa.types.is_boolean(kind):
@@ -230,20 +254,23 @@ def _tells_apart(declared: str, collation: str, kind: Any) -> bool:
     return collation == "BINARY" and not whole and any(word in declared for word in _TEXTS)
 
 
-def _json_kind(declared: str) -> JsonKind:
-    """Returns how JSON is read for a column, by SQLite's rules of type affinity."""
+def _affinity(declared: str) -> str:
+    """Returns the affinity of a column by its declared type, or "" if no type is declared."""
     declared = declared.upper()
-    if "BOOL" in declared:
-        return pa.bool_()
     if "INT" in declared:
-        return pa.int64()
+        return "INTEGER"
     if any(word in declared for word in _TEXTS):
-        return "text"
-    if "BLOB" in declared:
-        return pa.binary()
-    if any(word in declared for word in ("REAL", "FLOA", "DOUB")):
-        return pa.float64()
-    return "text" if declared else "any"
+        return "TEXT"
+    if "BLOB" in declared or not declared:
+        return "BLOB" if declared else ""
+    return "REAL" if any(word in declared for word in ("REAL", "FLOA", "DOUB")) else "NUMERIC"
+
+
+def _json_kind(declared: str) -> JsonKind:
+    """Returns how JSON is read for a column."""
+    if "BOOL" in declared.upper():
+        return pa.bool_()
+    return _JSON_KINDS[_affinity(declared)]
 
 
 def _values(column: Any, name: str) -> list[Any]:
