@@ -34,6 +34,7 @@ from sabot.connectors.memory import MemoryBroker
 from sabot.mcp import ToolServer, state_tools
 from tools.broker import Broker
 from tools.command_line import child
+from tools.redis_server import server_or_skip
 from tools.source_tree import sources, text_of
 
 ROOT = Path(__file__).parents[1]
@@ -121,7 +122,12 @@ def test_the_code_of_a_page_runs_from_top_to_bottom_like_a_notebook(
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delenv("SABOT_BROKER", raising=False)
-    run_cells(page.name, programs(page))
+    with contextlib.ExitStack() as servers:
+        if "REDIS_URL" in page.read_text():
+            server = server_or_skip(keeps=True)
+            servers.callback(server.remove)
+            monkeypatch.setenv("REDIS_URL", server.url)
+        run_cells(page.name, programs(page))
 
 
 @contextlib.contextmanager

@@ -548,6 +548,10 @@ class Delivers(ABC):
     name: str
     lasting: bool = True
     """False if rows in the receiver end with the process: exactly once is then used only if the user asks for it."""
+    whole: bool = True
+    """False if a crash may leave a prefix of a part visible, which a later `deliver` of the part completes: for a receiver
+    without transactions of that size. Such a sink refuses rows in `fitting` only, as the rows of a part keep their numbers.
+    """
 
     @property
     def address(self) -> str:
@@ -591,7 +595,8 @@ class Delivers(ABC):
         so a receiver that remembers parts by a key needs all three in the key. Raises TransientError if the part may
         be tried again (after a `claim`, whose token says whether the part arrived), and AppLocked if another process
         has claimed the track. After UserError, DataError, TypeError or ValueError the track is claimed again, and
-        `refused_rows` is asked; any other error ends the app. Whatever it raises, the receiver has all rows of the part or none.
+        `refused_rows` is asked; any other error ends the app. Whatever it raises, the receiver has all rows of the part or none (or
+        its first rows, if the sink is not `whole`).
         """
 
     def refused_rows(self, batches: Sequence[pa.RecordBatch]) -> Mapping[int, str]:

@@ -25,8 +25,9 @@ COLUMNS = ("connector", "reads", "writes", "install", "package")
 class Connector:
     """A source and a sink under one name, each as "module:Class" or "", so that nothing is imported before it is used.
 
-    `options`: the names of the options that a table in SQL may have. They are the arguments of the classes, with `_` in
-    place of `.` and `-`, and texts; an argument without a default must be given. `extra`: the extra of Sabot that has the library.
+    `options`: the names of the options that a table in SQL may have. They are arguments of one class or of both, with `_` in
+    place of `.` and `-`, and texts; an argument without a default must be given. A source that takes a bound has the options of
+    topics about start and end too. `extra`: the extra of Sabot that has the library.
     """
 
     name: str
@@ -66,6 +67,13 @@ OURS = (
     Connector("duckdb", sink=_SQL, extra="duckdb"),
     Connector("postgres", sink=_SQL, extra="postgres"),
     Connector("jdbc", sink=_SQL),
+    Connector(
+        "redis-streams",
+        "sabot.connectors.redis:RedisStreamSource",
+        "sabot.connectors.redis:RedisStreamSink",
+        options=("url", "stream", "group", "field", "maxlen"),
+        extra="redis",
+    ),
     Connector("delta", "sabot.connectors.delta:DeltaSource", "sabot.connectors.delta:DeltaSink", extra="delta"),
     Connector("print", sink=_CONSOLE),
     Connector("console", sink=_CONSOLE),

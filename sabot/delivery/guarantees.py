@@ -40,6 +40,8 @@ def sink_guarantee(sink: Sink, wanted: Delivery, *, kept: bool) -> str:
         return NO_CHECKPOINTS
     if why:
         return f"at least once: {why}"
+    if isinstance(sink, KeepsToken) and not sink.whole:
+        return "exactly once: it stores how far a part is there in one step with each chunk of its rows"
     if isinstance(sink, KeepsToken):
         return "exactly once: it stores the number of the last part in one step with the rows"
     return "exactly once: it knows a part that comes again by its number"

@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -17,7 +18,7 @@ from sabot.api.stream import Stream
 from sabot.codecs.base import Format
 from sabot.codecs.fields import type_of_field
 from sabot.codecs.formats import Csv, Json
-from sabot.connectors.base import Sink, Source, takes_changes
+from sabot.connectors.base import Sink, Source, TakesBound, takes_changes
 from sabot.connectors.console import ConsoleSink
 from sabot.connectors.files.formats import FORMATS
 from sabot.connectors.files.formats import format_of as path_format
@@ -399,7 +400,7 @@ def _connector(options: Options) -> TableConnector:
         None,
         *CONNECTORS,
     }:  # looking for packages takes ms
-        known = known | {name: _of_package(each) for name, each in installed().items() if name not in CONNECTORS}
+        known = known | {name: _of_declared(each) for name, each in installed().items() if name not in CONNECTORS}
     found: TableConnector | None = options.choose("connector", known) or options.choose("connector.type", known)
     if found is None:
         near = options.near("connector")
@@ -410,22 +411,36 @@ def _connector(options: Options) -> TableConnector:
     return found
 
 
-def _of_package(connector: Connector) -> TableConnector:
-    """Returns the connector that another package declares, whose options are the arguments of its classes."""
+def _of_declared(connector: Connector) -> TableConnector:
+    """Returns a connector whose options are the arguments of its classes: that of another package, or one of Sabot that needs no more."""
 
     def made(options: Options, kind: "type[Source] | type[Sink]") -> Any:
-        given = {name: value for name in connector.options if (value := options.take(name)) is not None}
         maker = connector.load(kind)
-        with at(options.span):
+        known = signature(maker).parameters
+        given: dict[str, Any] = {}
+        span = options.span
+        for name in connector.options:
+            argument = re.sub("[.-]", "_", name)
+            place = options.value_span(name)
+            if argument in known and (value := options.take(name)) is not None:
+                given[argument] = value
+                span = place  # of a value, as a fault at the table's name says that an option is missing
+        hint = f"connector {connector.name} has the options {', '.join(connector.options) or 'none'}"
+        with at(span):
             try:
-                return maker(**{re.sub("[.-]", "_", name): value for name, value in given.items()})
-            except (TypeError, ValueError) as error:  # an argument is missing, is none of the class, or is no number
-                hint = f"connector {connector.name} has the options {', '.join(connector.options) or 'none'}"
+                return maker(**given)
+            except TypeError as error:  # an argument is missing
                 raise SqlFault(options.span, f"table {options.table}: {error}", hint) from error
+            except ValueError as error:
+                raise SqlFault(span, f"table {options.table}: {error}", hint) from error
 
     def read(options: Options, statement: CreateTable) -> OpenRead:
+        places: dict[str, Any] = {}
+        if issubclass(connector.load(Source), TakesBound):
+            places = {"start": start_of(options), "until": end_of(options)}
         source = made(options, Source)
-        return lambda app, given: app.stream(source, **given)
+        more = {name: value for name, value in places.items() if value is not None}
+        return lambda app, given: app.stream(source, **given, **more)
 
     def write(options: Options, statement: CreateTable) -> OpenWrite:
         written: dict[str, Any] = {}

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from contracts.places import FilePlace, KafkaPlace, MemoryPlace, Place
+from contracts.places import FilePlace, KafkaPlace, MemoryPlace, Place, RedisPlace
+from tools.redis_server import server_or_skip
 
 KAFKA = pytest.param("kafka", marks=pytest.mark.kafka)
 
@@ -12,14 +13,16 @@ KAFKA = pytest.param("kafka", marks=pytest.mark.kafka)
 def _place(request: pytest.FixtureRequest, topic: str, tmp_path: Path) -> Place:
     if request.param == "memory":
         return MemoryPlace(request.getfixturevalue("memory_url"), topic)
+    if request.param == "redis":
+        return RedisPlace(server_or_skip().url, topic)
     if request.param == "ndjson":
         return FilePlace(tmp_path)
     return KafkaPlace(request.getfixturevalue("kafka_url"), topic)
 
 
-@pytest.fixture(params=["memory", "ndjson", KAFKA])
+@pytest.fixture(params=["memory", "ndjson", "redis", KAFKA])
 def place(request: pytest.FixtureRequest, topic: str, tmp_path: Path) -> Place:
-    """Where records stand: a topic of the embedded broker, an NDJSON file, a topic of a real broker."""
+    """Where records stand: a topic of the embedded broker, an NDJSON file, a stream of Redis, a topic of a real broker."""
     return _place(request, topic, tmp_path)
 
 

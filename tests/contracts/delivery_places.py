@@ -9,6 +9,7 @@ import re
 import sqlite3
 import uuid
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,14 +17,17 @@ import deltalake
 import duckdb
 import psycopg
 import pyarrow as pa
+import redis
 
 from sabot.connectors.base import Sink
 from sabot.connectors.delta import DeltaSink
 from sabot.connectors.files import ObjectSink
 from sabot.connectors.memory import MemoryBroker, MemorySink
+from sabot.connectors.redis import RedisStreamSink
 from sabot.connectors.sql import SqlSink
 from tools.checkpoint_tools import in_memory
 from tools.postgres import server_or_skip
+from tools.redis_server import server_or_skip as redis_server
 
 Row = tuple[int, str | None]  # of the columns n: int64, text: string
 
@@ -112,6 +116,24 @@ class PostgresDelivery:
             return connection.execute(f"SELECT n, text FROM {self.table} ORDER BY ctid").fetchall()  # type: ignore[arg-type]
 
 
+class RedisDelivery:
+    """A stream of a Redis server, written in chunks of two rows."""
+
+    fences = True
+
+    def __init__(self, url: str) -> None:
+        self.url, self.stream = url, f"results-{uuid.uuid4().hex}"
+
+    def sink(self) -> Sink:
+        sink = RedisStreamSink(self.url, self.stream)
+        sink.chunk_rows = 2
+        return sink
+
+    def rows(self) -> list[Row]:
+        with contextlib.closing(redis.Redis.from_url(self.url)) as client:
+            return [_row(json.loads(fields[b"value"])) for _, fields in client.xrange(self.stream)]
+
+
 class ObjectDelivery:
     """A folder of an object store."""
 
@@ -185,6 +207,7 @@ PLACES: dict[str, Callable[[Path], contextlib.AbstractContextManager[Callable[[]
     "sqlite": lambda folder: contextlib.nullcontext(lambda: SqliteDelivery(folder)),
     "duckdb": lambda folder: contextlib.nullcontext(lambda: DuckDelivery(folder)),
     "postgres": _postgres,
+    "redis": lambda folder: contextlib.nullcontext(partial(RedisDelivery, redis_server().url)),
     "delta": lambda folder: contextlib.nullcontext(lambda: DeltaDelivery(folder)),
     "objects": lambda folder: contextlib.nullcontext(ObjectDelivery),
     "documented": lambda folder: contextlib.nullcontext(lambda: DocumentedDelivery(folder)),

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import redis
 from pyarrow import csv, ipc
 from pyarrow import parquet as pq
 
@@ -33,6 +34,7 @@ from sabot.connectors.files import (
 from sabot.connectors.files.followed import FollowedFiles
 from sabot.connectors.files.ndjson import NdjsonFormat
 from sabot.connectors.memory import MemoryBroker, MemorySink, MemorySource
+from sabot.connectors.redis import RedisStreamSink, RedisStreamSource
 from sabot.journal import Journal, JournalReader
 from sabot.journal.entries import EffectResult, Entry
 from sabot.journal.memory import MemoryJournal, MemoryReader, MemoryStorage
@@ -203,6 +205,71 @@ class KafkaPlace(MemoryPlace):
 def _sender(url: str) -> RecordSender:
     """One producer for all tests: an idempotent one takes half a second to get its id."""
     return RecordSender(url)
+
+
+class RedisPlace(MemoryPlace):
+    """A stream of a Redis server. Its positions mean something together with the count that the source remembers, which the place
+    keeps, as a checkpoint does.
+    """
+
+    name = "redis"
+
+    def __init__(self, url: str, topic: str) -> None:
+        self.topic, self.url = topic, url
+        self.kept: dict[tuple[Any, ...], dict[tuple[str, int], bytes]] = {}
+
+    def create(self, partitions: int = 1) -> None:
+        """Does nothing: a stream begins with its first entry."""
+
+    def put(
+        self,
+        payloads: Sequence[bytes | None],
+        *,
+        key: bytes | None = None,
+        headers: Headers = (),
+        timestamp: int | None = None,
+        partition: int | None = None,
+    ) -> None:
+        with closing(redis.Redis.from_url(self.url)) as client:
+            for payload in payloads:
+                words: list[Any] = ["value", payload, *(() if key is None else ("key", key))]
+                words += [each for header in headers for each in header]
+                client.execute_command("XADD", self.topic, "*" if timestamp is None else f"{timestamp}-*", *words)
+
+    def source(self, group: str = "g") -> Source:
+        return _OfRedis(self.topic, self.url, group, self.kept)
+
+    def sink(self) -> Sink:
+        return RedisStreamSink(self.url, self.topic)
+
+    def records(self) -> list[Record]:
+        with closing(redis.Redis.from_url(self.url)) as client:
+            entries = client.execute_command("XRANGE", self.topic, "-", "+") or []
+        found = []
+        for id, fields in entries:
+            pairs = list(fields.items())
+            payload, key = fields.pop(b"value"), fields.pop(b"key", None)
+            headers = tuple((name.decode(), value) for name, value in pairs if name not in (b"value", b"key"))
+            ms = int(id.split(b"-")[0])
+            found.append(Record(payload, key, headers, ms, self.topic, 0, (ms << 20) + int(id.split(b"-")[1])))
+        return found
+
+
+class _OfRedis(RedisStreamSource):
+    def __init__(
+        self, stream: str, url: str, group: str, kept: dict[tuple[Any, ...], dict[tuple[str, int], bytes]]
+    ) -> None:
+        super().__init__(url, stream, group)
+        self.kept = kept
+
+    def positions(self) -> Positions:
+        found = super().positions()
+        self.kept[tuple(found.items())] = self.remember()
+        return found
+
+    def open(self, positions: Positions | None, start: str | int = "earliest") -> None:
+        self.recall(self.kept.get(tuple((positions or {}).items()), {}))
+        super().open(positions, start)
 
 
 class JournalPlace:

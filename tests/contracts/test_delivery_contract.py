@@ -277,7 +277,9 @@ def test_a_crash_at_any_step_loses_nothing_and_repeats_nothing(
             run(place, PARTS)
         watched(None)
         so_far = place.rows()
-        assert so_far in [ALL[:0], ALL[:7], ALL[:12], ALL], f"a crash {name} left a part of a part"
+        if place.sink().whole:
+            assert so_far in [ALL[:0], ALL[:7], ALL[:12], ALL], f"a crash {name} left a part of a part"
+        assert so_far == ALL[: len(so_far)], f"a crash {name} left rows without those before them"
         run(place, PARTS)
         assert place.rows() == ALL, f"after a crash {name}"
 

@@ -1,4 +1,4 @@
-"""A Redis server for the tests: Debian's program, in a folder of its own, on a free port of loopback, without anything on disk."""
+"""A Redis server for the tests: Debian's program, in a folder of its own, on a free port of loopback."""
 
 import functools
 import os
@@ -22,14 +22,17 @@ class RedisMissing(Exception):
 
 
 class Redis:
-    """A server whose `stop` and `start` keep the port and lose the data. `password`: the password that clients have to give."""
+    """A server whose `stop` and `start` keep the port. `password`: the password that clients have to give. `keeps`: True for an
+    append-only file, so that no data is lost either.
+    """
 
-    def __init__(self, password: str = "") -> None:
+    def __init__(self, password: str = "", *, keeps: bool = False) -> None:
         program = shutil.which("redis-server")
         if program is None:
             raise RedisMissing("no Redis server: apt-get install redis-server")
         self._program = program
         self._password = password
+        self._keeps = keeps
         self.folder = leftovers().folder(Path(tempfile.mkdtemp(prefix="sabot-redis-")))
         (self.port,) = free_ports(1)
         self.url = f"redis://{f':{password}@' if password else ''}127.0.0.1:{self.port}/0"
@@ -45,7 +48,9 @@ class Redis:
             "save",
             "",
             "appendonly",
-            "no",
+            "yes" if self._keeps else "no",
+            "appendfsync",
+            "always",
             "dir",
             str(self.folder),
         ]
@@ -67,7 +72,7 @@ class Redis:
         try:
             with socket.create_connection(("127.0.0.1", self.port), 5.0) as connection:
                 connection.sendall(b"PING\r\n")
-                return connection.recv(64).startswith((b"+PONG", b"-NOAUTH"))
+                return connection.recv(64).startswith((b"+PONG", b"-NOAUTH"))  # and not -LOADING
         except OSError:
             return False
 
@@ -90,12 +95,12 @@ def shared_server() -> Redis:
     return server
 
 
-def server_or_skip(password: str = "") -> Redis:
-    """The shared server, or with a password one of the caller's own, who removes it. A machine without one skips the test, or fails it
-    with SABOT_REQUIRE_REDIS=1.
+def server_or_skip(password: str = "", *, keeps: bool | None = None) -> Redis:
+    """The shared server, or with a password or `keeps` one of the caller's own, who removes it. A machine without one skips the test, or
+    fails it with SABOT_REQUIRE_REDIS=1.
     """
     try:
-        return Redis(password) if password else shared_server()
+        return shared_server() if keeps is None and not password else Redis(password, keeps=bool(keeps))
     except RedisMissing as missing:
         if os.environ.get("SABOT_REQUIRE_REDIS") == "1":
             pytest.fail(f"{missing} (SABOT_REQUIRE_REDIS=1)", pytrace=False)

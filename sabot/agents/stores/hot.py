@@ -8,7 +8,7 @@ import msgspec
 from sabot.base.config import Duration, checked_name, parse_bytes, parse_seconds
 from sabot.base.options import answers_wrong_options
 from sabot.clock import SYSTEM_CLOCK, Clock
-from sabot.connectors.redis import RedisServer
+from sabot.connectors.redis.server import RedisServer
 from sabot.errors import UNREADABLE, DataError, UserError
 
 

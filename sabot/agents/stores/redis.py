@@ -32,7 +32,7 @@ from sabot.base.config import Duration, parse_seconds
 from sabot.base.options import answers_wrong_options
 from sabot.base.threads import run_in_thread, run_to_end
 from sabot.clock import SYSTEM_CLOCK, Clock
-from sabot.connectors.redis import RedisServer
+from sabot.connectors.redis.server import RedisServer
 from sabot.errors import UNREADABLE, DataError, LetterRefused, TransientError, UserError
 from sabot.journal.base import Journal
 

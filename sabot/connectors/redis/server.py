@@ -1,5 +1,5 @@
-"""A Redis server: its address, a client for each event loop, and its errors as SabotErrors. Only this module imports
-redis.
+"""A Redis server: its address, a client for each event loop or for one thread, and its errors as SabotErrors. Only this
+module imports redis.
 """
 
 import asyncio
@@ -10,10 +10,16 @@ from typing import Any
 
 from sabot.base.redaction import clean_cause, keep_url, redacted_url
 from sabot.base.threads import close_with_loop
-from sabot.errors import MissingExtra, TransientError, UserError, short_repr
+from sabot.errors import BrokerUnavailable, MissingExtra, TransientError, UserError, short_repr
 
 _ADDRESS = "redis://user:password@host:6379/0, rediss://… for TLS, unix:///path"
 _SCHEMES = ("redis://", "rediss://", "unix://")
+_PASSING = ("CLUSTERDOWN", "MASTERDOWN", "MISCONF", "NOREPLICAS", "TRYAGAIN")
+"""The codes of answers that may be others later, and for which the client has no class of its own."""
+
+ALIVE_SECONDS = (
+    30  # after so long without a command a connection is asked whether it lives, and made again if it does not
+)
 
 
 class RedisServer:
@@ -33,6 +39,7 @@ class RedisServer:
             import redis
             import redis.asyncio.retry
             import redis.backoff
+            import redis.retry
         except ImportError as error:
             raise MissingExtra(feature, "redis") from error
         keep_url(url)
@@ -55,7 +62,21 @@ class RedisServer:
             )
             return redis.asyncio.Redis(connection_pool=pool, retry=retry)
 
+        def make_blocking() -> Any:
+            client = redis.Redis.from_url(
+                url,
+                protocol=2,
+                socket_timeout=timeout_s,
+                socket_connect_timeout=timeout_s,
+                health_check_interval=ALIVE_SECONDS,
+                retry=redis.retry.Retry(redis.backoff.NoBackoff(), 0),  # a command that was sent may have been executed
+            )
+            client.response_callbacks.clear()
+            return client
+
         self._make: Callable[[], Any] = make
+        self.blocking: Callable[[], Any] = make_blocking
+        """Makes a client for one thread, whose answers are as the server sends them: lists, numbers and bytes."""
         self._clients: dict[asyncio.AbstractEventLoop, Any] = {}
         try:
             self._unused: Any = make()  # the client for the first event loop
@@ -122,8 +143,10 @@ class RedisServer:
         message = f"{self._what} at {self.where}: {type(error).__name__}: {error}"
         if isinstance(error, errors.AuthenticationError | errors.AuthorizationError | errors.NoPermissionError):
             return UserError(message, hint="check user and password in the address")
-        passing = errors.ConnectionError | errors.TimeoutError | errors.ReadOnlyError | errors.OutOfMemoryError
-        return TransientError(message) if isinstance(error, passing | OSError) else UserError(message)
+        if isinstance(error, errors.ConnectionError | errors.TimeoutError | OSError):
+            return BrokerUnavailable(message)
+        passing = isinstance(error, errors.ReadOnlyError | errors.OutOfMemoryError) or str(error).startswith(_PASSING)
+        return TransientError(message) if passing else UserError(message)
 
     async def close(self) -> None:
         """Closes the connections of the running loop, unless the caller has made the client; those of another loop
