@@ -1,0 +1,166 @@
+"""Apps between a source and a sink are killed 20 times, and so are their servers: each row counts once, and is there once."""
+
+import contextlib
+import json
+import os
+import sqlite3
+import time
+from collections.abc import Callable, Hashable, Sequence
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pytest
+import redis
+
+from sabot.testing.connectors import Dance, Danced
+from tools.redis_server import Redis, server_or_skip
+
+KILLS = 20
+KEYS = 7
+GUARD_SECONDS = 60.0
+
+# Each row comes out with the number of rows of its key so far: a row that counts twice in the state, or not at all, shows.
+PROGRAM = """
+import asyncio
+import sabot
+from sabot import App, files
+from sabot.connectors.redis import RedisStreamSink, RedisStreamSource
+from sabot.connectors.sql import SqlSink
+
+app = App("danced", state="state", checkpoint_interval="50ms")
+SCHEMA = {{"n": "int64", "key": "int64"}}
+
+
+@app.agent({source}, key="key", sink={sink}, schema=SCHEMA, concurrency=4)
+async def counted(ctx):
+    state = ctx.state()
+    count = (await state.get("count") or 0) + 1
+    await state.put("count", count)
+    return {{"n": ctx.message["n"], "count": count}}
+
+
+{more}
+asyncio.run(app.run())
+"""
+
+
+def row(n: int) -> tuple[int, int]:
+    return n, n // KEYS + 1
+
+
+def payload(n: int) -> str:
+    return json.dumps({"n": n, "key": n % KEYS})
+
+
+class Files:
+    """A folder of files that is followed: each put is a file, which is whole when it has its name."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder / "in"
+        self.folder.mkdir()
+        self.count = 0
+
+    def put(self, numbers: Sequence[int]) -> None:
+        path = self.folder / f"{self.count:05}.ndjson"
+        self.count += 1
+        part = path.with_suffix(".part")
+        part.write_text("".join(f"{payload(n)}\n" for n in numbers))
+        os.replace(part, path)
+
+
+def duckdb_rows(path: Path, *statements: str) -> list[list[Any]]:
+    """The rows that another program sees; it waits while the app has the file. Nothing while a table is missing."""
+    end = time.monotonic() + GUARD_SECONDS
+    while path.exists():
+        try:
+            with duckdb.connect(path, read_only=True) as connection:
+                return [connection.execute(each).fetchall() for each in statements]
+        except duckdb.IOException:  # the app writes
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        except duckdb.CatalogException:  # no part has arrived
+            break
+    return [[] for _ in statements]
+
+
+def into_duckdb(folder: Path, seed: int) -> Dance:
+    program = PROGRAM.format(
+        source='files("in/*.ndjson", follow="20ms")',
+        sink='SqlSink("duckdb:out.duckdb", table="every")',
+        more="""
+rows = app.stream(files("in/*.ndjson", follow="20ms"), schema=SCHEMA)
+totals = rows.group_by("key").aggregate(count=sabot.count())
+totals.upsert("key").to(SqlSink("duckdb:out.duckdb", table="totals"))
+""",
+    )
+
+    def rows() -> Sequence[Hashable]:
+        """The rows that both tables have: each is delivered by itself."""
+        every, totals = duckdb_rows(folder / "out.duckdb", "SELECT n, count FROM every", "SELECT count FROM totals")
+        return every[: sum(count for (count,) in totals)]
+
+    return Dance(program, folder, put=Files(folder).put, rows=rows, expected=row, seed=seed)
+
+
+def into_sqlite(folder: Path, seed: int) -> Dance:
+    def rows() -> list[Any]:
+        path = folder / "out.db"
+        if not path.exists():
+            return []
+        with contextlib.closing(sqlite3.connect(path, timeout=GUARD_SECONDS)) as connection:
+            there = connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'every'").fetchone()
+            return connection.execute("SELECT n, count FROM every").fetchall() if there else []
+
+    program = PROGRAM.format(
+        source='files("in/*.ndjson", follow="20ms")', sink='SqlSink("sqlite:out.db", table="every")', more=""
+    )
+    return Dance(program, folder, put=Files(folder).put, rows=rows, expected=row, seed=seed)
+
+
+def through_redis(folder: Path, server: Redis, seed: int) -> Dance:
+    client = redis.Redis.from_url(server.url)
+
+    def put(numbers: Sequence[int]) -> None:
+        for n in numbers:
+            client.xadd("ins", {"value": payload(n)})
+
+    def rows() -> Sequence[Hashable]:
+        found = [json.loads(fields[b"value"]) for _, fields in client.xrange("outs")]
+        return [(each["n"], each["count"]) for each in found]
+
+    program = PROGRAM.format(
+        source=f'RedisStreamSource("{server.url}", "ins", "danced")',
+        sink=f'RedisStreamSink("{server.url}", "outs")',
+        more="",
+    )
+    return Dance(program, folder, put=put, rows=rows, expected=row, server=server, seed=seed)
+
+
+def check(danced: Danced, kills: int) -> None:
+    assert (danced.lost, danced.repeated, danced.wrong) == ([], [], [])
+    assert danced.app_kills + danced.server_kills >= kills
+
+
+@pytest.mark.slow  # 22 processes
+@pytest.mark.parametrize("dance", [into_duckdb, into_sqlite])
+def test_an_app_that_is_killed_again_and_again_loses_and_repeats_no_row(
+    dance: Callable[[Path, int], Dance], tmp_path: Path
+) -> None:
+    check(dance(tmp_path, 53).run(KILLS), KILLS)
+    if dance is into_duckdb:
+        totals, every = duckdb_rows(
+            tmp_path / "out.duckdb",
+            "SELECT key, count FROM totals ORDER BY key",
+            f"SELECT n % {KEYS}, count(*) FROM every GROUP BY ALL ORDER BY 1",
+        )
+        assert totals == every
+
+
+@pytest.mark.slow  # 22 processes, and as many starts of a server
+def test_an_app_and_a_redis_server_that_are_killed_again_and_again_lose_and_repeat_no_entry(tmp_path: Path) -> None:
+    server = server_or_skip(keeps=True)
+    try:
+        check(through_redis(tmp_path, server, 53).run(KILLS), KILLS)
+    finally:
+        server.remove()
