@@ -26,7 +26,7 @@ demo: $(STAMP)
 test: $(STAMP)
 	@$(BIN)/pytest -q -p no:benchmark -o console_output_style=classic -n 6 --dist loadfile --no-loadscope-reorder --max-worker-restart 1 -m "not slow" tests
 
-# What takes longer too: the tests that mostly wait, and beside them simulated programs, which compute, some 0.2 s each. A fault that one
+# What takes longer too: the tests that mostly wait, and beside them simulated programs, which compute, some 0.5 s each. A fault that one
 # program in 200 shows is met by 400 with 87 %, and each commit has other ones. Their two processes let the tests go first, and have both
 # cores when these have ended. More of them: make simulate SEEDS=…
 COMMITS = $(shell git rev-list --count HEAD 2>/dev/null || echo 0)

@@ -227,7 +227,7 @@ A_BYTE = 1 / 15_000
 SHARE_OF_EXAMPLES = 0.1
 
 # Slow and few: each of their tests goes to the worker that is free.
-ONE_BY_ONE = {"test_every_step_pipelines", "test_durable_crashes"}
+ONE_BY_ONE = {"test_every_step_pipelines", "test_durable_crashes", "test_kill_effects"}
 # They read all source of the package, which one worker parses.
 TOGETHER = {
     "test_house_rules",

@@ -303,7 +303,7 @@ async def test_a_stop_while_the_journals_server_is_gone_ends_soon_and_says_why(
     broker.publish("tickets", [{"order": 1}])
     await until(lambda: jobs(app)["in_flight"] == 1)
     with pytest.raises(CheckpointFailed, match=r"no last checkpoint: .*has not answered for 5 s"):
-        await asyncio.wait_for(app.stop(), 55)  # 15, where the machine has nothing else to do
+        await asyncio.wait_for(app.stop(), 120)  # 15, where the machine has nothing else to do
     assert refunded == [0]
     await asyncio.to_thread(machine.start)
     async with started(shop()):

@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 def killed(*words: str) -> tuple[int, dict[str, Any], str]:
     """(exit code, figures, what it said)"""
-    done = subprocess.run([sys.executable, SCRIPT, *words], capture_output=True, text=True, timeout=500, check=False)
+    done = subprocess.run([sys.executable, SCRIPT, *words], capture_output=True, text=True, timeout=1000, check=False)
     assert done.stdout, done.stderr[-4000:]
     return done.returncode, json.loads(done.stdout.splitlines()[-1]), done.stderr[-4000:]
 

@@ -26,7 +26,7 @@ KERNELS = sorted(path.relative_to(FOLDER).with_suffix("").as_posix() for path in
 def run(*command: str | Path, cwd: Path, **env: str) -> "subprocess.CompletedProcess[str]":
     clean = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "SABOT_DEBUG")}
     return subprocess.run(
-        [str(word) for word in command], cwd=cwd, env=clean | env, capture_output=True, text=True, timeout=600
+        [str(word) for word in command], cwd=cwd, env=clean | env, capture_output=True, text=True, timeout=1000
     )
 
 
