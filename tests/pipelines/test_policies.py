@@ -353,3 +353,128 @@ async def test_an_approval_for_a_session_holds_for_the_jobs_of_its_key_over_a_re
     assert [session for _, session in of_keys] == ["desk.handle/7"] * 3 + ["desk.handle/8", "desk.handle/7"]
     assert of_none[1:] == ["", ""], "neither the job, nor its child, whose record has a key"
     assert sessions == {"desk.handle/7", "desk.handle/8", ""}, "ended jobs too"
+
+
+class _Redriven:
+    """An app with one durable agent over `questions` that fails until it is told not to, and its dead letters."""
+
+    def __init__(self, office: Office, policy: PolicyEngine, **options: Any) -> None:
+        self.office, self.fails, self.seen, self.wired = office, True, list[Any](), list[str]()
+        self.app = office.app(policy)
+
+        @tool(effect="read", open_world=True)
+        async def web(page: str) -> str:
+            return f"text of {page}"
+
+        @tool
+        async def wire(to: str) -> None:
+            self.wired.append(to)
+
+        @self.app.agent("questions", durable=True, on_error="skip", **options)
+        async def pay(ctx: Any) -> None:
+            self.seen.append((ctx.scope, ctx.principal, ctx.session, sorted(ctx.labels)))
+            if "next" in ctx.message:
+                ctx.continue_as(ctx.message["next"])
+            if "page" in ctx.message:
+                ctx.continue_as({"to": await ctx.call(web, ctx.message["page"])})
+            if self.fails:
+                raise ValueError("a bug")
+            try:
+                await ctx.call(wire, ctx.message["to"])
+            except PolicyDenied as error:
+                self.seen.append(str(error))
+
+    def letters(self) -> list[Any]:
+        return self.office.records("questions.dlq")
+
+    async def send_back(self, without: str = "", **changed: bytes) -> None:
+        """Waits for the dead letter of the job and sends it to the topic again, without one of its headers, or with
+        other values of some.
+        """
+        await until(lambda: len(self.letters()) == 1)
+        letter, self.fails = self.letters()[0], False
+        headers = [
+            (name, changed.get(name.partition(".")[2], value)) for name, value in letter.headers if name != without
+        ]
+        MemoryBroker.get(self.office.url).publish("questions", [letter.value], headers=headers)
+
+
+INTERNAL = {"tenant": "internal", "user": "boss", "k": "k2", "to": "eve"}
+
+
+@pytest.mark.parametrize("message", [INTERNAL, {"to": "eve"}], ids=["another tenant", "no tenant"])
+@pytest.mark.parametrize("key", [None, "k"])
+async def test_a_job_that_is_sent_back_keeps_the_tenant_person_and_session_of_its_begin(
+    office: Office, message: Any, key: str | None
+) -> None:
+    """Its dead letter has the message of `ctx.continue_as`, and that named the tenant for whom a denial did not hold."""
+    policy = PolicyEngine([ToolPolicy(["wire"], denied_scopes=["guest"])])
+    job = _Redriven(office, policy, scope="tenant", principal="user", key=key)
+    async with started(job.app):
+        office.ask(tenant="guest", user="eve", k="k1", next=message)
+        await job.send_back()
+        await until(lambda: len(job.seen) == 4)
+        (found,) = await job.app.jobs.find()
+    session = "desk.pay/k1" if key else ""
+    assert job.seen[:3] == [("guest", "eve", session, [])] * 3
+    assert "scope guest may not use tool wire (rule ToolPolicy wire)" in job.seen[3]
+    assert (job.wired, found.scope_id, found.principal_id) == ([], "guest", "eve")
+
+
+async def test_the_journal_says_for_whom_a_job_that_is_sent_back_runs_if_its_dead_letter_does_not(
+    office: Office,
+) -> None:
+    """As of a dead letter of an earlier version, or of one whose header somebody has changed."""
+    policy = PolicyEngine([ToolPolicy(["wire"], denied_scopes=["guest"])])
+    job = _Redriven(office, policy, scope="tenant", principal="user")
+    async with started(job.app):
+        office.ask(tenant="guest", user="eve", next=INTERNAL)
+        await job.send_back(without="sabot.begun")
+        await until(lambda: len(job.seen) == 4)
+    assert job.seen[2] == ("guest", "eve", "", [])
+    assert (job.wired, len(job.letters())) == ([], 1)
+
+
+async def test_a_dead_letter_with_another_key_than_its_job_is_refused_if_its_header_was_changed(office: Office) -> None:
+    """It would run beside the jobs of its own key, and in the order of another one."""
+    job = _Redriven(office, PolicyEngine(), key="k")
+    async with started(job.app):
+        office.ask(k="k1", next={"k": "k2", "to": "eve"})
+        await until(lambda: len(job.letters()) == 1)
+        begun = dict(job.letters()[0].headers)["sabot.begun"]
+        await job.send_back(begun=begun.replace(b"guest", b"other")[:-1] + b" ]")
+        await until(lambda: len(job.letters()) == 2)
+    said = dict(job.letters()[1].headers)["sabot.message"].decode()
+    assert "began with k 'k1', and its dead letter has 'k2'" in said
+    assert job.wired == []
+
+
+async def test_a_dead_letter_has_the_labels_of_its_job_and_a_job_that_is_sent_back_too(office: Office) -> None:
+    """After `ctx.continue_as` it has the text of a page as its value."""
+    job = _Redriven(office, PolicyEngine([LabelPolicy()]))
+    async with started(job.app):
+        office.ask(page="a")
+        await job.send_back()
+        action = await parked(job.app)
+    assert action.payload["reason"] == "its job has read what is untrusted (tool wire)"
+    assert dict(job.letters()[0].headers)["sabot.labels"] == b"untrusted"
+    assert job.seen == [("desk", "", "", labels) for labels in ([], ["untrusted"], ["untrusted"])]
+    assert job.wired == []
+
+
+async def test_another_agent_that_reads_dead_letters_has_their_labels(office: Office) -> None:
+    job = _Redriven(office, PolicyEngine([LabelPolicy()]))
+
+    @tool
+    async def wire(to: str) -> None:
+        job.wired.append(to)
+
+    @job.app.agent("questions.dlq", durable=True)
+    async def clerk(ctx: Any) -> None:
+        await ctx.call(wire, ctx.message["to"])
+
+    async with started(job.app):
+        office.ask(page="a")
+        action = await parked(job.app)
+    assert action.payload["reason"] == "its job has read what is untrusted (tool wire)"
+    assert job.wired == []

@@ -43,6 +43,7 @@ from sabot.agents.durable.job_rows import (
     labels_of,
     result_headers,
     user_headers,
+    with_labels,
 )
 from sabot.agents.durable.operator import DurableAgentOperator
 from sabot.api.agent import AgentSpec
@@ -407,6 +408,7 @@ class DurableBatchOperator(DurableAgentOperator):
             self.counters.errors_count += len(ctx.given_up)
             bad = from_ipc(batch.records).take(pa.array(list(ctx.given_up)))
             for row, reason in zip(rows_of(bad, batch.topic), ctx.given_up.values(), strict=True):
+                row.headers = with_labels(row.headers, job.labels)
                 self.dead_letter(row, reason, 1)
         if rows is not None and rows.num_rows and self.results is not None:
             if self.hands_on:
@@ -456,7 +458,7 @@ class DurableBatchOperator(DurableAgentOperator):
         - `attempts`: the number of attempts that failed, or None if it is not known.
         """
         for row in rows_of(records, topic):
-            row.headers = (*user_headers(row.headers), *failed.headers)
+            row.headers = failed.headers(user_headers(row.headers))
             self.dead_letter(row, error, attempts)
 
 

@@ -1,7 +1,7 @@
 """Records as jobs: their ids, their headers, and their form in the journal and in mailboxes."""
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from hashlib import blake2b
 from types import CodeType
 from typing import Any, NamedTuple
@@ -41,6 +41,11 @@ INPUT_HEADER = "sabot.input"
 """The header of a dead letter whose job continued with another input than its record (`ctx.continue_as`). It has two
 digests. The first is that of the job's first input, which identifies the job. The second is made of the record and the
 first input. It shows if a record was given this header but has another payload, and so does not belong to the job.
+"""
+
+BEGUN_HEADER = "sabot.begun"
+"""The header beside INPUT_HEADER with what the job began with: its key, tenant, person, labels and session, as JSON. A
+digest of the job, the record and this text stands before it, so that nobody can give a job those of another one.
 """
 
 CONVERSATION_HEADER = "sabot.conversation"
@@ -97,11 +102,21 @@ class WaitingInput(msgspec.Struct, frozen=True, array_like=True, gc=False):
     behalf: Behalf = NOBODY
 
 
-_OURS = (JOB_HEADER, RUN_HEADER, INPUT_HEADER, CONVERSATION_HEADER, FROM_HEADER, JSON_HEADER, VALUE_HEADER)
+_OURS = (
+    JOB_HEADER,
+    RUN_HEADER,
+    INPUT_HEADER,
+    BEGUN_HEADER,
+    CONVERSATION_HEADER,
+    FROM_HEADER,
+    JSON_HEADER,
+    VALUE_HEADER,
+)
 
 encode = msgspec.msgpack.Encoder().encode
 decode_record = msgspec.msgpack.Decoder(JobInput).decode
 decode_waiting = msgspec.msgpack.Decoder(WaitingInput).decode
+_decode_begun = msgspec.json.Decoder(tuple[str, Behalf]).decode
 
 
 class FailedRun(NamedTuple):
@@ -111,20 +126,27 @@ class FailedRun(NamedTuple):
     - `run`: the number of the run (`Begin.run`).
     - `digest`: the hash of the input with which the job began first.
     - `conversation`: the messages that the failed LLM agent exchanged with its model, as JSON, or b"".
+    - `key`, `behalf`: the key, tenant, person, labels and session with which the job began.
+    - `labels`: the labels of all data that the run has seen. Its error, and its input after `ctx.continue_as`, may
+      contain such data.
     """
 
     job_id: str
     run: int
     digest: bytes = b""
     conversation: bytes = b""
+    key: bytes = b""
+    behalf: Behalf = NOBODY
+    labels: tuple[str, ...] = ()
 
-    @property
-    def headers(self) -> Headers:
-        """The headers of the dead letter: the id of the job, the number of its failed run, and the conversation if
-        there is one. Empty if the job is not known.
+    def headers(self, before: Headers) -> Headers:
+        """Returns the headers of the dead letter: those of its record (`before`), the id of the job, the number of its
+        failed run, its labels, and the conversation if there is one. Those of its record alone if the job is not known.
         """
+        if not self.job_id:
+            return before
         said = ((CONVERSATION_HEADER, self.conversation),) if self.conversation else ()
-        return (*job_headers(self.job_id, self.run), *said) if self.job_id else ()
+        return (*with_labels(before, self.labels), *job_headers(self.job_id, self.run), *said)
 
 
 class JobCall(
@@ -239,8 +261,9 @@ class JobNames:
         self.parents: frozenset[str] = frozenset()
         self.again = 0
 
-    def name(self, call: JobCall, row: Row) -> None:
-        """Sets `job_id`, `named`, `failed_run` and `behalf` of the call.
+    def name(self, call: JobCall, row: Row, begun: Behalf | None = None) -> None:
+        """Sets `job_id`, `named`, `failed_run` and `behalf` of the call. `begun`: that of the job in BEGUN_HEADER, or
+        None.
 
         The id comes from a header if the record is a dead letter or a result of another durable agent. Otherwise it
         is made of the record's field `job_id=`, or of the record's position. Raises DataError if the agent no longer
@@ -248,7 +271,9 @@ class JobNames:
         option of the agent names is neither a text nor a whole number, and for the dead letter of a child.
         """
         labels = self._labels if not row.headers else labels_of(row.headers, self._labels)
-        if labels or self._scope is not None or self._principal is not None:
+        if begun is not None:
+            call.behalf = begun
+        elif labels or self._scope is not None or self._principal is not None:
             call.behalf = Behalf(
                 _text_field(row, self._scope, "scope"), _text_field(row, self._principal, "principal"), labels
             )
@@ -322,6 +347,18 @@ def labels_of(headers: Headers, labels: tuple[str, ...] = ()) -> tuple[str, ...]
     return tuple(sorted({*labels, *filter(None, ",".join(said).split(","))})) if said else labels
 
 
+def label_headers(labels: Iterable[str]) -> Headers:
+    """Returns LABELS_HEADER with these labels, or no headers without labels."""
+    return ((LABELS_HEADER, ",".join(sorted(labels)).encode()),) if labels else ()
+
+
+def with_labels(headers: Headers, labels: Collection[str]) -> Headers:
+    """Returns the headers with these labels in place of those that they have. Without labels returns them unchanged."""
+    if not labels:
+        return headers
+    return (*(pair for pair in headers if pair[0] != LABELS_HEADER), *label_headers(labels))
+
+
 def row_of(record: JobInput) -> Row:
     """Converts the record in a BEGIN entry to a Row. Its value is not decoded."""
     return Row(
@@ -348,19 +385,28 @@ def json_headers(record: JobInput, format: Format) -> Headers:
     return ((JSON_HEADER, b"1"),) if format != JSON and not record.columns and record.payload is not None else ()
 
 
-def input_headers(key: bytes, own: bytes, first: bytes) -> Headers:
-    """Returns the headers for a dead letter, which may be sent to its topic again. They contain INPUT_HEADER if the
-    job of this record began with another input, because it used `ctx.continue_as`. Otherwise they are empty.
+def input_headers(key: bytes, own: bytes, failed: FailedRun) -> Headers:
+    """Returns the headers for a dead letter, which may be sent to its topic again. They contain INPUT_HEADER and
+    BEGUN_HEADER if the job of this record began with another input, because it used `ctx.continue_as`. Otherwise they
+    are empty.
 
     - `key`: the secret key of the journal's hashes.
     - `own`: the hash of the record in the dead letter.
-    - `first`: the hash of the input with which the job began first.
+    - `failed`: the job. Its `digest` is the hash of the input with which it began first.
     """
-    return (
-        ()
-        if own == first
-        else ((INPUT_HEADER, f"{first.hex()}{digest(key, 'continued', own.hex(), first.hex()).hex()}".encode()),)
-    )
+    if own == failed.digest:
+        return ()
+    begun = msgspec.json.encode((failed.key.hex(), failed.behalf))
+    said = _begun_digest(key, own, failed.job_id, begun) + begun
+    return (INPUT_HEADER, _input_value(key, own, failed.digest)), (BEGUN_HEADER, said)
+
+
+def _input_value(key: bytes, own: bytes, first: bytes) -> bytes:
+    return f"{first.hex()}{digest(key, 'continued', own.hex(), first.hex()).hex()}".encode()
+
+
+def _begun_digest(key: bytes, own: bytes, job_id: str, begun: bytes) -> bytes:
+    return digest(key, "begun", own.hex(), [job_id, begun]).hex().encode()
 
 
 def first_digest(key: bytes, own: bytes, headers: Headers) -> bytes:
@@ -369,12 +415,28 @@ def first_digest(key: bytes, own: bytes, headers: Headers) -> bytes:
     It is read from INPUT_HEADER. If that header is missing or not valid, returns `own`, the hash of the record: then
     the record is the first input itself. `key` is the secret key of the journal's hashes.
     """
-    said = next((value for name, value in reversed(headers) if name == INPUT_HEADER), None)
+    said = _last_header(headers, INPUT_HEADER)
     try:
-        first = bytes.fromhex((said or b"").decode()[: 2 * len(own)])
+        first = bytes.fromhex(said.decode()[: 2 * len(own)])
     except ValueError:
         return own
-    return first if input_headers(key, own, first) == ((INPUT_HEADER, said),) else own
+    return first if _input_value(key, own, first) == said else own
+
+
+def begun_with(key: bytes, own: bytes, headers: Headers) -> tuple[bytes, Behalf] | None:
+    """Returns what the job of a record began with, its key and its `Behalf`, from BEGUN_HEADER. Returns None if that
+    header is missing or not valid. The arguments are those of `first_digest`.
+    """
+    said, size = _last_header(headers, BEGUN_HEADER), 2 * len(own)
+    job_id = _last_header(headers, JOB_HEADER).decode(errors="replace")
+    if not said or said[:size] != _begun_digest(key, own, job_id, said[size:]):
+        return None
+    scope, behalf = _decode_begun(said[size:])
+    return bytes.fromhex(scope), behalf
+
+
+def _last_header(headers: Headers, name: str) -> bytes:
+    return next((value for each, value in reversed(headers) if each == name and value), b"")
 
 
 def result_headers(job_id: str, number: int, *, replayed: bool) -> Headers:
@@ -394,7 +456,7 @@ def failed_run(headers: Headers) -> int:
     """Returns the number of the failed run (RUN_HEADER) from the headers of a dead letter that was sent again.
     Returns LAST_RUN, which stands for "the last run", if the header is missing or not a number.
     """
-    found = next((value for name, value in reversed(headers) if name == RUN_HEADER and value), b"")
+    found = _last_header(headers, RUN_HEADER)
     return int(found) if found.isdigit() else LAST_RUN
 
 

@@ -27,12 +27,12 @@ from sabot.agents.durable.context import apply_job_writes
 from sabot.agents.durable.job_batches import is_batch
 from sabot.agents.durable.job_function import job_function
 from sabot.agents.durable.job_rows import (
-    LABELS_HEADER,
     LAST_RUN,
     FailedRun,
     JobCall,
     JobInput,
     JobNames,
+    begun_with,
     decode_record,
     first_digest,
     in_session,
@@ -40,6 +40,7 @@ from sabot.agents.durable.job_rows import (
     input_of,
     inputs_of,
     json_headers,
+    label_headers,
     payload_from,
     result_headers,
     row_of,
@@ -63,8 +64,10 @@ from sabot.jobs.owner import AfterFailure, OpenJob
 from sabot.jobs.run import JobRun
 from sabot.jobs.values import conversation_of, pack, pack_error, unpack, unpack_error
 from sabot.journal.base import MAY_BEGIN_AGAIN
+from sabot.journal.entries import Begin
 from sabot.operators.agents.operator import AgentOperator
 from sabot.operators.agents.rows import RecordReader, Row, place_of, results_of, waiting_batches
+from sabot.operators.agents.timers import key_of
 
 
 class DurableAgentOperator(AgentOperator):
@@ -95,7 +98,7 @@ class DurableAgentOperator(AgentOperator):
         self.leaving = False  # True while the app drains: parked jobs stay parked
         self.host = host
         self.order = KeyOrder(spec, mail, self)
-        self._reader = RecordReader(spec, self.key_kinds, self.codec_for)
+        self._reader = RecordReader(spec, self.key_kinds, self.codec_for, self._key_begun_with)
         self.function = job_function(spec, self.backend, self.clock)
         self._keyed = self.function.keyed
         self.calls: dict[str, JobCall] = {}
@@ -211,8 +214,9 @@ class DurableAgentOperator(AgentOperator):
         for row in self.take_records(self._reader, batch):
             record = input_of(row)
             call = JobCall("", row.scope, self._digest(record), record, row=row)
+            begun = begun_with(self.host.journal.key, call.digest, row.headers) if row.headers else None
             try:
-                self.names.name(call, row)
+                self.names.name(call, row, None if begun is None else begun[1])
             except DataError as error:
                 self.refuse(call, error)
             else:
@@ -288,11 +292,17 @@ class DurableAgentOperator(AgentOperator):
             self.fail(error, place_of(row_of(call.record)))
             return
         self.error_log.add(error, place_of(row_of(call.record)), "it is a dead letter")
-        self.send_to_dead_letters(call.record, FailedRun(call.job_id, call.failed_run, call.digest), error, 0)
+        run = FailedRun(call.job_id, call.failed_run, call.digest, key=call.scope, behalf=call.behalf)
+        self.send_to_dead_letters(call.record, run, error, 0)
         self.end_row(call)
 
-    def _digest(self, record: JobInput) -> bytes:
+    def _digest(self, record: JobInput | Row) -> bytes:
         return digest(self.host.journal.key, "input", self.spec.agent_id, [record.payload, record.key])
+
+    def _key_begun_with(self, row: Row) -> Any:
+        """Returns the key with which the job of a dead letter began, if it says so; else None (`RecordReader`)."""
+        begun = begun_with(self.host.journal.key, self._digest(row), row.headers)
+        return None if begun is None or not begun[0] else key_of(begun[0])
 
     @property
     def has_room(self) -> bool:  # False while rows wait in memory for a full mailbox
@@ -390,10 +400,14 @@ class DurableAgentOperator(AgentOperator):
         may_begin = mark is None or (call.failed_run and mark.outcome in MAY_BEGIN_AGAIN and mark.digest == call.digest)
         begin = await call_journal(last_begin, self.host.journal, call.job_id) if may_begin else None
         if begin is not None and call.failed_run >= begin.run:
-            call.named, call.run = False, begin.run + 1
-            self._begin_first(call)
-            return
-        if mark is not None and (begin is not None or not may_begin):
+            if (error := self._misplaced(call, begin)) is None:
+                labels = tuple(sorted({*begin.labels, *self.spec.labels}))
+                call.behalf = Behalf(begin.scope, begin.principal, labels, begin.session)  # not those of the record
+                call.named, call.run = False, begin.run + 1
+                self._begin_first(call)
+                return
+            self.refuse(call, error)
+        elif mark is not None and (begin is not None or not may_begin):
             # the job has succeeded, or has run again since the dead letter was written
             self.drop_known(call, mark.digest)
         else:
@@ -404,6 +418,19 @@ class DurableAgentOperator(AgentOperator):
             self.refuse(call, forgotten)
         if self.failure is None:
             self._close_call(call)
+
+    def _misplaced(self, call: JobCall, begin: Begin) -> UserError | None:
+        """Returns the error for the dead letter of a job that has continued with a message of another key, if the letter
+        does not say with which key the job began: it would run in the order of that other key. Otherwise returns None.
+        """
+        if not self._keyed or begin.key in (b"", call.scope):
+            return None
+        if call.record is None or call.digest == self._digest(call.record):
+            return None  # key= of the agent has changed
+        return UserError(
+            f"job {call.job_id} began with {self.spec.key} {key_of(begin.key)!r}, and its dead letter has {key_of(call.scope)!r}",
+            hint="send the dead letter with all of its headers; one that an earlier version wrote has no header sabot.begun",
+        )
 
     def _begin_first(self, call: JobCall) -> None:
         """Puts the call at the front of the queue of jobs that may begin.
@@ -489,7 +516,7 @@ class DurableAgentOperator(AgentOperator):
             except (Exception, *EXITS) as error:
                 self.on_broken(f"state, at the end of job {job.job_id}", error)
         if self.results is not None:
-            carried = ((LABELS_HEADER, ",".join(sorted(job.labels)).encode()),) if job.labels else ()
+            carried = label_headers(job.labels)
             for number, (payload, key, headers, topic) in enumerate(output):
                 into = self.results if topic is None else self.branches[topic]
                 headers = (*headers, *carried)
@@ -530,9 +557,9 @@ class DurableAgentOperator(AgentOperator):
         # the same text as END has, so that a restore makes the same dead letter
         packed, begin = pack_error(error, whole=True), job.history.begin
         reported, said = unpack_error(packed), conversation_of(packed)
-        self.send_to_dead_letters(
-            record, FailedRun(job.job_id, begin.run, begin.digest, said), (reported.type, reported.message), attempts
-        )
+        behalf = Behalf(begin.scope, begin.principal, begin.labels, begin.session)
+        run = FailedRun(job.job_id, begin.run, begin.digest, said, begin.key, behalf, tuple(job.labels))
+        self.send_to_dead_letters(record, run, (reported.type, reported.message), attempts)
         return "end"
 
     def time_left(self, job: JobRun) -> tuple[float, str] | None:
@@ -591,7 +618,8 @@ class DurableAgentOperator(AgentOperator):
         if (end := job.ended) is not None and end.outcome == "failed":
             packed, began = self.host.journal.load(end.body), self.host.journal.load(job.body)
             error, record = unpack_error(packed), self.read_input(began, job.job_id)
-            run = FailedRun(job.job_id, job.run, job.digest, conversation_of(packed))
+            said = conversation_of(packed)
+            run = FailedRun(job.job_id, job.run, job.digest, said, job.key, job.behalf, end.labels)
             self.send_to_dead_letters(record, run, (error.type, error.message), None)
         self._close_call(self.calls[job.job_id])
 
@@ -648,9 +676,9 @@ class DurableAgentOperator(AgentOperator):
         - `attempts`: the number of attempts that failed, or None if it is not known.
         """
         row = row_of(record)
-        row.headers = (*row.headers, *json_headers(record, self.spec.format), *failed.headers)
+        row.headers = failed.headers((*row.headers, *json_headers(record, self.spec.format)))
         if failed.job_id:
-            row.headers += input_headers(self.host.journal.key, self._digest(record), failed.digest)
+            row.headers += input_headers(self.host.journal.key, self._digest(record), failed)
         self.dead_letter(row, error, attempts)
 
     # -- metrics and barriers -----------------------------------------------------------------------------------------

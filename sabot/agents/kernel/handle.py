@@ -15,7 +15,7 @@ from sabot.agents.store import cancel_letter
 from sabot.base.config import Duration, parse_seconds
 from sabot.base.stored_names import stored_name
 from sabot.calls.errors import BudgetExceeded, BudgetUnavailable, TurnLimitExceeded, model_error
-from sabot.errors import EffectError, JobCancelled, UserError
+from sabot.errors import EffectError, JobCancelled, LetterRefused, UserError
 from sabot.jobs.log import Fragment
 from sabot.jobs.tree import parent_of
 from sabot.jobs.url_ids import url_id
@@ -263,9 +263,17 @@ class ExecutionHandle:
 
     async def resolve_action(self, token: str, resolution: Mapping[str, Any], *, by: str = "") -> ActionRecord:
         """Answers the question with this token (`ActionRecord.resume_token`), and returns the answered action. `by` is
-        the person who answers. The answer is durable when this method returns. Raises LetterRefused if there is no such
-        question, or if it is closed, and UserError if the answer does not fit the question.
+        the person who answers. The answer is durable when this method returns. Raises LetterRefused if no question of
+        the job or of a job below it has this token, or if it is closed, and UserError if the answer does not fit it.
         """
+        if not any(each.resume_token == token for each in await self.get_pending_actions()):
+            asked = await self._kernel.actions.find()
+            if not any(each.resume_token == token and self._has(each.job_id) for each in asked):
+                raise LetterRefused(
+                    f"no question of job {self.job_id} or of its children has this token",
+                    reason="unknown",
+                    hint="kernel.actions.resolve(token, …) answers a question of any job",
+                )
         return await self._kernel.actions.resolve(token, resolution, by=by)
 
     # -- called by the kernel -----------------------------------------------------------------------------------------

@@ -128,6 +128,10 @@ def place_of(row: Row) -> str:
     return f"{row.topic}[{row.partition}]@{row.offset}"
 
 
+def _no_key(row: Row) -> None:
+    return None
+
+
 class RecordReader:
     """A decoder of batches to rows, by the agent's `key=`, `schema=` and `format=`.
 
@@ -135,8 +139,16 @@ class RecordReader:
     because 1 and "1" are two keys with two states.
     """
 
-    def __init__(self, spec: AgentSpec, key_kinds: set[str], codec_for: Callable[[str], Codec]) -> None:
-        """`codec_for`: returns the codec of a topic; used if the agent's `format=` is not JSON."""
+    def __init__(
+        self,
+        spec: AgentSpec,
+        key_kinds: set[str],
+        codec_for: Callable[[str], Codec],
+        known_key: Callable[[Row], Any] = _no_key,
+    ) -> None:
+        """- `codec_for`: returns the codec of a topic; used if the agent's `format=` is not JSON.
+        - `known_key`: returns the key of a row with headers, if it is not that of the row's field `key=`; else None.
+        """
         self._agent_id = spec.agent_id
         self._key_kinds = key_kinds
         self._key = spec.key
@@ -144,7 +156,7 @@ class RecordReader:
         self._by_partition = spec.process > 1  # each process owns the keys of its partitions
         self._tombstones = spec.tombstones
         self._text_keys = spec.tombstones and spec.text_keys
-        self._codec_for = codec_for
+        self._codec_for, self._known_key = codec_for, known_key
         self._decoded = frozenset[str]() if spec.format == JSON else frozenset(spec.topics)
         self._durable = spec.durable
         self._checker = None if spec.schema is None else JsonCodec(spec.schema)
@@ -250,7 +262,9 @@ class RecordReader:
             except DataError as error:
                 raise DataError(f"{place_of(row)}: {error.message}", hint=error.hint) from error
         if self._key is not None:
-            key = row.value.get(self._key) if isinstance(row.value, dict) else None
+            key = self._known_key(row) if row.headers else None
+            if key is None:
+                key = row.value.get(self._key) if isinstance(row.value, dict) else None
             if key is None:
                 raise DataError(f"{place_of(row)}: no key: field {self._key!r} is missing or null")
             if self._by_partition and row.key not in (str(key).encode(), encode_json(key)):

@@ -1198,3 +1198,47 @@ def test_a_request_without_a_scope_has_the_default_one_and_a_wrong_one_is_refuse
         ask("go", metadata=3)
     assert ask("go", budgets=None).budgets == BudgetSpec()
     assert ask("go", budgets={"max_turns": 4}).budgets == BudgetSpec(max_turns=4)
+
+
+async def test_a_handle_answers_no_question_of_a_job_that_is_not_below_its_own():
+    """A server that passes tokens on to the handle of its customer's job approved the payment of another customer."""
+    paid = []
+
+    @tool
+    async def pay(to: str) -> None:
+        paid.append(to)
+
+    async def desk(ctx):
+        await ctx.call(pay, ctx.message)
+
+    async def office(ctx):
+        await ctx.child(desk, "child")
+
+    policy = PolicyEngine([ToolPolicy(["pay"], require_approval=True)])
+    async with RuntimeKernel.create(agent=[desk, office], policy=policy) as kernel:
+        ours = await kernel.execute(ask("ours", agent="desk", scope_id="A"))
+        other = await kernel.execute(ask("other", agent="desk", scope_id="B"))
+        parent = await kernel.execute(ask("-", agent="office", scope_id="A"))
+
+        async def token_of(handle):
+            for _ in range(6000):
+                if found := await handle.get_pending_actions():
+                    return found[0].resume_token
+                await asyncio.sleep(0.01)
+            raise AssertionError("nobody was asked")
+
+        token, childs = await token_of(other), await token_of(parent)
+        for wrong in (token, childs, "no token"):
+            with pytest.raises(LetterRefused, match=f"no question of job {ours.job_id} or of its children") as refused:
+                await ours.resolve_action(wrong, {"approved": True})
+            assert refused.value.reason == "unknown"
+        await parent.resolve_action(childs, {"approved": True})
+        await parent.result()
+        assert paid == ["child"]
+        with pytest.raises(LetterRefused) as refused:
+            await parent.resolve_action(childs, {"approved": True})
+        assert refused.value.reason == "second"
+        await kernel.actions.resolve(token, {"approved": True})
+        await other.result()
+        await ours.cancel()
+    assert paid == ["child", "other"]
