@@ -66,6 +66,7 @@ from sabot.journal.entries import Answer, EffectResult
 
 _log = logging.getLogger(__name__)
 
+_SETTLES = frozenset(name for name, rule in RULES.items() if rule.settles)
 _UNAWAITED = GuardVerdict(Decision.DENY, reason="the function did not wait until it was decided")
 _MOST_REPEATED = 3  # repetitions of a refused call, after which the job says so
 _ENDED_BY_TIME = ("call", "child")
@@ -258,6 +259,11 @@ class Effects:
         # by the time of the job's loop, which is ahead if the machine's clock was set back before this start
         if ask.due_ms:
             ask.due_ms -= max(0, round(running.job.loop.now * 1000) - self._host.now_ms())
+        verdict = ask.verdict
+        if ask.effect_class in _SETTLES and (
+            verdict is None or not (verdict.named or verdict.decision is Decision.DENY)
+        ):
+            ask.record_defaults()
         self.asked_total += 1
         self.step(running, ask, "asked" if ask.ordinal in running.job.open else "unawaited")
 
@@ -266,7 +272,7 @@ class Effects:
         which has no result yet.
         """
         job, verdict, intent = running.job, ask.verdict, running.job.history.intents.get(ask.ordinal)
-        if verdict is not None or ask.decoded:
+        if verdict is not None or ask.tool is not None:
             try:
                 # the model is no part of the request if it is that of the engine
                 others = verdict is not None and verdict.about not in ("", ask.model)

@@ -22,7 +22,7 @@ import msgspec
 
 from sabot.base.present_job import PRESENT_JOB, PresentJob
 from sabot.base.stored_names import stored_name
-from sabot.calls.arguments import call_arguments, values_left_out
+from sabot.calls.arguments import call_arguments, leaves_out, plain_arguments, values_left_out
 from sabot.calls.edits import edited_arguments, recorded_arguments
 from sabot.calls.effects import RULES, EffectClass, EffectId, digest, may_call
 from sabot.calls.fields import MISSING_VALUE, REST
@@ -51,7 +51,7 @@ from sabot.jobs.shown_arguments import added, changes_of, is_same, packed_by_nam
 from sabot.jobs.tree import first_of
 from sabot.jobs.values import UNCHANGEABLE, copied, copied_arguments, pack, unpack, unpack_error
 from sabot.jobs.verdicts import given_result, wanted_result
-from sabot.journal.entries import Answer, Cancel, EffectResult, Intent, Signal
+from sabot.journal.entries import INLINE_BYTES, Answer, Cancel, EffectResult, Intent, Signal
 
 ENDS = "ends of answers"
 """The name of the patch at which a job looks at how an answer of a model has ended (`JobRun.looks_at_ends`)."""
@@ -127,6 +127,29 @@ class Ask(EffectState):
             shown = mask(asked, hide)
             if shown is not asked:
                 self.body = pack(shown, f"arguments of {self.name}")
+
+    def record_defaults(self) -> None:
+        """Puts the defaults that the function has left out into `body`, if they have not been put there with the verdict.
+        If nobody knows after a crash whether the call was made, the same call is made again, with the same idempotency
+        key, although a later program may have other defaults. Leaves the body as it is if it would be long.
+        """
+        assert self.tool is not None
+        if not leaves_out(self.tool, self.args, self.kwargs):
+            return
+        found = plain_arguments(self.tool, self.args, self.kwargs)
+        if found is not None and UNCHANGEABLE.issuperset(map(type, found.values())):
+            self.body = pack([(), found], "", sort=True)
+            return
+        with suppress(UserError), ValueCode(self.name):
+            found = call_arguments(self.tool, self.args, self.kwargs)
+            for name in values_left_out(self.tool, self.args, self.kwargs, found):
+                try:
+                    pack(found[name], name)
+                except UserError:
+                    del found[name]
+            body = packed_by_name(found, f"arguments of {self.name}")
+            if len(body) <= INLINE_BYTES:
+                self.body = body
 
     def _record_names(self, seen: Mapping[str, Any] | None) -> None:
         """Puts all arguments into `body`, by the names of their parameters and with all of their fields: also defaults, and

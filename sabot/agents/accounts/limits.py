@@ -253,7 +253,8 @@ class JobLimits(EffectGuard):
         limits = job.limits
         if call.kind == "tool":
             most = limits.max_tool_calls
-            if most is not None and job.most().tool_calls >= most:
+            is_counted = self._key(call.effect) in job.open  # it is judged again: a person or a program has changed it
+            if most is not None and not is_counted and job.most().tool_calls >= most:
                 return _denied(f"the job may call tools {most} times")
             job.begin(self._key(call.effect), _TreeCall("tool", NOTHING, attempt=call.effect.attempt))
         elif call.kind == "model":
