@@ -171,6 +171,7 @@ ABOUT_JOBS = {  # modules of these rooms that are about jobs of durable agents, 
     "calls/decoded.py": "each run of a job decodes the words of a model",
     "calls/tool_context.py": "the job that calls a tool",
     "runtime/watch/log_ring.py": "the job that a line of the log names",
+    "connectors/datagen/words.py": "#{job.title} of Java's faker",
     **dict.fromkeys(
         (f"api/{name}.py" for name in ("agent", "child_limits")),
         "what a durable agent is declared with, and what its function gets",

@@ -75,6 +75,8 @@ OURS = (
         extra="redis",
     ),
     Connector("delta", "sabot.connectors.delta:DeltaSource", "sabot.connectors.delta:DeltaSink", extra="delta"),
+    Connector("datagen", "sabot.connectors.datagen:GeneratedSource"),
+    Connector("faker", "sabot.connectors.datagen:GeneratedSource"),
     Connector("print", sink=_CONSOLE),
     Connector("console", sink=_CONSOLE),
     Connector("blackhole", sink="sabot.sql.catalog:BlackholeSink"),

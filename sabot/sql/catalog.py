@@ -673,6 +673,18 @@ def _read_agent(options: Options, statement: CreateTable) -> OpenRead:
     return open_rows
 
 
+def _read_datagen(options: Options, statement: CreateTable) -> OpenRead:
+    from sabot.sql.generated_tables import read_datagen
+
+    return read_datagen(options, statement)
+
+
+def _read_faker(options: Options, statement: CreateTable) -> OpenRead:
+    from sabot.sql.generated_tables import read_faker
+
+    return read_faker(options, statement)
+
+
 _TOPIC = TableConnector(_read_topic, _write_topic)
 _MEMORY = TableConnector(_read_topic, _write_topic)
 _FILES = TableConnector(_read_files, _write_files)
@@ -695,6 +707,8 @@ CONNECTORS: dict[str, TableConnector] = {
     "postgres": _SQL,
     "jdbc": _SQL,
     "delta": _DELTA,
+    "datagen": TableConnector(_read_datagen, None),
+    "faker": TableConnector(_read_faker, None),
     "print": _PRINT,
     "console": _PRINT,
     "blackhole": TableConnector(None, lambda options, statement: lambda app: (BlackholeSink(options.table), {})),
