@@ -209,6 +209,8 @@ KEYS = st.one_of(
     st.tuples(st.just(pa.date32()), MOMENTS.map(dt.datetime.date)),
 )
 
+written_by = change_records
+
 
 @settings(max_examples=80, deadline=None)
 @given(
@@ -222,7 +224,7 @@ def test_changes_that_become_records_read_back_as_they_were(keys: list[Any], ops
     data = pa.RecordBatch.from_arrays(
         [pa.array(range(len(ops))), *columns, pa.array(ops, pa.int8())], names=["n ", *names, OP_COLUMN]
     )
-    written = change_records(data, names, 17)
+    written = written_by(data, names, 17)
     assert written.column("payload").is_null().to_pylist() == [op == DELETE for op in ops]
     codec = TableCodec(pa.schema(list(data.schema)[:-1]), names)
     found, bad = codec.decode(written)
@@ -236,6 +238,24 @@ def test_changes_that_become_records_read_back_as_they_were(keys: list[Any], ops
         for row in data.to_pylist()
     ]
     assert found.to_pylist() == wanted
+
+
+@pytest.mark.slow  # some seconds, in which the example is made smaller
+def test_keys_that_lose_digits_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A planted fault: times are written in whole milliseconds."""
+
+    def cut(data: pa.RecordBatch, *given: Any) -> pa.RecordBatch:
+        columns = [
+            each.cast(pa.timestamp("ms", each.type.tz), safe=False).cast(each.type, safe=False)
+            if pa.types.is_timestamp(each.type)
+            else each
+            for each in data.columns
+        ]
+        return change_records(pa.RecordBatch.from_arrays(columns, schema=data.schema), *given)
+
+    monkeypatch.setitem(globals(), "written_by", cut)
+    with pytest.raises(AssertionError):
+        test_changes_that_become_records_read_back_as_they_were()
 
 
 @pytest.mark.parametrize("kind", [pa.timestamp("us"), pa.timestamp("us", "UTC"), pa.timestamp("ns")])

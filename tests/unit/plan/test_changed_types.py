@@ -232,3 +232,14 @@ async def test_each_aggregate_goes_on_rightly_with_a_column_of_any_other_type_or
     tmp_path: Path, way: str, was: str, now: str
 ) -> None:
     await check_change(tmp_path, way, was, now)
+
+
+@pytest.mark.slow  # a second of a core
+@pytest.mark.parametrize(("was", "now"), [("decimal(12, 2)", "decimal(12, 4)"), ("int32", "int64")])
+async def test_a_fingerprint_that_lacks_the_types_of_arguments_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, was: str, now: str
+) -> None:
+    """A planted fault: state of another type is taken over, which no column holds or which gives other results."""
+    monkeypatch.setattr("sabot.plan.against._arguments", lambda schema: {})
+    with pytest.raises((AssertionError, UserError)):
+        await check_change(tmp_path, "tumbling", was, now)

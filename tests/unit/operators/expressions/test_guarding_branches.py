@@ -14,6 +14,7 @@ import sabot
 from sabot import App
 from sabot.api.expr import Expr, coalesce, col, lit, when
 from sabot.errors import DataError
+from sabot.operators.expressions import choices, comparisons
 from sabot.operators.expressions.compiled import compile_expr
 from sabot.operators.rows.bad import values_or_nulls
 
@@ -164,6 +165,19 @@ def test_exactly_the_rows_fail_that_fail_by_themselves(seed: int) -> None:
     found = values_or_nulls("", compiled, batch, bad).to_pylist()
     assert sorted(bad) == refused, expr.text()
     assert {n: value for n, value in enumerate(found) if n not in bad} == wanted, expr.text()
+
+
+def test_branches_that_guard_nothing_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A planted fault: rows fail in branches that are not theirs."""
+    for module in (choices, comparisons):
+        monkeypatch.setattr(module, "with_branches", lambda node, careful: node)
+
+    def tried() -> None:
+        for seed in range(60):
+            test_exactly_the_rows_fail_that_fail_by_themselves(seed)
+
+    with pytest.raises(AssertionError):
+        tried()
 
 
 def test_a_long_chain_that_fails_is_computed_in_linear_time() -> None:
