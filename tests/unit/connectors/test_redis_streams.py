@@ -150,6 +150,21 @@ def test_what_was_deleted_and_read_around_is_no_hole_later(url: str, client: Any
     source.close()
 
 
+def test_an_entry_that_is_deleted_between_two_reads_counts_once_the_end_is_reached(
+    url: str, client: Any, topic: str
+) -> None:
+    add(client, topic, 0)
+    middle = client.xadd(topic, {"value": b"{}"})
+    add(client, topic, 2)
+    source = opened(url, topic)
+    assert numbers(source, 1) == [0]
+    client.xdel(topic, middle)
+    assert numbers(source, 1) == [2]
+    client.xtrim(topic, maxlen=0, approximate=False)
+    assert source.read_batch(1, 0) is None
+    source.close()
+
+
 def test_a_stream_that_was_made_again_or_has_lost_entries_is_an_error(url: str, client: Any, topic: str) -> None:
     add(client, topic, *range(5))
     source = opened(url, topic)
@@ -414,6 +429,10 @@ def test_an_entry_that_the_server_refuses_does_not_repeat_those_before_it(url: s
         with pytest.raises(UserError, match="ID"):
             sink.deliver(1, [records(b"1", b"2", b"3")])
         assert [fields[b"value"] for _, fields in client.xrange(topic)] == [b"0", b"1", b"2"]
+    client.delete(topic)  # there is room again
+    sink.claim(TRACK)
+    sink.deliver(1, [records(b"1", b"2", b"3")])
+    assert [fields[b"value"] for _, fields in client.xrange(topic)] == [b"3"]
     sink.close()
 
 
