@@ -23,8 +23,9 @@ from sabot.calls.judging import ValueCode
 from sabot.calls.names import tools_named
 from sabot.clock import Clock
 from sabot.errors import IllegalTransition, LetterRefused, UserError, short_repr
+from sabot.jobs.answers import ALWAYS, APPROVAL_WORDS, DOUBT_WORDS
 from sabot.jobs.guard import CONFIRM
-from sabot.jobs.history import ACTION_TYPES, ALWAYS, APPROVAL_WORDS, IN_DOUBT, LOOK_UP, VERDICTS
+from sabot.jobs.history import ACTION_TYPES, IN_DOUBT, LOOK_UP, VERDICTS
 from sabot.jobs.url_ids import stored_id
 from sabot.jobs.verdicts import check_result
 from sabot.mcp.elicitation import check_reply
@@ -156,7 +157,7 @@ def check_resolution(action: ActionRecord, resolution: Mapping[str, Any]) -> Non
                     ', or "look_up" (reconcile= is asked again)' if LOOK_UP in action.payload.get("answers", ()) else ""
                 ),
             )
-        _check_fields(action, resolution, ("outcome", "answer", "result", "comment", "reason"))
+        _check_fields(action, resolution, DOUBT_WORDS)
         if said == "done":
             check_result(action.payload, resolution.get("result"))
     check_reply(action.payload, resolution)

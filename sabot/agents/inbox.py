@@ -4,8 +4,6 @@
 again: it reads only new entries.
 """
 
-import json
-import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -249,32 +247,3 @@ def answer_questions(
         else:
             count.answered += 1
     return count
-
-
-def json_value(text: str) -> Any:
-    """Returns what a person has written as JSON. Raises UserError if it is not JSON, with what is wrong in it: also where
-    Python reads it, but takes the last of two fields of one name, and numbers that JSON does not have.
-    """
-    try:
-        return json.loads(text, parse_constant=_refused, parse_float=_finite, object_pairs_hook=_once_each)
-    except RecursionError as error:
-        raise UserError("it is nested too deep") from error
-    except ValueError as error:
-        raise UserError(str(error)) from error
-
-
-def _refused(text: str) -> Any:
-    raise ValueError(f"{text} is no number of JSON")
-
-
-def _finite(text: str) -> float:
-    return number if math.isfinite(number := float(text)) else _refused(text)
-
-
-def _once_each(fields: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(fields)
-    if len(found) < len(fields):
-        names = [name for name, _ in fields]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the field {twice!r} is there twice")
-    return found

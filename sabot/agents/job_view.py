@@ -20,8 +20,9 @@ from sabot.agents.entry_values import as_plain, value_of
 from sabot.agents.jobs import ENDS, JobRecord, JobSpec, JobStatus, OpenEffect
 from sabot.base.accounts import NOTHING, Amounts
 from sabot.errors import UNREADABLE, CorruptJournal, EffectError, InternalError, UserError
+from sabot.jobs.answers import edit_of, says_yes
 from sabot.jobs.guard import CONFIRM, Decision, decode_verdict
-from sabot.jobs.history import IN_DOUBT, always_of, edit_of, is_approved
+from sabot.jobs.history import IN_DOUBT, always_of
 from sabot.jobs.values import unpack
 from sabot.journal.base import JobMark, JournalReader
 from sabot.journal.entries import (
@@ -605,7 +606,7 @@ def _may_answer(job: JobState, question: Intent) -> dict[str, Any]:
 def edit_of_effect(effect: EffectView) -> dict[str, Any]:
     """Returns the arguments that a person has changed who has approved the effect; {} if nobody has."""
     for question, answer in reversed(effect.answers):
-        if question == CONFIRM and is_approved(answer):
+        if question == CONFIRM and says_yes(answer):
             changes = edit_of(answer)
             return changes if isinstance(changes, dict) else {}
     return {}

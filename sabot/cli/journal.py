@@ -9,7 +9,6 @@ from typing import Annotated, Any
 import typer
 
 from sabot.agents.entry_values import as_plain, readable, value_of
-from sabot.agents.inbox import json_value
 from sabot.base.logs import set_up_logging
 from sabot.base.quantities import bytes_words
 from sabot.calls.effects import EffectId
@@ -19,6 +18,7 @@ from sabot.cli.printing import columns, json_line, moment, shortened
 from sabot.cli.running import guarded
 from sabot.codecs.records import text_or_hex
 from sabot.errors import EffectError, UserError
+from sabot.jobs.answers import json_value
 from sabot.jobs.guard import decode_verdict
 from sabot.jobs.history import IN_DOUBT
 from sabot.jobs.open_jobs import last_begin

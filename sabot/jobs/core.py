@@ -23,19 +23,18 @@ import msgspec
 from sabot.base.stored_names import stored_name
 from sabot.calls.effects import RULES, Doubt, EffectClass, EffectId, Reconciled, digest, in_doubt
 from sabot.errors import EffectError, InternalError, UserError
-from sabot.jobs.certainty import Certainty
-from sabot.jobs.guard import CONFIRM, CallKind, Decision, GuardVerdict, encode_verdict
-from sabot.jobs.history import (
-    IN_DOUBT,
-    LOOK_UP,
-    NOT_MADE,
-    VERDICTS,
-    History,
+from sabot.jobs.answers import (
+    APPROVAL_WORDS,
+    DOUBT_WORDS,
     answer_object,
     edit_of,
+    fault_of,
     is_approved,
     refusal_words,
 )
+from sabot.jobs.certainty import Certainty
+from sabot.jobs.guard import CONFIRM, CallKind, Decision, GuardVerdict, encode_verdict
+from sabot.jobs.history import IN_DOUBT, LOOK_UP, NOT_MADE, VERDICTS, History
 from sabot.jobs.values import pack, pack_error
 from sabot.journal.entries import UNSENT, Answer, Attempt, EffectResult, Entry, Intent
 
@@ -514,11 +513,14 @@ def _verdict(effect: EffectState, answer: Answer) -> EffectCommand:
     - "done": records the result that the person gave, or an error if this result cannot be packed.
     - "not_done": makes another attempt, if `may_repeat` allows it.
     - "look_up": calls the tool's `reconcile=` function again, if the tool has one.
+    - One of these with a field that nobody knows, or twice the same: asks again, since it may mean another one.
     - Any other answer, or an expired question: records the error Abandoned as the result, so that nothing is repeated
       by mistake.
     """
     body = answer_object(answer) if answer.outcome == "resolved" else {}
     said, result = body.get("outcome", body.get("answer")), body.get("result")
+    if said in (*VERDICTS, LOOK_UP) and faulty(effect, answer):
+        return INQUIRE
     if said == LOOK_UP and effect.effect_class == EffectClass.RECONCILABLE:
         return RECONCILE
     if said == "not_done":
@@ -531,6 +533,15 @@ def _verdict(effect: EffectState, answer: Answer) -> EffectCommand:
         return EffectCommand("result", "ok", pack(effect.given_result(result), effect.name))
     except UserError as error:  # an unchecked answer, which came straight into the inbox
         return EffectCommand("result", stored_name(type(error)), pack_error(error))
+
+
+def faulty(effect: EffectState, answer: Answer) -> str:
+    """Returns why nobody knows what the answer to the open question about an effect means (`fault_of`), or "". A question of
+    a tool itself may have any answer.
+    """
+    if effect.phase is DOUBT:
+        return fault_of(answer, DOUBT_WORDS)
+    return fault_of(answer, APPROVAL_WORDS) if effect.phase is APPROVAL and not effect.attempt else ""
 
 
 def drop(effect: EffectState) -> bool:

@@ -20,6 +20,7 @@ import msgspec
 from sabot.calls.effects import RULES, EffectId, Reconciled
 from sabot.clock import Clock
 from sabot.errors import DataError, EffectError, UserError
+from sabot.jobs.answers import APPROVAL_WORDS, edit_of, fault_of
 from sabot.jobs.call_requests import CallRequests
 from sabot.jobs.certainty import Certainty
 from sabot.jobs.core import (
@@ -37,6 +38,7 @@ from sabot.jobs.core import (
     Judged,
     LookedUp,
     Outcome,
+    faulty,
     step,
 )
 from sabot.jobs.events import CallAsked, EffectWaited
@@ -51,7 +53,7 @@ from sabot.jobs.guard import (
     denial_of,
     judge_call,
 )
-from sabot.jobs.history import UNNAMED, History, edit_of
+from sabot.jobs.history import UNNAMED, History
 from sabot.jobs.host_state import HostState
 from sabot.jobs.judges import judge_within
 from sabot.jobs.log import JobLog
@@ -345,6 +347,13 @@ class Effects:
         these entries is durable.
         """
         host, job_id, last = self._host, running.job.job_id, None
+        if type(event) is Answer:
+            fault = faulty(ask, event)
+        else:  # the answer has come while the job was parked, or before a restart
+            answer = None if ask.attempt or event != "resumed" else running.job.history.approval(ask.ordinal)
+            fault = "" if answer is None else fault_of(answer, APPROVAL_WORDS)
+        if fault:
+            _log.warning("job %s: the answer to the question about %s %s", job_id, ask.title, fault)
         entries, command = step(running.job, ask, event, host.now_ms())
         if type(event) is Answer:
             self.note_standing(running.job.history)

@@ -18,16 +18,16 @@ The function asks for these as new effects. One kind keeps its ordinal: a call t
 it. So its idempotency key stays the same.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from hashlib import blake2b
 from typing import Any
 
 import msgspec
 
 from sabot.calls.effects import RULES, EffectClass, EffectId
-from sabot.errors import UNREADABLE, CorruptJournal, EffectError
+from sabot.errors import CorruptJournal, EffectError
+from sabot.jobs.answers import ALWAYS, answer_object, is_approved, refusal_words, says_yes
 from sabot.jobs.guard import DecidedEffect, Decision, GuardVerdict, decode_verdict, stood_in
 from sabot.jobs.tree import is_retry
 from sabot.jobs.values import unpack, unpack_error
@@ -73,15 +73,6 @@ Delivery = EffectResult | Answer | Signal | Cancel
 """An entry that the function of a job gets from outside."""
 
 
-ALWAYS = ("job", "session", "scope")
-"""The words of an approval that holds for later calls too: {"approved": true, "always": "job"}."""
-
-
-APPROVAL_WORDS = ("approved", "arguments", "always", "comment", "reason")
-"""The fields of an answer to the question whether a call may be made. Letters that a person writes by hand,
-and answers of older journals, may have further fields."""
-
-
 UNNAMED = (lambda: None).__name__
 """The name of each lambda, by which nobody can tell which tool or rule an approval is about."""
 
@@ -102,48 +93,6 @@ def _request_id(answer: EffectResult) -> str:
     """Returns the vendor's id of the request with this answer; "" if there is none."""
     told = unpack(answer.body) if isinstance(answer.body, bytes) else None
     return str(told.get("request_id") or "") if isinstance(told, dict) else ""
-
-
-def answer_object(answer: Answer) -> dict[str, Any]:
-    """Returns the JSON object that is the body of a person's answer; {} if the body is not a JSON object."""
-    try:
-        body: dict[str, Any] = msgspec.json.decode(answer.body or b"{}", type=dict[str, Any])  # type: ignore[arg-type]
-    except UNREADABLE:
-        return {}
-    return body
-
-
-def misspelt_word(said: Mapping[str, Any]) -> tuple[str, str] | None:
-    """Returns a field of the answer to an approval that is one of APPROVAL_WORDS misspelt, and the word that is meant.
-    Returns None if all fields are right. Nobody knows what an answer with such a field means.
-    """
-    for name in said:
-        if name not in APPROVAL_WORDS and (near := get_close_matches(str(name), APPROVAL_WORDS, n=1)):
-            return name, near[0]
-    return None
-
-
-def is_approved(answer: Answer) -> bool:
-    """Returns True if the answer is the object {"approved": true}, with or without further fields, none of them misspelt."""
-    if answer.outcome != "resolved":
-        return False
-    said = answer_object(answer)
-    return said.get("approved") is True and misspelt_word(said) is None
-
-
-def edit_of(answer: Answer) -> Any:
-    """Returns the arguments that a person has given a call with the approval; None if the person has changed none."""
-    changes = answer_object(answer).get("arguments")
-    return None if changes == {} else changes
-
-
-def refusal_words(answer: Answer) -> str:
-    """Returns the reason for which a call is not made, if a person has refused it: with the comment of the person."""
-    said = answer_object(answer)
-    if said.get("approved") is True and (wrong := misspelt_word(said)):
-        return f"its approval has a field {wrong[0]!r} (did you mean {wrong[1]!r}?)"
-    comment = next((each for name in ("comment", "reason") if isinstance(each := said.get(name), str) and each), "")
-    return "it was rejected" + (f" by {answer.by}" if answer.by else "") + (f": {comment}" if comment else "")
 
 
 def standing_words(answer: Answer, word: str) -> str:
@@ -375,7 +324,8 @@ class History:
         if answer.outcome != "resolved":
             return
         if not is_approved(answer):
-            self.refusals[_name_of_call(name, body)] = Refusal(refusal_words(answer))
+            if not says_yes(answer):  # nobody knows what a faulty one means, so a person is asked again
+                self.refusals[_name_of_call(name, body)] = Refusal(refusal_words(answer))
             return
         if verdict.once and not verdict.rule.startswith(UNNAMED):
             return

@@ -7,8 +7,9 @@ from typing import Any
 
 import msgspec
 
+from sabot.jobs.answers import answer_object, is_approved
 from sabot.jobs.guard import CONFIRM, Behalf, DecidedEffect, Decision, decode_verdict, stood_in
-from sabot.jobs.history import answer_object, callee_of, is_approved, standing_words
+from sabot.jobs.history import callee_of, standing_words
 from sabot.jobs.owner import OpenJob
 from sabot.journal import JournalReader, Position
 from sabot.journal.base import MAY_BEGIN_AGAIN

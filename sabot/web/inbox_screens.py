@@ -16,12 +16,12 @@ from sabot.agents.inbox import (
     OpenQuestions,
     answer_name,
     answer_questions,
-    json_value,
 )
 from sabot.base.redaction import scrubbed
 from sabot.base.threads import run_in_thread
 from sabot.clock import SYSTEM_CLOCK
 from sabot.errors import SabotError, UserError
+from sabot.jobs.answers import json_value
 from sabot.web.job_reading import shown_record
 from sabot.web.payloads import ShownPayload
 from sabot.web.screen import BY, Query, Rows, Screen, ScreenGroup

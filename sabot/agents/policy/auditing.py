@@ -11,8 +11,8 @@ from sabot.agents.job_effects import effects_of
 from sabot.agents.job_view import EffectView, JobState, JobView, edit_of_effect
 from sabot.base.stored_names import stored_name
 from sabot.errors import PolicyDenied
+from sabot.jobs.answers import is_approved, says_yes
 from sabot.jobs.guard import CONFIRM, Decision, GuardVerdict, decode_verdict, stood_in
-from sabot.jobs.history import is_approved
 from sabot.journal.base import JournalReader
 from sabot.journal.entries import UNSENT, Attempt, StoredBody
 
@@ -127,7 +127,9 @@ def _record(effect: EffectView, job: JobState) -> AuditRecord:
     if effect.question is not None and effect.question.name == CONFIRM:
         record.approval = "waiting"
     elif answer is not None and answer.outcome == "resolved":
-        record.approval, record.by = "approved" if is_approved(answer) else "rejected", answer.by
+        # earlier versions took approvals with any fields
+        is_yes = is_approved(answer) or (effect.outcome == "ok" and says_yes(answer))
+        record.approval, record.by = "approved" if is_yes else "rejected", answer.by
         record.edited = edit_of_effect(effect) or None
     elif answer is not None:
         record.approval = answer.outcome

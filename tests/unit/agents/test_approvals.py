@@ -35,15 +35,16 @@ from sabot.agents import (
     tool,
 )
 from sabot.agents.actions import ActionSpec, check_resolution
-from sabot.agents.inbox import ANSWERS, answer_questions, json_value, read_questions
+from sabot.agents.inbox import ANSWERS, answer_questions, read_questions
 from sabot.agents.job_view import JobView
 from sabot.agents.replay.verification import verified
 from sabot.agents.store import InMemoryActionStore
 from sabot.calls.tools import Tool
 from sabot.errors import UserError
+from sabot.jobs.answers import json_value
 from sabot.jobs.guard import Behalf, decode_verdict, encode_verdict
 from sabot.journal import Letter
-from sabot.journal.entries import Attempt, Intent
+from sabot.journal.entries import Answer, Attempt, Intent
 from sabot.journal.memory import MemoryJournal, MemoryReader, MemoryStorage
 from sabot.llm import Agent, ExecutionEngine, ScriptedProvider, ToolCall, assistant
 
@@ -898,19 +899,89 @@ def test_what_a_person_writes_as_json_has_one_meaning(text: str, words: str) -> 
     assert json_value('{"amount": 1.5, "to": [null, {"to": 1e3}]}') == {"amount": 1.5, "to": [None, {"to": 1000.0}]}
 
 
+FAULTY = [
+    ('{"approved": true, "argument": {"amount": 5}}', "has a field 'argument' (did you mean 'arguments'?)"),
+    ('{"approved": true, "amount": 5}', "has a field 'amount' (its fields: approved, arguments, always,"),
+    ('{"approved": true, "dry_run": true}', "has a field 'dry_run'"),
+    ('{"approved": false, "approved": true}', "cannot be read: the field 'approved' is there twice"),
+    ('{"approved": true, "arguments": {"amount": 5, "amount": 500}}', "the field 'amount' is there twice"),
+    ('{"approved": true, "arguments": {"amount": NaN}}', "NaN is no number of JSON"),
+    ('{"approved": true, "always": "forever"}', "has always='forever', which is none of job, session, scope"),
+    ("[true]", "is no object: [True]"),
+]
+
+
+@pytest.mark.parametrize(("letter", "words"), FAULTY)
 @pytest.mark.parametrize("restart", [False, True])
-async def test_a_letter_with_a_misspelt_field_approves_nothing(restart: bool) -> None:
+async def test_a_letter_that_cannot_be_meant_approves_nothing(
+    letter: str, words: str, restart: bool, caplog: pytest.LogCaptureFixture
+) -> None:
     """It was no answer of a person's tool, which checks it: the call was made with the arguments that were to be changed."""
     made: list[Any] = []
-    got, home = await told(made, b'{"approved": true, "argument": {"amount": 5}}', restart=restart)
+    got, home = await told(made, letter.encode(), restart=restart)
     assert made == []
-    assert "refund was not done: its approval has a field 'argument' (did you mean 'arguments'?)" in str(got)
+    assert "refund was not done: its approval" in str(got)
+    assert words in str(got)
+    assert words in next(each.getMessage() for each in caplog.records if "the answer to the question" in each.msg)
     [called] = [each for each in audit_job(MemoryReader(home), "j") if each.name == "refund"]
     assert called.approval == "rejected"
-    for word in (b"always", b"alway"):
-        letter = b'{"approved": true, "' + word + b'": "job"}'
-        await told(made, letter, restart=restart)
+
+
+async def test_the_same_call_is_asked_about_again_after_a_letter_that_cannot_be_meant() -> None:
+    """Nobody has refused it."""
+    home, made = MemoryStorage(), list[Any]()
+    f = calls(refund_of(made), ("o-1",), ("o-1",))
+    async with hosting(home, Owner(f), guard=PolicyEngine([ASKS])) as jobs:
+        jobs.begin("j")
+        await answer(jobs, home, b'{"approved": true, "amount": 5}')
+        await answer(jobs, home, b'{"approved": true}')
+        await jobs.over("j")
     assert made == [("o-1", 500)]
+
+
+@pytest.mark.parametrize(
+    "letter", ['{"outcome": "done", "outcome": "not_done"}', '{"outcome": "not_done", "amount": 5}']
+)
+@pytest.mark.parametrize("restart", [False, True])
+async def test_a_letter_about_a_doubt_that_cannot_be_meant_is_asked_for_again(letter: str, restart: bool) -> None:
+    made: list[Any] = []
+    home, f = MemoryStorage(), calls(refund_of(made), ("o-1",))
+    async with hosting(home, Owner(f)) as jobs:
+        jobs.begin("j")
+        await jobs.over("j")
+    crashed = prefix(home, next(at for at, each in enumerate(entries(home), 1) if isinstance(each, Intent)))
+    made.clear()
+    async with hosting(crashed, Owner(f)) as jobs:
+        await answer(jobs, crashed, letter.encode())
+        await jobs.until(lambda: asked(crashed))
+        if not restart:
+            await answer(jobs, crashed, b'{"outcome": "done", "result": 500}')
+            await jobs.over("j")
+    if restart:
+        async with hosting(crashed, Owner(f)) as jobs:
+            await answer(jobs, crashed, b'{"outcome": "done", "result": 500}')
+            await jobs.over("j")
+    assert made == []
+    assert jobs.agent.done["j"] == [500]
+
+
+async def test_an_approval_that_an_earlier_version_has_taken_is_read_as_it_was() -> None:
+    """Earlier versions took one with any fields, and have made the call."""
+    made: list[Any] = []
+    _, home = await told(made, b'{"approved": true}')
+    old = MemoryStorage(home.clock)
+    old.identity, old.key = home.identity, home.key
+    journal = MemoryJournal(old)
+    for each in entries(home):
+        is_answer = isinstance(each, Answer) and each.body
+        journal.append(msgspec.structs.replace(each, body=b'{"approved": true, "ticket": 7}') if is_answer else each)
+    journal.close()
+    [called] = [each for each in audit_job(MemoryReader(old), "j") if each.name == "refund"]
+    assert (called.approval, called.outcome) == ("approved", "ok")
+    until_attempt = next(at for at, each in enumerate(entries(old), 1) if isinstance(each, Attempt))
+    async with hosting(prefix(old, until_attempt), Owner(calls(refund_of(made), ("o-1",)))) as jobs:
+        await jobs.parks("j")  # the call is in doubt, as it was approved
+        assert [each.type for each in asked(jobs.journal.storage)] == ["in_doubt"]
 
 
 async def test_answers_that_fit_are_taken() -> None:
