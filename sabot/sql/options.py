@@ -116,7 +116,9 @@ class SqlOptions:
             return
         if option.key == _ZONE:
             if zone_named(option.value) is None:
-                raise SqlFault(option.value_span, f"there is no time zone '{option.value}'", "'Europe/Berlin', 'UTC'")
+                raise SqlFault(
+                    option.value_span, f"there is no time zone '{option.value}'", "'Europe/Berlin', '+08:00', 'UTC'"
+                )
             self._given[option.key] = option.value
             return
         if option.key == _TTL:

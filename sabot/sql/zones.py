@@ -6,6 +6,7 @@ gets the time of day on the clock of the zone instead, which is a TIMESTAMP.
     zone Europe/Berlin     TIMESTAMP_LTZ 2024-07-01 22:30:00Z     ->     TIMESTAMP 2024-07-02 00:30:00
 """
 
+import re
 import zoneinfo
 
 import pyarrow as pa
@@ -14,12 +15,18 @@ from sabot.sql.scope import TypedExpr
 
 UTC = "UTC"
 _UTC_NAMES = ("UTC", "Z", "ETC/UTC", "GMT")
+_OFFSET = re.compile(r"(?:UTC|GMT)?([+-])(\d{1,2})(?::?00)?", re.IGNORECASE)
 
 
 def zone_named(text: str) -> str | None:
-    """Returns the zone of a name, UTC for its other names, or None if there is no such zone."""
+    """Returns the zone of a name or of an offset in whole hours (+08:00, GMT-5), UTC for its other names, or None if there
+    is no such zone.
+    """
     if text.upper() in _UTC_NAMES:
         return UTC
+    if (offset := _OFFSET.fullmatch(text)) is not None:
+        sign, hours = "-" if offset[1] == "+" else "+", int(offset[2])
+        text = f"Etc/GMT{sign}{hours}" if hours else UTC  # whose signs are those of POSIX: west of Greenwich is +
     try:
         zoneinfo.ZoneInfo(text)
     except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):

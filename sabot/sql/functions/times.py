@@ -110,18 +110,23 @@ def to_time(method: str, arguments: CallArguments) -> Expr:
 
 def convert_tz(arguments: CallArguments) -> Expr:
     """Returns a local time as a text on the clock of another zone."""
-    before, after = (arguments.constant(i, "string", "the time zone") for i in (1, 2))
+    before, after = (_zone(arguments, i) for i in (1, 2))
     there = read_text(arguments.expr(0), pa.timestamp("us"), strict=False)
     return instant(there, before).dt.convert_time_zone(after).dt.strftime("%Y-%m-%d %H:%M:%S")
 
 
+def _zone(arguments: CallArguments, place: int) -> str:
+    zone = arguments.constant(place, "string", "the time zone")
+    known = zone_named(zone)
+    if known is None:
+        message = f"there is no time zone '{zone}'"
+        raise SqlFault(arguments.items[place].tree.span, message, "'Europe/Berlin', '+08:00', 'UTC'")
+    return known
+
+
 def to_timestamp_ltz(arguments: CallArguments) -> Expr:
     if pa.types.is_string(arguments.bound(0).type):
-        zone = arguments.constant(2, "string", "the time zone") if len(arguments) > 2 else UTC
-        known = zone_named(zone)
-        if known is None:
-            raise SqlFault(arguments.items[2].tree.span, f"there is no time zone '{zone}'", "'Europe/Berlin', 'UTC'")
-        return instant(to_time("to_datetime", arguments), known)
+        return instant(to_time("to_datetime", arguments), _zone(arguments, 2) if len(arguments) > 2 else UTC)
     digits = int(arguments.constant(1, "integer", "the number of digits")) if len(arguments) > 1 else 3
     if digits not in (0, 3):
         raise SqlFault(arguments.items[1].tree.span, "the number of digits is 0 for seconds, or 3 for milliseconds")
