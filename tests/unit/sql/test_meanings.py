@@ -464,7 +464,11 @@ DIFFERENCES = {  # the begin of a line of the page: expressions with their value
     "`MAX` and `MIN` leave NaN out": {"MAX(CASE WHEN n = 1 THEN CAST('NaN' AS DOUBLE) ELSE 1e0 END)": 1.0},
     "`STDDEV` and": {"STDDEV(i)": "DOUBLE", "VARIANCE(i)": "DOUBLE", "AVG(e)": "DOUBLE"},
     "In `OVER`, `SUM`": "test_meanings.py::test_sums_of_floats_over_rows_are_doubles",
-    "Texts of `DOUBLE`": {"CAST(1e7 AS STRING)": "10000000.0"},
+    "Texts of `DOUBLE`": {
+        "CAST(1e7 AS STRING)": "10000000.0",
+        "CAST(1e20 AS STRING)": "1e+20",
+        "CAST(1e-7 AS STRING)": "1e-7",
+    },
     "Texts of times": {
         "CAST('2024-01-01T00:00:00Z' AS TIMESTAMP(3))": datetime.datetime(2024, 1, 1),
         "TO_TIMESTAMP('2024-01-01 00:00:00.123456')": datetime.datetime(2024, 1, 1, 0, 0, 0, 123456),
