@@ -76,7 +76,7 @@ class Lifespan:
         closes everything, because some libraries require that the task that opened an object also closes it.
         """
         if judge is not None:  # before agents and streams begin: also these functions may start plain threads
-            begin_judging(self)
+            begin_judging(self, getattr(judge, "declared", frozenset()))
         self._over = asyncio.Event()
         opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         begin = with_judge(asyncio.create_task, judge)

@@ -1,12 +1,14 @@
 """The judge of the calls that are no effects of jobs: calls of models by an engine, and plain calls of tools.
 
 An app with rules or budgets sets a judge for its agents and streams. Each job sets one for its function, which may make
-no such call, and one for each of its effects. The judge is found by the context of the call (`contextvars`). A thread
-that was started without a context has no judge, although a job or an agent may have started it. Calls there are refused
-while an app or a kernel with a policy or budgets runs in this process.
+no such call, and one for each of its effects. The judge is found by the context of the call (`contextvars`). A context
+that was not copied from another one has no judge, such as that of a plain thread. In the function of a job, its event
+loop says then whose code it is. Elsewhere a job or an agent may have started it, so calls are refused there while an
+app or a kernel with a policy or budgets runs in this process.
 """
 
 import asyncio
+import gc
 import threading
 from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -34,11 +36,14 @@ OVER: ContextVar[Callable[[], str] | None] = ContextVar("OVER", default=None)
 thread cannot be cancelled. It returns "" if the call is not over.
 """
 
-# Set in the context of the main thread. Contexts copied from it have the value None; the empty contexts of threads have no
-# value, by which `judge_of_this` tells them apart.
+# Set in the context of the main thread. Contexts copied from it have the value None. Empty contexts have no value, by which
+# `_judge_here` tells them apart.
 JUDGE.set(None)
+_main_has_value = threading.current_thread() is threading.main_thread() and asyncio._get_running_loop() is None
+_NO_VALUE: Any = object()
 
-_judging: dict[object, asyncio.AbstractEventLoop] = {}  # by owner of what is judged: its event loop
+# by owner of what is judged: its event loop, and the options "policy" and "budgets" that it has
+_judging: dict[object, tuple[asyncio.AbstractEventLoop, frozenset[str]]] = {}
 
 
 def with_judge(function: Callable[P, T], judge: object) -> Callable[P, T]:
@@ -63,6 +68,9 @@ class RefusingJudge:
     """The judge of the function of one job. The function may make no plain call of a tool or a model: nothing would
     record it, and each run of the function would make it again. The job fails, even if the function catches the error.
     """
+
+    declared: frozenset[str] = frozenset()
+    """Those of the options "policy" and "budgets" that an app or a kernel needs which this code starts."""
 
     def __init__(self, refuse: Callable[[str, str], UserError]) -> None:
         """Makes a judge. `refuse`: a function that lets the job fail, and returns the error. Its arguments are words for
@@ -267,7 +275,7 @@ def refuse_without_rules(what: str, own: Collection[str]) -> None:
     calls of its jobs then, although they are made on behalf of this code. `what`: the app or kernel. `own`: those of the
     options "policy" and "budgets" that it has.
     """
-    judge = JUDGE.get()
+    judge = present_judge()
     if isinstance(judge, ValueCode):
         raise judge.refuse_start(what)
     missing = sorted(getattr(judge, "declared", frozenset()) - set(own))
@@ -287,7 +295,7 @@ def repeated_around(*, keyed: bool = False) -> Any:
     `keyed`: True if the same job is found again by its idempotency key in a durable journal. Code of a class that may be
     repeated with the same key then begins one job in all.
     """
-    judge = JUDGE.get()
+    judge = present_judge()
     if isinstance(judge, ValueCode):
         raise judge.refuse_start("a job")
     if not getattr(judge, "repeats", False):
@@ -295,14 +303,19 @@ def repeated_around(*, keyed: bool = False) -> Any:
     return None if keyed and judge.repeats_with_key() else judge
 
 
-def begin_judging(who: object) -> None:
+def begin_judging(who: object, declared: frozenset[str]) -> None:
     """Records that jobs, agents or streams with a policy or budgets run on the current event loop, until
-    `end_judging`. `judge_of_this` uses this. `who`: their owner.
+    `end_judging`. `judge_of_this` uses this. `who`: their owner. `declared`: those of the options "policy"
+    and "budgets" that it has.
     """
+    if not _judging:
+        note_collections()
+        if JUDGE.get(_NO_VALUE) is _NO_VALUE:
+            JUDGE.set(None)  # nothing judged runs yet, so a plain thread that starts an app is the program
     if who not in _judging:
-        for each in [each for each, loop in list(_judging.items()) if loop.is_closed()]:
+        for each in [each for each, (loop, _) in list(_judging.items()) if loop.is_closed()]:
             _judging.pop(each, None)
-        _judging[who] = asyncio.get_running_loop()
+        _judging[who] = asyncio.get_running_loop(), declared
 
 
 def end_judging(who: object) -> None:
@@ -311,36 +324,95 @@ def end_judging(who: object) -> None:
 
 
 def judge_of_this(what: str, verb: str, fix: str) -> Any:
-    """Returns the judge of the current context, or None if there is none. The call may be made only with the
-    permission of this judge.
+    """Returns the judge of the code that runs, or None if there is none. The call may be made only with the permission
+    of this judge.
 
-    Raises UserError if the call is made by a tool whose own call is over. Raises UserError if it is unknown which job makes
-    the call. That is so in a thread that was started without a context, while an app or a kernel with a policy or budgets
-    runs on another event loop of this process. For the message: `what` is the name of the model or tool, `verb` is "asked"
-    or "called", and `fix` says what to do in a tool.
+    Raises UserError if the call is made by a tool whose own call is over. Raises UserError if it is unknown whose code
+    makes the call, while an app or a kernel with a policy or budgets runs in this process: in an empty context, as that
+    of a plain thread, and in a finalizer that the garbage collector runs. For the message: `what` is the name of the
+    model or tool, `verb` is "asked" or "called", and `fix` says what to do in a tool.
     """
     if (over := OVER.get()) is not None and (why := over()):
         raise UserError(
             f"{what} was not {verb}: {why}, and its thread goes on",
             hint="a longer timeout= of this tool, or `async def`, which ends with its call",
         )
-    judge = JUDGE.get()
-    if judge is not None or not _judging or JUDGE in copy_context():
-        return judge
-    loops = [each for each in list(_judging.values()) if not each.is_closed()]
-    thread = threading.current_thread()
-    if loops and _running_loop() not in loops and thread is not threading.main_thread():
+    judge = _judge_here()
+    if judge is None or judge is _NO_VALUE:
+        if not _judging or not (unknown := _unknown_code(judge)):
+            return None
         raise UserError(
-            f"{what} was not {verb}: an app with a policy or budgets runs in this process, and thread {thread.name} has no "
-            "context, so Sabot cannot tell whether a job or an agent of this app makes the call",
-            hint=f"in a tool: {fix}; elsewhere begin the thread by asyncio.to_thread(…), or by "
-            "contextvars.copy_context().run(…) of the program",
+            f"{what} was not {verb}: {unknown}",
+            hint=f"in a tool: {fix}; {_KEEP_CONTEXT}",
         )
-    return None
+    return judge
 
 
-def _running_loop() -> asyncio.AbstractEventLoop | None:
-    try:
-        return asyncio.get_running_loop()
-    except RuntimeError:  # a thread without a loop
+_KEEP_CONTEXT = (
+    "elsewhere begin the thread by asyncio.to_thread(…), or by contextvars.copy_context().run(…) of the program, and a task "
+    "or a callback without context="
+)
+
+
+def present_judge() -> Any:
+    """Returns the judge of the code that runs, or None if there is none. If it is unknown whose code it is (see
+    `judge_of_this`), returns a judge that refuses all calls.
+    """
+    judge = _judge_here()
+    if judge is not None and judge is not _NO_VALUE:
+        return judge
+    if not _judging or not (unknown := _unknown_code(judge)):
         return None
+    refusing = RefusingJudge(lambda what, _: UserError(f"code {what.partition(',')[0]}: {unknown}", hint=_KEEP_CONTEXT))
+    refusing.declared = frozenset[str]().union(*(declared for _, declared in _judging.values()))
+    return refusing
+
+
+def _judge_here() -> Any:
+    """Returns the judge of the code that runs: that of its context. In a context without a value, returns the judge of
+    the job in whose turn it runs, or _NO_VALUE if none does. Only a job's own code runs in its turn.
+    """
+    judge = JUDGE.get(_NO_VALUE)
+    if judge is _NO_VALUE:  # `judge` of `jobs.loop.JobLoop`; no other loop has it
+        judge = getattr(asyncio._get_running_loop(), "judge", _NO_VALUE)
+    return judge
+
+
+def _unknown_code(judge: object) -> str:
+    """Returns words for the code that runs, if that may be code of an app or a kernel that judges. Returns "" if it
+    cannot be. `judge`: None in a context of the program, _NO_VALUE in one without a value.
+    """
+    collected, thread = collects_garbage(), threading.current_thread()
+    if not collected and (judge is None or (thread is threading.main_thread() and not _main_has_value)):
+        return ""  # where Sabot was imported in a task, the program's own contexts have no value either
+    if all(loop.is_closed() for loop, _ in list(_judging.values())):
+        return ""
+    if collected:
+        who = "the garbage collector runs this finalizer"
+    elif thread is threading.main_thread():
+        who = "this code has no context of the program"
+    else:
+        who = f"thread {thread.name} has no context"
+    return (
+        f"an app with a policy or budgets runs in this process, and {who}, so Sabot cannot tell whether a job or an agent of "
+        "this app makes the call"
+    )
+
+
+_collecting = 0  # the thread that collects garbage at this moment
+
+
+def collects_garbage() -> bool:
+    """Returns True while the garbage collector runs on this thread."""
+    return _collecting == threading.get_ident()
+
+
+def _note_collection(phase: str, info: dict[str, int]) -> None:
+    global _collecting
+    _collecting = threading.get_ident() if phase == "start" else 0
+
+
+def note_collections() -> None:
+    """Lets `collects_garbage` tell from now on."""
+    if _note_collection not in gc.callbacks:
+        gc.callbacks.append(_note_collection)

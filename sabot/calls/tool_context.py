@@ -41,7 +41,7 @@ import msgspec
 from sabot.base.options import answers_wrong_options
 from sabot.calls.effects import EffectId
 from sabot.calls.functions import stands_for, unwrap
-from sabot.calls.judging import JUDGE, OnceJudge
+from sabot.calls.judging import JUDGE, OnceJudge, present_judge
 from sabot.errors import EffectError, UserError, message_of, short_repr
 
 if TYPE_CHECKING:
@@ -367,7 +367,7 @@ class OpenDeps:
 
     async def _keep(self, deps: AgentDeps, context: ToolContext[Any], made: "asyncio.Future[Any]") -> None:
         # The function is called again after a failure, and whenever the job comes back into memory.
-        JUDGE.set(OnceJudge(JUDGE.get(), never=f"deps= of agent {deps.agent}"))
+        JUDGE.set(OnceJudge(present_judge(), never=f"deps= of agent {deps.agent}"))
         try:
             async with AsyncExitStack() as stack:
                 made.set_result(await deps.open(context, stack))

@@ -30,6 +30,7 @@ from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 from sabot.base.logs import is_users
+from sabot.calls.judging import collects_garbage
 from sabot.errors import short_repr
 from sabot.jobs.loop import JobLoop
 
@@ -231,7 +232,7 @@ def _judge(loop: JobLoop, what: str) -> None:
     writing"; "" if it may always be done.
     """
     said = os.environ.get(SWITCH)
-    if not what or said == "allow" or loop.allows_io or loop.collects_garbage:
+    if not what or said == "allow" or loop.allows_io or collects_garbage():
         return
     where = ""
     for frame in _frames():

@@ -50,6 +50,7 @@ from sabot.jobs.guard import (
     GuardVerdict,
     OpenCall,
     UseOf,
+    declared_by,
     denial_of,
     judge_call,
 )
@@ -109,6 +110,7 @@ class Effects:
             again=requests.resend,
             judge=judge,
             running=host.running,
+            declared=declared_by(guard),
         )
         self.runner.ask = requests.ask_person
         self._host, self._log, self._timers, self._guard = host, log, timers, guard

@@ -12,7 +12,6 @@ its own: a turn runs inside of the event loop of the app, on its thread.
 """
 
 import asyncio
-import gc
 import logging
 import sys
 import warnings
@@ -26,7 +25,7 @@ from threading import get_ident
 from types import CoroutineType, FrameType
 from typing import Any, TypeVar, TypeVarTuple
 
-from sabot.calls.judging import JUDGE, RefusingJudge
+from sabot.calls.judging import JUDGE, RefusingJudge, collects_garbage, note_collections
 from sabot.errors import InternalError, UserError, short_repr
 
 _log = logging.getLogger(__name__)
@@ -231,7 +230,7 @@ class JobLoop(asyncio.AbstractEventLoop):
         """
         self._in_turn = get_ident()
         context = copy_context()
-        context.run(JUDGE.set, RefusingJudge(self.refuse_call))
+        context.run(JUDGE.set, self.judge)
         try:
             self.main = self.create_task(coroutine, context=context)
         finally:
@@ -322,7 +321,7 @@ class JobLoop(asyncio.AbstractEventLoop):
         `_Dropped` again, _MOST_DROPS times in all. If it still has not ended, logs that it cannot be dropped.
         """
         # The `finally` of the coroutine runs in the context of whoever discards the job, which has no judge.
-        before = JUDGE.set(RefusingJudge(self.refuse_call))
+        before = JUDGE.set(self.judge)
         try:
             for _ in range(_MOST_DROPS):
                 try:
@@ -342,6 +341,13 @@ class JobLoop(asyncio.AbstractEventLoop):
 
     # -- refusals -----------------------------------------------------------------------------------------------------
 
+    @property
+    def judge(self) -> RefusingJudge:
+        """The judge of all code that runs while this loop is the running one, also in a context without a judge. Made
+        anew each time, as the loop must be part of no reference cycle.
+        """
+        return RefusingJudge(self.refuse_call)
+
     def refuse(self, what: str, hint: str = _HINT) -> UserError:
         """Returns the error for something that the function must not do, and stores the first one in `refused`."""
         refusal = UserError(f"job {self.name}: the function {what}", hint=hint)
@@ -355,7 +361,7 @@ class JobLoop(asyncio.AbstractEventLoop):
         gets it. A finalizer that the garbage collector runs does not let the job fail, because its moment is chance. A job
         that has ended under an older version, in which it went on, stays as it is.
         """
-        if self.collects_garbage or self.allows_io:
+        if collects_garbage() or self.allows_io:
             return UserError(f"job {self.name}: the function {what}", hint=hint)
         error = self.refuse(what, hint)
         if self.dead:
@@ -467,11 +473,6 @@ class JobLoop(asyncio.AbstractEventLoop):
         """Forgets a task, because its coroutine has ended. `steps`: the wrapper of that coroutine."""
         self._tasks.pop(steps.number, None)
 
-    @property
-    def collects_garbage(self) -> bool:
-        """True while the garbage collector runs on this thread."""
-        return _collecting == get_ident()
-
     def is_running(self) -> bool:
         return self._in_turn != 0
 
@@ -502,7 +503,7 @@ class JobLoop(asyncio.AbstractEventLoop):
         same at the same place. If the garbage collector found the coroutine, stores nothing, because the moment of a
         garbage collection is chance.
         """
-        in_turn = self._in_turn == get_ident() != _collecting
+        in_turn = self._in_turn == get_ident() and not collects_garbage()
         if in_turn and self.forgotten is None:
             what = _call_words(coroutine) + _line_words(sys._getframe(2))
             self.forgotten = UserError(
@@ -518,13 +519,10 @@ class JobLoop(asyncio.AbstractEventLoop):
         """
         if self.dead:
             self._drop(generator.aclose())
-        elif self._in_turn == get_ident() != _collecting:
+        elif self._in_turn == get_ident() and not collects_garbage():
             self.create_task(generator.aclose())
         else:
             self._left.append(generator)
-
-
-_collecting = 0  # the thread that collects garbage at this moment
 
 
 def _told_nobody(timer: JobTimer) -> None:
@@ -533,12 +531,7 @@ def _told_nobody(timer: JobTimer) -> None:
     """
 
 
-def _note_collection(phase: str, info: dict[str, int]) -> None:
-    global _collecting
-    _collecting = get_ident() if phase == "start" else 0
-
-
-gc.callbacks.append(_note_collection)
+note_collections()
 
 
 def _call_words(coroutine: Any) -> str:

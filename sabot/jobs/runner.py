@@ -153,6 +153,7 @@ class EffectRunner:
         again: Callable[[EffectId], Awaitable[EffectId]] | None = None,
         judge: Callable[[EffectId, Tool], GuardJudge] | None = None,
         running: Mapping[str, RunningJob] = MappingProxyType({}),
+        declared: frozenset[str] = frozenset(),
     ) -> None:
         """Makes a runner.
 
@@ -170,6 +171,7 @@ class EffectRunner:
           classes of these tools are checked.
         - `running`: the jobs in memory, by id: the model calls and log lines of their effects say on whose behalf they
           are made.
+        - `declared`: those of the options "policy" and "budgets" for which the judge stands.
         """
         self._clock = clock
         self._sendable = sendable
@@ -177,7 +179,7 @@ class EffectRunner:
         self._again = again
         self._judge, self._running = judge, running
         if judge is not None:  # not only from the first effect: the function of a job may start threads before it
-            begin_judging(self)
+            begin_judging(self, declared)
         self._judges: dict[tuple[str, EffectClass], GuardJudge] = {}  # without `judge`, by name and class of the tool
         self.ask: AsksPerson | None = None
         """The function by which tools ask a person; None if they cannot."""

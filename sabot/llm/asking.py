@@ -12,6 +12,7 @@ from sabot.api.nodes.node import Node
 from sabot.api.prompts import prompt_of
 from sabot.base.checks import FLAG, Whole, check
 from sabot.calls import CallOptions
+from sabot.calls.judging import present_judge
 from sabot.calls.messages import system, user
 from sabot.calls.model_requests import RequestContext, RequestSpec
 from sabot.connectors.base import Sink
@@ -42,7 +43,7 @@ class Asking:
         if "tools" in fields:
             raise UserError(f"{where}: tools= would need a conversation for each row", hint="app.llm_agent(…, tools=…)")
         self.columns = columns
-        self.judge: Callable[[], CallJudge | None] = JUDGE.get  # map_llm_node sets the judge of the app
+        self.judge: Callable[[], CallJudge | None] = present_judge  # map_llm_node sets the judge of the app
         self._engine = engine
         self._before = (system(instructions),) if instructions else ()
         try:

@@ -14,7 +14,7 @@ from typing import Any
 from sabot.base.threads import call_on_loop
 from sabot.calls.effects import RULES, EffectId
 from sabot.calls.errors import ToolTimeout
-from sabot.calls.judging import JUDGE, OVER, OnceJudge, judge_of_this
+from sabot.calls.judging import JUDGE, OVER, OnceJudge, judge_of_this, present_judge
 from sabot.calls.model_requests import RequestContext, RequestSpec
 from sabot.calls.pool import ThreadPool
 from sabot.calls.steps import watched
@@ -80,7 +80,7 @@ class DirectTools:
         attempt, own = 1, None
         if tool.takes_effect or tool.takes_context:
             own = id_within(tool.name, arguments) or EffectId(self._run, self._calls)
-        repeatable, once = RULES[tool.effect].repeatable, OnceJudge(JUDGE.get())
+        repeatable, once = RULES[tool.effect].repeatable, OnceJudge(present_judge())
         while True:
             if self.middleware is not None:
                 self.middleware.charge()

@@ -31,7 +31,7 @@ from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.errors import EffectError, PolicyDenied, TransientError, UserError, short_repr
 from sabot.llm.cache import CompletionCache
 from sabot.llm.idempotency import IdempotencyTracker, SharedCall
-from sabot.llm.judges import JUDGE, judge_of_this
+from sabot.llm.judges import judge_of_this
 from sabot.llm.limits import CircuitBreaker, Limits
 from sabot.llm.middleware import MIDDLEWARE, BuiltIn, CallBudget, CallFigures, Middleware, ModelCall, Outcome, chained
 from sabot.llm.prices import Prices, known_prices
@@ -585,7 +585,7 @@ class Engine:
         """
         if self._closed:
             raise UserError("the engine is closed")
-        if isinstance(judge := JUDGE.get(), RefusingJudge):
+        if isinstance(judge := judge_of_this(self.provider.model), RefusingJudge):
             raise judge.refuse_engine()
         loop = asyncio.get_running_loop()
         if self._loop is not loop:

@@ -14,7 +14,7 @@ from sabot._cython.groups.partition import hash_columns
 from sabot._cython.text.records import decode_values, encode_values, key_rows
 from sabot.api.functions import checked_ms
 from sabot.api.words import not_arrow
-from sabot.calls.judging import JUDGE, OnceJudge
+from sabot.calls.judging import OnceJudge, present_judge
 from sabot.errors import UserError
 from sabot.operators.base import END_OF_TIME, START_OF_TIME
 from sabot.operators.functions.state import (
@@ -102,7 +102,7 @@ class BatchCaller(Caller):
         state, timers = self._state, self._state.timers
         ended = kind == EVENT and limit == END_OF_TIME
         self._ctx.kind = KIND_NAMES[kind]
-        once = OnceJudge(JUDGE.get())
+        once = OnceJudge(present_judge())
         while True:
             slots, at = timers.take(limit, kind, _TIMER_ROWS)
             if not len(slots):

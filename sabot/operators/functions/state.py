@@ -17,7 +17,7 @@ from sabot._cython.groups.partition import hash_columns
 from sabot._cython.text.records import state_key
 from sabot.api.arguments import RowPolicy
 from sabot.api.functions import ProcessSpec
-from sabot.calls.judging import JUDGE, OnceJudge
+from sabot.calls.judging import JUDGE, OnceJudge, present_judge
 from sabot.errors import UNREADABLE, CorruptCheckpoint, UserError
 from sabot.operators.base import END_OF_TIME, START_OF_TIME, TIME_COLUMN, OperatorContext, without_marks
 from sabot.operators.columns import no_event_time
@@ -273,7 +273,11 @@ class Caller(ABC):
             return
         start, size, calls = 0, batch.num_rows, 0
         piece, self.careful = batch, False
-        once, attempts, reached = OnceJudge(JUDGE.get()), 0, 0  # `reached`: failed calls have got the rows before it
+        once, attempts, reached = (
+            OnceJudge(present_judge()),
+            0,
+            0,
+        )  # `reached`: failed calls have got the rows before it
         while start < batch.num_rows:
             self._kept, self._failed_at, self._cannot_undo = 0, None, False
             if start >= reached:

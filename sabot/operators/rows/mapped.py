@@ -14,7 +14,7 @@ from sabot.api.nodes import rows as nodes
 from sabot.api.nodes.node import Node, time_column
 from sabot.api.words import hint_of_arrow, name_of, not_arrow
 from sabot.base.arrays import batch_of_rows, empty_batch, is_time, python_rows, to_ms
-from sabot.calls.judging import JUDGE, OnceJudge
+from sabot.calls.judging import JUDGE, OnceJudge, present_judge
 from sabot.errors import DataError, UserError, short_repr
 from sabot.operators.base import TIME_COLUMN, Operator, OperatorContext, with_time, without_time
 from sabot.operators.event_time import within_range
@@ -79,7 +79,7 @@ class MapBatches(Operator):
             self._process(whole.slice(start, self.rows))
 
     def _process(self, batch: Batch) -> None:
-        self._once, self._calls = OnceJudge(JUDGE.get()), 0
+        self._once, self._calls = OnceJudge(present_judge()), 0
         for piece, made in self._bad.halved(batch, self._result_of, self._nulls):
             if made is not None and made.num_rows:
                 self.emit(of_selected(piece, made) if made.num_rows == piece.num_rows else piece.with_data(made))

@@ -143,7 +143,7 @@ class LocalAgents:
         operators: dict[str, AgentOperator] = {}
         self._judge = judge = self.settings.judge()
         if judge is not None:  # before the first record: also an agent without jobs may call a tool in a plain thread
-            begin_judging(self)
+            begin_judging(self, judge.declared)
         make = with_judge(agent_operator, judge)
         await self._open_journal(restored)
         if self.streams is not None:

@@ -84,7 +84,7 @@ class LocalStreams:
             return
         judge = self.settings.judge()
         if judge is not None:
-            begin_judging(self)
+            begin_judging(self, judge.declared)
         building = asyncio.ensure_future(run_in_thread(with_judge(self.build.open, judge), restored))
         try:
             await asyncio.shield(building)

@@ -1,0 +1,212 @@
+"""A call in an empty context of `contextvars` is judged by whose code makes it, or refused.
+
+The function of a job is known by its event loop. Elsewhere nobody can tell whether a tool, an agent or the program has
+begun the task, so the call is refused while something judges in this process.
+"""
+
+import asyncio
+import gc
+from collections.abc import Awaitable, Callable
+from contextvars import Context
+from typing import Any
+
+import pytest
+
+from sabot import App
+from sabot.agents import ExecutionRequest, ModelPolicy, PolicyEngine, RuntimeKernel, ToolPolicy
+from sabot.errors import EffectError, UserError
+from sabot.llm import Agent, ExecutionEngine, ScriptedProvider, ToolCall, assistant, tool
+from tools.agent_tools import publish, started, until
+
+POLICY = PolicyEngine([ToolPolicy(["pay*"], denied=True), ModelPolicy(["*"], denied=True)])
+UNKNOWN = "an app with a policy or budgets runs in this process, and this code has no context of the program"
+
+
+class Bank:
+    """The tools and models of one test, and what was called of them."""
+
+    def __init__(self) -> None:
+        made: list[str] = []
+        self.made = made
+
+        @tool
+        async def pay(to: str) -> str:
+            made.append(to)
+            return "paid"
+
+        @tool
+        def pay_now(to: str) -> str:
+            made.append(to)
+            return "paid"
+
+        def answer(spec: Any) -> Any:
+            made.append("model")
+            return "done" if spec.messages[-1].role == "tool" else assistant("", ToolCall("1", "pay", '{"to": "eve"}'))
+
+        self.pay, self.pay_now = pay, pay_now
+        self.engine = ExecutionEngine(ScriptedProvider(answer, model="m"), retries=0, patience=0)
+        self.agent = Agent(self.engine, tools=[pay])
+
+
+def in_context(call: Awaitable[Any]) -> Awaitable[Any]:
+    return asyncio.create_task(call, context=Context())  # type: ignore[arg-type]
+
+
+async def soon(bank: Bank) -> Any:
+    done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+
+    def calls() -> None:
+        try:
+            done.set_result(bank.pay_now("eve"))
+        except Exception as error:
+            done.set_exception(error)
+
+    asyncio.get_running_loop().call_soon(calls, context=Context())
+    return await done
+
+
+async def by_hand(bank: Bank) -> Any:
+    call = bank.pay("eve")
+    try:
+        Context().run(call.send, None)
+    except StopIteration as end:
+        return end.value
+    finally:
+        call.close()
+
+
+WAYS: dict[str, Callable[[Bank], Awaitable[Any]]] = {
+    "task": lambda bank: in_context(bank.pay("eve")),
+    "model": lambda bank: in_context(bank.engine.complete("pay")),
+    "agent": lambda bank: in_context(bank.agent.run("pay")),
+    "callback": soon,
+    "coroutine": by_hand,
+}
+
+
+@pytest.mark.parametrize("rules", [True, False])
+@pytest.mark.parametrize("way", [*WAYS, "def"])
+async def test_the_function_of_a_job_makes_no_call_in_an_empty_context(way: str, rules: bool) -> None:
+    bank = Bank()
+
+    async def work(ctx: Any) -> Any:
+        return Context().run(bank.pay_now, "eve") if way == "def" else await WAYS[way](bank)
+
+    async with RuntimeKernel.create(agent=work, policy=POLICY if rules else None) as kernel:
+        handle = await kernel.execute(ExecutionRequest(prompt="go"))
+        with pytest.raises(EffectError, match=r"the function calls (the tool pay|an engine)"):
+            await handle.result()
+    assert bank.made == []
+
+
+@pytest.mark.parametrize("way", [*WAYS, "def"])
+async def test_a_tool_of_a_job_makes_no_call_in_an_empty_context(way: str) -> None:
+    bank = Bank()
+
+    @tool
+    async def works() -> Any:
+        return Context().run(bank.pay_now, "eve") if way == "def" else await WAYS[way](bank)
+
+    async def work(ctx: Any) -> Any:
+        return await ctx.call(works)
+
+    async with RuntimeKernel.create(agent=work, policy=POLICY) as kernel:
+        handle = await kernel.execute(ExecutionRequest(prompt="go"))
+        with pytest.raises(EffectError, match=f"{UNKNOWN}|is denied"):
+            await handle.result()
+    assert bank.made == []
+
+
+async def test_an_agent_without_jobs_makes_no_call_in_an_empty_context(memory_url: str) -> None:
+    bank, said = Bank(), list[str]()
+    app = App("bank", memory_url, policy=POLICY, state="memory")
+
+    @app.agent("orders")
+    async def handle(message: Any) -> None:
+        for way in WAYS.values():
+            try:
+                await way(bank)
+            except Exception as error:
+                said.append(str(error))
+
+    async with started(app):
+        publish(app, "orders", [{"n": 1}])
+        await until(lambda: len(said) == len(WAYS))
+    assert all(UNKNOWN in each or "is denied" in each for each in said), said
+    assert bank.made == []
+
+
+@pytest.mark.parametrize("kind", ["kernel", "app"])
+async def test_what_is_begun_in_an_empty_context_has_rules_of_its_own(kind: str) -> None:
+    """A tool could begin it to call everything."""
+    bank = Bank()
+
+    async def pays(ctx: Any) -> Any:
+        return await ctx.call(bank.pay, "eve")
+
+    async def begin(policy: PolicyEngine | None) -> Any:
+        if kind == "app":
+            async with started(App("inner", "memory://inner", state="memory", policy=policy)):
+                return None
+        async with RuntimeKernel.create(agent=pays, policy=policy) as inner:
+            return await (await inner.execute(ExecutionRequest(prompt="go"))).result()
+
+    async with RuntimeKernel.create(agent=pays, policy=POLICY):
+        with pytest.raises(UserError, match="has no policy=, and code whose calls are judged starts it"):
+            await in_context(begin(None))
+        if kind == "kernel":
+            with pytest.raises(EffectError, match="tool pay is denied"):
+                await in_context(begin(POLICY))
+    assert bank.made == []
+
+
+async def test_a_finalizer_that_the_garbage_collector_runs_makes_no_call_beside_rules() -> None:
+    """It may be code of any job or agent, and runs in the context of whoever makes the next object."""
+    bank, said = Bank(), list[str]()
+
+    class Holder:
+        def __init__(self) -> None:
+            self.me = self
+
+        def __del__(self) -> None:
+            try:
+                bank.pay_now("eve")
+            except UserError as error:
+                said.append(str(error))
+
+    async def work(ctx: Any) -> None:
+        Holder()
+
+    async with RuntimeKernel.create(agent=work, policy=POLICY) as kernel:
+        await (await kernel.execute(ExecutionRequest(prompt="go"))).result()
+        gc.collect()
+    assert bank.made == []
+    assert len(said) == 1
+
+
+async def test_the_program_itself_calls_beside_rules() -> None:
+    bank = Bank()
+
+    async def work(ctx: Any) -> None: ...
+
+    async with RuntimeKernel.create(agent=work, policy=POLICY):
+        assert await bank.pay("ann") == bank.pay_now("ann") == await asyncio.create_task(bank.pay("ann")) == "paid"
+        assert (await bank.agent.run("pay")).content == "done"
+
+
+async def test_an_empty_context_may_call_where_nothing_judges() -> None:
+    bank = Bank()
+    assert await in_context(bank.pay("ann")) == Context().run(bank.pay_now, "ann") == "paid"
+
+
+async def test_a_plain_thread_that_runs_the_app_is_the_program() -> None:
+    """A page of a notebook server runs in a plain thread, whose own contexts are all empty."""
+    bank = Bank()
+
+    async def work(ctx: Any) -> None: ...
+
+    async def program() -> str:
+        async with RuntimeKernel.create(agent=work, policy=POLICY):
+            return await bank.pay("ann")
+
+    assert await asyncio.get_running_loop().run_in_executor(None, lambda: asyncio.run(program())) == "paid"
