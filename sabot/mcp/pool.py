@@ -24,9 +24,10 @@ from sabot.base.backoff import Backoff, Failures
 from sabot.base.config import Duration, parse_seconds
 from sabot.base.options import answers_wrong_options, no_option
 from sabot.base.supervision import TaskSet
+from sabot.calls.judging import judge_of_this
 from sabot.calls.messages import ChatMessage
 from sabot.calls.names import SERVERS
-from sabot.calls.tools import InDoubt, Tool
+from sabot.calls.tools import IN_THREAD, InDoubt, Tool
 from sabot.errors import MissingExtra, UserError, short_repr
 from sabot.mcp.config import McpConfig, McpServerOptions, McpServerSpec, SessionKey
 from sabot.mcp.errors import McpBusy, McpConnectionLost, McpError, McpInvalidArguments, McpUnavailable
@@ -121,6 +122,9 @@ class McpServerPool:
         self._hangs: dict[SessionKey, Failures] = {}  # by session: hangs in a row, without an answer to a call
         self._sweep: asyncio.Task[None] | None = None
         self._closed = False
+        self._given: dict[
+            tuple[str, str], Tool
+        ] = {}  # by server and its name for a tool: the one that `tools` returned last
         SERVERS.add(self)
 
     async def __aenter__(self) -> "McpServerPool":
@@ -259,21 +263,29 @@ class McpServerPool:
             by_hints = offer.by_hints if trust_annotations and not classes.get(name) else ""
             expects = offer.digest if on_change == "refuse" else by_hints
             remote = self.remote(session.key, name, expects=expects, timeout_s=timeout_s)
-            made.append(
-                tool_of(
-                    offer,
-                    remote,
-                    effect=classes.get(name, ""),
-                    trust_annotations=trust_annotations,
-                    in_doubt=in_doubt,
-                    timeout_s=timeout_s,
-                    retries=retries,
-                    labels=labels,
-                    name=names[name],
-                    other_names=other_names_of(offer, prefix, names[name]),
-                )
+            tool = self._given[server, name] = tool_of(
+                offer,
+                remote,
+                effect=classes.get(name, ""),
+                trust_annotations=trust_annotations,
+                in_doubt=in_doubt,
+                timeout_s=timeout_s,
+                retries=retries,
+                labels=labels,
+                name=names[name],
+                other_names=other_names_of(offer, prefix, names[name]),
             )
+            made.append(tool)
         return made
+
+    async def judged_as(self, key: SessionKey, name: str) -> Tool:
+        """Returns the Tool by which rules judge a call that a session makes without one: the one that `tools` has
+        returned last for this tool of the server, or one with the class that the server's hints propose. Raises
+        UserError if the server offers agents no such tool, because no rule could see its arguments.
+        """
+        if (key.server, name) not in self._given:
+            await self.tools(key.server, scope=key.scope, principal=key.principal, only=[name])
+        return self._given[key.server, name]
 
     def remote(
         self,
@@ -597,7 +609,8 @@ class McpSession:
         timeout: Duration | None = None,
         progress: "OnProgress | None" = None,
     ) -> McpResult:
-        """Calls a tool once, and returns its result.
+        """Calls a tool once, and returns its result. Policy and budgets of the code that calls it decide first; PolicyDenied
+        or BudgetExceeded is raised if they do not allow the call.
 
         - `timeout`: the time for the answer; `McpConfig.request_timeout` if None. It begins again with each report of
           progress, but the whole call takes at most `McpConfig.max_call_time`.
@@ -608,7 +621,12 @@ class McpSession:
         """
         timeout_s = None if timeout is None else parse_seconds(timeout, name="timeout", zero=False)
         remote = self._pool.remote(self.key, name, timeout_s=timeout_s, progress=progress)
-        return await remote(**dict(arguments or {}))
+        judge = judge_of_this(name, "called", IN_THREAD)
+        if judge is None:
+            return await remote(**dict(arguments or {}))
+        tool = await self._pool.judged_as(self.key, name)
+        result: McpResult = await judge.make(tool, (), dict(arguments or {}), lambda _, judged: remote(**judged))
+        return result
 
     async def digests(self) -> dict[str, str]:
         """Returns a hash of the name, title, description, schemas and hints of each tool, by the name of the tool. The
