@@ -12,9 +12,9 @@ behind.
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -24,6 +24,7 @@ from sabot.base.stored_names import stored_name
 from sabot.base.supervision import watch_task
 from sabot.base.threads import run_in_thread, run_to_end
 from sabot.calls.effects import EffectId, digest
+from sabot.calls.judging import with_judge
 from sabot.clock import Clock
 from sabot.errors import NonDeterminism, SabotError
 from sabot.jobs.core import APPROVAL, SEQUENCES_APART, LookedUp, Outcome, may_happen, question_token
@@ -59,6 +60,8 @@ from sabot.journal import Journal, Position
 from sabot.journal.base import EVERY, JobMark
 from sabot.journal.ended_jobs import BLOCKED, JobQuery
 from sabot.journal.entries import Answer, Attempt, Begin, EffectResult, End, Entry, Signal
+
+T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 
@@ -112,18 +115,25 @@ class JobHost(HostState):
         self._republished: set[str] = set()  # jobs that were open at the start, which the listener is told of again
         self._serving: asyncio.Task[None] | None = None
         self._delivering = False
-        self._guard = guard or EffectGuard()
-        self.log = JobLog(self, listener, kept=self._guard.leave, judge=partial(self._judge_of_handlers, guard))
+        self._guard, self._judges = guard or EffectGuard(), guard is not None
+        self.log = JobLog(self, listener, kept=self._guard.leave, judge=self._judge_of_hooks)
         self._letters = JobLetters(self, self.log)
         self.parking = Parking(self, notes, has_letter=self._letters.under_way)
         self._timers = JobTimers(self, keeps=self._awaits)
         self._effects = Effects(self, self.log, self._timers, clock, guard, use_of)
         self._begun_total = self._ended_total = 0
 
-    def _judge_of_handlers(self, guard: EffectGuard | None) -> GuardJudge | None:
-        """Returns the judge of the calls that handlers of events make; None if there is no guard."""
+    def _judge_of_hooks(self) -> GuardJudge | None:
+        """Returns the judge of the calls that code makes which the host calls for no job: handlers of events, the writer of
+        a ledger, a journal or an inbox of the program's own, rules. None if there is no guard.
+        """
         who = f"{next(iter(self.owners), '').rpartition('.')[0]}.events"
-        return None if guard is None else GuardJudge(who, who, guard, self.clock)
+        return GuardJudge(who, who, self._guard, self.clock) if self._judges else None
+
+    def _judged(self, work: Coroutine[Any, Any, T]) -> Awaitable[T]:
+        """Returns an awaitable of this work of the host, in which the calls of such code are judged."""
+        judge = self._judge_of_hooks()
+        return work if judge is None else with_judge(self.loop.create_task, judge)(work)
 
     # -- life ---------------------------------------------------------------------------------------------------------
 
@@ -145,6 +155,11 @@ class JobHost(HostState):
         - `unapplied`: jobs that had ended before `positions`, but whose output and changes of the state the checkpoint
           does not contain (see `JobLog.facts`). The value is the position of the END entry.
         """
+        return await self._judged(self._opened(positions, unapplied))
+
+    async def _opened(
+        self, positions: Mapping[int, int] | None, unapplied: Mapping[str, Position] | None
+    ) -> list[OpenJob]:
         found = await run_to_end(run_in_thread(self._read, dict(positions or {}), dict(unapplied or {})))
         await self.log.open()
         for job in found:
@@ -168,6 +183,9 @@ class JobHost(HostState):
     def start(self) -> None:
         """Starts the task that handles the events of the queue."""
         self.stopping = False
+        (with_judge(self._start, judge) if (judge := self._judge_of_hooks()) is not None else self._start)()
+
+    def _start(self) -> None:
         self._serving = self.loop.create_task(self._serve(), name="jobs")
         what = "the task that runs jobs"
         watch_task(self._serving, what, partial(self.on_broken, what), stopped=lambda: self.stopping)
@@ -195,6 +213,9 @@ class JobHost(HostState):
         """Stops the host, removes all jobs from memory, and closes the guard. The jobs remain in the journal, and
         continue at the next start of the app.
         """
+        await self._judged(self._close())
+
+    async def _close(self) -> None:
         await self.quiesce()
         await self.log.wait_published()
         if self._noting is not None:

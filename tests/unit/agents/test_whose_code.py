@@ -13,8 +13,18 @@ from typing import Any
 import pytest
 
 from sabot import App
-from sabot.agents import ExecutionRequest, ModelPolicy, PolicyEngine, RuntimeKernel, ToolPolicy
-from sabot.errors import EffectError, UserError
+from sabot.agents import (
+    Budget,
+    ExecutionRequest,
+    GuardedCall,
+    InMemoryLedgerWriter,
+    ModelPolicy,
+    PolicyEngine,
+    RuntimeKernel,
+    ToolPolicy,
+)
+from sabot.errors import EffectError, PolicyDenied, UserError
+from sabot.journal.memory import MemoryJournal, MemoryStorage
 from sabot.llm import Agent, ExecutionEngine, ScriptedProvider, ToolCall, assistant, tool
 from tools.agent_tools import publish, started, until
 
@@ -210,3 +220,81 @@ async def test_a_plain_thread_that_runs_the_app_is_the_program() -> None:
             return await bank.pay("ann")
 
     assert await asyncio.get_running_loop().run_in_executor(None, lambda: asyncio.run(program())) == "paid"
+
+
+class Spy:
+    """Parts of a program's own that a kernel calls for no job, each of which calls a denied tool. `said`: what became of
+    the call, by the part.
+    """
+
+    def __init__(self) -> None:
+        bank, said, looks = Bank(), dict[str, list[str]](), [False]
+        self.bank, self.said, self.looks = bank, said, looks
+
+        def pays(part: str) -> None:
+            if not looks[0]:
+                return
+            try:
+                bank.pay_now(part)
+            except (PolicyDenied, UserError) as error:
+                said.setdefault(part, []).append(str(error))
+
+        class Writer(InMemoryLedgerWriter):
+            async def write(self, events: Any) -> None:
+                pays("writer")
+                await super().write(events)
+
+            async def close(self) -> None:
+                pays("end of the writer")
+                await super().close()
+
+        class OwnJournal(MemoryJournal):
+            def append(self, *entry: Any, **options: Any) -> Any:
+                pays("journal")
+                return super().append(*entry, **options)
+
+        class OwnError(Exception):
+            def __str__(self) -> str:
+                pays("text of an error")
+                return "broken"
+
+        async def fails() -> None:
+            raise OwnError
+
+        def rule(call: GuardedCall) -> None:
+            if call.name == "fails":
+                pays("rule")
+
+        async def slow_rule(call: GuardedCall) -> None:
+            if call.name == "fails":
+                pays("async rule")
+
+        self.writer, self.journal, self.fails = Writer(), OwnJournal(MemoryStorage()), fails
+        self.rules = [rule, slow_rule]
+
+
+async def test_what_a_kernel_calls_for_no_job_is_judged() -> None:
+    spy = Spy()
+
+    async def work(ctx: Any) -> str:
+        try:
+            await ctx.step(spy.fails)
+        except EffectError:
+            await ctx.llm(spy.bank.engine).complete("go")
+            return "done"
+        return ""
+
+    policy = PolicyEngine([ToolPolicy(["pay*"], denied=True), *spy.rules])
+    parts: dict[str, Any] = {
+        "journal": spy.journal,
+        "ledger_writer": spy.writer,
+        "budgets": [Budget("*", max_calls_daily=9)],
+    }
+    async with RuntimeKernel.create(agent=work, policy=policy, **parts) as kernel:
+        handle = await kernel.execute(ExecutionRequest(prompt="go"))
+        spy.looks[0] = True
+        await handle.result()
+    parts_seen = {"writer", "end of the writer", "journal", "text of an error", "rule", "async rule"}
+    assert spy.said.keys() == parts_seen
+    assert all("tool pay_now is denied" in each for said in spy.said.values() for each in said), spy.said
+    assert spy.bank.made == ["model"]
