@@ -29,8 +29,9 @@ from sabot.api.child_limits import ChildLimits
 from sabot.base.quantities import counted_words
 from sabot.base.supervision import unexpected_end, watch_task
 from sabot.base.threads import run_in_thread
-from sabot.calls.effects import digest
+from sabot.calls.effects import EffectId, digest
 from sabot.calls.judging import repeated_around
+from sabot.calls.tool_context import CALL
 from sabot.calls.tool_results import model_or_text
 from sabot.clock import Clock
 from sabot.errors import IdempotencyConflict, InternalError, NonDeterminism, SabotError, UserError
@@ -55,6 +56,37 @@ _TURNS = 20  # turns of the event loop in which a caller that got a handle may b
 _RETOLD_ENTRIES = 1_024  # last entries of the journal: the events of jobs that ended there are published again
 _SHOWS = "what shows jobs in stores"
 _TRIMS = 10  # times that the journal is trimmed while `keep_jobs` jobs end
+
+
+# By effect: the present attempt, the jobs with keys that earlier attempts have begun, and those of the present one. Of all
+# kernels of the process, since a tool may make a kernel in each attempt.
+_begun_by: dict[EffectId, tuple[int, frozenset[str], set[str]]] = {}
+_MOST_BEGUN_BY = 1_000
+
+
+def _check_attempts(job_id: str) -> None:
+    """Notes that an effect begins or finds a job with an idempotency key. Raises UserError if earlier attempts of the
+    effect have begun others, and this attempt none of these yet: a key that is new at each attempt begins another job.
+    """
+    if (call := CALL.get()) is None:
+        return
+    effect = call[0]
+    place = EffectId(effect.job, effect.ordinal)
+    attempt, before, now = _begun_by.pop(place, (effect.attempt, frozenset[str](), set[str]()))
+    if effect.attempt > attempt:
+        before, now = before | now, set()
+    if before and job_id not in before and not before <= now:
+        _begun_by[place] = effect.attempt, before, now
+        raise UserError(
+            f"no job was begun: an earlier attempt of effect {effect.ordinal} of job {effect.job} has begun {min(before - now)}, and this "
+            "one would begin another one, which would do everything again: its idempotency_key= is another one",
+            hint="one that is the same at each attempt: from the arguments of the tool, or `effect.key` of a parameter "
+            "`effect: Effect`; several jobs are begun in the same order at each attempt",
+        )
+    now.add(job_id)
+    _begun_by[place] = effect.attempt, before, now
+    while len(_begun_by) > _MOST_BEGUN_BY:
+        del _begun_by[next(iter(_begun_by))]
 
 
 class KernelHost:
@@ -248,7 +280,12 @@ class KernelHost:
                 return other
             self._check_begins()
         handle = self.handles[job_id] = self._new(job_id, agent, name)
-        self._begins_within(job_id, keyed=bool(name) and not isinstance(self.journal, MemoryJournal))
+        try:
+            self._begins_within(job_id, keyed=bool(name) and not isinstance(self.journal, MemoryJournal))
+        except BaseException:
+            del self.handles[job_id]
+            handle.begun(False)
+            raise
         inputs = {"record": record, "key": b"", "digest": name, "behalf": request.behalf, "form": REQUEST}
         return await self._begun(handle, inputs, request if request.idempotency_key else None)
 
@@ -267,6 +304,8 @@ class KernelHost:
         judge = repeated_around(keyed=keyed)
         if judge is not None:
             self._around[job_id] = judge
+        elif keyed:
+            _check_attempts(job_id)
 
     async def _begun(
         self, handle: ExecutionHandle, inputs: Mapping[str, Any], named: ExecutionRequest | None = None

@@ -210,3 +210,26 @@ async def test_a_key_holds_in_a_durable_journal_only(inner: str) -> None:
     bank = Bank(inner)
     assert "over a durable journal" in await said(bank.in_a_job(bank.keyed, "idempotent"))
     assert bank.made == []
+
+
+async def test_a_tool_begins_no_job_by_a_key_that_is_another_one_at_each_attempt(tmp_path: Path) -> None:
+    """Each attempt began another job, which paid."""
+    bank = Bank(journal=tmp_path)
+
+    async def another_key() -> str:
+        return await bank.kernel(idempotency_key=f"o-1 {bank.attempts}")
+
+    words = await said(bank.in_a_job(another_key, "idempotent"))
+    assert "no job was begun: an earlier attempt of effect 1 of job" in words
+    assert bank.made == ["o-1"]
+
+
+async def test_a_tool_begins_several_jobs_by_their_keys_at_each_attempt(tmp_path: Path) -> None:
+    """The first attempt has begun one of them, the third one more."""
+    bank = Bank(journal=tmp_path)
+
+    async def some() -> str:
+        return [await bank.kernel(idempotency_key=f"o-{number}") for number in range(bank.attempts)][-1]
+
+    assert await bank.in_a_job(some, "idempotent") == "paid"
+    assert bank.made == ["o-1"] * 3
