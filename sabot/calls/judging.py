@@ -368,6 +368,28 @@ def present_judge() -> Any:
     return refusing
 
 
+def labels_here() -> frozenset[str]:
+    """Returns the labels of all data that the job has received whose tool runs here, for a place that keeps data. Empty
+    outside of the tools of jobs, and beside no rules.
+    """
+    labels: frozenset[str] = getattr(_innermost(), "labels", frozenset())
+    return labels
+
+
+def note_labels(labels: frozenset[str]) -> None:
+    """Gives the job whose tool runs here the labels of data that a place has kept. Does nothing outside of such tools."""
+    note = getattr(_innermost(), "note_labels", None)
+    if labels and note is not None:
+        note(labels)
+
+
+def _innermost() -> Any:
+    judge = present_judge()
+    while isinstance(judge, OnceJudge):
+        judge = judge._around
+    return judge
+
+
 def _judge_here() -> Any:
     """Returns the judge of the code that runs: that of its context. In a context without a value, returns the judge of
     the job in whose turn it runs, or _NO_VALUE if none does. Only a job's own code runs in its turn.

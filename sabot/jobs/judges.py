@@ -381,7 +381,7 @@ class _ToolJudge(GuardJudge):
 
     def _asked_tool(self, tool: Tool, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> GuardedCall:
         if tool.labels and self._is_over():
-            raise self._unlabelled(f"{tool.name} was not called", tool)
+            raise self._unlabelled(f"{tool.name} was not called", tool.labels)
         return self._of_effect(super()._asked_tool(tool, args, kwargs))
 
     def _is_over(self) -> bool:
@@ -389,10 +389,10 @@ class _ToolJudge(GuardJudge):
         running = self._running.get(self._effect.job)
         return running is not None and self._effect.ordinal not in running.job.open
 
-    def _unlabelled(self, what: str, tool: Tool) -> UserError:
+    def _unlabelled(self, what: str, labels: frozenset[str]) -> UserError:
         return UserError(
             f"{what}: the call of {self._name} has ended, which has begun this task, so job {self._effect.job} would not get the "
-            f"labels {', '.join(sorted(tool.labels))} of the result",
+            f"labels {', '.join(sorted(labels))} of the result",
             hint=f"await the task in {self._name}, before it returns",
         )
 
@@ -402,10 +402,21 @@ class _ToolJudge(GuardJudge):
 
     def _told(self, tool: Tool) -> None:
         if tool.labels:
-            if self._is_over():
-                raise self._unlabelled(f"the result of {tool.name} is withheld", tool)
-            place = self._effect[:2]
-            self._read[place] = self._read.get(place, frozenset()) | tool.labels
+            self.note_labels(tool.labels, f"the result of {tool.name} is withheld")
+
+    @property
+    def labels(self) -> frozenset[str]:
+        """The labels of all data that the job has received, and of what this effect has got from other tools."""
+        return frozenset(self._behalf.labels) | self._read.get(self._effect[:2], frozenset())
+
+    def note_labels(self, labels: frozenset[str], what: str = "what was kept with labels is withheld") -> None:
+        """Adds labels to those of the effect's result. Raises UserError if the job has got it already. `what`: words for
+        this error.
+        """
+        if self._is_over():
+            raise self._unlabelled(what, labels)
+        place = self._effect[:2]
+        self._read[place] = self._read.get(place, frozenset()) | labels
 
 
 def _told(call: Any) -> RequestSpec:

@@ -33,6 +33,7 @@ from sabot.base.os_errors import hint_of
 from sabot.base.redaction import without_secrets
 from sabot.base.sqlite_files import error_of, open_database
 from sabot.base.threads import run_in_thread
+from sabot.calls.judging import labels_here, note_labels
 from sabot.calls.tools import Tool, tool
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.errors import UNREADABLE, UserError, short_repr
@@ -40,8 +41,8 @@ from sabot.state import MapState
 
 StoredMemory: TypeAlias = dict[str, Any]
 """A record of a store: a dict with `text`, `tags`, `stored_ms` (milliseconds since 1970), and `also`, the earlier
-wordings as lists of id, text and stored_ms. The record of an earlier wording has only `into`: the id of the memory that
-it is a part of.
+wordings as lists of id, text and stored_ms. `labels`, if there are any, are those of the jobs that have stored it. The
+record of an earlier wording has only `into`: the id of the memory that it is a part of.
 """
 
 MemoryChange: TypeAlias = Callable[[dict[str, StoredMemory]], Mapping[str, StoredMemory | None]]
@@ -328,7 +329,8 @@ class Memory:
     - `home`: the store, such as a MemoryFile.
 
     A scope can have at most 10,000 memories, and a text 65,536 characters. The known secrets of this process are hidden
-    in the texts before they are stored.
+    in the texts before they are stored. A text that a tool of a job stores keeps the labels of the job, beside a policy,
+    and a job whose tool finds it gets them.
     """
 
     def __init__(self, home: MemoryStore, *, clock: Clock = SYSTEM_CLOCK) -> None:
@@ -346,7 +348,7 @@ class Memory:
         new and the scope has 10,000 memories already.
         """
         scope, text = _scope(scope), without_secrets(_text(text))
-        labels, now_ms = _tags(tags), int(self._clock.time() * 1000)
+        words, marks, now_ms = _tags(tags), labels_here(), int(self._clock.time() * 1000)
         new: StoredMemory = {"text": text, "tags": [], "stored_ms": now_ms, "also": []}
         is_stored = False
         while not is_stored:
@@ -362,7 +364,8 @@ class Memory:
                 nonlocal is_stored
                 is_stored = found.get(id) == before  # else another process has changed or merged it meanwhile
                 record = before or new
-                return {id: record | {"tags": sorted({*record["tags"], *labels})[:_TAGS_MOST]}} if is_stored else {}
+                record = record | {"tags": sorted({*record["tags"], *words})[:_TAGS_MOST]}
+                return {id: _labelled(record, marks)} if is_stored else {}
 
             await self._store.change(scope, [id], add)
         return id
@@ -382,6 +385,7 @@ class Memory:
         scope = _scope(scope)
         scores = await self._store.search(scope, _text(query), limit)
         standing = _standing_in(await self._store.read(scope, [each for each, _ in scores]))
+        note_labels(frozenset().union(*(record.get("labels", ()) for record in standing.values())))
         return [_found(each, standing[each], score) for each, score in scores if each in standing]
 
     async def retrieve(self, scope: str, id: str) -> Remembered:
@@ -392,6 +396,7 @@ class Memory:
         standing, record = await self._standing(scope, checked_text(id, "memory: id"))
         if record is None:
             raise UserError(f"memory {scope!r} has nothing under {id[:64]!r}", hint="search gives the ids")
+        note_labels(frozenset(record.get("labels", ())))
         earlier = [text for _, text, _ in record["also"]]
         return Remembered(
             id=standing, text=record["text"], tags=record["tags"], stored_ms=record["stored_ms"], earlier=earlier
@@ -527,6 +532,11 @@ def _standing_in(found: Mapping[str, StoredMemory]) -> dict[str, StoredMemory]:
     return {each: record for each, record in found.items() if "into" not in record}
 
 
+def _labelled(record: StoredMemory, labels: Collection[str]) -> StoredMemory:
+    """Returns the record with these labels too, which readers of the memory get; the record itself if they are none."""
+    return record | {"labels": sorted({*record.get("labels", ()), *labels})} if labels else record
+
+
 def _found(each: str, record: StoredMemory, score: float) -> FoundMemory:
     text = record["text"]
     return FoundMemory(
@@ -581,7 +591,7 @@ def _merged(standing: Mapping[str, StoredMemory], leaders: Mapping[str, str]) ->
         also = [*whole["also"], [each, part["text"], part["stored_ms"]], *part["also"]]
         also.sort(key=lambda entry: (-entry[2], entry[0]))
         tags = sorted({*whole["tags"], *part["tags"]})[:_TAGS_MOST]
-        changed[leader] = whole | {"also": also, "tags": tags}
+        changed[leader] = _labelled(whole | {"also": also, "tags": tags}, part.get("labels", ()))
         for earlier in (each, *(earlier for earlier, _, _ in part["also"])):
             changed[earlier] = {"into": leader}
     return changed
