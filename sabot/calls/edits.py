@@ -36,6 +36,8 @@ def edited_arguments(
             near = get_close_matches(alias, found, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"its arguments are {', '.join(found)}"
             raise UserError(f"{tool.name} has no argument {short_repr(alias)}", hint=hint)
+        if name in values:
+            raise _twice(tool.name, [each for each in edit if parameter_of(tool, each) == name])
         values[name] = edited(found.get(name, MISSING_VALUE), each, types.get(name, Any), name)
     args, kwargs = with_arguments(tool, args, kwargs, values)
     if tool.parameters is not None:
@@ -105,6 +107,8 @@ def edited(value: Any, edit: Any, kind: Any, where: str) -> Any:
         field = known.get(name)
         if field is None:
             raise UserError(f"{where} has no field {short_repr(name)}", hint=f"its fields are {', '.join(known)}")
+        if field.attribute in changes:
+            raise _twice(where, [each for each in edit if each in known and known[each].attribute == field.attribute])
         inner = getattr(value, field.attribute, MISSING_VALUE)
         changes[field.attribute] = edited(inner, each, field.type, f"{where}.{name}")
         if isinstance(each, Mapping):
@@ -162,7 +166,7 @@ def _by_names_to_read(model: Any, changes: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _edited_mapping(value: Mapping[Any, Any], edit: Mapping[Any, Any], kind: Any, where: str) -> dict[Any, Any]:
-    found = dict(value)
+    found, named = dict(value), dict[Any, Any]()
     known = {name for one in choices_of(kind) for name in fields_of(one)}
     for name, each in edit.items():
         if known and name not in known and name not in found:
@@ -172,9 +176,16 @@ def _edited_mapping(value: Mapping[Any, Any], edit: Mapping[Any, Any], kind: Any
         declared = [field for one in choices_of(kind) if (field := fields_of(one).get(name)) is not None]
         names = declared[0].names if declared else (name,)
         present = next((other for other in names if other in found), name)
+        if present in named:
+            raise _twice(where, [named[present], name])
+        named[present] = name
         of = declared[0].type if declared else item_kind(kind)
         found[present] = edited(found.get(present, MISSING_VALUE), each, of, f"{where}.{name}")
     return found
+
+
+def _twice(where: str, names: Collection[Any]) -> UserError:
+    return UserError(f"{where}: {' and '.join(map(str, names))} are names of one field", hint="give it once")
 
 
 def _converted(value: Any, kind: Any, where: str) -> Any:

@@ -17,6 +17,7 @@ from collections.abc import Collection, Mapping, Sequence
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from enum import Enum
+from math import isclose, isfinite
 from typing import Any, get_args
 from uuid import UUID
 
@@ -45,8 +46,8 @@ class CedarPolicy(PolicyRule):
     The arguments of the call are passed to Cedar in the context of the request, with the defaults of those that the
     caller leaves out. Models, dataclasses and Structs become records, which have each field under all of its names (also
     under its aliases). Arguments that are None are left out. An Enum becomes its value.
-    Numbers with a fraction become decimals with four digits. Lists, tuples and sets become sets. Dates, times,
-    durations and UUIDs become texts.
+    Numbers with a fraction become decimals with four digits; a call with more digits is denied. Lists, tuples and sets
+    become sets. Dates, times, durations and UUIDs become texts.
     """
 
     def __init__(
@@ -172,6 +173,18 @@ def _arguments(call: GuardedCall) -> dict[str, Any]:
     return found
 
 
+def _four_digits(value: float | Decimal) -> str:
+    """Returns a number as a decimal of Cedar. Raises ValueError, by which the call is denied, also for a default, if the
+    decimal would be another number: 100.00001 is above a bound of 100. The last digits of a float may be of its sums.
+    """
+    text = f"{value:.4f}"
+    if not isfinite(value) or value == Decimal(text):  # Cedar itself says that NaN is no decimal
+        return text
+    if isinstance(value, float) and isclose(value, float(text), rel_tol=1e-12):
+        return text
+    raise ValueError(f"{value} has more than the four digits behind the point that a decimal of Cedar has")
+
+
 def _cedar(value: Any) -> Any:
     """Converts the argument of a call to the form that Cedar takes. Raises UserError for a value that Cedar cannot
     represent.
@@ -181,7 +194,7 @@ def _cedar(value: Any) -> Any:
     if isinstance(value, bool | int | str):
         return value
     if isinstance(value, float | Decimal):
-        return {"__extn": {"fn": "decimal", "arg": f"{value:.4f}"}}
+        return {"__extn": {"fn": "decimal", "arg": _four_digits(value)}}
     if isinstance(value, Mapping):
         return {str(name): _cedar(each) for name, each in value.items() if each is not None}
     if isinstance(value, list | tuple | set | frozenset):

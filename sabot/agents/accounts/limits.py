@@ -329,7 +329,7 @@ class JobLimits(EffectGuard):
             "reason": _unpriced(limits, call),
             "error": stored_name(BudgetExceeded),
         }
-        return msgspec.structs.replace(verdict, decision=Decision.ASK, **why)
+        return msgspec.structs.replace(verdict, decision=Decision.ASK, once=True, **why)  # each call costs anew
 
     def drop(self, effect: EffectId) -> None:
         job, _ = self._opened(effect)

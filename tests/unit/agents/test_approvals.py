@@ -188,6 +188,7 @@ async def test_fields_of_a_model_are_changed_by_each_of_their_names_and_checked(
         (b'{"betrag": 50}', [Money(betrag=50, currency="USD")]),
         (b'{"betrag": 5000}', []),
         (b'{"curency": "CHF"}', []),
+        (b'{"amount": 50, "betrag": 5}', []),  # the last one won
     ):
         made.clear()
         said = b'{"approved": true, "arguments": {"money": %s}}' % change

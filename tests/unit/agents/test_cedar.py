@@ -64,6 +64,18 @@ def test_arguments_with_fractions_and_of_classes_can_be_compared() -> None:
     assert says(little, call("pay", kwargs={"order": Order(Money("10.51"), 0.25)}))[0] == "deny"
 
 
+@pytest.mark.parametrize("amount", [100.00001, 0.00004, Money("100.00001"), Money("1E-9"), {"of": [100.00001]}])
+def test_a_number_that_a_decimal_of_cedar_cannot_hold_is_no_rounded_one(amount: Any) -> None:
+    """100.00001 was judged as 100.0000, and passed a bound of 100."""
+    decision, why = says("permit(principal, action, resource);", call("pay", kwargs={"amount": amount}))
+    assert (decision, "more than the four digits behind the point" in why) == ("deny", True), why
+
+
+@pytest.mark.parametrize("amount", [0.1 + 0.2, 19.99 * 3, 0.0, -2.5, 1e9, Money("2.50000"), Money("7")])
+def test_the_last_digits_of_a_sum_of_floats_are_no_digits_of_a_number(amount: Any) -> None:
+    assert says("permit(principal, action, resource);", call("pay", kwargs={"amount": amount})) == ("allow", "")
+
+
 def test_what_forbids_wins_and_is_named() -> None:
     policies = (
         'permit(principal, action, resource); @id("no deletes") forbid(principal, action, resource == Tool::"delete");'
