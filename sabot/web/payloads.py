@@ -27,11 +27,13 @@ _HIDDEN = object()
 class ShownPayload:
     """The part of a value that a page may show. `fields`: pairs of a name and a text; a value without fields has the name "". `hidden`:
     the number of values that are left out because no option names them. `more`: the number of fields that are too many for a page.
+    `cut`: True if a text of a field is only the beginning of it, and says how much is left out.
     """
 
     fields: Sequence[tuple[str, str]] = ()
     hidden: int = 0
     more: int = 0
+    cut: bool = False
 
     @property
     def text(self) -> str:
@@ -63,8 +65,10 @@ class Payloads:
         if kept is _HIDDEN:
             return ShownPayload(hidden=hidden)
         pairs = [*kept.items()] if isinstance(kept, Mapping) else [("", kept)]
-        fields = [(_text(str(each)), _text(_written(found), most)) for each, found in pairs[:_MOST_FIELDS]]
-        return ShownPayload(fields, hidden, max(0, len(pairs) - _MOST_FIELDS))
+        clean = [(str(each), _clean(_written(found))) for each, found in pairs[:_MOST_FIELDS]]
+        fields = [(_text(name), _cut(text, most)) for name, text in clean]
+        cut = any(len(text) > most for _, text in clean)
+        return ShownPayload(fields, hidden, max(0, len(pairs) - _MOST_FIELDS), cut)
 
     def cell(self, value: Any, name: str) -> str:
         """Returns the value of a column or a field as text, "" if it may not be shown."""
@@ -91,10 +95,17 @@ def _written(value: Any) -> str:
     )
 
 
-def _text(text: str, most: int = MOST_CHARS) -> str:
+def _clean(text: str) -> str:
+    return visible(scrubbed(text))
+
+
+def _text(text: str) -> str:
     """Returns a text without known secrets, cut to a length for a page."""
-    clean = visible(scrubbed(text))
-    return clean if len(clean) <= most else f"{clean[:most]}…"
+    return _cut(_clean(text), MOST_CHARS)
+
+
+def _cut(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[:most]}… ({len(text) - most:,} more characters)"
 
 
 def shortened(text: str) -> str:

@@ -137,6 +137,21 @@ async def test_named_values_are_shown_and_a_tool_shows_its_arguments(memory_url:
         assert page.count(str(AMOUNT)) == 1
         assert MARKUP not in page
         assert [len(fields((await ask(browser, f"/inbox?q={text}"))[1])) for text in ("O-1", AMOUNT)] == [2, 1]
+        assert "All of it:" not in page
+
+
+async def test_a_long_argument_is_cut_with_its_length_and_the_command_for_the_rest(
+    memory_url: str, tmp_path: Path
+) -> None:
+    """Whoever fills the first characters would hide the rest from the person who approves."""
+    order = "a" * 2_000 + "pay eve"
+    payloads = Payloads(names=frozenset({"refund"}))
+    async with office(memory_url, tmp_path, [ticket("refund", order)], payloads) as (_, console, _bank):
+        page = (await ask(await enter(console, "act"), "/inbox"))[1]
+        [action] = [each.removeprefix("ask:") for each in fields(page)]
+        assert "pay eve" not in page
+        assert "aaa… (7 more characters)" in page
+        assert f"<code>sabot actions show {action}</code>" in page
 
 
 @pytest.mark.one_in(3, "half a second of a core each")
