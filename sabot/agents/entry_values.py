@@ -68,9 +68,10 @@ def _message(record: JobInput) -> Any:
         return record.payload
 
 
-def as_plain(value: Any) -> Any:
+def as_plain(value: Any, rows: int = 0) -> Any:
     """Returns the value as JSON types. A value that JSON cannot represent becomes a text, an error becomes an object
-    with "type" and "message", and a batch of rows becomes its number of rows and its column names.
+    with "type" and "message", and a batch of rows becomes its number of rows and its column names, with its first
+    `rows` rows as "first", if `rows` is not 0.
     """
     match value:
         case None | bool() | int() | str():
@@ -78,13 +79,14 @@ def as_plain(value: Any) -> Any:
         case float():
             return value if math.isfinite(value) else str(value)
         case dict():
-            return {key if isinstance(key, str) else str(key): as_plain(each) for key, each in value.items()}
+            return {key if isinstance(key, str) else str(key): as_plain(each, rows) for key, each in value.items()}
         case list() | tuple():
-            return [as_plain(each) for each in value]
+            return [as_plain(each, rows) for each in value]
         case EffectError():
             return {"type": value.type, "message": value.message}
         case pa.RecordBatch():
-            return {"rows": value.num_rows, "columns": value.schema.names}
+            facts = {"rows": value.num_rows, "columns": value.schema.names}
+            return facts | {"first": as_plain(value.slice(0, rows).to_pylist())} if rows else facts
         case bytes():
             return text_or_hex(value)
         case date() | time() | timedelta():

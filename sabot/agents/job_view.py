@@ -49,6 +49,7 @@ whether the effect may be made. withdrawn: the question was taken back. closed: 
 effect was open.
 """
 
+_MOST_ROWS = 20  # of a batch in the arguments of a question
 _FEW = 1000  # jobs that are read one by one
 _ANSWERS: dict[str, EffectState] = {"resolved": "answered", "expired": "expired"}
 _QUESTIONS: dict[str, EffectState] = {IN_DOUBT: "in_doubt", CONFIRM: "needs_approval"}
@@ -583,12 +584,13 @@ def action_number(question: Intent, payload: Any) -> str:
 
 def _arguments(job: JobState, question: Intent) -> dict[str, Any]:
     """Returns {"arguments": the arguments of the effect that a question is about}. Returns {} if the arguments are so
-    long that they are stored outside of their entry, or if the question is not about an effect.
+    long that they are stored outside of their entry, or if the question is not about an effect. Batches have their
+    first rows.
     """
     effect = job.open.get(question.ordinal)
     if effect is None or effect.question is None or not isinstance(effect.intent.body, bytes):
         return {}
-    return {"arguments": as_plain(value_of(effect.intent, effect.intent.body))}
+    return {"arguments": as_plain(value_of(effect.intent, effect.intent.body), _MOST_ROWS)}
 
 
 def _may_answer(job: JobState, question: Intent) -> dict[str, Any]:

@@ -406,7 +406,7 @@ class _ToolJudge(GuardJudge):
 
     @property
     def labels(self) -> frozenset[str]:
-        """The labels of all data that the job has received, and of what this effect has got from other tools."""
+        """The labels of all data that the job has received, and of the results that this effect has got from other tools."""
         return frozenset(self._behalf.labels) | self._read.get(self._effect[:2], frozenset())
 
     def note_labels(self, labels: frozenset[str], what: str = "what was kept with labels is withheld") -> None:

@@ -5,11 +5,13 @@ import dataclasses
 import functools
 import logging
 import math
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import attrs
 import msgspec
+import pyarrow as pa
 import pydantic
 import pytest
 from unit.jobs.hosting import Agent as Owner
@@ -1057,3 +1059,32 @@ async def test_an_event_says_with_which_arguments_a_changed_call_is_made() -> No
         await asyncio.gather(listen(), handle.result())
     (start,) = [each.data for each in events if each.type == RuntimeEventType.TOOL_START]
     assert (start["arguments"]["amount"], start["edited"]) == (500, {"amount": 50})
+
+
+async def test_a_question_shows_the_first_rows_of_a_batch() -> None:
+    """A person approved a payout and saw the names of its columns only."""
+    paid: list[Any] = []
+
+    @tool
+    async def payout(rows: pa.RecordBatch, note: str = "n") -> int:
+        paid.extend(rows.to_pylist())
+        return rows.num_rows
+
+    rows = [{"to": f"o-{number}", "amount": Decimal(number)} for number in range(25)]
+
+    async def work(ctx: Any) -> Any:
+        return await ctx.call(payout, pa.RecordBatch.from_pylist(rows))
+
+    rule = ToolPolicy(["payout"], require_approval=True)
+    async with RuntimeKernel.create(agent=work, policy=PolicyEngine([rule])) as kernel:
+        job = await kernel.execute(ExecutionRequest(prompt="go"))
+        asked: list[Any] = []
+        while not asked:
+            asked = await kernel.actions.find()
+        shown = asked[0].payload["arguments"]
+        await kernel.actions.resolve(asked[0].resume_token, {"approved": True})
+        assert (await job.result()).output == 25
+    first = [{"to": f"o-{number}", "amount": str(number)} for number in range(20)]
+    batch = {"rows": 25, "columns": ["to", "amount"], "first": first}
+    assert shown == [[], {"rows": batch, "note": "n"}]
+    assert paid == rows
