@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any, Protocol
 
 from sabot.agents.actions import ActionManager, ActionRecord, ActionStatus
+from sabot.agents.context import checked_word
 from sabot.agents.events.bus import InMemoryEventBus, RuntimeEvent, RuntimeEventType, Subscription
 from sabot.agents.kernel.jobs import ExecutionResult, KernelAgent
 from sabot.agents.kernel.pieces import HeardPieces
@@ -266,6 +267,7 @@ class ExecutionHandle:
         the person who answers. The answer is durable when this method returns. Raises LetterRefused if no question of
         the job or of a job below it has this token, or if it is closed, and UserError if the answer does not fit it.
         """
+        checked_word(token, "resolve: resume_token")
         if not any(each.resume_token == token for each in await self.get_pending_actions()):
             asked = await self._kernel.actions.find()
             if not any(each.resume_token == token and self._has(each.job_id) for each in asked):
