@@ -97,7 +97,7 @@ ELSEWHERE = {
         f"{kind} by itself"
         for kind in ("DropStatement", "Explain", "FieldAccess", "Insert", "ModelArgument", "Parameter")
     ),
-    *(f"{kind} by itself" for kind in ("Show", "StatementSet", "TypeField", "WatermarkDefinition")),
+    *(f"{kind} by itself" for kind in ("Show", "StatementSet", "TypeField", "Use", "WatermarkDefinition")),
     *("SetOption.reset", "Type.fields"),
     *("TableName.hints", "Derived.lateral", "TableFunction.lateral", "TableFunction.ordinality"),
 }
