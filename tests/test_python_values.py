@@ -33,6 +33,7 @@ KNOWN = {
     "connectors/generated.py": "L",
     "letters/form.py": "R",
     "letters/refused.py": "L",
+    "connectors/redis/source.py": "LLL",
     "connectors/rows.py": "L",
     "connectors/sql/duckdb_values.py": "L",
     "connectors/sql/postgres.py": "C",

@@ -129,6 +129,7 @@ OWN = {  # classes that no user names: what others share, and what `collect` and
     "FileSink",
     "FileSource",
     "FollowedFiles",
+    "GeneratedSource",
     "GeneratorSource",
     "JournalSource",
     "KafkaDelivery",

@@ -122,9 +122,7 @@ class McpServerPool:
         self._hangs: dict[SessionKey, Failures] = {}  # by session: hangs in a row, without an answer to a call
         self._sweep: asyncio.Task[None] | None = None
         self._closed = False
-        self._given: dict[
-            tuple[str, str], Tool
-        ] = {}  # by server and its name for a tool: the one that `tools` returned last
+        self._given: dict[tuple[str, str], Tool] = {}  # by server and its name for a tool: what `tools` returned last
         SERVERS.add(self)
 
     async def __aenter__(self) -> "McpServerPool":
@@ -572,6 +570,7 @@ class McpServerPool:
         self._closed = True
         SERVERS.discard(self)
         await self._loop.stop(self._close_all)
+        self._given.clear()  # its tools know the pool: rules would find them as long as no garbage is collected
 
     async def _close_all(self) -> None:
         for opening in list(self._opening.values()):

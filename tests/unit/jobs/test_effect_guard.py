@@ -247,15 +247,27 @@ async def test_a_person_allows_it(effect: str) -> None:
     assert len(guard.asked) == 1
 
 
-@pytest.mark.parametrize("body", [b'{"approved": false}', b"{}", b'{"approved": "true"}', b"yes", b""])
-async def test_any_other_answer_than_yes_refuses(body: bytes) -> None:
+REJECTED = "it was rejected by ada"
+
+
+@pytest.mark.parametrize(
+    ("body", "why"),
+    [
+        (b'{"approved": false}', REJECTED),
+        (b"{}", REJECTED),
+        (b'{"approved": "true"}', REJECTED),
+        (b"yes", "its approval cannot be read: Expecting value: line 1 column 1 (char 0)"),
+        (b"", REJECTED),
+    ],
+)
+async def test_any_other_answer_than_yes_refuses(body: bytes, why: str) -> None:
     mail = Mail()
     async with hosting(MemoryStorage(), Agent(mail.agent), guard=says(ASK)) as jobs:
         jobs.begin("j")
         await jobs.parks("j")
         await answers(jobs, body)
         await jobs.over("j")
-        assert jobs.agent.done["j"] == ["PolicyDenied", "send was not done: it was rejected by ada"]
+        assert jobs.agent.done["j"] == ["PolicyDenied", f"send was not done: {why}"]
     assert not mail.sent
 
 
