@@ -1,19 +1,21 @@
 """Tables of made rows: 'connector' = 'datagen', with random values and sequences, and 'connector' = 'faker', with expressions."""
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
+from sabot.base.config import parse_ms
 from sabot.connectors.datagen import GeneratedSource
 from sabot.connectors.datagen.expressions import expression_field
 from sabot.connectors.datagen.kinds import list_field, random_field, sequence_field, some_null, struct_field
 from sabot.connectors.datagen.source import Field
 from sabot.sql.syntax.text import Span, SqlFault
 from sabot.sql.syntax.tree import CreateTable, Type
-from sabot.sql.table_options import Options, duration_of
+from sabot.sql.table_options import Options
 from sabot.sql.types import arrow_type, sql_type
 
 if TYPE_CHECKING:
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 
 _LENGTHS = ("CHAR", "VARCHAR", "BINARY", "VARBINARY")
 _SEED = 0
+_TRIED = 16  # rows that are made of a column when its table is declared
 
 
 class _MadeColumns:
@@ -29,6 +32,7 @@ class _MadeColumns:
     def __init__(self, options: Options, statement: CreateTable) -> None:
         self.options = options
         self.ends: list[int] = []  # how many rows each sequence has
+        self.row_bytes = 0
         self._statement = statement
 
     def each(self, make: "Callable[[_MadeColumns, str, pa.DataType, Type], Field]") -> Iterator[tuple[pa.Field, Field]]:
@@ -40,8 +44,8 @@ class _MadeColumns:
             name = column.name.text
             with _told(name, type, column.span):
                 field = make(self, f"fields.{name}", type, column.type)
-                zeros = np.zeros(16, np.int64)
-                field(np.random.default_rng(0), zeros, zeros)
+                zeros = np.zeros(_TRIED, np.int64)
+                self.row_bytes += field(np.random.default_rng(_SEED), zeros, zeros).nbytes // _TRIED
             yield pa.field(name, type), field
 
     def number(self, name: str, default: Any = None) -> Any:
@@ -62,19 +66,13 @@ class _MadeColumns:
         return some_null(field, float(rate))
 
 
-class _told:
+@contextmanager
+def _told(name: str, type: pa.DataType, span: Span) -> Iterator[None]:
     """Turns an error of a column's values into a SqlFault at the column."""
-
-    def __init__(self, name: str, type: pa.DataType, span: Span) -> None:
-        self._name, self._type, self._span = name, type, span
-
-    def __enter__(self) -> None:
-        """Does nothing."""
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, ValueError | TypeError | pa.ArrowException):
-            message = f"there are no values for column {self._name} {sql_type(self._type)}: {error}"
-            raise SqlFault(self._span, message) from error
+    try:
+        yield
+    except (ValueError, TypeError, pa.ArrowException) as error:
+        raise SqlFault(span, f"there are no values for column {name} {sql_type(type)}: {error}") from error
 
 
 def read_datagen(options: Options, statement: CreateTable) -> "Callable[[Any, dict[str, Any]], Stream]":
@@ -101,7 +99,9 @@ def _reader(
     fields = {field.name: value for field, value in made}
 
     def open_rows(app: Any, given: dict[str, Any]) -> "Stream":
-        source = GeneratedSource(options.table, schema, fields, rows=rows, per_second=per_second, seed=_SEED)
+        source = GeneratedSource(
+            options.table, schema, fields, rows=rows, per_second=per_second, row_bytes=columns.row_bytes, seed=_SEED
+        )
         given = {name: value for name, value in given.items() if name != "schema"}
         return app.stream(source, **given)  # type: ignore[no-any-return]
 
@@ -126,8 +126,8 @@ def _datagen_field(columns: _MadeColumns, prefix: str, type: pa.DataType, declar
         return columns.with_nulls(prefix, list_field(type, element, length))
     given: dict[str, Any] = {}
     if pa.types.is_timestamp(type):
-        age = options.take(f"{prefix}.max-past")
-        given["most"] = None if age is None else _ms(age)
+        age = options.duration(f"{prefix}.max-past")
+        given["most"] = None if age is None else parse_ms(age, name="max-past")
     elif pa.types.is_integer(type) or pa.types.is_floating(type) or pa.types.is_decimal(type):
         given = {"least": options.number(f"{prefix}.min"), "most": options.number(f"{prefix}.max")}
     elif pa.types.is_string(type) or pa.types.is_binary(type):
@@ -146,14 +146,6 @@ def _needed(options: Options, name: str) -> Decimal:
             options.span, f"table {options.table} needs the option '{name}', a whole number", f"'{name}' = '1'"
         )
     return found
-
-
-def _ms(text: str) -> int:
-    from sabot.base.config import parse_ms
-    from sabot.sql.syntax.tree import TableOption
-
-    nowhere = Span(0, 0)
-    return int(parse_ms(duration_of(TableOption("max-past", text, nowhere, nowhere)), name="max-past"))
 
 
 def _faker_field(columns: _MadeColumns, prefix: str, type: pa.DataType, declared: Type | None) -> Field:

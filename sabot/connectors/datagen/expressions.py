@@ -209,7 +209,7 @@ _WITH_ARGUMENTS: dict[str, Callable[..., Field]] = {
     "internet.emailaddress": lambda *_: _joined_field(
         _one_of(words.POOLS["name.username"]), "@", _one_of(words.POOLS["internet.domainname"])
     ),
-    "internet.url": partial(lambda: _joined_field("www.", _one_of(words.POOLS["internet.domainname"]))),
+    "internet.url": lambda *_: _joined_field("www.", _one_of(words.POOLS["internet.domainname"])),
     "lorem.characters": lambda number="255", *_: _shaped("?" * int(number)),
     "lorem.words": lambda number="3": _joined_field(*_spaced(int(number))),
     "lorem.sentence": lambda *_: _joined_field(*_spaced(6), "."),

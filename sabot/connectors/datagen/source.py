@@ -20,7 +20,11 @@ their times in ms since 1970.
 """
 
 BLOCK = 4096
-"""Rows that are made at once. Their random numbers depend on the seed, the column and the number of the block."""
+"""Rows that are made at once, unless they are long. Their random numbers depend on the seed, the column and the number of the
+block.
+"""
+
+_BLOCK_BYTES = 16 << 20
 
 _TICKS = 20  # a second: rows come in groups, since a batch for each would cost more than its rows
 
@@ -28,8 +32,9 @@ _TICKS = 20  # a second: rows come in groups, since a batch for each would cost 
 class GeneratedSource(Source, Bounded):
     """A source of made rows, `per_second` of them, each at its time. The offset of a row is its number.
 
-    `fields`: a function for each column of `schema`. `rows`: how many there are, or None for no end. The time of row n is
-    the moment of the first start plus n / `per_second`; checkpoints keep that moment, so a restart repeats times too.
+    `fields`: a function for each column of `schema`. `rows`: how many there are, or None for no end. `row_bytes`: the size
+    of a row; so many are made at once that they take 16 MiB at most. The time of row n is the moment of the first start
+    plus n / `per_second`; checkpoints keep that moment, so a restart repeats times too.
     """
 
     def __init__(
@@ -40,6 +45,7 @@ class GeneratedSource(Source, Bounded):
         *,
         rows: int | None,
         per_second: int,
+        row_bytes: int = 0,
         seed: int = 0,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
@@ -49,6 +55,7 @@ class GeneratedSource(Source, Bounded):
         self._fields = fields
         self._rows = rows
         self._per_second = per_second
+        self._block_rows = max(1, min(BLOCK, _BLOCK_BYTES // max(1, row_bytes)))
         self._seed = seed
         self._clock = clock
         self._at = 0
@@ -71,8 +78,8 @@ class GeneratedSource(Source, Bounded):
     def read_batch(self, max_rows: int, timeout: float) -> Batch | None:
         if self.exhausted:
             return None
-        number, within = divmod(self._at, BLOCK)
-        wanted = min(max_rows, BLOCK - within)
+        number, within = divmod(self._at, self._block_rows)
+        wanted = min(max_rows, self._block_rows - within)
         if self._rows is not None:
             wanted = min(wanted, self._rows - self._at)
         group = min(wanted, max(1, self._per_second // _TICKS))
@@ -89,7 +96,7 @@ class GeneratedSource(Source, Bounded):
 
     def made(self, number: int) -> pa.RecordBatch:
         """Returns all rows of a block."""
-        numbers = np.arange(number * BLOCK, (number + 1) * BLOCK, dtype=np.int64)
+        numbers = np.arange(number * self._block_rows, (number + 1) * self._block_rows, dtype=np.int64)
         times = (self._first_ms or 0) + numbers * 1000 // self._per_second
         columns = []
         for name in self._schema.names:

@@ -222,6 +222,20 @@ def test_what_cannot_be_made_is_refused_when_the_table_is_declared(connector, co
         table(connector, columns, *options)
 
 
+def test_long_values_are_made_few_at_a_time() -> None:
+    fields = {"a": random_field(pa.string(), length=1_000_000)}
+    schema = pa.schema([("a", pa.string())])
+    source = GeneratedSource("long", schema, fields, rows=40, per_second=1, row_bytes=1_000_000)
+    assert source.made(0).num_rows == 16
+    app = table("datagen", "a STRING, b BYTES", "'number-of-rows' = '40'", "'fields.a.length' = '1000000'")
+    assert app.sql("SELECT CHAR_LENGTH(a) AS n FROM t").collect()["n"].to_pylist() == [1_000_000] * 40
+
+
+def test_a_time_of_the_past_has_a_unit() -> None:
+    with pytest.raises(SqlError, match="'yesterday' is no duration"):
+        table("datagen", "a TIMESTAMP(3)", "'fields.a.max-past' = 'yesterday'")
+
+
 async def test_made_rows_are_windowed_by_their_own_time(tmp_path) -> None:
     app = table(
         "datagen",
