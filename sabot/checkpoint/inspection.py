@@ -1,6 +1,7 @@
 """The checkpoints and savepoints of an app, running or not, as records: for the command line and the console."""
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from hashlib import blake2b
@@ -51,23 +52,38 @@ class AppCheckpoints:
 
         Raises UserError if there is no such checkpoint, and CorruptCheckpoint if the manifest cannot be read.
         """
-        ids = self.storage.ids()
-        if not ids:
-            self.storage.latest()  # raises if the checkpoints have another format
-            raise UserError(
-                f"{self.place} holds no checkpoint", hint="the app writes the first after checkpoint_interval="
-            )
-        wanted = checkpoint_id or self.chosen or ids[-1]
-        if wanted not in ids:
-            raise UserError(f"{self.place} has no checkpoint {wanted}", hint=f"it has {', '.join(map(str, ids))}")
-        try:
-            return self.storage.read(wanted)
-        except CorruptCheckpoint as error:
-            # The usual hint is about a restore.
-            error.hint = (
-                "name an older checkpoint by its id; `sabot checkpoints list` shows them" if len(ids) > 1 else ""
-            )
-            raise
+        while True:
+            ids = self.storage.ids()
+            if not ids:
+                self.storage.latest()  # raises if the checkpoints have another format
+                raise UserError(
+                    f"{self.place} holds no checkpoint", hint="the app writes the first after checkpoint_interval="
+                )
+            wanted = checkpoint_id or self.chosen or ids[-1]
+            if wanted not in ids:
+                raise UserError(f"{self.place} has no checkpoint {wanted}", hint=f"it has {', '.join(map(str, ids))}")
+            try:
+                return self.storage.read(wanted)
+            except CorruptCheckpoint as error:
+                if wanted not in self.storage.ids():
+                    continue  # a running app has removed it since: the newest of now is read, or another id is told so
+                # The usual hint is about a restore.
+                error.hint = (
+                    "name an older checkpoint by its id; `sabot checkpoints list` shows them" if len(ids) > 1 else ""
+                )
+                raise
+
+    def kept(self) -> Iterator[tuple[int, Manifest | CorruptCheckpoint]]:
+        """Yields each complete checkpoint with its manifest, or with the error of one that is damaged, the oldest first. Blocks.
+
+        Leaves out those that a running app removes meanwhile. Raises UserError if the place cannot be read.
+        """
+        for checkpoint_id in self.storage.ids():
+            try:
+                yield checkpoint_id, self.storage.read(checkpoint_id)
+            except CorruptCheckpoint as error:
+                if checkpoint_id in self.storage.ids():
+                    yield checkpoint_id, error
 
     def runs(self) -> bool:
         """Returns True if a process on this machine runs the app now. Always False for checkpoints in an object store."""
@@ -171,11 +187,9 @@ def checkpoint_records(app: AppCheckpoints) -> tuple[list[CheckpointRecord], str
     found: list[CheckpointRecord] = []
     damaged = ""
     before: set[str] = set()
-    for checkpoint_id in app.storage.ids():
-        try:
-            manifest = app.manifest(checkpoint_id)
-        except CorruptCheckpoint as error:
-            damaged = damaged or error.message
+    for checkpoint_id, manifest in app.kept():
+        if isinstance(manifest, CorruptCheckpoint):
+            damaged = damaged or manifest.message
             continue
         files = {file.name: file.size for file in manifest.contents.values()}
         slowest = max(task_records(manifest), key=_waited, default=None)

@@ -114,11 +114,16 @@ def verify(app: AppWord, checkpoint_id: Id = None, state: State = None, json: Js
         if not wanted and not found.storage.ids():
             found.manifest()  # raises: there is no checkpoint
         damaged, newest = list[CorruptCheckpoint](), 0
-        for each in [wanted] if wanted else found.storage.ids():
+        for each, manifest in [(wanted, found.manifest(wanted))] if wanted else found.kept():
             try:
-                manifest = found.manifest(each) if wanted else found.storage.read(each)
+                if isinstance(manifest, CorruptCheckpoint):
+                    raise manifest
                 found.storage.verify(manifest)
             except CorruptCheckpoint as error:
+                if each not in found.storage.ids():  # a running app has removed it while it was read
+                    if wanted:
+                        found.manifest(wanted)  # raises: it has others
+                    continue
                 damaged.append(error)
                 if json:
                     json_line({"checkpoint": each, "whole": False, "error": error.message})

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from sabot import steps
 from sabot.checkpoint import CheckpointStorage, Manifest
+from sabot.checkpoint.inspection import AppCheckpoints, checkpoint_records
 from sabot.checkpoint.manifest import StoredPart, StoredTask, StoredTrack
 from sabot.checkpoint.places import Place
 from sabot.errors import AppLocked, CheckpointFailed, CorruptCheckpoint, UserError
@@ -87,6 +88,47 @@ def test_the_newest_checkpoints_are_kept_and_the_newest_of_all_always(tmp_path: 
     assert names(tmp_path) == ["0000000003", "0000000010"]
     with pytest.raises(UserError, match="retain=0"):
         CheckpointStorage(tmp_path, retain=0)
+
+
+class Beside(CheckpointStorage):
+    """The checkpoints of a running app for another process: at one of its looks the app makes the next, and drops the oldest."""
+
+    def __init__(self, directory: Path, owner: CheckpointStorage, at: int) -> None:
+        super().__init__(directory)
+        self.owner, self.at, self.looks = owner, at, 0
+
+    def look(self) -> None:
+        self.looks += 1
+        if self.looks == self.at:
+            write(self.owner, self.owner.last_id() + 1)
+            self.owner.drop_old()
+
+    def ids(self) -> list[int]:
+        found = super().ids()
+        self.look()
+        return found
+
+    def read(self, checkpoint_id: int) -> Manifest:
+        self.look()
+        return super().read(checkpoint_id)
+
+
+@pytest.mark.parametrize("retain", [1, 2])
+def test_a_checkpoint_that_its_app_removes_between_the_list_and_the_read_is_not_called_damaged(
+    tmp_path: Path, retain: int
+) -> None:
+    """The console warned of it, and `sabot checkpoints list` named it as damaged."""
+    for at in range(1, 9):
+        owner = CheckpointStorage(tmp_path / str(at), retain=retain)
+        for checkpoint_id in (1, 2):
+            write(owner, checkpoint_id)
+            owner.drop_old()
+        app = AppCheckpoints(owner.directory)
+        app.storage = Beside(owner.directory, owner, at)
+        records, damaged = checkpoint_records(app)
+        assert damaged == ""
+        assert {each.checkpoint for each in records} <= {1, 2}
+        assert 2 <= app.manifest().checkpoint_id <= owner.last_id()
 
 
 def test_ids_of_more_than_ten_digits_still_sort(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from sabot.checkpoint import CheckpointStorage, Manifest
 from sabot.cli import load_app
 from sabot.cli.app_checkpoints import find_checkpoints
 from sabot.cli.loading import WrongUse
+from sabot.errors import CorruptCheckpoint
 from tools.checkpoint_tools import in_memory
 from tools.command_line import lines, sabot_does, sabot_says
 
@@ -279,6 +280,30 @@ def test_a_checkpoint_that_its_app_removes_while_it_is_copied_is_named_as_that(
     assert done.exit_code == 1
     assert "while it was copied" in done.stderr
     assert "--state directory" in done.stderr
+
+
+def test_a_checkpoint_that_its_app_removes_while_it_is_verified_is_not_called_damaged(
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(saved / "state" / "checkpoints", copy, symlinks=True)
+    oldest, *others = find_checkpoints(str(copy)).storage.ids()
+    verify = CheckpointStorage.verify
+
+    def late(storage: CheckpointStorage, manifest: Manifest) -> None:
+        if manifest.checkpoint_id == oldest:
+            manifest.path.unlink()
+            raise CorruptCheckpoint("a file is missing")
+        verify(storage, manifest)
+
+    monkeypatch.setattr(CheckpointStorage, "verify", late)
+    done = sabot_says("checkpoints", "verify", copy, "--json")
+    assert (done.exit_code, done.stderr) == (0, "")
+    assert [json.loads(line)["checkpoint"] for line in done.stdout.splitlines()] == others
+    shutil.copytree(saved / "state" / "checkpoints", tmp_path / "second", symlinks=True)
+    done = sabot_says("checkpoints", "verify", tmp_path / "second", oldest)
+    assert done.exit_code == 1
+    assert f"has no checkpoint {oldest}" in done.stderr
 
 
 def test_a_savepoint_without_a_place_goes_beside_the_checkpoints(saved: Path) -> None:
