@@ -1,8 +1,8 @@
 """The app of the fault tests, run by `sabot run fault_app:app` in a process of its own.
 
 Counts the records of a Kafka topic per key in keyed state; each result names the record that it is of. The environment:
-FAULT_ID, FAULT_TOPIC (its results go to <topic>-out); FAULT_SLOW makes most calls take a moment and some much longer, so
-that later records are done before earlier ones; FAULT_BAD raises at the record with this number.
+FAULT_ID, FAULT_TOPIC (its results go to <topic>-out); FAULT_HELD makes calls take a moment, and that of the record with this
+number never ends, so later records are done before it; FAULT_BAD raises at the record with this number.
 Broker, state and checkpoints come by the command line.
 """
 
@@ -12,7 +12,7 @@ import os
 from sabot import App
 
 topic = os.environ["FAULT_TOPIC"]
-slow = "FAULT_SLOW" in os.environ
+held = int(os.environ.get("FAULT_HELD", "-1"))
 bad = int(os.environ.get("FAULT_BAD", "-1"))
 
 app = App(os.environ["FAULT_ID"])
@@ -23,8 +23,8 @@ async def count(ctx):
     n = ctx.message["n"]
     if n == bad:
         raise ValueError(f"record {n} is no good")
-    if slow:
-        await asyncio.sleep(0.25 if n % 700 == 350 else 0.005)
+    if held >= 0:
+        await (asyncio.Event().wait() if n == held else asyncio.sleep(0.005))
     total = (await ctx.state().get("total") or 0) + 1
     await ctx.state().put("total", total)
     return {"n": n, "k": ctx.message["k"], "partition": ctx.partition, "offset": ctx.offset, "total": total}

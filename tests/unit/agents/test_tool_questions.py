@@ -19,9 +19,10 @@ from sabot.agents import (
     JobStatus,
     RuntimeKernel,
 )
+from sabot.clock import ManualClock
 from sabot.errors import EffectError, UserError
 from sabot.llm import Agent, Effect, ExecutionEngine, ScriptedProvider, ToolCall, assistant, tool
-from tools.agent_tools import until
+from tools.agent_tools import bounded, until
 
 
 class Deployer:
@@ -107,19 +108,20 @@ async def test_a_tool_whose_question_nobody_answers_in_time_sees_that() -> None:
 @pytest.mark.parametrize("ends", [True, False])
 async def test_the_question_of_a_tool_that_its_job_awaits_no_longer_is_withdrawn(ends: bool) -> None:
     """It stood among the questions to people until the job had ended."""
-    manager = ActionManager(InMemoryActionStore(), poll="1ms")
+    manager, clock = ActionManager(InMemoryActionStore(), poll="1ms"), ManualClock()
     deployer, given_up = Deployer(manager), []
 
     async def f(ctx: Any) -> str:
         with suppress(TimeoutError):
-            async with asyncio.timeout(2):  # it has asked long before
+            async with asyncio.timeout(2):
                 await asks(deployer)(ctx)
         given_up.append(True)
         return "over" if ends else await ctx.wait("go")
 
-    async with RuntimeKernel(None, f, action_store=manager.store) as kernel:
+    async with RuntimeKernel(None, f, action_store=manager.store, clock=clock) as kernel:
         handle = await kernel.execute(ExecutionRequest(prompt=""))
         await until(lambda: deployer.asked)
+        clock.advance(2)
         if ends:
             assert (await handle.result()).output == "over"
         await until(lambda: given_up)
@@ -132,22 +134,26 @@ async def test_the_question_of_a_tool_that_its_job_awaits_no_longer_is_withdrawn
 
 async def test_a_tool_that_its_job_awaits_no_longer_asks_nobody() -> None:
     """Its job, whose function was over, waited for the answer."""
-    manager, goes_on, given_up = ActionManager(InMemoryActionStore(), poll="1ms"), asyncio.Event(), []
+    manager, clock = ActionManager(InMemoryActionStore(), poll="1ms"), ManualClock()
+    begun, goes_on, given_up = asyncio.Event(), asyncio.Event(), []
     deployer = Deployer(manager)
 
     async def late(effect: Effect) -> str:
+        begun.set()
         await goes_on.wait()
         return await deployer(effect)
 
     async def f(ctx: Any) -> str:
         with suppress(TimeoutError):
-            async with asyncio.timeout(0.05):
+            async with asyncio.timeout(2):
                 await ctx.call(tool(late))
         given_up.append(True)
         return "over"
 
-    async with RuntimeKernel(None, f, action_store=manager.store) as kernel:
+    async with RuntimeKernel(None, f, action_store=manager.store, clock=clock) as kernel:
         handle = await kernel.execute(ExecutionRequest(prompt=""))
+        await bounded(begun.wait())
+        clock.advance(2)
         await until(lambda: given_up)
         goes_on.set()
         async with asyncio.timeout(60):
