@@ -367,8 +367,12 @@ async def test_the_figures_of_a_source_that_waits_for_records_hold_nobody_up(rea
 
 @pytest.mark.kafka
 @pytest.mark.slow  # the same of a source, of a stream and of a delivery: test_kafka_faults, test_stream_kafka, test_kafka_delivery
-async def test_a_broker_that_goes_in_the_middle_and_comes_back_loses_nothing(own_kafka, name, tmp_path, caplog):
+async def test_a_broker_that_goes_in_the_middle_and_comes_back_loses_nothing(
+    own_kafka, name, tmp_path, caplog, monkeypatch
+):
     """Records come, results go and checkpoints are taken before, while and after the broker is away."""
+    # Reports of the outage that have waited for a core would be taken for another outage.
+    monkeypatch.setattr("sabot.kafka.client._FRESH_SECONDS", 60.0)
     real = Place(own_kafka.url)
     topic, out, sent, ended = real.topic(partitions=3), real.topic(), itertools.count(), threading.Event()
 

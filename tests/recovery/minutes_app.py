@@ -1,8 +1,8 @@
 """The stream that the kill -9 tests run, as `sabot run minutes_app:app`: payments by account and 10 seconds of event time.
 
 The environment: MINUTES_ID; MINUTES_IN and MINUTES_OUT, each a topic or a path that ends in .ndjson; MINUTES_INFER: no schema is given;
-MINUTES_SLOW, seconds that each batch takes; MINUTES_HUNGRY, a file: the process that finds it takes memory until it is
-killed. Broker, state, checkpoints and parallelism come by the command line.
+MINUTES_SLOW, seconds that each batch takes; MINUTES_HURRY, a file: where it is, no batch takes them any more; MINUTES_HUNGRY, a file:
+the process that finds it takes memory until it is killed. Broker, state, checkpoints and parallelism come by the command line.
 """
 
 import os
@@ -14,13 +14,14 @@ from sabot import App, NdjsonSink, NdjsonSource, col, tumbling
 
 source, out = os.environ["MINUTES_IN"], os.environ["MINUTES_OUT"]
 slow = float(os.environ.get("MINUTES_SLOW", "0"))
+hurry = Path(os.environ.get("MINUTES_HURRY", "/nowhere"))
 hungry = Path(os.environ.get("MINUTES_HUNGRY", "/nowhere"))
 columns = {"account": "string", "amount": "float64", "id": "int64", "ts": "int64"}
 is_file = source.endswith(".ndjson")
 
 
 def look(batch):
-    time.sleep(slow if batch.num_rows else 0)
+    time.sleep(slow if batch.num_rows and not hurry.exists() else 0)
     if hungry.exists():
         hungry.unlink(missing_ok=True)
         taken = [bytearray(b"x") * (10 << 20) for _ in range(200)]

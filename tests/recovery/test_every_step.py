@@ -218,8 +218,12 @@ def hang(directory: Path) -> App:
 @pytest.mark.slow  # it waits
 @pytest.mark.usefixtures("kept_here")
 def test_a_process_that_hangs_is_ended_and_says_where_it_was() -> None:
-    with pytest.raises(AssertionError, match=r"(?s)did not end within 12 s.*in claim"):
-        crash_at_every_step(hang, check, timeout=12)  # its imports are in this time
+    for seconds in (12, 60, 300):  # its imports are in this time, which take longer on a busy machine
+        with pytest.raises(AssertionError, match=f"did not end within {seconds} s") as said:
+            crash_at_every_step(hang, check, timeout=seconds)
+        if "in claim" in str(said.value):
+            return
+    raise AssertionError(said.value)
 
 
 def test_a_function_that_no_other_process_can_call_is_refused() -> None:

@@ -85,11 +85,11 @@ def test_a_kill_in_the_middle_changes_neither_state_nor_alerts(tmp_path: Path) -
 
     command = [sys.executable, __file__, str(broken)]
     env = {**os.environ, "PYTHONPATH": str(Path(sabot.__file__).parents[1])}
-    first = subprocess.run([*command, "killed"], timeout=60, env=env)
+    first = subprocess.run([*command, "killed"], timeout=300, env=env)
     assert first.returncode == -signal.SIGKILL
     written = (broken / "alerts.ndjson").read_bytes().count(b"\n")  # behind them may be a part of a line
     assert 0 < written < len(alerts(whole))
-    second = subprocess.run(command, timeout=60, check=True, stdout=subprocess.PIPE, text=True, env=env)
+    second = subprocess.run(command, timeout=300, check=True, stdout=subprocess.PIPE, text=True, env=env)
     outcome = json.loads(second.stdout)
 
     assert outcome["restored_from"] >= 1

@@ -121,7 +121,7 @@ async def test_windows_of_a_file_are_exact_whenever_the_process_was_killed(tmp_p
     write_lines(tmp_path / "in.ndjson", rows)
     env = {"MINUTES_ID": "files", "MINUTES_IN": str(tmp_path / "in.ndjson"), "MINUTES_OUT": str(out)}
     words = ["minutes_app:app", "--parallelism", "2", "--loglevel", "warning", *where("rocksdb", tmp_path)]
-    slow = {**env, "MINUTES_SLOW": "0.1"}  # it is not over before the last kill
+    slow = {**env, "MINUTES_SLOW": "0.2"}  # it is not over before the last kill
     await killed(rng, tmp_path, words, slow, at_once=True)
     for _ in range(2):
         await killed(rng, tmp_path, words, slow)

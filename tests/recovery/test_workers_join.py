@@ -43,7 +43,8 @@ async def test_workers_that_join_over_tls_make_every_window_once_though_one_is_k
     rows, out, log = payments(6000), tmp_path / "out.ndjson", tmp_path / "log"
     write_lines(tmp_path / "in.ndjson", rows)
     env = {"MINUTES_ID": "files", "MINUTES_IN": str(tmp_path / "in.ndjson"), "MINUTES_OUT": str(out)}
-    env["MINUTES_SLOW"] = "0.05"
+    hurry = tmp_path / "hurry"
+    env |= {"MINUTES_SLOW": "0.2", "MINUTES_HURRY": str(hurry)}  # it is not over before the kill
     given, [port] = secrets(tmp_path / "secrets"), free_ports(1)
     address = f"127.0.0.1:{port}"
     words = ["minutes_app:app", *where("rocksdb", tmp_path), "--checkpoint-interval", "0.1"]
@@ -65,6 +66,7 @@ async def test_workers_that_join_over_tls_make_every_window_once_though_one_is_k
         )
         assert process.poll() is None, lines_of(log)
         os.kill(int(lives()[0][0]), signal.SIGKILL)
+        hurry.touch()
         assert await asyncio.to_thread(process.wait, SECONDS) == 0, lines_of(log)
         workers = (first, second, third)
         await until(lambda: [each.poll() for each in workers].count(0) == 2, "the end of two")

@@ -59,7 +59,8 @@ async def test_a_worker_that_had_too_much_memory_is_named_as_that_and_the_app_go
     rows, out, log, hungry = payments(3000), tmp_path / "out.ndjson", tmp_path / "log", tmp_path / "hungry"
     write_lines(tmp_path / "in.ndjson", rows)
     env = {"MINUTES_ID": "files", "MINUTES_IN": str(tmp_path / "in.ndjson"), "MINUTES_OUT": str(out)}
-    env |= {"MINUTES_SLOW": "0.05", "MINUTES_HUNGRY": str(hungry)}
+    hurry = tmp_path / "hurry"
+    env |= {"MINUTES_SLOW": "0.2", "MINUTES_HURRY": str(hurry), "MINUTES_HUNGRY": str(hungry)}
     words = ["minutes_app:app", *where("rocksdb", tmp_path), "--checkpoint-interval", "0.1", "--workers", "2"]
     with running(log, *words, "--restart", "fixed(1, 100ms)", folder=HERE, **env) as process:
         (group / "cgroup.procs").write_text(str(process.pid))  # long before it has workers, which inherit it
@@ -70,6 +71,7 @@ async def test_a_worker_that_had_too_much_memory_is_named_as_that_and_the_app_go
             patience=SECONDS,
         )
         hungry.touch()
+        hurry.touch()
         assert await asyncio.to_thread(process.wait, SECONDS) == 0, lines_of(log)
     assert re.search(
         r"worker [12] \(pid \d+\) was killed by the system because memory ran out"

@@ -79,7 +79,9 @@ async def test_workers_that_share_no_folder_make_every_window_once_though_one_is
     rows, out, log = payments(6000), tmp_path / "out.ndjson", tmp_path / "log"
     write_lines(tmp_path / "in.ndjson", rows)
     env = {"MINUTES_ID": "files", "MINUTES_IN": str(tmp_path / "in.ndjson"), "MINUTES_OUT": str(out)}
-    env |= {"MINUTES_SLOW": "0.05", "PYTHONPATH": os.pathsep.join([str(HERE), *sys.path])}
+    hurry = tmp_path / "hurry"
+    env |= {"MINUTES_SLOW": "0.2", "MINUTES_HURRY": str(hurry)}  # it is not over before the kill
+    env |= {"PYTHONPATH": os.pathsep.join([str(HERE), *sys.path])}
     homes = [tmp_path / f"machine-{number}" for number in range(4)]
     secrets, [port] = tmp_path / "secrets", free_ports(1)
     for folder in (secrets, *homes):
@@ -104,6 +106,7 @@ async def test_workers_that_share_no_folder_make_every_window_once_though_one_is
         told = await asyncio.to_thread(lines, "workers", homes[3] / "state", "--json")
         assert [each["pid"] for each in told] == [int(pid) for pid in lives()[-1]]
         os.kill(int(lives()[0][0]), signal.SIGKILL)
+        hurry.touch()
         assert await asyncio.to_thread(process.wait, 150) == 0, lines_of(log)
     assert len(lives()) >= 2, lines_of(log)
     found = read_lines(out)

@@ -67,7 +67,9 @@ async def test_windows_are_there_once_though_the_number_of_workers_changes_and_p
             await asked
             await checkpoint_after(log, tmp_path, process)
 
-            asked = asyncio.create_task(asyncio.to_thread(sabot_says, "rescale", state, "--workers", 4, "--timeout", 5))
+            asked = asyncio.create_task(
+                asyncio.to_thread(sabot_says, "rescale", state, "--workers", 4, "--timeout", 60)
+            )
             await asyncio.sleep(rng.uniform(0.2, 1.0))
             process.kill()
             process.wait()
