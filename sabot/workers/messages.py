@@ -97,7 +97,7 @@ class Start(ControlMessage, frozen=True):
     - `store`, `generation`: the object store of the checkpoints, or None, and the generation under which workers store files
       there.
     - `tracks`: the folder of the parts of each exactly-once sink.
-    - `drop`, `refill`, `reemit`: as in `RunSettings`.
+    - `drop`, `refill`, `reemit`, `is_savepoint`: as in `RunSettings`.
     - `over`: True if the streams had ended in the checkpoint and are not opened.
     - `reprocess`: the durable agents whose records are read again.
     - `proof`: the content of the file `proof` in `folder`. A worker that reads another text there sees a folder of its own
@@ -118,6 +118,7 @@ class Start(ControlMessage, frozen=True):
     reprocess: list[str] = []
     reemit: list[str] = []
     refill: list[str] = []
+    is_savepoint: bool = False
     proof: str = ""
     store: str | None = None
     generation: int = 0

@@ -278,6 +278,7 @@ class AppWorker:
             drop=frozenset(start.drop),
             refill=frozenset(start.refill),
             reemit=frozenset(start.reemit),
+            is_savepoint=start.is_savepoint,
             stop_asked=self._stop_asked.is_set,
             first_record_s=0.0,
             placement=share,

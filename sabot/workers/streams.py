@@ -255,6 +255,7 @@ class WorkerStreams:
             drop=sorted(self._settings.drop),
             refill=sorted(self._settings.refill),
             reemit=sorted(self._settings.reemit),
+            is_savepoint=self._settings.is_savepoint,
             over=self._streams_over,
             reprocess=sorted(self._settings.reprocess),
             proof=self._proof,

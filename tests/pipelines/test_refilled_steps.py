@@ -1,5 +1,6 @@
 """A step of a changed program is refilled: its state is computed again from its topics, and its results are those of a fresh run."""
 
+import asyncio
 import contextlib
 import json
 import sqlite3
@@ -10,9 +11,10 @@ import pyarrow as pa
 import pytest
 
 import sabot
-from sabot import App, UserError, col, count, tumbling
+from sabot import App, Batch, Source, UserError, col, count, tumbling
 from sabot._cython.groups.partition import hash_columns
 from sabot.checkpoint import CheckpointStorage
+from sabot.connectors.files import files
 from sabot.connectors.memory import MemoryBroker, MemorySink
 from sabot.connectors.sql import SqlSink
 from sabot.operators.reading import state_of
@@ -755,6 +757,69 @@ async def test_a_topic_that_was_not_read_from_its_start_cannot_refill_a_step(liv
     await lives.live(table("maker"), {"cars": ROWS}, start=start)
     with pytest.raises(UserError, match=f"cars began at start={start!r}"):
         await lives.live(table("maker", "seats"), {}, start=start, refill=["newest"])
+    with pytest.raises(UserError, match=r"give up only this state: --drop newest") as refused:
+        await lives.live(table("maker", "seats"), {}, start=start)
+    assert "--refill" not in str(refused.value)
+
+
+class Endless(Source):
+    """Rows of a user's source that goes on, without the ability to end at a place."""
+
+    name = "cars"
+    schema = pa.schema([("id", pa.int64()), ("maker", pa.string()), ("seats", pa.int64())])
+
+    def open(self, positions: Any, start: Any = "earliest") -> None:
+        self.next = (positions or {}).get((self.name, 0), 0)
+
+    def read_batch(self, max_rows: int, timeout: float) -> Batch:
+        row = {**ROWS[self.next % len(ROWS)], "id": self.next}
+        self.next += 1
+        return Batch(pa.RecordBatch.from_pylist([row], self.schema), self.positions(), self.name)
+
+    def positions(self) -> dict[tuple[str, int], int]:
+        return {(self.name, 0): self.next}
+
+    def close(self) -> None:
+        self.next = 0
+
+
+@pytest.mark.parametrize("source", ["own", "generator", "folder", "datagen"])
+async def test_a_source_without_an_end_cannot_refill_a_step_and_no_hint_offers_it(
+    lives: Lives, tmp_path: Path, source: str
+) -> None:
+    """The refill read rows for ever, without a word, and the hint had offered it."""
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.ndjson").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+
+    def rows(app: App) -> Any:
+        if source == "datagen":
+            app.sql("CREATE TABLE cars (id BIGINT, seats BIGINT) WITH ('connector' = 'datagen')")
+            return app.sql("SELECT MOD(id, 7) AS id, MOD(seats, 9) AS seats FROM cars")
+        if source == "folder":
+            return app.stream(files(tmp_path / "in", "ndjson", follow="1s"), schema=CARS)
+        if source == "own":
+            return app.stream(Endless())
+
+        @app.source(schema=CARS, bounded=False)
+        async def cars(resume: Any) -> Any:
+            while True:
+                for row in ROWS:
+                    yield row
+                await asyncio.sleep(0)
+
+        return app.stream(cars)
+
+    def program(app: App, **totals: Any) -> None:
+        rows(app).group_by("id").aggregate(**totals).named("totals").changelog().to("out")
+
+    app = lives.app(lambda app: program(app, v=sabot.sum("seats")))
+    await app.start()
+    await until(lambda: len(values(app, "out")) > 0)
+    await bounded(app.stop())
+    with pytest.raises(UserError, match=r"run the program that wrote it; or give up only this state: --drop totals.v"):
+        await bounded(lives.app(lambda app: program(app, v=sabot.max("seats"))).start())
+    with pytest.raises(UserError, match="goes on without an end, so that its rows before the checkpoint"):
+        await bounded(lives.app(lambda app: program(app, v=sabot.max("seats")), refill=["totals"]).start())
 
 
 async def test_a_savepoint_is_not_refilled(lives: Lives) -> None:
@@ -763,6 +828,8 @@ async def test_a_savepoint_is_not_refilled(lives: Lives) -> None:
     manifest = storage.latest()
     assert manifest is not None
     storage.copy_to(manifest, lives.folder / "saved")
+    with pytest.raises(UserError, match=r"run the program that wrote it; or give up only this state: --drop newest"):
+        await lives.live(table("maker", "seats"), {}, from_=str(lives.folder / "saved"))
     with pytest.raises(UserError, match="the start is from a savepoint"):
         await lives.live(table("maker", "seats"), {}, refill=["newest"], from_=str(lives.folder / "saved"))
 

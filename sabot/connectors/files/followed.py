@@ -141,11 +141,6 @@ class FollowedFiles(FileSource):
         known = (positions or {}).get(self.place)
         if start not in ("earliest", "committed") and known is None:
             raise UserError(f"start={start!r}: files are read from the earliest on", hint="leave start= out")
-        if known is None and memory:
-            raise UserError(
-                f"the rows of {self.name!r} before the checkpoint cannot be read once more: files are there that came later",
-                hint="give the state up (--drop), or start afresh (--fresh)",
-            )
         if known is not None:
             self._restore(memory, known)
         if self._schema is None and not self.has_records:

@@ -579,7 +579,13 @@ class Build:
             return
         assert self.plan is not None
         settings = self.settings
-        decided = decide(self.plan, restored, Asked(settings.drop, settings.refill, settings.reemit))
+        decided = decide(
+            self.plan,
+            restored,
+            Asked(settings.drop, settings.refill, settings.reemit),
+            start_at=settings.app.start_at,
+            is_savepoint=settings.is_savepoint,
+        )
         decided.tell_what_is_done()
         verdicts, reemits = decided.verdicts, decided.reemits
         self._written = decided.tables

@@ -28,7 +28,7 @@ from sabot.base.os_errors import restoring
 from sabot.checkpoint import Manifest, StoredTask
 from sabot.codecs.engine_columns import RESERVED
 from sabot.codecs.json import schema_of_text
-from sabot.connectors.base import Delivery, Positions, Sink, Source, columns_of
+from sabot.connectors.base import Delivery, Positions, Sink, Source, TakesBound, columns_of, ends
 from sabot.connectors.files.sink import FileSink
 from sabot.connectors.files.source import FileSource
 from sabot.connectors.places import Place
@@ -376,14 +376,8 @@ def _decided(
     start_at: Place,
     is_savepoint: bool,
 ) -> Decided:
-    way = partial(_refill_of, plan, operators, start_at=start_at)
+    way = partial(_refill_of, plan, operators, start_at=start_at, is_savepoint=is_savepoint)
     refill = way(asked.refill)
-    if refill.topics and is_savepoint:
-        options = " ".join(f"--refill {name}" for name in sorted(refill.topics))
-        raise UserError(
-            f"{options}: the start is from a savepoint, which is not changed",
-            hint=f"start from the savepoint without it, stop the app, and start it again with {options}",
-        )
     verdicts = _verdicts(plan, operators, restored, asked, refill, way)
     reads = (task.meta["input"]["source"] for task in restored.tasks.values() if _reads(task))
     tables = partial(standings, plan, operators, verdicts, _tables_in(restored), frozenset(reads))
@@ -454,19 +448,31 @@ def _done(plan: Plan, operators: Sequence[Planned], restored: Manifest, asked: A
     )
 
 
-def _refill_of(plan: Plan, operators: Sequence[Planned], names: Collection[str], start_at: Place) -> Refill:
-    """Returns how steps are refilled, as `plan.refill_of`. Raises UserError also for a source that began elsewhere than at its
-    first row.
+def _refill_of(
+    plan: Plan, operators: Sequence[Planned], names: Collection[str], start_at: Place, is_savepoint: bool
+) -> Refill:
+    """Returns how steps are refilled, as `plan.refill_of`. Raises UserError also for a savepoint, and for a source that has
+    no end, or began elsewhere than at its first row.
     """
     refill = refill_of(plan, operators, names)
-    for stage in plan.stages if refill.topics else ():
+    options = " ".join(f"--refill {name}" for name in sorted(refill.topics))
+    if options and is_savepoint:
+        raise UserError(
+            f"{options}: the start is from a savepoint, which is not changed",
+            hint="start the program that wrote it from the savepoint, stop that, and start this one from its checkpoints "
+            f"with {options}",
+        )
+    for stage in plan.stages if options else ():
         node = None if stage.reading is None else stage.reading.node
         if node is None or node.name not in refill.sources:
             continue
         start = node.begins(start_at)
-        if start != "earliest":
+        why = f"{node.name} began at start={start!r}, which may be elsewhere now" if start != "earliest" else ""
+        if isinstance(node.source, Source) and not isinstance(node.source, TakesBound) and not ends(node.source):
+            why = f"{node.name} goes on without an end, so that its rows before the checkpoint cannot be read alone"
+        if why:
             raise UserError(
-                f"--refill {', '.join(sorted(refill.topics))}: {node.name} began at start={start!r}, which may be elsewhere now",
+                f"{options}: {why}",
                 hint="give the state up (--drop), or run the program that wrote the checkpoint",
             )
     return refill

@@ -274,6 +274,7 @@ class Run:
             drop=self._origin.asked.drop,
             refill=self._origin.asked.refill,
             reemit=self._origin.asked.reemit,
+            is_savepoint=self._origin.savepoint is not None,
             stop_asked=self._stop_asked.is_set,
             first_record_s=self._first_record_s,
         )

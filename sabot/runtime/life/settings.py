@@ -115,6 +115,8 @@ class RunSettings:
     """The ids of operators that begin anew, and are filled from the tables above them."""
     reemit: frozenset[str] = frozenset()
     """The names of the sinks into which tables are written again, whole."""
+    is_savepoint: bool = False
+    """True if the restored checkpoint is a savepoint, which is not changed, so that no step is refilled."""
     first_record_s: float = math.inf
     """The seconds that a start waits for the first record of a stream without a schema."""
     has_dead_letters: bool = True
@@ -194,6 +196,7 @@ def settings_of(
     drop: frozenset[str],
     refill: frozenset[str],
     reemit: frozenset[str],
+    is_savepoint: bool,
     stop_asked: Callable[[], bool],
     first_record_s: float,
     placement: TaskPlacement = _WHOLE,
@@ -216,6 +219,7 @@ def settings_of(
         drop=drop,
         refill=refill,
         reemit=reemit,
+        is_savepoint=is_savepoint,
         stop_asked=stop_asked,
         first_record_s=first_record_s,
     )

@@ -474,9 +474,6 @@ def test_a_checkpoint_of_a_source_that_ends_is_refused_and_so_is_the_other_way_r
     again.recall(ending.remember())
     with pytest.raises(UserError, match="is not one of files that are followed"):
         again.open(ending.positions())
-    again.recall(follower.source.remember())
-    with pytest.raises(UserError, match="cannot be read once more"):  # as --refill would
-        again.open(None)
 
 
 # -- in an app -------------------------------------------------------------------------------------------------------------
