@@ -583,11 +583,11 @@ FOLDED = [  # database, type of the key, values of keys: those in one list are e
     ("postgres", "uuid", pa.string(), [["A0EEBC99-9C0B-4EF8-BB6D-6BB9BD380A11", "a0eebc999c0b4ef8bb6d6bb9bd380a11"]]),
     ("postgres", "numeric(5,1)", pa.decimal128(5, 2), [[Decimal("1.24"), Decimal("1.20")], [Decimal("1.30")]]),
     ("postgres", "timestamp", TIMES, [[1, 2], [2000]]),
-    ("postgres", "real", pa.int64(), [[2**24, 2**24 + 1], [1]]),
+    ("postgres", "real", pa.float64(), [[2.0**24, 2.0**24 + 1], [1.0]]),
     ("sqlite", "TEXT COLLATE NOCASE", pa.string(), [["a", "A"], ["b"]]),
     ("sqlite", "VARCHAR COLLATE RTRIM", pa.string(), [["a", "a "], ["b"]]),
     ("sqlite", "NUMERIC", pa.string(), [["1", "01"], ["2"]]),
-    ("sqlite", "REAL", pa.int64(), [[2**53, 2**53 + 1], [1]]),
+    ("sqlite", "REAL", pa.string(), [["1", "1.0"], ["2"]]),
     ("duckdb", "UUID", pa.string(), [["A0EEBC99-9C0B-4EF8-BB6D-6BB9BD380A11", "a0eebc999c0b4ef8bb6d6bb9bd380a11"]]),
     ("duckdb", "DOUBLE", pa.float64(), [[0.0, -0.0], [1.0]]),
 ]
