@@ -3,13 +3,16 @@ by `run()`, and by the next call where `start()` was used. Nothing stands still 
 """
 
 import asyncio
+import errno
+import json
 import logging
+import os
 import re
 from pathlib import Path
 
 import pytest
 
-from sabot import App, SabotError, UserError, col
+from sabot import App, NdjsonSink, SabotError, UserError, col
 from sabot.base.backoff import Backoff
 from sabot.base.process_exit import find_exit
 from sabot.base.supervision import unexpected_end, watch_call, watch_task
@@ -17,6 +20,7 @@ from sabot.calls import Crew
 from sabot.calls.handover import Handover
 from sabot.checkpoint import Coordinator, Requests
 from sabot.connectors.memory import MemorySink, MemorySource
+from sabot.delivery.parts import PartWriter
 from sabot.delivery.tracks import TrackWork
 from sabot.errors import InternalError, TransientError
 from sabot.operators.agents.operator import AgentOperator
@@ -221,6 +225,37 @@ async def test_a_start_waits_for_room_on_a_full_disk(memory_url, tmp_path, monke
     assert caplog.text.count("the start waits for room, and tries again in 0.00") == 5
     app.request_stop()
     await bounded(running)
+
+
+@pytest.mark.parametrize("restart", ["fixed(3, 1ms)", "backoff(1ms, 2ms)", "none"])
+async def test_an_app_whose_waiting_output_finds_no_room_waits_for_it(
+    memory_url, tmp_path, monkeypatch, caplog, restart
+):
+    """Of the output of an exactly-once sink, which waits in files for its checkpoint. Three restarts within three seconds did
+    not help, and the app ended.
+    """
+    monkeypatch.setattr(app_runner, "_FULL_DISK", Backoff(0.001, 0.002))
+    app = App("shop", broker=memory_url, state=tmp_path / "state", restart=restart)
+    app.stream([{"n": n} for n in range(100)]).to(NdjsonSink(tmp_path / "out.ndjson"))
+    write, tried = PartWriter._write, []
+
+    def no_room(self, data):
+        tried.append(1)
+        if len(tried) <= 5:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(self, data)
+
+    monkeypatch.setattr(PartWriter, "_write", no_room)
+    if restart == "none":
+        with pytest.raises(SabotError, match="No space left on device"):
+            await bounded(app.run())
+        assert len(tried) == 1
+        return
+    await bounded(app.run())
+    assert caplog.text.count("the app waits for room, and tries again in 0.00") == 5
+    assert app.agent_runtime.runner.restarts == 5  # they are shown, and do not count against `restart=`
+    lines = (tmp_path / "out.ndjson").read_text().splitlines()
+    assert sorted(json.loads(line)["n"] for line in lines) == list(range(100))
 
 
 async def test_a_stop_ends_the_wait_for_room(memory_url, tmp_path, monkeypatch):

@@ -439,7 +439,7 @@ class AppRunner:
             if cause is None:
                 break
             maker = self.app.workers
-            if self._start_failed and await self._may_start_again(cause, full):
+            if await self._may_wait_for_room(cause, full):
                 continue
             if (maker is not None and maker.tried_enough) or not await self._may_restart(cause, failed_at):
                 if not self._may_take_back(cause):
@@ -522,31 +522,45 @@ class AppRunner:
                 failed_at.clear()
             failed_at[:] = [*failed_at[-_MOST_FAILURES:], now]
         delay_s = backoff.wait_s(len(failed_at))
-        self.restarts += 1
-        self.recorder.note("restart", str(error))
-        self._origin.restarts(self.coordinator.statistics()["last_id"])
+        self._note_restart(error)
         _log.error(
             "app %s: %s; restart %d%s from the last checkpoint in %g s",
             *(self.app.id, error, len(failed_at), "" if attempts is None else f" of {attempts}", delay_s),
         )
         return await self._waited(delay_s)
 
-    async def _may_start_again(self, error: SabotError, full: Failures) -> bool:
-        """Waits and returns True if a start has failed because the disk is full: a running app goes on then, and takes
-        its next checkpoint when there is room. It is not a restart, and has no end. `full`: these starts in a row.
+    async def _may_wait_for_room(self, error: SabotError, full: Failures) -> bool:
+        """Waits and returns True if the disk is full: of a start, or of a running app that has to go back to its last
+        checkpoint, because output that waits for its checkpoint, or state, cannot be written. Most of what a running app
+        writes can wait. The waits have no end, and do not count against `restart=`, unless that is "none". `full`: these
+        failures in a row.
 
-        Returns False without a wait after another error, if a thread of the last run still runs, or if a stop is
-        requested.
+        Returns False without a wait after another error, if a thread of the last run still runs, if a stop is requested,
+        or if the app cannot go back.
         """
         hanging = any(thread.is_alive() for _, thread in self._left)
+        goes_back = self._has_run and self._can_go_back and self.app.settings.restarts.attempts != 0
         if errno_of(error) not in _NO_ROOM or hanging or self._stop_asked.is_set():
             return False
+        if not self._start_failed and not goes_back:
+            return False
         now = self.app.clock.monotonic()
+        if now - full.until_s > _RESTART_MEMORY_SECONDS:  # the app has run for so long
+            full.note("")
         full.note(str(error), now)
         wait_s = full.until_s - now
-        self.recorder.note("start", str(error))
-        _log.error("app %s: %s; the start waits for room, and tries again in %g s", self.app.id, error, wait_s)
+        if self._start_failed:
+            self.recorder.note("start", str(error))
+        else:
+            self._note_restart(error)
+        what = "the start" if self._start_failed else "the app"
+        _log.error("app %s: %s; %s waits for room, and tries again in %g s", self.app.id, error, what, wait_s)
         return await self._waited(wait_s)
+
+    def _note_restart(self, error: SabotError) -> None:
+        self.restarts += 1
+        self.recorder.note("restart", str(error))
+        self._origin.restarts(self.coordinator.statistics()["last_id"])
 
     async def _waited(self, seconds: float) -> bool:
         """Waits before another run begins. Returns False if a stop is requested."""
