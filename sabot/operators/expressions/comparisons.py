@@ -93,9 +93,13 @@ def _warn_of_moments(expr: Expr, nodes: Sequence[Compiled]) -> None:
     if not all(pa.types.is_string(node.type) for node in nodes) or all(node.value is not None for node in nodes):
         return
     given = [node.value.as_py() for node in nodes if node.value is not None]
-    moment = next((each for each in given if each is not None and reads_as_moment(each)), None)
+    asked = next(each for each, node in zip(expr.inputs, nodes, strict=True) if node.value is None)
+    _warn_of_texts(asked, given)
+
+
+def _warn_of_texts(asked: Expr, given: Sequence[Any]) -> None:
+    moment = next((each for each in given if isinstance(each, str) and reads_as_moment(each)), None)
     if moment is not None:
-        asked = next(each for each, node in zip(expr.inputs, nodes, strict=True) if node.value is None)
         _warn_of_moment(asked.text(), moment)
 
 
@@ -250,6 +254,8 @@ def _between(expr: Expr, nodes: list[Compiled]) -> Compiled:
 def _is_in(expr: Expr, nodes: list[Compiled]) -> Compiled:
     (node,) = nodes
     given = [value for value in expr.option("values") if value is not None and not _never_in(value, node.type)]
+    if pa.types.is_string(node.type):
+        _warn_of_texts(expr.inputs[0], given)
     try:
         values = by_value(literal_array(given, node.type))
     except (TypeError, OverflowError, ValueError) as error:

@@ -589,6 +589,8 @@ def test_a_text_column_of_event_time_is_compared_with_the_text_of_a_time_as_a_ti
     assert len(found("ts > '2024-01-01 08:09:59'")) == 6
     assert "col(\"ts\") is a text and is compared with '2024-01-01 08:09:59' character by character" in caplog.text
     assert "CAST(… AS TIMESTAMP(3))" in caplog.text
+    assert found("ts IN ('2024-01-01 08:20', '2024-01-01 08:30')") == []
+    assert "col(\"ts\") is a text and is compared with '2024-01-01 08:20' character by character" in caplog.text
     caplog.clear()
     assert len(found("ts > '2024-01-01'")) == 6
     assert found("k < 20 AND ts <> 'never 08:10'") == [0, 10]
