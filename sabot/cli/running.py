@@ -47,6 +47,11 @@ async def _run(app: "App", after_run: Callable[[], None]) -> None:
         os._exit(code)
 
 
+def drop_output() -> None:
+    """Sends further output to nowhere: its reader has closed it, as `| head` does."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _exit_code(asked: Exit) -> int:
     """Returns the exit code with which Python would end for this exception."""
     if isinstance(asked, KeyboardInterrupt):
@@ -71,8 +76,8 @@ def guarded(work: Callable[[], None], *, debug: bool, program: str = "") -> int:
         return print_error(error, 2, debug and error.cause is not None)
     except KeyboardInterrupt as asked:
         return _exit_code(asked)
-    except BrokenPipeError:  # the reader of our output has closed it, as `| head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:
+        drop_output()
         return 0
     except Exception as error:
         if program and isinstance(error, SabotError):

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import os
 import sys
 import threading
 from collections import Counter
@@ -25,6 +24,7 @@ from sabot.base.arrays import is_utc, time_texts
 from sabot.base.quantities import counted_words
 from sabot.cli.loading import WrongUse, register_functions
 from sabot.cli.printing import columns
+from sabot.cli.running import drop_output
 from sabot.codecs.csv_text import field_texts
 from sabot.connectors.base import Sink
 from sabot.connectors.memory import TableSink
@@ -230,8 +230,8 @@ class _PrintedResult(Sink):
         try:
             sys.stdout.write(text)
             sys.stdout.flush()
-        except BrokenPipeError:  # the reader of our output has closed it, as `| head` does
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        except BrokenPipeError:
+            drop_output()
             self.on_full()
 
 

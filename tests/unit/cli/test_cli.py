@@ -497,4 +497,48 @@ def test_an_option_of_one_start_is_no_variable(run_with: Any, monkeypatch: pytes
 def test_a_variable_with_a_wrong_value_is_named(run_with: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SABOT_PARALLELISM", "many")
     code, said = run_with()
-    assert (code, "SABOT_PARALLELISM" in said or "--parallelism" in said) == (2, True)
+    assert (code, "Invalid value for 'SABOT_PARALLELISM'" in said) == (2, True)
+    code, said = run_with("--parallelism", "many")
+    assert (code, "Invalid value for '--parallelism'" in said) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("words", "variables", "said"),
+    [
+        (["--log-format", "json", "--parallelism", "0"], {}, "Invalid value for '--parallelism'"),
+        (["--paralelism", "3", "--log-format=json"], {}, "No such option: --paralelism"),
+        ([], {"SABOT_LOG_FORMAT": "json", "SABOT_WEB": "maybe"}, "Invalid value for 'SABOT_WEB'"),
+        (["--settings", "shop.toml"], {}, "Invalid value for '--parallelism'"),
+    ],
+    ids=["option", "no option", "variable", "file"],
+)
+def test_a_wrong_option_is_told_in_json_where_the_log_is_json(
+    run_with: Any, here: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], variables: dict[str, str], said: str
+) -> None:
+    """A pod with a wrong variable ended with three lines of text in a log of JSON."""
+    (here / "shop.toml").write_text('log-format = "json"\nparallelism = 0\n')
+    monkeypatch.setattr(sys, "argv", ["sabot", "run", "hello:app", *words])
+    monkeypatch.setattr("sabot.base.logs._json", None)
+    monkeypatch.setattr("sabot.cli.late.set_up_logging", lambda level, form: set_json(monkeypatch))
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    code, line = run_with(*words)
+    found = json.loads(line)
+    assert (code, found["level"]) == (2, "critical")
+    assert found["message"].startswith(said)
+
+
+def set_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sabot.base import logs
+
+    monkeypatch.setattr(logs, "_json", logs._AsJson(""))
+
+
+@pytest.mark.parametrize("words", [["--help"], ["run", "--help"], ["--version"]])
+def test_help_whose_reader_has_gone_ends_well(tmp_path: Path, words: list[str]) -> None:
+    """`sabot run --help | true` ended with 1."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "wb") as out:
+        done = subprocess.run([*SABOT, *words], cwd=tmp_path, env=ENV, stdout=out, stderr=subprocess.PIPE, timeout=60)
+    assert (done.returncode, done.stderr) == (0, b"")
