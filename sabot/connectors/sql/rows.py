@@ -30,6 +30,7 @@ type.
 _INFERENCE_ROWS = 1000
 _DIGITS_OF_FLOATS = 15  # of a decimal that each float64 gives back
 _EXACT = decimal.Context(prec=100)
+_SLACK = 1e-9  # above the relative error of a float that Arrow makes of a decimal
 _fields_of = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
@@ -170,19 +171,30 @@ def loses_digits(column: Any, bits: int, most: int = 0) -> Any:
             return pa.array(far)
         wide = [bool(is_far) and _bits(int(value)) > bits for is_far, value in zip(far, values, strict=True)]
         return pc.and_(pa.array(wide), column.is_valid())  # the memory behind a null may have any value
-    lost = []
-    for value in column.to_pylist():
-        if value is None:
-            lost.append(False)
-        elif value == value.to_integral_value():
+    lost = np.zeros(len(column), dtype=bool)
+    far = np.flatnonzero(_may_lose_digits(column, bits, most))
+    for row, value in zip(far.tolist(), column.take(pa.array(far, pa.int64())).to_pylist(), strict=True):
+        if value == value.to_integral_value():
             whole = int(value)
-            lost.append(not -most - 1 <= whole <= most and _bits(whole) > bits)
+            lost[row] = not -most - 1 <= whole <= most and _bits(whole) > bits
         else:
-            lost.append(
-                len(value.as_tuple().digits) > _DIGITS_OF_FLOATS
-                and len(value.normalize(_EXACT).as_tuple().digits) > _DIGITS_OF_FLOATS
-            )
+            lost[row] = len(value.normalize(_EXACT).as_tuple().digits) > _DIGITS_OF_FLOATS
     return pa.array(lost, pa.bool_())
+
+
+def _may_lose_digits(column: Any, bits: int, most: int) -> Any:
+    """Returns, in numpy, which decimals have to be looked at one by one: nearly none of a usual column. All others have few digits
+    and are near 0, or are integers within `most`.
+    """
+    texts = column.cast(pa.string())
+    digits = pc.binary_length(pc.ascii_trim(pc.replace_substring_regex(texts, "E.*|[-.]", ""), "0"))
+    size = np.abs(pc.cast(column, pa.float64()).fill_null(0).to_numpy(zero_copy_only=False))
+    # The float of a decimal may be a little off.
+    far = (digits.fill_null(0).to_numpy(zero_copy_only=False) > _DIGITS_OF_FLOATS) | (size > 2**bits * (1 - _SLACK))
+    if most and far.any():
+        whole = pc.match_substring_regex(texts, r"^-?[0-9]+(\.0*)?$").fill_null(False)
+        far &= ~(whole.to_numpy(zero_copy_only=False) & (size < most * (1 - _SLACK)))
+    return far
 
 
 def _bits(value: int) -> int:
