@@ -14,7 +14,7 @@ from sabot.api.elsewhere import NamedElsewhere
 from sabot.api.expr import Expr, When, as_type, col
 from sabot.api.over import OverFunction
 from sabot.api.words import name_of
-from sabot.base.arrays import python_value
+from sabot.base.arrays import python_value, twice_named
 from sabot.base.checks import FLAG, OneOf, check, is_whole
 from sabot.base.config import DURATIONS, Duration, parse_seconds
 from sabot.errors import UserError, short_repr
@@ -139,15 +139,20 @@ def schema_of(schema: Schema, said: str = "schema") -> pa.Schema:
     """Returns the pa.Schema of a dict {"name": type}; returns a pa.Schema unchanged. A type is a pa.DataType, or its
     name in pyarrow or Python, such as "int64" or "int".
 
-    `said`: the name of the argument for messages. Raises UserError for anything else, and for an unknown type.
+    `said`: the name of the argument for messages. Raises UserError for anything else, for an unknown type, and for columns
+    or fields of a struct with one name.
     """
     if isinstance(schema, pa.Schema):
-        return schema
-    if not isinstance(schema, Mapping):
+        found = schema
+    elif isinstance(schema, Mapping):
+        found = pa.schema([pa.field(str(name), as_type(kind)) for name, kind in schema.items()])
+    else:
         raise UserError(
             f"{said}={schema!r} is not a schema", hint='{"account": "string", "amount": "float64"}, or a pa.Schema'
         )
-    return pa.schema([pa.field(str(name), as_type(kind)) for name, kind in schema.items()])
+    if twice := twice_named(found):
+        raise UserError(f"{said}: two columns are called {twice!r}", hint="give one of them another name")
+    return found
 
 
 def whole_ms(value: Duration, name: str, *, least: int = 0, hint: str = DURATIONS) -> int:

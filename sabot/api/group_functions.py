@@ -17,6 +17,7 @@ from sabot.api.aggregates import Aggregate, UserAggregate, aggregate_with
 from sabot.api.arguments import Schema, function_of, schema_of
 from sabot.api.expr import Expr
 from sabot.api.words import hint_of_arrow, name_of, not_arrow
+from sabot.base.arrays import twice_named
 from sabot.codecs.engine_columns import TIME_COLUMN
 from sabot.errors import DataError, UserError
 
@@ -140,8 +141,10 @@ def _fitted(name: str, made: Any, wanted: pa.Schema) -> list[Any]:
     """
     try:
         batch = normalise(made)
-    except (TypeError, pa.ArrowInvalid) as error:
+    except (TypeError, ValueError) as error:  # ArrowInvalid is a ValueError
         raise not_arrow(name, made, error) from error
+    if twice := twice_named(batch.schema):
+        raise UserError(f"{name}: two columns are called {twice!r}", hint="give one of them another name")
     missing = [each for each in wanted.names if each not in batch.schema.names]
     if missing:
         raise UserError(

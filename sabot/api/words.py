@@ -62,8 +62,13 @@ _TABLES: tuple[tuple[Callable[[Any], bool], str], ...] = (
 
 def not_arrow(said: str, given: Any, error: Exception) -> UserError:
     """Returns the error for a function that has returned `given`, which is no table. `said`: the name of the function,
-    with which the message begins. `error`: what the conversion raised: ArrowInvalid for Arrow data with a fault.
+    with which the message begins. `error`: what the conversion raised: ArrowInvalid for Arrow data with a fault,
+    ValueError for a frame of pandas with two columns of one name.
     """
+    is_frame = isinstance(error, ValueError) and not isinstance(error, pa.ArrowInvalid)
+    names = list(map(str, getattr(given, "columns", ()))) if is_frame else []
+    if twice := [name for name in names if names.count(name) > 1]:
+        return UserError(f"{said}: two columns are called {twice[0]!r}", hint="give one of them another name")
     hint = next((hint for fits, hint in _TABLES if fits(given)), "")
     if isinstance(error, pa.ArrowInvalid) and not hint:
         fault = "texts must be UTF-8, and offsets must ascend: array.validate(full=True) finds the fault"

@@ -8,7 +8,7 @@ import fractions
 import ipaddress
 import re
 import struct
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any, Literal
 
@@ -299,6 +299,29 @@ def _decimal_bytes(value: decimal.Decimal, type: pa.DataType) -> bytes:
         raise KeyError(value)
     whole: int = int("".join(map(str, digits))) * 10**moved
     return (-whole if sign else whole).to_bytes(16, "little", signed=True)
+
+
+def twice_named(fields: Iterable[pa.Field], above: str = "") -> str:
+    """Returns the first name that two columns have, or two fields of a struct at any depth ("order.id"), or "". `above`: the
+    names above these fields, each with a dot behind it.
+    """
+    seen = set()
+    for field in fields:
+        if field.name in seen:
+            return f"{above}{field.name}"
+        seen.add(field.name)
+        if twice := twice_named(_inner_fields(field.type), f"{above}{field.name}."):
+            return twice
+    return ""
+
+
+def _inner_fields(type: Any) -> list[pa.Field]:
+    """Returns the fields of a struct, also of one in a list or a map."""
+    if pa.types.is_map(type):
+        return [*_inner_fields(type.key_type), *_inner_fields(type.item_type)]
+    if hasattr(type, "value_type") and type.num_fields:
+        return _inner_fields(type.value_type)
+    return list(type) if pa.types.is_struct(type) else []
 
 
 def empty_batch(schema: pa.Schema) -> pa.RecordBatch:

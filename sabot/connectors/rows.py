@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from sabot._cython.arrow.batch import Batch
 from sabot._cython.groups.partition import hash_columns
-from sabot.base.arrays import column_of
+from sabot.base.arrays import column_of, twice_named
 from sabot.codecs.json import AbsentColumns
 from sabot.codecs.records import RECORD_SCHEMA, decode_json, iterate_records
 from sabot.connectors.base import Bounded, Positions, Sink, Source
@@ -203,9 +203,8 @@ def _check_zones(name: str, values: list[Any]) -> None:
 
 def _checked(schema: pa.Schema) -> pa.Schema:
     """Returns the columns as streams have them. Raises UserError for columns that no stream can have."""
-    twice = [name for name in schema.names if schema.names.count(name) > 1]
-    if twice:
-        raise UserError(f"stream: the rows have two columns {twice[0]!r}", hint="rename one of them")
+    if twice := twice_named(schema):
+        raise UserError(f"stream: the rows have two columns {twice!r}", hint="rename one of them")
     found = canonical(schema)
     for field in found:
         if pa.types.is_union(field.type):

@@ -9,8 +9,7 @@ a row.
 
 import os
 from abc import abstractmethod
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from pyarrow import ipc
 
 from sabot._cython.arrow.batch import Batch, normalise
 from sabot._cython.arrow.border import validate
-from sabot.base.arrays import empty_batch, to_unit
+from sabot.base.arrays import empty_batch, to_unit, twice_named
 from sabot.codecs.records import HEAD_BYTES, above
 from sabot.connectors.files.format import FileFormat, FileReader, FoundRows, RowWriter
 from sabot.connectors.files.paths import DataFile, check_partitions, checked_names
@@ -116,11 +115,10 @@ def checked(schema: pa.Schema, name: str) -> pa.Schema:
     return schema
 
 
-def distinct(names: Sequence[str], path: str) -> None:
-    """Raises UserError if two columns of a file have one name."""
-    twice = sorted({name for name, times in Counter(names).items() if times > 1})
-    if twice:
-        raise UserError(f"file {path!r} has two columns {', '.join(map(repr, twice))}", hint=_LEAVE_OUT)
+def distinct(fields: Iterable[pa.Field], path: str) -> None:
+    """Raises UserError if two columns of a file, or two fields of a struct in it, have one name."""
+    if twice := twice_named(fields):
+        raise UserError(f"file {path!r} has two columns {twice!r}", hint=_LEAVE_OUT)
 
 
 def as_wanted(data: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
@@ -181,7 +179,7 @@ def _wanted(data: pa.RecordBatch, schema: pa.Schema, path: str) -> pa.RecordBatc
                 f"file {path!r} has no column {name!r}",
                 hint="all files of a source have the same columns: leave it out, or read it by a source of its own",
             )
-    distinct([name for name in names if name in schema.names], path)
+    distinct([field for field in data.schema if field.name in schema.names], path)
     return data.select(schema.names)
 
 
@@ -200,7 +198,7 @@ def _plain(data: pa.RecordBatch, path: str) -> pa.RecordBatch:
 
 
 def all_columns(schema: pa.Schema, path: str) -> pa.Schema:
-    distinct(schema.names, path)
+    distinct(schema, path)
     return canonical(schema)
 
 

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from pyarrow import csv
 
 from sabot._cython.arrow.batch import Batch, normalise
+from sabot.base.arrays import empty_batch
 from sabot.base.checks import FLAG, TEXT, TEXTS, Whole, check
 from sabot.base.dataclass import dataclass
 from sabot.codecs.csv_text import (
@@ -91,7 +92,7 @@ class CsvFormat(TextFormat):
             return _Rows(NoBlocks(offset), None, wanted, self._words)
         dialect = self._dialect(file)
         for name in wanted.names:
-            if name not in dialect.names and (dialect.names or (file.size > 0 and file.whole)):
+            if dialect.names and name not in dialect.names:
                 raise UserError(
                     f"file {file.path!r} has no column {name!r}",
                     hint=f"its header has {', '.join(map(repr, dialect.names))}; all files of a source have the same columns",
@@ -116,7 +117,7 @@ class CsvFormat(TextFormat):
                 end = records.first(blocks.buffer, blocks.low, blocks.high)
                 header = self._words.utf8(bytes(blocks.buffer[blocks.low : end]))
                 blocks.take(end)
-                if header.strip():
+                if header.removeprefix(codecs.BOM_UTF8).strip():
                     try:
                         ended = header if header.endswith((b"\n", b"\r")) else header + b"\n"
                         names = csv.read_csv(pa.py_buffer(ended), parse_options=parse_options(delimiter)).column_names
@@ -125,9 +126,9 @@ class CsvFormat(TextFormat):
                     if len(names) == 1 and self._delimiter is None:
                         _refuse_other_delimiter(names[0], file.path)
                     return _Dialect(delimiter, _distinct(names, file.path), blocks.offset)
+            return _Dialect(delimiter, [], blocks.offset)  # of blank lines, or a byte order mark
         finally:
             blocks.close()
-        return _Dialect(delimiter, [], 0)
 
     def infer(self, files: Sequence[DataFile]) -> pa.Schema:
         for file in files:
@@ -148,7 +149,7 @@ class CsvFormat(TextFormat):
                     blocks.take(blocks.high)
             finally:
                 blocks.close()
-            if types:
+            if rows:
                 kinds = [pa.string() if pa.types.is_null(kind) else kind for kind in types]
                 schema = pa.schema(list(zip(dialect.names, kinds, strict=True)))
                 self.note_inferred(file, rows, schema)
@@ -158,7 +159,10 @@ class CsvFormat(TextFormat):
 
     def _sample(self, file: DataFile, dialect: "_Dialect", blocks: Blocks) -> pa.Table:
         """Returns the rows of a block in inferred types; rows with more or fewer fields than the header are left out."""
-        view = memoryview(self._words.utf8(bytes(blocks.buffer[blocks.low : blocks.high])))
+        low = _behind_mark(blocks.buffer, blocks.low)
+        if low == blocks.high:
+            return pa.table([pa.nulls(0)] * len(dialect.names), names=dialect.names)
+        view = memoryview(self._words.utf8(bytes(blocks.buffer[low : blocks.high])))
         # The handler is called with each bad row as a str, so it can be set only for a block that is UTF-8.
         skip = {"invalid_row_handler": lambda row: "skip"} if _is_text(view) else {}
         parsing = parse_options(dialect.delimiter, **skip)
@@ -383,7 +387,8 @@ class _Rows(BlockReader):
             return _Apart(self, blocks, end).found()
 
     def _parsed(self, blocks: Blocks, low: int, high: int) -> pa.RecordBatch:
-        return self.parsed(memoryview(blocks.buffer)[low:high])
+        low = _behind_mark(blocks.buffer, low)
+        return self.parsed(memoryview(blocks.buffer)[low:high]) if low < high else empty_batch(self.wanted)
 
     def parsed(self, text: Any) -> pa.RecordBatch:
         """Returns the rows of the text in the wanted types. Raises ArrowInvalid if a row is bad."""
@@ -546,7 +551,7 @@ def _encoding(name: str) -> str | None:
     not single bytes.
     """
     try:
-        known = codecs.lookup(check("encoding", name, TEXT)).name
+        known = codecs.lookup(check("encoding", name, TEXT)).name.removesuffix("-sig")
         same = (
             bytes(range(128)).decode(known) == bytes(range(128)).decode("ascii") and 'a,"\n'.encode(known) == b'a,"\n'
         )
@@ -556,7 +561,7 @@ def _encoding(name: str) -> str | None:
         raise UserError(
             f"encoding={name!r}: its characters of ASCII are not single bytes", hint="iconv -f utf-16 -t utf-8 converts"
         )
-    return None if known in ("utf-8", "utf-8-sig", "ascii") else known
+    return None if known in ("utf-8", "ascii") else known
 
 
 def _refuse_other_delimiter(name: str, path: str) -> None:

@@ -4,6 +4,7 @@ or decoded into columns, and written as lines.
 A block of an array ends behind a comma between two elements, so each block begins at an element.
 """
 
+import codecs
 import re
 from collections.abc import Sequence
 from contextlib import closing
@@ -200,18 +201,19 @@ class _Columns(BlockReader):
         self._absent = absent  # None when the first block has been looked at
 
     def decode_block(self, blocks: Blocks, end: int) -> FoundRows:
-        view = memoryview(blocks.buffer)[blocks.low : end]
+        low = _behind_lone_mark(blocks, end)
+        view = memoryview(blocks.buffer)[low:end]
         data, bad = self._decoder.decode_lines(view)
         data = with_days(data, bad, lambda decoder: decoder.decode_lines(view))
         if self._absent is not None and data.num_rows and not bad:
             first = bytes(view[:_LOOKED_AT_BYTES]).splitlines()
-            whole = first if end - blocks.low <= _LOOKED_AT_BYTES else first[:-1]
+            whole = first if end - low <= _LOOKED_AT_BYTES else first[:-1]
             self._absent.look(data, data.schema.names, lambda: [line for line in whole if line.strip()])
             if not self._absent.is_done:
                 self._absent.tell()
             self._absent = None
-        rows = [(blocks.offset + row.start, bytes(view[row.start : row.end]), row.reason) for row in bad]
-        return FoundRows(data, rows)
+        at = blocks.offset + low - blocks.low
+        return FoundRows(data, [(at + row.start, bytes(view[row.start : row.end]), row.reason) for row in bad])
 
 
 class _Payloads(BlockReader):
@@ -223,9 +225,10 @@ class _Payloads(BlockReader):
         self._partition = partition
 
     def decode_block(self, blocks: Blocks, end: int) -> FoundRows:
-        if end == blocks.low:
+        low = _behind_lone_mark(blocks, end)
+        if end == low:
             return FoundRows(empty_batch(RECORD_SCHEMA))
-        block = bytes(memoryview(blocks.buffer)[blocks.low : end])
+        block = bytes(memoryview(blocks.buffer)[low:end])
         data = np.frombuffer(block, np.uint8)
         stops = np.flatnonzero(data == NEWLINE)
         starts = np.concatenate(([0], stops + 1))
@@ -244,7 +247,15 @@ class _Payloads(BlockReader):
         bare = block.replace(b"\r\n", b"").replace(b"\n", b"")
         buffers: Any = [None, pa.py_buffer(offsets.tobytes()), pa.py_buffer(bare)]
         payloads = pa.Array.from_buffers(pa.binary(), rows, buffers)
-        return FoundRows(_records(payloads, starts + blocks.offset, self._file, self._partition))
+        starts = starts + blocks.offset + low - blocks.low
+        return FoundRows(_records(payloads, starts, self._file, self._partition))
+
+
+def _behind_lone_mark(blocks: Blocks, end: int) -> int:
+    """Returns the start of the block; the place behind a byte order mark, if the file begins with one that nothing follows in its line."""
+    behind = blocks.low + len(codecs.BOM_UTF8)
+    lone = blocks.offset == 0 and blocks.buffer[blocks.low : behind] == codecs.BOM_UTF8
+    return behind if lone and (behind == end or blocks.buffer[behind] in (NEWLINE, RETURN)) else blocks.low
 
 
 def _begin_of_array(file: DataFile) -> int:

@@ -253,7 +253,7 @@ class BatchCaller(Caller):
         try:
             made = normalise(given)
             validate(made)
-        except (TypeError, pa.ArrowInvalid) as error:
+        except (TypeError, ValueError) as error:  # ArrowInvalid is a ValueError
             raise not_arrow("it", given, error) from error
         if made.schema.equals(schema):
             return made.replace_schema_metadata(None)

@@ -13,7 +13,7 @@ from sabot.api.arguments import RowPolicy
 from sabot.api.nodes import rows as nodes
 from sabot.api.nodes.node import Node, time_column
 from sabot.api.words import hint_of_arrow, name_of, not_arrow
-from sabot.base.arrays import batch_of_rows, empty_batch, is_time, python_rows, to_ms
+from sabot.base.arrays import batch_of_rows, empty_batch, is_time, python_rows, to_ms, twice_named
 from sabot.calls.judging import JUDGE, OnceJudge, present_judge
 from sabot.errors import DataError, UserError, short_repr
 from sabot.operators.base import TIME_COLUMN, Operator, OperatorContext, with_time, without_time
@@ -121,7 +121,10 @@ class MapBatches(Operator):
             raise UserError(
                 f"{self.name} returned None for an empty batch, from which its columns are inferred", hint=hint
             )
-        return _arrow(self.name, given).schema
+        schema = _arrow(self.name, given).schema
+        if twice := twice_named(schema):
+            raise UserError(f"{self.name}: two columns are called {twice!r}", hint="give one of them another name")
+        return schema
 
     def _call(self, batch: Batch, data: pa.RecordBatch) -> Any:
         self._once.begin(self._calls)
@@ -359,7 +362,7 @@ def _arrow(name: str, given: Any) -> pa.RecordBatch:
     try:
         made = normalise(given)
         validate(made)
-    except (TypeError, pa.ArrowInvalid) as error:
+    except (TypeError, ValueError) as error:  # ArrowInvalid is a ValueError
         raise not_arrow(name, given, error) from error
     return made
 

@@ -23,6 +23,7 @@ WHOLE = [
 ]
 FRAME = pl.DataFrame({"shop": ["oslo", "rome", "oslo"], "n": [1, 2, 3]})
 AT = datetime.datetime(2026, 1, 1)
+TWICE = pa.struct([("n", pa.int64()), ("n", pa.int64())])
 
 
 def reader():
@@ -106,6 +107,9 @@ def test_a_schema_chooses_columns_and_types():
         (pa.table({"n": [1]}), {"schema": {"m": "int64"}}, "the rows have no column 'm'"),
         (pa.table([[1], [2]], names=["n", "n"]), {}, "the rows have two columns 'n'"),
         (pd.DataFrame([[1, 2]], columns=["n", "n"]), {}, "the rows have two columns 'n'"),
+        (pa.table({"s": [None]}, pa.schema([("s", pa.list_(TWICE))])), {}, "the rows have two columns 's.n'"),
+        ([{"n": 1}], {"schema": pa.schema([*TWICE])}, "schema: two columns are called 'n'"),
+        ([{"s": {"n": 1}}], {"schema": {"s": TWICE}}, "schema: two columns are called 's.n'"),
         (pa.table({"n": [1]}), {"until": "now"}, "until= needs a topic"),
         (pl.LazyFrame({"n": [1]}), {}, r"neither a topic nor a Source .*stream\(frame.collect\(\)\)"),
         (duckdb.connect(), {}, r'neither a topic nor a Source .*connection.table\("orders"\)'),
@@ -114,6 +118,28 @@ def test_a_schema_chooses_columns_and_types():
 def test_rows_that_cannot_be_a_stream_are_refused_in_the_line_that_gives_them(rows, options, message):
     with pytest.raises(UserError, match=message):
         App("memory").stream(rows, **options)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [pd.DataFrame([[1, 2]], columns=["n", "n"]), pa.table([[1], [2]], names=["n", "n"])],
+    ids=["pandas", "arrow"],
+)
+@pytest.mark.parametrize(
+    "step",
+    [
+        lambda rows, given: rows.map_batches(lambda batch: given),
+        lambda rows, given: rows.map_batches(lambda batch: given, schema={"n": "int64"}),
+        lambda rows, given: rows.key_by("k").window(tumbling("1s")).apply(lambda batch: given, schema={"n": "int64"}),
+        lambda rows, given: rows.key_by("k").process(lambda keys, batch, ctx: given, schema={"n": "int64"}, batch=True),
+    ],
+    ids=["map_batches", "map_batches with a schema", "apply", "process"],
+)
+def test_a_frame_with_two_columns_of_one_name_is_refused_wherever_it_is_given(step, given):
+    """A frame of pandas ended with Arrow's ValueError, or with an error of Sabot itself."""
+    rows = App("memory").stream([{"k": 1, "t": AT}], time="t")
+    with pytest.raises(UserError, match=r"two columns|'n'"):
+        step(rows, given).collect()
 
 
 def test_a_table_in_memory_enriches_a_stream():

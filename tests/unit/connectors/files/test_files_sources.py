@@ -1280,3 +1280,32 @@ def test_a_header_with_a_byte_order_mark_may_have_a_quoted_line_break(
     ]
     (tmp_path / "b.csv").write_bytes(mark + b'"a\nb"')
     assert CsvSource(tmp_path / "b.csv").infer_schema().names == ["a\nb"]
+
+
+@pytest.mark.parametrize("blank", [b"", b"\n", b"\r\n", b" \n\n"])
+@pytest.mark.parametrize("kind", ["csv", "csv without a header", "ndjson", "records of ndjson"])
+def test_a_file_of_a_byte_order_mark_alone_has_no_rows(tmp_path: Path, kind: str, blank: bytes) -> None:
+    """Programs of Windows write it where there are no rows. It ended the app, or was a dead letter, as did a blank first line."""
+    csv = kind.startswith("csv")
+    if b" " in blank and kind != "csv":
+        return  # a line of spaces is a value, or a record of JSON that is empty
+    ending = "csv" if csv else "ndjson"
+    (tmp_path / f"1.{ending}").write_bytes(b"\xef\xbb\xbf" + blank)
+    line = b"1\n" if kind == "csv without a header" else b"a\n1\n" if csv else b'{"a":1}\n'
+    (tmp_path / f"2.{ending}").write_bytes(b"\xef\xbb\xbf" + blank + line)
+    options = {"columns": ["a"]} if kind == "csv without a header" else {}
+    source: Any = (CsvSource if csv else NdjsonSource)(tmp_path / f"*.{ending}", **options)
+    if kind == "records of ndjson":
+        source.open(None)
+        assert [row["payload"].removeprefix(b"\xef\xbb\xbf") for row in rows_of(source)] == [b'{"a":1}']
+        source.close()
+        return
+    assert scanned(source) == [{"a": 1}]
+    assert scanned((CsvSource if csv else NdjsonSource)(tmp_path / f"1.{ending}", **options)) == []
+
+
+@pytest.mark.parametrize("name", ["utf-8-sig", "UTF-8-SIG", "utf_8_sig"])
+def test_the_encoding_of_python_for_a_byte_order_mark_is_utf8(tmp_path: Path, name: str) -> None:
+    """It was refused with "its characters of ASCII are not single bytes"."""
+    (tmp_path / "a.csv").write_text("a,b\n1,ä\n", encoding="utf-8-sig")
+    assert scanned(CsvSource(tmp_path / "a.csv", encoding=name)) == [{"a": 1, "b": "ä"}]
