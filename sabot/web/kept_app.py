@@ -100,6 +100,8 @@ class KeptApp(ShownApp):
             self._problem = f"The record of the run cannot be read: {error}"
             return
         self._problem, self._seen, self._record, self._tasks = "", seen, record, tasks
+        if self.live is None:
+            self.id = record.app  # until its first start has written the record, its name is that of the folder
         self.figures.load(record.run, record.figures, self._empty)
         self.log.load(record.log)
 

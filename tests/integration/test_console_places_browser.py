@@ -12,6 +12,7 @@ import pytest
 from integration.test_console_browser import PROGRAM, app_running
 from playwright.sync_api import Browser, expect
 
+from sabot.runtime.life.run_record import RECORD_FILE
 from tools.browser import Visit, opened_browser
 from tools.command_line import ENV, SABOT, child
 
@@ -40,6 +41,15 @@ def started(folder: Path, log: str, *words: str) -> Iterator[str]:
         yield links[0]
 
 
+def recorded(folder: Path) -> Path:
+    """The folder, when the run in it has written its record, without which `sabot web` may find no state yet."""
+    deadline = time.monotonic() + 60
+    while not (folder / "state" / RECORD_FILE).exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return folder
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("dark", "width"), [(False, 1280), (True, 360)])
 def test_the_page_of_sabot_web_says_that_the_app_was_killed_and_shows_the_new_run(
@@ -48,7 +58,8 @@ def test_the_page_of_sabot_web_says_that_the_app_was_killed_and_shows_the_new_ru
     (tmp_path / "shop.py").write_text(PROGRAM)
     visit = Visit(browser, dark=dark, width=width)
     page = visit.page
-    with app_running(tmp_path) as running, started(tmp_path, "web.log", "web", "state", "--web-port", "0") as link:
+    words = ("web", "state", "--web-port", "0")
+    with app_running(tmp_path) as running, started(recorded(tmp_path), "web.log", *words) as link:
         page.goto(link)
         expect(page.locator("h1")).to_have_text("Apps")
         expect(page.locator("tbody .badge")).to_have_text("running")

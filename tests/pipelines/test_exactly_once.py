@@ -49,7 +49,7 @@ from sabot.testing import BARRIER, CRASH, END, ListSink, ScriptedSource, run, si
 from tools.agent_tools import bounded, checkpoint, manifest_files, publish, started, until, write_lines
 
 SCHEMA = pa.schema([("n", pa.int64())])
-PATIENCE = 60.0
+PATIENCE = 180.0
 
 
 class Receiver(Sink, Delivers):

@@ -43,7 +43,7 @@ ROWS, FIRST, HALF = 100, 30, 50  # of an input; the rows before the first checkp
 BATCH = 10  # rows at a time; the checkpoints are between two batches
 WRITTEN_S = 1_600_000_000.0  # the clock of the app when it begins and writes its checkpoint, seconds since 1970
 RESTORED_S = WRITTEN_S + 7200  # the clock of the app that goes on: processing timers are due
-PATIENCE_S = 60.0
+PATIENCE_S = 180.0
 
 SCHEMA = pa.schema(
     [

@@ -14,7 +14,7 @@ from sabot.connectors.files import NdjsonSink, NdjsonSource
 from sabot.process import Supervisor
 from tools.agent_tools import environment, started, until
 
-PATIENCE_SECONDS = 60
+PATIENCE_SECONDS = 180
 PATH = os.pathsep.join(map(str, Path(__file__).parents[1:3]))  # where `tools.agent_tools` and the engine are
 AGENTS: dict[str, dict[str, Any]] = {
     "plain": {},

@@ -24,7 +24,7 @@ pytestmark = [
 ]
 
 PROGRAM = Path(__file__).with_name("process_worker.py")
-PATIENCE_SECONDS = 60
+PATIENCE_SECONDS = 180
 
 
 @pytest.fixture(autouse=True)

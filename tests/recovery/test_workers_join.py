@@ -58,11 +58,10 @@ async def test_workers_that_join_over_tls_make_every_window_once_though_one_is_k
         return re.findall(r"tasks on 2 workers: pids (\d+), (\d+)", lines_of(log))
 
     with join(0) as first, join(1) as second, join(2) as third, running(log, *words, folder=HERE, **env) as process:
-        await until(lambda: process.poll() is not None or lives(), "workers", patience=90)
+        await until(lambda: process.poll() is not None or lives(), "workers")
         await until(
             lambda: process.poll() is not None or manifests(tmp_path / "state" / "checkpoints"),
             "a checkpoint",
-            patience=60,
         )
         assert process.poll() is None, lines_of(log)
         os.kill(int(lives()[0][0]), signal.SIGKILL)

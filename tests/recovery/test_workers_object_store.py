@@ -100,7 +100,7 @@ async def test_workers_that_share_no_folder_make_every_window_once_though_one_is
 
     storage = CheckpointStorage(place)
     with join(0), join(1), join(2), running(log, *words, folder=homes[3], **env) as process:
-        await until(lambda: process.poll() is not None or lives(), "workers", patience=90)
+        await until(lambda: process.poll() is not None or lives(), "workers")
         await until(lambda: process.poll() is not None or len(storage.ids()) > 1, "checkpoints")
         assert process.poll() is None, lines_of(log)
         told = await asyncio.to_thread(lines, "workers", homes[3] / "state", "--json")

@@ -84,7 +84,6 @@ async def test_windows_are_there_once_though_the_number_of_workers_changes_and_p
         await until(
             lambda: process.poll() is not None or answers(jsons(place.read(out))).keys() >= wanted.keys(),
             "every window",
-            patience=60,
         )
         assert process.poll() is None, lines_of(log)
         process.terminate()

@@ -16,7 +16,9 @@ from sabot.checkpoint import CheckpointStorage
 from sabot.connectors.memory import MemoryBroker
 from sabot.errors import CheckpointFailed, CorruptCheckpoint
 
-PATIENCE = 60.0  # seconds until a condition that never comes true fails its test; nothing waits this long to be right, so none has less
+# Seconds until a condition that never comes true fails its test. Nothing waits this long to be right, so none has less: three interpreters
+# start in a minute where ten other programs have the cores.
+PATIENCE = 180.0
 
 
 async def until(condition: Callable[[], Any], what: str = "", *, patience: float = PATIENCE) -> None:

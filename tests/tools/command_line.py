@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 import sabot
 from sabot.cli import commands
+from tools.agent_tools import PATIENCE
 
 SABOT = (sys.executable, "-P", "-c", "from sabot.cli import main; main()")
 ENV = {**os.environ, "PYTHONPATH": str(Path(sabot.__file__).parents[1]), "COLUMNS": "100", "NO_COLOR": "1"}
@@ -24,7 +25,7 @@ ENV = {**os.environ, "PYTHONPATH": str(Path(sabot.__file__).parents[1]), "COLUMN
 # Each call of a CliRunner would make all commands anew, which is half of what most calls take.
 typer.testing._get_command = functools.cache(typer.testing._get_command)
 
-CHILD_SECONDS = 300.0  # longer than any test waits on purpose
+CHILD_SECONDS = 900.0  # longer than any test waits on purpose
 
 
 @contextmanager
@@ -44,7 +45,13 @@ def child(*command: object, **options: Any) -> "Iterator[subprocess.Popen[str]]"
 
 def sabot_does(folder: Path, *words: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
-        [*SABOT, *words], cwd=folder, env=ENV, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL
+        [*SABOT, *words],
+        cwd=folder,
+        env=ENV,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        stdin=subprocess.DEVNULL,
     )
 
 
@@ -55,7 +62,7 @@ def sabot_running(folder: Path, *words: str) -> "Iterator[subprocess.Popen[str]]
         assert process.stdout is not None
         first = process.stdout.readline()
         if not first:
-            raise AssertionError(process.communicate(timeout=60)[1])
+            raise AssertionError(process.communicate(timeout=PATIENCE)[1])
         yield process
 
 

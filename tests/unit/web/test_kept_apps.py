@@ -9,7 +9,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from html import unescape
+from html import escape, unescape
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from sabot import App, NdjsonSink, NdjsonSource, col
 from sabot.agents import Budget
 from sabot.agents.accounts.contract import LedgerEvent
 from sabot.base.redaction import without_password
+from sabot.checkpoint import CheckpointStorage
 from sabot.checkpoint.inspection import AppCheckpoints
 from sabot.cli.web import ConsoleOptions, _add, _places_of
 from sabot.errors import UserError
@@ -202,6 +203,18 @@ async def test_a_running_app_is_asked_for_a_checkpoint_and_stopped(tmp_path: Pat
         assert len(list((tmp_path / "state" / "checkpoints" / "savepoints").iterdir())) == 1
     finally:
         running.cancel()
+
+
+async def test_an_app_has_its_name_as_soon_as_its_first_start_has_written_it(tmp_path: Path) -> None:
+    """Who looked at it between the lock and the record saw it as `state`, until the console was started again."""
+    app = shop(tmp_path, MARKUP)
+    storage = CheckpointStorage(tmp_path / "state" / "checkpoints")
+    storage.lock()
+    with site(tmp_path / "state") as browser:
+        assert ">state</a>" in (await ask(browser, "/"))[1]
+        storage.unlock()
+        await app.run()
+        await seen(browser, "/", f">{escape(MARKUP)}</a>")
 
 
 @pytest.mark.slow
