@@ -316,7 +316,8 @@ def step(job: JobFacts, effect: EffectState, event: EffectEvent, now_ms: int) ->
             command = doubted(effect, event.found, event.result)
         case PersonAsked(kind, body, seconds):
             due_ms = 0 if seconds is None else now_ms + round(seconds * 1000)
-            asked = question(effect, job.job_id, now_ms, job.key, kind, body, due_ms=due_ms)
+            about = f"attempt {history.attempt}" if history.attempt > 1 else ""  # that of an earlier one is closed
+            asked = question(effect, job.job_id, now_ms, job.key, kind, body, about=about, due_ms=due_ms)
         case Answer():
             history.answers[event.token] = event
             if effect.phase is APPROVAL and verdict is not None:
@@ -616,6 +617,8 @@ def inquiry(job: JobFacts, effect: EffectState, at_ms: int) -> Intent:
     answers = [*VERDICTS, *([LOOK_UP] if effect.effect_class == EffectClass.RECONCILABLE else [])]
     payload = {"effect": effect.name, "ordinal": effect.ordinal, "attempt": effect.attempt, "answers": answers}
     about = f"{IN_DOUBT} {effect.attempt}"
+    if job.history.attempt > 1:
+        about += f" attempt {job.history.attempt}"
     if (earlier := job.history.doubts.get(effect.ordinal)) is not None:
         payload["looked"] = msgspec.json.decode(earlier.body).get("looked", 0) + 1  # type: ignore[arg-type]
         about += f" {payload['looked']}"

@@ -252,6 +252,7 @@ class History:
         error = self.end.body if self.end.outcome == "failed" else b""
         self.begin, self.end, self.last_ms, self.cancelled = begin, None, begin.at_ms, False
         self._take()
+        self._forget_open_questions()
         self.deliveries = [each for each in self.deliveries if not isinstance(each, Cancel)]
         self._try(self.attempt + 1, begin.at_ms, error)
         return self
@@ -494,6 +495,8 @@ class History:
             elif isinstance(entry, EffectResult) and entry.outcome == NOT_MADE:
                 self.not_made.add(entry.ordinal)
                 self.doubts.pop(entry.ordinal, None)
+                if (answer := self.approval(entry.ordinal)) is not None and answer.outcome == "cancelled":
+                    del self.approvals[entry.ordinal]  # the question of its tool, which the job has withdrawn
         results = [each for each in self.deliveries if isinstance(each, EffectResult) and self._asked_again(each)]
         children = {at for at, each in self.intents.items() if each.kind == "child"}
         self.failed_children |= children.intersection(each.ordinal for each in results)
@@ -501,6 +504,22 @@ class History:
         self.kept, self.said = len(self.deliveries), -1
         fired = {each.ordinal for each in self.deliveries if isinstance(each, EffectResult)}
         self.intents = {at: each for at, each in self.intents.items() if each.kind != "sleep" or at in fired}
+
+    def _forget_open_questions(self) -> None:
+        """Removes the questions that have no answer, because the end of the job has closed them. Another attempt asks them
+        anew, with other tokens: the function requests its own questions and calls that were never approved as new effects,
+        and a call whose tool has asked, or that is in doubt, asks again.
+        """
+        ended = {each.ordinal for each in self.deliveries if isinstance(each, EffectResult | Answer)}
+        for ordinal, intent in [*self.intents.items()]:
+            if ordinal in ended:
+                continue
+            for asked in (self.doubts, self.approvals):
+                if ordinal in asked and asked[ordinal].token not in self.answers:
+                    del asked[ordinal]
+            if intent.kind == "ask" or (not self.attempt_of(intent) and ordinal not in self.approvals):
+                del self.intents[ordinal]
+                self._open.pop(ordinal, None)
 
     def _forget_wrong_answer(self, error: EffectError) -> None:
         """Removes the answer of a model for which the job has failed with this error, because another attempt would read

@@ -27,7 +27,7 @@ from sabot.calls.effects import EffectId, digest
 from sabot.calls.judging import with_judge
 from sabot.clock import Clock
 from sabot.errors import NonDeterminism, SabotError
-from sabot.jobs.core import APPROVAL, SEQUENCES_APART, LookedUp, Outcome, may_happen, question_token
+from sabot.jobs.core import APPROVAL, SEQUENCES_APART, LookedUp, Outcome, may_happen
 from sabot.jobs.effects import Effects
 from sabot.jobs.events import (
     Arrived,
@@ -697,7 +697,8 @@ class JobHost(HostState):
         running = self.running.get(job_id)
         asked = self.parking.asks(job_id, ordinal) if running is None else running.job.open[ordinal].kind != "sleep"
         if asked:
-            self._letters.withdraw(job_id, ordinal, question_token(self.journal.key, job_id, ordinal), "expired")
+            token = self.parking.token_of(job_id, ordinal) if running is None else running.job.open[ordinal].token
+            self._letters.withdraw(job_id, ordinal, token, "expired")
             return
         entry = EffectResult(job_id, self.now_ms(), ordinal)
         self.deliver([(self.log.append(entry, running), entry)])

@@ -97,6 +97,7 @@ def open_jobs(
             left = {
                 at: DecidedEffect(each.verdict, each.attempt, each.attempt, each.instead)
                 for at, each in decided.pop(entry.job, {}).items()
+                if each.attempt  # else another attempt of the job asks anew, and it is decided then
             }
             if left and entry.outcome in MAY_BEGIN_AGAIN:
                 decided[entry.job] = left

@@ -17,7 +17,7 @@ from typing import Protocol
 
 import msgspec
 
-from sabot.jobs.core import DOUBT
+from sabot.jobs.core import APPROVAL, DOUBT, question_token
 from sabot.jobs.events import Loaded
 from sabot.jobs.history import Delivery
 from sabot.jobs.host_state import HostState
@@ -43,6 +43,8 @@ class ParkedNote(msgspec.Struct, frozen=True, array_like=True, gc=False):
       milliseconds since 1970.
     - `questions`: the questions with a deadline for which it waits, as pairs of the ordinal and the deadline.
     - `at_ms`: the time of the note; 0 in notes of an earlier version of Sabot.
+    - `tokens`: the tokens of those of these questions that tools have asked in a later attempt of the job, as pairs of the
+      ordinal and the token. The tokens of all others follow from their ordinals (`core.question_token`).
     """
 
     partition: int
@@ -52,6 +54,7 @@ class ParkedNote(msgspec.Struct, frozen=True, array_like=True, gc=False):
     timers: tuple[tuple[int, int], ...] = ()
     questions: tuple[tuple[int, int], ...] = ()
     at_ms: int = 0
+    tokens: tuple[tuple[int, str], ...] = ()
 
 
 class ParkedNotes(Protocol):
@@ -79,7 +82,7 @@ class _Parked(msgspec.Struct, gc=False):  # of 100,000 of them the garbage colle
 
     - `agent`: the id of its agent.
     - `waits`: the names of the signals for which it waits.
-    - `timers`, `questions`: the ordinals of its timers, and of its questions with a deadline.
+    - `timers`, `questions`: the ordinals of its timers, and of its questions with a deadline. `tokens`: as in its note.
     - `limit_s`: the time at which its attempt has to end, by the monotonic clock; 0 for no limit.
     - `last`: the position of the last entry that the function has got.
     - `woken`: True once the owner was told that the job has to run again.
@@ -90,6 +93,7 @@ class _Parked(msgspec.Struct, gc=False):  # of 100,000 of them the garbage colle
     timers: tuple[int, ...]
     questions: tuple[int, ...]
     last: tuple[int, int]
+    tokens: tuple[tuple[int, str], ...] = ()
     limit_s: float = 0.0
     woken: bool = False
 
@@ -147,6 +151,10 @@ class Parking:
         parked = self._parked.get(job_id)
         return parked is not None and ordinal in parked.questions
 
+    def token_of(self, job_id: str, ordinal: int) -> str:
+        """Returns the token of a question with a deadline of a parked job."""
+        return dict(self._parked[job_id].tokens).get(ordinal) or question_token(self._host.journal.key, job_id, ordinal)
+
     def park(self, running: RunningJob, agent_id: str) -> None:
         """Parks a job that the caller has removed from the jobs in memory. Stores a small record of the job and the
         note about it, and ends its coroutines. The owner of the job is told.
@@ -161,6 +169,7 @@ class Parking:
             tuple((ask.ordinal, ask.due_ms) for ask in asks if ask.due_ms and ask.kind == "sleep"),
             tuple((ask.ordinal, ask.due_ms) for ask in asks if ask.due_ms and ask.kind != "sleep"),
             self._host.now_ms(),
+            tuple((ask.ordinal, ask.token) for ask in asks if ask.due_ms and ask.attempt and ask.phase is APPROVAL),
         )
         self._add_parked(job_id, agent_id, note, running.limit_s)
         if self._notes is not None and all(
@@ -215,7 +224,7 @@ class Parking:
     def _add_parked(self, job_id: str, agent_id: str, note: ParkedNote, limit_s: float = 0.0) -> None:
         timers, questions = ([ordinal for ordinal, _ in each] for each in (note.timers, note.questions))
         self._parked[job_id] = _Parked(
-            agent_id, note.waits, tuple(timers), tuple(questions), (note.partition, note.offset), limit_s
+            agent_id, note.waits, tuple(timers), tuple(questions), (note.partition, note.offset), note.tokens, limit_s
         )
 
     def deliver(self, position: Position, entry: Delivery) -> None:

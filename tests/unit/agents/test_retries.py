@@ -6,7 +6,18 @@ from decimal import Decimal
 
 import pytest
 
-from sabot.agents import BudgetSpec, ExecutionRequest, JobStatus, LetterRefused, RuntimeKernel
+from sabot.agents import (
+    ActionManager,
+    ActionSpec,
+    BudgetSpec,
+    ExecutionRequest,
+    InMemoryActionStore,
+    JobStatus,
+    LetterRefused,
+    PolicyEngine,
+    RuntimeKernel,
+    ToolPolicy,
+)
 from sabot.agents.app_jobs import retry_letter
 from sabot.agents.events.bus import RuntimeEventType
 from sabot.calls.errors import BudgetExceeded
@@ -14,7 +25,7 @@ from sabot.clock import ManualClock
 from sabot.errors import EffectError, JobCancelled, UserError
 from sabot.journal.entries import Begin, EffectResult, End, Letter, encode_entry
 from sabot.journal.memory import MemoryJournal, MemoryReader, MemoryStorage
-from sabot.llm import Completion, ToolCall, TurnLimitExceeded, Usage, assistant, tool
+from sabot.llm import Completion, Effect, ToolCall, TurnLimitExceeded, Usage, assistant, tool
 from sabot.llm.agent import Agent
 from sabot.llm.engine import ExecutionEngine
 from sabot.llm.providers.scripted import ScriptedProvider
@@ -353,3 +364,77 @@ def test_a_job_of_an_app_is_named_its_dead_letter():
     with closing(journal) as reader, pytest.raises(UserError, match="none of a kernel") as refused:
         retry_letter(reader, "app.f/1", None, None)
     assert "dead letter" in refused.value.hint
+
+
+@pytest.mark.parametrize("restarts", [False, True])
+@pytest.mark.parametrize("ended", ["cancelled", "failed"])
+@pytest.mark.parametrize("asks", ["rule", "function", "tool"])
+async def test_a_question_that_the_end_of_the_job_has_closed_is_asked_anew(asks, ended, restarts, tmp_path):
+    """The next run waited for an answer to the closed one, which nobody could give."""
+    lost = [ended == "failed"]
+
+    def kernel():
+        manager = ActionManager(InMemoryActionStore(), poll="1ms")
+
+        @tool(effect="read", retries=0)
+        async def look_up():
+            if lost and lost.pop():
+                raise ValueError("not there")
+
+        @tool
+        async def asked(order, effect: Effect):
+            action = await manager.require_action(ActionSpec(job_id=effect.id.job, type="confirm", payload={}))
+            await manager.wait_for_resolution(action.action_id)
+            return await refund.func(order) if action.resolution.get("approved") else str(action.status)
+
+        async def f(ctx):
+            if asks == "rule":
+                told = ctx.call(refund, order=1)
+            else:
+                told = ctx.call(asked, order=1) if asks == "tool" else ctx.ask("confirm", {"refund": 1})
+            async with asyncio.TaskGroup() as group:
+                answer = group.create_task(told)
+                group.create_task(look_up_later(ctx))
+            return answer.result() if asks != "function" else await ctx.call(refund, order=1)
+
+        async def look_up_later(ctx):
+            await ctx.wait("look")
+            await ctx.call(look_up)
+
+        policy = PolicyEngine([ToolPolicy(["refund"], require_approval=True)] if asks == "rule" else [])
+        return RuntimeKernel.create(agent=f, policy=policy, journal=tmp_path, action_store=manager.store)
+
+    async with kernel() as first:
+        handle = await first.execute(ExecutionRequest(prompt=None, budgets=BudgetSpec(max_tool_calls=3)))
+        (old,) = await open_questions(handle)
+        if ended == "failed":
+            await first.jobs.signal(handle.job_id, "look")
+        else:
+            await handle.cancel("not now")
+        with pytest.raises((JobCancelled, EffectError)):
+            await handle.result()
+        if not restarts:
+            await answers_anew(first, handle.job_id, old, ended)
+    if restarts:
+        async with kernel() as second:
+            await answers_anew(second, handle.job_id, old, ended)
+    assert USED == [1]
+
+
+async def open_questions(handle):
+    async with asyncio.timeout(60):
+        while not (found := await handle.get_pending_actions()):  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+    return found
+
+
+async def answers_anew(kernel, job_id, old, ended):
+    handle = await retried(kernel, job_id)
+    (new,) = await open_questions(handle)
+    assert new.resume_token != old.resume_token
+    with pytest.raises(UserError):
+        await handle.resolve_action(old.resume_token, {"approved": True})
+    await handle.resolve_action(new.resume_token, {"approved": True})
+    if ended == "cancelled":
+        await kernel.jobs.signal(job_id, "look")
+    assert (await handle.result()).output == "order 1 is refunded"
