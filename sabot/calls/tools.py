@@ -348,11 +348,15 @@ def as_tool(
     retries: int | None = None,
     default_retries: int | None = None,
 ) -> Tool:
-    """Returns a Tool. If `what` is a Tool, returns a copy in which the settings that are given here replace its own. If
-    it is a function, returns a Tool with these settings; its effect class is "unsafe" unless `effect` is given.
+    """Returns a Tool. If `what` is a Tool or a `functools.partial` of one, returns a copy in which the settings that are given
+    here replace its own. If it is a function, returns a Tool with these settings; its effect class is "unsafe" unless
+    `effect` is given.
 
     `default_retries`: the retries of a Tool that was declared without `retries=`. It stays one that was.
     """
+    if isinstance(what, partial) and isinstance(tool_of := declared_tool(what), Tool):
+        # a step that says no class is unsafe, which a tool with a look-up cannot be
+        what, effect = tool_of, None if effect == "unsafe" and tool_of.reconcile is not None else effect
     if not isinstance(what, Tool):
         return _tool_of_function(what, effect or "unsafe", timeout, retries)
     again = default_retries if retries is None and not what.has_retries else retries
@@ -370,6 +374,41 @@ def as_tool(
     )
     note_tool(made)  # the first one may be gone soon: an agent keeps the copy
     return made
+
+
+def declared_tool(what: Tool | Callable[..., Any]) -> Tool | Callable[..., Any]:
+    """Returns the tool that a call of a `functools.partial` of a tool makes: that tool, whose function gets what the partial
+    gives. So the call is one call of that tool, not one of a function that calls the tool. Returns anything else unchanged;
+    so also a partial that gives an Effect or a ToolContext, which its tool has to get in exchange for one of its own.
+    """
+    inner = what.func if isinstance(what, partial) else None
+    if not isinstance(what, partial) or not isinstance(inner, Tool):
+        return what
+    given = (*what.args, *what.keywords.values())
+    takes_others = inner.parameters is not None or inner.converse is not None
+    if takes_others or any(isinstance(each, Effect | ToolContext) for each in given):
+        return what
+    look = None if inner.reconcile is None else _looking_with(inner.reconcile, what)
+    made = replace(inner, func=partial(inner.func, *what.args, **what.keywords), reconcile=look)
+    note_tool(made)
+    return made
+
+
+def _looking_with(look: Callable[..., Any], given: "partial[Any]") -> Callable[..., Any]:
+    """Returns the look-up of a tool for calls of a partial of it. It gets what the partial gives too, behind the Effect."""
+    if not given.args:
+        return partial(look, **given.keywords)
+    if inspect.iscoroutinefunction(unwrap(look)):
+
+        async def looked_up_later(effect: Effect, /, *args: Any, **kwargs: Any) -> Any:
+            return await look(effect, *given.args, *args, **{**given.keywords, **kwargs})
+
+        return looked_up_later
+
+    def looked_up(effect: Effect, /, *args: Any, **kwargs: Any) -> Any:
+        return look(effect, *given.args, *args, **{**given.keywords, **kwargs})
+
+    return looked_up
 
 
 async def _hand_over(prompt: str) -> str:

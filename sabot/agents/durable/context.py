@@ -22,7 +22,7 @@ from sabot.calls.functions import unwrap
 from sabot.calls.model_requests import RequestSpec
 from sabot.calls.tool_context import TakesEffect, ToolContext
 from sabot.calls.tool_results import plain_form
-from sabot.calls.tools import Tool, as_tool
+from sabot.calls.tools import Tool, as_tool, declared_tool
 from sabot.clock import Clock
 from sabot.errors import UNREADABLE, UserError, short_repr
 from sabot.jobs.history import ACTION_TYPES, ContinueAs
@@ -237,15 +237,16 @@ class DurableContext(AgentContext):
                     hint=f"functools.partial({made.name}, {name}=…) gives it to the function; or declare the tool, "
                     f"@tool({name}=…), and await ctx.call({made.name}, …)",
                 )
-        if isinstance(func, Tool) and not may_call(made.effect, func.effect):
+        declared = declared_tool(func)
+        if isinstance(declared, Tool) and not may_call(made.effect, declared.effect):
             held = (
                 "every call of it changes something"
-                if RULES[func.effect].repeatable
+                if RULES[declared.effect].repeatable
                 else "no call of it may be repeated"
             )
             raise UserError(
-                f"ctx.step({func.name}, effect={effect!r}): the tool is declared {func.effect.value!r}, so {held}",
-                hint=f"await ctx.call({func.name}, …); or declare what it does: @tool(effect={effect!r})",
+                f"ctx.step({made.name}, effect={effect!r}): the tool is declared {declared.effect.value!r}, so {held}",
+                hint=f"await ctx.call({made.name}, …); or declare what it does: @tool(effect={effect!r})",
             )
         return await self._made(made, args, kwargs)
 

@@ -19,6 +19,7 @@ from unit.jobs.hosting import entries, hosting, prefix
 
 from sabot import App
 from sabot.agents import (
+    BudgetSpec,
     CedarPolicy,
     ConstraintPolicy,
     Decision,
@@ -1335,6 +1336,77 @@ async def test_a_question_shows_what_a_partial_gives_and_the_approved_call_is_ma
         await jobs.over("j")
         assert jobs.agent.outcomes["j"] == "succeeded", jobs.agent.errors
     assert made == [("o-1", 500)]
+
+
+class Bank:
+    """A service whose method is a tool."""
+
+    def __init__(self, made: list[Any]) -> None:
+        self._made = made
+
+    @tool(effect="idempotent")
+    async def refund(self, order: str, amount: int = 9) -> None:
+        self._made.append((order, amount))
+
+
+@pytest.mark.parametrize("step", [False, True])
+@pytest.mark.parametrize("given", ["by name", "by place", "by nothing", "to a method"])
+async def test_a_partial_of_a_tool_is_approved_once_and_counts_once(given: str, step: bool) -> None:
+    """A person was asked and approved it, and the call was refused: its tool was judged as a tool within a tool."""
+    made = list[Any]()
+
+    @tool(effect="idempotent")
+    async def refund(order: str, amount: int = 9) -> None:
+        made.append((order, amount))
+
+    async def f(ctx: DurableContext) -> None:
+        ways = {
+            "by name": partial(refund, amount=500),
+            "by place": partial(partial(refund, "o-1"), 500),
+            "by nothing": partial(refund),
+            "to a method": partial(Bank(made).refund, amount=500),
+        }
+        args = [] if given == "by place" else ["o-1"]
+        await (ctx.step(ways[given], *args) if step else ctx.call(ways[given], *args))
+
+    ask = PolicyEngine([ToolPolicy(["refund"], require_approval=True)])
+    async with RuntimeKernel.create(agent=f, policy=ask) as kernel:
+        handle = await kernel.execute(ExecutionRequest(prompt=None, budgets=BudgetSpec(max_tool_calls=1)))
+        async with asyncio.timeout(60):
+            while not (questions := await handle.get_pending_actions()):  # noqa: ASYNC110
+                await asyncio.sleep(0.001)
+        amount = 9 if given == "by nothing" else 500
+        assert questions[0].payload["arguments"] == [[], {"order": "o-1", "amount": amount}]
+        await handle.resolve_action(questions[0].resume_token, {"approved": True})
+        await handle.result()
+    assert made == [("o-1", amount)]
+
+
+async def test_a_partial_of_a_tool_has_its_class_and_its_look_up_gets_what_the_partial_gives() -> None:
+    """A partial of a tool was an unsafe function that calls a tool, and could be declared harmless."""
+    looked = list[Any]()
+
+    async def find(effect: Effect, order: str, amount: int = 9) -> bool:
+        looked.append((order, amount))
+        return True
+
+    @tool(reconcile=find, retries=0)
+    async def refund(order: str, amount: int = 9) -> None:
+        raise ConnectionResetError("after it was sent")
+
+    @tool
+    async def ship(order: str) -> None:
+        raise AssertionError(order)
+
+    async def f(ctx: DurableContext) -> None:
+        await ctx.call(partial(refund, "o-1"), 500)
+        await ctx.step(partial(refund, amount=500), "o-2")
+        with pytest.raises(UserError, match="the tool is declared 'unsafe', so no call of it may be repeated"):
+            await ctx.step(partial(ship, "o-3"), effect="idempotent")
+
+    async with RuntimeKernel.create(agent=f) as kernel:
+        await (await kernel.execute(ExecutionRequest(prompt=None))).result()
+    assert looked == [("o-1", 500), ("o-2", 500)]
 
 
 @pytest.mark.parametrize("by_name", [True, False])
