@@ -22,7 +22,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, partial
 from types import FunctionType, MethodType
-from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, cast, get_args, get_type_hints, overload
+from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, cast, get_args, get_origin, get_type_hints, overload
 from weakref import WeakKeyDictionary
 
 import msgspec
@@ -609,11 +609,42 @@ def _check_tool(made: Tool) -> Tool:
         raise UserError(
             f"{where}: reconcile={short_repr(made.reconcile)}", hint="a function that finds out whether a call was made"
         )
+    if made.reconcile is not None and (first := _no_effect_first(made, made.reconcile)):
+        look = _name_of(made.reconcile)
+        raise UserError(
+            f"{where}: reconcile={look} gets the Effect of the call as its first argument, and {first}",
+            hint=f"def {look}(effect: Effect, …), with the arguments of the call behind it",
+        )
     if made.reconcile is not None and kind is not EffectClass.RECONCILABLE:
         raise UserError(
             f"{where}: reconcile= of a tool whose effect is {str(kind)!r}", hint="leave effect= out, or reconcile="
         )
     return made
+
+
+def _no_effect_first(made: Tool, look: Callable[..., Any]) -> str:
+    """Returns the words that say why a look-up was not written for an Effect as its first argument; "" if it may have been.
+    One that has the parameters of the tool would take the Effect for another value, find nothing, and let the call be made
+    again.
+    """
+    try:
+        first = next(iter(inspect.signature(look).parameters.values()), None)
+        own = inspect.signature(made.func).parameters
+    except (TypeError, ValueError):  # a C function without a signature
+        return ""
+    if first is None or first.kind in (first.KEYWORD_ONLY, first.VAR_KEYWORD):
+        return "it takes none by place"
+    if first.kind is first.VAR_POSITIONAL:
+        return ""
+    try:
+        kind = get_type_hints(unwrap(look)).get(first.name)
+        kind = get_origin(kind) or kind
+        if isinstance(kind, type) and not issubclass(Effect, kind):
+            return f"{first.name} is declared as {kind.__name__}"
+    except Exception:  # an annotation is the user's code
+        kind = None
+    is_other = kind is None and first.name != EFFECT and first.name in own
+    return f"{first.name} is a parameter of the tool" if is_other else ""
 
 
 def _class_of(name: str, effect: str) -> EffectClass:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import re
 import types
 import weakref
 from collections.abc import AsyncIterator, Iterator  # the types of tools are looked up
@@ -309,3 +310,52 @@ async def test_a_function_that_wraps_a_tool_has_its_types() -> None:
     assert made.arguments('{"first": 1, "second": 2}') == {"first": 1, "second": 2}
     with pytest.raises(sabot.llm.ToolError, match="Expected `int`"):
         made.arguments('{"first": "1", "second": 2}')
+
+
+def find_order(order: str, amount: int = 5) -> bool:
+    return False
+
+
+class Bank:
+    def find(self, order: dict[str, int]) -> bool:
+        return False
+
+
+@pytest.mark.parametrize(
+    ("look", "says"),
+    [
+        (
+            find_order,
+            "reconcile=find_order gets the Effect of the call as its first argument, and order is declared as str",
+        ),
+        (lambda order: False, "and order is a parameter of the tool"),
+        (Bank().find, "and order is declared as dict"),
+        (lambda: False, "and it takes none by place"),
+        (lambda **arguments: False, "and it takes none by place"),
+    ],
+)
+def test_a_look_up_that_is_written_with_the_arguments_of_its_tool_is_refused(look: Any, says: str) -> None:
+    """It got the Effect in place of the order, did not find it, and the payment was made again."""
+
+    def pay(order: str, amount: int = 5) -> None:
+        """Pays."""
+
+    with pytest.raises(UserError, match=re.escape(says)) as refused:
+        tool(reconcile=look)(pay)
+    assert "(effect: Effect, …)" in refused.value.hint
+
+
+@pytest.mark.parametrize(
+    "look",
+    [
+        lambda effect, order, amount=5: True,
+        lambda _, **arguments: True,
+        lambda *arguments: True,
+        functools.partial(lambda bank, effect, order: True, "bank"),
+    ],
+)
+def test_a_look_up_that_may_take_an_effect_first_is_taken(look: Any) -> None:
+    def pay(order: str, amount: int = 5) -> None:
+        """Pays."""
+
+    assert tool(reconcile=look)(pay).reconcile is look
