@@ -639,7 +639,7 @@ def _no_effect_first(made: Tool, look: Callable[..., Any]) -> str:
     try:
         kind = get_type_hints(unwrap(look)).get(first.name)
         kind = get_origin(kind) or kind
-        if isinstance(kind, type) and not issubclass(Effect, kind):
+        if isinstance(kind, type) and kind is not Any and not issubclass(Effect, kind):
             return f"{first.name} is declared as {kind.__name__}"
     except Exception:  # an annotation is the user's code
         kind = None

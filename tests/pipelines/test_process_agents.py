@@ -15,7 +15,7 @@ import pyarrow as pa
 import pytest
 
 from sabot import App, SqlSink, UserError
-from sabot.agents import ActionRecord, ActionStatus
+from sabot.agents import ActionRecord, ActionStatus, ConstraintPolicy, PolicyEngine, ToolPolicy
 from sabot.connectors.memory import MemoryBroker
 from sabot.errors import AgentFailed, CheckpointFailed
 from sabot.process import HealthConfig, ResourceLimits, Sandbox, SandboxSupport, SandboxUnavailable, Supervisor
@@ -47,6 +47,42 @@ def headers(app: App, topic: str = "lines") -> list[dict[str, bytes]]:
 def messages(app: App) -> list[str]:
     """What the dead letters say of their errors."""
     return [each["sabot.message"].decode() for each in headers(app, "tasks.dlq")]
+
+
+@pytest.mark.parametrize("way", [{"stdin": True}, {"pool": 1}, {"stdin": True, "durable": True}])
+@pytest.mark.parametrize(
+    "policy",
+    [
+        PolicyEngine([ToolPolicy(["runner"], denied=True)]),
+        PolicyEngine([ConstraintPolicy(["runner"], "stdin", max_length=3)]),
+        PolicyEngine([], default="deny"),
+    ],
+    ids=["denied", "bound", "default"],
+)
+async def test_each_run_of_a_program_is_judged_by_the_name_of_its_agent(
+    memory_url: str, tmp_path: Path, way: dict[str, Any], policy: PolicyEngine
+) -> None:
+    """Without `durable=True` the program ran past every rule that named it."""
+    app = App("works", memory_url, state=str(tmp_path / "state"), checkpoint_interval=3600, policy=policy)
+    program = [
+        sys.executable,
+        "-uc",
+        f"import sys\nfor line in sys.stdin: open({str(tmp_path / 'ran')!r}, 'a').write(line)",
+    ]
+    app.process_agent("tasks", command=program, name="runner", sink="lines", on_error="skip", **way)
+    publish(app, "tasks", [{"task": "hello"}])
+    async with started(app):
+        await until(lambda: len(records(app, "tasks.dlq")) == 1)
+    assert "runner was not" in messages(app)[0]
+    assert not (tmp_path / "ran").exists()
+
+
+async def test_a_rule_that_asks_about_a_program_without_jobs_refuses_the_start(memory_url: str, tmp_path: Path) -> None:
+    policy = PolicyEngine([ToolPolicy(["runner"], require_approval=True)])
+    app = App("works", memory_url, state=str(tmp_path / "state"), policy=policy)
+    app.process_agent("tasks", command=["cat"], name="runner", stdin=True, sink="lines")
+    with pytest.raises(UserError, match="would ask a person about the tool runner"):
+        await app.start()
 
 
 async def test_an_app_whose_programs_cannot_be_confined_does_not_start(

@@ -506,7 +506,7 @@ def _named_by(function: FunctionType) -> tuple[list[Any], frozenset[str]]:
     """Returns the objects that the code of a function names, and all of the names in it."""
     held = [_held(cell) for cell in function.__closure__ or ()]
     if _is_of_library(function.__module__ or "", function.__code__.co_filename):
-        return [each for each in held if isinstance(each, Agent)], frozenset()  # the function of an llm agent
+        return [each for each in held if isinstance(each, Agent | Tool)], frozenset()  # of an llm agent or a program
     names = _names_of(function)
     given = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
     return [*held, *given, *(function.__globals__[each] for each in sorted(names & function.__globals__.keys()))], names

@@ -9,8 +9,9 @@ In a durable agent, the run of the program is one effect, and the journal has th
 """
 
 import logging
-from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -195,12 +196,22 @@ class AgentCommand:
     def function(self, name: str) -> Callable[[AgentContext], Any]:
         """Returns the function of an agent that is not durable; `name` becomes its name. Each call runs the program for
         one record, and yields its output as messages. If the app reads a record again after a restart, the program runs
-        again for it.
+        again for it. A run is a plain call of the tool `name`, whose arguments are those of a durable agent's effect
+        (`durable_function`), so that rules and budgets judge it.
         """
+
+        def running(run_id: RunId) -> Callable[[Sequence[str], str | None], Awaitable[ProgramOutput]]:
+            async def made_of(argv: Sequence[str], stdin: str | None) -> ProgramOutput:
+                return await self._run(argv, stdin, run_id)
+
+            return made_of
+
+        made = tool(effect="idempotent", name=name)(running(RunId("", "")))
 
         async def run(ctx: AgentContext) -> AsyncIterator[Message]:
             place = f"{ctx.topic}[{ctx.partition}]@{ctx.offset}"
-            output = await self._run(self.words.of(ctx.message), self._input(ctx.message), RunId(place, place))
+            judged = replace(made, func=running(RunId(place, place)))
+            output = await judged(self.words.of(ctx.message), self._input(ctx.message))
             for each in self._results(output, ctx.agent_id, place):
                 yield each
 

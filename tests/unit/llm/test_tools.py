@@ -345,9 +345,14 @@ def test_a_look_up_that_is_written_with_the_arguments_of_its_tool_is_refused(loo
     assert "(effect: Effect, …)" in refused.value.hint
 
 
+def find_anything(given: Any, order: str) -> bool:
+    return True
+
+
 @pytest.mark.parametrize(
     "look",
     [
+        find_anything,
         lambda effect, order, amount=5: True,
         lambda _, **arguments: True,
         lambda *arguments: True,
