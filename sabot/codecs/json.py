@@ -155,9 +155,12 @@ def _good(rows: int, bad: Sequence[BadRow]) -> Any:
     return np.delete(np.arange(rows), [each.row for each in bad])
 
 
+_Path: TypeAlias = tuple[str, ...]
+
+
 class AbsentColumns:
-    """The columns of a `schema=` that none of the first 1,000 records has: a misspelt one would be null for ever, in
-    silence. They are logged once.
+    """The columns of a `schema=`, and the fields of structs in it, that none of the first 1,000 records has: a misspelt one
+    would be null for ever, in silence. They are logged once. A path is the names of a field from the column on.
 
     `where`: the name of the stream or file, for the log. `alike`: True if only columns are logged for which the records
     have a field with a similar name.
@@ -165,8 +168,11 @@ class AbsentColumns:
 
     def __init__(self, where: str, *, alike: bool = False) -> None:
         self._where, self._alike = where, alike
-        self._absent: set[str] | None = None  # columns without a value so far; None before the first rows
-        self._names: dict[str, None] = {}  # the names in some of the records, in order of their first appearance
+        self._absent: set[_Path] | None = None  # what has no value so far; None before the first rows
+        self._wanted: set[_Path] = set()  # all columns and fields of the schema
+        self._met: set[_Path] = set()  # of fields of structs: those whose struct some record has
+        # The names in some of the records, and in structs of theirs, in order of their first appearance.
+        self._names: dict[_Path, dict[str, None]] = {}
         self._rows = 0
         self.is_done = False
 
@@ -174,26 +180,42 @@ class AbsentColumns:
         self, data: pa.RecordBatch, columns: Sequence[str], payloads: Callable[[], Iterable[bytes | None]]
     ) -> None:
         """Looks at decoded rows. `columns`: the columns of the schema. `payloads`: returns their records, if they are needed."""
-        absent = {name for name in columns if data.column(name).null_count == data.num_rows}
+        absent = {path for name in columns for path in self._empty(data.column(name), (name,))}
         absent = absent if self._absent is None else absent & self._absent
-        names: list[str] = []
         if absent:
             some = [payload for payload in islice(payloads(), INFERENCE_ROWS) if payload is not None]
-            keys = {name: json.dumps(name, ensure_ascii=False).encode() for name in absent}
-            absent = {name for name in absent if not any(keys[name] in payload for payload in some)}
+            keys = {path: json.dumps(path[-1], ensure_ascii=False).encode() for path in absent}
+            absent = {path for path in absent if not any(keys[path] in payload for payload in some)}
             for payload in some[:_NAMED]:
                 record = json.loads(payload)
-                names += record if isinstance(record, dict) else ()
-        self._note(absent, names, data.num_rows, columns)
+                for above in {path[:-1] for path in absent}:
+                    self._names.setdefault(above, {}).update(dict.fromkeys(_names_at(record, above)))
+        self._note(absent, data.num_rows)
+
+    def _empty(self, values: pa.Array, path: _Path) -> Iterator[_Path]:
+        """Yields what has no value in these: the column itself, and fields of structs, also of those in lists."""
+        self._wanted.add(path)
+        if values.null_count == len(values):
+            yield path
+        while pa.types.is_list(values.type):
+            values = values.flatten()
+        if pa.types.is_struct(values.type):
+            there = values.drop_null()
+            for field, inner in zip(values.type, there.flatten(), strict=True):
+                if len(inner):
+                    self._met.add((*path, field.name))
+                yield from self._empty(inner, (*path, field.name))
 
     def look_at(self, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
         """Looks at rows of Python values. `columns`: the columns of the schema."""
-        absent = set(columns) if self._absent is None else self._absent
+        self._wanted |= {(name,) for name in columns}
+        absent = self._wanted if self._absent is None else self._absent
         names = [str(name) for row in rows[:_NAMED] for name in row]
-        self._note(absent.difference(names, *rows[_NAMED:INFERENCE_ROWS]), names, len(rows), columns)
+        self._names.setdefault((), {}).update(dict.fromkeys(names))
+        found = set(names).union(*rows[_NAMED:INFERENCE_ROWS])
+        self._note({path for path in absent if path[0] not in found}, len(rows))
 
-    def _note(self, absent: set[str], names: Iterable[str], rows: int, columns: Sequence[str]) -> None:
-        self._names |= {name: None for name in names if name not in columns}
+    def _note(self, absent: set[_Path], rows: int) -> None:
         self._absent, self._rows = absent, self._rows + rows
         self.is_done = not absent or self._rows >= INFERENCE_ROWS
         if self.is_done:
@@ -202,13 +224,26 @@ class AbsentColumns:
     def tell(self) -> None:
         """Logs the columns that are absent so far. Called at the end of the input, if it comes before the end of the first records."""
         self.is_done = True
-        for name in sorted(self._absent or ()) if self._rows else ():
-            near = get_close_matches(name, self._names, 1)
+        for path in sorted(self._absent or ()) if self._rows else ():
+            if len(path) > 1 and path not in self._met:
+                continue  # no record has the struct of this field
+            others = [name for name in self._names.get(path[:-1], {}) if (*path[:-1], name) not in self._wanted]
+            near = get_close_matches(path[-1], others, 1)
             if self._alike and not near:
                 continue
-            guess = f"did you mean {near[0]!r}?" if near else f"other fields: {', '.join(self._names) or 'none'}"
+            guess = f"did you mean {near[0]!r}?" if near else f"other fields: {', '.join(others) or 'none'}"
             first = f"the first {self._rows:,} records have" if self._rows > 1 else "the first record has"
-            _log.warning("%s: %s no field %r, so this column is null: %s", self._where, first, name, guess)
+            what = "column" if len(path) == 1 else "field"
+            _log.warning("%s: %s no field %r, so this %s is null: %s", self._where, first, ".".join(path), what, guess)
+
+
+def _names_at(record: Any, path: _Path) -> Iterator[str]:
+    """Yields the names of the fields of the structs at a path, also of those in lists."""
+    if isinstance(record, list):
+        for each in record:
+            yield from _names_at(each, path)
+    elif isinstance(record, dict):
+        yield from _names_at(record.get(path[0]), path[1:]) if path else record
 
 
 class JsonEncoder:

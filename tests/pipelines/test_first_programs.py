@@ -1,6 +1,7 @@
 """What a first program most easily gets wrong ends with a word about it, not with exit code 0 and nothing."""
 
 import copy
+import json
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -9,6 +10,7 @@ from pathlib import Path
 from zoneinfo import ZoneInfo
 
 import polars
+import pyarrow as pa
 import pytest
 
 from sabot import (
@@ -462,6 +464,34 @@ def test_a_stream_is_still_neither_iterable_nor_false_and_can_be_copied():
 
 def absent(caplog):
     return [record.getMessage() for record in caplog.records if "have no field" in record.getMessage()]
+
+
+@pytest.mark.parametrize("listed", [False, True])
+def test_a_misspelt_field_of_a_struct_is_named_with_its_path(listed, memory_url, tmp_path, caplog):
+    """It was null in each row, in silence, where a misspelt column is named. Fields are not told of whose struct no record has."""
+    box = {"price": 1, "at": {"day": 2}, "gone": None}
+    first, rest = {"k": "a", "box": None}, {"k": "b", "box": [box] if listed else box}
+    inner = pa.struct([("prcie", pa.int64()), ("at", pa.struct([("dya", pa.int64())])), ("gone", pa.int64())])
+    lost = pa.struct([("x", pa.int64())])
+    schema = pa.schema([("k", pa.string()), ("box", pa.list_(inner) if listed else inner), ("k2", lost)])
+    broker = MemoryBroker.get(memory_url)
+    broker.create_topic("in", 1)
+    for start in range(0, 1_200, 300):
+        broker.publish("in", [first] + [rest] * 299)
+        App("first", memory_url).stream("in", schema=schema).collect(limit=start + 300)
+    told = {line.partition(" records have ")[2] for line in absent(caplog)}
+    assert told == {
+        "no field 'box.prcie', so this field is null: did you mean 'price'?",
+        "no field 'box.at.dya', so this field is null: did you mean 'day'?",
+        "no field 'k2', so this column is null: other fields: none",
+    }
+    caplog.clear()
+    path = tmp_path / "in.ndjson"
+    path.write_text(json.dumps(first) + "\n" + json.dumps(rest) + "\n")
+    assert App("first").stream(files(str(path)), schema=schema).collect().num_rows == 2
+    assert {line.partition(" records have ")[2] for line in absent(caplog)} == told - {
+        "no field 'k2', so this column is null: other fields: none"
+    }
 
 
 @pytest.mark.parametrize("read", ["stream", "fields", "table"])
