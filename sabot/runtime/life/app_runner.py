@@ -531,8 +531,8 @@ class AppRunner:
 
     async def _may_wait_for_room(self, error: SabotError, full: Failures) -> bool:
         """Waits and returns True if the disk is full: of a start, or of a running app that has to go back to its last
-        checkpoint, because output that waits for its checkpoint, or state, cannot be written. The waits have no end, and do not count against `restart=`, unless that is "none". `full`: these
-        failures in a row.
+        checkpoint, because output that waits for its checkpoint, or state, cannot be written. The waits have no end, and
+        do not count against `restart=`, unless that is "none". `full`: these failures in a row.
 
         Returns False without a wait after another error, if a thread of the last run still runs, if a stop is requested,
         or if the app cannot go back.
