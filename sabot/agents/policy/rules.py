@@ -517,7 +517,8 @@ class LabelPolicy(_ContentRule):
 @dataclass(frozen=True)
 class RedactionPolicy(PolicyRule):
     """A rule that hides parts of texts. `patterns` are regular expressions. Each part of a text that matches one of them
-    is replaced by `***`: in the arguments of a call, in requests to models, and in their copies in the journal.
+    is replaced by `***`: in the arguments of a call, in requests to models, and in their copies in the journal. A call
+    with a number whose digits match is denied, since no number can stand for `***`.
 
     `tool_patterns`, `model_patterns` and `agent_patterns` are `fnmatch` patterns of the names of tools, models and
     agents for which this is done. By default it is done for all.
@@ -553,8 +554,8 @@ class RedactionPolicy(PolicyRule):
         return _fits(about, name)
 
     def decide(self, call: GuardedCall) -> RuleAnswer:
-        said = (call.args, call.kwargs) if call.spec is None else call.spec
-        if mask(said, self.patterns) is said and not self._in_defaults(call):
+        said, numbers = ((call.args, call.kwargs), True) if call.spec is None else (call.spec, False)
+        if mask(said, self.patterns, numbers=numbers) is said and not self._in_defaults(call):
             return None
         return GuardVerdict(
             Decision.REDACT, reason=f"texts in it are hidden ({asked_words(call)})", hide=tuple(self.patterns)
@@ -564,7 +565,7 @@ class RedactionPolicy(PolicyRule):
         if call.tool is None or call.kind != "tool":
             return False
         left_out = values_left_out(call.tool, call.args, call.kwargs).values()
-        return any(mask_default(each, self.patterns) is not each for each in left_out)
+        return any(mask_default(each, self.patterns, numbers=True) is not each for each in left_out)
 
 
 RESTRICTS = (DataAccessPolicy, LabelPolicy, RedactionPolicy)

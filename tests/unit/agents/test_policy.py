@@ -254,6 +254,35 @@ async def test_redaction_says_which_texts_are_hidden_where_there_are_some() -> N
     assert (await engine.check_model("m", messages=[user("pin 4711")])).decision == "redact"
 
 
+@pytest.mark.parametrize(
+    "given",
+    [
+        4111111111111111,
+        4111111111111111.0,
+        Decimal("4.111111111111111E15"),
+        -4111111111111111,
+        {4111111111111111: "ann"},
+        [{"cards": (1, 4111111111111111)}],
+    ],
+)
+async def test_a_call_with_a_number_whose_digits_are_to_be_hidden_is_denied(given: Any) -> None:
+    """Texts were hidden, and a model that wrote the card as a number got it through."""
+    engine = PolicyEngine([RedactionPolicy([r"[0-9]{16}"], tool_patterns=["send"])])
+    said = await engine.check_tool("send", arguments={"card": given})
+    assert said.decision == "deny"
+    assert "a number in an argument matches a pattern of what is hidden" in said.reason
+    assert (await engine.check_tool("pay", arguments={"card": given})).decision == "allow"
+
+
+@pytest.mark.parametrize("given", [True, 411111111111111, 1e300, float("nan"), Decimal("1E+100000"), 10**15])
+async def test_a_call_with_other_numbers_is_allowed(given: Any) -> None:
+    engine = PolicyEngine([RedactionPolicy(["4[0-9]{15}"])])
+    assert (await engine.check_tool("send", arguments={"card": given})).decision == "allow"
+    assert (
+        await PolicyEngine([RedactionPolicy([r"\d"])]).check_model("m", messages=[user("no pin")])
+    ).decision == "allow"
+
+
 # -- one's own rules, and which one holds -------------------------------------------------------------------------------------
 
 
