@@ -180,7 +180,7 @@ def caster(
     """
     convert, total = _conversion(source, target)
     try:
-        convert(empty_array(source))
+        convert(pa.nulls(1, source) if pa.types.is_nested(source) else empty_array(source))
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
         raise UserError(f"{what}: {source} cannot be cast to {target}: {error}") from error
     if total:
@@ -257,8 +257,10 @@ def _conversion(source: pa.DataType, target: pa.DataType) -> tuple[Convert, bool
         return functools.partial(_time_of_day, target=target), False
     if types.is_date64(target) and types.is_integer(source):
         return _whole_days, False
+    if types.is_time(target) and types.is_time(source):
+        return functools.partial(_time_in_unit, target=target), True
     if types.is_time(target) and types.is_timestamp(source) and is_utc(source.tz):
-        return lambda array: pc.cast(_time_in_day(array), target), False
+        return lambda array: _time_in_unit(_time_in_day(array), target), True
     if types.is_timestamp(source) and not is_utc(source.tz) and (types.is_string(target) or types.is_time(target)):
         clock, total = _conversion(pa.timestamp(source.unit), target)
         if types.is_time(target):
@@ -417,6 +419,15 @@ def _time_in_day(array: pa.Array) -> pa.Array:
     if unit in ("s", "ms"):
         return integer_array(values.astype(np.int32), pa.time32(unit), array)
     return integer_array(values, pa.time64(unit), array)
+
+
+def _time_in_unit(array: pa.Array, target: pa.DataType) -> pa.Array:
+    """Returns times of day in the unit of `target`, rounded down if it is coarser, as times with a date are."""
+    have, want = PER_SECOND[array.type.unit], PER_SECOND[target.unit]
+    if have <= want:
+        return pc.cast(array, target)
+    width = np.int32 if target.bit_width == 32 else np.int64
+    return integer_array((integers(array) // (have // want)).astype(width), target, array)
 
 
 def _whole_days(array: pa.Array) -> pa.Array:

@@ -39,7 +39,9 @@ def cast(operand: TypedExpr, target: pa.DataType, zone: str, *, strict: bool) ->
     elif is_local(type) and not is_local(target) and pa.types.is_temporal(target):
         expr, type = on_the_clock(operand, zone)
     if pa.types.is_string(target):
-        return as_text(operand, zone)
+        return as_text(operand, zone, strict=strict)
+    if pa.types.is_boolean(target) and pa.types.is_decimal(type):
+        return expr != 0
     if pa.types.is_integer(target) and pa.types.is_decimal(type) and type.scale:
         expr = roomy(expr, type)
         expr = when(expr < 0).then(expr.ceil()).otherwise(expr.floor())
@@ -59,8 +61,10 @@ def read_text(texts: Expr, target: pa.DataType, strict: bool) -> Expr:
     return Expr("cast", (texts,), (("type", target), ("strict", strict), ("lenient", True)))
 
 
-def as_text(bound: TypedExpr, zone: str) -> Expr:
-    """Returns the value as a text; a TIMESTAMP_LTZ as the time on the clock of the session's zone."""
+def as_text(bound: TypedExpr, zone: str, *, strict: bool = True) -> Expr:
+    """Returns the value as a text; a TIMESTAMP_LTZ as the time on the clock of the session's zone. `strict`: False if bytes
+    that are no UTF-8 become NULL.
+    """
     expr, type = on_the_clock(bound, zone)
     if pa.types.is_string(type):
         return expr
@@ -70,4 +74,4 @@ def as_text(bound: TypedExpr, zone: str) -> Expr:
     if isinstance(value, datetime.datetime | datetime.time) and not is_local(type):
         text = f"{value:%H:%M:%S.%f}" if isinstance(value, datetime.time) else f"{value:%Y-%m-%d %H:%M:%S.%f}"
         return lit(text.rstrip("0").rstrip("."))  # it has the digits that are written
-    return (expr.dt.replace_time_zone(None) if is_local(type) else expr).cast("string")
+    return (expr.dt.replace_time_zone(None) if is_local(type) else expr).cast("string", strict=strict)
