@@ -106,7 +106,7 @@ def _numbers_of_dates(kind: pa.DataType) -> Iterator[pa.DataType]:
     """Yields, for each date in a type, the type that has this date alone, as a number: struct<n: int64> of
     struct<n: date32, x: string>.
     """
-    if pa.types.is_date32(kind):
+    if pa.types.is_date(kind):
         yield pa.int64()
     elif pa.types.is_list(kind):
         yield from map(pa.list_, _numbers_of_dates(kind.value_type))
@@ -128,7 +128,8 @@ def _leaf(column: pa.Array, number: pa.DataType) -> pa.Array:
 
 def _are_near(dates: pa.Array) -> Any:
     """Returns which dates are next to 1970-01-01."""
-    return np.isin(integers(dates), (-1, 0)) & np.asarray(dates.is_valid())
+    day = 1 if pa.types.is_date32(dates.type) else 86_400_000
+    return np.isin(integers(dates), (-day, 0)) & np.asarray(dates.is_valid())
 
 
 def _as_days(dates: pa.Array, numbers: pa.Array) -> pa.Array:
@@ -147,8 +148,8 @@ def _as_days(dates: pa.Array, numbers: pa.Array) -> pa.Array:
         fields[index] = _as_days(fields[index], numbers.flatten()[0])
         return pa.StructArray.from_arrays(fields, fields=list(dates.type), mask=dates.is_null())
     days = pc.and_(pa.array(_are_near(dates)), pc.less_equal(pc.abs(numbers), _MOST_DAYS)).fill_null(False)
-    written = pc.if_else(days, numbers, pa.scalar(None, pa.int64())).cast(pa.int32()).cast(pa.date32())
-    return pc.if_else(days, written, dates)
+    whole = pc.if_else(days, numbers, pa.scalar(None, pa.int64())).cast(pa.int32())
+    return pc.if_else(days, whole.cast(pa.date32()).cast(dates.type), dates)
 
 
 def _good(rows: int, bad: Sequence[BadRow]) -> Any:

@@ -646,14 +646,15 @@ async def test_a_key_in_another_format_than_declared_is_a_dead_letter_and_one_in
 # -- dates as days ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("kind", [pa.date32(), pa.date64()])
 @pytest.mark.parametrize("form", ["payload", "key", "lines", "array"])
-def test_a_date_in_plain_json_is_in_days_in_ms_or_a_text(tmp_path: Path, form: str) -> None:
+def test_a_date_in_plain_json_is_in_days_in_ms_or_a_text(tmp_path: Path, form: str, kind: pa.DataType) -> None:
     """Kafka Connect writes days, which were taken as ms: each was 1970-01-01."""
     days = [dt.date(2024, 1, 1), dt.date(1, 1, 1), dt.date(9999, 12, 31), dt.date(1970, 1, 2), dt.date(1969, 12, 31)]
     numbers = [(day - dt.date(1970, 1, 1)).days for day in days]
     written = [*numbers, *(86_400_000 * each for each in numbers), *map(str, days), 0, "1970-01-01", None]
     rows = [{"n": n, "d": each} for n, each in enumerate(written)]
-    schema = pa.schema([("n", pa.int64()), ("d", pa.date32())])
+    schema = pa.schema([("n", pa.int64()), ("d", kind)])
     expected = [*days, *days, *days, dt.date(1970, 1, 1), dt.date(1970, 1, 1), None]
     if form == "payload":
         found, bad = JsonCodec(schema).decode(records(*((None, row) for row in rows), (None, b"{"), (None, {"d": "x"})))
