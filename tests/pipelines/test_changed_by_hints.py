@@ -17,14 +17,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 import sabot
 from sabot import App, Stream, UserError, col
-from sabot.api.nodes.origin import StepOrigin
 from sabot.checkpoint import CheckpointStorage
 from sabot.connectors.memory import MemoryBroker, MemorySink
 from sabot.connectors.sql import SqlSink
+from sabot.plan import COMPLETE, standings
 from sabot.runtime.life.outcomes import outcomes_of
 from sabot.runtime.life.restore import Asked, known_columns, plan_of
 from tools.agent_tools import bounded, until
@@ -284,16 +285,37 @@ async def test_a_start_with_the_options_of_the_hint_is_not_refused(
     await lived(build, seed, memory_url, tmp_path)
 
 
-@pytest.mark.slow  # half a minute
-async def test_ids_that_are_counted_over_the_whole_script_and_hints_that_are_not_tried_are_found(
-    memory_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def all_complete(*given: Any) -> dict[str, Any]:
+    return {id: msgspec.structs.replace(table, has=COMPLETE) for id, table in standings(*given).items()}
+
+
+PREFIX, DROPS = "sabot.api.nodes.origin.StepOrigin.prefix", "sabot.runtime.life.restore._with_drops"
+
+
+@pytest.mark.slow  # up to half a minute each
+@pytest.mark.parametrize(
+    ("build", "faults", "found"),
+    [
+        (in_sql, {PREFIX: "", DROPS: lambda *given: given[-1]}, "is refused again"),
+        (in_python, {DROPS: lambda *given: given[-1]}, "is refused again"),
+        (in_python, {"sabot.runtime.life.restore.standings": all_complete}, "and a fresh start"),
+    ],
+    ids=["ids of the whole script", "hints that are not tried", "tables that are all complete"],
+)
+async def test_a_planted_fault_of_changed_programs_is_found(
+    memory_url: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    build: Any,
+    faults: Mapping[str, Any],
+    found: str,
 ) -> None:
-    monkeypatch.setattr(StepOrigin, "prefix", "")
-    monkeypatch.setattr("sabot.runtime.life.restore._with_drops", lambda *given: given[-1])
+    for place, fault in faults.items():
+        monkeypatch.setattr(place, fault)
 
     async def tried() -> None:
         for seed in range(60):
-            await lived(in_sql, seed, f"{memory_url}-{seed}", tmp_path / str(seed))
+            await lived(build, seed, f"{memory_url}-{seed}", tmp_path / str(seed))
 
-    with pytest.raises(AssertionError, match="is refused again"):
+    with pytest.raises(AssertionError, match=found):
         await tried()
