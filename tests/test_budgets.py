@@ -12,7 +12,7 @@ from tools.source_tree import ROOT, nodes_of, sources, tree_of
 
 NAMES = {  # what `from sabot.X import …` offers, by the stub of the package
     "": 139,  # docs/decisions/078, 079, 066, 084, 088
-    "agents": 138,  # docs/decisions/043, 120
+    "agents": 139,  # docs/decisions/043, 120, 129
     "connectors": 7,  # docs/decisions/113, 126
     "journal": 8,
     "llm": 68,
@@ -32,7 +32,7 @@ MEMBERS = {  # of a contract that more than one class fulfils: methods, properti
     "connectors/files/format.py:FileFormat": 46,  # 114, 116
     "jobs/guard.py:EffectGuard": 11,  # 044, 115
     "jobs/owner.py:JobOwner": 15,
-    "journal/base.py:Journal": 16,  # 060, 125
+    "journal/base.py:Journal": 17,  # 060, 125, 129
     "journal/base.py:JournalReader": 17,  # 060, 121
     "llm/provider.py:Provider": 7,
     "operators/base.py:FilledFromTable": 3,

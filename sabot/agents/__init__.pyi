@@ -40,6 +40,7 @@ from sabot.agents.jobs import OpenEffect as OpenEffect
 from sabot.agents.kernel import ExecutionHandle as ExecutionHandle
 from sabot.agents.kernel import ExecutionRequest as ExecutionRequest
 from sabot.agents.kernel import ExecutionResult as ExecutionResult
+from sabot.agents.kernel import JobClient as JobClient
 from sabot.agents.kernel import RuntimeKernel as RuntimeKernel
 from sabot.agents.policy.auditing import AuditRecord as AuditRecord
 from sabot.agents.policy.auditing import audit_job as audit_job

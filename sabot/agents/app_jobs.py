@@ -2,8 +2,8 @@
 for them. To change them, a program puts letters into the inbox of the journal.
 
 It does not matter whether the app runs in this process, in another one, or not at all. When a call returns, its letter is
-durable. Later reads see answers to questions and withdrawals of questions, even if the owner of the journal has not taken
-their letters yet. They see a cancel only when the owner has taken its letter.
+durable. Later reads see answers to questions, withdrawals of questions and new jobs of clients, even if the owner of the
+journal has not taken their letters yet. They see a cancel only when the owner has taken its letter.
 """
 
 import dataclasses
@@ -209,6 +209,10 @@ class AppJobStore(JobsAndActions):
                 ]
                 known = self._with_letters(reader, JobView.of_jobs(reader, [mark.job for mark in some]), letters)
                 known.note_blocked(some)
+                begun = {mark.job for mark in marks}
+                for letter in letters:
+                    if letter.kind == "begin" and letter.job not in begun and reader.job(letter.job) is None:
+                        known.apply_queued(entry_of_letter(letter, None, 0))
             logged = [
                 job
                 for job in known.seen()
@@ -304,7 +308,11 @@ class AppJobStore(JobsAndActions):
         """
         # letters are read first: if the owner takes one meanwhile, it is seen twice and not missed
         letters = reader.letters()
-        return self._with_letters(reader, JobView.of(reader, job_id), letters)
+        known = JobView.of(reader, job_id)
+        for letter in letters:
+            if letter.kind == "begin" and letter.job == job_id and not known.states:
+                known.apply_queued(entry_of_letter(letter, None, 0))
+        return self._with_letters(reader, known, letters)
 
     def _asking(self, reader: JournalReader, job_id: str | None, statuses: Sequence[ActionStatus]) -> JobView:
         """Returns the jobs with the actions that may have one of these statuses, as `_known` does: for open actions only

@@ -309,6 +309,12 @@ class JobView:
                     view.apply(entry)
         return view
 
+    def apply_queued(self, begin: Entry) -> None:
+        """Applies the BEGIN entry that the owner of the journal will make from a letter. The job is queued until then."""
+        self.apply(begin)
+        job = self.states[begin.job]
+        job.status, job.started_at = JobStatus.QUEUED, None
+
     def note_blocked(self, marks: Iterable[JobMark]) -> None:
         """Notes which jobs are blocked: no entry of a journal has it, but the marks of jobs."""
         for mark in marks:

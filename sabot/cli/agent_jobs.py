@@ -1,5 +1,6 @@
 """`sabot jobs`: lists the jobs of a journal, and cancels, signals and retries them, also while no process owns the journal."""
 
+import asyncio
 import uuid
 from collections import Counter
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ from sabot.agents.job_checks import CheckedJob, check_jobs
 from sabot.agents.job_effects import folded_job
 from sabot.agents.job_reads import find_jobs, shown_status
 from sabot.agents.jobs import JobRecord, JobStatus, OpenEffect
+from sabot.agents.kernel.client import JobClient
 from sabot.agents.kernel.kernel import RuntimeKernel, check_kernel
 from sabot.agents.store import as_json, cancel_letter, shown_json
 from sabot.app import App
@@ -208,6 +210,41 @@ def signal_job(
         letter = Letter("signal", token or uuid.uuid4().hex, job=known, name=name, body=body, by=by or this_user())
         post(place, kafka, letter)
         typer.echo(f"job {job} has signal {name}")
+
+    quietly(work)
+
+
+@jobs.command("start")
+def start_job(
+    agent: Annotated[
+        str,
+        typer.Argument(
+            metavar="AGENT", help="The agent: KERNEL.NAME as in a list, or NAME of a kernel without a name."
+        ),
+    ],
+    place: Place,
+    with_: Annotated[
+        str | None, typer.Option("--with", metavar="JSON", help="The prompt, or what the function gets as its message.")
+    ] = None,
+    scope: Annotated[str, typer.Option(metavar="NAME", help="The scope (tenant) of the job.")] = "default",
+    by: By = "",
+    key: Annotated[
+        str, typer.Option(metavar="KEY", help="The idempotency key: the same one begins no second job.")
+    ] = "",
+    json: Json = False,
+) -> None:
+    """Begin a job of a kernel, and print its id. The kernel takes it soon, or at its next start."""
+
+    def work() -> None:
+        name, dot, short = agent.rpartition(".")
+        client = JobClient(place, name=name if dot else "kernel")
+        message = None if with_ is None else json_of(with_, "--with")
+        asked = client.start(short, message, scope=scope, principal=by or this_user(), idempotency_key=key)
+        handle = asyncio.run(asked)
+        if json:
+            json_line({"job_id": handle.job_id, "url_id": handle.url_id})
+        else:
+            typer.echo(handle.job_id)
 
     quietly(work)
 

@@ -88,7 +88,7 @@ class JobHost(HostState):
         guard: EffectGuard | None = None,
         use_of: UseOf | None = None,
         make_run: Callable[..., JobRun] = JobRun,
-        on_retry: Callable[[Begin], None] | None = None,
+        on_letter: Callable[[OpenJob], None] | None = None,
     ) -> None:
         """Makes a host for a journal.
 
@@ -101,14 +101,14 @@ class JobHost(HostState):
         - `guard`: decides which effects may be made; None allows all.
         - `use_of`: makes the usage of an answer of a model that no guard has counted; None records none.
         - `make_run`: makes the JobRun of a job.
-        - `on_retry`: a function that is called when a letter has begun a failed job again, with the BEGIN entry. It has to
-          call `Parking.load` as soon as the job may run. None for a host whose jobs are not begun by letters.
+        - `on_letter`: a function that is called when a letter has begun a job, for the first time or again. It has to call
+          `resume` as soon as the job may run. None for a host whose jobs are not begun by letters.
         """
         super().__init__(journal, clock, on_broken)
         self._stop_grace_s = stop_grace_s
         self._make_run = make_run
-        self._on_retry = on_retry
-        self._retried: set[str] = set()  # jobs that a letter has begun again, and whose history was not read since
+        self._on_letter = on_letter
+        self._unread: set[str] = set()  # jobs that a letter has begun, and whose history was not read since
         self._blocked: dict[str, NonDeterminism] = {}
         self._unnoted: dict[str, str] = {}  # of blocked jobs: the reasons that the journal has not noted yet
         self._noting: asyncio.Task[None] | None = None
@@ -183,6 +183,8 @@ class JobHost(HostState):
     def start(self) -> None:
         """Starts the task that handles the events of the queue."""
         self.stopping = False
+        if self._on_letter is not None:
+            self.journal.begins.agents = frozenset(self.owners)
         (with_judge(self._start, judge) if (judge := self._judge_of_hooks()) is not None else self._start)()
 
     def _start(self) -> None:
@@ -356,9 +358,9 @@ class JobHost(HostState):
     def resume(self, job: OpenJob) -> None:
         """Continues with a job that `open` has returned: replays its history, and then lets its function run on. If
         the job has failed or was cancelled, its history is not replayed; its owner and its parent are told of the end
-        again. If the job is a child that has never run, its timers count from now.
+        again. If the job is a child that has never run, or a new one that a letter has begun, its timers count from now.
         """
-        waits = job.last == job.began and parent_of(job.job_id)[0]
+        waits = job.last == job.began and job.run == 1 and (parent_of(job.job_id)[0] or job.job_id in self._unread)
         if waits or (job.ended is not None and job.ended.outcome != "succeeded"):
             self.put(job)
         else:
@@ -448,24 +450,28 @@ class JobHost(HostState):
         return None
 
     async def _take_letters(self, posted_by: str) -> None:
-        for begin in await self._letters.take():
-            self._begin_again(begin)
+        for position, begin in await self._letters.take():
+            self._begun_by_letter(position, begin)
         self.deliver()
         if posted_by and self._letters.taken(posted_by):
             self.parking.letters_taken(posted_by)
 
-    def _begin_again(self, begin: Begin) -> None:
-        """Handles the BEGIN entry that the journal has made from a letter: lets a failed or cancelled job run again."""
-        if begin.agent not in self.owners or self._on_retry is None:
+    def _begun_by_letter(self, at: Position, begin: Begin) -> None:
+        """Handles the BEGIN entry that the journal has made from a letter: lets a new job run, or a failed or cancelled one
+        run again.
+        """
+        if begin.agent not in self.owners or self._on_letter is None:
             _log.error(
                 "job %s was to run again, and this program has no agent %s that begins it: start one that has it",
                 *(begin.job, begin.agent),
             )
             return
         self.jobs.add(begin.job, begin.agent, begun=True)
-        self._retried.add(begin.job)
+        self._unread.add(begin.job)
         self._begun_total += 1
-        self._on_retry(begin)
+        facts = begin.agent, begin.key, begin.body, begin.digest, at, True, None
+        behalf = Behalf(begin.scope, begin.principal, begin.labels, begin.session)
+        self._on_letter(OpenJob(begin.job, *facts, last=at, begun_ms=begin.at_ms, behalf=behalf, run=begin.run))
 
     def _arrived(self, entry: Answer | Signal | End, ask: Ask | None) -> None:
         running = self.running.get(entry.job)
@@ -648,8 +654,8 @@ class JobHost(HostState):
         if entries and isinstance(first := entries[0][1], Begin) and is_retry(first):
             self._end_emptied(first)
             return
-        if job_id in self._retried:
-            self._retried.remove(job_id)
+        if job_id in self._unread:
+            self._unread.remove(job_id)
             self._republished.add(job_id)
             at, begin = [(at, each) for at, each in entries if isinstance(each, Begin)][-1]
             self._guard.begin_job(begin, [each for place, each in entries if place < at])
@@ -668,7 +674,7 @@ class JobHost(HostState):
         """
         why = "its earlier entries were removed from the journal when it was to run again"
         _log.error("job %s does not run: %s", begin.job, why)
-        self._retried.discard(begin.job)
+        self._unread.discard(begin.job)
         self.log.append(End(begin.job, self.now_ms(), "cancelled", why))
         self.jobs.end(begin.job)
         self.owners[begin.agent].job_closed(begin.job, "cancelled")

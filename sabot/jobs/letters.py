@@ -13,6 +13,7 @@ from sabot.jobs.events import LettersCame
 from sabot.jobs.host_state import HostState
 from sabot.jobs.journal_calls import call_journal
 from sabot.jobs.log import JobLog
+from sabot.journal.base import Position
 from sabot.journal.entries import Begin, Cancel, Letter
 
 
@@ -32,10 +33,11 @@ class JobLetters:
         """
         return job_id in self._posting
 
-    async def take(self) -> list[Begin]:
+    async def take(self) -> list[tuple[Position, Begin]]:
         """Removes all letters from the inbox, and turns them into entries (`Journal.take`). Adds the entries to
         `HostState.told`, from where the host delivers them. If an entry cancels a job, also appends a CANCEL entry
-        for each job below it (see `JobTree.cancel`). Returns the BEGIN entries of jobs that have to run again.
+        for each job below it (see `JobTree.cancel`). Returns the BEGIN entries of jobs that have to run, for the first
+        time or again, with their places.
         """
         host, entries = self._host, await run_in_thread(self._host.journal.take)
         self._log.note_taken(entries)
@@ -43,7 +45,7 @@ class JobLetters:
         for _, entry in entries:
             for each in host.jobs.cancel(entry, host.now_ms()) if isinstance(entry, Cancel) else ():
                 host.told.append((self._log.append(each), each))
-        return [entry for _, entry in entries if isinstance(entry, Begin)]
+        return [(position, entry) for position, entry in entries if isinstance(entry, Begin)]
 
     def withdraw(self, job_id: str, ordinal: int, token: str, why: str) -> None:
         """Withdraws a question of a job, by posting a letter that closes the question. If an answer was posted before

@@ -12,7 +12,7 @@ from sabot.jobs.guard import CONFIRM, Behalf, DecidedEffect, Decision, decode_ve
 from sabot.jobs.history import callee_of, standing_words
 from sabot.jobs.owner import OpenJob
 from sabot.journal import JournalReader, Position
-from sabot.journal.base import MAY_BEGIN_AGAIN
+from sabot.journal.base import MAY_BEGIN_AGAIN, JobMark, entry_of_letter
 from sabot.journal.entries import Answer, Attempt, Begin, Cancel, EffectResult, End, Intent, StoredBody
 
 Standing = dict[tuple[str, str, str], dict[str, str]]
@@ -150,6 +150,19 @@ def last_begin(reader: JournalReader, job_id: str) -> Begin | None:
     """Returns the last BEGIN entry of a job; None if the journal has none of this job. Blocks."""
     begins = [entry for _, entry in reader.read(job_id) if isinstance(entry, Begin)]
     return begins[-1] if begins else None
+
+
+def begun_or_queued(reader: JournalReader, job_id: str) -> tuple[JobMark | None, Begin | None]:
+    """Returns what a journal knows about a job, and the BEGIN entry in a letter that begins the job and was not taken yet. Both
+    are None if there is no such job. Blocks.
+    """
+    if (mark := reader.job(job_id)) is not None:
+        return mark, None
+    for letter in reader.letters():
+        if letter.kind == "begin" and letter.job == job_id:
+            begin = entry_of_letter(letter, None, 0)
+            return None, begin if isinstance(begin, Begin) else None
+    return reader.job(job_id), None  # the owner may have taken the letter between the looks
 
 
 def whole_entries(reader: JournalReader, job_id: str) -> list[tuple[Position, Any]]:

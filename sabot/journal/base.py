@@ -21,7 +21,9 @@ These rules always hold:
 If a journal has several partitions, all entries of a job are in one of them.
 """
 
+import logging
 import math
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -34,6 +36,8 @@ from sabot.clock import Clock
 from sabot.errors import CorruptJournal, LetterRefused, OtherJournal
 from sabot.journal.ended_jobs import BLOCKED, OUTCOMES, EndedJob, HistoryBounds, JobQuery
 from sabot.journal.entries import Answer, Begin, Body, Cancel, Entry, Letter, Signal, decode_entry
+
+_log = logging.getLogger(__name__)
 
 MAY_BEGIN_AGAIN = ("failed", "cancelled")
 """The outcomes of jobs that may begin again, because somebody may send their dead letter again. Every failed job has a
@@ -290,7 +294,7 @@ class Inbox(ABC):
 
         Raises LetterRefused in these cases:
 
-        - The journal does not know the token or the job.
+        - The journal does not know the token or the job; or for a beginning: it knows the job already.
         - The question is closed, or its deadline has passed.
         - The job has ended; or for a retry: the job has succeeded, or has not ended.
         - A signal has no token.
@@ -309,6 +313,66 @@ class Inbox(ABC):
         """Closes all connections and files. Idempotent."""
 
 
+class Beginnings:
+    """Decides which letters of clients the owner of a journal may turn into BEGIN entries, so that a job begins once, and only
+    in a program that has its agent.
+
+    - `agents`: the ids of the agents whose jobs letters may begin. It is empty for an app.
+    - `begun`: the number of BEGIN entries that were made from letters, those of retries among them.
+    """
+
+    def __init__(self, journal: "Journal") -> None:
+        self.agents: frozenset[str] = frozenset()
+        self.begun = 0
+        self._journal = journal
+        self._taking = threading.Lock()  # held while the BEGIN entry of a letter is appended
+        self._reserved: set[str] = set()
+        self._reservations = 0
+        self._left: set[str] = set()  # jobs of agents that are not there: the log has named them
+
+    def reserve(self, job: str) -> None:
+        """Reserves the id of a job that the owner is about to begin itself: until `release`, no letter begins this job."""
+        with self._taking:
+            self._reserved.add(job)
+            self._reservations += 1
+
+    def release(self, job: str) -> None:
+        """Ends a reservation. By then the BEGIN entry of the job is durable, or the owner does not begin the job."""
+        with self._taking:
+            self._reserved.discard(job)
+
+    def take(self, letter: Letter, append: Callable[[], Position]) -> Position | None:
+        """Calls `append`, which appends the entry of a letter, and returns its result. Returns None, and appends nothing, for a
+        letter that begins a job of an agent that is not in `agents`, or a job that has begun or is reserved.
+        """
+        if letter.kind != "begin":
+            at = append()
+            self.begun += letter.kind == "retry"
+            return at
+        if letter.name not in self.agents:
+            self._leave(letter)
+            return None
+        while True:
+            reservations, known = self._reservations, self._journal.job(letter.job) is not None
+            with self._taking:
+                if reservations != self._reservations:
+                    continue  # the owner may have begun the job since the look
+                if known or letter.job in self._reserved:
+                    return None
+                at = append()
+                self.begun += 1
+                return at
+
+    def _leave(self, letter: Letter) -> None:
+        if letter.job not in self._left:
+            self._left.add(letter.job)
+            has = ", ".join(sorted(self.agents)) or "none whose jobs clients begin"
+            _log.warning(
+                "%s: a client has begun job %s of agent %s, and this program has %s: it stays queued for one that has it",
+                *(self._journal.where, letter.job, letter.name, has),
+            )
+
+
 class Journal(JournalReader, Inbox):
     """A journal, opened by its owner, which is the only object that may append to it. The constructor acquires the
     claim, a lock that makes this object the owner. It raises AppLocked if another process, or another object of this
@@ -322,6 +386,9 @@ class Journal(JournalReader, Inbox):
     """The clock that gives letters their times and tells whether they came too late. Code that works over a journal
     uses it too.
     """
+
+    begins: Beginnings
+    """Decides which letters may begin jobs."""
 
     keeping: JobKeeping | None = None
     """The rule by which `trim` moves entries into the history. None: `trim` deletes the entries."""
@@ -403,7 +470,8 @@ class Journal(JournalReader, Inbox):
     @abstractmethod
     def take(self) -> list[tuple[Position, Entry]]:
         """Removes letters from the inbox, in the order in which they were posted, and appends an entry for each.
-        Returns these entries with their places. They are not durable yet.
+        Returns these entries with their places. They are not durable yet. Leaves letters there that it must not take
+        (`Beginnings.take`).
 
         If too many bytes wait to become durable, the remaining letters stay in the inbox for a later call. After a
         crash, a letter whose entry was not durable is still in the inbox.
@@ -457,16 +525,31 @@ def once_of(letter: Letter, mark: JobMark | None) -> str:
     return f"{letter.once}@{mark.began.offset}" if once_a_run and mark is not None else letter.once
 
 
+def queued_once(letter: Letter) -> str:
+    """Returns the name of the letter that begins the job to which this letter is; "" for a letter that a job cannot get
+    before it has begun.
+    """
+    return f"begin:{letter.job}" if letter.kind in ("signal", "cancel") else ""
+
+
+def queued_mark(job: str) -> JobMark:
+    """Returns the mark of a job whose beginning is in the inbox, while the journal has no entry of the job."""
+    return JobMark(job, Position(0, -1), b"", tried=False)
+
+
 def check_letter(letter: Letter, question: Question | None, mark: JobMark | None, earlier: bool, now_ms: int) -> str:
     """Checks whether an inbox may accept a letter. Returns the id of the job that the letter is for. Raises
     LetterRefused if the letter must not be accepted. The inbox calls this in the transaction that stores the letter.
 
     - `question`: the question with the letter's token; None if there is none.
-    - `mark`: what the journal knows about the job that a signal, a cancel or a retry names; None if it does not know the
-      job.
+    - `mark`: what the journal knows about the job that the letter names; None if it does not know the job.
     - `earlier`: True if the inbox has already accepted a letter with the same name (`once_of`).
     - `now_ms`: the present time, in milliseconds since 1970.
     """
+    if letter.kind == "begin":
+        if mark is not None or earlier:
+            raise LetterRefused(f"job {letter.job}: there is one of this name already", reason="second")
+        return letter.job
     if letter.kind in ("signal", "cancel", "retry"):
         if mark is None:
             raise LetterRefused(f"job {letter.job}: there is none of this name", reason="unknown")
@@ -500,15 +583,15 @@ def _check_retry(letter: Letter, mark: JobMark) -> None:
 
 
 def entry_of_letter(letter: Letter, question: Question | None, at_ms: int) -> Entry:
-    """Returns the entry that the owner of the journal makes from a letter: an Answer, a Signal or a Cancel, or for a
-    retry the BEGIN entry of the next run. `question`: the question with the letter's token; None for the other kinds.
-    `at_ms`: the time of the entry, in milliseconds since 1970.
+    """Returns the entry that the owner of the journal makes from a letter: an Answer, a Signal or a Cancel, or the BEGIN
+    entry of a retry or of a new job. `question`: the question with the letter's token; None for the other kinds.
+    `at_ms`: the time of the entry, in milliseconds since 1970; 0 for the time of the letter, of a retry or a beginning.
     """
-    if letter.kind == "retry":
-        begin = decode_entry(letter.body, f"the retry of job {letter.job}")
+    if letter.kind in ("retry", "begin"):
+        begin = decode_entry(letter.body, f"the letter ({letter.kind}) of job {letter.job}")
         if not isinstance(begin, Begin) or begin.job != letter.job:
-            raise CorruptJournal(f"the retry of job {letter.job} has no BEGIN entry of it")
-        return msgspec.structs.replace(begin, at_ms=at_ms)
+            raise CorruptJournal(f"the letter ({letter.kind}) of job {letter.job} has no BEGIN entry of it")
+        return msgspec.structs.replace(begin, at_ms=at_ms) if at_ms else begin
     if letter.kind == "signal":
         return Signal(letter.job, at_ms, letter.name, letter.token, letter.body, letter.by)
     if letter.kind == "cancel":

@@ -230,19 +230,20 @@ EntryT = TypeVar("EntryT", bound=_Base)
 
 
 class Letter(msgspec.Struct, frozen=True):
-    """A letter to a job: an answer to a question, the withdrawal of a question, a signal, a cancel, or a retry of a job
-    that has failed or was cancelled.
+    """A letter to a job: an answer to a question, the withdrawal of a question, a signal, a cancel, a retry of a job
+    that has failed or was cancelled, or the beginning of a new job.
 
     - `token`: for an answer or a withdrawal, the token of the question. For a signal, a unique token that the sender
-      has chosen. A cancel or a retry has none: after each BEGIN entry of a job, the inbox accepts one of each.
-    - `job`: the id of the job, for a signal, a cancel or a retry. For an answer or a withdrawal, the question determines
-      the job.
-    - `name`: the name of a signal, the outcome of a withdrawal ("expired" or "cancelled"), the reason of a cancel, or
-      for a retry the offset of the job's last BEGIN entry, as its sender has read it.
-    - `body`: for a retry, the encoded BEGIN entry of the next run.
+      has chosen. A cancel or a retry has none: after each BEGIN entry of a job, the inbox accepts one of each. Nor has a
+      beginning: the inbox accepts one for a job that the journal does not know.
+    - `job`: the id of the job, for a signal, a cancel, a retry or a beginning. For an answer or a withdrawal, the question
+      determines the job.
+    - `name`: the name of a signal, the outcome of a withdrawal ("expired" or "cancelled"), the reason of a cancel, the
+      id of the agent of a beginning, or for a retry the offset of the job's last BEGIN entry, as its sender has read it.
+    - `body`: for a retry, the encoded BEGIN entry of the next run; for a beginning, that of the first.
     """
 
-    kind: Literal["answer", "withdraw", "signal", "cancel", "retry"]
+    kind: Literal["answer", "withdraw", "signal", "cancel", "retry", "begin"]
     token: str = ""
     job: str = ""
     name: str = ""

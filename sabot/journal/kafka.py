@@ -37,7 +37,7 @@ from sabot.base.options import answers_wrong_options
 from sabot.base.proc import is_over, life_of_this_process
 from sabot.clock import SYSTEM_CLOCK, Clock, boot_seconds
 from sabot.errors import AppLocked, CorruptJournal, JournalFailed, LetterRefused, SabotError, TransientError, UserError
-from sabot.journal.base import Inbox, JobMark, Position, Question, check_letter, once_of
+from sabot.journal.base import Inbox, JobMark, Position, Question, check_letter, once_of, queued_once
 from sabot.journal.ended_jobs import EndedJob, JobQuery
 from sabot.journal.entries import Entry, Letter, StoredBody, body_of, encode_letter
 from sabot.journal.frames import (
@@ -443,7 +443,11 @@ class KafkaJournal(TablesReader, SqlJournal):
     def _is_for_somebody(self, letter: Letter) -> bool:
         if letter.kind in ("answer", "withdraw"):
             return self.question(letter.token) is not None
-        return self.job(letter.job) is not None
+        known = self.job(letter.job) is not None
+        if letter.kind == "begin":
+            return not known  # a job begins once
+        begins = queued_once(letter)
+        return known or bool(begins and self.select("SELECT 1 FROM inbox WHERE once = ?", (begins,)))
 
     # -- trimming ---------------------------------------------------------------------------------------------------------
 

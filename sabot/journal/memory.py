@@ -10,6 +10,7 @@ import uuid
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from sabot.base.accounts import Amounts
@@ -17,6 +18,7 @@ from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.errors import AppLocked, CorruptJournal, LetterRefused, UserError
 from sabot.journal.base import (
     MAY_BEGIN_AGAIN,
+    Beginnings,
     Inbox,
     JobHistory,
     JobMark,
@@ -27,6 +29,8 @@ from sabot.journal.base import (
     check_letter,
     entry_of_letter,
     once_of,
+    queued_mark,
+    queued_once,
 )
 from sabot.journal.ended_jobs import EndedJob, HistoryBounds, JobQuery, descendants, dollars_of, newest_first
 from sabot.journal.entries import (
@@ -198,6 +202,8 @@ class MemoryInbox(Inbox):
         with storage.lock:
             now_ms = round(storage.clock.time() * 1000)
             question, mark = storage.questions.get(letter.token), storage.marks.get(letter.job)
+            if mark is None and queued_once(letter) in storage.letters:
+                mark = queued_mark(letter.job)
             once = once_of(letter, mark)
             job = check_letter(letter, question, mark, once in storage.letters, now_ms)
             encode_letter(letter)  # raises for a letter that could not be decoded again, as the other journals do
@@ -214,6 +220,7 @@ class MemoryJournal(MemoryReader, Journal):
 
     def __init__(self, storage: MemoryStorage | None = None, *, clock: Clock = SYSTEM_CLOCK) -> None:
         super().__init__(storage if storage is not None else MemoryStorage(clock))
+        self.begins = Beginnings(self)
         with self.storage.lock:
             if self.storage.owner is not None:
                 raise AppLocked(f"{self.where}: another owner holds it", hint="close that one first")
@@ -282,10 +289,13 @@ class MemoryJournal(MemoryReader, Journal):
         taken = []
         with self.storage.lock:
             for once, (job, letter) in list(self.storage.letters.items()):
-                if letter is not None:
-                    at_ms = round(self.clock.time() * 1000)
-                    entry = entry_of_letter(letter, self.storage.questions.get(letter.token), at_ms)
-                    taken.append((self.append(entry), entry))
+                if letter is None:
+                    continue
+                at_ms = round(self.clock.time() * 1000)
+                entry = entry_of_letter(letter, self.storage.questions.get(letter.token), at_ms)
+                position = self.begins.take(letter, partial(self.append, entry))
+                if position is not None:
+                    taken.append((position, entry))
                     self.storage.letters[once] = (job, None)
         self._letters += len(taken)
         return taken

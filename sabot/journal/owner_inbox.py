@@ -5,11 +5,12 @@ Kafka topic share them.
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
 from sabot.clock import Clock
 from sabot.errors import JournalFull, LetterRefused
-from sabot.journal.base import Inbox, Journal, Position, check_letter, entry_of_letter, once_of
+from sabot.journal.base import Beginnings, Inbox, Journal, Position, check_letter, entry_of_letter, once_of
 from sabot.journal.ended_jobs import EndedJob
 from sabot.journal.entries import Entry, Letter, encode_letter
 from sabot.journal.entry_counts import Connection
@@ -102,6 +103,7 @@ class SqlJournal(SqlReader, Journal):
         """Sets the parts of the journal. `writer`: makes appended entries durable. `inbox`: stores posted letters.
         `clock`: the clock for the times of entries that are made from letters.
         """
+        self.begins = Beginnings(self)
         self.writer = writer
         self.inbox = inbox
         self.clock = clock
@@ -146,9 +148,11 @@ class SqlJournal(SqlReader, Journal):
             at_ms = round(self.clock.time() * 1000)
             entry = entry_of_letter(letter, questions.get(letter.token), at_ms)
             try:
-                taken.append((self.writer.append(entry, number), entry))
+                position = self.begins.take(letter, partial(self.writer.append, entry, number))
             except JournalFull:
                 break  # the other letters are taken when there is room
+            if position is not None:
+                taken.append((position, entry))
             self._last_letter = number
         self._letters += len(taken)
         return taken

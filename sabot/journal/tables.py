@@ -25,7 +25,16 @@ from typing import Any, Literal, NamedTuple
 from sabot.base.os_errors import hint_of
 from sabot.base.sqlite_files import error_of, open_database
 from sabot.errors import CorruptJournal, UserError
-from sabot.journal.base import MAY_BEGIN_AGAIN, JobMark, JournalReader, Position, Question, once_of
+from sabot.journal.base import (
+    MAY_BEGIN_AGAIN,
+    JobMark,
+    JournalReader,
+    Position,
+    Question,
+    once_of,
+    queued_mark,
+    queued_once,
+)
 from sabot.journal.ended_jobs import EndedJob, JobQuery, descendants
 from sabot.journal.entries import (
     Answer,
@@ -465,13 +474,16 @@ def letter_facts(connection: Connection, letter: Letter) -> tuple[Question | Non
     """Returns three arguments for `base.check_letter`, as a tuple:
 
     - the question with the letter's token, or None;
-    - the JobMark of the job that the letter names, or None;
+    - the JobMark of the job that the letter names, or None; also one for a job whose beginning is in the inbox;
     - True if the inbox has already accepted a letter with the same name (`base.once_of`).
     """
     run = connection.execute
     question = _question(run(f"{_QUESTION} WHERE token = ?", (letter.token,)).fetchall())
     mark = _mark(run(f"{_MARK} WHERE job = ?", (letter.job,)).fetchall())
-    return question, mark, bool(run("SELECT 1 FROM inbox WHERE once = ?", (once_of(letter, mark),)).fetchall())
+    known = "SELECT 1 FROM inbox WHERE once = ?"
+    if mark is None and (begins := queued_once(letter)) and run(known, (begins,)).fetchall():
+        mark = queued_mark(letter.job)
+    return question, mark, bool(run(known, (once_of(letter, mark),)).fetchall())
 
 
 def add_letter(connection: Connection, once: str, job: str, data: bytes, number: int | None = None) -> bool:

@@ -681,6 +681,83 @@ def test_a_job_that_has_failed_or_was_cancelled_is_begun_again_by_a_letter_once_
     inbox.close()
 
 
+def beginning(job: str, agent: str = "app.f", body: bytes = b"asked") -> Letter:
+    return Letter("begin", job=job, name=agent, body=encode_entry(Begin(job, 7, agent, body, digest=b"d")))
+
+
+def test_a_letter_begins_a_job_once(home: Home, journal: Journal) -> None:
+    written(journal, Begin("there", 1), Begin("over", 1), End("over", 2, "succeeded"))
+    journal.begins.agents = frozenset({"app.f"})
+    inbox = home.inbox()
+    for job in ("there", "over"):
+        assert refused(inbox, beginning(job)) == "second"
+    assert refused(inbox, Letter("cancel", job="a")) == "unknown"
+    inbox.post(beginning("a", body=b"\x01" * (INLINE_BYTES + 1)))
+    assert refused(inbox, beginning("a")) == "second"
+    inbox.post(Letter("signal", "1", "a", "s"))  # it is queued, and gets letters already
+    inbox.post(Letter("cancel", job="a"))
+    inbox.post(beginning("b"))
+    assert [letter.kind for letter in journal.letters()] == ["begin", "signal", "cancel", "begin"]
+    taken = journal.take()
+    assert [type(entry) for _, entry in taken] == [Begin, Signal, Cancel, Begin]
+    position, begin = taken[0]
+    assert isinstance(begin, Begin)
+    assert begin.at_ms > 7  # its times count from now
+    assert journal.wait_durable(taken[-1][0], 60)
+    mark = journal.job("a")
+    assert mark is not None
+    assert (mark.began, mark.digest, mark.status) == (position, b"d", "running")
+    assert (journal.take(), journal.letters()) == ([], [])
+    assert refused(inbox, beginning("a")) == "second"
+    stored = next(entry for _, entry in journal.read("a"))
+    assert isinstance(stored, Begin)
+    assert journal.load(stored.body) == b"\x01" * (INLINE_BYTES + 1)
+    inbox.close()
+
+
+def test_a_letter_for_an_agent_that_the_owner_does_not_have_waits_for_one_that_has_it(
+    home: Home, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An app has no agents whose jobs clients begin. The journal would have an open job that no start can go on with."""
+    journal = home.owner()
+    inbox = home.inbox()
+    inbox.post(beginning("a"))
+    inbox.post(beginning("b", "app.g"))
+    assert (journal.take(), journal.take()) == ([], [])
+    assert caplog.text.count("a client has begun job a of agent app.f") == 1
+    journal.close()
+    journal = home.owner()
+    journal.begins.agents = frozenset({"app.f"})
+    assert [entry.job for _, entry in journal.take()] == ["a"]
+    journal.close()
+    journal = home.owner()
+    journal.begins.agents = frozenset({"app.f", "app.g"})
+    assert [entry.job for _, entry in journal.take()] == ["b"]
+    journal.close()
+    inbox.close()
+
+
+def test_a_job_that_the_owner_begins_itself_is_not_begun_by_a_letter_too(home: Home) -> None:
+    journal = home.owner()
+    journal.begins.agents = frozenset({"app.f"})
+    inbox = home.inbox()
+    inbox.post(beginning("a"))
+    journal.begins.reserve("a")
+    assert journal.take() == []
+    written(journal, Begin("a", 1, "app.f"))
+    journal.begins.release("a")
+    assert journal.take() == []
+    journal.close()
+    journal = home.owner()  # the letter is still there, and the job has begun
+    journal.begins.agents = frozenset({"app.f"})
+    assert journal.take() == []
+    written(journal, End("a", 2, "succeeded"))
+    journal.trim({0: 1 << 40})
+    assert journal.take() == []
+    journal.close()
+    inbox.close()
+
+
 @pytest.mark.one_in(3, "some hundredths of a second of a core each")
 def test_of_many_who_answer_at_once_one_is_accepted(home: Home, journal: Journal) -> None:
     written(journal, *asked())

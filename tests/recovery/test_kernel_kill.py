@@ -5,13 +5,14 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from sabot.agents import ExecutionRequest, RuntimeKernel
-from sabot.llm import RequestSpec, ToolCall, assistant, tool
+from sabot.agents import ExecutionRequest, JobClient, RuntimeKernel
+from sabot.llm import Effect, RequestSpec, ToolCall, assistant, tool
 from sabot.llm.agent import Agent
 from sabot.llm.engine import ExecutionEngine
 from sabot.llm.providers.scripted import ScriptedProvider
@@ -32,6 +33,15 @@ class World:
 
     def words(self, kind: str) -> list[str]:
         return sorted(word for word in self.file.read_text().split() if word.startswith(kind))
+
+    def wait_for(self, words: int) -> bool:
+        """Returns True as soon as the world has so many words; False after a minute."""
+        deadline = time.monotonic() + 60
+        while len(self.file.read_text().split()) < words:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.005)
+        return True
 
 
 def kernel_in(folder: Path, *, deadly: bool = False) -> RuntimeKernel:
@@ -88,5 +98,55 @@ async def test_a_kernel_that_was_killed_goes_on_with_what_is_not_done(tmp_path: 
     assert world.words("asked") == [f"asked-{number}-{turn}" for number in range(JOBS) for turn in (0, 1)]
 
 
+def paying_in(folder: Path) -> RuntimeKernel:
+    """A kernel whose jobs clients begin. Each pays an order, with a key by which the world would find it a second time."""
+    world = World(folder)
+
+    @tool(effect="idempotent")
+    async def pay(order: int, effect: Effect) -> str:
+        world.note(f"paid-{order}-{effect.key}")
+        return f"order {order} is paid"
+
+    async def payer(ctx: Any) -> Any:
+        return await ctx.call(pay, ctx.message)
+
+    return RuntimeKernel.create(agent=payer, journal=folder / "jobs")
+
+
+async def serve(folder: Path) -> None:
+    async with paying_in(folder) as kernel:
+        await kernel.resume()
+        await asyncio.Event().wait()
+
+
+@pytest.mark.slow  # it starts six interpreters
+async def test_jobs_that_clients_begin_are_done_once_while_the_kernel_is_killed(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command, kills, jobs = [sys.executable, __file__, str(tmp_path), "serve"], 5, 60
+    async with paying_in(tmp_path):
+        pass
+    client, world, handles = JobClient(tmp_path / "jobs"), World(tmp_path), list[Any]()
+    world.file.touch()
+    for kill in range(kills + 1):
+        serving = await asyncio.to_thread(subprocess.Popen, command, env=environment)
+        try:
+            for number in range(kill * 10, kill * 10 + 10):
+                handles.append(await client.start("payer", number, idempotency_key=str(number)))
+                await client.start("payer", number, idempotency_key=str(number))  # as one who has seen no answer
+            if kill < kills:
+                paid = await asyncio.to_thread(world.wait_for, kill * 10 + 1 + kill)
+                assert paid
+            else:
+                found = [(await handle.result()).output for handle in handles]
+                assert found == [f"order {number} is paid" for number in range(jobs)]
+        finally:
+            serving.kill()
+            serving.wait()
+    known = await client.jobs.find()
+    assert (len(known), {job.status for job in known}) == (jobs, {"succeeded"})
+    keys = {word.rpartition("-")[2] for word in world.words("paid")}
+    assert len(keys) == jobs
+
+
 if __name__ == "__main__":
-    asyncio.run(until_killed(Path(sys.argv[1])))
+    asyncio.run((serve if len(sys.argv) > 2 else until_killed)(Path(sys.argv[1])))

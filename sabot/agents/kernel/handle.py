@@ -3,7 +3,7 @@ questions, and cancels it.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from sabot.agents.actions import ActionManager, ActionRecord, ActionStatus
@@ -43,7 +43,68 @@ class _Kernel(Protocol):
     async def post(self, letter: Letter) -> None: ...
 
 
-class ExecutionHandle:
+class JobHandle:
+    """The handle of a job: the part that works in any process that reaches the journal. Through it a program answers the
+    questions of the job, and cancels it.
+    """
+
+    __slots__ = ("_actions", "_post", "job_id")
+
+    def __init__(self, job_id: str, actions: ActionManager, post: Callable[[Letter], Awaitable[None]]) -> None:
+        self.job_id = job_id
+        self._actions = actions
+        self._post = post
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.job_id}>"
+
+    @property
+    def url_id(self) -> str:
+        """The id of the job in a form that is one part of a URL: without a slash, or any character that URLs escape. The
+        kernel, `kernel.jobs` and `sabot jobs` accept it in place of the id.
+        """
+        return url_id(self.job_id)
+
+    async def cancel(self, reason: str = "") -> None:
+        """Requests that the job ends. Its function gets a CancelledError at the `await` where it waits. The request is
+        durable when this method returns, but the job may end later. Raises LetterRefused if the job has ended, or if a
+        cancel was requested before.
+        """
+        await self._post(cancel_letter(self.job_id, reason))
+
+    async def get_pending_actions(self) -> list[ActionRecord]:
+        """Returns the open questions of the job and of all jobs below it (its children, and theirs), in the order in
+        which they were asked. `job_id` of a question is the job that has asked it.
+        """
+        found = await self._actions.find(statuses=[ActionStatus.PENDING])
+        return [each for each in found if self._has(each.job_id)]
+
+    def _has(self, job_id: str) -> bool:
+        """Returns True for this job and each job below it."""
+        while job_id and job_id != self.job_id:
+            job_id, _ = parent_of(job_id)
+        return bool(job_id)
+
+    async def resolve_action(self, token: str, resolution: Mapping[str, Any], *, by: str = "") -> ActionRecord:
+        """Answers the question with this token (`ActionRecord.resume_token`), and returns the answered action. `by` is
+        the person who answers. The answer is durable when this method returns. Raises LetterRefused if no question of
+        the job or of a job below it has this token, or if it is closed, and UserError if the answer does not fit it.
+        """
+        checked_word(token, "resolve: resume_token")
+        if not any(each.resume_token == token for each in await self.get_pending_actions()):
+            asked = await self._actions.find()
+            if not any(each.resume_token == token and self._has(each.job_id) for each in asked):
+                raise LetterRefused(
+                    f"no question of job {self.job_id} or of its children has this token",
+                    reason="unknown",
+                    hint="kernel.actions.resolve(token, …) answers a question of any job",
+                )
+        return await self._actions.resolve(token, resolution, by=by)
+
+    # -- called by the kernel -----------------------------------------------------------------------------------------
+
+
+class ExecutionHandle(JobHandle):
     """The handle of one job of a kernel. Through it a program waits for the job's result, reads its events, answers its
     questions and cancels it. Any number of tasks may use the same handle.
     """
@@ -58,14 +119,13 @@ class ExecutionHandle:
         "_outcome",
         "agent",
         "digest",
-        "job_id",
     )
 
     def __init__(self, kernel: _Kernel, job_id: str, agent: KernelAgent, digest: bytes = b"") -> None:
         """Makes a handle. Only a kernel calls this. `digest` is the digest of the job's request. The kernel compares it
         with the digest of a later request that has the same idempotency key.
         """
-        self.job_id = job_id
+        super().__init__(job_id, kernel.actions, kernel.post)
         self.digest = digest
         self._kernel = kernel
         self.agent = agent
@@ -76,22 +136,12 @@ class ExecutionHandle:
         self._begun: bool | None = None
         self._listening: list[Subscription] = []
 
-    def __repr__(self) -> str:
-        return f"<ExecutionHandle {self.job_id}>"
-
     @property
     def done(self) -> bool:
         """True if the job has ended or is blocked, or if its kernel has stopped. Then `result` returns or raises at
         once. A job is blocked if the present code of its agent requests other effects than its journal has.
         """
         return self._outcome is not None
-
-    @property
-    def url_id(self) -> str:
-        """The id of the job in a form that is one part of a URL: without a slash, or any character that URLs escape. The
-        kernel, `kernel.jobs` and `sabot jobs` accept it in place of the id.
-        """
-        return url_id(self.job_id)
 
     async def result(self) -> ExecutionResult:
         """Waits until the job has ended, and returns its result. If the job has ended without success, raises its
@@ -241,44 +291,6 @@ class ExecutionHandle:
         """
         pause_s = parse_seconds(pause, name="pause", zero=False)
         return server_sent(self.public_events(**public), pause_s)
-
-    async def cancel(self, reason: str = "") -> None:
-        """Requests that the job ends. Its function gets a CancelledError at the `await` where it waits. The request is
-        durable when this method returns, but the job may end later. Raises LetterRefused if the job has ended, or if a
-        cancel was requested before.
-        """
-        await self._kernel.post(cancel_letter(self.job_id, reason))
-
-    async def get_pending_actions(self) -> list[ActionRecord]:
-        """Returns the open questions of the job and of all jobs below it (its children, and theirs), in the order in
-        which they were asked. `job_id` of a question is the job that has asked it.
-        """
-        found = await self._kernel.actions.find(statuses=[ActionStatus.PENDING])
-        return [each for each in found if self._has(each.job_id)]
-
-    def _has(self, job_id: str) -> bool:
-        """Returns True for this job and each job below it."""
-        while job_id and job_id != self.job_id:
-            job_id, _ = parent_of(job_id)
-        return bool(job_id)
-
-    async def resolve_action(self, token: str, resolution: Mapping[str, Any], *, by: str = "") -> ActionRecord:
-        """Answers the question with this token (`ActionRecord.resume_token`), and returns the answered action. `by` is
-        the person who answers. The answer is durable when this method returns. Raises LetterRefused if no question of
-        the job or of a job below it has this token, or if it is closed, and UserError if the answer does not fit it.
-        """
-        checked_word(token, "resolve: resume_token")
-        if not any(each.resume_token == token for each in await self.get_pending_actions()):
-            asked = await self._kernel.actions.find()
-            if not any(each.resume_token == token and self._has(each.job_id) for each in asked):
-                raise LetterRefused(
-                    f"no question of job {self.job_id} or of its children has this token",
-                    reason="unknown",
-                    hint="kernel.actions.resolve(token, …) answers a question of any job",
-                )
-        return await self._kernel.actions.resolve(token, resolution, by=by)
-
-    # -- called by the kernel -----------------------------------------------------------------------------------------
 
     async def begins(self) -> bool:
         """Waits until the BEGIN entry of the job is in the journal, and returns True. Returns False if the kernel has

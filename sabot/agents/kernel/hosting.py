@@ -22,17 +22,16 @@ from sabot.agents.context import BudgetSpec
 from sabot.agents.events.bus import InMemoryEventBus
 from sabot.agents.events.job_events import JobEvents
 from sabot.agents.kernel.handle import ExecutionHandle, outcome_of
-from sabot.agents.kernel.jobs import ExecutionRequest, KernelAgent, encode_request
+from sabot.agents.kernel.jobs import ExecutionRequest, KernelAgent, check_same, digest_of, encode_request
 from sabot.agents.kernel.pieces import KeptPieces
 from sabot.agents.store import LentStore
 from sabot.api.child_limits import ChildLimits
 from sabot.base.quantities import counted_words
 from sabot.base.supervision import unexpected_end, watch_task
 from sabot.base.threads import run_in_thread
-from sabot.calls.effects import EffectId, digest
+from sabot.calls.effects import EffectId
 from sabot.calls.judging import repeated_around
 from sabot.calls.tool_context import CALL
-from sabot.calls.tool_results import model_or_text
 from sabot.clock import Clock
 from sabot.errors import IdempotencyConflict, InternalError, NonDeterminism, SabotError, UserError
 from sabot.jobs.events import Arrived
@@ -40,11 +39,12 @@ from sabot.jobs.guard import Behalf, EffectGuard
 from sabot.jobs.host import JobHost
 from sabot.jobs.journal_calls import call_journal
 from sabot.jobs.log import Blocked, EarlierEnd, Fragment, Notice
-from sabot.jobs.open_jobs import last_begin, whole_entries
+from sabot.jobs.open_jobs import begun_or_queued, last_begin, whole_entries
 from sabot.jobs.owner import OpenJob
 from sabot.jobs.tree import first_of, parent_of
 from sabot.jobs.values import pack_error
 from sabot.journal import Journal, Position
+from sabot.journal.base import entry_of_letter
 from sabot.journal.entries import REQUEST, Answer, Begin, Cancel, EffectResult, End, Entry, Signal
 from sabot.journal.memory import MemoryJournal
 
@@ -126,7 +126,7 @@ class KernelHost:
         self.handles: dict[str, ExecutionHandle] = {}  # by id, for jobs that have not ended; blocked ones too
         self.failure: SabotError | None = None
         self.resumed = False
-        self.retries = 0  # the number of jobs that letters have begun again
+        self.letters = 0  # the number of jobs that letters have begun, for the first time or again
         self._agents, self._new, self._clock = agents, handle, clock
         self._keep_jobs, self._dedupe_s, self._around = keep_jobs, dedupe_s, around
         self._children = children
@@ -138,7 +138,7 @@ class KernelHost:
         self._listener = _KernelEvents(events, self._given, self._look_at, self._show if shown else None)
         how: dict[str, Any] = {"clock": clock, "stop_grace_s": grace_s, "listener": self._listener, "guard": policy}
         how["use_of"] = use_of_answer
-        self._host = JobHost(journal, on_broken=self._broke, on_retry=self._retried, **how)
+        self._host = JobHost(journal, on_broken=self._broke, on_letter=self._begun_by_letter, **how)
         for agent in agents.values():
             agent.watch = self
             self._host.register(agent.agent_id, agent, children)
@@ -271,10 +271,9 @@ class KernelHost:
         record = encode_request(request)
         name = b""  # a digest is only needed for a request that may come again
         if request.idempotency_key:
-            asked = msgspec.to_builtins(request.content, enc_hook=model_or_text)
-            name = digest(self.journal.key, "request", agent.agent_id, asked)
+            name = digest_of(self.journal.key, agent.agent_id, request)
         while (other := self.handles.get(job_id)) is not None:
-            _check_same(request, job_id, other.digest, name)
+            self._check_same(request, other, other.digest)
             if await other.begins():
                 await self.journal.flush()
                 return other
@@ -287,7 +286,13 @@ class KernelHost:
             handle.begun(False)
             raise
         inputs = {"record": record, "key": b"", "digest": name, "behalf": request.behalf, "form": REQUEST}
-        return await self._begun(handle, inputs, request if request.idempotency_key else None)
+        if not request.idempotency_key:
+            return await self._begun(handle, inputs)
+        self.journal.begins.reserve(job_id)  # a client may begin the job of this key too
+        try:
+            return await self._begun(handle, inputs, request)
+        finally:
+            self.journal.begins.release(job_id)
 
     async def take_over(self, agent: KernelAgent, entries: Sequence[Entry]) -> ExecutionHandle:
         """Begins a new job with entries that were copied from the history of another job (`jobs.fork_history`). The new
@@ -361,7 +366,7 @@ class KernelHost:
         job = self.open.pop(job_id, None)
         if job is not None:
             try:
-                _check_same(request, job_id, job.digest, handle.digest)
+                self._check_same(request, handle, job.digest)
             except IdempotencyConflict:
                 self.open[job_id] = job
                 raise
@@ -369,16 +374,27 @@ class KernelHost:
             for child in [each for each in self.open if first_of(each) == job_id]:  # their parents wait for them
                 self._resume(self.open.pop(child))
             return handle
-        mark = await self._host.mark_of(job_id)
+        if self.journal.begins.begun != self.letters:
+            await self.journal.flush()  # a letter may have begun it since the last turn
+        mark, queued = await call_journal(begun_or_queued, self.journal, job_id)
         self._check_begins()  # it may have been closed meanwhile
+        if queued is not None:
+            self._check_same(request, handle, queued.digest)
         if mark is None:
             return None
-        _check_same(request, job_id, mark.digest, handle.digest)
+        self._check_same(request, handle, mark.digest)
+        if not mark.outcome:
+            if not await handle.begins():
+                self._check_begins()
+            return handle
         await self.settle_from_journal(handle)
         self.handles.pop(job_id, None)
         self._around.pop(job_id, None)
         handle.begun()
         return handle
+
+    def _check_same(self, request: ExecutionRequest, handle: ExecutionHandle, before: bytes) -> None:
+        check_same(request, handle.job_id, before, self.journal.key, handle.agent.agent_id)
 
     def kept_pieces(self, job_id: str) -> list[Fragment]:
         """Returns the texts of the answers that models are writing in a job: for each answer one piece, which has all
@@ -438,31 +454,34 @@ class KernelHost:
         self._when_free(job.job_id, partial(self._host.resume, job))
         return handle
 
-    def _retried(self, begin: Begin) -> None:
-        """Lets a job that a letter has begun again run as soon as fewer than `max_jobs` jobs run."""
-        job_id = begin.job
-        self.retries += 1
+    def _begun_by_letter(self, job: OpenJob) -> None:
+        """Lets a job that a letter has begun, for the first time or again, run as soon as fewer than `max_jobs` jobs run."""
+        job_id = job.job_id
+        self.letters += 1
         if job_id not in self.handles:
-            self.handles[job_id] = self._new(job_id, self._agents[begin.agent], begin.digest)
+            self.handles[job_id] = self._new(job_id, self._agents[job.agent], job.digest)
         self.handles[job_id].begun()
         given = self._given[job_id] = asyncio.Event()
         given.set()
-        self._when_free(job_id, partial(self._host.parking.load, job_id))
+        self._wait(job_id, partial(self._host.resume, job), continues=job.run > 1)
 
-    async def await_retry(self, job_id: str, agent: KernelAgent) -> ExecutionHandle | None:
-        """Waits until a job begins whose retry is in the inbox of the journal, and returns the handle of this run. Returns
-        None if no letter asks for one. Raises UserError if the kernel is closed before the job begins.
+    async def await_letter(self, job_id: str) -> ExecutionHandle | None:
+        """Waits until a job begins whose beginning or retry is in the inbox of the journal, and returns the handle of this
+        run. Returns None if no such letter is there. Raises UserError if the kernel is closed before the job begins.
         """
         while True:
-            before, letters = self.retries, await call_journal(self.journal.letters)
+            before, letters = self.letters, await call_journal(self.journal.letters)
             if (known := self.handles.get(job_id)) is not None:
                 return known
-            if self.retries == before:  # else the letter may have been taken meanwhile, and the job may have ended
+            if self.letters == before:  # else the letter may have been taken meanwhile, and the job may have ended
                 break
-        if not any(each.kind == "retry" and each.job == job_id for each in letters):
+        found = next((each for each in letters if each.kind in ("begin", "retry") and each.job == job_id), None)
+        begin = None if found is None else entry_of_letter(found, None, 0)
+        if not isinstance(begin, Begin) or begin.agent not in self._agents:
             return None
+        agent = self._agents[begin.agent]
         self._check_begins()
-        handle = self.handles[job_id] = self._new(job_id, agent, b"")
+        handle = self.handles[job_id] = self._new(job_id, agent, begin.digest)
         if not await handle.begins():
             self._check_begins()
         await self.journal.flush()
@@ -658,11 +677,3 @@ class _KernelEvents(JobEvents):
             return
         if self._durable is not None:
             self._durable()
-
-
-def _check_same(request: ExecutionRequest, job_id: str, before: bytes, name: bytes) -> None:
-    if before != name:
-        raise IdempotencyConflict(
-            f"idempotency key {request.idempotency_key!r} of scope {request.scope_id} is that of job {job_id}, with another request",
-            hint="give this request another key, or ask for the same",
-        )

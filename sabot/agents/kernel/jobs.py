@@ -3,9 +3,11 @@
 ExecutionRequest ─▶ BEGIN ─▶ Agent.run(…, effects=ctx.llm(engine)), or f(ctx) ─▶ END with the returned value
 """
 
+import uuid
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
+from hashlib import blake2b
 from typing import Any, Protocol
 
 import msgspec
@@ -18,14 +20,15 @@ from sabot.base.config import checked_name
 from sabot.base.options import answers_wrong_options
 from sabot.base.process_exit import EXITS
 from sabot.calls.decoded import NO_FORM, form_of, with_form
+from sabot.calls.effects import digest
 from sabot.calls.error_log import ErrorLog
 from sabot.calls.functions import awaitable
 from sabot.calls.messages import ChatMessage
-from sabot.calls.tool_results import json_text
+from sabot.calls.tool_results import json_text, model_or_text
 from sabot.calls.tools import Tool
 from sabot.calls.usage import Usage
 from sabot.clock import Clock
-from sabot.errors import NonDeterminism, UserError, short_repr
+from sabot.errors import IdempotencyConflict, NonDeterminism, UserError, short_repr
 from sabot.jobs.guard import Behalf
 from sabot.jobs.owner import AfterFailure, OpenJob
 from sabot.jobs.run import JobRun
@@ -156,6 +159,54 @@ def _has_messages(prompt: Any) -> bool:
 
 def _request(job: JobRun) -> ExecutionRequest:
     return msgspec.convert(unpack(job.history.begin.body), ExecutionRequest, strict=False)  # type: ignore[arg-type]
+
+
+def job_id_of(agent_id: str, request: ExecutionRequest) -> str:
+    """Returns the job id for a request. Two requests to an agent with the same scope and the same idempotency key have
+    the same job id. So a repeated request is recognized, as long as the journal keeps the job. A request without a key
+    gets a random id.
+    """
+    if not request.idempotency_key:
+        return f"{agent_id}/{uuid.uuid4().hex}"
+    name = f"{request.scope_id}\0{request.idempotency_key}"
+    return f"{agent_id}/{blake2b(name.encode(), digest_size=16).hexdigest()}"
+
+
+def digest_of(key: bytes, agent_id: str, request: ExecutionRequest) -> bytes:
+    """Returns the digest by which a request is compared with a later one of the same idempotency key. `key`: that of the
+    journal. Raises UserError for a value that cannot be written down.
+    """
+    return digest(key, "request", agent_id, msgspec.to_builtins(request.content, enc_hook=model_or_text))
+
+
+def check_same(request: ExecutionRequest, job_id: str, before: bytes, key: bytes, agent_id: str) -> None:
+    """Raises IdempotencyConflict if the job with the idempotency key of a request was begun with another request. Its agent
+    may be named in one of them only. `before`: the digest of the earlier request. `key`: the key of the journal.
+    """
+    names = (request.agent, agent_id.partition(".")[2], "")
+    if all(before != digest_of(key, agent_id, replace(request, agent=name)) for name in names):
+        raise IdempotencyConflict(
+            f"idempotency key {request.idempotency_key!r} of scope {request.scope_id} is that of job {job_id}, with another request",
+            hint="give this request another key, or ask for the same",
+        )
+
+
+def recorded_result(job_id: str, body: bytes) -> ExecutionResult:
+    """Returns the result in the END entry of a job, for a reader that does not have the agent. The `output` of an Agent is
+    None.
+    """
+    value = unpack(body)
+    if isinstance(value, dict) and {"content", "turns"} <= value.keys() <= set(
+        _Ended.__struct_fields__
+    ):  # an Agent took a turn
+        said = msgspec.structs.asdict(msgspec.convert({**value, "output": None}, _Ended, strict=False))
+        return ExecutionResult(**{**said, "job_id": job_id})
+    return _of_function(job_id, value)
+
+
+def _of_function(job_id: str, value: Any) -> ExecutionResult:
+    content = value if isinstance(value, str) else "" if value is None else json_text(value)
+    return ExecutionResult(job_id=job_id, content=content, output=value)
 
 
 class JobWatch(Protocol):
@@ -362,8 +413,7 @@ class KernelAgent:
         """
         value = unpack(body)
         if not isinstance(self.agent, Agent):
-            content = value if isinstance(value, str) else "" if value is None else json_text(value)
-            return ExecutionResult(job_id=job_id, content=content, output=value)
+            return _of_function(job_id, value)
         said, shape = msgspec.convert(value, _Ended, strict=False), self.agent.output
         output = None if shape is None else shape.decode(said.content)
         if output is not None and said.output is not None:

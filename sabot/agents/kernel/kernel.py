@@ -1,11 +1,8 @@
 """RuntimeKernel: the interface of a kernel."""
 
 import asyncio
-import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from functools import partial
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +13,16 @@ from sabot.agents.accounts.ledger import Ledger
 from sabot.agents.accounts.limits import JobLimits
 from sabot.agents.accounts.rows import InMemoryLedgerWriter
 from sabot.agents.actions import ActionManager, ActionStore
-from sabot.agents.app_jobs import AppJobs, AppJobStore, JournalAddress
+from sabot.agents.app_jobs import AppJobs
 from sabot.agents.context import PolicyRef, checked_word
 from sabot.agents.events.bus import InMemoryEventBus, RuntimeEvent
 from sabot.agents.events.job_events import events_of
 from sabot.agents.job_checks import CheckedJob, verdict_of
-from sabot.agents.jobs import JobRecord, JobSpec, JobStore
+from sabot.agents.jobs import JobStore
+from sabot.agents.kernel.client import KernelStore
 from sabot.agents.kernel.handle import ExecutionHandle
 from sabot.agents.kernel.hosting import KernelHost
-from sabot.agents.kernel.jobs import ExecutionRequest, KernelAgent
+from sabot.agents.kernel.jobs import ExecutionRequest, KernelAgent, job_id_of
 from sabot.agents.replay import JobCode, Recording, record_job
 from sabot.agents.store import LentStore
 from sabot.api.child_limits import ChildLimits, checked_limits
@@ -34,7 +32,7 @@ from sabot.base.options import answers_wrong_options
 from sabot.base.threads import run_in_thread, run_to_end, threads
 from sabot.calls.judging import refuse_without_rules
 from sabot.clock import SYSTEM_CLOCK, Clock
-from sabot.errors import JournalFailed, UserError, short_repr
+from sabot.errors import UserError, short_repr
 from sabot.jobs.guard import EffectGuard, checked_guard, guard_of
 from sabot.jobs.history import History
 from sabot.jobs.host import STOP_GRACE_SECONDS
@@ -162,7 +160,7 @@ class RuntimeKernel:
         self.ledger: Ledger | None = budgets if isinstance(budgets, Ledger) else None
         if budgets is None and ledger_writer is not None:
             self._budgets = []
-        self._store = _KernelStore(self._place, self.name, clock)
+        self._store = KernelStore(self._place, self.name, clock)
         self.jobs, self.actions = AppJobs(self._store), ActionManager(self._store)
         for each in self._shown:
             each.lend(self._store)
@@ -345,7 +343,7 @@ class RuntimeKernel:
         self._check_policy(request.policy_ref)
         host = await self._started()
         agent = self._agent(request.agent)
-        return await host.execute(agent, _job_id(agent, request), request)
+        return await host.execute(agent, job_id_of(agent.agent_id, request), request)
 
     def _agent(self, name: str) -> KernelAgent:
         """Returns the agent with this name, or the first agent if the name is "". Raises UserError if there is no agent
@@ -419,10 +417,11 @@ class RuntimeKernel:
         return host.resume()
 
     async def handle(self, job_id: str) -> ExecutionHandle:
-        """Returns the handle of a job of this kernel that runs, is blocked or has ended. If a retry of the job was asked for
-        (`kernel.jobs.retry`), it is the handle of the next run. `job_id` is its id, or its id in the form for URLs
-        (`ExecutionHandle.url_id`). Raises UserError if there is no such job, if the job is open but `resume` was not called,
-        or if the journal no longer has the END entry of the job.
+        """Returns the handle of a job of this kernel that runs, is blocked or has ended. If a JobClient has begun the job,
+        waits until the kernel has taken it. If a retry of the job was asked for (`kernel.jobs.retry`), it is the handle of
+        the next run. `job_id` is its id, or its id in the form for URLs (`ExecutionHandle.url_id`). Raises UserError if there
+        is no such job, if the job is open but `resume` was not called, or if the journal no longer has the END entry of the
+        job.
         """
         job_id = await self._stored_id(job_id, "handle")
         host = await self._started()
@@ -431,12 +430,12 @@ class RuntimeKernel:
             return known
         if job_id in host.open:
             raise UserError(f"job {job_id} is open, and not resumed", hint="await kernel.resume()")
+        if (begun := await host.await_letter(job_id)) is not None:
+            return begun
         begin = next((entry for entry in await self._entries(job_id) if isinstance(entry, Begin)), None)
         agent = None if begin is None else self._agents.get(begin.agent.removeprefix(f"{self.name}."))
         if agent is None:
             raise UserError(f"job {job_id}: there is none of this name in {host.journal.where}")
-        if (next_run := await host.await_retry(job_id, agent)) is not None:
-            return next_run
         handle = ExecutionHandle(self, job_id, agent)
         await host.settle_from_journal(handle)
         return handle
@@ -509,28 +508,6 @@ class RuntimeKernel:
         return {} if self._host is None else self._host.statistics()
 
 
-class _KernelStore(AppJobStore):
-    """The store through which `kernel.jobs` and `kernel.actions` read the journal of a kernel. `journal` is the open
-    journal while a kernel in this process has it open, otherwise None.
-    """
-
-    def __init__(self, place: "str | Path | Journal | MemoryStorage", name: str, clock: Clock) -> None:
-        self.journal = place if isinstance(place, Journal) else None
-        found = place if isinstance(place, MemoryStorage) else JournalAddress(str(place), name, {})
-        super().__init__(lambda: found, clock, lambda: self.journal)
-
-    async def own_writes(self) -> None:
-        """Waits until readers of the journal can see every change that a handle has already reported. A handle reports
-        the end of its job as soon as the END entry is written, but readers see only entries that are durable.
-        """
-        if self.journal is not None:
-            with suppress(JournalFailed):  # the kernel raises it; what is durable can be read all the same
-                await self.journal.flush()
-
-    async def create(self, spec: JobSpec) -> tuple[JobRecord, bool]:
-        raise UserError("jobs of a kernel begin with requests", hint="await kernel.execute(ExecutionRequest(prompt=…))")
-
-
 def _stores_of(job_store: Any, action_store: Any) -> list[LentStore]:
     """Returns the stores that show the jobs of a kernel: `job_store` and `action_store`. In place of a cache, the store
     behind the cache is returned. A store that is given twice is returned once. Raises UserError for a store that cannot
@@ -548,17 +525,6 @@ def _stores_of(job_store: Any, action_store: Any) -> list[LentStore]:
         if store is not None and all(store is not each for each in found):
             found.append(store)
     return found
-
-
-def _job_id(agent: KernelAgent, request: ExecutionRequest) -> str:
-    """Returns the job id for a request. Two requests to an agent with the same scope and the same idempotency key have
-    the same job id. So a repeated request is recognized, as long as the journal keeps the job. A request without a key
-    gets a random id.
-    """
-    if not request.idempotency_key:
-        return f"{agent.agent_id}/{uuid.uuid4().hex}"
-    name = f"{request.scope_id}\0{request.idempotency_key}"
-    return f"{agent.agent_id}/{blake2b(name.encode(), digest_size=16).hexdigest()}"
 
 
 def check_kernel(kernel: RuntimeKernel, reader: JournalReader) -> Iterator[CheckedJob]:

@@ -1,5 +1,6 @@
 """`sabot journal`, `sabot jobs`, `sabot actions` on a journal in SQLite, while its owner is there and while it is not."""
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
@@ -548,3 +549,29 @@ async def test_a_blocked_job_is_listed_and_shown_with_the_reason_while_no_proces
         (action,) = await handle.get_pending_actions()
         await kernel.actions.resolve(action.resume_token, {"yes": True})
         assert (await handle.result()).output["resolution"] == {"yes": True}
+
+
+def test_a_job_of_a_kernel_is_begun_at_a_terminal_once_for_a_key(tmp_path: Path) -> None:
+    async def receipt(ctx: Any) -> str:
+        return f"receipt for {ctx.message['order']}"
+
+    async def run(job_id: str = "") -> Any:
+        async with RuntimeKernel.create(agent=receipt, journal=place, name="shop") as kernel:
+            if job_id:
+                result = await (await kernel.handle(job_id)).result()
+                job = await kernel.jobs.get(job_id)
+                return result.output, job.scope_id, job.principal_id
+
+    place = tmp_path / "jobs"
+    words = "jobs", "start", "shop.receipt", "--journal", place, "--with", '{"order": "o-1"}', "--key", "o-1"
+    done = says(*words)
+    assert (done.exit_code, "has no journal" in done.stderr) == (1, True)
+    asyncio.run(run())
+    job_id = printed(*words, "--scope", "acme", "--by", "ann").strip()
+    (again,) = [json.loads(line) for line in printed(*words, "--scope", "acme", "--by", "ann", "--json").splitlines()]
+    assert again == {"job_id": job_id, "url_id": job_id.replace("/", "~~")}
+    assert asyncio.run(run(job_id)) == ("receipt for o-1", "acme", "ann")
+    wrong = says(*words[:5], "--with", '{"order"')
+    assert (wrong.exit_code, "is not JSON" in wrong.stderr) == (2, True)
+    other = says(*words[:6], '{"order": "o-2"}', "--key", "o-1", "--scope", "acme")
+    assert (other.exit_code, "with another request" in other.stderr) == (1, True)

@@ -1,0 +1,300 @@
+"""`JobClient`: jobs of a kernel that other processes begin and await."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sabot.agents import (
+    BudgetSpec,
+    ExecutionRequest,
+    JobClient,
+    JobStatus,
+    LetterRefused,
+    PolicyEngine,
+    RuntimeKernel,
+    ToolPolicy,
+)
+from sabot.calls.errors import BudgetExceeded, TurnLimitExceeded
+from sabot.clock import ManualClock
+from sabot.errors import EffectError, IdempotencyConflict, JobCancelled, UserError
+from sabot.journal.memory import MemoryStorage
+from sabot.llm import Completion, ToolCall, Usage, assistant, tool
+from sabot.llm.agent import Agent
+from sabot.llm.engine import ExecutionEngine
+from sabot.llm.providers.scripted import ScriptedProvider
+from tools.agent_tools import until
+
+MADE: list[Any] = []
+
+
+@tool(effect="unsafe")
+async def refund(order: Any) -> str:
+    MADE.append(order)
+    return f"order {order} is refunded"
+
+
+async def support(ctx: Any) -> Any:
+    return await ctx.call(refund, ctx.message)
+
+
+async def asks(ctx: Any) -> Any:
+    answer = await ctx.ask("confirm", {"order": ctx.message})
+    return await ctx.call(refund, answer.resolution["order"])
+
+
+async def asked_of(handle: Any) -> Any:
+    """Returns the first question of a job, as soon as it is asked."""
+    async for _ in every_look():
+        if found := await handle.get_pending_actions():
+            return found[0]
+
+
+async def every_look() -> AsyncIterator[None]:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        yield
+        await asyncio.sleep(0.01)
+    raise AssertionError("waited a minute in vain")
+
+
+@pytest.fixture(autouse=True)
+def nothing_made() -> None:
+    MADE.clear()
+
+
+def kernel_of(place: Any, *agents: Any, **options: Any) -> RuntimeKernel:
+    return RuntimeKernel.create(agent=list(agents) or [support, asks], journal=place, name="shop", **options)
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    return tmp_path / "jobs"
+
+
+@pytest.fixture
+async def client(place: Path) -> JobClient:
+    """A client of a kernel that has run once, and does not run now."""
+    async with kernel_of(place):
+        pass
+    return JobClient(place, name="shop")
+
+
+async def test_a_job_that_was_begun_while_no_kernel_runs_is_queued_and_runs_at_its_next_start(
+    client: JobClient, place: Path
+) -> None:
+    handle = await client.start("support", 7, scope="acme", principal="ann", session="s", metadata={"by": "web"})
+    job = await client.jobs.get(handle.job_id)
+    said = job.status, job.agent, job.scope_id, job.principal_id, job.session_id, job.metadata, job.started_at
+    assert said == (JobStatus.QUEUED, "shop.support", "acme", "ann", "s", {"by": "web"}, None)
+    assert [each.job_id for each in await client.jobs.find(statuses=[JobStatus.QUEUED])] == [handle.job_id]
+    assert await client.jobs.find(scope_id="other") == []
+    assert MADE == []
+    async with kernel_of(place) as kernel:
+        result = await handle.result()
+        assert (result.content, result.output, MADE) == ("order 7 is refunded", "order 7 is refunded", [7])
+        assert await (await kernel.handle(handle.job_id)).result() == result
+        job = await client.jobs.get(handle.url_id)
+        assert (job.status, job.scope_id, job.principal_id, job.metadata) == ("succeeded", "acme", "ann", {"by": "web"})
+    assert await (await client.handle(handle.url_id)).result() == result
+
+
+async def test_a_kernel_that_runs_takes_it_without_resume(client: JobClient, place: Path) -> None:
+    async with kernel_of(place) as kernel:
+        requests = [ExecutionRequest(prompt=n, agent="support") for n in range(20)]
+        handles = await client.start_all(requests)
+        found = [await each.result() for each in handles]
+        assert [each.output for each in found] == [f"order {n} is refunded" for n in range(20)]
+        assert sorted(MADE) == list(range(20))
+        assert kernel.statistics()["begun"] == 20
+
+
+async def test_a_kernel_waits_in_handle_for_a_job_in_its_inbox(client: JobClient, place: Path) -> None:
+    started = await client.start("support", 1)
+    async with kernel_of(place) as kernel:
+        handle = await kernel.handle(started.job_id)
+        assert (await handle.result()).output == "order 1 is refunded"
+        events = [event.type.value async for event in handle.events()]
+        assert (events[0], events[-1]) == ("job.started", "final.result")
+
+
+async def test_one_key_is_one_job_whoever_begins_it(client: JobClient, place: Path) -> None:
+    first = await client.start("support", 1, idempotency_key="k")
+    assert (await client.start("support", 1, idempotency_key="k")).job_id == first.job_id
+    with pytest.raises(IdempotencyConflict, match="key 'k' of scope default"):
+        await client.start("support", 2, idempotency_key="k")
+    other = await client.start("support", 1, idempotency_key="k", scope="acme")
+    assert other.job_id != first.job_id
+    async with kernel_of(place) as kernel:
+        handle = await kernel.execute(ExecutionRequest(prompt=1, idempotency_key="k"))  # of the first agent
+        named = await kernel.execute(ExecutionRequest(prompt=1, agent="support", idempotency_key="k"))
+        assert handle.job_id == named.job_id == first.job_id
+        assert await handle.result() == await first.result()
+        with pytest.raises(IdempotencyConflict):
+            await kernel.execute(ExecutionRequest(prompt=3, idempotency_key="k"))
+        await kernel.execute(ExecutionRequest(prompt=4, idempotency_key="own"))
+        own = await client.start("support", 4, idempotency_key="own")
+        assert (await own.result()).output == "order 4 is refunded"
+        with pytest.raises(IdempotencyConflict):
+            await client.start("support", 5, idempotency_key="own")
+        await other.result()
+    assert sorted(MADE) == [1, 1, 4]
+
+
+async def test_a_kernel_that_begins_a_queued_job_itself_begins_it_once(client: JobClient, place: Path) -> None:
+    """`execute` comes before the inbox is looked at, so both want to begin the job of this key."""
+    for number in range(20):
+        await client.start("support", number, idempotency_key=str(number))
+    async with kernel_of(place) as kernel:
+        asked = [ExecutionRequest(prompt=n, idempotency_key=str(n)) for n in range(20)]
+        handles = await asyncio.gather(*map(kernel.execute, asked))
+        assert [(await each.result()).output for each in handles] == [f"order {n} is refunded" for n in range(20)]
+    async with kernel_of(place) as kernel:
+        await kernel.resume()
+        await until(lambda: not kernel.statistics()["running"])
+        jobs = await kernel.jobs.find()
+        assert (len(jobs), {each.attempt for each in jobs}) == (20, {1})
+    assert sorted(MADE) == list(range(20))
+
+
+async def test_a_job_that_is_cancelled_while_it_is_queued_makes_no_effect(client: JobClient, place: Path) -> None:
+    handle = await client.start("support", 1)
+    await handle.cancel("changed my mind")
+    with pytest.raises(LetterRefused) as refused:
+        await handle.cancel()
+    assert refused.value.reason == "second"
+    async with kernel_of(place):
+        with pytest.raises(JobCancelled):
+            await handle.result()
+    assert MADE == []
+
+
+async def test_a_question_of_the_job_is_answered_by_its_handle(client: JobClient, place: Path) -> None:
+    handle = await client.start("asks", 3)
+    other = await client.start("asks", 4)
+    async with kernel_of(place):
+        asked = await asked_of(handle)
+        with pytest.raises(LetterRefused, match="no question of job"):
+            await other.resolve_action(asked.resume_token, {"order": 5})
+        await handle.resolve_action(asked.resume_token, {"order": 33}, by="ann")
+        assert (await handle.result()).output == "order 33 is refunded"
+        await other.cancel()
+        with pytest.raises(JobCancelled):
+            await other.result()
+
+
+async def test_results_and_errors_are_those_of_the_kernel(client: JobClient, place: Path) -> None:
+    async def breaks(ctx: Any) -> None:
+        raise KeyError("no account")
+
+    async def record(ctx: Any) -> Any:
+        return {"content": "of its own", "n": ctx.message}
+
+    answers = [Completion(message=assistant("It is done."), usage=Usage(10, 5))]
+    again = [assistant("", ToolCall(f"c{n}", "refund", '{"order": 1}')) for n in range(2)]
+    engine = ExecutionEngine(ScriptedProvider(answers), retries=0, patience=0)
+    turns = ExecutionEngine(ScriptedProvider(again), retries=0, patience=0)
+    agents = breaks, record, Agent(engine, name="model"), Agent(turns, name="turns", tools=[refund])
+    async with kernel_of(place, *agents):
+        with pytest.raises(EffectError, match="no account") as failed:
+            await (await client.start("breaks", 0)).result()
+        assert failed.value.type == "KeyError"
+        found = await (await client.start("record", 2)).result()
+        assert (found.output, found.turns) == ({"content": "of its own", "n": 2}, 0)
+        said = await (await client.start("model", "Is it done?")).result()
+        assert (said.content, said.output, said.usage.input_tokens, said.turns) == ("It is done.", None, 10, 1)
+        with pytest.raises(TurnLimitExceeded):
+            await (await client.start("turns", "Refund", max_turns=1)).result()
+
+
+async def test_policies_and_limits_of_the_kernel_hold(client: JobClient, place: Path) -> None:
+    async def twice(ctx: Any) -> Any:
+        await ctx.call(refund, 1)
+        return await ctx.call(refund, 2)
+
+    policy = PolicyEngine([ToolPolicy(["refund"], denied_scopes=["guest"])])
+    async with kernel_of(place, support, twice, policy=policy, max_jobs=1):
+        with pytest.raises(EffectError, match="refund"):
+            await (await client.start("support", 1, scope="guest")).result()
+        assert MADE == []
+        with pytest.raises(BudgetExceeded, match="may call tools 1 times"):
+            await (await client.start("twice", 0, budgets=BudgetSpec(max_tool_calls=1))).result()
+        assert MADE == [1]
+        assert (await (await client.start("support", 9, scope="acme")).result()).output == "order 9 is refunded"
+
+
+async def test_a_job_of_an_agent_that_the_kernel_does_not_have_stays_queued(
+    client: JobClient, place: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    handle = await client.start("refunds", 1)
+    async with kernel_of(place):
+        assert (await (await client.start("support", 2)).result()).output == "order 2 is refunded"
+        assert (await client.jobs.get(handle.job_id)).status == JobStatus.QUEUED
+    assert "of agent shop.refunds, and this program has shop.asks, shop.support" in caplog.text
+
+    async def refunds(ctx: Any) -> Any:
+        return ctx.message
+
+    async with kernel_of(place, refunds, support, asks):
+        assert (await handle.result()).output == 1
+
+
+async def test_wrong_requests_begin_nothing(client: JobClient, place: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="agent=''"):
+        await client.start("", 1)
+    with pytest.raises(UserError, match="there is no limit max_dollars"):
+        await client.start("support", 1, budgets={"max_dollars": 1})
+    with pytest.raises(UserError, match="scope_id=''"):
+        await client.start("support", 1, scope="")
+    with pytest.raises(UserError, match="did you mean principal"):
+        await client.start("support", 1, principle="ann")
+    with pytest.raises(UserError, match="the request"):
+        await client.start("support", object())
+    with pytest.raises(UserError, match="start_all: requests='support'"):
+        await client.start_all(["support"])
+    with pytest.raises(UserError, match="has no journal"):
+        await JobClient(tmp_path / "none").start("support", 1)
+    with pytest.raises(UserError, match="JobClient: journal=''"):
+        JobClient("")
+    with pytest.raises(UserError, match="none of this name"):
+        await client.handle("shop.support/none")
+    assert await client.jobs.find() == []
+
+
+async def test_a_result_that_nobody_can_give_any_more_is_told(client: JobClient, place: Path) -> None:
+    async with kernel_of(place, keep_jobs=0) as kernel:
+        first = await client.start("support", 0)
+        await (await kernel.handle(first.job_id)).result()
+        for number in range(1, 30):
+            await (await kernel.execute(ExecutionRequest(prompt=number))).result()
+    with pytest.raises(UserError, match="its result is forgotten"):
+        await first.result()
+
+
+async def test_an_effect_that_may_be_repeated_begins_a_job_by_a_key_only(client: JobClient, place: Path) -> None:
+    @tool(effect="idempotent", retries=0)
+    async def hands_on(key: str) -> str:
+        return (await client.start("support", 1, idempotency_key=key)).job_id
+
+    async def hands(ctx: Any) -> Any:
+        return await ctx.call(hands_on, ctx.message)
+
+    async with kernel_of(place, support, hands):
+        with pytest.raises(EffectError, match="may be repeated"):
+            await (await client.start("hands", "")).result()
+        job_id = (await (await client.start("hands", "k")).result()).output
+        assert (await (await client.handle(job_id)).result()).output == "order 1 is refunded"
+    assert MADE == [1]
+
+
+async def test_a_client_reads_a_journal_in_memory_of_this_process() -> None:
+    clock = ManualClock()
+    storage = MemoryStorage(clock)
+    client = JobClient(storage, name="shop", clock=clock)
+    handle = await client.start("support", 1)
+    async with kernel_of(storage) as kernel:
+        assert (await handle.result()).output == "order 1 is refunded"
+        assert (await kernel.jobs.get(handle.job_id)).status == "succeeded"
