@@ -33,7 +33,7 @@ MEMBERS = {  # of a contract that more than one class fulfils: methods, properti
     "jobs/guard.py:EffectGuard": 11,  # 044, 115
     "jobs/owner.py:JobOwner": 15,
     "journal/base.py:Journal": 17,  # 060, 125, 129
-    "journal/base.py:JournalReader": 17,  # 060, 121
+    "journal/base.py:JournalReader": 18,  # 060, 121, 129
     "llm/provider.py:Provider": 7,
     "operators/base.py:FilledFromTable": 3,
     "operators/base.py:HoldsMarks": 2,

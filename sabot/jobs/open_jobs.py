@@ -156,13 +156,9 @@ def begun_or_queued(reader: JournalReader, job_id: str) -> tuple[JobMark | None,
     """Returns what a journal knows about a job, and the BEGIN entry in a letter that begins the job and was not taken yet. Both
     are None if there is no such job. Blocks.
     """
-    if (mark := reader.job(job_id)) is not None:
-        return mark, None
-    for letter in reader.letters():
-        if letter.kind == "begin" and letter.job == job_id:
-            begin = entry_of_letter(letter, None, 0)
-            return None, begin if isinstance(begin, Begin) else None
-    return reader.job(job_id), None  # the owner may have taken the letter between the looks
+    letter = reader.letter(f"begin:{job_id}")  # first: if the owner takes it meanwhile, the mark is there
+    begin = None if letter is None else entry_of_letter(letter, None, 0)
+    return reader.job(job_id), begin if isinstance(begin, Begin) else None
 
 
 def whole_entries(reader: JournalReader, job_id: str) -> list[tuple[Position, Any]]:

@@ -272,6 +272,10 @@ class JournalReader(ABC):
         were posted.
         """
 
+    def letter(self, once: str) -> Letter | None:
+        """Returns the letter of this name (`Letter.once`) that the owner has not turned into an entry yet, or None."""
+        return next((letter for letter in self.letters() if letter.once == once), None)
+
     @property
     @abstractmethod
     def history(self) -> JobHistory:

@@ -140,6 +140,10 @@ class KafkaJournalReader(TablesReader):
         self._replica.catch_up()
         return super().letters()
 
+    def letter(self, once: str) -> Letter | None:
+        self._replica.catch_up()
+        return super().letter(once)
+
     @property
     def history(self) -> SqlHistory:
         self._replica.catch_up()

@@ -147,6 +147,9 @@ class MemoryReader(JournalReader):
     def letters(self) -> list[Letter]:
         return [letter for _, letter in list(self.storage.letters.values()) if letter is not None]
 
+    def letter(self, once: str) -> Letter | None:
+        return self.storage.letters.get(once, ("", None))[1]
+
     @property
     def history(self) -> JobHistory:
         return _MemoryHistory(self.storage, self.where)

@@ -374,6 +374,10 @@ class SqlReader(JournalReader):
     def letters(self) -> list[Letter]:
         return [letter for _, letter in self.untaken()]
 
+    def letter(self, once: str) -> Letter | None:
+        rows = self.select("SELECT letter FROM inbox WHERE taken = 0 AND once = ?", (once,))
+        return decode_letter(rows[0][0], self.where) if rows else None
+
     def untaken(self, after: int = 0) -> list[tuple[int, Letter]]:
         """Returns the letters that the owner has not turned into entries yet, each with its number. Only letters with
         numbers above `after` are returned.
