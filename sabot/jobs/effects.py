@@ -69,7 +69,6 @@ from sabot.journal.entries import Answer, EffectResult
 
 _log = logging.getLogger(__name__)
 
-_SETTLES = frozenset(name for name, rule in RULES.items() if rule.settles)
 _UNAWAITED = GuardVerdict(Decision.DENY, reason="the function did not wait until it was decided")
 _MOST_REPEATED = 3  # repetitions of a refused call, after which the job says so
 _ENDED_BY_TIME = ("call", "child")
@@ -264,9 +263,7 @@ class Effects:
         if ask.due_ms:
             ask.due_ms -= max(0, round(running.job.loop.now * 1000) - self._host.now_ms())
         verdict = ask.verdict
-        if ask.effect_class in _SETTLES and (
-            verdict is None or not (verdict.named or verdict.decision is Decision.DENY)
-        ):
+        if ask.guarded == "tool" and (verdict is None or not (verdict.named or verdict.decision is Decision.DENY)):
             ask.record_defaults()
         self.asked_total += 1
         self.step(running, ask, "asked" if ask.ordinal in running.job.open else "unawaited")

@@ -71,6 +71,16 @@ async def test_a_call_that_is_made_again_has_the_defaults_with_which_it_was_made
     assert made == [("eve", default)]
 
 
+@pytest.mark.parametrize("effect", ["read", "local", "metered"])
+async def test_a_call_of_each_class_is_made_again_as_it_was(effect: str) -> None:
+    """Calls that change nothing had the default of today: another one than a rule or a person has seen."""
+    crashed = await crashed_in(paying([], effect, 10))
+    made: list[Any] = []
+    async with hosting(crashed, Agent(job(paying(made, effect, 99)))) as jobs:
+        await jobs.over("j")
+    assert made == [("eve", 10)]
+
+
 async def test_a_call_of_a_keyword_with_a_default_is_made_again_as_it_was() -> None:
     first: list[Any] = []
     crashed = await crashed_in(paying(first, "idempotent", 10, by_name=True))
