@@ -21,8 +21,20 @@ from collections.abc import Awaitable, Callable, Collection, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, partial
-from types import FunctionType, MethodType
-from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, cast, get_args, get_origin, get_type_hints, overload
+from types import FunctionType, MethodType, UnionType
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Generic,
+    Literal,
+    Protocol,
+    Union,
+    cast,
+    get_args,
+    get_origin,
+    get_type_hints,
+    overload,
+)
 from weakref import WeakKeyDictionary
 
 import msgspec
@@ -638,13 +650,16 @@ def _no_effect_first(made: Tool, look: Callable[..., Any]) -> str:
         return ""
     try:
         kind = get_type_hints(unwrap(look)).get(first.name)
-        kind = get_origin(kind) or kind
-        if isinstance(kind, type) and kind is not Any and not issubclass(Effect, kind):
-            return f"{first.name} is declared as {kind.__name__}"
+        kinds = [get_origin(each) or each for each in (get_args(kind) if get_origin(kind) in _UNIONS else [kind])]
+        if all(isinstance(each, type) and each is not Any and not issubclass(Effect, each) for each in kinds):
+            return f"{first.name} is declared as {' | '.join(getattr(each, '__name__', '') for each in kinds)}"
     except Exception:  # an annotation is the user's code
         kind = None
-    is_other = kind is None and first.name != EFFECT and first.name in own
+    is_other = kind in (None, Any, object) and first.name != EFFECT and first.name in own
     return f"{first.name} is a parameter of the tool" if is_other else ""
+
+
+_UNIONS = (Union, UnionType)
 
 
 def _class_of(name: str, effect: str) -> EffectClass:

@@ -316,6 +316,14 @@ def find_order(order: str, amount: int = 5) -> bool:
     return False
 
 
+def find_perhaps(order: str | None, amount: int = 5) -> bool:
+    return False
+
+
+def find_any(order: Any, amount: int = 5) -> bool:
+    return False
+
+
 class Bank:
     def find(self, order: dict[str, int]) -> bool:
         return False
@@ -329,6 +337,8 @@ class Bank:
             "reconcile=find_order gets the Effect of the call as its first argument, and order is declared as str",
         ),
         (lambda order: False, "and order is a parameter of the tool"),
+        (find_perhaps, "and order is declared as str | NoneType"),
+        (find_any, "and order is a parameter of the tool"),
         (Bank().find, "and order is declared as dict"),
         (lambda: False, "and it takes none by place"),
         (lambda **arguments: False, "and it takes none by place"),
