@@ -550,7 +550,7 @@ WRONG = [
     (
         "CREATE TABLE x (a INT) WITH ('connector' = 'kafak', 'topic' = 'x')",
         "1:44: 'connector' cannot be 'kafak'",
-        "did you mean kafka?",
+        "did you mean kafka or faker?",
     ),
     (
         "CREATE TABLE x (a INT) WITH ('connector' = 'files', 'format' = 'csv')",
