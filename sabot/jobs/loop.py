@@ -15,6 +15,7 @@ import asyncio
 import logging
 import sys
 import warnings
+import weakref
 from asyncio import tasks
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterable
@@ -134,11 +135,12 @@ class _Watched(Coroutine[Any, Any, Any]):
     coroutine if the object does not belong to the job's loop.
     """
 
-    __slots__ = ("_loop", "_send", "coroutine", "number")
+    __slots__ = ("_loop", "_send", "coroutine", "number", "task")
 
     def __init__(self, coroutine: Coroutine[Any, Any, Any], loop: "JobLoop", number: int) -> None:
         self.coroutine = coroutine
         self.number = number
+        self.task: weakref.ref[asyncio.Task[Any]] | None = None  # weak: the task has this object
         self._send = coroutine.send
         self._loop = loop
 
@@ -292,6 +294,18 @@ class JobLoop(asyncio.AbstractEventLoop):
         if timer.open:
             timer.open = False
             self._ready.append(timer)
+
+    @property
+    def has_tasks(self) -> bool:
+        """True if a task has not ended."""
+        return bool(self._tasks)
+
+    def cancel_all(self) -> None:
+        """Cancels all tasks that have not ended, the oldest first. May only be called within a turn."""
+        for steps in list(self._tasks.values()):
+            task = None if steps.task is None else steps.task()
+            if task is not None:
+                task.cancel("the function of the job has ended")
 
     def discard(self) -> None:
         """Ends the coroutines of all tasks, the youngest first. After that, nothing of the job runs, and the job logs
@@ -467,7 +481,9 @@ class JobLoop(asyncio.AbstractEventLoop):
         number = next(self.numbers)
         steps = self._tasks[number] = _Watched(coro, self, number)
         name = f"Task-{self._tasks_made}" if name is None else str(name)
-        return JobTask(steps, self, number, name=name, context=context, **options)
+        task = JobTask(steps, self, number, name=name, context=context, **options)
+        steps.task = weakref.ref(task)
+        return task
 
     def ended(self, steps: _Watched) -> None:
         """Forgets a task, because its coroutine has ended. `steps`: the wrapper of that coroutine."""

@@ -387,6 +387,8 @@ class JobRun:
         self._asked = history.base  # the ordinal of the last ask
         self._matches = history.attempt > 1  # asks are matched by what they ask, not by their ordinal
         self._unmatched = dict(history.intents)
+        self._replayed = False  # the function has got all that is recorded
+        self._is_over = False  # it has ended, and so have the tasks that it has left behind
         # Of attempts before this one: each is delivered when its effect is asked.
         self._kept = history.deliveries[: history.kept]
         self._undelivered = deque(history.deliveries[history.kept :])
@@ -410,8 +412,11 @@ class JobRun:
             PRESENT_JOB.reset(before)
         self.loop.repeats = self.history.said >= 0
         self.loop.run_until_quiet()
+        self._end_tasks()
         self.deliver(self._next_recorded())
         self.loop.repeats = False
+        self._replayed = True
+        self._end_tasks()
         if self.blocked is None and self._unmatched and not self._matches:
             intent = next(iter(self._unmatched.values()))
             self._block(intent, "the function does not ask for it")
@@ -453,7 +458,24 @@ class JobRun:
             elif passed_ms > 0:
                 loop.now += passed_ms / 1000
             loop.run_until_quiet(partial(self._tell, entry))
+            if loop.main.done():
+                self._end_tasks()
             entry = self._next_recorded() if self._kept or self._undelivered else None
+
+    def _end_tasks(self) -> None:
+        """Cancels the tasks that the function has left behind, once, as soon as the function has ended. From then on the job
+        makes nothing new: what waits for an approval is withdrawn, and a call under way goes on to its end.
+
+        Earlier versions let these tasks go on. A history with effects that came behind the end of the function is replayed
+        as it was made, and the tasks are cancelled at its end.
+        """
+        loop = self.loop
+        behind = self._unmatched and not self._replayed
+        if self._is_over or behind or loop.refused is not None or not loop.main.done():
+            return
+        self._is_over = True
+        if loop.has_tasks:
+            loop.run_until_quiet(loop.cancel_all)
 
     def _tell(self, entry: Delivery) -> None:
         match entry:
@@ -679,6 +701,8 @@ class JobRun:
             or self._asked - self.history.base >= MOST_EFFECTS
         ):
             raise self._refusal(effect_words(kind, name))
+        if self._is_over:  # a task that was left behind gets no answer, and is dropped with the job
+            return Ask(0, kind, name, effect_class, b"", body, future=JobFuture(self.loop))
         if said is None and not fixed:
             asked = digest(self.key, kind, name, arguments)
         else:
@@ -791,8 +815,8 @@ class JobRun:
 
     def _abandoned(self, ordinal: int) -> None:
         """Handles an effect whose future was cancelled, so that the function awaits it no longer."""
-        if (ask := self.open.get(ordinal)) is None:
-            return
+        if (ask := self.open.get(ordinal)) is None or (self._is_over and ask.kind == "child"):
+            return  # the end of the job decides on children (`JobTree.leave`)
         stays_open = drop(ask)
         if not stays_open:
             del self.open[ordinal]
