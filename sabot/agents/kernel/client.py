@@ -6,6 +6,7 @@ start ─▶ letter in the inbox of the journal ─▶ the kernel takes it: BEGI
 import asyncio
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -218,12 +219,21 @@ class JobClient:
         await run_in_thread(self._store.post, letter)
 
 
+@dataclass(slots=True, eq=False)
+class _Awaited:
+    """A job whose end somebody awaits. `since_s`: since when, by the clock of the event loop. `callers`: how many await it."""
+
+    end: "asyncio.Future[End]"
+    since_s: float
+    callers: int = 0
+
+
 class _Ends:
     """Finds the ends of jobs, by looking into the journal while somebody awaits one: one task and one reader for all."""
 
     def __init__(self, store: KernelStore) -> None:
         self._store = store
-        self._awaited: dict[str, tuple[asyncio.Future[End], float]] = {}  # and since when, by the clock of the loop
+        self._awaited: dict[str, _Awaited] = {}
         self._task: asyncio.Task[None] | None = None
 
     async def of(self, job_id: str) -> End:
@@ -234,8 +244,14 @@ class _Ends:
             self._task = loop.create_task(self._look(), name="the ends of jobs")
         found = self._awaited.get(job_id)
         if found is None:
-            found = self._awaited[job_id] = loop.create_future(), loop.time()
-        return await asyncio.shield(found[0])
+            found = self._awaited[job_id] = _Awaited(loop.create_future(), loop.time())
+        found.callers += 1
+        try:
+            return await asyncio.shield(found.end)
+        finally:
+            found.callers -= 1
+            if not found.callers and self._awaited.get(job_id) is found:
+                del self._awaited[job_id]
 
     async def _look(self) -> None:
         loop, due = asyncio.get_running_loop(), dict[str, float]()
@@ -246,23 +262,23 @@ class _Ends:
                     now = loop.time()
                     some = [job_id for job_id in self._awaited if due.get(job_id, 0.0) <= now]
                     for job_id, end in (await run_in_thread(_ends_in, reader, some)).items():
-                        future, since = self._awaited[job_id]
+                        due.pop(job_id, None)
+                        if (awaited := self._awaited.get(job_id)) is None:
+                            continue  # nobody waits for it any more
                         if end is None:
-                            waits_s = min(max(_FIRST_LOOK_S, (loop.time() - since) * _PART_OF_WAIT), _LAST_LOOK_S)
-                            due[job_id] = loop.time() + waits_s
+                            waited_s = loop.time() - awaited.since_s
+                            due[job_id] = loop.time() + min(max(_FIRST_LOOK_S, waited_s * _PART_OF_WAIT), _LAST_LOOK_S)
                             continue
                         del self._awaited[job_id]
-                        due.pop(job_id, None)
                         if isinstance(end, End):
-                            future.set_result(end)
+                            awaited.end.set_result(end)
                         else:
-                            future.set_exception(end)
+                            awaited.end.set_exception(end)
                     if self._awaited:
                         await asyncio.sleep(_FIRST_LOOK_S)
         except Exception as error:
-            for future, _ in self._awaited.values():
-                future.set_exception(error)
-                future.exception()  # somebody may have ceased to wait
+            for awaited in self._awaited.values():
+                awaited.end.set_exception(error)
             self._awaited = {}
 
 

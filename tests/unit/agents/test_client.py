@@ -274,6 +274,21 @@ async def test_a_result_that_nobody_can_give_any_more_is_told(client: JobClient,
         await first.result()
 
 
+async def test_a_wait_that_is_given_up_leaves_nothing_behind(client: JobClient, place: Path) -> None:
+    handle = await client.start("asks", 1)
+    for _ in range(2):
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(handle.result(), 0.05)
+        await until(lambda: all(each.get_name() != "the ends of jobs" for each in asyncio.all_tasks()))
+    async with kernel_of(place):
+        first, second = asyncio.ensure_future(handle.result()), asyncio.ensure_future(handle.result())
+        asked = await asked_of(handle)
+        first.cancel()
+        await handle.resolve_action(asked.resume_token, {"order": 2})
+        assert (await second).output == "order 2 is refunded"
+        assert first.cancelled()
+
+
 async def test_an_effect_that_may_be_repeated_begins_a_job_by_a_key_only(client: JobClient, place: Path) -> None:
     @tool(effect="idempotent", retries=0)
     async def hands_on(key: str) -> str:
