@@ -8,7 +8,7 @@ journal has not taken their letters yet. They see a cancel only when the owner h
 
 import dataclasses
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -209,10 +209,7 @@ class AppJobStore(JobsAndActions):
                 ]
                 known = self._with_letters(reader, JobView.of_jobs(reader, [mark.job for mark in some]), letters)
                 known.note_blocked(some)
-                begun = {mark.job for mark in marks}
-                for letter in letters:
-                    if letter.kind == "begin" and letter.job not in begun and reader.job(letter.job) is None:
-                        known.apply_queued(entry_of_letter(letter, None, 0))
+                _note_queued(reader, known, letters)
             logged = [
                 job
                 for job in known.seen()
@@ -309,9 +306,7 @@ class AppJobStore(JobsAndActions):
         # letters are read first: if the owner takes one meanwhile, it is seen twice and not missed
         letters = reader.letters()
         known = JobView.of(reader, job_id)
-        for letter in letters:
-            if letter.kind == "begin" and letter.job == job_id and not known.states:
-                known.apply_queued(entry_of_letter(letter, None, 0))
+        _note_queued(reader, known, [letter for letter in letters if letter.job == job_id])
         return self._with_letters(reader, known, letters)
 
     def _asking(self, reader: JournalReader, job_id: str | None, statuses: Sequence[ActionStatus]) -> JobView:
@@ -371,6 +366,13 @@ def retry_letter(
     body = pack(asked, "the request")
     again = msgspec.structs.replace(begin, body=body, run=begin.run + 1, origin=None)
     return Letter("retry", job=job_id, name=str(at.offset), body=encode_entry(again))
+
+
+def _note_queued(reader: JournalReader, known: JobView, letters: Iterable[Letter]) -> None:
+    """Adds the jobs to a view which letters begin, and which the owner of the journal has not taken yet."""
+    for letter in letters:
+        if letter.kind == "begin" and letter.job not in known.states and reader.job(letter.job) is None:
+            known.apply_queued(entry_of_letter(letter, None, 0))
 
 
 def _made(storage: MemoryStorage | None) -> MemoryStorage:

@@ -12,8 +12,8 @@ from sabot.jobs.guard import CONFIRM, Behalf, DecidedEffect, Decision, decode_ve
 from sabot.jobs.history import callee_of, standing_words
 from sabot.jobs.owner import OpenJob
 from sabot.journal import JournalReader, Position
-from sabot.journal.base import MAY_BEGIN_AGAIN, JobMark, entry_of_letter
-from sabot.journal.entries import Answer, Attempt, Begin, Cancel, EffectResult, End, Intent, StoredBody
+from sabot.journal.base import MAY_BEGIN_AGAIN, JobMark, entry_of_letter, once_of
+from sabot.journal.entries import Answer, Attempt, Begin, Cancel, EffectResult, End, Intent, Letter, StoredBody
 
 Standing = dict[tuple[str, str, str], dict[str, str]]
 """Approvals that hold for other jobs too. By the scope, its session, and the name of the tool, model or agent: by rule,
@@ -159,6 +159,18 @@ def begun_or_queued(reader: JournalReader, job_id: str) -> tuple[JobMark | None,
     letter = reader.letter(f"begin:{job_id}")  # first: if the owner takes it meanwhile, the mark is there
     begin = None if letter is None else entry_of_letter(letter, None, 0)
     return reader.job(job_id), begin if isinstance(begin, Begin) else None
+
+
+def next_begin(reader: JournalReader, job_id: str) -> Begin | None:
+    """Returns the BEGIN entry in a letter that begins a job, for the first time or again, and was not taken yet; None if there
+    is no such letter. Blocks.
+    """
+    mark, begin = begun_or_queued(reader, job_id)
+    if begin is not None or mark is None:
+        return begin
+    letter = reader.letter(once_of(Letter("retry", job=job_id), mark))
+    again = None if letter is None else entry_of_letter(letter, None, 0)
+    return again if isinstance(again, Begin) else None
 
 
 def whole_entries(reader: JournalReader, job_id: str) -> list[tuple[Position, Any]]:

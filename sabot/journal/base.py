@@ -322,7 +322,7 @@ class Beginnings:
     in a program that has its agent.
 
     - `agents`: the ids of the agents whose jobs letters may begin. It is empty for an app.
-    - `begun`: the number of BEGIN entries that were made from letters, those of retries among them.
+    - `begun`: the number of jobs that letters have begun for the first time.
     """
 
     def __init__(self, journal: "Journal") -> None:
@@ -350,9 +350,7 @@ class Beginnings:
         letter that begins a job of an agent that is not in `agents`, or a job that has begun or is reserved.
         """
         if letter.kind != "begin":
-            at = append()
-            self.begun += letter.kind == "retry"
-            return at
+            return append()
         if letter.name not in self.agents:
             self._leave(letter)
             return None

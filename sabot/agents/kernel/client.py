@@ -18,6 +18,7 @@ from sabot.agents.kernel.handle import JobHandle, outcome_of
 from sabot.agents.kernel.jobs import (
     ExecutionRequest,
     ExecutionResult,
+    check_attempts,
     check_same,
     digest_of,
     encode_request,
@@ -115,6 +116,7 @@ class JobClient:
         if not isinstance(journal, str | Path | MemoryStorage) or journal == "":
             raise UserError(f"JobClient: journal={short_repr(journal)}", hint="a folder, or an address")
         self._store = KernelStore(journal, self.name, clock)
+        self._durable = not isinstance(journal, MemoryStorage)
         self._ends = _Ends(self._store)
         self.jobs, self.actions = AppJobs(self._store), ActionManager(self._store)
 
@@ -171,11 +173,14 @@ class JobClient:
             checked_word(each.agent, "start: agent", empty=False)
             if each.policy_ref is not None:
                 raise UserError("start: policy_ref= is for RuntimeKernel.execute", hint="the kernel has its own policy")
-            if repeated_around(keyed=bool(each.idempotency_key)) is not None:
+            keyed = bool(each.idempotency_key) and self._durable
+            if repeated_around(keyed=keyed) is not None:
                 raise UserError(
                     f"no job of {each.agent} was begun: the effect that begins it may be repeated, and would begin another one each time",
                     hint="start(…, idempotency_key=…), from the arguments of the tool, or `effect.key` of a parameter `effect: Effect`",
                 )
+            if keyed:
+                check_attempts(job_id_of(f"{self.name}.{each.agent}", each))
         found = await run_in_thread(self._start_all, asked)
         return [ClientHandle(self, job_id, self._ends) for job_id in found]
 

@@ -101,8 +101,6 @@ class JobHandle:
                 )
         return await self._actions.resolve(token, resolution, by=by)
 
-    # -- called by the kernel -----------------------------------------------------------------------------------------
-
 
 class ExecutionHandle(JobHandle):
     """The handle of one job of a kernel. Through it a program waits for the job's result, reads its events, answers its
@@ -291,6 +289,8 @@ class ExecutionHandle(JobHandle):
         """
         pause_s = parse_seconds(pause, name="pause", zero=False)
         return server_sent(self.public_events(**public), pause_s)
+
+    # -- called by the kernel -----------------------------------------------------------------------------------------
 
     async def begins(self) -> bool:
         """Waits until the BEGIN entry of the job is in the journal, and returns True. Returns False if the kernel has

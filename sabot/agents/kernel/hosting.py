@@ -22,16 +22,21 @@ from sabot.agents.context import BudgetSpec
 from sabot.agents.events.bus import InMemoryEventBus
 from sabot.agents.events.job_events import JobEvents
 from sabot.agents.kernel.handle import ExecutionHandle, outcome_of
-from sabot.agents.kernel.jobs import ExecutionRequest, KernelAgent, check_same, digest_of, encode_request
+from sabot.agents.kernel.jobs import (
+    ExecutionRequest,
+    KernelAgent,
+    check_attempts,
+    check_same,
+    digest_of,
+    encode_request,
+)
 from sabot.agents.kernel.pieces import KeptPieces
 from sabot.agents.store import LentStore
 from sabot.api.child_limits import ChildLimits
 from sabot.base.quantities import counted_words
 from sabot.base.supervision import unexpected_end, watch_task
 from sabot.base.threads import run_in_thread
-from sabot.calls.effects import EffectId
 from sabot.calls.judging import repeated_around
-from sabot.calls.tool_context import CALL
 from sabot.clock import Clock
 from sabot.errors import IdempotencyConflict, InternalError, NonDeterminism, SabotError, UserError
 from sabot.jobs.events import Arrived
@@ -39,12 +44,11 @@ from sabot.jobs.guard import Behalf, EffectGuard
 from sabot.jobs.host import JobHost
 from sabot.jobs.journal_calls import call_journal
 from sabot.jobs.log import Blocked, EarlierEnd, Fragment, Notice
-from sabot.jobs.open_jobs import begun_or_queued, last_begin, whole_entries
+from sabot.jobs.open_jobs import begun_or_queued, last_begin, next_begin, whole_entries
 from sabot.jobs.owner import OpenJob
 from sabot.jobs.tree import first_of, parent_of
 from sabot.jobs.values import pack_error
 from sabot.journal import Journal, Position
-from sabot.journal.base import entry_of_letter
 from sabot.journal.entries import REQUEST, Answer, Begin, Cancel, EffectResult, End, Entry, Signal
 from sabot.journal.memory import MemoryJournal
 
@@ -56,37 +60,6 @@ _TURNS = 20  # turns of the event loop in which a caller that got a handle may b
 _RETOLD_ENTRIES = 1_024  # last entries of the journal: the events of jobs that ended there are published again
 _SHOWS = "what shows jobs in stores"
 _TRIMS = 10  # times that the journal is trimmed while `keep_jobs` jobs end
-
-
-# By effect: the present attempt, the jobs with keys that earlier attempts have begun, and those of the present one. Of all
-# kernels of the process, since a tool may make a kernel in each attempt.
-_begun_by: dict[EffectId, tuple[int, frozenset[str], set[str]]] = {}
-_MOST_BEGUN_BY = 1_000
-
-
-def _check_attempts(job_id: str) -> None:
-    """Notes that an effect begins or finds a job with an idempotency key. Raises UserError if earlier attempts of the
-    effect have begun others, and this attempt none of these yet: a key that is new at each attempt begins another job.
-    """
-    if (call := CALL.get()) is None:
-        return
-    effect = call[0]
-    place = EffectId(effect.job, effect.ordinal)
-    attempt, before, now = _begun_by.pop(place, (effect.attempt, frozenset[str](), set[str]()))
-    if effect.attempt > attempt:
-        before, now = before | now, set()
-    if before and job_id not in before and not before <= now:
-        _begun_by[place] = effect.attempt, before, now
-        raise UserError(
-            f"no job was begun: an earlier attempt of effect {effect.ordinal} of job {effect.job} has begun {min(before - now)}, and this "
-            "one would begin another one, which would do everything again: its idempotency_key= is another one",
-            hint="one that is the same at each attempt: from the arguments of the tool, or `effect.key` of a parameter "
-            "`effect: Effect`; several jobs are begun in the same order at each attempt",
-        )
-    now.add(job_id)
-    _begun_by[place] = effect.attempt, before, now
-    while len(_begun_by) > _MOST_BEGUN_BY:
-        del _begun_by[next(iter(_begun_by))]
 
 
 class KernelHost:
@@ -126,7 +99,8 @@ class KernelHost:
         self.handles: dict[str, ExecutionHandle] = {}  # by id, for jobs that have not ended; blocked ones too
         self.failure: SabotError | None = None
         self.resumed = False
-        self.letters = 0  # the number of jobs that letters have begun, for the first time or again
+        self._by_letters = 0  # the number of jobs that letters have begun, for the first time or again
+        self._of_clients = 0  # that of the first time
         self._agents, self._new, self._clock = agents, handle, clock
         self._keep_jobs, self._dedupe_s, self._around = keep_jobs, dedupe_s, around
         self._children = children
@@ -310,7 +284,7 @@ class KernelHost:
         if judge is not None:
             self._around[job_id] = judge
         elif keyed:
-            _check_attempts(job_id)
+            check_attempts(job_id)
 
     async def _begun(
         self, handle: ExecutionHandle, inputs: Mapping[str, Any], named: ExecutionRequest | None = None
@@ -374,7 +348,7 @@ class KernelHost:
             for child in [each for each in self.open if first_of(each) == job_id]:  # their parents wait for them
                 self._resume(self.open.pop(child))
             return handle
-        if self.journal.begins.begun != self.letters:
+        if self.journal.begins.begun != self._of_clients:
             await self.journal.flush()  # a letter may have begun it since the last turn
         mark, queued = await call_journal(begun_or_queued, self.journal, job_id)
         self._check_begins()  # it may have been closed meanwhile
@@ -383,10 +357,14 @@ class KernelHost:
         if mark is None:
             return None
         self._check_same(request, handle, mark.digest)
-        if not mark.outcome:
-            if not await handle.begins():
-                self._check_begins()
-            return handle
+        if not mark.outcome:  # its END is not durable yet, or a letter has begun it since the last turn
+            await self.journal.flush()
+            mark = await self._host.mark_of(job_id)
+            self._check_begins()
+            if mark is not None and not mark.outcome:
+                if not await handle.begins():
+                    self._check_begins()
+                return handle
         await self.settle_from_journal(handle)
         self.handles.pop(job_id, None)
         self._around.pop(job_id, None)
@@ -457,7 +435,8 @@ class KernelHost:
     def _begun_by_letter(self, job: OpenJob) -> None:
         """Lets a job that a letter has begun, for the first time or again, run as soon as fewer than `max_jobs` jobs run."""
         job_id = job.job_id
-        self.letters += 1
+        self._by_letters += 1
+        self._of_clients += job.run == 1
         if job_id not in self.handles:
             self.handles[job_id] = self._new(job_id, self._agents[job.agent], job.digest)
         self.handles[job_id].begun()
@@ -470,18 +449,15 @@ class KernelHost:
         run. Returns None if no such letter is there. Raises UserError if the kernel is closed before the job begins.
         """
         while True:
-            before, letters = self.letters, await call_journal(self.journal.letters)
+            before, begin = self._by_letters, await call_journal(next_begin, self.journal, job_id)
             if (known := self.handles.get(job_id)) is not None:
                 return known
-            if self.letters == before:  # else the letter may have been taken meanwhile, and the job may have ended
+            if self._by_letters == before:  # else the letter may have been taken meanwhile, and the job may have ended
                 break
-        found = next((each for each in letters if each.kind in ("begin", "retry") and each.job == job_id), None)
-        begin = None if found is None else entry_of_letter(found, None, 0)
-        if not isinstance(begin, Begin) or begin.agent not in self._agents:
+        if begin is None or begin.agent not in self._agents:
             return None
-        agent = self._agents[begin.agent]
         self._check_begins()
-        handle = self.handles[job_id] = self._new(job_id, agent, begin.digest)
+        handle = self.handles[job_id] = self._new(job_id, self._agents[begin.agent], begin.digest)
         if not await handle.begins():
             self._check_begins()
         await self.journal.flush()

@@ -20,10 +20,11 @@ from sabot.base.config import checked_name
 from sabot.base.options import answers_wrong_options
 from sabot.base.process_exit import EXITS
 from sabot.calls.decoded import NO_FORM, form_of, with_form
-from sabot.calls.effects import digest
+from sabot.calls.effects import EffectId, digest
 from sabot.calls.error_log import ErrorLog
 from sabot.calls.functions import awaitable
 from sabot.calls.messages import ChatMessage
+from sabot.calls.tool_context import CALL
 from sabot.calls.tool_results import json_text, model_or_text
 from sabot.calls.tools import Tool
 from sabot.calls.usage import Usage
@@ -189,6 +190,37 @@ def check_same(request: ExecutionRequest, job_id: str, before: bytes, key: bytes
             f"idempotency key {request.idempotency_key!r} of scope {request.scope_id} is that of job {job_id}, with another request",
             hint="give this request another key, or ask for the same",
         )
+
+
+# By effect: the present attempt, the jobs with keys that earlier attempts have begun, and those of the present one. Of all
+# kernels of the process, since a tool may make a kernel in each attempt.
+_begun_by: dict[EffectId, tuple[int, frozenset[str], set[str]]] = {}
+_MOST_BEGUN_BY = 1_000
+
+
+def check_attempts(job_id: str) -> None:
+    """Notes that an effect begins or finds a job with an idempotency key. Raises UserError if earlier attempts of the
+    effect have begun others, and this attempt none of these yet: a key that is new at each attempt begins another job.
+    """
+    if (call := CALL.get()) is None:
+        return
+    effect = call[0]
+    place = EffectId(effect.job, effect.ordinal)
+    attempt, before, now = _begun_by.pop(place, (effect.attempt, frozenset[str](), set[str]()))
+    if effect.attempt > attempt:
+        before, now = before | now, set()
+    if before and job_id not in before and not before <= now:
+        _begun_by[place] = effect.attempt, before, now
+        raise UserError(
+            f"no job was begun: an earlier attempt of effect {effect.ordinal} of job {effect.job} has begun {min(before - now)}, and this "
+            "one would begin another one, which would do everything again: its idempotency_key= is another one",
+            hint="one that is the same at each attempt: from the arguments of the tool, or `effect.key` of a parameter "
+            "`effect: Effect`; several jobs are begun in the same order at each attempt",
+        )
+    now.add(job_id)
+    _begun_by[place] = effect.attempt, before, now
+    while len(_begun_by) > _MOST_BEGUN_BY:
+        del _begun_by[next(iter(_begun_by))]
 
 
 def recorded_result(job_id: str, body: bytes) -> ExecutionResult:

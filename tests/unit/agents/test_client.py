@@ -305,6 +305,25 @@ async def test_an_effect_that_may_be_repeated_begins_a_job_by_a_key_only(client:
     assert MADE == [1]
 
 
+async def test_another_key_at_each_attempt_of_an_effect_begins_no_second_job(client: JobClient, place: Path) -> None:
+    begun: list[str] = []
+
+    @tool(effect="idempotent", retries=2)
+    async def hands_on(order: int) -> None:
+        begun.append((await client.start("support", order, idempotency_key=f"k{len(begun)}")).job_id)
+        raise ConnectionResetError("after the job")
+
+    async def hands(ctx: Any) -> Any:
+        return await ctx.call(hands_on, ctx.message)
+
+    async with kernel_of(place, support, hands):
+        with pytest.raises(EffectError, match="would begin another one"):
+            await (await client.start("hands", 1)).result()
+        assert len(begun) == 1
+        assert (await (await client.handle(begun[0])).result()).output == "order 1 is refunded"
+    assert MADE == [1]
+
+
 async def test_a_client_reads_a_journal_in_memory_of_this_process() -> None:
     clock = ManualClock()
     storage = MemoryStorage(clock)

@@ -4,6 +4,7 @@ import asyncio
 import gc
 import threading
 from contextlib import asynccontextmanager, closing, suppress
+from dataclasses import replace
 from decimal import Decimal
 from functools import partial
 
@@ -28,6 +29,7 @@ from sabot.agents import (
 from sabot.calls.errors import BudgetExceeded, RequestRefused
 from sabot.clock import ManualClock
 from sabot.errors import AppLocked, EffectError, JobCancelled, JournalFailed, NonDeterminism, NotSent, UserError
+from sabot.journal.entries import End
 from sabot.journal.memory import MemoryJournal, MemoryReader, MemoryStorage
 from sabot.journal.opening import open_journal
 from sabot.llm import ChatMessage, Completion, Price, PriceTable, ToolCall, TurnLimitExceeded, Usage, assistant, tool
@@ -674,6 +676,33 @@ async def test_a_kernel_that_is_closed_while_it_looks_for_a_key_refuses_the_requ
     with pytest.raises(UserError, match="was closed before the job had begun"):
         async with asyncio.timeout(60):
             await caller
+
+
+async def test_a_key_is_asked_for_again_before_the_end_of_its_job_is_durable():
+    """The second caller waited for ever: the mark of the job says that it runs until its END is on the disk."""
+
+    class LateMarks(MemoryJournal):
+        durable_before = 0
+
+        async def flush(self):
+            self.durable_before = self.storage.next
+            return await super().flush()
+
+        def job(self, job_id):
+            mark = super().job(job_id)
+            ended = [at.offset for at, entry in self.read(job_id) if isinstance(entry, End)]
+            if mark is not None and ended and ended[-1] >= self.durable_before:
+                return replace(mark, outcome="", ended_ms=0)
+            return mark
+
+    async def f(ctx):
+        return ctx.message
+
+    async with RuntimeKernel.create(agent=f, journal=LateMarks()) as kernel:
+        first = await run(kernel, 1, idempotency_key="k")
+        async with asyncio.timeout(60):
+            again = await kernel.execute(ask(1, idempotency_key="k"))
+            assert await again.result() == first
 
 
 # -- places ---------------------------------------------------------------------------------------------------------------
