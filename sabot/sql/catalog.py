@@ -816,8 +816,6 @@ def _fitting(
     chosen: dict[str, Any] = {}
     spans = _entries(query, len(target)) or [span] * len(target)
     for column, field, place in zip(target, relation.fields, spans, strict=True):
-        if field.clock:
-            raise SqlFault(place, f"PROCTIME() has no value to write into {column.name.text}", "leave it out of both")
         assert column.type is not None
         wanted = arrow_type(column.type)
         expr = col(field.column)

@@ -11,6 +11,7 @@ from sabot.api.nodes.read import Read, StreamEnd
 from sabot.api.settings import Settings
 from sabot.base.config import parse_ms
 from sabot.base.options import Option, options_of
+from sabot.clock import Clock
 from sabot.errors import UserError
 from sabot.sql.syntax.text import SqlFault, list_names
 from sabot.sql.syntax.tree import SetOption, Statement, TableOption
@@ -58,6 +59,7 @@ class SqlHost(Protocol):
     id: str
     settings: Settings
     begun_streams: list[Read]
+    clock: Clock
 
     def captured(self) -> AbstractContextManager[list[StreamEnd]]:
         """Returns a context in which streams that are written do not become a part of the app, but are in the list."""

@@ -23,8 +23,9 @@ from sabot.sql.bind.equal_steps import without_repeats
 from sabot.sql.bind.rankings import unbounded
 from sabot.sql.bind.relations import QueryBinder, renamed
 from sabot.sql.catalog import check_table, read_table, write_table
-from sabot.sql.functions import AGGREGATES, FUNCTIONS
+from sabot.sql.functions import AGGREGATES, FUNCTIONS, MOMENTS
 from sabot.sql.models import model_of
+from sabot.sql.moments import with_clocks
 from sabot.sql.options import SqlHost, SqlOptions
 from sabot.sql.registered import (
     Registered,
@@ -178,6 +179,7 @@ class Session:
             lambda: options.zone,
             lambda: options.state_ttl,
             lambda: options.idle,
+            self._host.clock.time,
         )
         scope = _Statements(self, context, tables, source)
         faults: list[Fault] = []
@@ -248,12 +250,7 @@ class _Statements:
         if isinstance(statement, Query):
             if not last:
                 raise SqlFault(statement.span, "only the last statement is a query: its rows are the result")
-            relation = self._query(statement, "")
-            clock = next((each.name for each in relation.fields if each.clock), None)
-            if clock is not None:
-                message = f"{clock} is the time of processing, which has no value in a row"
-                raise SqlFault(statement.span, message, "leave it out of the select list")
-            return self._finished(relation)
+            return self._finished(self._with_clocks(self._query(statement, ""), statement))
         if isinstance(statement, CreateTable):
             self._create_table(statement)
         elif isinstance(statement, CreateView):
@@ -329,6 +326,13 @@ class _Statements:
         node = node_of(relation.stream)
         (merged,) = without_repeats([node], name)
         return relation if merged is node else replace(relation, stream=Stream(self._session._app, merged))
+
+    def _with_clocks(self, relation: Relation, query: Query) -> Relation:
+        """Returns the rows that leave a query, with values in their columns of PROCTIME()."""
+        if relation.ranking is not None:
+            return relation
+        with stated("", self._text, query.span):
+            return with_clocks(self._context, relation, query.span)
 
     def _finished(self, relation: Relation) -> Stream:
         if relation.ranking is not None:
@@ -413,7 +417,9 @@ class _Statements:
             if names.count(each.name.text.lower()) > 1:
                 raise SqlFault(each.name.span, f"two columns are called {each.name.text}")
         target = f"INSERT INTO {self._key(statement.name)}"
-        rows = None if statement.query is None else self._query(statement.query, target)
+        rows = None
+        if statement.query is not None:
+            rows = self._with_clocks(self._query(statement.query, target), statement.query)
         if rows is not None:
             names = [each.name.lower() for each in rows.fields]
         for name in (*statement.key, *statement.partition):
@@ -501,7 +507,7 @@ class _Statements:
         found = self._session._relations.get(key)
         agent = None if found is not None else self._agent(statement.table[0].text)
         if agent is not None:
-            stream = self._finished(self._query(statement.query, target))
+            stream = self._finished(self._with_clocks(self._query(statement.query, target), statement.query))
             with at(statement.span):
                 stream.to(agent)
             return
@@ -510,7 +516,7 @@ class _Statements:
         table = found.table
         if not isinstance(table, CreateTable):
             raise SqlFault(statement.table[0].span, f"{statement.table[0].text} is a view or a stream, and no table")
-        relation = self._query(statement.query, target)
+        relation = self._with_clocks(self._query(statement.query, target), statement.query)
         self._finished(relation)
         place, query = statement.table[-1].span, statement.query
         write_table(self._session._app, self._context, table, relation, statement.columns, query, place)
@@ -540,7 +546,9 @@ class _Statements:
             names = [each.name for each in every if not views or isinstance(each.table, Relation)]
             return names_table("view name" if views else "table name", [*names, *([] if views else self._given)])
         if statement.what == "FUNCTIONS":
-            return names_table("function name", [*FUNCTIONS, *AGGREGATES, *self._registered(RegisteredFunction)])
+            return names_table(
+                "function name", [*FUNCTIONS, *MOMENTS, *AGGREGATES, *self._registered(RegisteredFunction)]
+            )
         if statement.what == "MODELS":
             return names_table("model name", self._registered(RegisteredModel))
         if statement.what == "CONNECTORS":
@@ -584,7 +592,7 @@ class _Statements:
             inner = inner.query
         with self._unused(), host.captured() as ends:
             if isinstance(inner, Query):
-                stream = self._finished(self._query(inner, ""))
+                stream = self._finished(self._with_clocks(self._query(inner, ""), inner))
                 ends.append(Write(node_of(stream), TableSink("result"), None))
             else:
                 self.run(inner, last=False)

@@ -87,7 +87,7 @@ class Context:
 
     `rows`: returns the rows of a table in memory. `local_zone`: returns the session's time zone, `state_ttl` the event
     time for which it keeps state, or None for ever, and `idle` the time without rows after which partitions are idle, or
-    None for the engine's default. SET changes all three.
+    None for the engine's default. SET changes all three. `now`: returns the seconds since 1970, by the clock of the app.
     """
 
     compile: Compile
@@ -97,6 +97,7 @@ class Context:
     local_zone: Callable[[], str]
     state_ttl: Callable[[], str | None]
     idle: Callable[[], str | None]
+    now: Callable[[], float]
 
     @property
     def zone(self) -> str:
@@ -188,7 +189,7 @@ class Binder:
     def _column(self, node: Column) -> TypedExpr:
         field, further = self.relation.find(node.parts)
         if field.clock:
-            raise SqlFault(node.span, *_NO_VALUE)
+            return self._of_moment(node, *_NO_VALUE)
         bound = self._as_shown(TypedExpr(col(field.column), field.type))
         for name in further:
             bound = self._field_of(bound, name)
@@ -503,7 +504,10 @@ class Binder:
     def _call(self, node: Call) -> TypedExpr:
         name = node.name.text.upper()
         if is_clock(node):
-            raise SqlFault(node.span, *_NO_VALUE)
+            return self._of_moment(node, *_NO_VALUE)
+        if is_moment(node):
+            message = f"{name} stands in a select list and in WHERE"
+            return self._of_moment(node, message, f"SELECT *, {name}{'()' * node.parentheses} AS x FROM (SELECT …)")
         if node.over is not None:
             hint = f"SELECT *, {name} … OVER (…) AS r FROM (SELECT …, COUNT(*) AS n FROM t GROUP BY …)"
             raise SqlFault(node.span, f"{name} … OVER stands in a select list without aggregates", hint)
@@ -533,6 +537,13 @@ class Binder:
         except UserError as error:
             raise _in_words_of_sql(error, node.span, name) from error
         return self.typed(made, node.span, name)
+
+    def _of_moment(self, node: Column | Call, message: str, hint: str) -> TypedExpr:
+        """Returns the column that the rows have for a call of NOW() and its kin (`sabot.sql.moments`)."""
+        found = None if self._replaced is not None else self.relation.calls.get(moment_key(node, self.relation))
+        if found is None:
+            raise SqlFault(node.span, message, hint)
+        return found
 
     def _registered_call(self, node: Call) -> TypedExpr:
         found = None if self._replaced is not None else self.relation.calls.get(key_of(node, self.relation))
@@ -593,8 +604,8 @@ _BINDERS: dict[type, Callable[..., TypedExpr]] = {
 
 _NO_VALUE = (
     "the time of processing has no value in a row",
-    "it may stand in DESCRIPTOR, in FOR SYSTEM_TIME AS OF, and in ORDER BY of a ROW_NUMBER() that is bounded by = 1; compare by the "
-    "event time",
+    "it may stand in a select list, in DESCRIPTOR, in FOR SYSTEM_TIME AS OF, and in ORDER BY of a ROW_NUMBER() that is bounded by "
+    "= 1; compare by the event time",
 )
 
 _HINTS = {
@@ -798,6 +809,21 @@ def alike(one: Any, other: Any) -> bool:
         return False
     names = _parts(type(one))
     return all(alike(getattr(one, name), getattr(other, name)) for name in names) if names else bool(one == other)
+
+
+def is_moment(node: Any) -> bool:
+    """Returns True for a call of the clock or of chance: NOW(), CURRENT_DATE, RAND(), UNIX_TIMESTAMP() without arguments."""
+    if not isinstance(node, Call) or node.over is not None or node.star:
+        return False
+    name = node.name.text.upper()
+    return name in functions.MOMENTS or (name == "UNIX_TIMESTAMP" and not node.arguments)
+
+
+def moment_key(node: Column | Call, relation: Relation) -> Any:
+    """Returns the key of a call of the clock in `Relation.calls`; each call of chance has a value of its own."""
+    if isinstance(node, Call) and node.name.text.upper() in ("RAND", "RAND_INTEGER", "UUID"):
+        return ("chance", node.span.start)
+    return key_of(node, relation)
 
 
 def key_of(node: Any, relation: Relation) -> Any:

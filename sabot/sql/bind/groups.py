@@ -25,6 +25,7 @@ from sabot.sql.bind.windows import (
     shown_bounds,
     windows_again,
 )
+from sabot.sql.moments import check_no_moment
 from sabot.sql.scope import (
     Names,
     Relation,
@@ -91,6 +92,7 @@ class GroupBinder:
             if relation.window is not None and has_bounds([node], relation):
                 message = "a key of a window's GROUP BY is not computed from its bounds"
                 raise SqlFault(node.span, message, "GROUP BY window_start, window_end, and compute in the select list")
+            check_no_moment(node, "key of a GROUP BY")
             bound = binder.bind(node)
             key = key_of(node, relation)
             column = bound.expr.column

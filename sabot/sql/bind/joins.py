@@ -37,7 +37,7 @@ from sabot.sql.scope import (
     statement_name,
     steps_of,
 )
-from sabot.sql.syntax.text import SqlFault
+from sabot.sql.syntax.text import Span, SqlFault
 from sabot.sql.syntax.tree import (
     Between,
     Binary,
@@ -233,11 +233,12 @@ class JoinBinder:
             return not self._exact
         if not isinstance(node, Binary):
             return False
-        if node.operator == "=":
+        if node.operator in ("=", "IS NOT DISTINCT FROM"):
             for one, other in ((node.left, node.right), (node.right, node.left)):
                 left, right = self._side(one, self._left), self._side(other, self._right)
                 if left is not None and right is not None:
-                    self._keys.append((node, *same_type(node, left, right, self._context.zone)))
+                    keys = same_type(node, left, right, self._context.zone)
+                    self._keys += [(node, *keys)] if node.operator == "=" else _with_nulls(node, *keys)
                     return True
             return False
         if node.operator in _COMPARISONS:
@@ -448,18 +449,14 @@ class JoinBinder:
         """
         names = names_of(self._left)
         names.taken |= names_of(self._right).taken
-        known = node_of(side.stream).column_names or ()
-        new = {name: names.free(f"row_{name}") for name in ("window_start", "window_end") if name in known}
-        if not new:
-            return side
+        side, new = beside_bounds(side, names)
         for i, (node, left, right) in enumerate(self._keys):
             key = left if place == 1 else right
             column = new.get(key.expr.column or "")
             if column is not None:
                 made = TypedExpr(col(column), key.type)
                 self._keys[i] = (node, made, right) if place == 1 else (node, left, made)
-        fields = tuple(replace(each, column=new.get(each.column, each.column)) for each in side.fields)
-        return replace(side, stream=side.stream.rename(new), fields=fields)
+        return side
 
     def _kept(self, side: Relation) -> str | None:
         """Returns the time for which STATE_TTL, or SET, keeps the rows of a table, or None for ever."""
@@ -652,16 +649,33 @@ class JoinBinder:
 
     def _window(self) -> Any:
         """Returns the window of a join of two windows' results, or None."""
-        edges: dict[str, Any] = {}
-        for _, left, right in self._keys:
-            one = next((each for each in self._left.fields if each.column == left.expr.column), None)
-            other = next((each for each in self._right.fields if each.column == right.expr.column), None)
-            if one is None or other is None or one.window is None or one.window != other.window:
-                continue
-            edges[one.window.edge] = one.window.window
-        if set(edges) != {"start", "end"} or self._lower is not None or self._upper is not None:
+        if self._lower is not None or self._upper is not None:
             return None
-        return None if isinstance(edges["end"], SessionWindow) else windows_again(edges["end"], self._join.span)
+        return common_window(self._left, self._right, [(mine, its) for _, mine, its in self._keys], self._join.span)
+
+
+def common_window(left: Relation, right: Relation, keys: Sequence[tuple[TypedExpr, TypedExpr]], span: Span) -> Any:
+    """Returns the window whose start and end are among the equal columns of two tables, or None."""
+    edges: dict[str, Any] = {}
+    for mine, its in keys:
+        one = next((each for each in left.fields if each.column == mine.expr.column), None)
+        other = next((each for each in right.fields if each.column == its.expr.column), None)
+        if one is None or other is None or one.window is None or one.window != other.window:
+            continue
+        edges[one.window.edge] = one.window.window
+    if set(edges) != {"start", "end"}:
+        return None
+    return None if isinstance(edges["end"], SessionWindow) else windows_again(edges["end"], span)
+
+
+def beside_bounds(side: Relation, names: Names) -> tuple[Relation, dict[str, str]]:
+    """Renames columns that have the names of the bounds which a join in windows adds. Returns the new names too."""
+    known = node_of(side.stream).column_names or ()
+    new = {name: names.free(f"row_{name}") for name in ("window_start", "window_end") if name in known}
+    if not new:
+        return side, new
+    fields = tuple(replace(each, column=new.get(each.column, each.column)) for each in side.fields)
+    return replace(side, stream=side.stream.rename(new), fields=fields), new
 
 
 def _is_finer(column: TableColumn) -> bool:
@@ -706,6 +720,23 @@ def same_type(node: Expression, left: TypedExpr, right: TypedExpr, zone: str) ->
         raise SqlFault(node.span, message, "write a CAST")
     keys = [key if key.type == type else TypedExpr(key.expr.cast(type), type) for key in (left, right)]
     return keys[0], keys[1]
+
+
+def _with_nulls(node: Expression, left: TypedExpr, right: TypedExpr) -> list[tuple[Expression, TypedExpr, TypedExpr]]:
+    """Returns keys that are equal where both values are equal or NULL: whether they are NULL, and the values."""
+    type = left.type
+    if pa.types.is_string(type) or pa.types.is_binary(type):
+        instead = pa.scalar("", pa.string()).cast(type)
+    else:
+        try:
+            instead = pa.scalar(0, pa.int32()).cast(type)
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+            instead = pa.array([0]).cast(type)[0] if pa.types.is_timestamp(type) else None
+    if instead is None:
+        raise SqlFault(node.span, f"{sql_type(type)} is no key of a join", "compare its parts")
+    nulls = [TypedExpr(each.expr.is_null(), pa.bool_()) for each in (left, right)]
+    values = [TypedExpr(coalesce(each.expr, lit(instead)), type) for each in (left, right)]
+    return [(node, nulls[0], nulls[1]), (node, values[0], values[1])]
 
 
 def _merged(joined: Relation, join: JoinSource, split: int) -> Relation:

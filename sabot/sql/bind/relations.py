@@ -9,7 +9,7 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from sabot.api.aggregates import sum
-from sabot.api.expr import Expr, col, lit
+from sabot.api.expr import Expr, col, lit, when
 from sabot.api.nodes.changes import SortRows
 from sabot.api.nodes.read import endless_read
 from sabot.api.stream import Stream
@@ -17,7 +17,7 @@ from sabot.api.windows import CalendarWindow, ClockWindow, HoppingWindow, Tumbli
 from sabot.base.checks import is_whole
 from sabot.base.config import parse_ms
 from sabot.sql.bind.groups import has_aggregate, is_aggregate
-from sabot.sql.bind.joins import JoinBinder, same_type
+from sabot.sql.bind.joins import JoinBinder, beside_bounds, common_window, same_type
 from sabot.sql.bind.over import columns_of, complete_window, order_columns
 from sabot.sql.bind.patterns import bind_match
 from sabot.sql.bind.rankings import RankingBinder, keyed
@@ -653,11 +653,14 @@ class QueryBinder:
                 raise SqlFault(
                     node.span, "a query as a value cannot stand beside a window table", "write it in a query outside"
                 )
-            inner = self._not_correlated(node.query, relation)
-            if node_of(inner.stream).unique != ():  # a table of one row, such as an aggregate in WITH
+            inner = self._uncorrelated(node.query, relation)
+            keys: list[tuple[TypedExpr, TypedExpr]] = []
+            if inner is None:
+                inner, keys = self._by_outer_columns(node.query, relation)
+            elif node_of(inner.stream).unique != ():  # a table of one row, such as an aggregate in WITH
                 check_one_row(node.query)
             with at(node.span):
-                relation, field = with_value(self._context, relation, inner, node.query, node.span)
+                relation, field = with_value(self._context, relation, inner, node.query, keys)
             return Column((StarName("", node.span, True, field),), node.span)
 
         where = list(rebuilt(tuple(where), column_of))
@@ -665,16 +668,59 @@ class QueryBinder:
             select = replace(select, items=rebuilt(select.items, column_of))
         return relation, select, where
 
-    def _not_correlated(self, query: Query, outer: Relation) -> Relation:
+    def _by_outer_columns(self, query: Query, outer: Relation) -> tuple[Relation, list[tuple[TypedExpr, TypedExpr]]]:
+        """Returns the values of a query that uses columns of the query outside, for each value of the columns that equal
+        them, and these pairs of columns.
+
+            SELECT MAX(b.x) FROM b WHERE b.k = a.k AND b.y > 3
+        as
+            SELECT MAX(b.x), b.k FROM b WHERE b.y > 3 GROUP BY b.k
+        """
+        body = query.body
+        plain = isinstance(body, SelectBody) and body.source is not None and not (query.order or query.limit)
+        if not plain or not isinstance(body, SelectBody) or body.group or not has_aggregate(body.items):
+            raise SqlFault(
+                query.span,
+                "a query as a value that uses columns of the query outside has one aggregate, and no GROUP BY or LIMIT",
+                "SELECT MAX(b.x) FROM b WHERE b.k = a.k",
+            )
+        if len(body.items) != 1:
+            raise SqlFault(query.span, "a query as a value has one column")
+        binder = self._with(query) if query.tables else self
+        conditions = conjuncts(body.where)
+        assert body.source is not None
+        inner = binder._source(body.source, list(conditions))
+        kept: list[Expression] = []
+        pairs: list[tuple[Expression, TypedExpr]] = []
+        for node in conditions:
+            own = any(isinstance(each, Query) for each in walk(node)) or self._bound(node, inner) is not None
+            if own:
+                kept.append(node)
+                continue
+            mine, _ = self._correlated(node, outer, inner, "a value")
+            assert isinstance(node, Binary)
+            left = self._bound(node.left, inner)
+            pairs.append((node.right if left is None else node.left, mine))
+        where = reduce(lambda one, other: Binary("AND", one, other, query.span), kept) if kept else None
+        keys = [Item(tree, Name(f"outer{i}", query.span, True), query.span) for i, (tree, _) in enumerate(pairs)]
+        grouped = replace(body, items=(*body.items, *keys), where=where, group=tuple(tree for tree, _ in pairs))
+        made = binder._select(grouped)
+        value, *columns = made.fields
+        found = [
+            same_type(tree, mine, TypedExpr(col(field.column), field.type), self._context.zone)
+            for (tree, mine), field in zip(pairs, columns, strict=True)
+        ]
+        return replace(made, fields=(value,)), found
+
+    def _uncorrelated(self, query: Query, outer: Relation) -> Relation | None:
+        """Returns the rows of a query, or None if it uses columns of the query outside."""
         try:
             return self.query(query)
         except SqlFault as error:
             for node in walk(query.body):
                 at_fault = isinstance(node, Column) and node.span.start <= error.fault.span.start < node.span.end
                 if at_fault and self._bound(node, outer) is not None:
-                    hint = "join it: LEFT JOIN (SELECT key, MAX(x) AS x FROM t GROUP BY key) m ON …"
-                    message = "this query cannot use columns of the query outside"
-                    raise SqlFault(node.span, message, hint) from error
+                    return None
             raise
 
     def _semi_joins(self, relation: Relation, where: list[Expression]) -> Relation:
@@ -688,15 +734,16 @@ class QueryBinder:
                 continue
             if not (isinstance(node, In) and isinstance(node.values, Query)):
                 continue
-            inner = self._not_correlated(node.values, relation)
-            check_plain(inner, node.values.span, "before IN")
+            inner = self._uncorrelated(node.values, relation)
             operands = node.operand.items if isinstance(node.operand, Items) else (node.operand,)
-            if len(inner.fields) != len(operands):
-                raise SqlFault(
-                    node.values.span, f"the query of IN has {len(operands)} column{'s' * (len(operands) > 1)}"
-                )
             if node.negated and len(operands) > 1:
                 raise SqlFault(node.span, "NOT IN of several columns is not supported", "write NOT EXISTS (SELECT …)")
+            if inner is None:
+                relation = self._in_correlated(relation, node, node.values, operands)
+                where.remove(node)
+                continue
+            check_plain(inner, node.values.span, "before IN")
+            _check_width(node.values, len(inner.fields), len(operands))
             binder = Binder(self._context, relation)
             keys = [
                 same_type(node, binder.bind(operand), TypedExpr(col(its.column), its.type), self._context.zone)
@@ -716,21 +763,59 @@ class QueryBinder:
 
     def _exists(self, relation: Relation, query: Query, how: Literal["semi", "anti"]) -> Relation:
         """Returns the rows that have a partner in a query, or those that have none (`how`)."""
-        body = query.body
-        if not isinstance(body, SelectBody) or body.source is None or query.limit is not None or query.order:
-            raise SqlFault(query.span, "EXISTS takes a SELECT … FROM … WHERE …")
-        if body.group or body.having is not None or body.qualify is not None or has_aggregate(body.items):
-            raise SqlFault(body.span, "EXISTS takes no groups and aggregates", "write WHERE x IN (SELECT …), or a join")
-        binder = self._with(query) if query.tables else self
-        conditions = conjuncts(body.where)
-        inner = binder._source(body.source, conditions)
-        check_plain(inner, body.span, "before EXISTS", clocks=True)
-        inner = binder._semi_joins(inner, conditions)
-        keys: list[tuple[TypedExpr, TypedExpr]] = []
+        inner, body, keys = self._inside(relation, query, "EXISTS")
         both = Relation(inner.stream, (*inner.fields, *relation.fields))
         for item in body.items:  # their values do not matter, but a wrong name is an error
             if not isinstance(item.expression, Star) and self._bound(item.expression, inner) is None:
                 Binder(self._context, both).bind(item.expression)
+        if not keys:
+            raise SqlFault(query.span, "EXISTS needs a condition that joins its query", "WHERE b.id = a.id")
+        return self._semi_joined(relation, inner, keys, how, query.span, "EXISTS (SELECT …)")
+
+    def _in_correlated(self, relation: Relation, node: In, query: Query, operands: Sequence[Expression]) -> Relation:
+        """Returns the rows for which IN, or NOT IN, of a query that uses columns of the query outside is true.
+
+        NOT IN drops a row if the query has, for this row, a row that is equal or NULL; and if its own value is NULL and
+        the query has any row.
+        """
+        inner, body, keys = self._inside(relation, query, "IN")
+        if any(isinstance(item.expression, Star) for item in body.items):
+            raise SqlFault(query.span, "the query of IN names its column", "x IN (SELECT y FROM …)")
+        _check_width(query, len(body.items), len(operands))
+        outside, inside = Binder(self._context, relation), Binder(self._context, inner)
+        values = [
+            same_type(node, outside.bind(operand), inside.bind(item.expression), self._context.zone)
+            for operand, item in zip(operands, body.items, strict=True)
+        ]
+        how: Literal["semi", "anti"] = "anti" if node.negated else "semi"
+        relation = self._semi_joined(relation, inner, [*keys, *values], how, node.span, "IN (SELECT …)")
+        if node.negated:
+            ((mine, its),) = values
+            nulls = replace(inner, stream=inner.stream.filter(its.expr.is_null()))
+            relation = self._semi_joined(relation, nulls, keys, how, node.span, "IN (SELECT …)")
+            missing = when(mine.expr.is_null()).then(lit(True)).otherwise(lit(None))
+            without = (TypedExpr(missing, pa.bool_()), TypedExpr(lit(True), pa.bool_()))
+            relation = self._semi_joined(relation, inner, [*keys, without], how, node.span, "IN (SELECT …)")
+        return relation
+
+    def _inside(
+        self, relation: Relation, query: Query, what: str
+    ) -> tuple[Relation, SelectBody, list[tuple[TypedExpr, TypedExpr]]]:
+        """Returns the rows of a query that uses columns of the query outside, its SELECT, and the equal columns: those of
+        `relation`, and its own.
+        """
+        body = query.body
+        if not isinstance(body, SelectBody) or body.source is None or query.limit is not None or query.order:
+            raise SqlFault(query.span, f"{what} takes a SELECT … FROM … WHERE …")
+        if body.group or body.having is not None or body.qualify is not None or has_aggregate(body.items):
+            instead = "write WHERE x IN (SELECT …), or a join" if what == "EXISTS" else "write a join"
+            raise SqlFault(body.span, f"{what} takes no groups and aggregates", instead)
+        binder = self._with(query) if query.tables else self
+        conditions = conjuncts(body.where)
+        inner = binder._source(body.source, conditions)
+        check_plain(inner, body.span, f"before {what}", clocks=True)
+        inner = binder._semi_joins(inner, conditions)
+        keys: list[tuple[TypedExpr, TypedExpr]] = []
         for node in conditions:
             own = self._bound(node, inner)
             if own is not None:
@@ -738,17 +823,39 @@ class QueryBinder:
                     predicate = Binder(self._context, inner).predicate(node)
                     inner = replace(inner, stream=inner.stream.filter(predicate))
                 continue
-            keys.append(self._correlated(node, relation, inner))
-        if not keys:
-            raise SqlFault(query.span, "EXISTS needs a condition that joins its query", "WHERE b.id = a.id")
+            keys.append(self._correlated(node, relation, inner, what))
+        return inner, body, keys
+
+    def _semi_joined(
+        self,
+        relation: Relation,
+        inner: Relation,
+        keys: Sequence[tuple[TypedExpr, TypedExpr]],
+        how: Literal["semi", "anti"],
+        span: Span,
+        what: str,
+    ) -> Relation:
+        """Returns the rows that have a partner in another table, or those that have none. If the bounds of a window are
+        among the equal columns, the rows are final, and both tables keep those of open windows alone.
+        """
+        window = common_window(relation, inner, keys, span)
+        options: dict[str, Any] = {"how": how}
+        if window is None:
+            for side in (relation, inner):
+                warn_of_growth(side.stream, what, "all rows", _SEMI_JOINED)
+        else:
+            options["window"] = window
+            names = names_of(relation)
+            names.taken |= names_of(inner).taken
+            relation, mine = beside_bounds(relation, names)
+            inner, its = beside_bounds(inner, names)
+            keys = [(_moved(one, mine), _moved(other, its)) for one, other in keys]
         left_on, right_on = [key.expr for key, _ in keys], [key.expr for _, key in keys]
-        for side in (relation, inner):
-            warn_of_growth(side.stream, "EXISTS (SELECT …)", "all rows", _SEMI_JOINED)
-        with at(query.span):
-            stream = relation.stream.join(inner.stream, left_on=left_on, right_on=right_on, how=how)
+        with at(span):
+            stream = relation.stream.join(inner.stream, left_on=left_on, right_on=right_on, **options)
         return replace(relation, stream=stream)
 
-    def _correlated(self, node: Expression, outer: Relation, inner: Relation) -> tuple[TypedExpr, TypedExpr]:
+    def _correlated(self, node: Expression, outer: Relation, inner: Relation, what: str) -> tuple[TypedExpr, TypedExpr]:
         """Returns the two sides of a condition `outer column = inner column`."""
         if isinstance(node, Binary) and node.operator == "=":
             for one, other in ((node.left, node.right), (node.right, node.left)):
@@ -756,13 +863,23 @@ class QueryBinder:
                 if left is not None and right is not None and self._bound(one, inner) is None:
                     return same_type(node, left, right, self._context.zone)
         Binder(self._context, Relation(inner.stream, (*inner.fields, *outer.fields))).bind(node)  # a wrong name
-        raise SqlFault(node.span, "the query of EXISTS is joined by equal columns only", "write a join")
+        raise SqlFault(node.span, f"the query of {what} is joined by equal columns only", "write a join")
 
     def _bound(self, node: Expression, relation: Relation) -> TypedExpr | None:
         try:
             return Binder(self._context, relation).bind(node)
         except SqlFault:
             return None
+
+
+def _moved(key: TypedExpr, renamed: Mapping[str, str]) -> TypedExpr:
+    """Returns a key whose columns have these new names."""
+    return TypedExpr(key.expr.renamed(renamed), key.type) if key.expr.columns & renamed.keys() else key
+
+
+def _check_width(query: Query, columns: int, wanted: int) -> None:
+    if columns != wanted:
+        raise SqlFault(query.span, f"the query of IN has {wanted} column{'s' * (wanted > 1)}")
 
 
 def _is_time(column: TableColumn) -> bool:

@@ -25,6 +25,7 @@ from sabot.sql.bind.over import OverBinder
 from sabot.sql.bind.rankings import RankingBinder
 from sabot.sql.bind.select_list import OutputColumn, condition_of, finish, items_of, output_of
 from sabot.sql.bind.windows import opened
+from sabot.sql.moments import has_moments, with_moments
 from sabot.sql.registered import has_calls, with_calls
 from sabot.sql.scope import Names, Relation, TypedExpr, at, names_of, node_of
 from sabot.sql.syntax.text import SqlFault
@@ -85,11 +86,14 @@ class SelectBinder:
         if not grouped:
             relation = self._computed_once(relation, items)  # before WHERE, which reads the columns too
         # Conditions with functions of the user are the last: these functions get the rows that the others let pass.
-        calling = [condition for condition in self._where if has_calls(self._context, condition)]
+        calling = [each for each in self._where if has_calls(self._context, each) or has_moments(each, relation)]
         relation = self._filtered(relation, [each for each in self._where if each not in calling])
-        relation = self._filtered(with_calls(self._context, relation, calling), calling)
+        if calling:
+            relation = with_moments(self._context, relation, calling, "WHERE")
+            relation = self._filtered(with_calls(self._context, relation, calling), calling)
         if not grouped:
             relation = self._narrowed(relation, items)
+        relation = with_moments(self._context, relation, items)
         relation = with_calls(self._context, relation, [*items, *select.group])
         if grouped:
             rows, groups = GroupBinder(self._context, select, self._relation, self._ttl).bind(relation, items)

@@ -95,6 +95,8 @@ def finish(select: SelectBody, relation: Relation, outputs: Sequence[OutputColum
         )
     if ranking is not None:
         ranking = _kept_for(ranking, columns, names)
+    if not columns and any(each.clock for each in fields):
+        columns[names.free("row")] = lit(0)  # PROCTIME() alone: it has its value where the rows leave the query
     stream = _selected(select, relation, columns)
     if select.distinct:
         if ranking is not None:

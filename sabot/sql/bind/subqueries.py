@@ -1,5 +1,6 @@
 """Joins of rows with queries: of NOT IN (SELECT …), and of a query in the place of a value."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +12,7 @@ from sabot.api.nodes.read import endless_read
 from sabot.api.stream import Stream
 from sabot.sql.bind.groups import has_aggregate, is_aggregate
 from sabot.sql.scope import Names, Relation, TableColumn, TypedExpr, names_of, node_of
-from sabot.sql.syntax.text import Span, SqlFault
+from sabot.sql.syntax.text import SqlFault
 from sabot.sql.syntax.tree import Case, Constant, Expression, Query, SelectBody, ValuesBody
 from sabot.sql.values import Binder, Context, rebuilt
 
@@ -57,9 +58,14 @@ def check_one_row(query: Query) -> None:
 
 
 def with_value(
-    context: Context, relation: Relation, inner: Relation, query: Query, span: Span
+    context: Context,
+    relation: Relation,
+    inner: Relation,
+    query: Query,
+    keys: Sequence[tuple[TypedExpr, TypedExpr]],
 ) -> tuple[Relation, TableColumn]:
-    """Returns the rows with the value of a query in a column that only its own place in the statement finds.
+    """Returns the rows with the value of a query in a column that only its own place in the statement finds. `keys`: equal
+    columns of the rows and of the query, if it has a value for each value of these columns.
 
     As long as the query has no row, the value is that of its aggregates over no rows (`_without_rows`). The rows are
     updated when the value changes. A query whose input ends gives its value then, and never changes it.
@@ -71,10 +77,14 @@ def with_value(
     name, found = names.free("value"), names.free("found")
     otherwise = _without_rows(context, inner, query)
     columns = {name: col(field.column)} | ({} if otherwise is None else {found: lit(True)})
+    places = [names.free("key") for _ in keys]
+    columns |= {place: its.expr for place, (_, its) in zip(places, keys, strict=True)}
     rows = inner.stream.select(**columns)
     if rows.changes and endless_read(node_of(rows)) is None:
         rows = rows.materialize()
-    stream = relation.stream.join(rows, left_on=lit(0), right_on=lit(0), how="left")
+    left_on: list[Expr] = [mine.expr for mine, _ in keys] or [lit(0)]
+    right_on: list[Expr] = [col(place) for place in places] or [lit(0)]
+    stream = relation.stream.join(rows, left_on=left_on, right_on=right_on, how="left")
     if otherwise is not None:
         value = when(col(found).is_null()).then(otherwise.cast(field.type)).otherwise(col(name))
         stream = stream.with_columns(**{name: value}).drop(found)

@@ -23,13 +23,14 @@ from sabot.sql.functions.arguments import ArgumentOf, CallArguments, Function, b
 from sabot.sql.functions.arrays import array_of
 from sabot.sql.functions.conversions import as_text, cast, is_number
 from sabot.sql.functions.numbers import beside, divided, product
-from sabot.sql.functions.table import FUNCTIONS, OF_ONE_TYPE, is_known, scalar
+from sabot.sql.functions.table import FUNCTIONS, MOMENTS, OF_ONE_TYPE, is_known, scalar
 from sabot.sql.functions.texts import like, similar
 from sabot.sql.functions.times import plus_months
 
 __all__ = [
     "AGGREGATES",
     "FUNCTIONS",
+    "MOMENTS",
     "OF_ONE_TYPE",
     "ArgumentOf",
     "CallArguments",

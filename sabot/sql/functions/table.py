@@ -18,7 +18,7 @@ def scalar(name: Name, registered: Mapping[str, Any]) -> Make:
     """Returns the function of this name, which checks the number of its arguments. Raises SqlFault if there is none."""
     function = FUNCTIONS.get(name.text.upper())
     if function is None:
-        known = [*FUNCTIONS, *AGGREGATES, *registered]
+        known = [*FUNCTIONS, *MOMENTS, *AGGREGATES, *registered]
         hint = _ELSEWHERE.get(name.text.upper(), "")
         if not hint and name.text.upper() not in _MISSING:
             hint = near_names(name.text, known)
@@ -42,7 +42,6 @@ _WINDOW_SELECT = "SELECT TUMBLE_START(ts, INTERVAL '1' HOUR), and GROUP BY TUMBL
 _PERCENTILES = ("MEDIAN", "QUANTILE", "PERCENTILE_CONT", "PERCENTILE_DISC", "APPROX_PERCENTILE", "QUANTILE_CONT")
 _WINDOW_GROUP = "GROUP BY TUMBLE(ts, INTERVAL '1' HOUR)"
 _GREATEST = "QUALIFY ROW_NUMBER() OVER (PARTITION BY key ORDER BY x DESC) = 1"
-_CLOCK = "a column of event time; the clock's value would differ after a restart (PROCTIME() in DESCRIPTOR and AS OF)"
 
 # fmt: off
 _MISSING = frozenset(
@@ -52,9 +51,10 @@ _MISSING = frozenset(
 """Functions of Flink that are not here, for which a similar name would mislead."""
 
 _ELSEWHERE = {
-    **dict.fromkeys(("CURRENT_TIMESTAMP", "CURRENT_DATE", "CURRENT_TIME", "LOCALTIMESTAMP", "LOCALTIME"), _CLOCK),
-    **dict.fromkeys(("NOW", "CURRENT_ROW_TIMESTAMP", "GETDATE", "SYSDATE", "CURDATE"), _CLOCK),
-    **dict.fromkeys(("RAND", "RANDOM", "RAND_INTEGER", "UUID"), "app.register, with a function of Python"),
+    **dict.fromkeys(("GETDATE", "SYSDATE", "SYSTIMESTAMP"), "NOW(), or CURRENT_TIMESTAMP"),
+    **dict.fromkeys(("CURDATE", "TODAY"), "CURRENT_DATE"),
+    "RANDOM": "RAND()",
+    **dict.fromkeys(("GEN_RANDOM_UUID", "NEWID", "GENERATE_UUID"), "UUID()"),
     **dict.fromkeys(
         _PERCENTILES, "PERCENTILE(x, 0.5): the median; 0.9 in place of 0.5 is exceeded by a tenth of the values"
     ),
@@ -111,7 +111,7 @@ _ELSEWHERE = {
 
 def is_known(name: str) -> bool:
     """Returns True if SQL has a function or an aggregate of this name, in capitals."""
-    return name in FUNCTIONS or name in AGGREGATES
+    return name in FUNCTIONS or name in AGGREGATES or name in MOMENTS
 
 
 def _nullif(arguments: CallArguments) -> Expr:
@@ -259,7 +259,7 @@ FUNCTIONS: dict[str, Function] = {
     "TRUNCATE": Function(1, 2, "number[, digits]", numbers.truncated),
     "TYPEOF": Function(1, 1, "x", lambda a: lit(sql_type(a.bound(0).type))),
     "UNHEX": Function(1, 1, "text", partial(texts.of_values, "unhex")),
-    "UNIX_TIMESTAMP": Function(0, 2, "[text[, pattern]]", times.unix_timestamp),
+    "UNIX_TIMESTAMP": Function(1, 2, "text[, pattern]", times.unix_timestamp),
     "UPPER": Function(1, 1, "text", partial(_text, "upper")),
     "URL_DECODE": Function(1, 1, "text", partial(texts.of_values, "url_decode")),
     "URL_ENCODE": Function(1, 1, "text", partial(texts.of_values, "url_encode")),
@@ -269,3 +269,11 @@ FUNCTIONS: dict[str, Function] = {
     },
 }
 """The scalar functions, by their name in capitals."""
+
+MOMENTS = frozenset(
+    [
+        *("CURRENT_DATE", "CURRENT_ROW_TIMESTAMP", "CURRENT_TIME", "CURRENT_TIMESTAMP", "LOCALTIME", "LOCALTIMESTAMP"),
+        *("NOW", "PROCTIME", "RAND", "RAND_INTEGER", "UUID"),
+    ]
+)
+"""The functions whose values are those of the moment at which rows are processed (`sabot.sql.moments`)."""

@@ -151,9 +151,6 @@ def unix_timestamp(arguments: CallArguments) -> Expr:
     """Returns the seconds since 1970 of a text on the clock of the session's zone; the least BIGINT for a text that is no
     time, as in Flink.
     """
-    if not len(arguments):
-        message = "UNIX_TIMESTAMP() is the clock, whose value would differ after a restart"
-        raise SqlFault(arguments.call.span, message, "EXTRACT(EPOCH FROM ts), or UNIX_TIMESTAMP(text[, pattern])")
     text, type = arguments.bound(0)
     if not pa.types.is_string(type):
         message = f"UNIX_TIMESTAMP takes a text, and this is {sql_type(type)}"

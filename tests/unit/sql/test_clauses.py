@@ -1,6 +1,8 @@
 """EXISTS, QUALIFY, ORDER BY … LIMIT, UNNEST, hints and warnings."""
 
 import logging
+import uuid
+from datetime import UTC, datetime, time, timedelta
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -8,7 +10,7 @@ import pytest
 
 from sabot import App, files
 from sabot.sql.syntax.text import SqlError
-from sabot.testing import END, ScriptedSource
+from sabot.testing import END, ManualClock, ScriptedSource
 from tools.agent_tools import bounded, values
 from tools.sql_tables import counted, ours, theirs, write_tables
 
@@ -83,7 +85,14 @@ def test_unnest_makes_a_row_of_each_element(baskets, text, expected):
         ("SELECT id FROM orders o WHERE EXISTS (SELECT 1 FROM customers c WHERE c.id > o.id)", "equal columns only"),
         ("SELECT id FROM orders o WHERE EXISTS (SELECT 1 FROM customers c WHERE c.di = o.id)", 'c has no column "di"'),
         ("SELECT id FROM orders o WHERE EXISTS (SELECT MAX(id) FROM customers c WHERE c.id = o.id)", "no groups"),
-        ("SELECT id, PROCTIME() AS at FROM orders", "at is the time of processing, which has no value in a row"),
+        (
+            "SELECT x, PROCTIME() AS at FROM (SELECT MAX(id) AS x FROM orders)",
+            "at is the time of processing, which rows that are",
+        ),
+        ("SELECT x, NOW() FROM (SELECT MAX(id) AS x FROM orders)", "the clock has no value for rows that are updated"),
+        ("SELECT COUNT(*) FROM orders GROUP BY DATE_FORMAT(NOW(), 'HH')", "NOW.. has another value at each moment"),
+        ("SELECT COUNT(*), NOW() FROM orders", "NOW stands in a select list and in WHERE"),
+        ("SELECT RAND_INTEGER('a') FROM orders", "the bound of RAND_INTEGER is a whole number"),
         ("SELECT DISTINCT id FROM orders ORDER BY amount", "goes by columns of the select list"),
         ("SELECT id FROM orders ORDER BY 4 LIMIT 3", "the select list has no entry 4"),
         ("SELECT x FROM orders CROSS JOIN UNNEST(id) AS t (x)", "UNNEST of BIGINT"),
@@ -422,3 +431,50 @@ def test_lists_without_a_window_are_warned_of_if_their_rows_have_no_end(caplog):
         t=t,
     )
     assert not caplog.records
+
+
+FRIDAY = 1_709_337_599.25  # 2024-03-01 23:59:59.25 UTC, Saturday in Berlin
+
+
+def test_the_functions_of_the_clock_have_one_value_for_all_rows_of_a_batch(caplog):
+    app = App("clock", clock=ManualClock(FRIDAY))
+    rows = app.stream([{"id": 1}, {"id": 2}])
+    text = (
+        "SET 'table.local-time-zone' = 'Europe/Berlin'; SELECT id, NOW() AS n, CURRENT_TIMESTAMP AS c, "
+        "CURRENT_ROW_TIMESTAMP() AS r, LOCALTIMESTAMP AS l, CURRENT_DATE AS d, CURRENT_TIME AS t, LOCALTIME AS lt, "
+        "UNIX_TIMESTAMP() AS u, NOW() - INTERVAL '1' DAY AS y, p, DATE_FORMAT(p, 'HH:mm') AS h "
+        "FROM (SELECT *, PROCTIME() AS p FROM t) WHERE NOW() > TIMESTAMP_LTZ '2024-01-01 00:00:00Z'"
+    )
+    found = app.sql(text, t=rows).collect()
+    now = datetime.fromtimestamp(FRIDAY, UTC)
+    clock = datetime(2024, 3, 2, 0, 59, 59, 250_000)
+    same = {"n": now, "c": now, "r": now, "l": clock, "d": clock.date(), "t": time(0, 59, 59), "lt": time(0, 59, 59)}
+    same |= {"u": int(FRIDAY), "y": now - timedelta(days=1), "p": now, "h": "00:59"}
+    assert found.to_pylist() == [{"id": 1} | same, {"id": 2} | same]
+    assert caplog.messages == [
+        "NOW() in WHERE: after a restart, rows are read again at another moment, and other ones may pass"
+    ]
+
+
+async def test_the_time_of_processing_is_written_into_a_table(memory_url):
+    app = App("clock", clock=ManualClock(FRIDAY), broker=memory_url)
+    app.sql(
+        "CREATE TABLE out (id BIGINT, p TIMESTAMP_LTZ(3)) WITH ('connector' = 'memory', 'topic' = 'out'); "
+        "INSERT INTO out SELECT id, PROCTIME() FROM t",
+        t=app.stream([{"id": 1}]),
+    )
+    await bounded(app.run())
+    assert values(app, "out") == [{"id": 1, "p": "2024-03-01 23:59:59.25Z"}]
+
+
+def test_each_call_of_chance_has_a_value_for_each_row():
+    rows = App("given").stream([{"n": n % 3 - 1} for n in range(999)])
+    text = "SELECT n, RAND() AS a, RAND() AS b, UUID() AS u, RAND_INTEGER(7) AS i, RAND_INTEGER(n) AS z FROM t WHERE RAND() < 2"
+    found = App("chance").sql(text, t=rows).collect().to_pylist()
+    assert len({row["a"] for row in found} | {row["b"] for row in found}) == 2 * 999
+    assert all(0 <= row[name] < 1 for row in found for name in "ab")
+    assert {row["i"] for row in found} == set(range(7))
+    assert {row["z"] for row in found if row["n"] == 1} == {0}
+    assert {row["z"] for row in found if row["n"] < 1} == {None}
+    assert len({row["u"] for row in found}) == 999
+    assert all(str(uuid.UUID(row["u"])) == row["u"] and uuid.UUID(row["u"]).version == 4 for row in found)

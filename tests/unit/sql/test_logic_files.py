@@ -147,5 +147,5 @@ def test_the_form_of_each_function_has_as_many_arguments_as_it_takes():
         assert (len(least), len(most)) == (function.least, function.most) or name in MORE, name
 
 
-MORE = {"JSON_VALUE", "JSON_QUERY", "TO_TIMESTAMP_LTZ", "TRIM", "CEIL", "CEILING", "UNIX_TIMESTAMP"}
+MORE = {"JSON_VALUE", "JSON_QUERY", "TO_TIMESTAMP_LTZ", "TRIM", "CEIL", "CEILING"}
 """Functions of which the form is the plainest of several."""

@@ -163,9 +163,19 @@ WRONG = [
         "EXTRACT(EPOCH FROM ts) of a time",
     ),
     (
-        "SELECT UNIX_TIMESTAMP() FROM flights",
-        "1:8: UNIX_TIMESTAMP() is the clock, whose value would differ after a restart",
-        "EXTRACT(EPOCH FROM ts), or UNIX_TIMESTAMP(text[, pattern])",
+        "SELECT RAND(7) FROM flights",
+        "1:8: RAND takes no argument, and there is 1",
+        "RAND_INTEGER(10): 0 to 9; there are no seeds",
+    ),
+    (
+        "SELECT carrier, NOW() FROM flights GROUP BY carrier",
+        "1:17: NOW stands in a select list and in WHERE",
+        "SELECT *, NOW() AS x FROM (SELECT …)",
+    ),
+    (
+        "SELECT COUNT(*) FROM flights GROUP BY CURRENT_DATE",
+        "1:39: CURRENT_DATE has another value at each moment, so it is no key of a GROUP BY",
+        "GROUP BY TUMBLE(PROCTIME(), INTERVAL '1' MINUTE)",
     ),
     (
         "SELECT CHR(carrier) FROM flights",
@@ -701,7 +711,7 @@ WRONG = [
     (
         "SELECT GETDATE() FROM flights",
         "1:8: there is no function GETDATE",
-        "a column of event time; the clock's value would differ after a restart (PROCTIME() in DESCRIPTOR and AS OF)",
+        "NOW(), or CURRENT_TIMESTAMP",
     ),
     (
         "SELECT DATEADD(hour, 1, ts) FROM flights",
