@@ -372,6 +372,61 @@ def decimal_floats(array: pa.Array, type: pa.DataType) -> pa.Array:
     return pc.cast(pc.cast(array, pa.string()), type)
 
 
+def exact_cast(array: pa.Array, type: pa.DataType) -> pa.Array:
+    """Returns an array in another type. Raises ArrowInvalid for a value that the type would cut, wrap or round in silence, at each
+    depth of structs and lists; floats of fewer bits are the nearest ones.
+    """
+    if pa.types.is_decimal(array.type) and pa.types.is_floating(type):
+        return decimal_floats(array, type)
+    made = array.cast(type)
+    _check_exact(array, made)
+    return made
+
+
+def _check_exact(given: pa.Array, made: pa.Array) -> None:
+    types, kind, type = pa.types, given.type, made.type
+    if kind == type or len(made) == made.null_count:
+        return
+    if types.is_struct(kind) and types.is_struct(type):
+        inner = dict(zip([field.name for field in kind], given.flatten(), strict=True))
+        for field, values in zip(type, made.flatten(), strict=True):
+            if field.name in inner:
+                _check_exact(inner[field.name], values)
+    elif _is_any_list(kind) and _is_any_list(type):
+        _check_exact(given.flatten(), made.flatten())
+    elif (lost := _lost_in_cast(given, made)) is not None:
+        lost = pc.fill_null(lost, False)
+        if (row := pc.index(lost, True).as_py()) >= 0:
+            raise pa.ArrowInvalid(f"{shown(given[row])} would be {shown(made[row])} as {type}")
+
+
+def _is_any_list(type: pa.DataType) -> bool:
+    return pa.types.is_list(type) or pa.types.is_large_list(type) or pa.types.is_fixed_size_list(type)
+
+
+def _lost_in_cast(given: pa.Array, made: pa.Array) -> Any:
+    """Returns which values are another in the new type, or None if the cast of pyarrow refuses these."""
+    types, kind, type = pa.types, given.type, made.type
+    if types.is_timestamp(kind) and types.is_date(type):
+        clock = given if kind.tz is None else pc.local_timestamp(given)
+        return pc.not_equal(clock, made.cast(clock.type))
+    if types.is_date64(type) or types.is_time(type):
+        if types.is_timestamp(kind):
+            return pc.is_valid(given)
+        if not types.is_integer(kind):
+            return None
+        values, day = integers(made), 86_400 * PER_SECOND[getattr(type, "unit", "ms")]
+        lost = values % day != 0 if types.is_date64(type) else (values < 0) | (values >= day)
+        return pc.and_(pa.array(lost), made.is_valid())
+    if types.is_boolean(type) and (types.is_integer(kind) or types.is_floating(kind)):
+        return pc.not_equal(given, made.cast(kind))
+    if types.is_floating(kind) and types.is_floating(type):
+        return pc.and_(pc.is_inf(made), pc.is_finite(given))
+    if types.is_floating(kind) and types.is_decimal(type):
+        return pc.not_equal(given, decimal_floats(made, kind))
+    return None
+
+
 def integer_range(type: pa.DataType) -> tuple[int, int]:
     """Returns the least and the greatest value of an integer type."""
     if pa.types.is_unsigned_integer(type):

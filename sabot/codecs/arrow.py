@@ -10,7 +10,7 @@ from sabot._cython.arrow.batch import normalise
 from sabot._cython.arrow.border import validate
 from sabot._cython.text.json import BadRow
 from sabot._cython.text.records import bytes_list
-from sabot.base.arrays import empty_batch
+from sabot.base.arrays import empty_batch, exact_cast
 from sabot.codecs.json import schema_text
 from sabot.errors import UserError
 
@@ -33,6 +33,8 @@ class ArrowCodec:
 
     def __init__(self, schema: pa.Schema | None = None) -> None:
         self._schema = schema
+        self.written: list[pa.Schema] = []
+        """The columns of the records that the last call has read; those of a record like the one before it are left out."""
 
     @property
     def schema(self) -> pa.Schema | None:
@@ -56,9 +58,13 @@ class ArrowCodec:
         pieces: list[pa.RecordBatch] = []
         numbers: list[Any] = []
         bad: list[BadRow] = []
+        self.written = []
         for number, payload in enumerate(bytes_list(batch.column("payload"))):
             try:
-                rows = self._fitted(_read(payload))
+                read = _read(payload)
+                if read.schema not in self.written[-1:]:
+                    self.written.append(read.schema)
+                rows = self._fitted(read)
             except (pa.ArrowException, UserError, OSError, ValueError) as error:
                 bad.append(
                     BadRow(number, f"it is not Arrow IPC data with these columns: {' '.join(str(error).split())}")
@@ -155,6 +161,6 @@ def _holds_union(kind: pa.DataType) -> bool:
 
 def _cast(column: Any, field: pa.Field) -> Any:
     try:
-        return column.cast(field.type)
+        return exact_cast(column, field.type)
     except pa.ArrowException as error:
         raise UserError(f"column {field.name!r} is {column.type}, and not {field.type}: {error}") from error

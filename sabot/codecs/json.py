@@ -7,12 +7,9 @@ from difflib import get_close_matches
 from itertools import islice
 from typing import Any, Literal, TypeAlias, get_args
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from sabot._cython.text.json import BadRow, JsonDecoder, encode_rows
-from sabot.base.arrays import integers
 from sabot.base.checks import OneOf, check
 from sabot.base.config import FIELDS
 from sabot.errors import UserError
@@ -22,7 +19,6 @@ _log = logging.getLogger(__name__)
 INFERENCE_ROWS = 1000
 _NAMED = 100  # from so many records of a batch the names of fields are taken
 TimesInJson = Literal["ms", "iso", "sql"]
-_MOST_DAYS = 2_932_896  # 9999-12-31
 _NO_COLUMNS = pa.schema([])
 _Shape: TypeAlias = Any
 """The type of a value: None, "bool", "int64", "decimal", "float64", "string", [shape of the items], {name: shape}."""
@@ -73,87 +69,7 @@ class JsonCodec:
             unreadable = {row.row for row in bad}
             rows = [row for row in range(len(payloads)) if row not in unreadable][: self._sample_rows]
             self._decoder = JsonDecoder(infer_schema(payloads.take(pa.array(rows, pa.int64())).to_pylist()))
-        data, bad = self._decoder.decode(payloads)
-        return with_days(data, bad, lambda decoder: decoder.decode(payloads)), bad
-
-
-def with_days(
-    data: pa.RecordBatch, bad: Sequence[BadRow], decode: Callable[[JsonDecoder], tuple[pa.RecordBatch, list[BadRow]]]
-) -> pa.RecordBatch:
-    """Returns decoded rows whose dates are right where they are written as days since 1970, as Kafka Connect does. `bad`: the other
-    rows. `decode`: decodes the same rows by another decoder.
-
-    The kernel takes numbers as ms, in which a day of the years 1 to 9999 is in the first hour of 1970, or the last of 1969.
-    """
-    for index, field in enumerate(data.schema):
-        for number in _numbers_of_dates(field.type):
-            dates = data.column(index)
-            if not _are_near(_leaf(dates, number)).any():
-                continue
-            found, refused = decode(JsonDecoder(pa.schema([(field.name, number)])))  # rows with texts are refused
-            places = np.full(data.num_rows + len(bad), -1)
-            places[_good(len(places), refused)] = np.arange(found.num_rows)
-            mine = places[_good(len(places), bad)]
-            rows, others = np.flatnonzero(mine >= 0), np.flatnonzero(mine < 0)
-            written = _as_days(dates.take(pa.array(rows)), found.column(0).take(pa.array(mine[rows])))
-            order = np.argsort(np.concatenate([rows, others]))
-            whole = pa.concat_arrays([written, dates.take(pa.array(others))]).take(pa.array(order))
-            data = data.set_column(index, field, whole)
-    return data
-
-
-def _numbers_of_dates(kind: pa.DataType) -> Iterator[pa.DataType]:
-    """Yields, for each date in a type, the type that has this date alone, as a number: struct<n: int64> of
-    struct<n: date32, x: string>.
-    """
-    if pa.types.is_date(kind):
-        yield pa.int64()
-    elif pa.types.is_list(kind):
-        yield from map(pa.list_, _numbers_of_dates(kind.value_type))
-    elif pa.types.is_struct(kind):
-        for field in kind:
-            for number in _numbers_of_dates(field.type):
-                yield pa.struct([(field.name, number)])
-
-
-def _leaf(column: pa.Array, number: pa.DataType) -> pa.Array:
-    """Returns the dates in a column that `number` has as numbers."""
-    if pa.types.is_list(number):
-        return _leaf(column.flatten(), number.value_type)
-    if pa.types.is_struct(number):
-        (field,) = number
-        return _leaf(column.flatten()[column.type.get_field_index(field.name)], field.type)
-    return column
-
-
-def _are_near(dates: pa.Array) -> Any:
-    """Returns which dates are next to 1970-01-01."""
-    day = 1 if pa.types.is_date32(dates.type) else 86_400_000
-    return np.isin(integers(dates), (-day, 0)) & np.asarray(dates.is_valid())
-
-
-def _as_days(dates: pa.Array, numbers: pa.Array) -> pa.Array:
-    """Returns dates, in which those that are written as days are right. `numbers`: the numbers of one date of the type, in
-    lists and structs of equal sizes.
-    """
-    if pa.types.is_list(dates.type):
-        inner = _as_days(dates.flatten(), numbers.flatten())
-        ends = np.cumsum(dates.value_lengths().fill_null(0).to_numpy(), dtype=np.int32)
-        return pa.ListArray.from_arrays(
-            pa.array(np.insert(ends, 0, 0), pa.int32()), inner, type=dates.type, mask=dates.is_null()
-        )
-    if pa.types.is_struct(dates.type):
-        fields, (name,) = dates.flatten(), [field.name for field in numbers.type]
-        index = dates.type.get_field_index(name)
-        fields[index] = _as_days(fields[index], numbers.flatten()[0])
-        return pa.StructArray.from_arrays(fields, fields=list(dates.type), mask=dates.is_null())
-    days = pc.and_(pa.array(_are_near(dates)), pc.less_equal(pc.abs(numbers), _MOST_DAYS)).fill_null(False)
-    whole = pc.if_else(days, numbers, pa.scalar(None, pa.int64())).cast(pa.int32())
-    return pc.if_else(days, whole.cast(pa.date32()).cast(dates.type), dates)
-
-
-def _good(rows: int, bad: Sequence[BadRow]) -> Any:
-    return np.delete(np.arange(rows), [each.row for each in bad])
+        return self._decoder.decode(payloads)
 
 
 _Path: TypeAlias = tuple[str, ...]
@@ -215,6 +131,26 @@ class AbsentColumns:
         self._names.setdefault((), {}).update(dict.fromkeys(names))
         found = set(names).union(*rows[_NAMED:INFERENCE_ROWS])
         self._note({path for path in absent if path[0] not in found}, len(rows))
+
+    def look_at_types(self, given: pa.Schema, wanted: pa.Schema, rows: int) -> None:
+        """Looks at rows whose types say which fields they have. `given`: their columns. `wanted`: the columns of the schema."""
+        absent = set(self._lacking(given, wanted, ()))
+        self._note(absent if self._absent is None else absent & self._absent, rows)
+
+    def _lacking(self, given: Iterable[pa.Field], wanted: Iterable[pa.Field], above: _Path) -> Iterator[_Path]:
+        """Yields the paths of the wanted fields that are not among the given ones."""
+        types = {field.name: field.type for field in given}
+        self._names.setdefault(above, {}).update(dict.fromkeys(types))
+        for field in wanted:
+            path, kind, inner = (*above, field.name), types.get(field.name), field.type
+            self._wanted.add(path)
+            self._met.add(path)
+            while hasattr(inner, "value_type") and hasattr(kind, "value_type"):
+                kind, inner = kind.value_type, inner.value_type
+            if kind is None:
+                yield path
+            elif pa.types.is_struct(kind) and pa.types.is_struct(inner):
+                yield from self._lacking(kind, inner, path)
 
     def _note(self, absent: set[_Path], rows: int) -> None:
         self._absent, self._rows = absent, self._rows + rows

@@ -13,7 +13,6 @@ from sabot._cython.text.json import BadRow, JsonDecoder
 from sabot._cython.text.records import bytes_list
 from sabot.codecs.base import Codec
 from sabot.codecs.connect import SCHEMAS, ConnectTypes, by_schema, types_of
-from sabot.codecs.json import with_days
 
 _SEVERAL = "the record's key cannot be read: it is not a single JSON value"
 Found = tuple[list[Any], dict[int, str]]
@@ -181,8 +180,6 @@ class JsonKeys:
         there = np.flatnonzero(np.asarray(keys.is_valid()))
         given = keys.drop_null()
         data, refused = self._decoders[way].decode(given)
-        if self._types is None:
-            data = with_days(data, refused, lambda decoder: decoder.decode(given))
         columns, wrong = _spread(data, refused, there, len(keys))
         return columns[0].flatten() if way == 1 else columns, wrong
 

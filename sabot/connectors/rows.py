@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from sabot._cython.arrow.batch import Batch
 from sabot._cython.groups.partition import hash_columns
-from sabot.base.arrays import column_of, twice_named
+from sabot.base.arrays import column_of, exact_cast, twice_named
 from sabot.codecs.json import AbsentColumns
 from sabot.codecs.records import RECORD_SCHEMA, decode_json, iterate_records
 from sabot.connectors.base import Bounded, Positions, Sink, Source
@@ -44,7 +44,7 @@ class RowsSource(Source, Bounded):
 
     def __init__(self, rows: Rows, name: str, schema: pa.Schema | None = None) -> None:
         self.name = name
-        table = _table_of_dicts(rows, name, schema) if isinstance(rows, list | tuple) else _table(rows, schema)
+        table = _table_of_dicts(rows, name, schema) if isinstance(rows, list | tuple) else _table(rows, name, schema)
         self._schema = _checked(table.schema)
         self._batches = [
             fitted(batch, self._schema, name) for batch in table.to_batches() if batch.num_rows and self._schema.names
@@ -131,7 +131,7 @@ def _hashes(column: Any) -> Any:
         return hash_columns([pa.array([repr(value) for value in column.to_pylist()], pa.string())])
 
 
-def _table(rows: Any, schema: pa.Schema | None) -> pa.Table:
+def _table(rows: Any, source: str, schema: pa.Schema | None) -> pa.Table:
     """Returns the rows of an object that speaks Arrow. The unnamed index of a pandas frame is left out."""
     try:
         table = pa.table(rows)
@@ -153,9 +153,20 @@ def _table(rows: Any, schema: pa.Schema | None) -> pa.Table:
         raise UserError(
             f"stream: the rows have no column {missing[0]!r}", hint=f"they have {', '.join(table.column_names)}"
         )
+    columns = []
+    for field in schema:
+        try:
+            chunks = [exact_cast(chunk, field.type) for chunk in table[field.name].chunks]
+            columns.append(pa.chunked_array(chunks, field.type))
+        except pa.ArrowException as error:
+            raise UserError(f"stream: the rows do not fit schema=: column {field.name!r}: {error}") from error
+    absent = AbsentColumns(f"stream {source}")
+    absent.look_at_types(table.schema, schema, table.num_rows)
+    if not absent.is_done:
+        absent.tell()
     try:
-        return table.select(schema.names).cast(schema)
-    except pa.ArrowException as error:
+        return pa.table(columns, names=schema.names).cast(schema)
+    except (pa.ArrowException, ValueError) as error:  # a null in a column that has none
         raise UserError(f"stream: the rows do not fit schema=: {error}") from error
 
 

@@ -7,11 +7,14 @@ import sys
 from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 from zoneinfo import ZoneInfo
 
 import polars
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from pyarrow import feather
 
 from sabot import (
     App,
@@ -30,6 +33,7 @@ from sabot import (
     tumbling,
     when,
 )
+from sabot.codecs.arrow import ArrowEncoder
 from sabot.codecs.engine_columns import RESERVED
 from sabot.connectors.checks import _FILE
 from sabot.connectors.files.formats import SUFFIXES
@@ -492,6 +496,44 @@ def test_a_misspelt_field_of_a_struct_is_named_with_its_path(listed, memory_url,
     assert {line.partition(" records have ")[2] for line in absent(caplog)} == told - {
         "no field 'k2', so this column is null: other fields: none"
     }
+
+
+@pytest.mark.parametrize("form", ["parquet", "arrow", "array", "records", "table"])
+def test_a_field_that_the_structs_of_columns_lack_is_named_with_its_path(form, memory_url, tmp_path, caplog):
+    """It was null in each row, in silence."""
+    rows = [{"k": "a", "box": [{"price": 1, "at": {"day": 2}}]}, {"k": "b", "box": None}]
+    inner = pa.struct([("prcie", pa.int64()), ("at", pa.struct([("dya", pa.int64())]))])
+    schema = pa.schema([("k", pa.string()), ("box", pa.list_(inner))])
+    table, path = pa.Table.from_pylist(rows), tmp_path / ("in.json" if form == "array" else f"in.{form}")
+    source: Any = None
+    if form == "parquet":
+        pq.write_table(table, path)
+    elif form == "arrow":
+        feather.write_feather(table, path)
+    elif form == "array":
+        path.write_text(json.dumps(rows))
+    elif form == "records":
+        broker, source = MemoryBroker.get(memory_url), "in"
+        broker.create_topic("in", 1)
+        broker.publish("in", list(ArrowEncoder(10).encode(table.to_batches()[0]).to_pylist()))
+    else:
+        source = table
+    source = files(str(path)) if source is None else source
+    app = App("first", memory_url)
+    stream = (
+        app.stream("in", schema=schema, format="arrow", until="now")
+        if form == "records"
+        else app.stream(source, schema=schema)
+    )
+    assert stream.collect().column("box").to_pylist() == [[{"prcie": None, "at": {"dya": None}}], None]
+    assert {line.partition(" records have ")[2] for line in absent(caplog)} == {
+        "no field 'box.prcie', so this field is null: did you mean 'price'?",
+        "no field 'box.at.dya', so this field is null: did you mean 'day'?",
+    }
+    caplog.clear()
+    if form in ("parquet", "arrow"):  # files that were written before a field was added
+        assert App("first").stream(source).collect().num_rows == 2
+        assert not absent(caplog)
 
 
 @pytest.mark.parametrize("read", ["stream", "fields", "table"])

@@ -33,7 +33,8 @@ class JsonDecoder:
     UTC with or without a zone; a text without an offset is on the clock of the zone that the metadata `time_zone` of its
     field names, if there is one) and date32/64, both from integers (epoch ms) or ISO 8601 strings, decimal128/256, from
     numbers or strings with a number, struct and list of these, `pa.null()`; other types raise UserError naming the
-    column. int64 time columns accept integers only.
+    column. int64 time columns accept integers only. A date is a time at midnight; an integer for it of at most 2,932,896
+    is days since 1970, as Kafka Connect writes them.
 
     A decimal is exact: a number with more digits than its type, before or after the point, makes a bad row; 1.500 and
     15e-1 are 1.5. Of duplicate keys the last is used. Unknown fields are skipped, but must be valid JSON. A missing

@@ -392,6 +392,8 @@ static inline bool to_decimal(const Number& number, int precision, int scale, Wh
     return true;
 }
 
+static const int64_t MOST_DAYS = 2932896; /* since 1970, of 9999-12-31 */
+
 /* ---- times --------------------------------------------------------------------------------------------------- */
 
 static inline int64_t floor_div(int64_t a, int64_t b) { return a / b - (a % b < 0); }
@@ -1054,7 +1056,8 @@ class Decoder {
         return after;
     }
 
-    /* Reads a time: epoch ms, or ISO 8601 in a string. */
+    /* Reads a time: epoch ms, or ISO 8601 in a string. A number for a date may be days since 1970 too, as Kafka Connect
+       writes it: in ms, a whole day other than the first is more than the days of the years 1 to 9999. */
     inline const uint8_t* time(Node& node, const uint8_t* p, int depth) {
         int64_t seconds, nanos;
         bool zoned;
@@ -1079,14 +1082,19 @@ class Decoder {
             const int64_t rest = ms % 1000;
             seconds = floor_div(ms, 1000);
             nanos = (rest + (rest < 0 ? 1000 : 0)) * 1000000;
+            if (node.kind != Kind::timestamp && ms >= -MOST_DAYS && ms <= MOST_DAYS) seconds = ms * 86400, nanos = 0;
         }
-        if (node.kind == Kind::date32) {
-            const int64_t days = floor_div(seconds, 86400);
-            if (days < INT32_MIN || days > INT32_MAX) return wrong(node, p, depth, "the number is out of range for ");
-            node.append(static_cast<int32_t>(days));
-            return after;
+        if (node.kind != Kind::timestamp) {
+            if (SABOT_UNLIKELY(seconds % 86400 || nanos))
+                return wrong(node, p, depth, *p == '"' ? "the time is not midnight in UTC, which is lost in "
+                                                       : "the number is no whole day, in ms or days since 1970, for ");
+            const int64_t days = seconds / 86400;
+            if (node.kind == Kind::date32) {
+                if (days < INT32_MIN || days > INT32_MAX) return wrong(node, p, depth, "the number is out of range for ");
+                node.append(static_cast<int32_t>(days));
+                return after;
+            }
         }
-        if (node.kind == Kind::date64) seconds = floor_div(seconds, 86400) * 86400, nanos = 0;
         /* In 128 bits, because the second that contains the least time may begin before it. */
         const __int128 units = static_cast<__int128>(seconds) * node.per_second + nanos / (1000000000 / node.per_second);
         if (units < INT64_MIN || units > INT64_MAX) return wrong(node, p, depth, "the time is out of range for ");

@@ -7,6 +7,7 @@ import pyarrow as pa
 from pyarrow import types
 
 from sabot._cython.binary.protobuf import ProtobufWriter, WireField
+from sabot.base.arrays import exact_cast
 from sabot.codecs.protobuf.fields import arrow_type, message_type, wire_fields
 from sabot.errors import UserError
 
@@ -157,11 +158,11 @@ def _converted(column: Any, field: pa.Field) -> Any:
     if column.type == field.type:
         return column
     try:
-        return column.cast(field.type)
+        return exact_cast(column, field.type)
     except pa.ArrowInvalid:  # pyarrow also casts items of rows outside of the slice
         column = column.take(_numbers(0, len(column)))
     try:
-        return column.cast(field.type)
+        return exact_cast(column, field.type)
     except pa.ArrowInvalid as error:
         row = _first_unfit(column, field.type)
         raise UserError(
@@ -176,7 +177,7 @@ def _first_unfit(column: Any, kind: pa.DataType) -> int:
     while high - low > 1:
         middle = (low + high) // 2
         try:
-            column.take(_numbers(low, middle)).cast(kind)
+            exact_cast(column.take(_numbers(low, middle)), kind)
             low = middle
         except pa.ArrowInvalid:
             high = middle

@@ -20,7 +20,8 @@ from pyarrow import ipc
 
 from sabot._cython.arrow.batch import Batch, normalise
 from sabot._cython.arrow.border import validate
-from sabot.base.arrays import empty_batch, to_unit, twice_named
+from sabot.base.arrays import empty_batch, exact_cast, to_unit, twice_named
+from sabot.codecs.json import AbsentColumns
 from sabot.codecs.records import HEAD_BYTES, above
 from sabot.connectors.files.format import FileFormat, FileReader, FoundRows, RowWriter
 from sabot.connectors.files.paths import DataFile, check_partitions, checked_names
@@ -145,7 +146,7 @@ def fitted(data: pa.RecordBatch, schema: pa.Schema, path: str) -> pa.RecordBatch
             try:
                 if pa.types.is_timestamp(column.type) and pa.types.is_timestamp(field.type):
                     column = to_unit(column, field.type.unit)
-                column = column.cast(field.type)
+                column = exact_cast(column, field.type)
             except pa.ArrowException as error:
                 raise UserError(
                     f"file {path!r}: column {field.name!r} is {column.type}, wanted is {field.type}: {error}",
@@ -225,6 +226,8 @@ class ColumnReader(FileReader):
         self._rest: pa.RecordBatch | None = None
         self._most_rows = 1
         self.offset = offset
+        # A field of a struct that the first file lacks; `fitted` refuses a file that lacks a column.
+        self._absent = AbsentColumns(file.path) if file.number == offset == 0 else None
 
     def next_batch(self, max_rows: int) -> tuple[int, pa.RecordBatch] | None:
         """Returns the next batch of this share that has a row at or behind `offset`; None at the end, with `offset` there."""
@@ -246,7 +249,11 @@ class ColumnReader(FileReader):
         rows = min(max_rows, self._most_rows)
         given = self._rest.slice(0, rows)
         if not (self._is_canonical and given.schema.equals(self._schema)):
+            if self._absent is not None and self.offset == 0:
+                self._absent.look_at_types(given.schema, self._schema, given.num_rows)
             given = fitted(given, self._schema, self.file.path)
+            if self._absent is not None and not self._absent.is_done:
+                self._absent.tell()
         self._rest = self._rest.slice(rows) if self._rest.num_rows > rows else None
         first = self.offset
         self.offset += given.num_rows

@@ -21,7 +21,7 @@ from sabot._cython.text.split import element_end, elements
 from sabot.base.arrays import empty_batch, integer_array
 from sabot.base.checks import Whole, check
 from sabot.clock import SYSTEM_CLOCK
-from sabot.codecs.json import INFERENCE_ROWS, AbsentColumns, JsonCodec, JsonEncoder, TimesInJson, with_days
+from sabot.codecs.json import INFERENCE_ROWS, AbsentColumns, JsonCodec, JsonEncoder, TimesInJson
 from sabot.codecs.records import RECORD_SCHEMA, to_records
 from sabot.connectors.files.format import DAMAGED, FileReader, FoundRows, Share, position_of, unreadable
 from sabot.connectors.files.paths import DataFile, codec_of, cut_anywhere, last_bytes, open_stream
@@ -110,17 +110,17 @@ class NdjsonFormat(TextFormat):
     def _opened(
         self, file: DataFile, offset: int, share: Share, schema: pa.Schema | None, block_bytes: int
     ) -> FileReader:
+        # Columns that were inferred may first appear later, so only misspelt ones are told.
+        absent = AbsentColumns(file.path, alike=True) if file.number == offset == share.index == 0 else None
         if begin := self._array_begin(file):
             decoder = None if schema is None else JsonDecoder(schema)
             array: _ArrayFile | NoBlocks = NoBlocks(max(offset, begin))
             if share.has(file.number, 0):
                 array = _ArrayFile(replace(file, whole=True), max(offset, begin), block_bytes, self.record_bytes)
-            return _ElementReader(array, decoder, file, share.index, offset > 0)
+            return _ElementReader(array, decoder, file, share.index, offset > 0, absent)
         blocks = open_blocks(file, offset, share, block_bytes, self.record_bytes)
         if schema is None:
             return _Payloads(blocks, file, share.index)
-        # Columns that were inferred may first appear later, so only misspelt ones are told.
-        absent = AbsentColumns(file.path, alike=True) if file.number == offset == share.index == 0 else None
         return _Columns(blocks, JsonDecoder(schema), absent)
 
     def infer(self, files: Sequence[DataFile]) -> pa.Schema:
@@ -204,7 +204,6 @@ class _Columns(BlockReader):
         low = _behind_lone_mark(blocks, end)
         view = memoryview(blocks.buffer)[low:end]
         data, bad = self._decoder.decode_lines(view)
-        data = with_days(data, bad, lambda decoder: decoder.decode_lines(view))
         if self._absent is not None and data.num_rows and not bad:
             first = bytes(view[:_LOOKED_AT_BYTES]).splitlines()
             whole = first if end - low <= _LOOKED_AT_BYTES else first[:-1]
@@ -305,11 +304,18 @@ class _ElementReader(BlockReader):
     """A reader of the elements of an array, which it decodes into columns, or returns as records if there is no decoder."""
 
     def __init__(
-        self, blocks: _ArrayFile | NoBlocks, decoder: JsonDecoder | None, file: DataFile, partition: int, again: bool
+        self,
+        blocks: _ArrayFile | NoBlocks,
+        decoder: JsonDecoder | None,
+        file: DataFile,
+        partition: int,
+        again: bool,
+        absent: AbsentColumns | None,
     ) -> None:
         super().__init__(blocks, _Elements())
         self._array = blocks
         self._decoder = decoder
+        self._absent = absent  # None when the first rows have been looked at
         self._file = file
         self._partition = partition
         # The offset behind the array's closing bracket, if it is known.
@@ -354,7 +360,11 @@ class _ElementReader(BlockReader):
         if self._decoder is None:
             return _records(payloads, offsets, self._file, self._partition), []
         data, bad = self._decoder.decode(payloads)
-        data = with_days(data, bad, lambda decoder: decoder.decode(payloads))
+        if self._absent is not None and data.num_rows:
+            self._absent.look(data, data.schema.names, payloads.slice(0, INFERENCE_ROWS).drop_null().to_pylist)
+            if not self._absent.is_done:
+                self._absent.tell()
+            self._absent = None
         return data, [(int(offsets[row.row]), payloads[row.row].as_py(), row.reason) for row in bad]
 
 

@@ -263,6 +263,7 @@ class _FilledReader(_ParquetReader):
     ) -> None:
         super().__init__(file, offset, share, schema, record_bytes)
         self._whole = schema
+        self._absent = None  # columns that were added to a table later are null in its first files
         self._values = values
         self._schema = pa.schema([field for field in schema if field.name in self._columns])
         self._is_canonical = canonical(self._schema).equals(self._schema)

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sabot.base.arrays import PER_SECOND
+from sabot.base.arrays import PER_SECOND, exact_cast
 from sabot.connectors.sql.database import quoted
 from sabot.connectors.sql.rows import not_held, refusals
 
@@ -159,7 +159,7 @@ def fitted(column: Any, own: pa.DataType) -> Any:
     if pa.types.is_integer(kind) and pa.types.is_decimal(own):
         # Arrow looks at the types only, and refuses integers that could be too long.
         column = column.cast(pa.decimal128(38, min(own.scale, 18)))
-    return _within(column.cast(own))
+    return _within(exact_cast(column, own))
 
 
 def refused_values(name: str, column: Any, declared: str, own: Any) -> dict[int, str]:

@@ -21,6 +21,7 @@ from sabot._cython.flow.channel import ACTIVE, END, Barrier
 from sabot.base.arrays import scalar_of
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.codecs import Codec
+from sabot.codecs.arrow import ArrowCodec
 from sabot.codecs.base import decode_records
 from sabot.codecs.fields import FieldCodec
 from sabot.codecs.json import INFERENCE_ROWS, AbsentColumns, JsonCodec, lossy_json, schema_text
@@ -267,6 +268,15 @@ class Reader:
         self.outage.over()
         self.remembered = self._memory_read
         return ready
+
+    def _look_for_absent(self, absent: AbsentColumns, data: pa.RecordBatch, records: pa.RecordBatch) -> None:
+        codec = _codec_of_payloads(self._codec)
+        if isinstance(codec, ArrowCodec) and codec.schema is not None:
+            for written in codec.written:
+                absent.look_at_types(written, codec.schema, data.num_rows // len(codec.written))
+            return
+        first = records.column("payload").slice(0, INFERENCE_ROWS)
+        absent.look(data, self._payload_columns, first.to_pylist)
 
     def _ready(self, batch: Batch) -> Batch | None:
         """Returns the batch in the form that the task needs, or None if it has no row for the task. If it raises
@@ -535,8 +545,7 @@ class SourceInput(Reader):
             if bad:
                 self._set_apart(batch, {row.row: row.reason for row in bad})
             if records is not None and self._absent is not None and not self._absent.is_done:
-                first = records.column("payload").slice(0, INFERENCE_ROWS)
-                self._absent.look(data, self._payload_columns, first.to_pylist)
+                self._look_for_absent(self._absent, data, records)
         elif isinstance(self._codec, FieldCodec):
             raise UserError(
                 f"stream {self.name}: fields= needs records, but its source returns columns", hint="leave fields= out"
@@ -694,12 +703,17 @@ class SourceInput(Reader):
 
 
 def _payload_columns(codec: Codec | None) -> list[str]:
-    """Returns the names of the columns that a codec reads from payloads of JSON; [] for other codecs, and while it has no schema."""
-    if isinstance(codec, FieldCodec):
-        codec = codec.payloads
+    """Returns the names of the columns that a codec reads from payloads of JSON or Arrow; [] for other codecs, and while it has
+    no schema.
+    """
+    codec = _codec_of_payloads(codec)
     if isinstance(codec, TableCodec):
         return [name for name in codec.schema.names if name != OP_COLUMN] if codec.has_json else []
-    return codec.schema.names if isinstance(codec, JsonCodec) and codec.schema is not None else []
+    return codec.schema.names if isinstance(codec, JsonCodec | ArrowCodec) and codec.schema is not None else []
+
+
+def _codec_of_payloads(codec: Codec | None) -> Codec | None:
+    return codec.payloads if isinstance(codec, FieldCodec) else codec
 
 
 def _wider(reason: str) -> str:

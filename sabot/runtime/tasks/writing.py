@@ -20,6 +20,7 @@ import pyarrow as pa
 from sabot._cython.arrow.batch import Batch
 from sabot._cython.flow.channel import END, Barrier, Channel, ChannelClosed
 from sabot.api.words import check_names
+from sabot.base.arrays import exact_cast
 from sabot.base.metrics import Sample
 from sabot.base.os_errors import hint_of
 from sabot.base.threads import Handle, call_on_loop, run_in_thread
@@ -291,7 +292,8 @@ class StreamPort(SinkPort):
             return batch
         check_names(self.name, self._columns.names, batch.schema.names)
         try:
-            return batch.select(self._columns.names).cast(self._columns)
+            columns = [exact_cast(batch.column(field.name), field.type) for field in self._columns]
+            return pa.RecordBatch.from_arrays(columns, names=self._columns.names).cast(self._columns)
         except (pa.ArrowException, ValueError) as error:
             raise UserError(
                 f"{self.name}: {error}", hint="emit values of the types in the stream's schema=, or correct schema="

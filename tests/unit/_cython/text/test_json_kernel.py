@@ -596,8 +596,7 @@ def test_a_column_named_twice_is_refused():
 )
 def test_times_are_epoch_milliseconds_or_iso_8601_in_utc(text, moment):
     schema = pa.schema(
-        [(unit, pa.timestamp(unit, "UTC")) for unit in ("s", "ms", "us", "ns")]
-        + [("plain", pa.timestamp("us")), ("d32", pa.date32()), ("d64", pa.date64())]
+        [(unit, pa.timestamp(unit, "UTC")) for unit in ("s", "ms", "us", "ns")] + [("plain", pa.timestamp("us"))]
     )
     payload = "{" + ",".join(f'"{name}":{text}' for name in schema.names) + "}"
     batch, bad = JsonDecoder(schema).decode([payload.encode()])
@@ -608,7 +607,32 @@ def test_times_are_epoch_milliseconds_or_iso_8601_in_utc(text, moment):
     assert row["ms"].value == micros // 1000
     assert row["us"].value == row["plain"].value == micros
     assert row["ns"].value // 1000 == micros
-    assert row["d32"].as_py() == row["d64"].as_py() == moment.date()
+    midnight = moment.timetz().replace(tzinfo=None) == datetime.min.time()
+    days = pa.schema([("d32", pa.date32()), ("d64", pa.date64())])
+    for name in days.names:
+        found, bad = JsonDecoder(days).decode([f'{{"{name}":{text}}}'.encode()])
+        if text != "-1":  # the last day of 1969
+            assert found.column(name).to_pylist() == ([moment.date()] if midnight else [])
+            assert [f"field {name}" in each.reason for each in bad] == ([] if midnight else [True])
+
+
+@pytest.mark.parametrize("kind", [pa.date32(), pa.date64()])
+def test_a_date_of_json_loses_no_hour(kind):
+    """A number that was no whole day, and the hour of a text, were cut in silence."""
+    given = ["2932896", "2932897", "-2932896", "-2932897", "86400000", "86400001", "1704067200000", "1704103200000", "-86400000",
+             '"2024-01-01T00:00:00.000Z"', '"2024-01-01T00:00:00.000000001"', '"2024-01-01T02:00+02:00"', '"2024-01-01T00:00+02:00"',
+             '"2024-01-01 10:00"', "0", "-86399999"]  # fmt: skip
+    schema = pa.schema([("n", pa.int64()), ("x", pa.list_(pa.struct([("day", kind)])))])
+    payloads = [f'{{"n":{n},"x":[{{"day":{each}}}]}}'.encode() for n, each in enumerate(given)]
+    for found, bad in (JsonDecoder(schema).decode(payloads), JsonDecoder(schema).decode_lines(b"\n".join(payloads))):
+        unit = 1 if kind == pa.date32() else 86_400_000
+        days = found["x"].flatten().flatten()[0].cast(pa.int32() if unit == 1 else pa.int64()).to_pylist()
+        assert found["n"].to_pylist() == [0, 2, 4, 6, 8, 9, 11, 14]
+        assert [day / unit for day in days] == [2_932_896, -2_932_896, 1, 19_723, -1, 19_723, 19_723, 0]
+        assert [row.row for row in bad] == [1, 3, 5, 7, 10, 12, 13, 15]
+        number = f"field x[].day: the number is no whole day, in ms or days since 1970, for {kind} at byte"
+        text = f"field x[].day: the time is not midnight in UTC, which is lost in {kind} at byte"
+        assert [row.reason.rsplit(" ", 1)[0] for row in bad] == [*[number] * 4, *[text] * 3, number]
 
 
 @pytest.mark.parametrize(
@@ -647,11 +671,9 @@ def test_every_64_bit_number_of_milliseconds_is_a_time():
     assert [row.row for row in bad] == [len(edges), len(edges) + 1]
     batch, bad = JsonDecoder(pa.schema([("t", pa.timestamp("s"))])).decode(payloads)
     assert batch.column(0).cast(pa.int64()).to_pylist() == [edge // 1000 for edge in edges]
-    batch, bad = JsonDecoder(pa.schema([("t", pa.date64())])).decode(payloads)
-    days = 86_400_000
-    assert batch.column(0).cast(pa.int64()).to_pylist() == [
-        edge // days * days for edge in edges if edge // days * days >= -(2**63)
-    ]
+    days = [edge // 86_400_000 * 86_400_000 for edge in edges if edge > -(2**62)]
+    batch, bad = JsonDecoder(pa.schema([("t", pa.date64())])).decode([b'{"t":%d}' % day for day in days])
+    assert batch.column(0).cast(pa.int64()).to_pylist() == days
 
 
 # ---- inference ---------------------------------------------------------------------------------------------------
