@@ -401,7 +401,8 @@ def _check_exact(given: pa.Array, made: pa.Array) -> None:
 
 
 def _is_any_list(type: pa.DataType) -> bool:
-    return pa.types.is_list(type) or pa.types.is_large_list(type) or pa.types.is_fixed_size_list(type)
+    types = pa.types
+    return bool(types.is_list(type) or types.is_large_list(type) or types.is_fixed_size_list(type))
 
 
 def _lost_in_cast(given: pa.Array, made: pa.Array) -> Any:

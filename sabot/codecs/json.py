@@ -142,7 +142,9 @@ class AbsentColumns:
         types = {field.name: field.type for field in given}
         self._names.setdefault(above, {}).update(dict.fromkeys(types))
         for field in wanted:
-            path, kind, inner = (*above, field.name), types.get(field.name), field.type
+            path = (*above, field.name)
+            kind: Any = types.get(field.name)
+            inner: Any = field.type
             self._wanted.add(path)
             self._met.add(path)
             while hasattr(inner, "value_type") and hasattr(kind, "value_type"):

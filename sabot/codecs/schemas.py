@@ -14,6 +14,7 @@ import pyarrow as pa
 from sabot.base.arrays import empty_batch
 from sabot.base.checks import FLAG, check
 from sabot.base.config import checked_text
+from sabot.base.redaction import redacted_url
 from sabot.codecs.avro import AvroCodec, AvroEncoder, arrow_schema, avro_schema
 from sabot.codecs.base import Codec, Encoder, Format
 from sabot.codecs.protobuf import ProtobufCodec, ProtobufEncoder
@@ -86,6 +87,15 @@ def _checked_subject(subject: Any, what: str) -> None:
         )
 
 
+def _check_registry(registry: Any, what: str) -> None:
+    if registry is not None and (isinstance(registry, type) or not callable(getattr(registry, "schema_of", None))):
+        given = registry if isinstance(registry, str) else "http://localhost:8081"
+        raise UserError(
+            f"{what}(registry=…) is a {type(registry).__name__}, and no registry",
+            hint=f'from sabot import Registry; {what}(…, registry=Registry("{redacted_url(given)}"))',
+        )
+
+
 class _RegistryAvro(AvroCodec):
     """An Avro codec whose reader's schema may have come from a registry when the app began; a checkpoint keeps that
     schema.
@@ -127,6 +137,7 @@ class Avro(Format):
         if self.schema is not None:
             object.__setattr__(self, "schema", _schema_text(self.schema))
             arrow_schema(self.schema)  # raises UserError for a wrong schema
+        _check_registry(self.registry, "Avro")
         _checked_subject(self.subject, "Avro")
         check("Avro: auto_register", self.auto_register, FLAG)
 
@@ -215,6 +226,7 @@ class Protobuf(Format):
     def __post_init__(self) -> None:
         object.__setattr__(self, "message", message_type(self.message))
         columns_of(self.message)  # raises UserError for a wrong message
+        _check_registry(self.registry, "Protobuf")
         _checked_subject(self.subject, "Protobuf")
         check("Protobuf: auto_register", self.auto_register, FLAG)
 

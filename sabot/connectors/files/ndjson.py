@@ -42,6 +42,7 @@ _SHARED_BYTES = 7 << 20  # about 30,000 rows of 250 bytes: with several readers 
 NEWLINE, RETURN = 10, 13
 _REST_BYTES = 1024  # of the text behind an array, in a dead letter
 _CUT = "the file ends here without the closing bracket of its array, so it may have been cut off"
+_BLANKS = list(b" \t\r")  # a line of them is no record
 _BEHIND = "only blanks may come after the closing bracket of the array"
 _LINES = Lines()
 _LOOKED_AT_BYTES = 1_000_000  # in which the names of columns are looked for
@@ -237,13 +238,18 @@ class _Payloads(BlockReader):
             stops = np.append(stops, len(block))
         if b"\r\n" in block:
             stops = stops - ((stops > starts) & (stops < len(block)) & (data[stops - 1] == RETURN))
+        bare = block.replace(b"\r\n", b"").replace(b"\n", b"")
         full = stops > starts
+        indented = np.flatnonzero(full)[np.isin(data[starts[full]], _BLANKS)]
+        blank = [line for line in indented.tolist() if not block[starts[line] : stops[line]].strip(b" \t\r")]
+        full[blank] = False
         if not full.all():
             starts, stops = starts[full], stops[full]
+        if blank:
+            bare = b"".join([block[start:stop] for start, stop in zip(starts.tolist(), stops.tolist(), strict=True)])
         rows = len(starts)
         offsets = np.zeros(rows + 1, dtype=np.int32)
         np.cumsum(stops - starts, out=offsets[1:])
-        bare = block.replace(b"\r\n", b"").replace(b"\n", b"")
         buffers: Any = [None, pa.py_buffer(offsets.tobytes()), pa.py_buffer(bare)]
         payloads = pa.Array.from_buffers(pa.binary(), rows, buffers)
         starts = starts + blocks.offset + low - blocks.low

@@ -269,15 +269,6 @@ class Reader:
         self.remembered = self._memory_read
         return ready
 
-    def _look_for_absent(self, absent: AbsentColumns, data: pa.RecordBatch, records: pa.RecordBatch) -> None:
-        codec = _codec_of_payloads(self._codec)
-        if isinstance(codec, ArrowCodec) and codec.schema is not None:
-            for written in codec.written:
-                absent.look_at_types(written, codec.schema, data.num_rows // len(codec.written))
-            return
-        first = records.column("payload").slice(0, INFERENCE_ROWS)
-        absent.look(data, self._payload_columns, first.to_pylist)
-
     def _ready(self, batch: Batch) -> Batch | None:
         """Returns the batch in the form that the task needs, or None if it has no row for the task. If it raises
         RegistryUnavailable, it has changed nothing, and is called again with the same batch.
@@ -528,6 +519,15 @@ class SourceInput(Reader):
             self._waiting = batch
             return ACTIVE
         return self._tried(batch)
+
+    def _look_for_absent(self, absent: AbsentColumns, data: pa.RecordBatch, records: pa.RecordBatch) -> None:
+        codec = _codec_of_payloads(self._codec)
+        if isinstance(codec, ArrowCodec) and codec.schema is not None:
+            for written in codec.written:
+                absent.look_at_types(written, codec.schema, data.num_rows // len(codec.written))
+            return
+        first = records.column("payload").slice(0, INFERENCE_ROWS)
+        absent.look(data, self._payload_columns, first.to_pylist)
 
     def _ready(self, batch: Batch) -> Batch | None:
         """Returns the decoded rows with event time, or None if no row is good. Their watermark is emitted after them."""

@@ -3,12 +3,15 @@
 import json
 from datetime import time
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
 
+from sabot import Avro, Protobuf, Registry
 from sabot.codecs.avro import AvroCodec, AvroEncoder, arrow_schema, avro_schema, with_references
 from sabot.codecs.avro.schema import parsed_record
 from sabot.errors import UnknownSchema, UserError
@@ -668,3 +671,13 @@ def test_a_nullable_record_whose_one_field_is_nullable_is_passed_over_whole() ->
     batch = pa.RecordBatch.from_arrays([payloads], names=["payload"])
     found, bad = AvroCodec(schema, columns=["id", "n"]).decode(batch)
     assert (found.to_pylist(), bad) == ([{"id": n, "n": n} for n in range(3)], [])
+
+
+@pytest.mark.parametrize("given", ["http://ada:pw@localhost:8081", 8081, Registry], ids=["address", "port", "class"])
+def test_a_registry_that_is_an_address_is_refused_with_the_registry_to_write(given: Any) -> None:
+    """It was an AttributeError in the middle of a start."""
+    for make in (partial(Avro, registry=given), partial(Protobuf, Timestamp, registry=given)):
+        with pytest.raises(UserError, match=rf"registry=…\) is a {type(given).__name__}, and no registry") as refused:
+            make()
+        assert refused.value.hint is not None
+        assert refused.value.hint.endswith('registry=Registry("http://localhost:8081"))')

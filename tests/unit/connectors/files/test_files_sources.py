@@ -74,6 +74,21 @@ def naive(data: bytes) -> list[tuple[str, Any]]:
     return found
 
 
+@pytest.mark.parametrize("end", [b"\n", b"\r\n"])
+def test_lines_of_blanks_are_neither_rows_nor_records(tmp_path: Path, end: bytes) -> None:
+    """A line of spaces was skipped in columns, and a record that no agent could decode."""
+    path = tmp_path / "in.ndjson"
+    lines = [b" ", b'{"n":1}', b"\t \r", b"", b' {"n":2} ', b"\r", b"  "]
+    path.write_bytes(end.join([*lines, b'{"n":3}']))
+    assert scanned(NdjsonSource(path)) == [{"n": 1}, {"n": 2}, {"n": 3}]
+    source = NdjsonSource(path)
+    source.open(None)
+    found = {row["offset"]: row["payload"] for row in rows_of(source)}
+    source.close()
+    places = [sum(len(line) + len(end) for line in lines[:before]) for before in (1, 4, 7)]
+    assert found == dict(zip(places, [b'{"n":1}', b' {"n":2} ', b'{"n":3}'], strict=True))
+
+
 @settings(max_examples=120, deadline=None)
 @given(
     LINES, st.sampled_from([b"\n", b"\r\n"]), st.booleans(), st.integers(1, 40), st.integers(1, 4), st.integers(1, 9)
