@@ -109,6 +109,14 @@ def test_what_stops_an_app_waits_longer_than_the_app_does() -> None:
     assert unit["KillMode"] == "mixed"  # children of the app are the app's to stop
 
 
+def test_a_start_that_is_refused_after_minutes_is_not_tried_for_ever() -> None:
+    """Five refusals after a minute each were never five in five minutes, so systemd went on."""
+    unit = dict(re.findall(r"^(\w+)=(.*)$", (DEPLOY / "shop.service").read_text(), re.MULTILINE))
+    starts, slowest_seconds = int(unit["StartLimitBurst"]), 600
+    assert starts * (slowest_seconds + int(unit["RestartSec"])) < int(unit["StartLimitIntervalSec"])
+    assert unit["RestartPreventExitStatus"] == "2"
+
+
 def test_the_state_is_on_a_volume() -> None:
     (state,) = [entrypoint()[at + 1] for at, word in enumerate(entrypoint()) if word == "--state"]
     compose = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
