@@ -18,6 +18,7 @@ import pyarrow as pa
 from sabot.api.expr import Expr, col, lit, when
 from sabot.api.expr.time import reads_as_moment
 from sabot.api.stream import Stream
+from sabot.base.arrays import as_type
 from sabot.base.checks import is_whole
 from sabot.base.surrogates import whole_text
 from sabot.errors import DataError, UserError
@@ -620,6 +621,7 @@ _HINTS = {
 _ENGINE_TYPES = re.compile(
     r"\b(u?int(8|16|32|64)|string|bool|double|float|date32\[day\]|timestamp\[[^\]]*\]|decimal\d+(?=\())"
 )
+_NO_CAST = re.compile(r".*?: (\S.*) cannot be cast to (.*?): .*", re.DOTALL)
 _ENGINE_OPERATORS = {"== of": "= of", "!= of": "<> of", "when of": "CASE of", "& of": "AND of", "| of": "OR of"}
 _ARROW_TYPES = {"bool": "bool_", "double": "float64", "float": "float32", "date32[day]": "date32"}
 
@@ -640,7 +642,10 @@ def _in_words_of_sql(error: UserError | DataError, span: Span, function: str) ->
     for old, new in _ENGINE_OPERATORS.items():
         text = text.replace(old, new) if text.startswith(old) else text
     hint = getattr(error, "hint", "") or ""
-    if len(message) == 2:
+    if cast := _NO_CAST.fullmatch(text):
+        given, wanted = (sql_type(as_type(each)) for each in cast.groups())
+        text, hint = f"{given} cannot be cast to {wanted}", "JSON_STRING(…)" if wanted == "STRING" else hint
+    elif len(message) == 2:
         text = _ENGINE_TYPES.sub(named, text).replace("list<item: ", "ARRAY<").replace("struct<", "ROW<")
         hint = _cast_for(text) if "cast" in hint else hint
         if function and " of " in text:

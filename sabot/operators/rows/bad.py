@@ -52,6 +52,12 @@ _SQL_TYPES = {
     },
 }
 _TYPE = re.compile(rf"( is no | than )({'|'.join(map(re.escape, sorted(_SQL_TYPES, key=len, reverse=True)))})")
+_VALUE = r"""(?:'.*'|".*"|\w+\([^()]*\)|[^\s:'"][^:'"]*)"""
+_COMPUTED = re.compile(
+    rf"^((?:column '[^']*': )?)(?!column ').*?\b(?:col|lit|when)\(.*: (?={_VALUE} is no [A-Z])", re.DOTALL
+)
+"""The expression of Python that a refused value was computed by: the statement says it, at the place before it."""
+_DECIMAL = re.compile(r"Decimal\('([^']*)'\)(?= is no [A-Z])")
 
 T = TypeVar("T")
 
@@ -69,7 +75,9 @@ def say_in_sql(error: DataError, step: StepInfo) -> None:
         return
     error.script = place
     own = error.message.removeprefix(f"{_name_of(step, step.text)}: ")
-    error.message = f"{place}: {_TYPE.sub(lambda found: found[1] + _SQL_TYPES[found[2]], own)}"
+    own = _TYPE.sub(lambda found: found[1] + _SQL_TYPES[found[2]], own)
+    own = _DECIMAL.sub(r"\1", _COMPUTED.sub(r"\1", own))
+    error.message = f"{place}: {own}"
     error.hint = next((hint for begin, hint in _SQL_HINTS.items() if error.hint.startswith(begin)), error.hint)
     error.args = (error.message,)
 

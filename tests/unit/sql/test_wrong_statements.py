@@ -1131,6 +1131,27 @@ def test_an_insert_marks_what_does_not_fit(statement, marked):
     assert line[caret.index("^") : caret.rindex("^") + 1] == marked
 
 
+NO_CASTS = [
+    ("CAST(a AS STRING)", "ARRAY<INT> cannot be cast to STRING"),
+    ("CAST(r AS STRING)", "ROW<x INT, y STRING> cannot be cast to STRING"),
+    ("CAST(a AS INT)", "ARRAY<INT> cannot be cast to INT"),
+    ("CAST(r AS DECIMAL(9, 2))", "ROW<x INT, y STRING> cannot be cast to DECIMAL(9, 2)"),
+    ("TRY_CAST(a AS DATE)", "ARRAY<INT> cannot be cast to DATE"),
+]
+
+
+@pytest.mark.parametrize(("cast", "message"), NO_CASTS)
+def test_a_cast_that_there_is_not_is_refused_in_words_of_sql(cast, message):
+    """It said: Unsupported cast from list<item: int32> to utf8 using function cast_string."""
+    app = App("wrong")
+    row = pa.struct([("x", pa.int32()), ("y", pa.string())])
+    rows = pa.table({"a": pa.array([[1]], pa.list_(pa.int32())), "r": pa.array([{"x": 1, "y": "b"}], row)})
+    with pytest.raises(SqlError) as caught:
+        app.sql(f"SELECT {cast} AS v FROM g", g=app.stream(rows))
+    first, *_ = str(caught.value).splitlines()
+    assert first == f"SQL:1:8: {message}"
+
+
 def test_an_error_of_a_row_calls_types_as_describe_does() -> None:
     """Both have a table of names, since the room of steps is below that of SQL."""
     types = [pa.bool_(), pa.int8(), pa.int16(), pa.int32(), pa.int64()]
@@ -1149,6 +1170,9 @@ AT_RUN_TIME = [
     ),
     ("SELECT k FROM g WHERE k <> '' AND\n CAST(s AS INT) > 5", "SQL:2:2: column 's': 'x' is no INT; ", "(TRY_CAST"),
     ("SELECT CAST(s AS TIMESTAMP(3)) AS t FROM g", "SQL:1:1: column 't': column 's': '5' is no TIMESTAMP(3); ", ""),
+    ("SELECT CAST(n * 1.5 AS INT) AS i FROM g", "SQL:1:1: column 'i': 13835058055282163710.0 is no INT; ", ""),
+    ("SELECT CAST(CAST(n AS DOUBLE) AS DECIMAL(5, 2)) AS i FROM g", "SQL:1:1: column 'i': 9.223372036854776e+18 is no DECIMAL(5, 2); ", ""),
+    ("SELECT CAST(s || ': is no INT' AS INT) AS i FROM g", "SQL:1:1: column 'i': '5: is no INT' is no INT; ", "(TRY_CAST"),
     ("SELECT CAST(n AS INT) AS i FROM g", "SQL:1:1: column 'i': column 'n': 9223372036854775807 is no INT; ", ""),
     (
         "SELECT k, SUM(n) AS t FROM g GROUP BY k",
