@@ -8,10 +8,10 @@ journal has not taken their letters yet. They see a cancel only when the owner h
 
 import dataclasses
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import msgspec
 
@@ -19,7 +19,7 @@ from sabot.agents.actions import ActionRecord, ActionSpec, ActionStatus, check_r
 from sabot.agents.context import BudgetSpec, checked_word
 from sabot.agents.durable.run import JournalOwner, journal_place
 from sabot.agents.job_history import ended_records
-from sabot.agents.job_reads import jobs_that_ask, oldest_first
+from sabot.agents.job_reads import JobPage, jobs_page, jobs_that_ask, oldest_first, queued_begins, selected_jobs
 from sabot.agents.job_view import JobView
 from sabot.agents.jobs import JobManager, JobRecord, JobSpec, JobStatus, check_move, no_job
 from sabot.agents.store import JobsAndActions, as_json, cancel_letter
@@ -31,8 +31,8 @@ from sabot.errors import IllegalTransition, LetterRefused, UserError
 from sabot.jobs.tree import first_of, parent_of
 from sabot.jobs.url_ids import stored_id
 from sabot.jobs.values import pack, unpack
-from sabot.journal.base import EVERY, Journal, JournalReader, entry_of_letter
-from sabot.journal.ended_jobs import JobQuery, cut
+from sabot.journal.base import EVERY, MAY_BEGIN_AGAIN, Inbox, Journal, JournalReader, entry_of_letter
+from sabot.journal.ended_jobs import OUTCOMES, STATUSES, JobQuery, cut
 from sabot.journal.entries import REQUEST, Begin, Letter, encode_entry
 from sabot.journal.memory import MemoryInbox, MemoryReader, MemoryStorage
 from sabot.journal.opening import open_inbox, open_reader
@@ -144,9 +144,17 @@ class AppJobStore(JobsAndActions):
         LetterRefused if the letter cannot be applied, for example because the question is closed, and UserError if
         there is no journal.
         """
+        with self.inbox() as inbox:
+            inbox.post(letter)
+
+    @contextmanager
+    def inbox(self) -> Iterator[Inbox]:
+        """Yields the inbox of the journal to a `with` block, for several letters. Blocks the thread. Raises UserError if
+        there is no journal.
+        """
         running = self.running
         if running is not None:
-            running.post(letter)
+            yield running
             return
         place = self._place()
         if isinstance(place, JournalAddress):
@@ -154,7 +162,7 @@ class AppJobStore(JobsAndActions):
         else:
             opened = MemoryInbox(_made(place))
         with closing(opened) as inbox:
-            inbox.post(letter)
+            yield inbox
 
     async def own_writes(self) -> None:
         """Waits until a reader of the journal can see every change of a job that this process has already reported to a
@@ -331,16 +339,21 @@ class AppJobStore(JobsAndActions):
         return known
 
 
+def checked_limits_of_retry(budgets: BudgetSpec | Mapping[str, Any] | None, max_turns: int | None) -> None:
+    """Raises UserError for limits that `retry_letter` does not take."""
+    if max_turns is not None:
+        check("retry: max_turns", max_turns, Whole(1))
+    if budgets is not None:
+        BudgetSpec.of(budgets)
+
+
 def retry_letter(
     reader: JournalReader, job_id: str, budgets: BudgetSpec | Mapping[str, Any] | None, max_turns: int | None
 ) -> Letter:
     """Returns a letter that requests another run of a kernel's job, with other limits. The parameters are those of
     `AppJobs.retry`. Blocks. Raises the errors of that method.
     """
-    if max_turns is not None:
-        check("retry: max_turns", max_turns, Whole(1))
-    if budgets is not None:
-        BudgetSpec.of(budgets)
+    checked_limits_of_retry(budgets, max_turns)
     mark, parent = reader.job(job_id), parent_of(job_id)[0]
     begun = [(at, entry) for at, entry in reader.read(job_id) if isinstance(entry, Begin)]
     if mark is None or not begun:
@@ -370,15 +383,27 @@ def retry_letter(
 
 def _note_queued(reader: JournalReader, known: JobView, letters: Iterable[Letter]) -> None:
     """Adds the jobs to a view which letters begin, and which the owner of the journal has not taken yet."""
-    for letter in letters:
-        if letter.kind == "begin" and letter.job not in known.states and reader.job(letter.job) is None:
-            known.apply_queued(entry_of_letter(letter, None, 0))
+    for begin in queued_begins(reader, [each for each in letters if each.job not in known.states]).values():
+        known.apply_queued(begin)
 
 
 def _made(storage: MemoryStorage | None) -> MemoryStorage:
     if storage is None:
         raise UserError("the app has not run: its journal in memory is not made")
     return storage
+
+
+class JobsAsked(NamedTuple):
+    """What has become of a request to many jobs.
+
+    - `found`: the number of jobs that the query has selected.
+    - `done`: the number of jobs whose request is durable.
+    - `refused`: the other jobs, each with the reason.
+    """
+
+    found: int
+    done: int
+    refused: list[tuple[str, str]]
 
 
 class AppJobs(JobManager):
@@ -419,6 +444,73 @@ class AppJobs(JobManager):
 
         await run_in_thread(post)
         return job
+
+    async def page(self, query: JobQuery | Mapping[str, Any] | None = None, *, most: int = 200) -> JobPage:
+        """Returns a page of the jobs that a query selects, the newest first, with the numbers of jobs by status on all pages.
+
+        - `query`: the conditions by name: `agent`, `scope`, `key`, `status`, `text`, `since`, `until`, such as
+          `{"status": "failed"}`; None for all jobs. The condition `after` is the field `following` of the page before.
+        - `most`: the most jobs of the page.
+
+        Raises UserError for a query that is not valid.
+        """
+        asked = JobQuery.of(query)
+        check("page: most", most, Whole(1, 20_000))
+
+        def page() -> JobPage:
+            with self.store.reader() as reader:
+                return jobs_page(reader, asked, most)
+
+        await self.store.own_writes()
+        return await run_in_thread(page)
+
+    async def cancel_all(self, query: JobQuery | Mapping[str, Any], *, reason: str = "", by: str = "") -> "JobsAsked":
+        """Requests that all jobs that a query selects end, as `cancel` does for one. The query is one of `page`, and selects
+        jobs that have not ended; jobs below these end with them. `by` is the person who cancels them.
+
+        Returns how many jobs were found, for how many the cancel is durable, and why the others have refused it.
+        """
+        asked = JobQuery.of(check("cancel_all: query", query, Of(JobQuery | Mapping, '{"agent": "shop.support"}')))
+        checked_word(reason, "cancel_all: reason")
+        checked_word(by, "cancel_all: by")
+        is_open = set(STATUSES).difference(OUTCOMES)
+        return await self._ask_all(asked, is_open, lambda _, job_id: cancel_letter(job_id, reason, by))
+
+    async def retry_all(
+        self,
+        query: JobQuery | Mapping[str, Any],
+        *,
+        budgets: BudgetSpec | Mapping[str, Any] | None = None,
+        max_turns: int | None = None,
+    ) -> "JobsAsked":
+        """Requests that all failed jobs of a kernel that a query selects run again, as `retry` does for one. The query is one of
+        `page`. Cancelled jobs run again only if it says `{"status": "cancelled"}`.
+
+        Returns how many jobs were found, for how many the retry is durable, and why the others have refused it.
+        """
+        asked = JobQuery.of(check("retry_all: query", query, Of(JobQuery | Mapping, '{"status": "failed"}')))
+        checked_limits_of_retry(budgets, max_turns)
+        statuses = MAY_BEGIN_AGAIN if asked.status else ("failed",)
+        return await self._ask_all(
+            asked, statuses, lambda reader, job_id: retry_letter(reader, job_id, budgets, max_turns)
+        )
+
+    async def _ask_all(
+        self, query: JobQuery, statuses: Collection[str], letter: Callable[[JournalReader, str], Letter]
+    ) -> "JobsAsked":
+        def ask() -> JobsAsked:
+            with self.store.reader() as reader, self.store.inbox() as inbox:
+                found = selected_jobs(reader, query, statuses)
+                refused = []
+                for job_id in found:
+                    try:
+                        inbox.post(letter(reader, job_id))
+                    except (LetterRefused, UserError) as error:
+                        refused.append((job_id, error.message))
+                return JobsAsked(len(found), len(found) - len(refused), refused)
+
+        await self.store.own_writes()
+        return await run_in_thread(ask)
 
     async def signal(self, job_id: str, name: str, value: Any = None, *, token: str = "", by: str = "") -> None:
         """Sends a signal to a job. The call `ctx.wait(name)` in the job's function returns the value of the signal. The

@@ -17,6 +17,7 @@ from sabot.base.accounts import NOTHING, Amounts
 from sabot.errors import UserError
 from sabot.jobs.guard import NO_OBJECTION, decode_verdict
 from sabot.jobs.history import IN_DOUBT
+from sabot.jobs.open_jobs import begun_or_queued
 from sabot.jobs.tree import child_id
 from sabot.journal.base import JournalReader
 from sabot.journal.entries import Begin, End, Entry
@@ -180,7 +181,8 @@ def folded_job(reader: JournalReader, job_id: str) -> FoldedJob:
     Blocks the thread. Raises UserError if the journal does not have the job, and CorruptJournal for an entry that
     cannot be read.
     """
-    found = _folded(reader, job_id)
+    # a job that its owner begins meanwhile is found at the second look
+    found = _folded(reader, job_id) or _queued(reader, job_id) or _folded(reader, job_id)
     if found is None:
         raise UserError(f"{reader.where} has no job {job_id}", hint="sabot jobs list shows the jobs")
     return found
@@ -224,6 +226,16 @@ def _folded(reader: JournalReader, job_id: str) -> FoldedJob | None:
     begin = next((each for each in reversed(entries) if isinstance(each, Begin)), None)
     end = next((each for each in reversed(entries) if isinstance(each, End)), None)
     return FoldedJob(record, list(view.actions.values()), effects, begin, end)
+
+
+def _queued(reader: JournalReader, job_id: str) -> FoldedJob | None:
+    """Returns a job that a client has begun, and the owner of the journal has not taken yet."""
+    _, begin = begun_or_queued(reader, job_id)
+    if begin is None:
+        return None
+    view = JobView(reader)
+    view.apply_queued(begin)
+    return FoldedJob(view.present(job_id), [], {}, begin, None)
 
 
 def _children_of(effects: Mapping[int, EffectView]) -> list[str]:

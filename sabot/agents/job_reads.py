@@ -1,8 +1,8 @@
 """Reads the jobs of a journal, and returns records. The command line and the page of an app only render these records."""
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from heapq import nlargest
 
 from sabot.agents.job_history import amounts_of, ended_records, record_of, searched
@@ -11,8 +11,10 @@ from sabot.agents.jobs import JobRecord, JobStatus
 from sabot.base.accounts import NOTHING, Amounts
 from sabot.errors import UserError
 from sabot.jobs.tree import child_id, parent_of
-from sabot.journal.base import EVERY, JobMark, JournalReader
+from sabot.journal.base import EVERY, JobMark, JournalReader, entry_of_letter
 from sabot.journal.ended_jobs import BLOCKED, EndedJob, JobQuery, cursor_of, cut
+from sabot.journal.entries import Begin, Letter
+from sabot.journal.job_marks import JobMarks, selected
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,28 @@ def jobs_that_ask(reader: JournalReader) -> list[str]:
     return [mark.job for mark in oldest_first(marks) if mark.asks]
 
 
+def queued_begins(reader: JournalReader, letters: Iterable[Letter]) -> dict[str, Begin]:
+    """Returns, by job, the BEGIN entries in the letters of clients for jobs that the owner of the journal has not begun yet.
+    `letters`: those of the inbox, read before anything else: then a job that begins meanwhile is seen twice, and not missed.
+    Blocks.
+    """
+    found = {}
+    for letter in letters:
+        if letter.kind == "begin" and reader.job(letter.job) is None:
+            begin = entry_of_letter(letter, None, 0)
+            assert isinstance(begin, Begin)
+            found[letter.job] = begin
+    return found
+
+
+def _queued_marks(queued: Mapping[str, Begin], query: JobQuery) -> list[JobMark]:
+    """Returns the marks of the queued jobs that a query selects, but for its text."""
+    marks = JobMarks()
+    for begin in queued.values():
+        marks.apply(-1, begin)
+    return selected((replace(mark, tried=False) for mark in marks.marks.values()), query)
+
+
 def age_of(job: JobRecord) -> tuple[int, str]:
     """Returns the time at which a job was created, in milliseconds since 1970, and its id. A list has its jobs in the
     reverse order of these values.
@@ -60,8 +84,22 @@ def jobs_page(reader: JournalReader, query: JobQuery, most: int = 200) -> JobPag
     entries of the jobs on the page and of those below them. For a text, it reads more: the rows of all jobs in the log,
     and the entries of those that have failed. Blocks the thread. Raises UserError for an invalid cursor.
     """
-    rows, counts = _rows(reader, query, most)
-    return _page(reader, query, rows, most, counts, JobView.of_jobs(reader, _read_for(reader, rows[:most])))
+    rows, counts, queued = _rows(reader, query, most)
+    return _page(reader, query, rows, most, counts, queued, JobView.of_jobs(reader, _read_for(reader, rows[:most])))
+
+
+def selected_jobs(reader: JournalReader, query: JobQuery, statuses: Collection[str]) -> list[str]:
+    """Returns the jobs on all pages of a query that have one of these statuses, the oldest first. Leaves a job out if it is
+    below another one of them, because what is asked of a job concerns those below it. Blocks the thread.
+    """
+    rows, _, _ = _rows(reader, replace(query, after=""), EVERY)
+    found = {row.job: None for row in reversed(rows) if row.status in statuses}
+    return [job for job in found if not any(above in found for above in _above(job))]
+
+
+def _above(job: str) -> Iterator[str]:
+    while job := parent_of(job)[0]:
+        yield job
 
 
 def short_jobs_page(reader: JournalReader, query: JobQuery, most: int, most_entries: int) -> JobPage | None:
@@ -70,13 +108,13 @@ def short_jobs_page(reader: JournalReader, query: JobQuery, most: int, most_entr
     """
     if query.text and sum(reader.logged_counts(query.of_all_pages).values()) > most_entries:
         return None
-    rows, counts = _rows(reader, query, most)
+    rows, counts, queued = _rows(reader, query, most)
     view, entries = JobView(reader), (each for job in _read_for(reader, rows[:most]) for _, each in reader.read(job))
     for number, entry in enumerate(entries):
         if number == most_entries:
             return None
         view.apply(entry)
-    return _page(reader, query, rows, most, counts, view)
+    return _page(reader, query, rows, most, counts, queued, view)
 
 
 def _read_for(reader: JournalReader, rows: Sequence[JobMark | EndedJob]) -> list[str]:
@@ -87,20 +125,23 @@ def _read_for(reader: JournalReader, rows: Sequence[JobMark | EndedJob]) -> list
     return list(dict.fromkeys([*logged, *reader.logged_below([row.job for row in rows])]))
 
 
-def _rows(reader: JournalReader, query: JobQuery, most: int) -> tuple[list[JobMark | EndedJob], "Counter[str]"]:
+def _rows(
+    reader: JournalReader, query: JobQuery, most: int
+) -> tuple[list[JobMark | EndedJob], "Counter[str]", dict[str, Begin]]:
     """Returns the rows of the jobs of a page, and one more if there is another page. Also returns the numbers of jobs on
-    all pages, by status.
+    all pages, by status, and the result of `queued_begins`.
     """
-    counted = query.of_all_pages
+    counted, queued = query.of_all_pages, queued_begins(reader, reader.letters())
     # jobs that have begun again: the log has their present state
     both = {job.job: job for job in reader.history.known(reader.begun_again())}
-    marks, counts = _logged(reader, query, most + 1)
+    marks, counts = _logged(reader, query, most + 1, queued)
     counts.update(reader.history.counts(counted))
     # the history counts jobs by their former end, and cannot leave those out that have begun again
     counts.subtract(job.status for job in both.values() if counted.selects(job))
     # as many more as may be left out below, so that the page is full
     ended = reader.history.find(query, most + 1 + len(both))
-    return nlargest(most + 1, [*marks, *(job for job in ended if job.job not in both)], key=_age_of_row), counts
+    found: list[JobMark | EndedJob] = [*marks, *(job for job in ended if job.job not in both)]
+    return nlargest(most + 1, found, key=_age_of_row), counts, queued
 
 
 def _page(
@@ -109,8 +150,10 @@ def _page(
     rows: list[JobMark | EndedJob],
     most: int,
     counts: "Counter[str]",
+    queued: Mapping[str, Begin],
     view: JobView,
 ) -> JobPage:
+    _apply_queued(view, queued, [row.job for row in rows[:most]])
     view.note_blocked(row for row in rows if isinstance(row, JobMark))
     page = [record for row in rows[:most] if (record := _record(reader, view, row)) is not None]
     following = cursor_of(*_age_of_row(rows[most - 1])) if len(rows) > most else ""
@@ -137,14 +180,33 @@ def _record(reader: JournalReader, view: JobView, row: JobMark | EndedJob) -> Jo
     return record
 
 
-def _logged(reader: JournalReader, query: JobQuery, most: int) -> tuple[list[JobMark], "Counter[str]"]:
-    """Returns the newest jobs in the log that a query selects, at most `most` of them, and by status the numbers of those
-    on all pages.
+def _apply_queued(view: JobView, queued: Mapping[str, Begin], jobs: Iterable[str]) -> None:
+    """Adds those of the jobs to a view that are queued, and have not begun since."""
+    for job in jobs:
+        if job in queued and job not in view.states:
+            view.apply_queued(queued[job])
+
+
+def _logged(
+    reader: JournalReader, query: JobQuery, most: int, queued: Mapping[str, Begin]
+) -> tuple[list[JobMark], "Counter[str]"]:
+    """Returns the newest jobs in the log, and of those that are queued, that a query selects: at most `most` of them, and by
+    status the numbers of those on all pages.
     """
     counted, last = query.of_all_pages, query.last
+    waiting = _queued_marks(queued, counted)
     if not query.text:
-        return reader.logged(query, most), Counter(reader.logged_counts(counted))
-    every = [mark for mark in reader.logged(counted, EVERY) if _has_text(reader, mark, query.text.casefold())]
+        marks = reader.logged(query, most)
+        begun = {mark.job for mark in marks}
+        waiting = [mark for mark in waiting if mark.job not in begun]
+        counts = Counter(reader.logged_counts(counted)) + Counter(mark.status for mark in waiting)
+        return nlargest(most, [*marks, *selected(waiting, query)], key=_age_of_row), counts
+    logged = reader.logged(counted, EVERY)
+    begun = {mark.job for mark in logged}
+    logged += [mark for mark in waiting if mark.job not in begun]
+    every = nlargest(
+        EVERY, [mark for mark in logged if _has_text(reader, mark, query.text.casefold())], key=_age_of_row
+    )
     found = [mark for mark in every if query.status in ("", mark.status) and (last is None or _age_of_row(mark) < last)]
     return found[:most], Counter(mark.status for mark in every)
 
@@ -192,7 +254,10 @@ def find_jobs(
     the journal has no job of such an agent.
     """
     query = JobQuery(agent or "", cut(scope or ""))
+    queued = queued_begins(reader, reader.letters())
     every = reader.logged(query, EVERY)
+    begun = {mark.job for mark in every}
+    every += [mark for mark in _queued_marks(queued, query) if mark.job not in begun]
     kept = ended_records(reader, query, statuses, {mark.job for mark in every})
     if agent is not None:
         agents = _agents_named(agent, {each.agent for each in every} | {each.agent for each in kept}, reader)
@@ -200,6 +265,7 @@ def find_jobs(
         kept = [job for job in kept if job.agent in agents]
     marks = [mark for mark in every if not statuses or mark.status in statuses]
     view = JobView.of_jobs(reader, [mark.job for mark in oldest_first(marks)])
+    _apply_queued(view, queued, [mark.job for mark in oldest_first(marks)])
     view.note_blocked(marks)
     found = [job for job in view.seen() if scope in (None, job.scope_id)]
     children = [child_id(job.job_id, effect.ordinal) for job in found for effect in job.open if effect.kind == "child"]

@@ -12,12 +12,12 @@ from typing import Annotated, Any
 
 import typer
 
-from sabot.agents.app_jobs import retry_letter
+from sabot.agents.app_jobs import AppJobs, AppJobStore, JobsAsked, JournalAddress, retry_letter
 from sabot.agents.entry_values import as_plain
 from sabot.agents.job_checks import CheckedJob, check_jobs
 from sabot.agents.job_effects import folded_job
 from sabot.agents.job_reads import find_jobs, shown_status
-from sabot.agents.jobs import JobRecord, JobStatus, OpenEffect
+from sabot.agents.jobs import JobRecord, OpenEffect
 from sabot.agents.kernel.client import JobClient
 from sabot.agents.kernel.kernel import RuntimeKernel, check_kernel
 from sabot.agents.store import as_json, cancel_letter, shown_json
@@ -27,23 +27,34 @@ from sabot.cli.app_checkpoints import find_checkpoints
 from sabot.cli.journal import By, Json, Place, job_of, json_of, post, quietly, reading, this_user, value_text
 from sabot.cli.letters import Broker, Table, redrive_job
 from sabot.cli.loading import WrongUse, load_program
-from sabot.cli.options import Kafka, Target
+from sabot.cli.options import Kafka, Target, kafka_settings
 from sabot.cli.printing import columns, json_line, moment, shortened
+from sabot.clock import SYSTEM_CLOCK
 from sabot.errors import UserError
 from sabot.jobs.tree import child_id
 from sabot.jobs.url_ids import stored_id
 from sabot.journal.base import JournalReader
-from sabot.journal.ended_jobs import BLOCKED
+from sabot.journal.ended_jobs import STATUSES, JobQuery
 from sabot.journal.entries import Letter
 from sabot.journal.sqlite import DATABASE
 from sabot.runtime.life.restore import check_app
 
 jobs = typer.Typer(help="List, show and steer the jobs of a journal.", no_args_is_help=True, rich_markup_mode=None)
 
-_STATUSES = (*JobStatus, BLOCKED)
 _SHOWN = 2  # the number of open effects that a list shows of a job
 
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="The id of a job, or its form for URLs.")]
+SomeJob = Annotated[str | None, typer.Argument(metavar="[JOB]", help="The id of a job, or its form for URLs.")]
+Every = Annotated[bool, typer.Option("--all", help="All jobs that the options select, in place of one.")]
+Scope = Annotated[str | None, typer.Option("--scope", metavar="NAME", help="Only jobs of this scope.")]
+OfAgent = Annotated[
+    str | None,
+    typer.Option("--agent", metavar="AGENT", help="Only jobs of this agent: APP.NAME, or NAME alone."),
+]
+OneStatus = Annotated[
+    str | None,
+    typer.Option("--status", metavar="STATUS", help=f"Only jobs in this status: {', '.join(STATUSES)}."),
+]
 
 
 def _moment(seconds: float | None) -> str:
@@ -54,21 +65,19 @@ def _moment(seconds: float | None) -> str:
 def list_jobs(
     place: Place,
     kafka: Kafka = None,
-    scope: Annotated[str | None, typer.Option(metavar="NAME", help="Only jobs of this scope.")] = None,
-    agent: Annotated[
-        str | None, typer.Option(metavar="AGENT", help="Only jobs of this agent: APP.NAME, or NAME alone.")
-    ] = None,
+    scope: Scope = None,
+    agent: OfAgent = None,
     status: Annotated[
         list[str] | None,
-        typer.Option(metavar="STATUS", help=f"Only jobs in this status: {', '.join(_STATUSES)}."),
+        typer.Option(metavar="STATUS", help=f"Only jobs in this status: {', '.join(STATUSES)}."),
     ] = None,
     json: Json = False,
 ) -> None:
     """List the jobs of a journal, the oldest first: the progress of each, and its open effects or its outcome."""
 
     def work() -> None:
-        if wrong := set(status or ()).difference(_STATUSES):
-            raise WrongUse(f"--status {min(wrong)}: no status of a job", hint=f"one of {', '.join(_STATUSES)}")
+        if wrong := set(status or ()).difference(STATUSES):
+            raise WrongUse(f"--status {min(wrong)}: no status of a job", hint=f"one of {', '.join(STATUSES)}")
         with reading(place, kafka) as reader:
             found, known = find_jobs(reader, agent=agent, scope=scope, statuses=status or ())
         if json:
@@ -156,22 +165,56 @@ def show_job(job: JobId, place: Place, kafka: Kafka = None, json: Json = False) 
 
 @jobs.command("cancel")
 def cancel_job(
-    job: JobId,
     place: Place,
+    job: SomeJob = None,
+    every: Every = False,
+    scope: Scope = None,
+    agent: OfAgent = None,
+    status: OneStatus = None,
     kafka: Kafka = None,
     reason: Annotated[str, typer.Option(metavar="TEXT", help="The reason, which the job's record keeps.")] = "",
     by: By = "",
 ) -> None:
     """Ask a job to end. The process that owns the journal cancels it, soon or at its next start.
 
-    The agent's function may clean up before it ends.
+    The agent's function may clean up before it ends. With --all instead of JOB, all open jobs end, or those that --scope, --agent and
+    --status select.
     """
 
     def work() -> None:
+        query = _query(job, every, scope, agent, status)
+        if job is None:
+            asked = _all_jobs(place, kafka).cancel_all(query, reason=reason, by=by or this_user())
+            _print_asked(asyncio.run(asked), "will be cancelled by")
+            return
         post(place, kafka, cancel_letter(job_of(place, kafka, job), reason, by or this_user()))
         typer.echo(f"job {job} will be cancelled by the owner of the journal")
 
     quietly(work)
+
+
+def _query(job: str | None, every: bool, scope: str | None, agent: str | None, status: str | None) -> dict[str, str]:
+    """Returns the query of --all. Raises WrongUse unless either a job or --all is given."""
+    query = {
+        name: value for name, value in (("scope", scope), ("agent", agent), ("status", status)) if value is not None
+    }
+    if (job is not None) == every or (query and not every):
+        raise WrongUse(
+            "JOB or --all is wanted, and not both", hint="--scope, --agent and --status select some of --all jobs"
+        )
+    JobQuery.of(query)
+    return query
+
+
+def _all_jobs(place: str, kafka: list[str] | None) -> AppJobs:
+    address = JournalAddress(place, "", {**kafka_settings(kafka)})
+    return AppJobs(AppJobStore(lambda: address, SYSTEM_CLOCK))
+
+
+def _print_asked(asked: JobsAsked, words: str) -> None:
+    for job_id, why in asked.refused:
+        typer.echo(f"{job_id}: {why}", err=True)
+    typer.echo(f"{asked.done:,} of {asked.found:,} jobs {words} the owner of the journal")
 
 
 @jobs.command("signal")
@@ -252,7 +295,11 @@ def start_job(
 @jobs.command("retry")
 def retry_job(
     context: typer.Context,
-    job: JobId,
+    job: SomeJob = None,
+    every: Every = False,
+    scope: Scope = None,
+    agent: OfAgent = None,
+    status: OneStatus = None,
     letters: Annotated[
         str | None,
         typer.Option(
@@ -283,11 +330,22 @@ def retry_job(
     For a job of a kernel, give --journal: the process that owns the journal runs the job again, soon or at its next start, with the
     limits of --budget and --max-turns. A cancelled job may be retried too.
 
+    With --all instead of JOB, all failed jobs of the kernel run again, or those that --scope, --agent and --status select. Cancelled jobs
+    run again only with --status cancelled.
+
     For a job of an app, the dead letter is sent back, as sabot dlq redrive PLACE --job JOB does: a dead letter is sent back once, and a
     job that fails again has a new one.
     """
 
     def work() -> None:
+        query = _query(job, every, scope, agent, status)
+        if job is None:
+            if place is None:
+                raise WrongUse("--all is for jobs of a kernel", hint="name its journal: --journal JOURNAL")
+            limits = _limits(budget or []) or None
+            asked = _all_jobs(place, kafka).retry_all(query, budgets=limits, max_turns=max_turns)
+            _print_asked(asyncio.run(asked), "will run again in")
+            return
         if place is None:
             if budget or max_turns is not None:
                 raise WrongUse(

@@ -1,14 +1,16 @@
 """Ended jobs, as the history of a journal lists them without their entries, and queries for jobs."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
-from sabot.errors import UserError
+from sabot.base.checks import is_number
+from sabot.base.options import answers_wrong_options
+from sabot.errors import UserError, short_repr
 
 OUTCOMES = ("succeeded", "failed", "cancelled", "timed_out")
 """The outcomes with which a job ends. Lists show any other outcome as "failed"."""
@@ -16,9 +18,14 @@ OUTCOMES = ("succeeded", "failed", "cancelled", "timed_out")
 BLOCKED = "blocked"
 """The status that lists show for an open job that the present code of its agent cannot continue."""
 
+STATUSES = ("queued", "running", "waiting_action", *OUTCOMES, BLOCKED)
+"""All statuses that lists show."""
+
 MOST_CHARS = 500
 """The most characters of a text in a row of a list of jobs."""
 
+_LAST_S = 253_402_300_800.0  # the end of the year 9999
+_NO_TEXT = re.compile("[\0\ud800-\udfff]")  # what no database stores
 _NANO = Decimal(1_000_000_000)
 _MOMENT = re.compile(r"-?\d{1,18}", re.ASCII)  # in ms; more digits have no place in 64 bits
 
@@ -49,6 +56,7 @@ class EndedJob(msgspec.Struct, frozen=True, array_like=True):
     record: bytes
 
 
+@answers_wrong_options
 @dataclass(frozen=True, slots=True)
 class JobQuery:
     """A query for a list of jobs, from the newest to the oldest. It selects the jobs that fulfil all conditions; "" and 0
@@ -71,6 +79,32 @@ class JobQuery:
     since: float = 0.0
     until: float = 0.0
     after: str = ""
+
+    @classmethod
+    def of(cls, given: "JobQuery | Mapping[str, Any] | None") -> "JobQuery":
+        """Returns the query that `given` describes. A JobQuery is returned unchanged, a mapping must have the fields of a
+        JobQuery, and None has no conditions. Raises UserError for fields that are unknown or have a wrong type.
+        """
+        if isinstance(given, JobQuery):
+            return given
+        if given is None:
+            return cls()
+        if not isinstance(given, Mapping) or not all(isinstance(name, str) for name in given):
+            raise UserError(f"query={short_repr(given)}", hint='the conditions by name, such as {"status": "failed"}')
+        found = cls(**given)
+        for name in given:
+            value = getattr(found, name)
+            if name in ("since", "until"):
+                if not (is_number(value) and 0 <= value <= _LAST_S):
+                    raise UserError(
+                        f"query: {name}={short_repr(value)}", hint="seconds since 1970, as of `time.time()`"
+                    )
+            elif not isinstance(value, str) or _NO_TEXT.search(value):
+                raise UserError(f"query: {name}={short_repr(value)}: a text is wanted")
+        if found.status not in ("", *STATUSES):
+            raise UserError(f"query: status={short_repr(found.status)}", hint=f"one of {', '.join(STATUSES)}")
+        found.last  # noqa: B018 - it raises for what is no cursor
+        return found
 
     @property
     def since_ms(self) -> int:

@@ -34,7 +34,7 @@ from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.errors import JournalFailed, LetterRefused, TransientError, UserError, short_repr
 from sabot.jobs.core import SEQUENCES_APART
 from sabot.jobs.open_jobs import begun_or_queued, whole_entry
-from sabot.journal import Journal, JournalReader
+from sabot.journal import Inbox, Journal, JournalReader
 from sabot.journal.entries import REQUEST, Begin, End, Letter, encode_entry
 from sabot.journal.memory import MemoryStorage
 
@@ -185,10 +185,10 @@ class JobClient:
         return [ClientHandle(self, job_id, self._ends) for job_id in found]
 
     def _start_all(self, requests: list[ExecutionRequest]) -> list[str]:
-        with self._store.reader() as reader:
-            return [self._start(reader, each) for each in requests]
+        with self._store.reader() as reader, self._store.inbox() as inbox:
+            return [self._start(reader, inbox, each) for each in requests]
 
-    def _start(self, reader: JournalReader, request: ExecutionRequest) -> str:
+    def _start(self, reader: JournalReader, inbox: Inbox, request: ExecutionRequest) -> str:
         agent = f"{self.name}.{request.agent}"
         job_id, record = job_id_of(agent, request), encode_request(request)
         named = digest_of(reader.key, agent, request) if request.idempotency_key else b""
@@ -205,7 +205,7 @@ class JobClient:
             form=REQUEST,
         )
         try:
-            self._store.post(Letter("begin", job=job_id, name=agent, body=encode_entry(begin)))
+            inbox.post(Letter("begin", job=job_id, name=agent, body=encode_entry(begin)))
         except LetterRefused:  # it was begun before
             mark, queued = begun_or_queued(reader, job_id)
             if (before := queued or mark) is not None:  # else it was forgotten meanwhile

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,12 @@ from sabot.agents import (
     RuntimeKernel,
     ToolPolicy,
 )
+from sabot.agents.job_effects import folded_job
+from sabot.agents.job_reads import find_jobs, jobs_page, short_jobs_page
 from sabot.calls.errors import BudgetExceeded, TurnLimitExceeded
 from sabot.clock import ManualClock
 from sabot.errors import EffectError, IdempotencyConflict, JobCancelled, UserError
+from sabot.journal.ended_jobs import JobQuery
 from sabot.journal.memory import MemoryStorage
 from sabot.llm import Completion, ToolCall, Usage, assistant, tool
 from sabot.llm.agent import Agent
@@ -100,6 +104,103 @@ async def test_a_job_that_was_begun_while_no_kernel_runs_is_queued_and_runs_at_i
         job = await client.jobs.get(handle.url_id)
         assert (job.status, job.scope_id, job.principal_id, job.metadata) == ("succeeded", "acme", "ann", {"by": "web"})
     assert await (await client.handle(handle.url_id)).result() == result
+
+
+async def test_lists_and_pages_have_jobs_whose_beginning_is_in_the_inbox(client: JobClient, place: Path) -> None:
+    async with kernel_of(place) as kernel:
+        done = [(await kernel.execute(ExecutionRequest(prompt=n, scope_id="acme"))) for n in range(3)]
+        for each in done:
+            await each.result()
+    queued = [(await client.start("asks", n, scope="acme" if n % 2 else "other")).job_id for n in range(4)]
+    with client.jobs.store.reader() as reader:
+        page = jobs_page(reader, JobQuery(), 5)
+        assert (page.found, page.counts) == (7, {"succeeded": 3, "queued": 4})
+        rest = jobs_page(reader, JobQuery(after=page.following), 5)
+        assert sorted(each.job_id for each in (*page.jobs, *rest.jobs)) == sorted([*queued, *(e.job_id for e in done)])
+        assert (len(page.jobs), rest.following) == (5, "")
+        both = (
+            short_jobs_page(reader, JobQuery(scope="acme", status="queued"), 9, 9),
+            jobs_page(reader, JobQuery(text="ASKS")),
+        )
+        assert [(each.found, {job.status for job in each.jobs}) for each in both if each] == [
+            (2, {"queued"}),
+            (4, {"queued"}),
+        ]
+        assert (jobs_page(reader, JobQuery(agent="nobody")).found, jobs_page(reader, JobQuery(until=1.0)).counts) == (
+            0,
+            {},
+        )
+        found, _ = find_jobs(reader, agent="asks", scope="other", statuses=["queued"])
+        assert [each.job_id for each in found] == queued[::2]
+        shown = folded_job(reader, queued[0])
+        assert (shown.record.status, shown.values(reader)["input"]["prompt"]) == ("queued", 0)
+    async with kernel_of(place):
+        await (await client.handle(queued[0])).cancel()
+        await until_ended(client, queued[0])
+        counts: dict[str, int] = {}
+        async for _ in every_look():
+            counts = (await client.jobs.page()).counts
+            if counts == {"succeeded": 3, "cancelled": 1, "waiting_action": 3}:
+                break
+
+
+async def test_all_jobs_of_a_query_are_cancelled_or_retried_and_those_below_go_with_them(
+    client: JobClient, place: Path
+) -> None:
+    broken = True
+
+    async def fails(ctx: Any) -> Any:
+        await ctx.call(refund, ctx.message)
+        if broken:
+            raise ValueError("broken")
+        return "whole"
+
+    async def family(ctx: Any) -> Any:
+        return await ctx.child("asks", ctx.message)
+
+    async with kernel_of(place, fails, asks, family) as kernel:
+        failed = [await client.start("fails", n, scope="acme" if n else "other") for n in range(3)]
+        parents = [await client.start("family", n) for n in range(2)]
+        for each in failed:
+            with pytest.raises(EffectError):
+                await each.result()
+        await asked_of(parents[0])
+        await asked_of(parents[1])
+        ended = await client.jobs.cancel_all({"agent": "fails"})
+        assert ended == (0, 0, [])
+        cancelled = await client.jobs.cancel_all({}, reason="closing time", by="mo")
+        assert cancelled == (2, 2, []), "the children go with their parents"
+        for each in parents:
+            with pytest.raises(JobCancelled):
+                await each.result()
+        broken = False
+        assert await kernel.jobs.retry_all({"scope": "acme"}) == (2, 2, [])
+        twice = await client.jobs.retry_all({"status": "failed", "scope": "acme"})
+        assert twice.done == 0, twice
+        assert [(await (await kernel.handle(each.job_id)).result()).output for each in failed[1:]] == ["whole"] * 2
+        assert (await client.jobs.page({"agent": "fails"})).counts == {"failed": 1, "succeeded": 2}
+    assert sorted(MADE) == [0, 1, 2], "what was done is not done again"
+    for query, words in [
+        ({"scop": "acme"}, "did you mean scope"),
+        ({"status": "done"}, "status='done'"),
+        ({"since": "now"}, "since='now'"),
+        ({"text": "a\0"}, "a text is wanted"),
+        ({"after": "x"}, "is no cursor"),
+        ({5: "x"}, "query="),
+        ("acme", "query='acme'"),
+    ]:
+        for ask in (client.jobs.page, client.jobs.cancel_all, client.jobs.retry_all):
+            with pytest.raises(UserError) as wrong:
+                await ask(query)  # type: ignore[arg-type]
+            assert words in str(wrong.value), wrong.value
+    for ask in (client.jobs.cancel_all, client.jobs.retry_all):
+        with pytest.raises(UserError, match="query=None"):
+            await ask(None)  # type: ignore[arg-type]
+
+
+async def until_ended(client: JobClient, job_id: str) -> None:
+    with suppress(JobCancelled):
+        await (await client.handle(job_id)).result()
 
 
 async def test_a_kernel_that_runs_takes_it_without_resume(client: JobClient, place: Path) -> None:

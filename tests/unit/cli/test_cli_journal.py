@@ -570,8 +570,41 @@ def test_a_job_of_a_kernel_is_begun_at_a_terminal_once_for_a_key(tmp_path: Path)
     job_id = printed(*words, "--scope", "acme", "--by", "ann").strip()
     (again,) = [json.loads(line) for line in printed(*words, "--scope", "acme", "--by", "ann", "--json").splitlines()]
     assert again == {"job_id": job_id, "url_id": job_id.replace("/", "~~")}
+    (listed,) = objects("jobs", "list", "--journal", place, "--status", "queued", "--agent", "receipt")
+    assert (listed["job_id"], listed["scope_id"], listed["principal_id"]) == (job_id, "acme", "ann")
+    (shown,) = objects("jobs", "show", again["url_id"], "--journal", place)
+    assert (shown["status"], shown["input"]["prompt"]) == ("queued", {"order": "o-1"})
     assert asyncio.run(run(job_id)) == ("receipt for o-1", "acme", "ann")
     wrong = says(*words[:5], "--with", '{"order"')
     assert (wrong.exit_code, "is not JSON" in wrong.stderr) == (2, True)
     other = says(*words[:6], '{"order": "o-2"}', "--key", "o-1", "--scope", "acme")
     assert (other.exit_code, "with another request" in other.stderr) == (1, True)
+
+
+def test_all_jobs_of_a_kernel_are_cancelled_and_retried_at_a_terminal(tmp_path: Path) -> None:
+    async def breaks(ctx: Any) -> str:
+        if ctx.message:
+            raise ValueError("no paper")
+        return "printed"
+
+    async def run(*, until_over: int) -> None:
+        async with RuntimeKernel.create(agent=breaks, journal=place, name="shop") as kernel:
+            await until(lambda: kernel.statistics()["ended"] == until_over)
+
+    place = tmp_path / "jobs"
+    asyncio.run(run(until_over=0))
+    for message in ("1", "2", "0"):
+        printed("jobs", "start", "shop.breaks", "--journal", place, "--with", message, "--scope", f"s{message}")
+    asyncio.run(run(until_over=3))
+    printed("jobs", "start", "shop.breaks", "--journal", place, "--with", "0")
+    cancel = "jobs", "cancel", "--journal", place
+    assert (
+        printed(*cancel, "--all", "--agent", "breaks") == "1 of 1 jobs will be cancelled by the owner of the journal\n"
+    )
+    retry = "jobs", "retry", "--journal", place
+    assert printed(*retry, "--all", "--scope", "s1") == "1 of 1 jobs will run again in the owner of the journal\n"
+    done = says(*retry, "--all")
+    assert (done.exit_code, done.stdout[:9], "already" in done.stderr) == (0, "1 of 2 jo", True)
+    for words in (cancel, (*cancel, "job", "--all"), (*cancel, "job", "--scope", "x"), ("jobs", "retry", "--all")):
+        assert says(*words).exit_code == 2, words
+    assert "status='done'" in says(*cancel, "--all", "--status", "done").stderr
