@@ -19,6 +19,7 @@ NAMES = {  # what `from sabot.X import …` offers, by the stub of the package
     "mcp": 47,
     "process": 101,  # docs/decisions/068
     "testing": 19,
+    "web": 3,  # docs/decisions/131
 }
 
 MEMBERS = {  # of a contract that more than one class fulfils: methods, properties and attributes

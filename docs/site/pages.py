@@ -26,6 +26,7 @@ PACKAGES = {
     "sabot.connectors.files": "Files as sources and sinks.",
     "sabot.state": "Backends of keyed state, and the kinds of state.",
     "sabot.testing": "Tools for tests.",
+    "sabot.web": "The jobs of a kernel by HTTP.",
 }
 
 

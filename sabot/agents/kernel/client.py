@@ -4,15 +4,18 @@ start ─▶ letter in the inbox of the journal ─▶ the kernel takes it: BEGI
 """
 
 import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from sabot.agents.actions import ActionManager
 from sabot.agents.app_jobs import AppJobs, AppJobStore, JournalAddress
 from sabot.agents.context import BudgetSpec, checked_word
+from sabot.agents.events.bus import RuntimeEvent
+from sabot.agents.events.job_events import JobEvents, events_of
 from sabot.agents.jobs import JobRecord, JobSpec
 from sabot.agents.kernel.handle import JobHandle, outcome_of
 from sabot.agents.kernel.jobs import (
@@ -33,10 +36,13 @@ from sabot.calls.judging import repeated_around
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.errors import JournalFailed, LetterRefused, TransientError, UserError, short_repr
 from sabot.jobs.core import SEQUENCES_APART
+from sabot.jobs.log import notices_of
 from sabot.jobs.open_jobs import begun_or_queued, whole_entry
-from sabot.journal import Inbox, Journal, JournalReader
+from sabot.journal import Inbox, Journal, JournalReader, Position
 from sabot.journal.entries import REQUEST, Begin, End, Letter, encode_entry
 from sabot.journal.memory import MemoryStorage
+
+T = TypeVar("T")
 
 _FIRST_LOOK_S, _LAST_LOOK_S = 0.02, 1.0  # between two looks for the end of a job
 _PART_OF_WAIT = 0.1  # of the time that was waited for a job: the time until the next look
@@ -65,30 +71,68 @@ class KernelStore(AppJobStore):
 
 
 class ClientHandle(JobHandle):
-    """The handle of a job that a JobClient has begun or found."""
+    """The handle of a job that a JobClient has begun or found. `created` is True if the call that returned the handle has begun
+    the job, and False if the job was there.
+    """
 
-    __slots__ = ("_ends",)
+    __slots__ = ("_looks", "created")
 
-    def __init__(self, client: "JobClient", job_id: str, ends: "_Ends") -> None:
+    def __init__(self, client: "JobClient", job_id: str, looks: "_Looks", *, created: bool) -> None:
         super().__init__(job_id, client.actions, client.post)
-        self._ends = ends
+        self._looks = looks
+        self.created = created
 
     async def result(self) -> ExecutionResult:
         """Waits until the job has ended, and returns its result. It is found within a tenth of the time that was waited for
-        it, and within a second. A job waits, without a word, while no process runs the kernel.
+        it, and within a second. A job waits, without a word, while no process runs the kernel, and while the server of the
+        journal does not answer.
 
         `output` is what a function has returned. It is None for an Agent, whose answer is the text `content`, as JSON if it
         has an output type: only the program of the kernel knows the type.
 
         If the job has ended without success, raises the errors of `ExecutionHandle.result`. Raises UserError if the journal
-        has forgotten the result of the job, and the errors of a JournalReader.
+        has forgotten the result of the job, and CorruptJournal if the journal is damaged.
         """
-        end = await self._ends.of(self.job_id)
+        end = await self._looks.until(partial(_end_in, job_id=self.job_id))
         assert isinstance(end.body, bytes)
         outcome = outcome_of(self.job_id, end.outcome, end.body)
         if isinstance(outcome, BaseException):
             raise outcome
         return recorded_result(self.job_id, outcome)
+
+    async def events(self) -> AsyncGenerator[RuntimeEvent, None]:
+        """Yields the events of the job from its beginning, and each new one as soon as the journal is seen to have it: within
+        a tenth of the time since the one before, and within a second. The last event is `final.result` or `final.error`. They
+        are those of `ExecutionHandle.events`, without the pieces of answers, which only the process of the kernel has.
+
+        Raises UserError if the job has ended and its entries are no longer in the journal.
+        """
+        told: list[RuntimeEvent] = []
+
+        async def keep(event: RuntimeEvent) -> None:
+            told.append(event)
+
+        events, behind, over = JobEvents(keep, lambda event_type, job_id: True), dict[int, int](), False
+        while True:
+            found = await self._looks.until(partial(_entries_in, job_id=self.job_id, behind=behind))
+            for notice in notices_of([entry for _, entry in found]):
+                await events.publish(notice)
+            behind = {position.partition: position.offset + 1 for position, _ in found}
+            for event in told:
+                yield event
+            told.clear()
+            for _, entry in found:
+                over = isinstance(entry, End) or (over and not isinstance(entry, Begin))  # a retry begins again
+            if over:
+                return
+
+    @property
+    def _is_agent(self) -> None:
+        return None
+
+    async def _recorded_events(self, job_id: str) -> list[RuntimeEvent]:
+        found = await self._looks.until(partial(_recorded_in, job_id=job_id))
+        return await events_of([entry for _, entry in found])
 
 
 @answers_wrong_options
@@ -117,7 +161,7 @@ class JobClient:
             raise UserError(f"JobClient: journal={short_repr(journal)}", hint="a folder, or an address")
         self._store = KernelStore(journal, self.name, clock)
         self._durable = not isinstance(journal, MemoryStorage)
-        self._ends = _Ends(self._store)
+        self._looks = _Looks(self._store)
         self.jobs, self.actions = AppJobs(self._store), ActionManager(self._store)
 
     @answers_wrong_options
@@ -182,13 +226,13 @@ class JobClient:
             if keyed:
                 check_attempts(job_id_of(f"{self.name}.{each.agent}", each))
         found = await run_in_thread(self._start_all, asked)
-        return [ClientHandle(self, job_id, self._ends) for job_id in found]
+        return [ClientHandle(self, job_id, self._looks, created=created) for job_id, created in found]
 
-    def _start_all(self, requests: list[ExecutionRequest]) -> list[str]:
+    def _start_all(self, requests: list[ExecutionRequest]) -> list[tuple[str, bool]]:
         with self._store.reader() as reader, self._store.inbox() as inbox:
             return [self._start(reader, inbox, each) for each in requests]
 
-    def _start(self, reader: JournalReader, inbox: Inbox, request: ExecutionRequest) -> str:
+    def _start(self, reader: JournalReader, inbox: Inbox, request: ExecutionRequest) -> tuple[str, bool]:
         agent = f"{self.name}.{request.agent}"
         job_id, record = job_id_of(agent, request), encode_request(request)
         named = digest_of(reader.key, agent, request) if request.idempotency_key else b""
@@ -210,13 +254,14 @@ class JobClient:
             mark, queued = begun_or_queued(reader, job_id)
             if (before := queued or mark) is not None:  # else it was forgotten meanwhile
                 check_same(request, job_id, before.digest, reader.key, agent)
-        return job_id
+            return job_id, False
+        return job_id, True
 
     async def handle(self, job_id: str) -> ClientHandle:
         """Returns the handle of a job, whoever has begun it. `job_id` is its id, or its id in the form for URLs
         (`ClientHandle.url_id`). Raises UserError if there is no such job.
         """
-        return ClientHandle(self, (await self.jobs.get(job_id)).job_id, self._ends)
+        return ClientHandle(self, (await self.jobs.get(job_id)).job_id, self._looks, created=False)
 
     async def post(self, letter: Letter) -> None:
         """Writes a letter into the inbox of the journal, as `RuntimeKernel.post` does."""
@@ -225,91 +270,153 @@ class JobClient:
 
 
 @dataclass(slots=True, eq=False)
-class _Awaited:
-    """A job whose end somebody awaits. `since_s`: since when, by the clock of the event loop. `callers`: how many await it."""
+class _Look:
+    """A look into the journal that is made again until it finds something. `since_s`: since when, and `due_s`: when the next
+    one is due, by the clock of the event loop. `at`: the positions of the journal at the last one.
+    """
 
-    end: "asyncio.Future[End]"
+    find: Callable[[JournalReader], Any]
+    found: "asyncio.Future[Any]"
     since_s: float
-    callers: int = 0
+    due_s: float
+    at: dict[int, int] | None = None
 
 
-class _Ends:
-    """Finds the ends of jobs, by looking into the journal while somebody awaits one: one task and one reader for all."""
+class _Looks:
+    """Looks into the journal while somebody awaits something in it: one task and one reader for all. Only the journal's
+    positions are read while it gets no entry.
+    """
 
     def __init__(self, store: KernelStore) -> None:
         self._store = store
-        self._awaited: dict[str, _Awaited] = {}
+        self._awaited: set[_Look] = set()
         self._task: asyncio.Task[None] | None = None
+        self._asked = asyncio.Event()
 
-    async def of(self, job_id: str) -> End:
-        """Waits until a job has ended, and returns its END entry with its body."""
+    async def until(self, find: Callable[[JournalReader], T | None]) -> T:
+        """Calls `find` with a reader, in a thread, until its result is not None, and returns the result. Raises the error of
+        `find`, but for a TransientError: then it looks again.
+        """
         loop = asyncio.get_running_loop()
         if self._task is None or self._task.done() or self._task.get_loop() is not loop:
-            self._awaited = {}
-            self._task = loop.create_task(self._look(), name="the ends of jobs")
-        found = self._awaited.get(job_id)
-        if found is None:
-            found = self._awaited[job_id] = _Awaited(loop.create_future(), loop.time())
-        found.callers += 1
+            self._awaited, self._asked = set(), asyncio.Event()
+            self._task = loop.create_task(self._look(), name="what clients of a journal await")
+        look = _Look(find, loop.create_future(), loop.time(), 0.0)
+        self._awaited.add(look)
+        self._asked.set()
         try:
-            return await asyncio.shield(found.end)
+            found: T = await look.found
         finally:
-            found.callers -= 1
-            if not found.callers and self._awaited.get(job_id) is found:
-                del self._awaited[job_id]
+            self._awaited.discard(look)
+        return found
 
     async def _look(self) -> None:
-        loop, due = asyncio.get_running_loop(), dict[str, float]()
+        loop, stack, reader = asyncio.get_running_loop(), ExitStack(), None
         try:
-            with ExitStack() as stack:
-                reader = await run_in_thread(stack.enter_context, self._store.reader())
-                while self._awaited:
-                    now = loop.time()
-                    some = [job_id for job_id in self._awaited if due.get(job_id, 0.0) <= now]
-                    for job_id, end in (await run_in_thread(_ends_in, reader, some)).items():
-                        due.pop(job_id, None)
-                        if (awaited := self._awaited.get(job_id)) is None:
-                            continue  # nobody waits for it any more
-                        if end is None:
-                            waited_s = loop.time() - awaited.since_s
-                            due[job_id] = loop.time() + min(max(_FIRST_LOOK_S, waited_s * _PART_OF_WAIT), _LAST_LOOK_S)
-                            continue
-                        del self._awaited[job_id]
-                        if isinstance(end, End):
-                            awaited.end.set_result(end)
-                        else:
-                            awaited.end.set_exception(end)
-                    if self._awaited:
-                        await asyncio.sleep(_FIRST_LOOK_S)
+            while self._awaited:
+                self._asked.clear()
+                due = [look for look in self._awaited if look.due_s <= loop.time()]
+                found = dict[_Look, Any]()
+                try:
+                    if reader is None:
+                        reader = await run_in_thread(stack.enter_context, self._store.reader())
+                    found = await run_in_thread(_found, reader, due)
+                except TransientError:  # the server does not answer: the next round opens another reader
+                    reader = None
+                    with suppress(TransientError):
+                        await run_in_thread(stack.close)
+                self._tell(due, found, loop.time())
+                if self._awaited:
+                    next_s = min(look.due_s for look in self._awaited) - loop.time()
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(max(next_s, _FIRST_LOOK_S)):
+                            await self._asked.wait()
         except Exception as error:
-            for awaited in self._awaited.values():
-                awaited.end.set_exception(error)
-            self._awaited = {}
+            self._tell(self._awaited, dict.fromkeys(self._awaited, error), 0.0)
+        finally:  # without an await: `until` would take this task for one that looks
+            stack.close()
+
+    def _tell(self, looks: Iterable[_Look], found: Mapping[_Look, Any], now_s: float) -> None:
+        for look in list(looks):
+            result = found.get(look)
+            if look.found.done():  # its caller was cancelled
+                continue
+            if result is None:
+                look.due_s = now_s + min(max(_FIRST_LOOK_S, (now_s - look.since_s) * _PART_OF_WAIT), _LAST_LOOK_S)
+                continue
+            self._awaited.discard(look)
+            if isinstance(result, Exception):
+                look.found.set_exception(result)
+            else:
+                look.found.set_result(result)
 
 
-def _ends_in(reader: JournalReader, jobs: Iterable[str]) -> dict[str, End | UserError | None]:
-    """Returns, by job, its END entry with its body, None if it has not ended, or why it has none. Blocks."""
-    found: dict[str, End | UserError | None] = {}
-    for job_id in jobs:
-        with suppress(TransientError):  # it is looked for again
-            found[job_id] = _end_in(reader, job_id)
-        found.setdefault(job_id, None)
+def _found(reader: JournalReader, looks: Iterable[_Look]) -> dict[_Look, Any]:
+    """Returns what looks have found, or the error that they have raised. Leaves those out that have found nothing. Blocks.
+    Raises TransientError.
+    """
+    at, found = reader.positions(), dict[_Look, Any]()
+    for look in looks:
+        if look.at == at:  # no entry has come since
+            continue
+        try:
+            result = look.find(reader)
+        except TransientError:
+            raise
+        except Exception as error:
+            result = error
+        look.at = at
+        if result is not None:
+            found[look] = result
     return found
 
 
-def _end_in(reader: JournalReader, job_id: str) -> End | UserError | None:
+def _end_in(reader: JournalReader, job_id: str) -> End | None:
+    """Returns the END entry of a job, with its body; None if it has not ended. Raises UserError if there is no such job, or
+    if its result is forgotten. Blocks.
+    """
     mark, queued = begun_or_queued(reader, job_id)
     if mark is None:
         if queued is not None:
             return None
-        return UserError(f"job {job_id}: there is none of this name in {reader.where}")
+        raise UserError(f"job {job_id}: there is none of this name in {reader.where}")
     if not mark.outcome:
         return None
     for _, entry in reversed(list(reader.history.entries(job_id))):
         if isinstance(entry, End):
             end: End = whole_entry(reader, entry)
             return end
+    raise _forgotten(job_id, "result")
+
+
+def _forgotten(job_id: str, what: str) -> UserError:
     return UserError(
-        f"job {job_id} has ended so long ago that its result is forgotten",
+        f"job {job_id} has ended so long ago that its {what} is forgotten",
         hint="keep_jobs= of the kernel says how many are kept",
     )
+
+
+def _recorded_in(reader: JournalReader, job_id: str) -> list[tuple[Position, Any]]:
+    """Returns all entries of a job, with their bodies. Blocks."""
+    return [(position, whole_entry(reader, entry)) for position, entry in reader.history.entries(job_id)]
+
+
+def _entries_in(reader: JournalReader, job_id: str, behind: Mapping[int, int]) -> list[tuple[Position, Any]] | None:
+    """Returns the entries of a job, with their bodies, beyond the last ones that were told; None if there are none yet.
+    `behind`: by partition, the offset behind the last one. Raises UserError if there is no such job, or if its entries are
+    forgotten. Blocks.
+    """
+    if behind:
+        further = [(position, whole_entry(reader, entry)) for position, entry in reader.read(job_id, behind)]
+        if further:
+            return further
+    mark, queued = begun_or_queued(reader, job_id)
+    if mark is None and queued is None:
+        raise UserError(f"job {job_id}: there is none of this name in {reader.where}")
+    if mark is None or (behind and not mark.outcome):
+        return None
+    # of a job that has ended, entries may have moved out of the log
+    every = _recorded_in(reader, job_id)
+    if not every and mark.outcome:
+        raise _forgotten(job_id, "history")
+    return [each for each in every if each[0].offset >= behind.get(each[0].partition, 0)] or None

@@ -3,6 +3,7 @@ questions, and cancels it.
 """
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -43,9 +44,9 @@ class _Kernel(Protocol):
     async def post(self, letter: Letter) -> None: ...
 
 
-class JobHandle:
+class JobHandle(ABC):
     """The handle of a job: the part that works in any process that reaches the journal. Through it a program answers the
-    questions of the job, and cancels it.
+    questions of the job, reads its public events, and cancels it.
     """
 
     __slots__ = ("_actions", "_post", "job_id")
@@ -64,6 +65,69 @@ class JobHandle:
         kernel, `kernel.jobs` and `sabot jobs` accept it in place of the id.
         """
         return url_id(self.job_id)
+
+    def public_events(
+        self,
+        *,
+        after: str | None = None,
+        arguments: Mapping[str, Sequence[str]] | None = None,
+        answers: bool | None = None,
+    ) -> AsyncGenerator[RuntimeEvent, None]:
+        """Yields the events of the job that its customer may see, from its beginning to `final.result` or
+        `final.error`. They have no tokens of questions, prompts, reasoning, arguments, results of tools, reasons, errors,
+        usage, costs, tenant or actor. What is not listed here is left out:
+
+        - `job.started`: no data. It is the first event of a stream that begins: nothing that came before it holds.
+        - `job.completed`, `.failed`, `.cancelled`, `final.error`: no data. `job.status_changed`: `status`, which is
+          "running" or "waiting_action".
+        - `tool.start`, `.end`, `.error`: `tool`, `ordinal`, `attempt`. `action.required`, `.resolved`, `.expired`,
+          `.cancelled`: `ordinal`.
+        - `model.token`: `text`, `ordinal`, `attempt`. The texts of an ordinal, one behind the other, are an answer. With
+          `reset`, the texts of this ordinal that came before are no part of it, because the model was asked again.
+        - `model.done`: `ordinal`, `attempt`; and `failed` if there is no answer.
+        - `final.result`: `result`, the text of an Agent's answer, or the value that a function has returned.
+
+        A listener gets each answer once and whole, whenever it comes. While the model writes, it gets the text so far as
+        one event and each further piece; when the answer is recorded, it gets what it does not have of it as one event.
+        A slow listener gets fewer and longer texts. If an answer is longer than what a kernel keeps (see `events`), a
+        late listener gets it when it is recorded.
+
+        - `after`: the `event_id` of the last event that the listener has got (the header `Last-Event-ID`). The stream
+          goes on behind it, without gaps or repeats, in another process too. None, "", and a text that is no place in
+          this stream begin at the beginning.
+        - `arguments`: by the name of a tool, the names of those of its arguments that `tool.start` shows, such as
+          `{"refund": ["order"]}`.
+        - `answers`: True shows the texts of answers and the result, False does not. None shows them for an Agent. The
+          models that a function asks may write for the program, so the answers of functions are not shown by default.
+
+        Errors are those of `events`. Raises UserError for arguments that are not valid.
+        """
+        disclosure = Disclosure.of(arguments, answers, is_agent=self._is_agent)
+        return public_events(self.job_id, self.events(), self._recorded_events, after, disclosure)
+
+    def server_sent_events(self, *, pause: Duration = "15s", **public: Any) -> AsyncGenerator[bytes, None]:
+        """Yields the public events of the job as server-sent events: the body of a response with the media type
+        `text/event-stream`. The arguments of `public_events` can be passed too.
+
+        Each event has its type in the field `event`, its data as JSON, and its id, which a browser that comes back sends
+        in the header `Last-Event-ID`. After `pause` without an event, a comment is sent, so that proxies keep the
+        connection. The stream ends behind the last event of the job; a page closes its `EventSource` there. It also ends,
+        without an error, if the job is blocked or the kernel stops; the browser then comes back.
+        """
+        pause_s = parse_seconds(pause, name="pause", zero=False)
+        return server_sent(self.public_events(**public), pause_s)
+
+    @abstractmethod
+    def events(self) -> AsyncGenerator[RuntimeEvent, None]:
+        """Yields the events of the job from its beginning to `final.result` or `final.error`."""
+
+    @property
+    @abstractmethod
+    def _is_agent(self) -> bool | None:
+        """True if the job runs an Agent, False if it runs a function; None if only the program of the kernel knows it."""
+
+    @abstractmethod
+    async def _recorded_events(self, job_id: str) -> list[RuntimeEvent]: ...
 
     async def cancel(self, reason: str = "") -> None:
         """Requests that the job ends. Its function gets a CancelledError at the `await` where it waits. The request is
@@ -239,56 +303,12 @@ class ExecutionHandle(JobHandle):
             live.close()
             self._listening.remove(live)
 
-    def public_events(
-        self,
-        *,
-        after: str | None = None,
-        arguments: Mapping[str, Sequence[str]] | None = None,
-        answers: bool | None = None,
-    ) -> AsyncGenerator[RuntimeEvent, None]:
-        """Yields the events of the job that its customer may see, from its beginning to `final.result` or
-        `final.error`. They have no tokens of questions, prompts, reasoning, arguments, results of tools, reasons, errors,
-        usage, costs, tenant or actor. What is not listed here is left out:
+    @property
+    def _is_agent(self) -> bool:
+        return isinstance(self.agent.agent, Agent)
 
-        - `job.started`: no data. It is the first event of a stream that begins: nothing that came before it holds.
-        - `job.completed`, `.failed`, `.cancelled`, `final.error`: no data. `job.status_changed`: `status`, which is
-          "running" or "waiting_action".
-        - `tool.start`, `.end`, `.error`: `tool`, `ordinal`, `attempt`. `action.required`, `.resolved`, `.expired`,
-          `.cancelled`: `ordinal`.
-        - `model.token`: `text`, `ordinal`, `attempt`. The texts of an ordinal, one behind the other, are an answer. With
-          `reset`, the texts of this ordinal that came before are no part of it, because the model was asked again.
-        - `model.done`: `ordinal`, `attempt`; and `failed` if there is no answer.
-        - `final.result`: `result`, the text of an Agent's answer, or the value that a function has returned.
-
-        A listener gets each answer once and whole, whenever it comes. While the model writes, it gets the text so far as
-        one event and each further piece; when the answer is recorded, it gets what it does not have of it as one event.
-        A slow listener gets fewer and longer texts. If an answer is longer than what a kernel keeps (see `events`), a
-        late listener gets it when it is recorded.
-
-        - `after`: the `event_id` of the last event that the listener has got (the header `Last-Event-ID`). The stream
-          goes on behind it, without gaps or repeats, in another process too. None, "", and a text that is no place in
-          this stream begin at the beginning.
-        - `arguments`: by the name of a tool, the names of those of its arguments that `tool.start` shows, such as
-          `{"refund": ["order"]}`.
-        - `answers`: True shows the texts of answers and the result, False does not. None shows them for an Agent. The
-          models that a function asks may write for the program, so the answers of functions are not shown by default.
-
-        Errors are those of `events`. Raises UserError for arguments that are not valid.
-        """
-        disclosure = Disclosure.of(arguments, answers, is_agent=isinstance(self.agent.agent, Agent))
-        return public_events(self.job_id, self.events(), self._kernel.recorded_events, after, disclosure)
-
-    def server_sent_events(self, *, pause: Duration = "15s", **public: Any) -> AsyncGenerator[bytes, None]:
-        """Yields the public events of the job as server-sent events: the body of a response with the media type
-        `text/event-stream`. The arguments of `public_events` can be passed too.
-
-        Each event has its type in the field `event`, its data as JSON, and its id, which a browser that comes back sends
-        in the header `Last-Event-ID`. After `pause` without an event, a comment is sent, so that proxies keep the
-        connection. The stream ends behind the last event of the job; a page closes its `EventSource` there. It also ends,
-        without an error, if the job is blocked or the kernel stops; the browser then comes back.
-        """
-        pause_s = parse_seconds(pause, name="pause", zero=False)
-        return server_sent(self.public_events(**public), pause_s)
+    async def _recorded_events(self, job_id: str) -> list[RuntimeEvent]:
+        return await self._kernel.recorded_events(job_id)
 
     # -- called by the kernel -----------------------------------------------------------------------------------------
 

@@ -223,14 +223,17 @@ def check_attempts(job_id: str) -> None:
         del _begun_by[next(iter(_begun_by))]
 
 
+def is_agent_result(value: Any) -> bool:
+    """Returns True if the value in the END entry of a job is the answer of an Agent, which has taken a turn."""
+    return isinstance(value, dict) and {"content", "turns"} <= value.keys() <= set(_Ended.__struct_fields__)
+
+
 def recorded_result(job_id: str, body: bytes) -> ExecutionResult:
     """Returns the result in the END entry of a job, for a reader that does not have the agent. The `output` of an Agent is
     None.
     """
     value = unpack(body)
-    if isinstance(value, dict) and {"content", "turns"} <= value.keys() <= set(
-        _Ended.__struct_fields__
-    ):  # an Agent took a turn
+    if is_agent_result(value):
         said = msgspec.structs.asdict(msgspec.convert({**value, "output": None}, _Ended, strict=False))
         return ExecutionResult(**{**said, "job_id": job_id})
     return _of_function(job_id, value)

@@ -20,6 +20,7 @@ from zlib import crc32
 import msgspec
 
 from sabot.agents.events.bus import RuntimeEvent, RuntimeEventType
+from sabot.agents.kernel.jobs import is_agent_result
 from sabot.base.checks import TEXTS, check
 from sabot.errors import SabotError, UserError, short_repr
 
@@ -104,15 +105,16 @@ class Disclosure:
 
     - `arguments`: for a tool, the names of the arguments that are public.
     - `answers`: True if the texts of the model's answers and the result of the job are public.
-    - `is_agent`: True if the job runs an Agent, whose result is the text of its last answer.
+    - `is_agent`: True if the job runs an Agent, whose result is the text of its last answer. None if that is not known before
+      its end.
     """
 
     arguments: Mapping[str, tuple[str, ...]]
-    answers: bool
-    is_agent: bool
+    answers: bool | None
+    is_agent: bool | None
 
     @classmethod
-    def of(cls, arguments: object, answers: object, *, is_agent: bool) -> "Disclosure":
+    def of(cls, arguments: object, answers: object, *, is_agent: bool | None) -> "Disclosure":
         """Checks the arguments of `public_events`, and returns them. Raises UserError."""
         named: dict[str, tuple[str, ...]] = {}
         if arguments is not None:
@@ -136,9 +138,11 @@ class Disclosure:
             names = self.arguments.get(said["tool"], ())
             if shown := {name: given[name] for name in names if name in given}:
                 data["arguments"] = shown
-        elif event.type is _TYPE.FINAL_RESULT and self.answers:
+        elif event.type is _TYPE.FINAL_RESULT:
             value = said.get("result")
-            data["result"] = value.get("content", "") if self.is_agent and isinstance(value, Mapping) else value
+            of_agent = is_agent_result(value) if self.is_agent is None else self.is_agent
+            if of_agent if self.answers is None else self.answers:
+                data["result"] = value.get("content", "") if of_agent and isinstance(value, Mapping) else value
         return data
 
 

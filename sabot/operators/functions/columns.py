@@ -20,7 +20,7 @@ from sabot.operators.base import END_OF_TIME, START_OF_TIME
 from sabot.operators.functions.state import (
     KIND_NAMES,
     NO_SLOTS,
-    Caller,
+    FunctionCaller,
     FunctionState,
     SharedMap,
     Side,
@@ -36,7 +36,7 @@ Array: TypeAlias = pa.Array
 _TIMER_ROWS = 65_536  # the most timers that fire in one call
 
 
-class BatchCaller(Caller):
+class BatchCaller(FunctionCaller):
     """Calls the function once for each batch, and `on_timer` once for each group of due timers."""
 
     def __init__(self, state: FunctionState, *ways: Any) -> None:

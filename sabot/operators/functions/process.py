@@ -48,7 +48,7 @@ from sabot.operators.base import (
 from sabot.operators.columns import key_columns, time_index
 from sabot.operators.functions.columns import BatchCaller
 from sabot.operators.functions.rows import RowCaller
-from sabot.operators.functions.state import Caller, FunctionState, Side, parts_of, plain_key
+from sabot.operators.functions.state import FunctionCaller, FunctionState, Side, parts_of, plain_key
 from sabot.operators.keyed.ordered import in_order
 from sabot.operators.layout.plan_points import Planners, PlanPoint
 from sabot.operators.readers import StateReaders
@@ -115,7 +115,7 @@ class Process(StatefulOperator, HasBranches):
         self._schema = with_time(spec.schema, timed)
         state.interleaves = self._ordered and spec.on_timer is not None
         caller = BatchCaller if spec.batch else RowCaller
-        self._caller: Caller = caller(self._state, self._emit_rows, self._emit_to_branch)
+        self._caller: FunctionCaller = caller(self._state, self._emit_rows, self._emit_to_branch)
         self._left = Side(context.input, key_indices)
         return self._schema
 

@@ -15,7 +15,7 @@ from sabot.operators.base import END_OF_TIME, START_OF_TIME
 from sabot.operators.functions.state import (
     KIND_NAMES,
     NO_SLOTS,
-    Caller,
+    FunctionCaller,
     FunctionState,
     SharedMap,
     Side,
@@ -36,7 +36,7 @@ _KNOWN_KEYS = 100_000  # the most keys that are remembered by slot, as Python ob
 _AHEAD = 1024  # the number of keys that are looked up together when timers fire
 
 
-class RowCaller(Caller):
+class RowCaller(FunctionCaller):
     """Calls the function once for each row, and `on_timer` once for each timer."""
 
     def __init__(self, state: FunctionState, *ways: Any) -> None:

@@ -237,7 +237,7 @@ class SharedMap:
             )
 
 
-class Caller(ABC):
+class FunctionCaller(ABC):
     """Calls the user's functions: once for each row (`RowCaller`) or once for each batch (`BatchCaller`).
 
     `emit`: called with result rows, their event times, and the input batch if these are its last results.
