@@ -188,6 +188,7 @@ ABOUT_JOBS = {  # modules of these rooms that are about jobs of durable agents, 
                 "ledger",
                 "letters",
                 "replaying",
+                "serving",
                 "states",
             )
         ),

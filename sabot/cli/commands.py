@@ -63,7 +63,9 @@ _LATE = {
     "rescale": LateCommand("Give a running app another number of workers.", ("workers",), "rescale"),
     "dlq": LateCommand("List, show and redrive dead letters.", ("letters",), "dlq"),
     "journal": LateCommand("Show the journal of a durable job.", ("journal",), "journal"),
-    "jobs": LateCommand("List, show and steer the jobs of a journal.", ("replaying", "states", "agent_jobs"), "jobs"),
+    "jobs": LateCommand(
+        "List, show and steer the jobs of a journal.", ("replaying", "states", "serving", "agent_jobs"), "jobs"
+    ),
     "topics": LateCommand("List, make and read the topics of a Kafka broker.", ("topics",), "topics"),
     "actions": LateCommand("List and answer questions to people.", ("actions",), "actions"),
     "mcp": LateCommand("Serve an app's state and memory over the Model Context Protocol.", ("mcp",), "mcp"),

@@ -1,8 +1,6 @@
 """`sabot mcp serve`: offers the state of an app, and a memory of agents, to MCP clients."""
 
 import asyncio
-import os
-import re
 import signal
 import sys
 import threading
@@ -22,6 +20,7 @@ from sabot.checkpoint import Manifest, ask
 from sabot.checkpoint.inspection import AppCheckpoints
 from sabot.cli.app_checkpoints import KeepsNoCheckpoints, find_checkpoints
 from sabot.cli.loading import WrongUse
+from sabot.cli.options import http_address, token_of
 from sabot.cli.running import guarded, leave_at_once
 from sabot.clock import SYSTEM_CLOCK
 from sabot.errors import CorruptCheckpoint, UserError
@@ -30,9 +29,7 @@ from sabot.operators.reading import keys_of, operators_of, state_of
 if TYPE_CHECKING:
     from sabot.mcp.saved_state import StateInfo
 
-_ADDRESS = re.compile(r"(?:(?P<host>[^:\[\]]+|\[[^\]]+\]):)?(?P<port>\d{1,5})")
 _TOKEN = "SABOT_MCP_TOKEN"
-_PORT_MOST = 65_535
 _KEPT_MOST = 8  # the number of tables that stay in memory after they were read
 
 _STATE_INSTRUCTIONS = (
@@ -96,7 +93,7 @@ def serve(
             raise WrongUse("there is nothing to serve", hint="name an APP, or give --memory DIR")
         if http is None and token_file is not None:
             raise WrongUse("--token-file is only for HTTP", hint="give --http PORT too, or leave --token-file out")
-        address = None if http is None else (*_address(http), _token(token_file))
+        address = None if http is None else (*http_address(http), token_of(token_file, _TOKEN))
         # Ctrl-C exits at once: an import could swallow an exception, and the exception could wait for a thread that reads a client's line.
         with _on_interrupt(leave_at_once):
             source = None
@@ -289,23 +286,6 @@ def _module(word: str) -> str:
             f"{word} is not below the current folder", hint="change into its folder, and name it from there"
         ) from None
     return ".".join(inside.with_suffix("").parts) + ":app"
-
-
-def _address(http: str) -> tuple[str, int]:
-    found = _ADDRESS.fullmatch(http)
-    if found is None or int(found["port"]) > _PORT_MOST:
-        raise WrongUse(f"--http {http!r} is not an address", hint="write PORT, HOST:PORT or [IPv6]:PORT")
-    return (found["host"] or "127.0.0.1").strip("[]"), int(found["port"])
-
-
-def _token(file: str | None) -> str | None:
-    if file is None:
-        return os.environ.get(_TOKEN)
-    try:
-        return Path(file).read_text().strip()
-    except (OSError, UnicodeDecodeError) as error:
-        why = getattr(error, "strerror", None) or error
-        raise WrongUse(f"--token-file {file} cannot be read: {why}", hint="name a text file with the token") from error
 
 
 def _print_address(address: str) -> None:

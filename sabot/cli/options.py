@@ -2,6 +2,7 @@
 
 import inspect
 import os
+import re
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -19,6 +20,9 @@ from sabot.base.redaction import setting_name
 from sabot.cli.loading import WrongUse
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+_HTTP = re.compile(r"(?:(?P<host>[^:\[\]]+|\[[^\]]+\]):)?(?P<port>\d{1,5})")
+_PORT_MOST = 65_535
 
 
 def log_level(value: str) -> str:
@@ -188,3 +192,22 @@ def _parameter(name: str, each: Option, of_app: bool, elsewhere: bool) -> inspec
     default = False if each.kind is bool else None if of_app else each.default
     annotation = Annotated[types.get(each.kind, str | None), hint]  # type: ignore[valid-type]
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def http_address(http: str) -> tuple[str, int]:
+    """Returns the host and the port of the option --http. The host is 127.0.0.1 if it names none."""
+    found = _HTTP.fullmatch(http)
+    if found is None or int(found["port"]) > _PORT_MOST:
+        raise WrongUse(f"--http {http!r} is not an address", hint="write PORT, HOST:PORT or [IPv6]:PORT")
+    return (found["host"] or "127.0.0.1").strip("[]"), int(found["port"])
+
+
+def token_of(file: str | None, variable: str) -> str | None:
+    """Returns the token in the file of the option --token-file, or in a variable of the environment; None if there is none."""
+    if file is None:
+        return os.environ.get(variable)
+    try:
+        return Path(file).read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise WrongUse(f"--token-file {file} cannot be read: {why}", hint="name a text file with the token") from error

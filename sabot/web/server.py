@@ -29,9 +29,14 @@ _STOP_SECONDS = 1
 class ConsoleServer:
     """A server on a port, and its thread."""
 
-    def __init__(self, port: int, host: str = HOST) -> None:
-        """Takes the port of an address, or the next free one. Raises UserError if none of twenty is free."""
-        self._socket = _bind(host, port)
+    def __init__(
+        self, port: int, host: str = HOST, *, name: str = "the console", option: str = "--web-port", ports: int = _PORTS
+    ) -> None:
+        """Takes the port of an address, or the next free one of `ports`. Raises UserError if none is free. `name`, `option`: of the server
+        and of the option with the port, for messages.
+        """
+        self._name = name
+        self._socket = _bind(host, port, name, option, ports)
         self.port: int = self._socket.getsockname()[1]
         self._thread: threading.Thread | None = None
         self._server: uvicorn.Server | None = None
@@ -62,7 +67,7 @@ class ConsoleServer:
             def make(left: Callable[[Any], None]) -> LimitedHttp:
                 return LimitedHttp(config, server.server_state, {}, left=left)
 
-            door = Door("the console", self._socket, make, _MOST_CONNECTIONS)
+            door = Door(self._name, self._socket, make, _MOST_CONNECTIONS)
             beside_it = asyncio.create_task(beside()), asyncio.create_task(door.serve())
 
             def stop() -> None:
@@ -80,10 +85,15 @@ class ConsoleServer:
             try:
                 asyncio.run(serve())
             except Exception:
-                _log.exception("the console has ended")
+                _log.exception("%s has ended", self._name)
 
         self._thread = threading.Thread(target=run, name="sabot-console", daemon=True)
         self._thread.start()
+
+    @property
+    def running(self) -> bool:
+        """True from `start` until the server has ended."""
+        return self._thread is not None and self._thread.is_alive()
 
     def close(self) -> None:
         """Stops the server and frees the port."""
@@ -96,10 +106,11 @@ class ConsoleServer:
         self._socket.close()
 
 
-def _bind(host: str, port: int) -> socket.socket:
+def _bind(host: str, port: int, name: str, option: str, ports: int) -> socket.socket:
     last: OSError | None = None
-    for each in range(port, min(port + _PORTS, 65_536)) if port else [0]:
-        made = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    for each in range(port, min(port + ports, 65_536)) if port else [0]:
+        made = socket.socket(family, socket.SOCK_STREAM)
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             made.bind((host, each))
@@ -109,6 +120,5 @@ def _bind(host: str, port: int) -> socket.socket:
             last = error
             continue
         return made
-    raise UserError(
-        f"the console has no port: {port} and the next {_PORTS - 1} are taken ({last})", hint="give another --web-port"
-    )
+    taken = f"{port} and the next {ports - 1} are" if ports > 1 else f"{port} is"
+    raise UserError(f"{name} has no port: {taken} taken ({last})", hint=f"give another {option}")

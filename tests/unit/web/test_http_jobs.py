@@ -3,15 +3,19 @@
 import asyncio
 import json
 import random
+import sys
 import time
+from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from sabot.agents import ConstraintPolicy, JobClient, PolicyEngine, RuntimeKernel
+from sabot.cli import commands
 from sabot.errors import UserError
 from sabot.llm import Agent, Completion, ExecutionEngine, ScriptedProvider, ToolCall, Usage, assistant, tool
 from sabot.web import Caller, jobs_app, sse
@@ -364,6 +368,55 @@ async def test_an_error_of_the_program_is_a_500_without_its_words(site: Site, ca
     assert (said.status_code, "hunter2" in said.text, "RuntimeError" in caplog.text) == (500, False, True)
     nothing = Site(site.place.parent / "none")
     assert (await nothing.ask("POST", "/jobs", {"agent": "asks", "message": 1}))[0] == 422
+
+
+@pytest.mark.slow  # it starts a process
+async def test_the_command_serves_a_journal_for_its_token(site: Site, tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("0123456789abcdefghi\n")
+    words = (
+        "jobs",
+        "serve",
+        "--journal",
+        site.place,
+        "--kernel",
+        "shop",
+        "--http",
+        "0",
+        "--token-file",
+        tmp_path / "token",
+    )
+    process = await asyncio.create_subprocess_exec(sys.executable, "-m", "sabot", *map(str, words), stderr=PIPE)
+    assert process.stderr is not None
+    try:
+        lines = [line async for line in until_line(process.stderr, b"http://")]
+        async with httpx2.AsyncClient(base_url=lines[-1].decode().split()[-1]) as http:
+            assert (await http.get("/jobs")).status_code == 401
+            assert (await http.get("/jobs", headers={"authorization": b"Bearer \xe9"})).status_code == 401
+            http.headers["authorization"] = "Bearer 0123456789abcdefghi"
+            said = (await http.post("/jobs", json={"agent": "support", "message": 5}, timeout=120)).json()
+            async with site.kernel():
+                done = (await http.get(f"/jobs/{said['url_id']}/result?wait=60", timeout=120)).json()
+            assert (done["output"], MADE) == ("order 5 is refunded", [5])
+    finally:
+        process.terminate()
+        await process.wait()
+
+
+async def until_line(stream: asyncio.StreamReader, words: bytes) -> AsyncIterator[bytes]:
+    async for line in stream:
+        yield line
+        if words in line:
+            return
+
+
+def test_wrong_options_of_the_command_serve_nothing(tmp_path: Path) -> None:
+    for words, said in [
+        (["--journal", tmp_path], "has no journal"),
+        (["--journal", tmp_path, "--http", "x"], "'x' is not an address"),
+        (["--journal", tmp_path, "--token-file", tmp_path / "none"], "cannot be read"),
+    ]:
+        done = CliRunner().invoke(commands._cli, ["jobs", "serve", *map(str, words)])
+        assert (done.exit_code != 0, said in done.stderr) == (True, True), done.stderr
 
 
 VALUES = (
