@@ -2,8 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
-from contextlib import suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from sabot.agents.job_effects import folded_job
 from sabot.agents.job_reads import find_jobs, jobs_page, short_jobs_page
 from sabot.calls.errors import BudgetExceeded, TurnLimitExceeded
 from sabot.clock import ManualClock
-from sabot.errors import EffectError, IdempotencyConflict, JobCancelled, UserError
+from sabot.errors import EffectError, IdempotencyConflict, JobCancelled, TransientError, UserError
 from sabot.journal.ended_jobs import JobQuery
 from sabot.journal.memory import MemoryStorage
 from sabot.llm import Completion, ToolCall, Usage, assistant, tool
@@ -271,6 +271,47 @@ async def test_a_job_that_is_cancelled_while_it_is_queued_makes_no_effect(client
         with pytest.raises(JobCancelled):
             await handle.result()
     assert MADE == []
+
+
+async def test_a_client_waits_on_while_the_server_of_the_journal_is_away(
+    client: JobClient, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be away when the wait begins, or go away during it."""
+    store, away, looks = client.jobs.store, [True], 0
+    handles = [await client.start("support", n) for n in range(3)]
+    opened = store.reader
+
+    @contextmanager
+    def reader() -> Iterator[Any]:
+        nonlocal looks
+        looks += 1
+        if away[0]:
+            raise TransientError("it does not answer")
+        with opened() as found:
+            real = found.positions
+
+            def positions() -> Any:
+                if away[0]:
+                    raise TransientError("the connection has ended")
+                return real()
+
+            monkeypatch.setattr(found, "positions", positions)
+            yield found
+
+    monkeypatch.setattr(store, "reader", reader)
+    waits = [asyncio.create_task(each.result()) for each in handles]
+    events = asyncio.create_task(anext(handles[0].events()))
+    await until(lambda: looks >= 2)
+    away[0] = False
+    await until(lambda: looks >= 3)
+    away[0] = True
+    async with kernel_of(place) as kernel:
+        await until(lambda: kernel.statistics()["ended"] == 3)
+        assert not any(each.done() for each in waits)
+        away[0] = False
+        assert [(await each).output for each in waits] == [f"order {n} is refunded" for n in range(3)]
+        assert (await events).type == "job.started"
+    assert sorted(MADE) == [0, 1, 2]
 
 
 async def test_a_question_of_the_job_is_answered_by_its_handle(client: JobClient, place: Path) -> None:
