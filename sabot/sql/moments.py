@@ -19,7 +19,7 @@ from sabot.api.expr import Expr, col
 from sabot.sql.functions import cast
 from sabot.sql.scope import Relation, TableColumn, TypedExpr, at, is_clock, names_of
 from sabot.sql.syntax.text import Span, SqlFault
-from sabot.sql.syntax.tree import Call, Column, Expression, Item
+from sabot.sql.syntax.tree import Call, Column, Expression, Item, Sort
 from sabot.sql.values import Binder, Context, is_moment, moment_key, walk
 
 _log = logging.getLogger(__name__)
@@ -93,6 +93,36 @@ def with_clocks(context: Context, relation: Relation, span: Span) -> Relation:
     with at(span):
         stream = relation.stream.select(**columns)
     return replace(relation, stream=stream, fields=tuple(replace(each, column=each.name) for each in fields))
+
+
+def ordered_by_clock(context: Context, relation: Relation, order: Sequence[Sort]) -> Relation:
+    """Returns the rows with the time of processing as their event time, if ORDER BY names it; else the rows unchanged.
+
+    The clock of a step never goes back, so that no row is late.
+    """
+    first = order[0].expression if order else None
+    clock = isinstance(first, Column) and _is_clock_column(first, relation)
+    if not clock or relation.stream.changes:
+        return relation
+    assert first is not None
+    time, latest = context.now, [0]
+
+    def now(rows: int) -> pa.Array:
+        latest[0] = max(latest[0], int(time() * 1000))
+        return pa.repeat(pa.scalar(latest[0], _INSTANT), rows)
+
+    relation, made = _added(relation, _Added("now", _INSTANT, now), first.span)
+    relation = replace(relation, calls={**relation.calls, "order": made})
+    column = str(made.expr.column)
+    with at(first.span):
+        stream = relation.stream.with_time(column)
+    fields = tuple(
+        TableColumn(each.qualifier, each.name, column, made.type, 0, never_null=True)
+        if each.clock
+        else replace(each, shift_ms=None, window=None)
+        for each in relation.fields
+    )
+    return replace(relation, stream=stream, fields=fields)
 
 
 def _named(node: Any) -> str:

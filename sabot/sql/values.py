@@ -479,6 +479,11 @@ class Binder:
     def _cast(self, node: Cast) -> TypedExpr:
         operand = self.bind(node.operand)
         target = arrow_type(node.type)
+        if pa.types.is_struct(target) and pa.types.is_struct(operand.type):
+            given, wanted = operand.type.num_fields, target.num_fields
+            if given != wanted:
+                message = f"a ROW of {given} fields is no {sql_type(target)}"
+                raise SqlFault(node.span, message, "CAST(ROW(x, y) AS ROW<a INT, b STRING>)")
         made = functions.cast(operand, target, self.context.zone, strict=not node.lenient)
         length = text_length(node.type)
         if length is not None:

@@ -36,7 +36,7 @@ def _step(expr: Expr, nodes: list[Compiled]) -> Compiled:
     if not pa.types.is_list(first.type):
         raise UserError(f"{expr.text()} cannot be computed: {expr.inputs[0].text()} is {first.type}, not a list")
     inner = first.type.value_type
-    if pa.types.is_nested(inner) and kind not in ("reverse", "slice", "concat", "drop_nulls"):
+    if pa.types.is_nested(inner) and kind not in ("reverse", "slice", "concat", "drop_nulls", "places"):
         raise UserError(f"{expr.text()} cannot be computed: {expr.kind} of {first.type}")
     rest = nodes[1:]
     if kind == "slice":
@@ -47,7 +47,7 @@ def _step(expr: Expr, nodes: list[Compiled]) -> Compiled:
     elif rest:
         rest = [to_type(each, inner) for each in rest]
     functions: dict[str, Callable[..., pa.Array]] = {
-        **{"reverse": _reversed, "slice": _sliced, "unique": _unique, "drop_nulls": _without_nulls},
+        **{"places": _places, "reverse": _reversed, "slice": _sliced, "unique": _unique, "drop_nulls": _without_nulls},
         **{"position": _position, "remove": _without, "fill_null": _filled},
         **{"union": _union, "except": _except, "intersect": _intersection, "concat": _joined},
     }
@@ -98,6 +98,15 @@ def _first_of(keys: Any) -> Any:
 def _reversed(lists: pa.Array) -> pa.Array:
     owners = _owners(lists)
     return _picked(lists, lists.flatten(), owners, np.lexsort((-np.arange(len(owners)), owners)))
+
+
+def _places(lists: pa.Array) -> pa.Array:
+    """Returns the places of the values in their lists, from 1 on."""
+    sizes = pc.list_value_length(lists).fill_null(0).to_numpy()
+    bounds = np.concatenate([[0], np.cumsum(sizes)])
+    places = np.arange(bounds[-1]) - np.repeat(bounds[:-1], sizes) + 1
+    nulls = lists.is_null() if lists.null_count else None
+    return pa.ListArray.from_arrays(pa.array(bounds.astype(np.int32)), pa.array(places.astype(np.int32)), mask=nulls)
 
 
 def _sliced(lists: pa.Array, start: pa.Array, end: pa.Array) -> pa.Array:
@@ -191,5 +200,17 @@ def _compared(one: pa.Array, other: pa.Array, *, wanted: bool) -> pa.Array:
     return _picked(one, values, owners, chosen[_first_of(keys[chosen])], other)
 
 
-_KINDS = ("reverse", "slice", "unique", "drop_nulls", "position", "remove", "fill_null", "union", "except", "intersect")
+_KINDS = (
+    "places",
+    "reverse",
+    "slice",
+    "unique",
+    "drop_nulls",
+    "position",
+    "remove",
+    "fill_null",
+    "union",
+    "except",
+    "intersect",
+)
 STEPS: Steps = {"list.of": _of, "list.concat": _step, **{f"list.{kind}": _step for kind in _KINDS}}

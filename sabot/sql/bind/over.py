@@ -12,6 +12,7 @@ from sabot.api.over import lag, lead
 from sabot.sql import functions
 from sabot.sql.bind.rankings import PLACES, keyed
 from sabot.sql.bind.select_list import OutputColumn, ranked_output
+from sabot.sql.moments import ordered_by_clock
 from sabot.sql.scope import (
     Ranking,
     Relation,
@@ -63,6 +64,7 @@ class OverBinder:
                     Ranking("", "row_number", partition, (), call.span, arrival, self._ttl)
                 )
                 continue
+            relation = ordered_by_clock(self._context, relation, window.order)
             order, relation = order_columns(self._context, relation, window.order)
             kind = _RANKINGS.get(call.name.text.upper())
             if kind is not None:
@@ -99,6 +101,7 @@ class OverBinder:
                 raise SqlFault(call.span, f"{call.name.text} … OVER stands in the select list by itself", hint)
             window = self._window_of(call)
             partition, relation = columns_of(self._context, relation, window.partition)
+            relation = ordered_by_clock(self._context, relation, window.order)
             order, relation = order_columns(self._context, relation, window.order)
             relation = self._running(relation, call, window, partition, order)
             name = StarName("", call.span, True, relation.fields[-1])
@@ -158,6 +161,10 @@ class OverBinder:
         else:
             made = PLACES[_RANKINGS[name]]()
         preceding, peers = _preceding(window, self._context, relation)
+        by_clock = relation.calls.get("order")
+        peers = peers and (
+            by_clock is None or order[0][0] != by_clock.expr.column
+        )  # in the order of arrival, as in Flink
         names = names_of(relation)
         columns = {names.free("over"): each for each in parts or [made]}
         with at(call.span):

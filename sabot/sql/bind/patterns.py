@@ -16,6 +16,7 @@ from sabot.api import patterns as engine
 from sabot.api.expr import Expr, coalesce, col, lit, when
 from sabot.sql import functions
 from sabot.sql.bind.over import order_columns
+from sabot.sql.moments import ordered_by_clock
 from sabot.sql.scope import Names, Relation, StarName, TableColumn, TypedExpr, at, hint_of_time, names_of
 from sabot.sql.syntax.text import Span, SqlFault, list_names
 from sabot.sql.syntax.tree import (
@@ -64,7 +65,7 @@ class _MatchBinder:
     def __init__(self, context: Context, node: MatchRecognize, relation: Relation) -> None:
         self._context = context
         self._node = node
-        self._relation = relation
+        self._relation = relation = ordered_by_clock(context, relation, node.order)
         variables = (each.name.text for each in walk(node.pattern) if isinstance(each, Variable))
         self._variables = list(dict.fromkeys(variables))
         self._names = names_of(relation)

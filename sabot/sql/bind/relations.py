@@ -600,23 +600,27 @@ class QueryBinder:
         is_true = isinstance(join.on, Constant) and join.on.text.upper() == "TRUE"
         if join.kind not in ("CROSS", "COMMA", "INNER", "LEFT") or not (join.on is None or is_true) or join.using:
             raise SqlFault(join.span, "UNNEST is joined by CROSS JOIN, or by LEFT JOIN … ON TRUE")
-        if table.ordinality or len(table.call.arguments) != 1:
-            hint = "CROSS JOIN UNNEST(a) AS u (x); places of elements need a function: app.register, with --functions"
-            raise SqlFault(table.span, "UNNEST has one array, and no ORDINALITY", hint)
+        if len(table.call.arguments) != 1:
+            raise SqlFault(table.span, "UNNEST has one array", "CROSS JOIN UNNEST(a) AS u (x)")
         bound = Binder(self._context, left).bind(table.call.arguments[0])
         if not pa.types.is_list(bound.type):
             raise SqlFault(table.call.span, f"UNNEST of {sql_type(bound.type)}", "it takes an ARRAY")
         names, element = names_of(left), bound.type.value_type
         column, outer = names.free("element"), join.kind == "LEFT"
+        lists, place = {column: bound.expr}, names.free("ordinality")
+        if table.ordinality:
+            lists[place] = Expr("list.places", (bound.expr,))
         with at(table.span):
-            stream = left.stream.with_columns(**{column: bound.expr})
-            stream = stream.explode(column, empty_as_null=outer, keep_nulls=outer)
+            stream = left.stream.with_columns(**lists)
+            stream = stream.explode(*lists, empty_as_null=outer, keep_nulls=outer)
         qualifier = "" if table.alias is None else table.alias.name.text
         fields = [TableColumn(qualifier, "EXPR$0", column, element)]
         if pa.types.is_struct(element):
             made = {names.free(each.name): (each, col(column)[each.name]) for each in element}
             stream = stream.with_columns(**{name: expr for name, (_, expr) in made.items()})
             fields = [TableColumn(qualifier, each.name, name, each.type) for name, (each, _) in made.items()]
+        if table.ordinality:
+            fields.append(TableColumn(qualifier, "ORDINALITY", place, pa.int32()))
         added = Relation(stream, tuple(fields))
         if table.alias is not None:
             added = renamed(added, table.alias)

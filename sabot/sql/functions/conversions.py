@@ -4,7 +4,7 @@ import datetime
 
 import pyarrow as pa
 
-from sabot.api.expr import Expr, instant, lit, when
+from sabot.api.expr import Expr, instant, lit, struct, when
 from sabot.api.expr.time import ZONED
 from sabot.base.arrays import decimal_type
 from sabot.sql.scope import TypedExpr
@@ -38,6 +38,8 @@ def cast(operand: TypedExpr, target: pa.DataType, zone: str, *, strict: bool) ->
             return when(expr.str.contains(ZONED)).then(read_text(expr, target, strict)).otherwise(made)
     elif is_local(type) and not is_local(target) and pa.types.is_temporal(target):
         expr, type = on_the_clock(operand, zone)
+    if pa.types.is_struct(type) and pa.types.is_struct(target) and type.num_fields == target.num_fields:
+        return _cast_row(expr, type, target, zone, strict=strict)
     if pa.types.is_string(target):
         return as_text(operand, zone, strict=strict)
     if pa.types.is_boolean(target) and pa.types.is_decimal(type):
@@ -52,6 +54,21 @@ def cast(operand: TypedExpr, target: pa.DataType, zone: str, *, strict: bool) ->
     if pa.types.is_boolean(type) and is_number(target):
         return when(expr).then(lit(1)).when(~expr).then(lit(0)).otherwise(lit(None)).cast(target)
     return read_text(expr, target, strict) if pa.types.is_string(type) else expr.cast(target, strict=strict)
+
+
+def _cast_row(expr: Expr, type: pa.DataType, target: pa.DataType, zone: str, *, strict: bool) -> Expr:
+    """Returns a ROW whose fields have the names and types of another one, by their positions."""
+    if [field.name for field in type] == [field.name for field in target]:
+        return expr.cast(target, strict=strict)
+    parts = expr.inputs if expr.kind == "struct" else [expr[field.name] for field in type]
+    fields = {
+        wanted.name: part
+        if given.type == wanted.type
+        else cast(TypedExpr(part, given.type), wanted.type, zone, strict=strict)
+        for part, given, wanted in zip(parts, type, target, strict=True)
+    }
+    made = struct(**fields)
+    return made if expr.kind == "struct" else when(expr.is_not_null()).then(made).otherwise(lit(None))
 
 
 def read_text(texts: Expr, target: pa.DataType, strict: bool) -> Expr:

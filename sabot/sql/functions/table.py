@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from sabot.api.expr import Expr, coalesce, lit, max_horizontal, min_horizontal, when
+from sabot.api.expr import Expr, coalesce, lit, max_horizontal, min_horizontal, struct, when
 from sabot.sql.functions import arrays, json, numbers, texts, times
 from sabot.sql.functions.aggregates import AGGREGATES
 from sabot.sql.functions.arguments import CallArguments, Function, Make
@@ -86,7 +86,7 @@ _ELSEWHERE = {
     "TIMESTAMP": "TIMESTAMP '2024-05-17 12:30:00', or TO_TIMESTAMP(text)",
     "DATETIME": "TIMESTAMP '2024-05-17 12:30:00', or TO_TIMESTAMP(text)",
     "COLUMNS": "name the columns",
-    **dict.fromkeys(("STRUCT", "ROW", "NAMED_STRUCT"), "a column for each value, or JSON_OBJECT(KEY 'a' VALUE x)"),
+    **dict.fromkeys(("STRUCT", "NAMED_STRUCT"), "ROW(x, y), and CAST(ROW(x, y) AS ROW<a INT, b STRING>) for names"),
     "ANY_VALUE": "FIRST_VALUE(x)",
     "ARRAY_LENGTH": "CARDINALITY(array)",
     "JSON_EXTRACT": "JSON_VALUE(text, '$.name')",
@@ -236,6 +236,7 @@ FUNCTIONS: dict[str, Function] = {
     "REPLACE": Function(3, 3, "text, old, new", texts.replaced),
     "REVERSE": Function(1, 1, "text", partial(_text, "reverse")),
     "RIGHT": Function(2, 2, "text, length", texts.right),
+    "ROW": Function(1, None, "x, …", lambda a: struct(**{f"EXPR${i}": each for i, each in enumerate(a.exprs)})),
     "ROUND": Function(1, 2, "number[, digits]", numbers.to_digits),
     "RPAD": Function(3, 3, "text, length, character", partial(texts.pad, "pad_end")),
     "RTRIM": Function(1, 2, "text[, characters]", partial(texts.trimmed, "strip_end", " ")),

@@ -32,6 +32,9 @@ PARTS: dict[str, Callable[[Expr], Expr]] = {
 }
 _JAVA = {
     "yyyy": "%Y",
+    "uuuu": "%Y",
+    "y": "%Y",
+    "u": "%Y",
     "yy": "%y",
     "MM": "%m",
     "dd": "%d",
@@ -48,6 +51,8 @@ _JAVA = {
 }
 _WRITTEN = {
     "Z": "%z",
+    "E": "%a",
+    "EE": "%a",
     "M": "%-m",
     "d": "%-d",
     "H": "%-H",

@@ -467,6 +467,31 @@ async def test_the_time_of_processing_is_written_into_a_table(memory_url):
     assert values(app, "out") == [{"id": 1, "p": "2024-03-01 23:59:59.25Z"}]
 
 
+def test_rows_in_the_order_of_the_clock_are_in_that_of_their_arrival():
+    """Their event times, if they have some, say nothing about it."""
+    rows = [{"id": n, "k": "a" if n < 3 else "b", "x": x, "ts": 9 - n} for n, x in enumerate([5, 7, 6, 4])]
+    app = App("arrival", clock=ManualClock(FRIDAY))
+    given = app.stream(rows, schema={"id": "int64", "k": "string", "x": "int64", "ts": "timestamp[ms]"}, time="ts")
+    app.sql("CREATE VIEW v AS SELECT *, PROCTIME() AS p FROM t", t=given)
+    over = (
+        "SELECT id, SUM(x) OVER (PARTITION BY k ORDER BY p) AS s, COUNT(*) OVER (ORDER BY p ROWS 1 PRECEDING) AS n, "
+        "x - LAG(x) OVER (PARTITION BY k ORDER BY p) AS d, p FROM v"
+    )
+    moment = datetime.fromtimestamp(FRIDAY, UTC)
+    found = app.sql(over).collect().to_pylist()
+    assert [tuple(row.values()) for row in sorted(found, key=lambda row: row["id"])] == [
+        (0, 5, 1, None, moment),
+        (1, 12, 2, 2, moment),
+        (2, 18, 2, -1, moment),
+        (3, 4, 2, None, moment),
+    ]
+    match = (
+        "SELECT * FROM v MATCH_RECOGNIZE (PARTITION BY k ORDER BY p MEASURES A.id AS a, B.id AS b "
+        "PATTERN (A B) DEFINE B AS B.x > A.x)"
+    )
+    assert app.sql(match).collect().to_pylist() == [{"k": "a", "a": 0, "b": 1}]
+
+
 def test_each_call_of_chance_has_a_value_for_each_row():
     rows = App("given").stream([{"n": n % 3 - 1} for n in range(999)])
     text = "SELECT n, RAND() AS a, RAND() AS b, UUID() AS u, RAND_INTEGER(7) AS i, RAND_INTEGER(n) AS z FROM t WHERE RAND() < 2"
