@@ -155,6 +155,9 @@ def _check_json(statement: CreateTable) -> None:
     timeless = format != "debezium-json"  # Debezium has a TIME as a number, in ms or the unit that its schema names
     for each in statement.columns:
         type = None if each.type is None or each.metadata is not None else arrow_type(each.type)
+        if type is not None and "map<" in str(type):
+            message = f"column {each.name.text}: a MAP is neither read from JSON nor written"
+            raise SqlFault(each.span, message, f"the fields that are known: {each.name.text} ROW<a STRING, b STRING>")
         if type is not None and pa.types.is_time(type) and timeless:
             message = f"column {each.name.text}: there is no TIME in JSON"
             raise SqlFault(each.span, message, f"declare it as text: {each.name.text} STRING")
@@ -332,7 +335,7 @@ def _metadata(column: ColumnDefinition) -> str:
     assert column.type is not None
     if column.type.name == "MAP" and key == "headers":
         hint = "STRING METADATA FROM 'headers.NAME' is one header; ARRAY<ROW<name STRING, value BYTES>> has all"
-        raise SqlFault(column.type.span, "there are no columns of the type MAP", hint)
+        raise SqlFault(column.type.span, "the headers are no MAP here", hint)
     wanted = arrow_type(column.type)
     field = "key_bytes" if key == "key" and wanted == pa.binary() else key
     found = type_of_field(field)

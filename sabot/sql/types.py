@@ -34,7 +34,7 @@ _PLAIN = {
     "BINARY": pa.binary(),
     "DATE": pa.date32(),
 }
-_OTHERS = ("DECIMAL", "NUMERIC", "TIMESTAMP", "TIMESTAMP_LTZ", "TIME", "ARRAY", "ROW")
+_OTHERS = ("DECIMAL", "NUMERIC", "TIMESTAMP", "TIMESTAMP_LTZ", "TIME", "ARRAY", "MAP", "ROW")
 _ELSEWHERE = {
     **dict.fromkeys(("TEXT", "NVARCHAR", "NCHAR", "CLOB", "UUID", "ENUM"), "STRING"),
     **dict.fromkeys(("JSON", "JSONB"), "STRING, and JSON_VALUE(text, '$.name')"),
@@ -75,8 +75,13 @@ def arrow_type(type: Type) -> pa.DataType:
         return pa.list_(arrow_type(type.inner[0]))
     if name == "ROW" and type.fields:
         return pa.struct([(field.name.text, arrow_type(field.type)) for field in type.fields])
-    if name in ("MAP", "MULTISET"):
-        raise SqlFault(type.span, f"there are no columns of the type {name}", "declare a ROW or an ARRAY")
+    if name == "MAP" and len(type.inner) == 2:
+        key, value = map(arrow_type, type.inner)
+        if pa.types.is_nested(key):
+            raise SqlFault(type.span, f"the keys of a MAP are no {sql_type(key)}", "MAP<STRING, …>")
+        return pa.map_(key, value)
+    if name == "MULTISET":
+        raise SqlFault(type.span, f"there are no columns of the type {name}", "declare a MAP<…, INT> or an ARRAY")
     hint = _ELSEWHERE.get(name) or list_names(name, [*_PLAIN, *_OTHERS])
     raise SqlFault(type.span, f"there is no type {name}", hint)
 
@@ -105,6 +110,8 @@ def sql_type(type: pa.DataType) -> str:
         return f"TIME({_DIGITS[type.unit]})"
     if pa.types.is_list(type):
         return f"ARRAY<{sql_type(type.value_type)}>"
+    if pa.types.is_map(type):
+        return f"MAP<{sql_type(type.key_type)}, {sql_type(type.item_type)}>"
     if pa.types.is_struct(type):
         return f"ROW<{', '.join(f'{each.name} {sql_type(each.type)}' for each in type)}>"
     if pa.types.is_string(type):

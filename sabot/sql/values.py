@@ -493,6 +493,8 @@ class Binder:
 
     def _index(self, node: Index) -> TypedExpr:
         operand = self.bind(node.operand)
+        if pa.types.is_map(operand.type):
+            return self.typed(functions.element(operand, self.bind(node.index), node.index.span), node.span)
         if not pa.types.is_list(operand.type):
             text = isinstance(node.index, Constant) and node.index.kind == "string"
             hint = f"row.{node.index.text}" if text else "an ARRAY has them: tags[1]"  # type: ignore[union-attr]
@@ -568,10 +570,10 @@ _METHODS = {"=": "__eq__", "<>": "__ne__", "<": "__lt__", "<=": "__le__", ">": "
 
 
 def _items(self: Binder, node: Items) -> TypedExpr:
-    """ARRAY[…] of constants."""
+    """ARRAY[…] and MAP[…]."""
     values = [self.bind(each) for each in node.items]
     if node.kind == "MAP":
-        raise SqlFault(node.span, "there are no maps", "a column for each value, or JSON_OBJECT(KEY 'a' VALUE x)")
+        return self.typed(functions.map_of(values, node.span), node.span, "MAP")
     if node.kind == "ROW":
         raise SqlFault(node.span, "a row of values stands before IN alone", _HINTS[Items])
     if not values:

@@ -23,6 +23,7 @@ from sabot.operators.expressions import (
     comparisons,
     list_parts,
     lists,
+    maps,
     numbers,
     single_values,
     text,
@@ -33,7 +34,7 @@ __all__ = ["Compiled", "compile_expr", "compile_predicate"]
 
 _LITERAL_TYPES = {bool: pa.bool_(), int: pa.int64(), float: pa.float64(), str: pa.string(), bytes: pa.binary()}
 _STEPS: Steps = numbers.STEPS | comparisons.STEPS | choices.STEPS | text.STEPS | clock.STEPS | lists.STEPS
-_STEPS |= list_parts.STEPS | single_values.STEPS
+_STEPS |= list_parts.STEPS | maps.STEPS | single_values.STEPS
 # (a step, the step of its input): one function computes both, without the values in between
 _FUSED = {("list.get", "str.split"): text.part_of_split}
 

@@ -21,7 +21,7 @@ from sabot.operators.expressions.node import Compiled, Steps, apply, misfit, to_
 
 def _of(expr: Expr, nodes: list[Compiled]) -> Compiled:
     def run(*columns: Any) -> pa.Array:
-        arrays = _arrays(columns)
+        arrays = arrays_of(columns)
         values, rows = pa.concat_arrays(arrays), len(arrays[0])
         places = np.arange(rows)[:, None] + rows * np.arange(len(columns))
         bounds = pa.array((np.arange(rows + 1) * len(columns)).astype(np.int32))
@@ -52,16 +52,16 @@ def _step(expr: Expr, nodes: list[Compiled]) -> Compiled:
         **{"union": _union, "except": _except, "intersect": _intersection, "concat": _joined},
     }
     function = functions[kind]
-    return apply(expr, lambda *columns: function(*_arrays(columns)), first, *rest)
+    return apply(expr, lambda *columns: function(*arrays_of(columns)), first, *rest)
 
 
-def _arrays(columns: Sequence[Any]) -> list[pa.Array]:
+def arrays_of(columns: Sequence[Any]) -> list[pa.Array]:
     """Returns arrays of as many values for the values of the inputs, which may be scalars for constants."""
     rows = next((len(each) for each in columns if isinstance(each, pa.Array)), 1)
     return [broadcast(each, rows) for each in columns]
 
 
-def _owners(lists: pa.Array) -> Any:
+def owners_of(lists: pa.Array) -> Any:
     """Returns the number of the list of each value of `lists.flatten()`."""
     return np.repeat(np.arange(len(lists)), pc.list_value_length(lists).fill_null(0).to_numpy())
 
@@ -78,14 +78,14 @@ def _picked(lists: pa.Array, values: pa.Array, owners: Any, places: Any, also: p
     return made if made.type == lists.type else made.cast(lists.type)
 
 
-def _codes(*arrays: pa.Array) -> list[Any]:
+def codes_of(*arrays: pa.Array) -> list[Any]:
     """Returns a number for each value, equal ones for equal values; null equals null, and NaN equals NaN."""
     whole = pa.concat_arrays([each.cast(arrays[0].type) for each in arrays])
     codes = pc.dictionary_encode(whole, null_encoding="encode").indices.to_numpy()
     return np.split(codes, np.cumsum([len(each) for each in arrays])[:-1])
 
 
-def _keys(owners: Any, codes: Any) -> Any:
+def keys_of(owners: Any, codes: Any) -> Any:
     """Returns a number for each value that equal values of the same list share."""
     return owners * (int(codes.max(initial=0)) + 1) + codes
 
@@ -96,7 +96,7 @@ def _first_of(keys: Any) -> Any:
 
 
 def _reversed(lists: pa.Array) -> pa.Array:
-    owners = _owners(lists)
+    owners = owners_of(lists)
     return _picked(lists, lists.flatten(), owners, np.lexsort((-np.arange(len(owners)), owners)))
 
 
@@ -116,7 +116,7 @@ def _sliced(lists: pa.Array, start: pa.Array, end: pa.Array) -> pa.Array:
     for each in (start, end):
         place = each.fill_null(0).to_numpy()
         bounds.append(np.where(place > 0, place, np.where(place < 0, place + sizes + 1, 1)))
-    owners = _owners(lists)
+    owners = owners_of(lists)
     within = np.arange(len(owners)) - np.repeat(np.cumsum(sizes) - sizes, sizes) + 1
     chosen = np.flatnonzero((within >= bounds[0][owners]) & (within <= bounds[1][owners]))
     missing = pc.if_else(pc.or_(start.is_null(), end.is_null()), None, True)
@@ -124,25 +124,25 @@ def _sliced(lists: pa.Array, start: pa.Array, end: pa.Array) -> pa.Array:
 
 
 def _unique(lists: pa.Array) -> pa.Array:
-    owners, values = _owners(lists), lists.flatten()
-    return _picked(lists, values, owners, _first_of(_keys(owners, _codes(values)[0])))
+    owners, values = owners_of(lists), lists.flatten()
+    return _picked(lists, values, owners, _first_of(keys_of(owners, codes_of(values)[0])))
 
 
 def _without_nulls(lists: pa.Array) -> pa.Array:
     values = lists.flatten()
-    return _picked(lists, values, _owners(lists), np.flatnonzero(values.is_valid().to_numpy(zero_copy_only=False)))
+    return _picked(lists, values, owners_of(lists), np.flatnonzero(values.is_valid().to_numpy(zero_copy_only=False)))
 
 
 def _filled(lists: pa.Array, value: pa.Array) -> pa.Array:
-    owners = _owners(lists)
+    owners = owners_of(lists)
     values = pc.coalesce(lists.flatten(), value.take(pa.array(owners)))
     return _picked(lists, values, owners, np.arange(len(owners)), value)
 
 
 def _hits(lists: pa.Array, wanted: pa.Array) -> tuple[Any, pa.Array, Any]:
     """Returns the list of each value, the values, and True for those that equal the wanted value of their list."""
-    owners, values = _owners(lists), lists.flatten()
-    mine, asked = _codes(values, wanted)
+    owners, values = owners_of(lists), lists.flatten()
+    mine, asked = codes_of(values, wanted)
     return owners, values, mine == asked[owners]
 
 
@@ -164,7 +164,7 @@ def _without(lists: pa.Array, unwanted: pa.Array) -> pa.Array:
 
 def _both(one: pa.Array, other: pa.Array) -> tuple[pa.Array, Any, Any]:
     """Returns the values of both lists, those of one first; their lists; and True for those of the first one."""
-    owners = np.concatenate([_owners(one), _owners(other)])
+    owners = np.concatenate([owners_of(one), owners_of(other)])
     order = np.argsort(owners, kind="stable")
     first = one.flatten()
     return pa.concat_arrays([first, other.flatten()]).take(pa.array(order)), owners[order], order < len(first)
@@ -181,7 +181,7 @@ def _joined_two(one: pa.Array, other: pa.Array) -> pa.Array:
 
 def _union(one: pa.Array, other: pa.Array) -> pa.Array:
     values, owners, _ = _both(one, other)
-    return _picked(one, values, owners, _first_of(_keys(owners, _codes(values)[0])), other)
+    return _picked(one, values, owners, _first_of(keys_of(owners, codes_of(values)[0])), other)
 
 
 def _except(one: pa.Array, other: pa.Array) -> pa.Array:
@@ -195,7 +195,7 @@ def _intersection(one: pa.Array, other: pa.Array) -> pa.Array:
 def _compared(one: pa.Array, other: pa.Array, *, wanted: bool) -> pa.Array:
     """Returns the different values of one list that the other one has, or has not."""
     values, owners, mine = _both(one, other)
-    keys = _keys(owners, _codes(values)[0])
+    keys = keys_of(owners, codes_of(values)[0])
     chosen = np.flatnonzero(mine & (np.isin(keys, keys[~mine]) == wanted))
     return _picked(one, values, owners, chosen[_first_of(keys[chosen])], other)
 

@@ -602,9 +602,12 @@ class QueryBinder:
             raise SqlFault(join.span, "UNNEST is joined by CROSS JOIN, or by LEFT JOIN … ON TRUE")
         if len(table.call.arguments) != 1:
             raise SqlFault(table.span, "UNNEST has one array", "CROSS JOIN UNNEST(a) AS u (x)")
-        bound = Binder(self._context, left).bind(table.call.arguments[0])
+        binder = Binder(self._context, left)
+        bound = binder.bind(table.call.arguments[0])
+        if pa.types.is_map(bound.type):
+            bound = binder.typed(Expr("map.entries", (bound.expr,)), table.call.span)
         if not pa.types.is_list(bound.type):
-            raise SqlFault(table.call.span, f"UNNEST of {sql_type(bound.type)}", "it takes an ARRAY")
+            raise SqlFault(table.call.span, f"UNNEST of {sql_type(bound.type)}", "it takes an ARRAY or a MAP")
         names, element = names_of(left), bound.type.value_type
         column, outer = names.free("element"), join.kind == "LEFT"
         lists, place = {column: bound.expr}, names.free("ordinality")

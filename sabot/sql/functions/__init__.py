@@ -22,6 +22,7 @@ from sabot.sql.functions.aggregates import (
 from sabot.sql.functions.arguments import ArgumentOf, CallArguments, Function, balanced, is_word, value_of
 from sabot.sql.functions.arrays import array_of
 from sabot.sql.functions.conversions import as_text, cast, is_number
+from sabot.sql.functions.maps import element, map_of
 from sabot.sql.functions.numbers import beside, divided, product
 from sabot.sql.functions.table import FUNCTIONS, MOMENTS, OF_ONE_TYPE, is_known, scalar
 from sabot.sql.functions.texts import like, similar
@@ -44,12 +45,14 @@ __all__ = [
     "cast",
     "check_arguments",
     "divided",
+    "element",
     "is_aggregate",
     "is_known",
     "is_number",
     "is_word",
     "like",
     "listed",
+    "map_of",
     "mean_of",
     "plus_months",
     "product",

@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 from sabot.api.expr import Expr, coalesce, lit, max_horizontal, min_horizontal, struct, when
-from sabot.sql.functions import arrays, json, numbers, texts, times
+from sabot.sql.functions import arrays, json, maps, numbers, texts, times
 from sabot.sql.functions.aggregates import AGGREGATES
 from sabot.sql.functions.arguments import CallArguments, Function, Make
 from sabot.sql.syntax.text import SqlFault, near_names
@@ -169,7 +169,7 @@ FUNCTIONS: dict[str, Function] = {
     "ATAN2": Function(2, 2, "y, x", partial(numbers.of_doubles, "atan2")),
     "BIN": Function(1, 1, "number", partial(texts.of_values, "bin")),
     "BTRIM": Function(1, 2, "text[, characters]", partial(texts.trimmed, "strip", None)),
-    "CARDINALITY": Function(1, 1, "array", lambda a: a.expr(0).list.len()),
+    "CARDINALITY": Function(1, 1, "x", maps.size),
     "CEIL": Function(1, 2, "number", partial(numbers.rounded, "ceil")),
     "CEILING": Function(1, 2, "number", partial(numbers.rounded, "ceil")),
     "CHARACTER_LENGTH": _LENGTH,
@@ -217,6 +217,10 @@ FUNCTIONS: dict[str, Function] = {
     "LOWER": Function(1, 1, "text", partial(_text, "lower")),
     "LPAD": Function(3, 3, "text, length, character", partial(texts.pad, "pad_start")),
     "LTRIM": Function(1, 2, "text[, characters]", partial(texts.trimmed, "strip_start", " ")),
+    "MAP_ENTRIES": Function(1, 1, "map", partial(maps.part, "map.entries")),
+    "MAP_FROM_ARRAYS": Function(2, 2, "keys, values", maps.from_arrays),
+    "MAP_KEYS": Function(1, 1, "map", partial(maps.part, "map.keys")),
+    "MAP_VALUES": Function(1, 1, "map", partial(maps.part, "map.values")),
     "MOD": Function(2, 2, "number, divisor", numbers.mod),
     "NULLIF": Function(2, 2, "x, y", _nullif),
     "OVERLAY": Function(3, 4, "text PLACING part FROM start[ FOR length]", texts.overlay),
@@ -247,6 +251,7 @@ FUNCTIONS: dict[str, Function] = {
     "SPLIT_INDEX": Function(3, 3, "text, separator, index", texts.split_index),
     "SQRT": Function(1, 1, "number", partial(_number, "sqrt")),
     "STARTSWITH": Function(2, 2, "text, start", partial(texts.ends, "startswith")),
+    "STR_TO_MAP": Function(1, 3, "text[, separator[, separator_of_key]]", maps.from_text),
     "SUBSTR": Function(2, 3, "text, start[, length]", texts.substring),
     "SUBSTRING": Function(2, 3, "text, start[, length]", texts.substring),
     "TIMESTAMPADD": Function(3, 3, "unit, number, time", times.timestampadd),

@@ -20,6 +20,7 @@ from sabot.sql import functions
 from sabot.sql.functions import FUNCTIONS, conversions
 from sabot.sql.syntax.text import SqlError
 from sabot.sql.types import sql_type
+from sabot.testing import END, ScriptedSource
 from tools.source_tree import ROOT
 
 TEXTS = ["", "a", "añb", "Hello World", " x ", "a,b,,c", "héllo wörld", "aXbX", "12", "%_", None]
@@ -269,6 +270,7 @@ OF_FILES = {  # their rows are written out in `logic/`, since DuckDB has other m
     ),
     "TO_TIMESTAMP_LTZ",
     *("ROW", "SHA224", "SHA384", "SHA512"),
+    *("MAP_ENTRIES", "MAP_FROM_ARRAYS", "MAP_KEYS", "MAP_VALUES", "STR_TO_MAP"),  # beside dicts of Python, below
 }
 
 
@@ -700,3 +702,48 @@ def test_sums_of_floats_over_rows_are_doubles():
     assert {found.field(name).type for name in ("s", "a")} == {pa.float64()}
     grouped = app.sql("SELECT k, SUM(f) AS s FROM v GROUP BY k", v=given).schema
     assert grouped.field("s").type == pa.float32()
+
+
+def split_as_java(text, between, within):
+    """Java's `text.split(between)` leaves out empty parts at the end, all of them, if it has split anything."""
+    if text is None:
+        return None
+    parts = text.split(between)
+    while between in text and parts and not parts[-1]:
+        parts.pop()
+    pairs = [part.split(within, 1) for part in parts]
+    return {pair[0]: pair[1] if len(pair) > 1 else None for pair in pairs}
+
+
+@pytest.mark.parametrize("rows", [1, 3, 64])
+def test_maps_are_dicts_of_python(rows):
+    """In batches of any size. Of equal keys the last one counts."""
+    texts = ["a=1,b=2", "", None, "a,b=,=c", "a=1,a=2", "b=x=y,,c=3,,", ",", "é=ü,a= b", "k"]
+    given = [{"n": i, "t": text, "k": "abké"[i % 4]} for i, text in enumerate(texts)]
+    text = (
+        "SELECT n, m, m[k] AS v, MAP_KEYS(m) AS ks, MAP_VALUES(m) AS vs, CARDINALITY(m) AS c, MAP_ENTRIES(m) AS e, "
+        "MAP[k, n, 'a', NULL, 'b', n + 1] AS o, MAP_FROM_ARRAYS(ARRAY[k, 'a'], ARRAY[n, 7]) AS f "
+        "FROM (SELECT n, k, STR_TO_MAP(t) AS m FROM t)"
+    )
+    batches = [given[i : i + rows] for i in range(0, len(given), rows)]
+    schema = {"n": "int64", "t": "string", "k": "string"}
+    found = App("maps").sql(text, t=App("given").stream(ScriptedSource([*batches, END]), schema=schema)).collect()
+    expected = []
+    for row in given:
+        n, k, m = row["n"], row["k"], split_as_java(row["t"], ",", "=")
+        parts = {"v": None, "ks": None, "vs": None, "c": None, "e": None}
+        if m is not None:
+            entries = [{"key": key, "value": value} for key, value in m.items()]
+            parts = {"v": m.get(k), "ks": list(m), "vs": list(m.values()), "c": len(m), "e": entries}
+        expected.append({"n": n, "m": m, **parts, "o": {k: n, "a": None, "b": n + 1}, "f": {k: n, "a": 7}})
+    maps = ("m", "o", "f")
+    for row in found.to_pylist():
+        got = row | {name: None if row[name] is None else dict(row[name]) for name in maps}
+        wanted = expected[row["n"]]
+        assert sorted(got["ks"] or ()) == sorted(wanted["ks"] or ())
+        for each in (got, wanted):  # maps have no order of their own
+            each["e"] = each["e"] and {entry["key"]: entry["value"] for entry in each["e"]}
+            pairs = each.pop("ks"), each.pop("vs")
+            each["pairs"] = None if pairs[0] is None else dict(zip(*pairs, strict=True))
+        assert got == wanted
+    assert found.num_rows == len(given)

@@ -270,7 +270,7 @@ def test_columns_of_metadata_have_the_types_that_they_declare(app):
     [
         (table(columns="id BIGINT, t STRING METADATA FROM 'topic' VIRTUAL"), "there is no metadata 'topic'", "a table reads one topic"),
         (table(columns="id BIGINT, e INT METADATA FROM 'leader-epoch'"), "there is no metadata 'leader-epoch'", "leave the column out"),
-        (table(columns="id BIGINT, h MAP<STRING, BYTES> METADATA FROM 'headers'"), "there are no columns of the type MAP",
+        (table(columns="id BIGINT, h MAP<STRING, BYTES> METADATA FROM 'headers'"), "the headers are no MAP here",
          "STRING METADATA FROM 'headers.NAME' is one header"),
         (table(columns="id BIGINT, o STRING METADATA FROM 'offset'"), "the metadata 'offset' is BIGINT, and no STRING", "declare its type"),
         (table("'topic-pattern' = 'a.*'"), "a table reads one topic, and no pattern of topics", "UNION ALL"),

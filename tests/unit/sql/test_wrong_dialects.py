@@ -258,10 +258,10 @@ ELSEWHERE = [
     ),
     ("SELECT STRUCT(1 AS a)", "AS", "expected ) of STRUCT(…), found AS", "a value has its alias in the select list"),
     (
-        "SELECT MAP['a', 1]",
-        "MAP['a', 1]",
-        "there are no maps",
-        "a column for each value, or JSON_OBJECT(KEY 'a' VALUE x)",
+        "SELECT MAP['a', 1, 'b']",
+        "MAP['a', 1, 'b']",
+        "a map has keys and values by turns",
+        "MAP['a', 1, 'b', 2]",
     ),
     (
         "SELECT * REPLACE (delay + 1 AS delay) FROM flights",
