@@ -227,7 +227,8 @@ class Overloaded(TransientError):
     requests.
 
     The step then makes fewer calls at once, and retries this call after `retry_after` seconds (a number, or its text)
-    or after its own back-off, whichever is longer. No other call of the step begins during `retry_after`.
+    or after its own back-off, whichever is longer. No other call of the step begins during `retry_after`. Of a tool it
+    says that nothing was done, unless it is raised from a doubt, such as an answer of 503.
     """
 
     def __init__(self, message: str = "too many requests", *, retry_after: float | str = 0.0) -> None:

@@ -10,6 +10,7 @@ handover   makes calls for an operator that has a thread of its own
 pool       threads for calls of sync functions
 steps      logs which call blocks the event loop
 judging    the judge of model calls in this context
+certainty  was a call made, by its error
 model_figures  the figures of the engines of models in this event loop
 
 effects    the classes of effects, which say how a call may be repeated; their ids

@@ -16,6 +16,7 @@ from contextvars import ContextVar, copy_context
 from copy import copy
 from typing import Any, NoReturn, ParamSpec, TypeVar
 
+from sabot.calls.certainty import Certainty, certainty_of
 from sabot.errors import NotSent, Overloaded, PolicyDenied, UserError
 
 P = ParamSpec("P")
@@ -246,8 +247,9 @@ class OnceJudge:
         self.called.append(tool.name)
         try:
             yield
-        except (NotSent, Overloaded, PolicyDenied):  # it was certainly not made
-            self.called.remove(tool.name)
+        except (NotSent, Overloaded, PolicyDenied) as error:
+            if isinstance(error, PolicyDenied) or certainty_of(error) is Certainty.NOT_SENT:  # it was not made
+                self.called.remove(tool.name)
             raise
 
 

@@ -21,6 +21,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 import msgspec
 
 from sabot.base.stored_names import stored_name
+from sabot.calls.certainty import Certainty
 from sabot.calls.effects import RULES, Doubt, EffectClass, EffectId, Reconciled, digest, in_doubt
 from sabot.errors import EffectError, InternalError, UserError
 from sabot.jobs.answers import (
@@ -32,7 +33,6 @@ from sabot.jobs.answers import (
     is_approved,
     refusal_words,
 )
-from sabot.jobs.certainty import Certainty
 from sabot.jobs.guard import CONFIRM, CallKind, Decision, GuardVerdict, encode_verdict
 from sabot.jobs.history import IN_DOUBT, LOOK_UP, NOT_MADE, VERDICTS, History
 from sabot.jobs.values import pack, pack_error

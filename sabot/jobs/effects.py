@@ -17,12 +17,12 @@ from typing import Literal
 
 import msgspec
 
+from sabot.calls.certainty import Certainty
 from sabot.calls.effects import RULES, EffectId, Reconciled
 from sabot.clock import Clock
 from sabot.errors import DataError, EffectError, UserError
 from sabot.jobs.answers import APPROVAL_WORDS, edit_of, fault_of
 from sabot.jobs.call_requests import CallRequests
-from sabot.jobs.certainty import Certainty
 from sabot.jobs.core import (
     AGAIN,
     ASKED,

@@ -30,6 +30,7 @@ from sabot.base.process_exit import EXITS, find_exit, wrap_exit
 from sabot.base.redaction import HIDDEN, without_secrets
 from sabot.base.supervision import unexpected_end
 from sabot.base.threads import call_on_loop
+from sabot.calls.certainty import Certainty, certainty_of, is_ours
 from sabot.calls.crew import CANCEL_SECONDS
 from sabot.calls.effects import RULES, EffectClass, EffectId, Reconciled
 from sabot.calls.error_log import ErrorLog
@@ -41,7 +42,6 @@ from sabot.calls.tool_context import CALL, EFFECT, Effect, OpenDeps, ToolContext
 from sabot.calls.tools import Tool
 from sabot.clock import Clock
 from sabot.errors import EffectError, JournalFailed, SabotError, UserError, short_repr
-from sabot.jobs.certainty import Certainty, certainty_of, is_ours
 from sabot.jobs.core import LookedUp, Outcome
 from sabot.jobs.judges import REPEATED, GuardJudge, judge_of_repeated
 from sabot.jobs.owner import RunningJob

@@ -13,9 +13,9 @@ from typing import Any
 import msgspec
 import pytest
 
+from sabot.calls.certainty import Certainty
 from sabot.calls.effects import RULES, Doubt, EffectClass, EffectId, Reconciled
 from sabot.jobs import core
-from sabot.jobs.certainty import Certainty
 from sabot.jobs.core import ASKED, DONE, OPEN, EffectCommand, EffectState, LookedUp, Outcome
 from sabot.jobs.guard import Decision, GuardVerdict
 from sabot.jobs.history import IN_DOUBT, NOT_MADE, History

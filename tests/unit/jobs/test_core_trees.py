@@ -13,9 +13,9 @@ import pytest
 from unit.jobs.test_core import Broken, walk
 
 from sabot.api.child_limits import ChildLimits
+from sabot.calls.certainty import Certainty
 from sabot.calls.effects import EffectId
 from sabot.jobs import core
-from sabot.jobs.certainty import Certainty
 from sabot.jobs.core import DONE, OPEN, EffectState, Outcome
 from sabot.jobs.history import NOT_MADE, History
 from sabot.jobs.tree import JobTree, child_id, parent_of

@@ -6,9 +6,9 @@ import tracemalloc
 
 import pytest
 
+from sabot.calls.certainty import Certainty, certainty_of
 from sabot.calls.errors import ToolError, ToolTimeout
 from sabot.errors import NotSent
-from sabot.jobs.certainty import Certainty, certainty_of
 from sabot.mcp import (
     McpConfig,
     McpConnectionLost,

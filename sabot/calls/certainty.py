@@ -3,6 +3,7 @@
    raise Declined("…")                 done        the tool's own error is a result
    raise NotSent("…")                  not_sent    nothing has left, so the call may be made again, whatever its class
    ConnectionRefusedError              not_sent
+   raise Overloaded("…")               not_sent    unless its cause is a doubt: an answer of 503, for example
    TimeoutError, ConnectionResetError  unknown     the service may have done it
    Declined("…") from TimeoutError     unknown     the cause of an error counts; `from None` if the tool knows better
    an answer with a status of 4xx      done        the service has refused it
@@ -36,6 +37,7 @@ class Certainty(StrEnum):
 _DONE, _NOT_SENT, _UNKNOWN = Certainty
 _CAUSE = "cause"  # the cause decides; without a cause, nobody knows
 _STATUS = "status"  # the status of the answer decides
+_BUSY = "busy"  # the service has refused the call; a doubt behind it stays one
 
 # By package and class. The classes of an error are looked up from the most special one up.
 _KNOWN: dict[str, dict[str, Certainty | str]] = {
@@ -49,7 +51,7 @@ _KNOWN: dict[str, dict[str, Certainty | str]] = {
     },
     "sabot": {
         "NotSent": _NOT_SENT,
-        "Overloaded": _NOT_SENT,
+        "Overloaded": _BUSY,
         "SpawnFailed": _NOT_SENT,
         "CommunicationError": _UNKNOWN,  # the supervisor was killed, and a program with it
         "McpRefused": _STATUS,
@@ -152,12 +154,23 @@ def certainty_of(error: BaseException) -> Certainty:
     if isinstance(error, BaseExceptionGroup):
         found = {certainty_of(each) for each in error.exceptions}
         return found.pop() if len(found) == 1 else _UNKNOWN if _UNKNOWN in found else _DONE
+    return _of_chain([error, *_causes(error)])
+
+
+def _of_chain(chain: list[BaseException]) -> Certainty:
+    """Decides from an error and its causes, the nearest first."""
+    error, causes = chain[0], chain[1:]
+    if isinstance(error, BaseExceptionGroup):
+        return certainty_of(error)
     said = _said_by(error)
+    if said is _BUSY:
+        doubt = _http_status_of(error) in _DOUBTFUL_STATUS or (causes and _of_chain(causes) is _UNKNOWN)
+        return _UNKNOWN if doubt else _NOT_SENT
     if said is _UNKNOWN or (isinstance(said, Certainty) and is_ours(error)):
         return said
     nearest = said if isinstance(said, Certainty) else None  # the nearest error that is certain
     open_question = said is not None
-    for cause in _causes(error):
+    for cause in causes:
         behind = certainty_of(cause) if isinstance(cause, BaseExceptionGroup) else _said_by(cause)
         # A connection that is not made fails by an error of the system, such as TimeoutError. Any other doubt behind a
         # certain error is of a call before: the tool has caught it, and has tried again.
@@ -165,7 +178,7 @@ def certainty_of(error: BaseException) -> Certainty:
             return _UNKNOWN
         if nearest is None and isinstance(behind, Certainty):
             nearest = behind
-        open_question = open_question or behind is not None
+        open_question = open_question or behind not in (None, _BUSY)
     if nearest is not None:
         return _DONE if said is None else nearest  # an error that the tool raises from a certain one is its own
     return _UNKNOWN if open_question else _DONE

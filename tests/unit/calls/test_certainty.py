@@ -17,8 +17,8 @@ from types import SimpleNamespace
 import pytest
 from confluent_kafka import KafkaError, KafkaException
 
+from sabot.calls.certainty import Certainty, certainty_of
 from sabot.errors import DataError, EffectError, NotSent, Overloaded, TransientError
-from sabot.jobs.certainty import Certainty, certainty_of
 from sabot.llm import ModelUnavailable
 from sabot.mcp import McpRefused
 
@@ -360,6 +360,39 @@ def test_a_tool_that_knows_better_raises_from_none() -> None:
     with pytest.raises(ValueError) as known:
         look()
     assert certainty_of(known.value) is DONE
+
+
+@pytest.mark.parametrize("explicit", [True, False])
+@pytest.mark.parametrize(
+    ("behind", "certainty"),
+    [
+        (answered("shop.Answered", status_code=429), NOT_SENT),
+        (answered("httpx.HTTPStatusError", response=SimpleNamespace(status_code=400)), NOT_SENT),
+        (ConnectionRefusedError(), NOT_SENT),
+        (raised(named("httpx.ConnectTimeout")(), TimeoutError(), explicit=True), NOT_SENT),
+        (ValueError("x"), NOT_SENT),
+        *((answered("shop.Answered", status_code=status), UNKNOWN) for status in (408, 499, 500, 502, 503, 504)),
+        (answered("httpx.HTTPStatusError", response=SimpleNamespace(status_code=503)), UNKNOWN),
+        (TimeoutError(), UNKNOWN),
+        (ExceptionGroup("x", [TimeoutError()]), UNKNOWN),
+        (raised(ValueError("x"), answered("shop.Answered", status_code=503), explicit=True), UNKNOWN),
+    ],
+)
+def test_an_overload_leaves_the_doubt_of_the_answer_behind_it(
+    behind: BaseException, certainty: Certainty, explicit: bool
+) -> None:
+    """`raise Overloaded(retry_after=…) from` an answer of 503 counted as not sent, and a payment was made again."""
+    assert certainty_of(raised(Overloaded(), behind, explicit=explicit)) is certainty
+    once_more = raised(ValueError("no answer"), raised(Overloaded(), behind, explicit=explicit), explicit=True)
+    assert certainty_of(once_more) is (UNKNOWN if certainty is UNKNOWN else DONE)
+
+
+def test_an_overload_with_the_status_of_its_answer_is_judged_by_it() -> None:
+    overloaded = named("shop.Busy", Overloaded)("x")
+    overloaded.status_code = 503  # type: ignore[attr-defined]
+    assert certainty_of(overloaded) is UNKNOWN
+    overloaded.status_code = 429  # type: ignore[attr-defined]
+    assert certainty_of(overloaded) is NOT_SENT
 
 
 def test_what_a_tool_says_itself_stands_before_what_is_behind_it() -> None:
