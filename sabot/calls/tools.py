@@ -655,10 +655,27 @@ def _no_effect_first(made: Tool, look: Callable[..., Any]) -> str:
             return f"{first.name} is declared as {' | '.join(getattr(each, '__name__', '') for each in kinds)}"
     except Exception:  # an annotation is the user's code
         kind = None
-    is_other = kind in (None, Any, object) and first.name != EFFECT and first.name in own
-    return f"{first.name} is a parameter of the tool" if is_other else ""
+    said = first.annotation if isinstance(first.annotation, str) else ""  # its name may be known to type checkers only
+    if kind not in (None, Any, object) or first.name == EFFECT or said.rpartition(".")[2] == Effect.__name__:
+        return ""
+    if first.name in own:
+        return f"{first.name} is a parameter of the tool"
+    names = [name for name, each in own.items() if each.kind in _NAMED and name not in (EFFECT, made.takes_context)]
+    if any(_takes(look, names[:at], names[at:]) for at in range(len(names) + 1)):
+        return ""
+    return f"it does not take {', '.join(names)} behind {first.name}, which does not say that it is the Effect"
 
 
+def _takes(look: Callable[..., Any], by_place: list[str], by_name: list[str]) -> bool:
+    """Returns True if a look-up takes an Effect and then these arguments."""
+    try:
+        inspect.signature(look).bind(None, *by_place, **dict.fromkeys(by_name))
+    except TypeError:
+        return False
+    return True
+
+
+_NAMED = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 _UNIONS = (Union, UnionType)
 
 

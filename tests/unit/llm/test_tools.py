@@ -342,6 +342,8 @@ class Bank:
         (Bank().find, "and order is declared as dict"),
         (lambda: False, "and it takes none by place"),
         (lambda **arguments: False, "and it takes none by place"),
+        (lambda o, a=0: False, "and it does not take order, amount behind o, which does not say that it is the Effect"),
+        (lambda given, order: False, "and it does not take order, amount behind given"),
     ],
 )
 def test_a_look_up_that_is_written_with_the_arguments_of_its_tool_is_refused(look: Any, says: str) -> None:
@@ -355,7 +357,11 @@ def test_a_look_up_that_is_written_with_the_arguments_of_its_tool_is_refused(loo
     assert "(effect: Effect, …)" in refused.value.hint
 
 
-def find_anything(given: Any, order: str) -> bool:
+def find_anything(given: Any, order: str, amount: int) -> bool:
+    return True
+
+
+def find_key(given: Effect) -> bool:
     return True
 
 
@@ -363,6 +369,9 @@ def find_anything(given: Any, order: str) -> bool:
     "look",
     [
         find_anything,
+        find_key,
+        lambda effect: True,
+        lambda found, order, *, amount: True,
         lambda effect, order, amount=5: True,
         lambda _, **arguments: True,
         lambda *arguments: True,
