@@ -17,7 +17,7 @@ effects    the classes of effects, which say how a call may be repeated; their i
 tools      the functions that agents call as tools
 tool_results  what tools return, as JSON and in a journal
 arguments  the arguments that a tool will get, by the names of its parameters; `edits` changes them
-fields     the fields of Python values at a path; `schema_paths`: what a JSON schema says of such values
+fields     the fields of Python values at a path, `batches` of rows; `schema_paths`: what a JSON schema says of such values
 schema     JSON schemas of Python types, and values that are read by them; `json_schema`, `pydantic_types`
 names      the tools and models that exist in this process
 messages   what a model is told and answers; `model_requests`: a request as a value; `usage`: its tokens

@@ -295,14 +295,16 @@ def with_arguments(
     return tuple(given), {**kwargs, **values}
 
 
-def argument_values(tool: Tool | None, arguments: Mapping[str, Any], path: Sequence[str]) -> list[Any]:
+def argument_values(
+    tool: Tool | None, arguments: Mapping[str, Any], path: Sequence[str], *, extremes: bool = False
+) -> list[Any]:
     """Returns the values at a path in the arguments of a call, as `values_at` does. `tool`: the tool, whose types say
     which names and defaults the fields of a dict have; None if it is not known.
     """
     if tool is not None and tool.parameters is not None:
         return values_in_json(arguments, path, [tool.parameters.json], tool.parameters.json)
     if tool is None or path[0] == REST:
-        return values_at(arguments, path)
+        return values_at(arguments, path, extremes=extremes)
     first, rest, func = path[0], path[1:], _behind(tool.func)[0]
     if first not in arguments:
         known, first = _parameters_of(func), _parameter_named(func, first)
@@ -312,7 +314,7 @@ def argument_values(tool: Tool | None, arguments: Mapping[str, Any], path: Seque
             arguments = {first: {name: arguments[name] for name in arguments if name not in (*known.order, REST)}}
         elif first not in arguments:
             return [MISSING_VALUE]
-    return values_at(arguments[first], rest, _type_of(func, first) if rest else Any)
+    return values_at(arguments[first], rest, _type_of(func, first) if rest else Any, extremes=extremes)
 
 
 def may_hide(tool: Tool | None, arguments: Mapping[str, Any], path: Sequence[str]) -> str:

@@ -24,6 +24,9 @@ from typing import (
 from weakref import WeakKeyDictionary
 
 import msgspec
+import pyarrow as pa
+
+from sabot.calls.batches import column_values, has_rows, rows_of
 
 MISSING_VALUE: Any = object()
 """The value that `values_at` returns for an item without the path."""
@@ -183,14 +186,15 @@ def under_all_names(value: Any, kind: Any = Any) -> Any:
     return found
 
 
-def values_at(value: Any, path: Sequence[str], kind: Any = Any) -> list[Any]:
+def values_at(value: Any, path: Sequence[str], kind: Any = Any, *, extremes: bool = False) -> list[Any]:
     """Returns the values at a path in a value. A part of the path is a key, an attribute, an alias of one, an index, or
     "*", which stands for every item. So there may be several values. The list contains `MISSING_VALUE` for each item
     that does not have the path, and `CLOSED_VALUE` for each that cannot be looked into. For example, the path ["items",
     "*", "price"] in {"items": [{"price": 1}, {}, "pen"]} gives [1, MISSING_VALUE, CLOSED_VALUE].
 
     `kind`: the declared type of the value. A dict that is given for a model has the aliases and the defaults of the
-    model's fields.
+    model's fields. The rows of a batch, a table or a data frame are items whose fields are the columns; of a column there
+    is each value once, with `extremes` only the least and the greatest one, None and NaN.
     """
     if not path:
         return [value]
@@ -200,6 +204,10 @@ def values_at(value: Any, path: Sequence[str], kind: Any = Any) -> list[Any]:
         found = _in_mapping(value, first, kind)
     elif isinstance(value, list | tuple | Set) and not hasattr(value, "_fields"):
         found = _in_items(value, first, kind)
+    elif (first == REST or first.isdecimal()) and (rows := rows_of(value)) is not None:
+        return _in_rows(rows, path, extremes)
+    elif first == REST and isinstance(value, pa.Array | pa.ChunkedArray):
+        found = [(each, Any) for each in column_values(value, extremes=extremes and not rest)]
     else:
         known = fields_of(type(value))
         field = known.get(first)
@@ -211,7 +219,26 @@ def values_at(value: Any, path: Sequence[str], kind: Any = Any) -> list[Any]:
         else:
             has_fields = value is None or (first != REST and (known or hasattr(value, "__dict__")))
             found = [(MISSING_VALUE if has_fields else CLOSED_VALUE, Any)]
-    return [each for one, of in found for each in ([one] if is_no_value(one) else values_at(one, rest, of))]
+    return [
+        each
+        for one, of in found
+        for each in ([one] if is_no_value(one) else values_at(one, rest, of, extremes=extremes))
+    ]
+
+
+def _in_rows(rows: pa.Table, path: Sequence[str], extremes: bool) -> list[Any]:
+    """Returns the values at a path in rows: "*" or the number of a row, and then the name of a column."""
+    if path[0] != REST:
+        row = rows.slice(int(path[0]), 1).to_pylist()
+        return values_at(row[0], path[1:]) if row else [MISSING_VALUE]
+    if len(path) == 1:
+        return rows.to_pylist()  # type: ignore[no-any-return]
+    name, rest = path[1], path[2:]
+    named = [at for at, each in enumerate(rows.column_names) if name in (each, REST)]  # two columns may have one name
+    if not named:
+        return [MISSING_VALUE] if len(rows) else []
+    values = (each for at in named for each in column_values(rows.column(at), extremes=extremes and not rest))
+    return [found for each in values for found in values_at(each, rest)]
 
 
 def is_no_value(found: Any) -> bool:
@@ -313,6 +340,8 @@ def _choice_lacks(kind: Any, path: Sequence[str]) -> str:
         return "" if unknown else first
     if issubclass(origin, Mapping):
         return type_lacks(item_kind(kind), rest)
+    if has_rows(origin):
+        return "" if first == REST or first.isdecimal() or hasattr(origin, first) else first
     if issubclass(origin, list | tuple | Set) or origin in (Sequence,):
         fits = first == REST or (first.isdecimal() and not issubclass(origin, Set))
         return type_lacks(item_kind(kind), rest) if fits else first

@@ -2,7 +2,7 @@
 
 import re
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from copy import copy
 from dataclasses import fields, is_dataclass
@@ -15,9 +15,12 @@ from typing import Any
 from uuid import UUID
 
 import msgspec
+import pyarrow as pa
 
+from sabot.base.arrays import empty_batch
 from sabot.base.config import Secret
 from sabot.base.redaction import HIDDEN
+from sabot.calls.batches import rows_of, with_values
 from sabot.calls.fields import beside_fields, setter_of
 from sabot.errors import UserError
 from sabot.jobs.values import with_fields
@@ -157,10 +160,35 @@ def _masked(value: Any, patterns: Sequence[re.Pattern[str]], within: set[int], n
         text = str(value) if secret is None else secret()
         shown = _without(text, patterns, within, numbers)
         return value if shown == text else shown if secret is None else kind(shown)
+    if (rows := rows_of(value)) is not None:
+        return _masked_rows(value, rows, without)
+    if isinstance(value, pa.Array | pa.ChunkedArray):
+        column = pa.chunked_array([value]) if isinstance(value, pa.Array) else value
+        shown = with_values(column, without)
+        return value if shown is column else shown.combine_chunks() if isinstance(value, pa.Array) else shown
     raise UserError(
         f"texts cannot be hidden in an argument of type {kind.__module__}.{kind.__qualname__}",
         hint="give the call text, numbers, lists, dicts, dataclasses, models of pydantic",
     )
+
+
+def _masked_rows(value: Any, rows: pa.Table, without: Callable[[Any], Any]) -> Any:
+    """Returns rows whose columns and their names are masked; `value`, which has the rows, if nothing in them is."""
+    old = rows.columns
+    new = [each if pa.types.is_temporal(each.type) else with_values(each, without) for each in old]
+    names = [without(each) for each in rows.column_names]
+    if names == rows.column_names and all(made is each for made, each in zip(new, old, strict=True)):
+        return value
+    if not isinstance(value, pa.Table | pa.RecordBatch):
+        raise UserError(
+            f"texts cannot be hidden in an argument of type {type(value).__module__}.{type(value).__qualname__}, and one matches",
+            hint="give the call the rows as an Arrow table or a list of dicts",
+        )
+    renamed = [each.with_name(name) for each, name in zip(rows.schema, names, strict=True)]
+    made = pa.Table.from_arrays(new, schema=pa.schema(renamed, rows.schema.metadata))
+    if isinstance(value, pa.Table):
+        return made
+    return next(iter(made.combine_chunks().to_batches()), empty_batch(made.schema))
 
 
 # modules whose other values are written as one text: addresses of the web and of machines, secrets

@@ -35,6 +35,7 @@ from sabot.agents.policy.bounds import bounds_of, fits, meant, type_words
 from sabot.agents.policy.rules import ConstraintPolicy, DataAccessPolicy, LabelPolicy, PolicyRule
 from sabot.calls.arguments import call_names, lacks, types_at
 from sabot.calls.effects import EffectId
+from sabot.calls.fields import REST
 from sabot.calls.functions import unwrap
 from sabot.calls.names import MODELS, SERVERS, TOOLS, tools_named
 from sabot.calls.tools import Tool, as_tool, recorded_way
@@ -284,6 +285,9 @@ def _lacking(rule: ConstraintPolicy, pattern: str, tools: Sequence[Tool], where:
     near = get_close_matches(path[lost], known, n=3, cutoff=0.7)
     what = f"tool {pattern} has no" if _WILD.isdisjoint(pattern) else f"none of the tools that {pattern} matches has"
     hint = f"it has {', '.join(known)}" if _WILD.isdisjoint(pattern) else f"they have {', '.join(known)}"
+    of_items = [*path[:lost], REST, *path[lost:]]
+    if lost and not known and not lacks(deepest, of_items):
+        hint = f"field={'.'.join(of_items)!r} is about each item"
     return UserError(
         f"{where}: {rule.name} is about {rule.field}, and {what} {'.'.join(path[: lost + 1])}",
         hint=f"did you mean {' or '.join(map(repr, near))}?" if near else hint,

@@ -359,7 +359,8 @@ class ConstraintPolicy(_ContentRule):
 
     def decide(self, call: GuardedCall) -> RuleAnswer:
         path = self.field.split(".")
-        found = argument_values(call.tool, call.arguments, path)
+        by_values = self.allowed is not None or self.denied or self.pattern is not None or self.max_length is not None
+        found = argument_values(call.tool, call.arguments, path, extremes=not by_values)
         if (self.required or None in found) and path[0] not in (REST, *call.given):
             if self.required:
                 return self._broken(f"{self.field} is missing ({asked_words(call)})")
