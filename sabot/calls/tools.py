@@ -406,6 +406,14 @@ def declared_tool(what: Tool | Callable[..., Any]) -> Tool | Callable[..., Any]:
     return made
 
 
+def wraps_itself(made: Tool) -> bool:
+    """Returns True if the function of a tool wraps another tool of the same name, by `functools.wraps`."""
+    func: Any = made.func
+    while func is not None and not isinstance(func, Tool):
+        func = func.func if isinstance(func, partial) else getattr(func, "__wrapped__", None)
+    return isinstance(func, Tool) and func.name == made.name
+
+
 def _looking_with(look: Callable[..., Any], given: "partial[Any]") -> Callable[..., Any]:
     """Returns the look-up of a tool for calls of a partial of it. It gets what the partial gives too, behind the Effect."""
     if not given.args:

@@ -19,6 +19,7 @@ import msgspec
 
 from sabot.calls.certainty import Certainty
 from sabot.calls.effects import RULES, EffectId, Reconciled
+from sabot.calls.tools import wraps_itself
 from sabot.clock import Clock
 from sabot.errors import DataError, EffectError, UserError
 from sabot.jobs.answers import APPROVAL_WORDS, edit_of, fault_of
@@ -228,6 +229,14 @@ class Effects:
             ask.verdict = verdict = GuardVerdict(Decision.DENY, reason=error.message)
         if verdict.decision is Decision.ASK:
             verdict = self._refused_before(running, ask, verdict)
+        if verdict.decision is Decision.ASK and ask.tool is not None and wraps_itself(ask.tool):
+            assert self._guard is not None
+            self._guard.drop(EffectId(running.job.job_id, ask.ordinal, 0))
+            reason = (
+                f"{verdict.reason}; a person would be asked in vain, since the function only wraps the tool, whose call in it asks "
+                f"nobody: wrap the function of the tool, {ask.tool.name}.func, and make a tool of that"
+            )
+            ask.verdict = verdict = msgspec.structs.replace(verdict, decision=Decision.DENY, reason=reason, wait_s=0.0)
         if verdict.decision is Decision.WARN or verdict.notes:
             said = "; ".join(filter(None, (verdict.reason, *verdict.notes)))
             _log.warning("job %s: %s, effect %d: %s", running.job.job_id, ask.name, ask.ordinal, said)

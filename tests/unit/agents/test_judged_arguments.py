@@ -4,9 +4,10 @@ import asyncio
 import dataclasses
 import enum
 import gc
+import re
 from collections import deque
 from collections.abc import Callable, Iterator
-from functools import partial, update_wrapper
+from functools import partial, update_wrapper, wraps
 from itertools import count
 from typing import Annotated, Any, NamedTuple, TypedDict
 
@@ -1557,6 +1558,30 @@ async def test_a_bound_holds_for_the_function_within_an_object_that_wraps_it(
         await jobs.over("j")
         assert "amount is 500, and at most 50 is allowed" in jobs.agent.done["j"]
     assert made == []
+
+
+async def test_nobody_is_asked_about_a_function_that_only_wraps_the_tool() -> None:
+    """A person approved the call, and then it was refused, since the call in the function asks nobody."""
+    paid: list[str] = []
+
+    @tool
+    async def transfer(to: str) -> None:
+        paid.append(to)
+
+    @wraps(transfer)
+    async def logged(*args: Any) -> None:
+        await transfer(*args)
+
+    async def f(ctx: Any) -> str:
+        with pytest.raises(PolicyDenied, match=re.escape("transfer.func, and make a tool of that")):
+            await ctx.call(partial(logged), "eve")
+        return "over"
+
+    policy = PolicyEngine([ToolPolicy(["transfer"], require_approval=True)])
+    async with RuntimeKernel.create(agent=f, policy=policy) as kernel:
+        handle = await kernel.execute(ExecutionRequest(prompt="x"))
+        assert (await handle.result()).output == "over"
+    assert not paid
 
 
 async def test_an_argument_that_may_be_the_bounded_one_and_has_no_name_is_denied() -> None:
