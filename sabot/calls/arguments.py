@@ -192,35 +192,33 @@ def _check_not_rest(tool: Tool, known: _Parameters, name: str) -> None:
 
 def leaves_out(tool: Tool, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
     """Returns True if a call may leave out parameters of a Python function, which then have their defaults."""
-    func, given = tool.func, len(args) + len(kwargs) + tool.takes_effect
-    if type(func) is FunctionType and not func.__dict__:  # it is asked of each call
-        code, defaults = func.__code__, func.__defaults__ or func.__kwdefaults__
-        return defaults is not None and given < code.co_argcount + code.co_kwonlyargcount
     if tool.parameters is not None:
         return False
-    func, bound, args, kwargs = _behind(func, args, kwargs)
+    func, bound, args, kwargs = _behind(tool.func, args, kwargs)
     known = _parameters_of(func)
     return bool(known.defaults) and bound + len(args) + len(kwargs) + tool.takes_effect < len(known.order)
 
 
 def plain_arguments(tool: Tool, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Returns the arguments of a call as `call_arguments` does, of a function without aliases, wrappers and `*args`. Returns
-    None for another one, for which it takes longer.
+    """Returns the arguments of a call as `call_arguments` does, of a function without aliases, wrappers and `*args`; {} if
+    the call leaves none out. Returns None for another function, for which it takes longer. It is asked of each call.
     """
     func = tool.func
     if type(func) is not FunctionType or func.__dict__:
         return None
-    code, defaults = func.__code__, func.__defaults__ or ()
+    code, defaults, named, given = func.__code__, func.__defaults__ or (), func.__kwdefaults__, len(args)
     names, places = code.co_varnames, code.co_argcount
-    if kwargs or func.__kwdefaults__:
+    whole = places + code.co_kwonlyargcount - tool.takes_effect
+    if given + (len(kwargs) if kwargs else 0) >= whole or not (defaults or named):
+        return {}
+    if kwargs or named:
         found = dict(zip(names[places - len(defaults) : places], defaults, strict=True))
-        found |= func.__kwdefaults__ or {}
+        found |= named or {}
         found |= dict(zip(names[:places], args, strict=False))
         found |= kwargs
     else:
-        found = dict(zip(names, (*args, *defaults[len(args) - places :]), strict=False))
-    is_whole = len(found) == places + code.co_kwonlyargcount - tool.takes_effect
-    return found if is_whole and len(args) <= places else None
+        found = dict(zip(names, (*args, *defaults[given - places :]), strict=False))
+    return found if len(found) == whole and given <= places else None
 
 
 def values_left_out(

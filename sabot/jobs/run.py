@@ -134,9 +134,9 @@ class Ask(EffectState):
         key, although a later program may have other defaults. Leaves the body as it is if it would be long.
         """
         assert self.tool is not None
-        if not leaves_out(self.tool, self.args, self.kwargs):
-            return
         found = plain_arguments(self.tool, self.args, self.kwargs)
+        if not found and (found is not None or not leaves_out(self.tool, self.args, self.kwargs)):
+            return
         if found is not None and UNCHANGEABLE.issuperset(map(type, found.values())):
             self.body = pack([(), found], "", sort=True)
             return

@@ -268,7 +268,8 @@ def pack(value: Any, what: str, *, sort: bool = False, exact: bool | None = None
         except (UnicodeEncodeError, OverflowError):
             value = _encodable(value, sort=sort, exact=not sort if exact is None else exact)
             data = encode(value)
-        if len(data) > _FLAT_BYTES and not 0 <= plain_depth(value, _DEEP) <= _SHALLOW:
+        size = len(data)
+        if size > _FLAT_BYTES and not 0 <= plain_depth(value, _DEEP) <= _SHALLOW:
             for _ in range(_HEADROOM):
                 value = [value]
             _encoder.encode(value)
@@ -279,9 +280,9 @@ def pack(value: Any, what: str, *, sort: bool = False, exact: bool | None = None
             f"{what} cannot be recorded: {type(error).__name__}: {message_of(error)}",
             hint="numbers, text, bytes, lists, dicts, dates, dataclasses, Arrow batches can",
         ) from error
-    if len(data) > MAX_RESULT_BYTES:
+    if size > MAX_RESULT_BYTES:
         raise UserError(
-            f"{what} has {len(data):,} bytes, and {MAX_RESULT_BYTES:,} are the most that is recorded",
+            f"{what} has {size:,} bytes, and {MAX_RESULT_BYTES:,} are the most that is recorded",
             hint="store it elsewhere, and return where it is",
         )
     return data
