@@ -341,7 +341,7 @@ async def run_parallel(work: Sequence[tuple[Operator, Any]], context: OperatorCo
 
     tasks = [asyncio.create_task(one(operator, given)) for operator, given in work]
     try:
-        return [await task for task in tasks]
+        return await asyncio.gather(*tasks)  # the first error in time, although an earlier operator waits for a person
     finally:
         for task in tasks:
             task.cancel()

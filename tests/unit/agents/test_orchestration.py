@@ -187,6 +187,24 @@ async def test_a_branch_that_fails_is_the_failure_of_all_unless_they_are_aggrega
     assert not (await ParallelOperator([fails], aggregate=len).execute({})).success
 
 
+async def test_a_mistake_of_one_branch_ends_the_branches_before_it() -> None:
+    """A branch that waited for an approval was made days after the flow had failed by the mistake of a later branch."""
+    ended: list[str] = []
+
+    async def waits(given: Any) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.append("waits")
+
+    async def mistakes(given: Any) -> None:
+        raise RuntimeError("a mistake")
+
+    with pytest.raises(RuntimeError, match="a mistake"):
+        await asyncio.wait_for(ParallelOperator([waits, mistakes]).execute({}), timeout=60)
+    assert ended == ["waits"]
+
+
 async def test_map_and_reduce() -> None:
     mapped: list[Any] = []
     reduced: list[Any] = []
