@@ -418,8 +418,8 @@ def _unknown_code(judge: object) -> str:
     else:
         who = f"thread {thread.name} has no context"
     return (
-        f"an app with a policy or budgets runs in this process, and {who}, so Sabot cannot tell whether a job or an agent of "
-        "this app makes the call"
+        f"an app or a kernel with a policy or budgets runs in this process, and {who}, so Sabot cannot tell whether a job or an agent of "
+        "it makes the call"
     )
 
 

@@ -744,7 +744,9 @@ async def test_a_thread_without_a_context_calls_no_tool_while_calls_of_jobs_are_
     async with RuntimeKernel.create(agent=work, policy=RULES["denied"]) as kernel:
         handle = await kernel.execute(ExecutionRequest(prompt="go"))
         words = str((await handle.result()).output)
-    assert "refund was not called: an app with a policy or budgets runs in this process, and thread " in words
+    assert (
+        "refund was not called: an app or a kernel with a policy or budgets runs in this process, and thread " in words
+    )
     assert desk.made == []
 
 

@@ -203,7 +203,9 @@ async def test_a_thread_that_was_given_no_context_asks_no_model_while_calls_of_j
     program = copy_context()
     refused, allowed = await Desk().run(job, PolicyEngine([ModelPolicy(["m"], denied=True)]))
     assert refused[0] == "UserError"
-    assert "m was not asked: an app with a policy or budgets runs in this process, and thread " in refused[1]
+    assert (
+        "m was not asked: an app or a kernel with a policy or budgets runs in this process, and thread " in refused[1]
+    )
     assert "await the engine in it; elsewhere begin the thread by asyncio.to_thread(" in refused[1]
     assert allowed == "yes", "the context of the program says that no tool asks"
     assert len(provider.requests) == 1

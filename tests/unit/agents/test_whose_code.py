@@ -29,7 +29,9 @@ from sabot.llm import Agent, ExecutionEngine, ScriptedProvider, ToolCall, assist
 from tools.agent_tools import publish, started, until
 
 POLICY = PolicyEngine([ToolPolicy(["pay*"], denied=True), ModelPolicy(["*"], denied=True)])
-UNKNOWN = "an app with a policy or budgets runs in this process, and this code has no context of the program"
+UNKNOWN = (
+    "an app or a kernel with a policy or budgets runs in this process, and this code has no context of the program"
+)
 
 
 class Bank:
