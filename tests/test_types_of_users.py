@@ -247,7 +247,8 @@ App("x", jornal="y")  # wrong
 PARTS = ("sabot", "sabot.agents", "sabot.llm", "sabot.journal", "sabot.process", "sabot.testing")
 
 INNER = {
-    "AgentKind": "of App.durable_kind, for the runtime",
+    "Listener": "of App.surround_jobs, for the runtime",
+    "Settings": "of App.settings, which App.configure changes",
     "ArrowTable": "what the tables of other libraries are",
     "AgentSpec": "only App.agent_of returns it, for the runtime",
     "CsvOptions": "the keywords of files, of which nobody makes one",

@@ -17,7 +17,7 @@ import msgspec
 
 from sabot.agents.actions import ActionRecord, ActionSpec, ActionStatus, check_resolution, no_action
 from sabot.agents.context import BudgetSpec, checked_word
-from sabot.agents.durable.run import JournalOwner, journal_place
+from sabot.agents.durable.run import journal_place
 from sabot.agents.job_history import ended_records
 from sabot.agents.job_reads import JobPage, jobs_page, jobs_that_ask, oldest_first, queued_begins, selected_jobs
 from sabot.agents.job_view import JobView
@@ -36,6 +36,7 @@ from sabot.journal.ended_jobs import OUTCOMES, STATUSES, JobQuery, cut
 from sabot.journal.entries import REQUEST, Begin, Letter, encode_entry
 from sabot.journal.memory import MemoryInbox, MemoryReader, MemoryStorage
 from sabot.journal.opening import open_inbox, open_reader
+from sabot.runtime.app_spec import AppSpec
 
 
 @dataclass(frozen=True)
@@ -72,14 +73,15 @@ JournalPlace: TypeAlias = JournalAddress | MemoryStorage | None
 """The place of a journal that a store reads. None stands for a journal in memory whose owner has not run yet."""
 
 
-def place_of_app(app: JournalOwner) -> JournalPlace:
+def place_of_app(app: AppSpec) -> JournalPlace:
     """Returns the place where an app stores its journal: an address, or the memory of this process. Returns None if the
     journal is in memory and the app has not run yet. Raises UserError if the settings of the app give no place for a
     journal.
     """
     place = str(journal_place(app))
     if place == "memory":
-        return app.journal_storage
+        kept: MemoryStorage | None = app.journal_storage
+        return kept
     return JournalAddress(place, app.id, app.settings.kafka if place.startswith("kafka://") else {})
 
 

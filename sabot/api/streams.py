@@ -22,9 +22,6 @@ from sabot.connectors.rows import Rows, RowsSource, is_rows
 class HasStreams(Owner):
     """The methods of an App that create streams."""
 
-    begun_streams: list[Read]
-    """The first steps of all streams and tables that the program has made since the app was created."""
-
     def stream(
         self,
         source: str | Source | Rows | Callable[..., Any],

@@ -3,20 +3,18 @@
 import asyncio
 import logging
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from inspect import isgeneratorfunction
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from sabot.api.agent import AgentSpec
 from sabot.api.elsewhere import APPS, NamedElsewhere
-from sabot.api.lifespan import Lifespan
 from sabot.api.nodes.node import Node, walk
 from sabot.api.nodes.read import Read, StreamEnd, Write
 from sabot.api.notebook import drawing_or_none, page
@@ -38,11 +36,11 @@ from sabot.codecs.records import HeadersLike, checked_headers, encode_key, encod
 from sabot.connectors.memory import TableSink
 from sabot.errors import SabotError, UserError
 from sabot.kafka.topics import RecordSender
-from sabot.runtime.agents.process import AgentProcess
 from sabot.runtime.agents.runtime import AgentRuntime
+from sabot.runtime.app_spec import AppSpec
 from sabot.runtime.life.host import loop_runs_here
 from sabot.runtime.life.signals import StopSignals
-from sabot.state import StateBackend, open_backend
+from sabot.state import StateBackend
 
 if TYPE_CHECKING:
     from sabot.agents.accounts.budgets import Budget
@@ -50,12 +48,10 @@ if TYPE_CHECKING:
     from sabot.agents.events.bus import EventBus
     from sabot.agents.policy.engine import PolicyEngine
     from sabot.checkpoint import CheckpointStorage, Manifest
-    from sabot.journal.memory import MemoryStorage
     from sabot.llm.engine import ExecutionEngine
     from sabot.operators.reading import StateView
     from sabot.plan import Plan
     from sabot.runtime.agents.kind import AgentKind
-    from sabot.runtime.life.settings import StreamsMaker
     from sabot.runtime.watch.reports import Summary
     from sabot.sql.session import Session
     from sabot.sql.templates import TemplateText
@@ -90,9 +86,8 @@ class App(AgentDeclarations, HasStreams, HasTopics, NamedElsewhere):
 
     _elsewhere = APPS
     _of_engine = (
-        "accounts agent_of agents begun_streams captured checkpoints clock collect durable_kind ended ends "
-        "explain explain_ends guards journal_storage judge let_go lifespan listener note_start open_state open_storage "
-        "open_tables plan policy progress reprocess schema sql_session surround_jobs workers write"
+        "accounts agent_of begun_streams captured checkpoints clock collect ended explain explain_ends guards judge lifespan note_start "
+        "plan policy progress schema spec sql_session surround_jobs write"
     )
 
     @takes_id_and(AppSettings)
@@ -102,14 +97,17 @@ class App(AgentDeclarations, HasStreams, HasTopics, NamedElsewhere):
         self.id = checked_name(id, "App id")
         check_names("App", AppSettings, settings)
         made = AppSettings(broker, **settings)
-        self.settings: Settings = made
-        self.clock = made.clock
-        self.reprocess: set[str] = set()
-        self._state_backend: StateBackend | None = None
-        self.journal_storage: MemoryStorage | None = None
-        self.surround_jobs(made.events, made.policy, made.budgets)
-        self.workers: StreamsMaker | None = None
-        self.lifespan = Lifespan()
+        self.spec = AppSpec(
+            self.id,
+            made,
+            made.clock,
+            kind=_durable_kind,
+            guards=lambda: self.guards,
+            accounts=lambda: self.accounts,
+            listener=self.surround_jobs(made.events, made.policy, made.budgets),
+            close=self._close_sender,
+        )
+        self.lifespan = self.spec.lifespan
         self.agent_runtime = AgentRuntime(self)
         self.begun_streams: list[Read] = []
         self._collected: set[Node] = set()  # the nodes that collect() has run; not their ids, which others may get
@@ -124,9 +122,21 @@ class App(AgentDeclarations, HasStreams, HasTopics, NamedElsewhere):
         """Changes settings for the next start. None leaves a setting as it is. Raises UserError for a wrong value."""
         given = {name: value for name, value in {"broker": broker, **settings}.items() if value is not None}
         check_names("App.configure", Settings, given)
-        self.settings = replace(self.settings, **given)
-        if "reprocess" in given:
-            self.reprocess = {name if "." in name else f"{self.id}.{name}" for name in self.settings.reprocess}
+        self.spec.configure(**given)
+
+    @property
+    def settings(self) -> Settings:
+        """The settings of the next start; `configure` changes them."""
+        return self.spec.settings
+
+    @settings.setter
+    def settings(self, settings: Settings) -> None:
+        self.spec.settings = settings
+
+    @property
+    def clock(self) -> Clock:
+        """The clock of the app."""
+        return self.spec.clock
 
     @property
     def broker(self) -> str:
@@ -138,13 +148,13 @@ class App(AgentDeclarations, HasStreams, HasTopics, NamedElsewhere):
         """The state backend that the user has assigned, or None. It replaces the one that `state=` describes, and the
         app does not close it. Assign it before the start; an assignment while the app runs raises UserError.
         """
-        return self._state_backend
+        return self.spec.state_backend
 
     @state_backend.setter
     def state_backend(self, backend: StateBackend | None) -> None:
         if self.agent_runtime.runner.running:
             raise UserError(f"app {self.id} runs already", hint="assign state_backend before the start")
-        self._state_backend = backend
+        self.spec.state_backend = backend
 
     # -- streams ------------------------------------------------------------------------------------------------------
 
@@ -172,10 +182,7 @@ class App(AgentDeclarations, HasStreams, HasTopics, NamedElsewhere):
 
     def plan(self) -> "Plan":
         """Returns the plan of all streams and agents, as far as it is known without their data."""
-        from sabot.plan import make_plan
-
-        runtime = self.agent_runtime
-        return make_plan(runtime.writes, agents=runtime.specs, parallelism=self.settings.parallelism)
+        return self.spec.plan()
 
     def write(self, end: StreamEnd) -> None:
         """Adds the last step of a stream, which writes its rows to a topic, a sink or an agent; called by
@@ -192,7 +199,7 @@ class App(AgentDeclarations, HasStreams, HasTopics, NamedElsewhere):
         """Returns the declaration of the agent that has this function or this name, for streams that write to the
         agent or read its results. Raises UserError if the app has no such agent.
         """
-        for spec in self.agent_runtime.specs:
+        for spec in self.spec.agent_specs:
             if spec.func is function or spec.agent_id == f"{self.id}.{function}":
                 return spec
         name = function if isinstance(function, str) else getattr(function, "__name__", repr(function))
@@ -264,11 +271,10 @@ class App(AgentDeclarations, HasStreams, HasTopics, NamedElsewhere):
         from sabot.kafka import open_sink
         from sabot.runtime.life.explaining import explain_against, explain_ends
 
-        runtime = self.agent_runtime
-        agents = {id: agent.spec for id, agent in runtime.agents.items()}
+        agents = {id: agent.spec for id, agent in self.spec.agents.items()}
         if checkpoint is None:
             return explain_ends(ends, agents, self.settings.parallelism, form)
-        every = [*runtime.writes, *ends]
+        every = [*self.spec.ends, *ends]
         return explain_against(
             self.id,
             every,
@@ -315,7 +321,7 @@ class App(AgentDeclarations, HasStreams, HasTopics, NamedElsewhere):
         from sabot.sql.session import Session
 
         if self._sql is None:
-            self._sql = Session(self, self, compile_expr, _engine_of_vendor)
+            self._sql = Session(self, compile_expr, _engine_of_vendor)
         return self._sql
 
     def register(self, name: str, thing: Any, **options: Any) -> None:
@@ -360,8 +366,8 @@ class App(AgentDeclarations, HasStreams, HasTopics, NamedElsewhere):
         """
         from sabot.plan import leading_to, make_plan, with_schemas
 
-        runtime = self.agent_runtime
-        ends, agents = leading_to(Write(node, TableSink("out"), None), runtime.specs, runtime.writes)
+        spec = self.spec
+        ends, agents = leading_to(Write(node, TableSink("out"), None), spec.agent_specs, spec.ends)
         known = {id(read): read.found_schema() for read in walk(ends) if isinstance(read, Read)}
         return make_plan(with_schemas(ends, known), agents=agents, parallelism=self.settings.parallelism)
 
@@ -372,9 +378,9 @@ class App(AgentDeclarations, HasStreams, HasTopics, NamedElsewhere):
         budget = self.settings.memory_budget
         if budget is not None and self.settings.state_dir is None:
             _log.warning("memory_budget=%s bounds nothing, because state is in memory: give state=DIR", budget)
-        read = self._collected.union(walk(self.agent_runtime.writes))
+        read = self._collected.union(walk(self.spec.ends))
         for node in self.begun_streams:
-            if node not in read and self.agent_runtime.writes:
+            if node not in read and self.spec.ends:
                 _log.warning("the rows of stream %s are written nowhere: end it with .to(…)", node.name)
 
     # -- state, read from outside -----------------------------------------------------------------------------------------
@@ -532,58 +538,11 @@ class App(AgentDeclarations, HasStreams, HasTopics, NamedElsewhere):
         if sender is not None:
             await asyncio.to_thread(sender.close)
 
-    # -- called by the runtime --------------------------------------------------------------------------------------------
-
-    def open_state(self, name: str = "db") -> tuple[StateBackend | None, bool]:
-        """Returns a state backend, and True if the runtime has to close it: the backend that the user has assigned
-        (False), or a new one made from `state=` (True). `name`: the name of the new backend's database.
-        """
-        if self._state_backend is not None:
-            return self._state_backend, False
-        return open_backend(self.settings.state, name), True
-
-    def ends(self) -> list[StreamEnd]:
-        """Returns the last steps of all streams of this app: the writes to topics, sinks and agents."""
-        return self.agent_runtime.writes
-
-    def agents(self) -> Mapping[str, AgentProcess]:
-        """Returns the agents of this app by id."""
-        return self.agent_runtime.agents
-
-    async def let_go(self) -> None:
-        """Called at the end of a process that has run a part of the app. Returns when the use of budgets by this
-        process's calls is recorded, and all records of `send` are written.
-        """
-        await self.agent_runtime.keep_accounts()
-        await self._close_sender()
-
-    def open_tables(self) -> Path | None:
-        """Returns the directory for the tables of streams, or None if they stay in memory."""
-        return None if (base := self.settings.state_dir) is None else base / "streams"
-
-    def durable_kind(self) -> "AgentKind":
-        """Returns what runs durable agents, and judges model calls by policy and budgets. A program without them loads
-        nothing of it.
-        """
-        from sabot.agents.durable.kind import DurableKind
-
-        return DurableKind(self)
-
-    def open_storage(self) -> "CheckpointStorage | None":
-        """Opens and locks the checkpoint directory for this process. Returns None without one."""
-        storage = self.checkpoints()
-        if storage is not None:
-            storage.lock()
-        return storage
+    # -- what has happened ------------------------------------------------------------------------------------------------
 
     def checkpoints(self) -> "CheckpointStorage | None":
         """Returns the storage for checkpoints, not locked, or None if there are none."""
-        place, base = self.settings.checkpoint_place, self.settings.state_dir
-        if place is None:
-            return None
-        from sabot.checkpoint import CheckpointStorage
-
-        return CheckpointStorage(place, scratch=None if base is None else base / "scratch")
+        return self.spec.checkpoints()
 
     def progress(self) -> tuple[float, float] | None:
         """Returns the bytes read and the total bytes of the files that streams read, or None if there are none, or
@@ -644,6 +603,12 @@ class App(AgentDeclarations, HasStreams, HasTopics, NamedElsewhere):
         sources and sinks are counted from the start of the app.
         """
         return {"app": self.id, **self.agent_runtime.runner.report()}
+
+
+def _durable_kind(spec: AppSpec) -> "AgentKind":
+    from sabot.agents.durable.kind import DurableKind
+
+    return DurableKind(spec)
 
 
 def _engine_of_vendor(*how: Any, **options: Any) -> "ExecutionEngine":

@@ -9,15 +9,16 @@ from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack, overload
 
 from sabot.api.agent import AgentOptions, AgentSpec, BatchAgentOptions, RecordAgentOptions, Topics
+from sabot.api.lifespan import Lifespan
 from sabot.api.settings import Settings
 from sabot.base.config import Duration, checked_name, checked_topic
 from sabot.base.options import no_option, options_of, spells_out
 from sabot.calls.judging import repeated_around
 from sabot.calls.options import LoopOptions
-from sabot.clock import Clock
 from sabot.connectors.checks import check_start
 from sabot.errors import UserError, short_repr
 from sabot.runtime.agents.runtime import AgentRuntime
+from sabot.runtime.app_spec import AppSpec
 
 if TYPE_CHECKING:
     from sabot.agents.accounts.budgets import Budget
@@ -28,16 +29,13 @@ if TYPE_CHECKING:
     from sabot.agents.policy.engine import PolicyEngine
     from sabot.agents.programs.command import LineFormat
     from sabot.agents.programs.pool import PoolProtocol
-    from sabot.api.lifespan import Lifespan
     from sabot.api.stream import Stream
     from sabot.calls.effects import EffectClass, EffectName
     from sabot.calls.tool_context import ToolContext
     from sabot.calls.tools import InDoubt
-    from sabot.checkpoint import CheckpointStorage
     from sabot.jobs.guard import EffectGuard
     from sabot.jobs.judges import GuardJudge
     from sabot.jobs.log import Listener
-    from sabot.journal.memory import MemoryStorage
     from sabot.llm.agent import Agent, AgentResult
     from sabot.llm.engine import ExecutionEngine
     from sabot.process.health import HealthMonitor
@@ -60,13 +58,10 @@ class AgentDeclarations:
 
     id: str
     settings: Settings
-    journal_storage: "MemoryStorage | None"
-    clock: Clock
+    spec: AppSpec
+    lifespan: Lifespan
     agent_runtime: AgentRuntime
-    lifespan: "Lifespan"
     send: Callable[..., Awaitable[int]]
-    checkpoints: "Callable[[], CheckpointStorage | None]"
-    listener: "Listener | None"
     policy: "PolicyEngine | None"
     _budgets: "Sequence[Budget] | Ledger | None"
     _ledger: "Ledger | None"
@@ -91,16 +86,16 @@ class AgentDeclarations:
         """Where both are read, and told."""
         from sabot.agents.app_jobs import AppJobStore, place_of_app
 
-        return AppJobStore(partial(place_of_app, self), self.clock, lambda: self.agent_runtime.runner.journal)
+        return AppJobStore(partial(place_of_app, self.spec), self.spec.clock, lambda: self.agent_runtime.runner.journal)
 
     def surround_jobs(
         self,
         events: "EventBus | None",
         policy: "PolicyEngine | None",
         budgets: "Sequence[Budget] | Ledger | None",
-    ) -> None:
-        """Sets the listener to jobs and the guards of their effects. Only the modules of given arguments are loaded."""
-        self.policy, self._budgets, self._ledger, self._judge, self.listener = policy, budgets, None, None, None
+    ) -> "Listener | None":
+        """Sets the guards of the effects of jobs, and returns the listener to jobs. Only the modules of given arguments are loaded."""
+        self.policy, self._budgets, self._ledger, self._judge = policy, budgets, None, None
         self._around: Any = None  # the judge of the code that has started the app, if this code may be repeated
         if policy is not None:
             from sabot.jobs.guard import checked_guard
@@ -110,12 +105,13 @@ class AgentDeclarations:
             from sabot.agents.accounts.guard import checked_budgets
 
             checked_budgets(budgets)
-        if events is not None:
-            from sabot.agents.events.job_events import JobEvents
+        if events is None:
+            return None
+        from sabot.agents.events.job_events import JobEvents
 
-            if not (hasattr(events, "publish") and hasattr(events, "wants")):
-                raise UserError(f"events={short_repr(events)}", hint="an EventBus: InMemoryEventBus()")
-            self.listener = JobEvents(events.publish, events.wants)
+        if not (hasattr(events, "publish") and hasattr(events, "wants")):
+            raise UserError(f"events={short_repr(events)}", hint="an EventBus: InMemoryEventBus()")
+        return JobEvents(events.publish, events.wants)
 
     @property
     def accounts(self) -> "Ledger | None":
@@ -123,7 +119,7 @@ class AgentDeclarations:
         if self._ledger is None and self._budgets is not None:
             from sabot.agents.accounts.guard import ledger_of
 
-            self._ledger = ledger_of(self._budgets, self.settings.state_dir, self.clock)
+            self._ledger = ledger_of(self._budgets, self.settings.state_dir, self.spec.clock)
         return self._ledger
 
     def ledger(self, *, lateness: Duration = 0, idle: Duration = "30s") -> "Stream":
@@ -168,7 +164,7 @@ class AgentDeclarations:
         if self._judge is None or self._judge.loop is not asyncio.get_running_loop():
             from sabot.jobs.judges import judge_of
 
-            self._judge = judge_of(self.id, self.guards, self.clock)
+            self._judge = judge_of(self.id, self.guards, self.spec.clock)
         return self._judge
 
     def observe_metrics(self, meter_provider: Any = None) -> None:
@@ -237,12 +233,12 @@ class AgentDeclarations:
             label: Any = name or getattr(func, "__name__", "")
             if label:  # a functools.partial has no name
                 checked_name(label, f"app {self.id}: agent name")
-            self.agent_runtime.add(self._spec(func, topic, label, options))
+            self.agent_runtime.add(self._agent_spec(func, topic, label, options))
             return func
 
         return register
 
-    def _spec(self, func: Callable[..., Any], topic: Any, name: str, options: Mapping[str, Any]) -> AgentSpec:
+    def _agent_spec(self, func: Callable[..., Any], topic: Any, name: str, options: Mapping[str, Any]) -> AgentSpec:
         for each in topic if isinstance(topic, list | tuple) else [topic]:
             check_start(each, options.get("start") or "earliest", f"agent {self.id}.{name}")
         start = self.settings.start if options.get("start") is None else options["start"]
@@ -302,7 +298,7 @@ class AgentDeclarations:
         if isinstance(prompt, str):
             check_template(prompt, where)
         function = partial(agent_function, agent, prompt=prompt, reply=reply, session=keeps)
-        spec = self._spec(function(typed=False), topic, name, {"durable": True, **wiring})
+        spec = self._agent_spec(function(typed=False), topic, name, {"durable": True, **wiring})
         typed = not spec.writes_json
         buried = () if "on_error" in wiring else RECORD_ERRORS
         sample = sample_of(agent, typed=typed) if reply is None else None
@@ -317,7 +313,7 @@ class AgentDeclarations:
         from sabot.api.lifespan import Resource
         from sabot.process.health import HealthMonitor
 
-        monitor = HealthMonitor(self.id, clock=self.clock)
+        monitor = HealthMonitor(self.id, clock=self.spec.clock)
         self.agent_runtime.runner.health = monitor
         self.lifespan.resources.append(Resource("health of processes", monitor.running))
         return monitor
@@ -435,7 +431,7 @@ class AgentDeclarations:
             function = program.durable_function(name, effect or "unsafe", in_doubt or "ask", **again)
         else:
             function = program.function(name)
-        spec = self._spec(function, topic, name, own)
+        spec = self._agent_spec(function, topic, name, own)
         if spec.schema is not None:
             program.check_schema(spec.schema, where)
         self.agent_runtime.add(replace(spec, check=program.words.of))

@@ -425,7 +425,7 @@ def _checked_of_app(
     manifest = found.manifest() if found.storage.ids() else None
     if manifest is not None:
         check_app(manifest, app.id)
-    agents = {name: agent.spec for name, agent in app.agent_runtime.agents.items() if agent.spec is not None}
+    agents = {name: agent.spec for name, agent in app.spec.agents.items() if agent.spec is not None}
     try:
         with _journal_of(app, against, place, kafka) as reader:
             found_jobs = check_jobs(

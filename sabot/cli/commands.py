@@ -15,7 +15,7 @@ from sabot.cli.options import Functions, LogFormat, LogLevel, Target
 from sabot.cli.running import guarded, leave_at_once
 
 if TYPE_CHECKING:
-    from sabot.app import App
+    pass
 
 _cli = typer.Typer(
     name="sabot",
@@ -98,13 +98,14 @@ def _root(
 @_cli.command("run-worker", hidden=True)
 def run_one_worker(target: Target, loglevel: LogLevel = "info", log_format: LogFormat = "text") -> None:
     """Run as one of the processes that `sabot run --workers` starts."""
+    from sabot.runtime.app_spec import AppSpec
     from sabot.workers import run_worker
 
-    def load() -> "App":
+    def load() -> AppSpec:
         app = load_app(target)
         name_program(app.id, app.settings.version)
         settled()
-        return app
+        return app.spec
 
     code = 0
 

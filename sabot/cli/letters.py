@@ -228,7 +228,7 @@ def _letters_of(context: typer.Context, job: str) -> str:
             f"the place of the dead letter of job {job} is not known",
             hint="give --letters orders.dlq, or write sabot -A module:app jobs retry …",
         )
-    agent = load_app(target).agent_runtime.agents.get(job.partition("/")[0])
+    agent = load_app(target).spec.agents.get(job.partition("/")[0])
     if agent is None or agent.spec is None:
         raise WrongUse(
             f"{target} has no agent of job {job}", hint="give the place of its dead letter: --letters orders.dlq"
@@ -251,7 +251,7 @@ def _late_note(context: typer.Context) -> str:
     target = context.find_root().obj
     if target is None:
         return f"records keep their event time: a window, join or pattern that has passed it and has no late= {fate}"
-    dropping = steps_dropping_late(load_app(target).ends())
+    dropping = steps_dropping_late(load_app(target).spec.ends)
     return f"records keep their event time: {'; '.join(dropping)} {fate}" if dropping else ""
 
 
@@ -274,7 +274,7 @@ def _late_again(
     context: typer.Context, restored: Manifest, dead: Letters, selection: Selection, job: str | None
 ) -> LateAgain:
     """Returns which of the selected dead letters would be late, and prints for which steps, by how much, and what helps."""
-    ends = load_app(context.find_root().obj).ends()
+    ends = load_app(context.find_root().obj).spec.ends
     found = late_again(ends, restored, islice(_selected(dead, selection, job), selection.limit), selection.to)
     at = f"at the watermarks of checkpoint {restored.checkpoint_id}"
     if not found.late:

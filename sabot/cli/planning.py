@@ -63,7 +63,7 @@ def plan(
             raise WrongUse("--svg draws the plan alone", hint="leave out --against and --json, or --svg")
         use_functions(functions)
         app = load_app(target)
-        if not app.ends() and not app.agents():
+        if not app.spec.ends and not app.spec.agents:
             raise UserError(
                 f"app {app.id} has no agents, and no stream with a sink",
                 hint="give a stream a sink: app.stream(...).to(...)",
@@ -78,7 +78,7 @@ def plan(
             return
         if against is None:
             made = _plan(app, None)
-            _print_plan(made, guarantees_of(made, app.agent_runtime.writes, app.settings), json)
+            _print_plan(made, guarantees_of(made, app.spec.ends, app.settings), json)
             return
         saved = find_checkpoints(against)
         manifest = saved.manifest()
@@ -87,8 +87,8 @@ def plan(
         asked = Asked(frozenset(drop or ()), frozenset(refill or ()), frozenset(reemit or ()))
         outcomes = outcomes_of(
             *(_plan(app, manifest), manifest, asked),
-            ends=app.agent_runtime.writes,
-            agents={id: agent.spec for id, agent in app.agent_runtime.agents.items()},
+            ends=app.spec.ends,
+            agents={id: agent.spec for id, agent in app.spec.agents.items()},
             open_topic=lambda topic: open_sink(topic, app.broker, app.settings.kafka),
             start_at=app.settings.start_at,
             is_savepoint=is_savepoint(saved.place),
@@ -152,9 +152,9 @@ def _print_plan(made: Plan, edges: list[EdgeGuarantee], json: bool) -> None:
 def _plan(app: App, manifest: Manifest | None) -> Plan:
     """Returns the plan that a start would make, except that it does not wait for rows to infer the columns of a topic."""
     made = plan_of(
-        app.agent_runtime.writes,
+        app.spec.ends,
         manifest,
-        agents=[agent.spec for agent in app.agent_runtime.agents.values() if agent.spec is not None],
+        agents=app.spec.agent_specs,
         parallelism=app.settings.parallelism,
         infer=known_columns,
     )

@@ -57,7 +57,7 @@ def _code(recording: Recording, target: str, program: App | RuntimeKernel) -> Jo
     agent = next(each.agent for each in recording.entries if isinstance(each, Begin))
     if isinstance(program, RuntimeKernel):
         return program.code(agent.removeprefix(f"{program.name}."))
-    agents = {name: each.spec for name, each in program.agent_runtime.agents.items() if each.spec is not None}
+    agents = {name: each.spec for name, each in program.spec.agents.items() if each.spec is not None}
     spec = agents.get(agent)
     if spec is None or not spec.durable:
         raise UserError(

@@ -201,7 +201,7 @@ def _spread(
     Raises WrongUse for options of workers without several workers, and for --ray-resources without --ray.
     """
     workers = workers or 1
-    if workers == 1 and not any(agent.spec is not None and agent.spec.process for agent in app.agents().values()):
+    if workers == 1 and not any(spec.process for spec in app.spec.agent_specs):
         if any(given is not None for given in (listen, secrets, ray, ray_resources)):
             raise WrongUse(
                 "--listen, --secrets, --ray and --ray-resources need an app with several workers",
@@ -219,4 +219,4 @@ def _spread(
         raise WrongUse("--ray-resources needs workers on Ray", hint="give --ray ADDRESS too")
     elif listen is None:
         launcher = partial(LocalLauncher, [sys.executable, "-P", "-m", "sabot", *worker])
-    app.workers = over_workers(app, TcpRendezvous.of(launcher, listen, secrets), workers)
+    app.spec.workers = over_workers(app.spec, TcpRendezvous.of(launcher, listen, secrets), workers)

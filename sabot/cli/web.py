@@ -288,7 +288,7 @@ def _places_of_app(target: str) -> "AppPlaces":
     app = load_app(target)
     app.agent_runtime.load()
     base, location = app.settings.state_dir, app.settings.checkpoint_place
-    durable = any_durable(app.agent_runtime.agents.values())
+    durable = any_durable(app.spec.agents.values())
     journal = app.settings.journal_place
     return AppPlaces(
         app.id,

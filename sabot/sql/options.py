@@ -2,16 +2,13 @@
 
 import logging
 import re
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
-from sabot.api.nodes.read import Read, StreamEnd
 from sabot.api.settings import Settings
+from sabot.api.stream import Owner
 from sabot.base.config import parse_ms
 from sabot.base.options import Option, options_of
-from sabot.clock import Clock
 from sabot.errors import UserError
 from sabot.sql.syntax.text import SqlFault, list_names
 from sabot.sql.syntax.tree import SetOption, Statement, TableOption
@@ -53,21 +50,6 @@ _IGNORED = re.compile(
 """Options of Flink that have no meaning here."""
 
 
-class SqlHost(Protocol):
-    """The parts of an app that statements need: its settings, which SET changes, and its plan, for EXPLAIN."""
-
-    id: str
-    settings: Settings
-    begun_streams: list[Read]
-    clock: Clock
-
-    def captured(self) -> AbstractContextManager[list[StreamEnd]]:
-        """Returns a context in which streams that are written do not become a part of the app, but are in the list."""
-
-    def explain_ends(self, ends: Sequence[StreamEnd], form: str, checkpoint: str | None) -> str:
-        """Returns the plan of these ends of streams; see `runtime.life.explaining`."""
-
-
 def app_name(statements: list[Statement]) -> str | None:
     """Returns the name that the last SET 'pipeline.name' of a script gives its app, or None."""
     found = [each.key for each in statements if isinstance(each, SetOption) and each.key and not each.reset]
@@ -77,8 +59,8 @@ def app_name(statements: list[Statement]) -> str | None:
 class SqlOptions:
     """The options that SET has given, and the settings of the app from before."""
 
-    def __init__(self, host: SqlHost) -> None:
-        self._host = host
+    def __init__(self, app: Owner) -> None:
+        self._app = app
         self._given: dict[str, str] = {}
         self._before: dict[str, Any] = {}  # settings that SET has changed
 
@@ -113,8 +95,8 @@ class SqlOptions:
 
     def _set(self, option: TableOption) -> None:
         if option.key == APP_NAME:
-            if option.value != self._host.id:
-                raise SqlFault(option.value_span, f"the name of this app is {self._host.id}", "App(name) gives it")
+            if option.value != self._app.id:
+                raise SqlFault(option.value_span, f"the name of this app is {self._app.id}", "App(name) gives it")
             return
         if option.key == _ZONE:
             if zone_named(option.value) is None:
@@ -137,16 +119,16 @@ class SqlOptions:
             _log.warning("SET '%s' has no effect", option.key)
         else:
             value = self._value(option, name)
-            self._before.setdefault(name, getattr(self._host.settings, name))
+            self._before.setdefault(name, getattr(self._app.settings, name))
             try:
-                self._host.settings = replace(self._host.settings, **{name: value})
+                self._app.settings = replace(self._app.settings, **{name: value})
             except UserError as error:
                 raise SqlFault(option.value_span, error.message, error.hint) from error
         self._given[option.key] = option.value
 
     def _value(self, option: TableOption, name: str) -> Any:
         if name == "kafka":
-            return {**self._host.settings.kafka, option.key.removeprefix(_KAFKA): option.value}
+            return {**self._app.settings.kafka, option.key.removeprefix(_KAFKA): option.value}
         return _value_of(option, options_of(Settings)[name])
 
     def _reset(self, key: str) -> None:
@@ -154,7 +136,7 @@ class SqlOptions:
             return
         name = "kafka" if key.startswith(_KAFKA) else _FLINKS.get(key) or key.removeprefix(_OURS)
         if name in self._before:
-            self._host.settings = replace(self._host.settings, **{name: self._before.pop(name)})
+            self._app.settings = replace(self._app.settings, **{name: self._before.pop(name)})
 
 
 def _setting_of(option: TableOption) -> str | None:

@@ -26,7 +26,7 @@ from sabot.sql.catalog import check_table, read_table, write_table
 from sabot.sql.functions import AGGREGATES, FUNCTIONS, MOMENTS
 from sabot.sql.models import model_of
 from sabot.sql.moments import with_clocks
-from sabot.sql.options import SqlHost, SqlOptions
+from sabot.sql.options import SqlOptions
 from sabot.sql.registered import (
     Registered,
     RegisteredAgent,
@@ -94,16 +94,12 @@ class Declared:
 class Session:
     """The tables, views and streams that SQL statements of an app know, and the statements that run over them.
 
-    `host`: the app once more, whose settings SET changes. `compile`: see `Context`. `engine_of`:
-    makes the engine of a model that a statement declares.
+    `compile`: see `Context`. `engine_of`: makes the engine of a model that a statement declares.
     """
 
-    def __init__(
-        self, app: "HasStreams", host: SqlHost, compile: Compile, engine_of: Callable[..., ModelEngine[Any]]
-    ) -> None:
+    def __init__(self, app: "HasStreams", compile: Compile, engine_of: Callable[..., ModelEngine[Any]]) -> None:
         self._app = app
-        self._host = host
-        self._options = SqlOptions(host)
+        self._options = SqlOptions(app)
         self._compile = compile
         self._engine_of = engine_of
         self._relations: dict[str, Declared] = {}  # by the name in lower case
@@ -179,7 +175,7 @@ class Session:
             lambda: options.zone,
             lambda: options.state_ttl,
             lambda: options.idle,
-            self._host.clock.time,
+            self._app.clock.time,
         )
         scope = _Statements(self, context, tables, source)
         faults: list[Fault] = []
@@ -202,7 +198,7 @@ class Session:
         change it.
         """
         base = "-".join(re.findall(r"\w+", statement_name().lower())) or "values"
-        sources = [read.source.name for read in self._host.begun_streams if isinstance(read.source, RowsSource)]
+        sources = [read.source.name for read in self._app.begun_streams if isinstance(read.source, RowsSource)]
         number = 1 + sum(name.startswith(f"{base}-") for name in sources)
         return self._app.stream(RowsSource(table, f"{base}-{number}"))
 
@@ -576,7 +572,7 @@ class _Statements:
     @contextmanager
     def _unused(self) -> Iterator[None]:
         """Lets tables be read for their columns alone, so that the app does not warn of rows that nothing takes."""
-        begun = self._session._host.begun_streams
+        begun = self._session._app.begun_streams
         before = len(begun)
         try:
             yield
@@ -584,17 +580,17 @@ class _Statements:
             del begun[before:]
 
     def _explain(self, statement: Explain) -> str:
-        host, inner = self._session._host, statement.statement
+        app, inner = self._session._app, statement.statement
         if isinstance(inner, CreateTable):
             if inner.query is None:
                 hint = f"DESCRIBE {inner.name[-1].text}, or SHOW CREATE TABLE {inner.name[-1].text}"
                 raise SqlFault(inner.span, "EXPLAIN takes a query, an INSERT, or a set of INSERTs", hint)
             inner = inner.query
-        with self._unused(), host.captured() as ends:
+        with self._unused(), app.captured() as ends:
             if isinstance(inner, Query):
                 stream = self._finished(self._with_clocks(self._query(inner, ""), inner))
                 ends.append(Write(node_of(stream), TableSink("result"), None))
             else:
                 self.run(inner, last=False)
         with at(statement.span):
-            return host.explain_ends(ends, statement.kind, statement.checkpoint)
+            return app.explain_ends(ends, statement.kind, statement.checkpoint)

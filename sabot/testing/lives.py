@@ -114,10 +114,10 @@ def temporary_directory() -> Iterator[Path]:
 
 def sources_of(app: App) -> Iterator[Source]:
     """Yields the Source objects that the streams and agents of the app read."""
-    for node in walk(app.agent_runtime.writes):
+    for node in walk(app.spec.ends):
         if isinstance(node, Read) and isinstance(node.source, Source):
             yield node.source
-    for agent in app.agent_runtime.agents.values():
+    for agent in app.spec.agents.values():
         if agent.spec is not None:
             yield from (entry for entry in agent.spec.inputs if isinstance(entry, Source))
 

@@ -296,7 +296,7 @@ class JobScreens:
         if self._live is None:
             raise UserError("the app does not run in this process", hint="sabot jobs retry does it from elsewhere")
         names, sent = frozenset(jobs), 0
-        for each in letter_places(self._live.agent_runtime.writes, self._live.agent_runtime.specs):
+        for each in letter_places(self._live.spec.ends, self._live.spec.agent_specs):
             if not each.unread:
                 sent += _sent_back(self._live, each, names)
         if not sent:

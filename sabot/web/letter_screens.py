@@ -238,7 +238,7 @@ class LetterScreens:
 
     def _redrive_facts(self, place: LetterPlace) -> dict[str, Any]:
         """Returns the reason why dead letters of a place cannot be sent back, or "", and the steps that would drop them as late."""
-        late = [] if place.unread else steps_dropping_late(self._app.agent_runtime.writes)
+        late = [] if place.unread else steps_dropping_late(self._app.spec.ends)
         broker = redacted_url(place.broker or self._app.broker)
         return {"refusal": scrubbed(place.unread), "late": [scrubbed(each) for each in late], "broker": broker}
 
@@ -294,7 +294,7 @@ class LetterScreens:
 
 
 def _places(app: "App") -> list[LetterPlace]:
-    return letter_places(app.agent_runtime.writes, app.agent_runtime.specs)
+    return letter_places(app.spec.ends, app.spec.agent_specs)
 
 
 def _key(place: LetterPlace) -> str:

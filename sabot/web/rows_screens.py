@@ -60,7 +60,7 @@ class RowsScreens:
         if not self._app.here:
             if self._app.checkpoints is None:
                 return ScreenGroup()
-        elif live is None or not live.agent_runtime.writes:
+        elif live is None or not live.spec.ends:
             return ScreenGroup()
         screen = Screen("Rows", "/rows", ("rows",), self._facts, self._more, self._rows, role="act")
         return ScreenGroup({"rows": screen})

@@ -133,7 +133,7 @@ class LiveApp(ShownApp):
         self.state = app.settings.state_dir
         location = app.settings.checkpoint_place
         self.checkpoints = None if location is None else AppCheckpoints(location, state=self.state)
-        self.jobs = app.jobs if any_durable(app.agent_runtime.agents.values()) else None
+        self.jobs = app.jobs if any_durable(app.spec.agents.values()) else None
         self.live = self._app = app
         self.here = True
         self._tasks: Sequence[TaskFrame] | None = None

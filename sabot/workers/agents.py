@@ -1,9 +1,8 @@
 """A task of agents in the worker on which it is placed, with its state and the journal of durable agents."""
 
-from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any
 
-from sabot.api.nodes.read import StreamEnd
 from sabot.base.metrics import Sample
 from sabot.base.threads import run_in_thread
 from sabot.calls.model_figures import RunEngines
@@ -12,24 +11,14 @@ from sabot.errors import AgentFailed
 from sabot.runtime.agents.groups import TASK, AgentGroup
 from sabot.runtime.agents.kind import OpenJournal
 from sabot.runtime.agents.local_agents import LocalAgents
+from sabot.runtime.app_spec import AppSpec
 from sabot.runtime.life.local_streams import LocalStreams
 from sabot.runtime.life.restore import restore_state
-from sabot.runtime.life.runnable import RunnableAgent
-from sabot.runtime.life.settings import RunnableApp, RunSettings
+from sabot.runtime.life.settings import RunSettings
 from sabot.runtime.tasks.facts import stored_journal
 from sabot.state import StateBackend
 from sabot.workers.messages import AgentHasFailed, ControlMessage, failed
 from sabot.workers.remote import RemoteCheckpoints
-
-
-class AppWithAgents(RunnableApp, Protocol):
-    """An app with the members that a worker needs for agents and streams."""
-
-    def agents(self) -> Mapping[str, RunnableAgent]:
-        """Returns the agents by their ids."""
-
-    def ends(self) -> list[StreamEnd]:
-        """Returns the ends of the streams."""
 
 
 class WorkerAgents:
@@ -37,13 +26,13 @@ class WorkerAgents:
     that are already open are closed by the end of the worker's process.
     """
 
-    def __init__(self, app: AppWithAgents, group: AgentGroup, send: Callable[[ControlMessage], None]) -> None:
+    def __init__(self, app: AppSpec, group: AgentGroup, send: Callable[[ControlMessage], None]) -> None:
         """`send`: sends a message to the coordinator."""
         self.local: LocalAgents
         self._engines: RunEngines
         self._app = app
         self._group = group
-        self._agents = {agent_id: agent for agent_id, agent in app.agents().items() if agent_id in group.agents}
+        self._agents = {agent_id: agent for agent_id, agent in app.agents.items() if agent_id in group.agents}
         self._send = send
         self._journal: OpenJournal | None = None
         self._backend: StateBackend | None = None
@@ -53,7 +42,7 @@ class WorkerAgents:
     ) -> None:
         """Opens everything at the positions of the checkpoint. `streams`: the streams of this worker, which are open."""
         self._engines = RunEngines()
-        specs = [agent.spec for agent in self._app.agents().values() if agent.spec is not None]
+        specs = self._app.agent_specs
         for agent in self._agents.values():
             agent.starts(self._app.settings.broker, self._app.settings.kafka)
         if any(spec.durable and spec.agent_id in self._agents for spec in specs):

@@ -12,9 +12,9 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 
@@ -29,12 +29,12 @@ from sabot.runtime.agents.groups import agent_groups
 from sabot.runtime.agents.local_agents import LocalAgents
 from sabot.runtime.agents.sinks import AgentSinks
 from sabot.runtime.agents.unfinished import to_ipc
+from sabot.runtime.app_spec import AppSpec
 from sabot.runtime.life.local_streams import LocalStreams
-from sabot.runtime.life.settings import judge_of_functions, settings_of
 from sabot.runtime.tasks.alignment import Alignment
 from sabot.runtime.tasks.blocking import BlockingMonitor
 from sabot.runtime.tasks.taps import TapPoint
-from sabot.workers.agents import AppWithAgents, WorkerAgents
+from sabot.workers.agents import WorkerAgents
 from sabot.workers.connection import SILENT_SECONDS, ControlChannel
 from sabot.workers.drift import TELL_SECONDS
 from sabot.workers.joining import Ticket, join, name_of, read_ticket
@@ -75,17 +75,7 @@ BEAT_SECONDS = 1.0
 _PR_SET_PDEATHSIG = 1
 
 
-class WorkerApp(AppWithAgents, Protocol):
-    """An app with the members that a worker needs."""
-
-    def checkpoints(self) -> CheckpointStorage | None:
-        """Returns the storage of the app's checkpoints, not locked, or None if it keeps none."""
-
-    async def let_go(self) -> None:
-        """Called at the end of a process that has run a part of the app."""
-
-
-def run_worker(load: Callable[[], WorkerApp], named: Callable[[str], None]) -> int:
+def run_worker(load: Callable[[], AppSpec], named: Callable[[str], None]) -> int:
     """Joins the coordinator that the ticket of this process names, and runs tasks until the coordinator ends the app
     or is gone. Returns the exit code. Raises UserError if the coordinator refuses the worker.
 
@@ -109,7 +99,7 @@ def _end_with(parent: int) -> None:
         os._exit(1)
 
 
-async def _work(ticket: Ticket, load: Callable[[], WorkerApp], named: Callable[[str], None]) -> int:
+async def _work(ticket: Ticket, load: Callable[[], AppSpec], named: Callable[[str], None]) -> int:
     try:
         joined = await join(ticket)
     except TransientError as error:
@@ -162,7 +152,7 @@ class _OpenShare:
 class AppWorker:
     """A worker of an app. All methods run on one event loop."""
 
-    def __init__(self, app: WorkerApp, connection: ControlChannel, welcome: Welcome, exchange: RowExchange) -> None:
+    def __init__(self, app: AppSpec, connection: ControlChannel, welcome: Welcome, exchange: RowExchange) -> None:
         """`connection`: the connection to the coordinator, which has sent `welcome`."""
         self.left_behind: list[str] = []  # calls of the user's that refused to be cancelled
         self._app = app
@@ -271,9 +261,8 @@ class AppWorker:
         tracks = RemoteTracks(start.tracks, saved, checkpoints)
         app.reprocess.clear()
         app.reprocess.update(start.reprocess)
-        settings = settings_of(
-            app,
-            coordinator=checkpoints,
+        settings = replace(
+            app.settings_of_run(checkpoints),
             staged=tracks.staged,
             drop=frozenset(start.drop),
             refill=frozenset(start.refill),
@@ -283,12 +272,12 @@ class AppWorker:
             first_record_s=0.0,
             placement=share,
         )
-        await app.lifespan.open(self._stop_asked, judge_of_functions(app))
+        await app.lifespan.open(self._stop_asked, app.judge_of_functions())
         restored = None
         if start.checkpoint is not None:
             restored = await run_in_thread(_read, app, start.checkpoint, start.place, storage)
-        specs = [agent.spec for agent in app.agents().values() if agent.spec is not None]
-        ends = [] if start.over else app.ends()
+        specs = app.agent_specs
+        ends = [] if start.over else app.ends
         wanted = AgentSinks(specs, ends, settings).wanted
         streams = LocalStreams(ends, settings, agents=specs, wanted=wanted)
         await streams.open(restored if ends else None)
@@ -434,7 +423,7 @@ def saved_of(start: Start, worker: int, storage: CheckpointStorage | None) -> Sn
     return ObjectSnapshotStore(storage.writer(start.generation, f"{start.attempt}-{worker}"))
 
 
-def _read(app: WorkerApp, checkpoint_id: int, place: str | None, storage: CheckpointStorage | None) -> Manifest:
+def _read(app: AppSpec, checkpoint_id: int, place: str | None, storage: CheckpointStorage | None) -> Manifest:
     """Returns a checkpoint. `storage`: the storage of the app's own checkpoints, or None. `place`: the location of
     the checkpoint, if it is elsewhere, else None. Raises UserError if both are None.
     """

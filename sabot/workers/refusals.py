@@ -1,26 +1,16 @@
 """Refusals of apps that cannot run in several processes."""
 
 from collections.abc import Sequence
-from typing import Protocol
 
 from sabot.api.agent import AgentSpec
 from sabot.api.nodes.read import Read, StreamEnd, Write
 from sabot.base.config import parse_broker
 from sabot.errors import UserError
 from sabot.plan import walk
-from sabot.state import StateBackend
-from sabot.workers.agents import AppWithAgents
+from sabot.runtime.app_spec import AppSpec
 
 
-class SpreadApp(AppWithAgents, Protocol):
-    """An app that is to run in several processes."""
-
-    @property
-    def state_backend(self) -> StateBackend | None:
-        """A backend of the user's own, or None."""
-
-
-def refuse(app: SpreadApp, ends: Sequence[StreamEnd], agents: Sequence[AgentSpec]) -> None:
+def refuse(app: AppSpec, ends: Sequence[StreamEnd], agents: Sequence[AgentSpec]) -> None:
     """Raises UserError if the app has anything that exists in one process only, such as a broker in memory."""
     if agents and app.state_backend is not None:
         raise UserError(

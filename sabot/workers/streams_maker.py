@@ -9,9 +9,10 @@ from sabot.api.nodes.read import StreamEnd
 from sabot.checkpoint import Coordinator
 from sabot.delivery import StagedSinks
 from sabot.errors import UserError
+from sabot.runtime.app_spec import AppSpec
 from sabot.runtime.life.runnable import RunnableAgent
 from sabot.runtime.life.settings import RunSettings, StreamsMaker
-from sabot.workers.refusals import SpreadApp, refuse
+from sabot.workers.refusals import refuse
 from sabot.workers.rendezvous import Rendezvous
 from sabot.workers.streams import WorkerStreams
 
@@ -21,12 +22,12 @@ _WORKERS_MAX = 64
 _RESCALE_TRIES = 3  # attempts to begin with another number of workers, whatever number of restarts the app may have
 
 
-def over_workers(app: SpreadApp, rendezvous: Rendezvous, workers: int) -> StreamsMaker:
+def over_workers(app: AppSpec, rendezvous: Rendezvous, workers: int) -> StreamsMaker:
     """Returns a maker that runs the streams of the app in `workers` processes, and agents with `process=` in
     additional ones. `rendezvous`: brings these processes to this one. Raises UserError for 1 worker without such
     agents.
     """
-    own = any(agent.spec is not None and agent.spec.process for agent in app.agents().values())
+    own = any(spec.process for spec in app.agent_specs)
     if workers == 1 and not own:
         raise UserError(
             "workers=1: one worker is the same as running the app in this process", hint="leave --workers out"
@@ -35,7 +36,7 @@ def over_workers(app: SpreadApp, rendezvous: Rendezvous, workers: int) -> Stream
 
 
 class _WorkerStreamsMaker:
-    def __init__(self, app: SpreadApp, rendezvous: Rendezvous, workers: int) -> None:
+    def __init__(self, app: AppSpec, rendezvous: Rendezvous, workers: int) -> None:
         self._app = app
         self._rendezvous = rendezvous
         self._parallelism = app.settings.parallelism  # the user's setting, whatever the number of workers

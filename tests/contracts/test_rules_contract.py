@@ -1300,7 +1300,7 @@ async def test_a_rule_holds_for_an_agent_of_the_app_that_is_started_alone(rule: 
     app = App("shop", memory_url, policy=RULES[rule])
     _plain(app, desks, done)
     MemoryBroker.get(memory_url).publish("ways", [{"way": way} for way in WAYS])
-    (agent,) = app.agents().values()
+    (agent,) = app.spec.agents.values()
     await agent.start()
     await until(lambda: len(done) == len(WAYS))
     await agent.stop()

@@ -189,7 +189,7 @@ class Lives:
         self.build(app, program, str(self.folder / "tables.db"))
         manifest = CheckpointStorage(self.folder / "state" / "checkpoints").latest()
         assert manifest is not None
-        ends = app.agent_runtime.writes
+        ends = app.spec.ends
         plan = plan_of(ends, manifest, agents=[], parallelism=1, infer=known_columns)
         asked = Asked(**{name: frozenset(given) for name, given in options.items()})
         found = outcomes_of(plan, manifest, asked, ends=ends, agents={}, open_topic=MemorySink)

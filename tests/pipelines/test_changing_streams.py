@@ -147,7 +147,7 @@ class Lives:
         """Returns whether a start of the program is refused. What `sabot plan --against` says is the same."""
         manifest = CheckpointStorage(self.directory / "checkpoints").latest()
         assert manifest is not None
-        plan = make_plan(self.app(shape, parallelism).agent_runtime.writes, parallelism=parallelism)
+        plan = make_plan(self.app(shape, parallelism).spec.ends, parallelism=parallelism)
         try:
             check(decide(plan, manifest, Asked()).verdicts, manifest.checkpoint_id)
             return False

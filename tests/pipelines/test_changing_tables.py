@@ -55,7 +55,7 @@ class Lives:
         manifest = CheckpointStorage(self.directory / "checkpoints").latest()
         assert manifest is not None
         app = self.app(shape, parallelism)
-        plan = make_plan(app.agent_runtime.writes, parallelism=parallelism)
+        plan = make_plan(app.spec.ends, parallelism=parallelism)
         found: UserError | None = None
         asked = Asked(**{name: frozenset(given) for name, given in settings.items()})
         try:

@@ -1230,7 +1230,7 @@ async def test_records_are_run_again_as_new_jobs_where_one_asks_for_it(shop: Sho
         await until(lambda: len(shop.answers()) == 6 and figures(app)["mailbox_rows"] == 1)
         assert shop.calls == [1, 2, 1, 2]
         await checkpoint(app)
-        assert app.reprocess == set()  # a restart goes on from that one
+        assert app.spec.reprocess == set()  # a restart goes on from that one
 
     async with started(app := shop.app(shop.sleepy, job_id=job_id)):  # which goes on with them
         shop.ticket("ann", 4)

@@ -139,7 +139,7 @@ async def test_a_group_over_a_join_is_started_again_when_the_rows_of_the_join_ar
         return app
 
     await bounded(build().run())
-    writes = build().agent_runtime.writes
+    writes = build().spec.ends
     reads = [node for node in walk(writes) if isinstance(node, Read)]
     plan = make_plan(with_schemas(writes, {id(read): read.source.infer_schema() for read in reads}))
     outcomes = {each.id: each.outcome for each in compare(planned(plan), newest(folder))}
@@ -157,7 +157,7 @@ async def test_a_join_with_changes_does_not_begin_with_their_table_again_when_it
         return app
 
     await bounded(build().run())
-    writes = build().agent_runtime.writes
+    writes = build().spec.ends
     reads = [node for node in walk(writes) if isinstance(node, Read)]
     plan = make_plan(with_schemas(writes, {id(read): read.source.infer_schema() for read in reads}))
     verdicts = compare(planned(plan), newest(folder))

@@ -844,7 +844,7 @@ async def test_pending_output_whose_sink_is_gone_stops_the_start(memory_url: str
     assert caught.value.hint
     restored = CheckpointStorage(folder / "checkpoints").latest()
     assert restored is not None
-    plan = plan_of(app.agent_runtime.writes, restored, agents=(), parallelism=1, infer=lambda node, readers: None)
+    plan = plan_of(app.spec.ends, restored, agents=(), parallelism=1, infer=lambda node, readers: None)
     lost = list(undelivered(restored, sinks_of(plan, [], lambda topic: open_sink(topic, app.broker))))
     assert [sum(part.rows for part in track.pending) for _, track, _ in lost] == [2], (
         "`sabot plan --against` says so too"

@@ -558,13 +558,13 @@ async def test_the_plan_advises_to_write_the_first_rows_again_and_the_start_does
 
     await lives.live(program(), {"cars": ROWS[:7]})
     app = lives.app(program("seats"))
-    plan = make_plan(app.agent_runtime.writes, parallelism=1)
+    plan = make_plan(app.spec.ends, parallelism=1)
     manifest = CheckpointStorage(lives.folder / "checkpoints").latest()
     assert manifest is not None
 
     def said(**asked: list[str]) -> list[str]:
         names = Asked(**{name: frozenset(given) for name, given in asked.items()})
-        found = outcomes_of(plan, manifest, names, ends=app.agent_runtime.writes, agents={}, open_topic=MemorySink)
+        found = outcomes_of(plan, manifest, names, ends=app.spec.ends, agents={}, open_topic=MemorySink)
         return [each.why for each in found if each.id == "sink cars"]
 
     lacks = "column seats (int64) is added"

@@ -152,7 +152,7 @@ def test_the_pages_of_a_kept_checkpoint_have_each_row_of_its_state_once(kept: Ke
 def test_the_plan_of_its_program_takes_over_all_state_of_a_kept_checkpoint(kept: Kept) -> None:
     """Also of operators that nobody has named: they are known by what their rows have gone through."""
     app = kept.program.app(kept.scene, kept.folder, WRITTEN_S)
-    writes = app.agent_runtime.writes
+    writes = app.spec.ends
     reads = [node for node in walk(writes) if isinstance(node, Read)]
     known = {id(read): read.schema or read.source.infer_schema() for read in reads}
     plan = make_plan(with_schemas(writes, known), parallelism=kept.program.parallelism)

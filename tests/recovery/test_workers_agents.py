@@ -165,7 +165,7 @@ async def test_the_figures_of_agents_in_a_worker_are_those_of_the_app(tmp_path):
         "    if ctx.message['n'] == 7: raise ValueError('seven')\n"
         "    return {'n': ctx.message['n'] / 2}\n"
         "def told():\n"
-        "    if app.workers is not None: open('figures', 'w').write(json.dumps(app.statistics()['agents']))\n"
+        "    if app.spec.workers is not None: open('figures', 'w').write(json.dumps(app.statistics()['agents']))\n"
         "atexit.register(told)\n",
     )
     done = await asyncio.to_thread(

@@ -174,7 +174,9 @@ async def test_a_worker_that_says_nothing_is_taken_for_dead(tmp_path, monkeypatc
     monkeypatch.setattr("sabot.workers.streams.SILENT_SECONDS", 8.0)
     app = load_app("endless:app")
     command = [sys.executable, "-P", "-m", "sabot", "run-worker", "endless:app"]
-    app.workers = made = Remembered(over_workers(app, TcpRendezvous.of(partial(LocalLauncher, command), None, None), 2))
+    app.spec.workers = made = Remembered(
+        over_workers(app.spec, TcpRendezvous.of(partial(LocalLauncher, command), None, None), 2)
+    )
     running = asyncio.create_task(app.run())
     await until(lambda: running.done() or app.agent_runtime.runner.started, "the workers")
     pids = [member.pid for member in made.runs[0].members]
@@ -190,7 +192,9 @@ async def test_a_worker_that_never_joins_is_lost_and_named(tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     app = load_app("waited:app")
     command = [sys.executable, "-c", "import time; time.sleep(60)"]
-    app.workers = made = Remembered(over_workers(app, TcpRendezvous.of(partial(LocalLauncher, command), None, None), 2))
+    app.spec.workers = made = Remembered(
+        over_workers(app.spec, TcpRendezvous.of(partial(LocalLauncher, command), None, None), 2)
+    )
     with pytest.raises(WorkerLost, match=r"worker 1 \(pid \d+\) has not joined in 0.3 s"):
         await asyncio.wait_for(app.run(), 60)
     assert not any(alive(member.pid) for member in made.runs[0].members)
@@ -224,7 +228,9 @@ async def test_a_worker_that_stands_still_while_it_opens_its_tasks_is_replaced(t
     monkeypatch.setenv("PYTHONPATH", environment()["PYTHONPATH"])
     app = load_app("still:app")
     command = [sys.executable, "-P", "-m", "sabot", "run-worker", "still:app"]
-    app.workers = made = Remembered(over_workers(app, TcpRendezvous.of(partial(LocalLauncher, command), None, None), 2))
+    app.spec.workers = made = Remembered(
+        over_workers(app.spec, TcpRendezvous.of(partial(LocalLauncher, command), None, None), 2)
+    )
     run = asyncio.ensure_future(app.run())
     await until(lambda: run.done() or (tmp_path / "stopped").exists(), "a worker that stands still")
     # Its time is over now, and not that of those that follow, which a busy machine may open slowly.
@@ -282,7 +288,9 @@ async def test_a_worker_that_dies_during_the_last_checkpoint_is_replaced(tmp_pat
     monkeypatch.setenv("PYTHONPATH", environment()["PYTHONPATH"])
     app = load_app("late:app")
     command = [sys.executable, "-P", "-m", "sabot", "run-worker", "late:app"]
-    app.workers = made = Remembered(over_workers(app, TcpRendezvous.of(partial(LocalLauncher, command), None, None), 2))
+    app.spec.workers = made = Remembered(
+        over_workers(app.spec, TcpRendezvous.of(partial(LocalLauncher, command), None, None), 2)
+    )
     killed, checkpoint = [], Run._checkpoint
 
     async def last(run):

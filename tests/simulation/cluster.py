@@ -25,13 +25,14 @@ from sabot.base.supervision import unexpected_end
 from sabot.base.threads import threads
 from sabot.errors import CheckpointFailed, TransientError
 from sabot.exchange.frames import Frame, Framing, element_of
+from sabot.runtime.app_spec import AppSpec
 from sabot.testing.loop import SimulatedProcess
 from sabot.workers.connection import frame_of, message_of
 from sabot.workers.joining import versions
 from sabot.workers.launching import ProcessEnd, how_it_ended
 from sabot.workers.member import Member
 from sabot.workers.messages import ControlMessage, Join, Welcome, failed
-from sabot.workers.process import AGAIN, AppWorker, WorkerApp
+from sabot.workers.process import AGAIN, AppWorker
 
 _log = logging.getLogger(__name__)
 
@@ -257,7 +258,7 @@ class End:
 class WorkerProcess:
     """The process of a worker (`LaunchedWorker`), which has real tasks."""
 
-    def __init__(self, network: Network, number: int, build: Callable[[], WorkerApp]) -> None:
+    def __init__(self, network: Network, number: int, build: Callable[[], AppSpec]) -> None:
         self.number = number
         self.pid: int | None = next(network.pids)
         self._ended: ProcessEnd | None = None

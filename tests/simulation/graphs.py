@@ -349,7 +349,7 @@ class Seed:
         def launch(number: int) -> WorkerProcess:
             return WorkerProcess(network, number, lambda: self.made(directory, ask))
 
-        app.workers = over_workers(app, Rendezvous(network, launch), self.workers)
+        app.spec.workers = over_workers(app.spec, Rendezvous(network, launch), self.workers)
         app.run = supervised(app.run, self.worker_faults)  # type: ignore[assignment, method-assign]
         return app
 

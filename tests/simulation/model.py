@@ -637,8 +637,8 @@ class Coordinator:
                 world.attempts += 1
             return Worker(world, self.network, number, self._attempt)
 
-        self._made = Remembered(over_workers(app, Rendezvous(self.network, launch), world.workers))
-        app.workers = self._made
+        self._made = Remembered(over_workers(app.spec, Rendezvous(self.network, launch), world.workers))
+        app.spec.workers = self._made
         app.agent_runtime.runner.coordinator.on_complete.append(self._look)
         silence = asyncio.create_task(self._look_for_silence())
         try:

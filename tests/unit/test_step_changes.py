@@ -931,7 +931,7 @@ class Shop:
         return self.verdict_of(self.operators(program, types))
 
     def operators(self, program: Program, types: Mapping[str, str] = {}) -> list[Planned]:
-        return planned(make_plan(self.app(program, types)[0].agent_runtime.writes, parallelism=self.kind.subtasks))
+        return planned(make_plan(self.app(program, types)[0].spec.ends, parallelism=self.kind.subtasks))
 
     def verdict_of(self, operators: Sequence[Planned]) -> Verdict:
         return next(each for each in compare(operators, self.manifest()) if each.id == "step")

@@ -279,7 +279,7 @@ def copies(app):
 
 def failing_starts(app, monkeypatch, *errors):
     """Makes the first starts of the app fail with these errors. Returns the list to which each start adds itself."""
-    starts, left, open_storage = [], list(errors), app.open_storage
+    starts, left, open_storage = [], list(errors), app.spec.open_storage
 
     def opened():
         starts.append(1)
@@ -287,7 +287,7 @@ def failing_starts(app, monkeypatch, *errors):
             raise left.pop()
         return open_storage()
 
-    monkeypatch.setattr(app, "open_storage", opened)
+    monkeypatch.setattr(app.spec, "open_storage", opened)
     return starts
 
 

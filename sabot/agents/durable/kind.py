@@ -9,7 +9,6 @@ import msgspec
 from sabot.agents.accounts.reads import BudgetQuery, budget_facts
 from sabot.agents.durable.run import (
     DurableJobs,
-    JournalOwner,
     check_journal,
     journal_place,
     open_app_journal,
@@ -28,6 +27,7 @@ from sabot.journal import Journal
 from sabot.journal.memory import MemoryStorage
 from sabot.journal.opening import is_at_server
 from sabot.plan import ways_of_labels
+from sabot.runtime.app_spec import AppSpec
 from sabot.state.base import LocalBackend
 
 _log = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ class DurableKind:
     (`runtime.agents.kind.AgentKind`).
     """
 
-    def __init__(self, app: JournalOwner) -> None:
+    def __init__(self, app: AppSpec) -> None:
         self._app = app
 
     def open(self) -> "AppJournal":
@@ -123,7 +123,7 @@ class AppJournal:
     key has ended).
     """
 
-    def __init__(self, app: JournalOwner, journal: Journal, mail: LocalBackend) -> None:
+    def __init__(self, app: AppSpec, journal: Journal, mail: LocalBackend) -> None:
         self._app, self.journal, self._mail = app, journal, mail
 
     def check(self, facts: Mapping[str, Any] | None, place: object = None) -> None:

@@ -11,15 +11,13 @@ import logging
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from sabot.agents.accounts.guard import use_of_answer
-from sabot.agents.accounts.ledger import Ledger
 from sabot.agents.durable.batch_operator import DurableBatchOperator
 from sabot.agents.durable.mailbox import NOTES, STATE, MailRoom, NotesOfParked
 from sabot.agents.durable.operator import DurableAgentOperator
 from sabot.api.agent import AgentSpec
-from sabot.api.settings import Settings
 from sabot.base.os_errors import restoring
 from sabot.base.quantities import counted_words
 from sabot.base.threads import run_in_thread, run_to_end
@@ -37,6 +35,7 @@ from sabot.journal.memory import MemoryJournal, MemoryStorage
 from sabot.journal.source import held_for
 from sabot.journal.sqlite import SqliteJournal
 from sabot.operators.agents.operator import AgentOperator
+from sabot.runtime.app_spec import AppSpec
 from sabot.runtime.life.restore import positions_in
 from sabot.runtime.tasks.facts import stored_journal
 from sabot.runtime.tasks.writing import Flushes, OperatorPort
@@ -46,26 +45,7 @@ from sabot.state.base import Cut, LocalBackend
 _log = logging.getLogger(__name__)
 
 
-class JournalOwner(Protocol):
-    """An app that has a journal. `journal_storage` contains the entries of a journal that is kept in memory, so that
-    a later run of the app in the same process finds them.
-    """
-
-    id: str
-    clock: Clock
-    settings: Settings
-    listener: Listener | None
-    journal_storage: MemoryStorage | None
-
-    @property
-    def accounts(self) -> Ledger | None:
-        """The ledger with the budgets of the app, or None if the app has no budgets."""
-
-    def checkpoints(self) -> CheckpointStorage | None:
-        """Returns the storage of the app's checkpoints, or None if the app makes none. Does not lock the storage."""
-
-
-def journal_place(app: JournalOwner) -> str | Path:
+def journal_place(app: AppSpec) -> str | Path:
     """Returns the place of an app's journal: a directory, an address, or "memory". Raises UserError if no place is
     configured.
     """
@@ -79,7 +59,7 @@ def journal_place(app: JournalOwner) -> str | Path:
 
 
 def open_app_journal(
-    app: JournalOwner, storage: CheckpointStorage | None, memory: MemoryStorage
+    app: AppSpec, storage: CheckpointStorage | None, memory: MemoryStorage
 ) -> tuple[Journal, LocalBackend]:
     """Opens the journal of an app, and a store for the mailboxes of its agents. By default the journal is in the state
     directory of the app. Blocks.

@@ -20,8 +20,8 @@ from sabot.state import StateBackend
 
 if TYPE_CHECKING:
     from sabot.checkpoint import Coordinator
+    from sabot.runtime.app_spec import AppSpec
     from sabot.runtime.life.runnable import RunningAgents
-    from sabot.runtime.life.settings import RunnableApp
 
 _log = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ class AgentProcess:
     spec: AgentSpec | None = None
     kafka: dict[str, Any] = field(default_factory=dict, repr=False)
     clock: Clock = SYSTEM_CLOCK
-    _app: "RunnableApp | None" = field(default=None, repr=False)  # its policy and budgets hold for the agent
+    _app: "AppSpec | None" = field(default=None, repr=False)  # its policy and budgets hold for the agent
     _agents: "RunningAgents | None" = field(default=None, repr=False)
     _own_run: bool = field(default=False, repr=False)
     _coordinator: "Coordinator | None" = field(default=None, repr=False)  # of its own run

@@ -4,7 +4,7 @@ import logging
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from sabot.api.agent import AgentSpec
 from sabot.api.nodes.node import walk
@@ -12,13 +12,13 @@ from sabot.api.nodes.read import Read, StreamEnd, Write
 from sabot.api.unrun import note_run
 from sabot.base.config import Duration
 from sabot.base.lazy_imports import no_collections
-from sabot.errors import SabotError, UserError, message_of, short_repr
+from sabot.errors import UserError, short_repr
 from sabot.runtime.agents.process import AgentProcess
 
 if TYPE_CHECKING:
     from sabot.checkpoint import Coordinator
+    from sabot.runtime.app_spec import AppSpec
     from sabot.runtime.life.app_runner import AppRunner
-    from sabot.runtime.life.settings import RunnableApp
 
 _log = logging.getLogger(__name__)
 
@@ -26,14 +26,16 @@ _log = logging.getLogger(__name__)
 class AgentRuntime:
     """Registers agents and the ends of streams, and runs them all."""
 
-    def __init__(self, app: "RunnableApp") -> None:
-        if not hasattr(app, "settings"):
+    def __init__(self, app: Any) -> None:
+        """`app`: the App, of which it needs `spec`."""
+        spec = getattr(app, "spec", None)
+        if spec is None:
             raise UserError(
                 f"AgentRuntime: app={short_repr(app)}", hint="an App, which makes its own: app.agent_runtime"
             )
         self.app = app
-        self.agents: dict[str, AgentProcess] = {}
-        self.writes: list[StreamEnd] = []  # the ends of the app's streams
+        self._spec: AppSpec = spec
+        self.agents = cast("dict[str, AgentProcess]", spec.agents)
         self._runner: AppRunner | None = None
         # A thread may ask for figures, and a signal for the stop, before there is a runner.
         self._one_runner = threading.RLock()
@@ -46,7 +48,7 @@ class AgentRuntime:
                 from sabot.runtime.life.app_runner import AppRunner
             with self._one_runner:
                 if self._runner is None:
-                    self._runner = AppRunner(self.app, self.agents, self.writes)
+                    self._runner = AppRunner(self._spec)
         return self._runner
 
     def load(self) -> None:
@@ -56,11 +58,6 @@ class AgentRuntime:
     @property
     def _started(self) -> bool:
         return self._runner is not None and self._runner.started
-
-    @property
-    def specs(self) -> list[AgentSpec]:
-        """The descriptions of the agents."""
-        return [agent.spec for agent in self.agents.values() if agent.spec is not None]
 
     async def register_agent(self, agent_id: str, agent_func: Callable[..., Any], topic: Any, **options: Any) -> None:
         """Adds an agent; `options` are those of `App.agent`."""
@@ -77,11 +74,11 @@ class AgentRuntime:
             agent_id=spec.agent_id,
             agent_func=spec.func,
             topic=spec.topics[0] if len(spec.topics) == 1 else list(spec.topics),
-            broker=self.app.settings.broker,
+            broker=self._spec.settings.broker,
             spec=spec,
-            kafka=self.app.settings.kafka,
-            clock=self.app.clock,
-            _app=self.app,
+            kafka=self._spec.settings.kafka,
+            clock=self._spec.clock,
+            _app=self._spec,
         )
 
     def add_stream(self, end: StreamEnd) -> None:
@@ -94,11 +91,11 @@ class AgentRuntime:
                 f"to({end.sink!r}): this stream reads {end.sink}, so each of its results would be its input again, without end",
                 hint="write into another topic",
             )
-        self.writes.append(end)
+        self._spec.ends.append(end)
 
     async def start_all(self) -> None:
         """Restores the last checkpoint, if there is one, and starts every agent and the periodic checkpoints."""
-        note_run(self.app.id)
+        note_run(self._spec.id)
         await self.runner.start()
 
     async def stop_all(self, *, drain: bool = False) -> None:
@@ -106,25 +103,15 @@ class AgentRuntime:
         try:
             await self.runner.stop(drain=drain)
         finally:
-            await self.keep_accounts()
+            await self._spec.keep_accounts()
 
     async def run(self, listening: Callable[[], AbstractContextManager[None]] = nullcontext) -> None:
         """Blocks until every input has ended, no agent is left, or the app is stopped (`AppRunner.run`)."""
-        note_run(self.app.id)
+        note_run(self._spec.id)
         try:
             await self.runner.run(listening)
         finally:
-            await self.keep_accounts()
-
-    async def keep_accounts(self) -> None:
-        """Returns when the usage by calls is written, also that of agents that are not durable."""
-        for guard in self.app.guards:
-            try:
-                await guard.leave()
-            except (SabotError, OSError) as error:
-                _log.warning("what calls of models have used is not kept: %s", message_of(error))
-        if self.app.guards:
-            self.app.durable_kind().warn_of_unused()
+            await self._spec.keep_accounts()
 
     async def trigger_checkpoint(self) -> int:
         """Takes a checkpoint now; returns its id when all running agents have acknowledged. Raises CheckpointFailed."""
@@ -150,8 +137,8 @@ class AgentRuntime:
         app runs.
         """
         if self._runner is not None and self._runner.running:
-            raise UserError(f"app {self.app.id} runs already", hint="set checkpoint_interval before the start")
-        self.app.configure(checkpoint_interval=interval)
+            raise UserError(f"app {self._spec.id} runs already", hint="set checkpoint_interval before the start")
+        self._spec.configure(checkpoint_interval=interval)
 
     def get_stats(self) -> dict[str, dict[str, Any]]:
         """{agent_id: {state, messages_processed, errors, last_message_time, dead_letters, failure}}"""

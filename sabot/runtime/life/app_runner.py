@@ -14,14 +14,14 @@ import math
 import os
 import platform
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from sabot.api.nodes.changes import Materialize
 from sabot.api.nodes.node import Node, walk
-from sabot.api.nodes.read import StreamEnd, Write
+from sabot.api.nodes.read import Write
 from sabot.base.backoff import Backoff, Failures
 from sabot.base.config import parse_broker
 from sabot.base.metrics import Health, Metrics, Sample
@@ -43,14 +43,14 @@ from sabot.errors import (
     UserError,
     WorkerLost,
 )
-from sabot.kafka import lost_brokers, open_source
+from sabot.kafka import lost_brokers
+from sabot.runtime.app_spec import AppSpec
 from sabot.runtime.life.host import in_notebook
 from sabot.runtime.life.local_streams import LocalStreams
 from sabot.runtime.life.origin import Origin
 from sabot.runtime.life.run import LASTING, Run, Undelivered
 from sabot.runtime.life.run_record import RunRecorder
-from sabot.runtime.life.runnable import RunnableAgent
-from sabot.runtime.life.settings import RunnableApp, RunSettings, checkpoint_interval
+from sabot.runtime.life.settings import checkpoint_interval
 from sabot.runtime.tasks.blocking import BlockingMonitor
 from sabot.runtime.tasks.inference import StoppedEarly
 from sabot.runtime.tasks.taps import TapPoint
@@ -80,11 +80,8 @@ _running: dict[tuple[str, str], "AppRunner"] = {}  # by the id and the broker of
 class AppRunner:
     """Runs the agents and the streams of an app together, and takes their checkpoints."""
 
-    def __init__(self, app: RunnableApp, agents: Mapping[str, RunnableAgent], writes: Sequence[StreamEnd]) -> None:
-        """`agents`, `writes`: the agents and the ends of streams of the app. The app may add to them until the start."""
+    def __init__(self, app: AppSpec) -> None:
         self.app = app
-        self.agents = agents
-        self.writes = writes
         self.coordinator = Coordinator(timeout=app.settings.checkpoint_timeout_s, clock=app.clock)
         self.coordinator.on_complete.append(lambda manifest: self._followed())
         self.coordinator.on_failed = self._checkpoint_failed
@@ -93,7 +90,7 @@ class AppRunner:
         self.restored_from: int | None = None
         self.left_behind: list[str] = []  # calls that ignored their cancellation when the app stopped
         self.restarts = 0
-        self.recorder = RunRecorder(app, agents, self.report, lambda: self.state, lambda: self.restarts)
+        self.recorder = RunRecorder(app, self.report, lambda: self.state, lambda: self.restarts)
         self._recording = False
         self._origin = Origin(app)
         self._watch: BlockingMonitor | None = None
@@ -220,8 +217,6 @@ class AppRunner:
                 self.recorder.open()
             self._run = run = Run(
                 self.app,
-                self.agents,
-                self.writes,
                 coordinator=self.coordinator,
                 origin=self._origin,
                 metrics=self.metrics,
@@ -259,7 +254,7 @@ class AppRunner:
                 self._reporter = Reporter(self._read, self.progress, every, screen=screen, clock=self.app.clock)
         except BaseException:
             await self._run_is_over()
-            for agent in self.agents.values():
+            for agent in self.app.agents.values():
                 agent.is_not_started()
             raise
         finally:
@@ -269,7 +264,7 @@ class AppRunner:
     def _tell_guarantees(self) -> None:
         """Logs the guarantees of all sources and sinks, one line for each guarantee, and gives them to the record."""
         try:
-            edges = guarantees_of(self.app.plan(), self.writes, self.app.settings)
+            edges = guarantees_of(self.app.plan(), self.app.ends, self.app.settings)
         except SabotError:  # the plan is known only with the columns of the data
             return
         self.recorder.guarantees = edges
@@ -399,7 +394,7 @@ class AppRunner:
         `listening`: a context that is entered for the whole call and may ask for the stop, such as signal handlers.
         From its start on, `request_stop` applies to this call.
         """
-        if not self.agents and not self.writes:
+        if not self.app.agents and not self.app.ends:
             raise UserError(
                 f"app {self.app.id} has no agents and no streams",
                 hint="put @app.agent(...) above a function, or give a stream a sink: app.stream(...).to(...)",
@@ -447,7 +442,7 @@ class AppRunner:
                 failed_at.clear()
         if error is not None:
             raise error
-        failures = [agent.error for agent in self.agents.values() if agent.error is not None]
+        failures = [agent.error for agent in self.app.agents.values() if agent.error is not None]
         if not failures and unfinished is not None:
             raise unfinished
         if failures:
@@ -597,15 +592,11 @@ class AppRunner:
         After `seconds`, tables that wait for their end emit the rows that they have; an open window emits nothing.
         """
         app = self.app
-        settings = RunSettings(
-            app_id=app.id,
+        settings = replace(
+            app.settings_of_run(Coordinator(clock=app.clock)),
             app=replace(app.settings, until=None),
-            coordinator=Coordinator(clock=app.clock),
-            open_source=lambda topic, group: open_source(topic, app.settings.broker, group, app.settings.kafka),
             open_sink=lambda topic, format: CountSink(topic),
-            clock=app.clock,
-            guards=app.guards,
-            kind=app.durable_kind,
+            directory=None,
             has_dead_letters=False,
             first_record_s=math.inf if seconds is None else seconds,
         )
@@ -684,7 +675,7 @@ class AppRunner:
         scheme, _ = parse_broker(self.app.settings.broker)
         run, failure = self._run, self.failure or self.stalled_by
         return {
-            "agents": {agent_id: agent.figures() for agent_id, agent in list(self.agents.items())},
+            "agents": {agent_id: agent.figures() for agent_id, agent in list(self.app.agents.items())},
             "checkpoints": self.coordinator.statistics(),
             **{
                 "state": {},
@@ -768,7 +759,7 @@ class AppRunner:
         why = "" if failed is None else failed.message
         if not self.started:
             why = why or ("the app is starting" if self.starting else "the app is stopping")
-        if broken := [name for name, agent in self.agents.items() if agent.error is not None]:
+        if broken := [name for name, agent in self.app.agents.items() if agent.error is not None]:
             why = why or f"agents have failed: {', '.join(broken)}"
         report: dict[str, Any] = {"checkpoint": self.coordinator.statistics()["last_id"]}
         if lost := lost_brokers():  # rows that were read are processed, so the app is ready all the same

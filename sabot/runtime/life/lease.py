@@ -12,13 +12,13 @@ from sabot.base.threads import call_on_loop, run_in_thread, run_to_end
 from sabot.checkpoint import CheckpointStorage
 from sabot.errors import SabotError
 from sabot.plan import walk
+from sabot.runtime.app_spec import AppSpec
 from sabot.runtime.life.runnable import RunnableAgent
-from sabot.runtime.life.settings import RunnableApp
 from sabot.runtime.tasks.inference import StoppedEarly
 
 
 async def take_lease(
-    app: RunnableApp,
+    app: AppSpec,
     storage: CheckpointStorage | None,
     agents: Mapping[str, RunnableAgent],
     writes: Sequence[StreamEnd],

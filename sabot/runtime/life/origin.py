@@ -6,14 +6,14 @@ import logging
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from sabot._cython.groups.partition import HASH_VERSION
-from sabot.api.settings import Settings
 from sabot.base.redaction import redacted_url
 from sabot.base.version import sabot_version
 from sabot.checkpoint import CheckpointStorage, Manifest
 from sabot.errors import CorruptCheckpoint, UserError
+from sabot.runtime.app_spec import AppSpec
 from sabot.runtime.life.restore import Asked
 
 _log = logging.getLogger(__name__)
@@ -22,19 +22,10 @@ _log = logging.getLogger(__name__)
 _FAR_GENERATIONS = 4096
 
 
-class ConfiguredApp(Protocol):
-    """An app with the user's settings for the next start. Settings that are meant for one start are reset once a
-    checkpoint of the app itself is complete.
-    """
-
-    id: str
-    settings: Settings
-
-
 class Origin:
     """Chooses the checkpoint for each start of one app. Its methods block, unless they say otherwise."""
 
-    def __init__(self, app: ConfiguredApp) -> None:
+    def __init__(self, app: AppSpec) -> None:
         self.savepoint: str | None = None  # set until a checkpoint of the app has followed the savepoint
         self.asked = Asked()  # what this start does with the state of the result of `find`
         self._app = app

@@ -29,11 +29,10 @@ from sabot.clock import SYSTEM_CLOCK
 from sabot.connectors.base import Source, TakesBound
 from sabot.connectors.memory import CountSink
 from sabot.connectors.places import Place
-from sabot.kafka import open_source
 from sabot.plan import Refill, check, ending, ending_at, walk
+from sabot.runtime.app_spec import AppSpec
 from sabot.runtime.life.local_streams import LocalStreams
 from sabot.runtime.life.restore import DUE, Asked, Decided, decide, known_columns, plan_of, stored_streams
-from sabot.runtime.life.settings import RunnableApp, RunSettings
 from sabot.runtime.tasks.inference import StoppedEarly
 from sabot.runtime.tasks.replay import Replay
 from sabot.state.files import remove_tree
@@ -46,7 +45,7 @@ class Refilling:
 
     def __init__(
         self,
-        app: RunnableApp,
+        app: AppSpec,
         ends: Sequence[StreamEnd],
         agents: Sequence[AgentSpec],
         storage: CheckpointStorage,
@@ -117,16 +116,11 @@ class Refilling:
         tables = None if app.open_tables() is None else folder / "tables"
         if tables is not None:
             make_folder(tables)
-        settings = RunSettings(
-            app_id=app.id,
+        settings = replace(
+            app.settings_of_run(coordinator),
             app=replace(app.settings, until=None),
-            coordinator=coordinator,
-            open_source=lambda topic, group: open_source(topic, app.settings.broker, group, app.settings.kafka),
             open_sink=lambda topic, format: CountSink(topic),
-            clock=app.clock,
             directory=tables,
-            guards=app.guards,
-            kind=app.durable_kind,
             first_record_s=math.inf,
             stop_asked=stop_asked.is_set,
         )

@@ -13,7 +13,7 @@ from sabot.base.redaction import scrubbed_values
 from sabot.base.threads import run_in_thread
 from sabot.checkpoint import CheckpointStorage, Coordinator, Manifest
 from sabot.errors import UserError, short_repr
-from sabot.runtime.life.settings import RunnableApp
+from sabot.runtime.app_spec import AppSpec
 from sabot.runtime.life.streams import SpreadStreams
 from sabot.runtime.tasks.taps import TapPoint, plain_rows
 
@@ -37,7 +37,7 @@ class AppRequests:
 
     def __init__(
         self,
-        app: RunnableApp,
+        app: AppSpec,
         storage: CheckpointStorage,
         coordinator: Coordinator,
         spread: SpreadStreams | None,

@@ -13,7 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from sabot.api.agent import AgentSpec
-from sabot.api.nodes.read import Read, StreamEnd, endless_read
+from sabot.api.nodes.read import Read, endless_read
 from sabot.base.claims import FileClaim
 from sabot.base.metrics import Metrics, Sample
 from sabot.base.supervision import unexpected_end, watch_task
@@ -25,6 +25,7 @@ from sabot.delivery import StagedSinks
 from sabot.errors import AgentFailed, AppLocked, CheckpointFailed, SabotError, TransientError, UserError
 from sabot.plan import ending, walk
 from sabot.runtime.agents.groups import TASK
+from sabot.runtime.app_spec import AppSpec
 from sabot.runtime.life.lease import take_lease
 from sabot.runtime.life.local_streams import LocalStreams
 from sabot.runtime.life.origin import Origin
@@ -32,8 +33,7 @@ from sabot.runtime.life.refilling import Refilling
 from sabot.runtime.life.requests import AppRequests
 from sabot.runtime.life.restore import check_app, restore_state
 from sabot.runtime.life.run_journal import RunJournal
-from sabot.runtime.life.runnable import RunnableAgent
-from sabot.runtime.life.settings import RunnableApp, RunSettings, checkpoint_interval, judge_of_functions, settings_of
+from sabot.runtime.life.settings import RunSettings, checkpoint_interval
 from sabot.runtime.life.streams import SpreadStreams, Streams
 from sabot.runtime.tasks.facts import check_facts
 from sabot.runtime.tasks.inference import StoppedEarly
@@ -64,9 +64,7 @@ class Run:
 
     def __init__(
         self,
-        app: RunnableApp,
-        agents: Mapping[str, RunnableAgent],
-        writes: Sequence[StreamEnd],
+        app: AppSpec,
         *,
         coordinator: Coordinator,
         origin: Origin,
@@ -84,7 +82,7 @@ class Run:
         when `goes_on` is set.
         """
         self.app = app
-        self.agents = agents
+        self.agents = app.agents
         self.failure: SabotError | None = (
             None  # the failure that ended the run, if it did not come from one of its tasks
         )
@@ -102,7 +100,7 @@ class Run:
         self.can_go_back = False  # another run can resume from the last checkpoint
         self.goes_on = asyncio.Event()  # set to end this run and begin another one with other settings
         self.last_figures: dict[str, Any] = {name: {} for name in LASTING}
-        self._writes = writes
+        self._writes = app.ends
         self._coordinator = coordinator
         self._origin = origin
         self._metrics = metrics
@@ -122,7 +120,7 @@ class Run:
         self._fresh = False
         self._storage: CheckpointStorage | None = None
         self._refilled_as: Manifest | None = None  # the checkpoint that this start has made by refilling steps
-        self._journal = RunJournal(app, agents)
+        self._journal = RunJournal(app)
         self._backend: StateBackend | None = None
         self._owns_backend = False
         self._tables: FileClaim | None = None  # of the directory in which the tables of streams are
@@ -175,10 +173,10 @@ class Run:
         if manifest is not None:
             await restore_state(self._backend, manifest)
             self.restored_from = manifest.checkpoint_id
-        self._judge = judge_of_functions(app)
+        self._judge = app.judge_of_functions()
         if not await app.lifespan.open(self._stop_asked, self._judge):
             raise StoppedEarly(f"app {app.id}: stopped before its start was complete")
-        specs = [agent.spec for agent in self.agents.values() if agent.spec is not None]
+        specs = self.app.agent_specs
         for guard in app.guards:  # this counts the costs of opening resources too
             guard.check_names(
                 [each.func for each in specs],
@@ -255,7 +253,7 @@ class Run:
         """Returns a new checkpoint, with the positions of `manifest`, in which the state of the steps that the user refills is
         computed again, or `manifest` if the tables above these steps fill them.
         """
-        specs = [agent.spec for agent in self.agents.values() if agent.spec is not None]
+        specs = self.app.agent_specs
         refilling = Refilling(self.app, self._writes, specs, storage, manifest)
         decided = await run_in_thread(refilling.look, self._origin.asked)
         asked, refill = decided.asked, decided.refill
@@ -267,9 +265,8 @@ class Run:
         return made
 
     def _settings(self, delivery: StagedSinks) -> RunSettings:
-        return settings_of(
-            self.app,
-            coordinator=self._coordinator,
+        return replace(
+            self.app.settings_of_run(self._coordinator),
             staged=delivery.staged,
             drop=self._origin.asked.drop,
             refill=self._origin.asked.refill,
@@ -288,7 +285,7 @@ class Run:
             self._streams = self._spread = spread
             await spread.open(manifest)
             return
-        specs = [agent.spec for agent in self.agents.values() if agent.spec is not None]
+        specs = self.app.agent_specs
         if self.agents:
             from sabot.runtime.agents.local_agents import (
                 LocalAgents,  # imported late, because it loads the rooms of agents

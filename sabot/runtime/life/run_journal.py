@@ -9,21 +9,21 @@ from sabot.checkpoint import CheckpointStorage, Manifest
 from sabot.errors import CorruptCheckpoint
 from sabot.runtime.agents.groups import TASK
 from sabot.runtime.agents.kind import OpenJournal
-from sabot.runtime.life.runnable import RunnableAgent, any_durable
-from sabot.runtime.life.settings import RunnableApp
+from sabot.runtime.app_spec import AppSpec
+from sabot.runtime.life.runnable import any_durable
 from sabot.runtime.tasks.facts import stored_journal
 
 
 class RunJournal:
     """The journal of a run. `opened` is None while it is not open in this process. Methods block."""
 
-    def __init__(self, app: RunnableApp, agents: Mapping[str, RunnableAgent]) -> None:
+    def __init__(self, app: AppSpec) -> None:
         self.opened: OpenJournal | None = None
-        self._app, self._agents = app, agents
+        self._app = app
 
     @property
     def _durable(self) -> bool:
-        return any_durable(self._agents.values())
+        return any_durable(self._app.agents.values())
 
     def open(self) -> None:
         """Opens the journal, empty for `--fresh --forget-effects`. If a worker runs the agents, the worker opens the journal;

@@ -24,8 +24,8 @@ from sabot.base.redaction import redacted_url, scrubbed, scrubbed_values, withou
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.errors import SabotError, UserError
 from sabot.plan.drawing import flat_frames, frames_of
-from sabot.runtime.life.runnable import RunnableAgent, any_durable
-from sabot.runtime.life.settings import RunnableApp
+from sabot.runtime.app_spec import AppSpec
+from sabot.runtime.life.runnable import any_durable
 from sabot.runtime.watch.figure_rings import FigureRings, KeptFigures
 from sabot.runtime.watch.guarantees import EdgeGuarantee
 from sabot.runtime.watch.log_ring import LogLine, LogRing
@@ -131,8 +131,7 @@ class RunRecorder:
 
     def __init__(
         self,
-        app: RunnableApp,
-        agents: Mapping[str, RunnableAgent],
+        app: AppSpec,
         report: Callable[[], dict[str, Any]],
         state: Callable[[], str],
         restarts: Callable[[], int],
@@ -143,7 +142,7 @@ class RunRecorder:
         self.figures = FigureRings(report, clock)
         self.log = LogRing()
         self.began = clock.time()
-        self._app, self._agents, self._clock = app, agents, clock
+        self._app, self._clock = app, clock
         self._state, self._restarts = state, restarts
         self._folder: Path | None = None  # set while records are written
         self._events: deque[RunEvent] = deque()
@@ -267,7 +266,7 @@ class RunRecorder:
             settings=shown_settings(settings),
             checkpoint_dir=_place(settings.checkpoint_dir),
             journal=_place(settings.journal, without_password),
-            durable=any_durable(self._agents.values()),
+            durable=any_durable(self._app.agents.values()),
             plan=self._flat_plan(),
             guarantees=self.guarantees,
             events=self.events,

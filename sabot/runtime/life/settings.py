@@ -1,74 +1,29 @@
-"""The contract of an app with the runtime, and the settings of one run, which do not change during the run."""
+"""The settings of one run of an app, which do not change during the run."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
-from sabot.api.lifespan import Lifespan
 from sabot.api.nodes.read import Read, StreamEnd
 from sabot.api.settings import Settings
 from sabot.base.config import parse_seconds
 from sabot.base.dataclass import dataclass
-from sabot.calls.judging import refuse_without_rules
-from sabot.checkpoint import CheckpointStorage, Coordinator
+from sabot.checkpoint import Coordinator
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.codecs.base import Format
 from sabot.connectors.base import Delivery, Sink, Source
 from sabot.connectors.checks import up_to
 from sabot.delivery import StagedSinks
-from sabot.kafka import open_sink, open_source
 from sabot.runtime.agents.kind import AgentKind
 from sabot.runtime.life.runnable import RunnableAgent
 from sabot.runtime.life.streams import SpreadStreams, TaskCoordinator
 from sabot.runtime.tasks.placement import SingleProcess, TaskPlacement
-from sabot.state import StateBackend
-
-if TYPE_CHECKING:
-    from sabot.plan import Plan
 
 _WHOLE = SingleProcess()
 _EPOCH_SECONDS = 1.0  # between checkpoints with an exactly-once sink, whose results wait for them
 _CHECKPOINT_SECONDS = 60.0  # between checkpoints without one
-
-
-class RunnableApp(Protocol):
-    """An app with the members that the runtime needs."""
-
-    id: str
-    settings: Settings
-    """The settings of the next start. The start itself changes those that are meant for one start."""
-    reprocess: set[str]
-    clock: Clock
-    lifespan: Lifespan
-    workers: "StreamsMaker | None"
-    """The maker of streams and agents in processes of their own, or None if they run in this one."""
-
-    @property
-    def configure(self) -> Callable[..., None]:
-        """The method that changes settings before a start (`App.configure`)."""
-
-    @property
-    def guards(self) -> Sequence[Any]:
-        """The guards of effects and of model calls (`jobs.guard.EffectGuard`); the first one decides first."""
-
-    def plan(self) -> "Plan":
-        """Returns the plan of streams and agents, as far as it is known without their data."""
-
-    def open_tables(self) -> Path | None:
-        """Returns the directory for the tables of streams, or None if they stay in memory."""
-
-    def open_state(self, name: str = "db") -> tuple[StateBackend | None, bool]:
-        """Returns the state backend of agents, and True if the runtime has to close it. `name`: the name of its
-        database, one for each task of agents.
-        """
-
-    def durable_kind(self) -> AgentKind:
-        """Returns what runs durable agents, and judges calls by the guards. Nothing of it is loaded before this call."""
-
-    def open_storage(self) -> CheckpointStorage | None:
-        """Opens and locks the storage for checkpoints. Returns None if the app keeps no checkpoints."""
 
 
 def checkpoint_interval(settings: Settings, *, exactly_once: bool) -> float:
@@ -102,7 +57,7 @@ class RunSettings:
     guards: Sequence[Any] = ()
     """The guards that decide on effects of durable agents; the first one decides first."""
     kind: Callable[[], AgentKind] | None = None
-    """The maker of what knows these guards (`RunnableApp.durable_kind`), or None if there are none."""
+    """The maker of what knows these guards (`AppSpec.durable_kind`), or None if there are none."""
     reprocess: set[str] = field(default_factory=set)
     """The durable agents whose records are read again as new jobs. The set is emptied once a checkpoint contains this
     start.
@@ -177,49 +132,3 @@ class StreamsMaker(Protocol):
 
     def refusal(self, request: str) -> str | None:
         """Returns the reason why this request was given up, or None."""
-
-
-def judge_of_functions(app: RunnableApp) -> Any:
-    """Returns a judge of the calls that functions at start and stop, resources and timers of the app make, or None if
-    there are no guards. Called on the event loop. Raises UserError if judged code starts an app without such guards.
-    """
-    guards = app.guards
-    refuse_without_rules(f"app {app.id}", {name for each in guards for name in getattr(each, "declared", ())})
-    return app.durable_kind().judge(guards) if guards else None
-
-
-def settings_of(
-    app: RunnableApp,
-    *,
-    coordinator: TaskCoordinator,
-    staged: Callable[[str, Sink, Delivery], Sink],
-    drop: frozenset[str],
-    refill: frozenset[str],
-    reemit: frozenset[str],
-    is_savepoint: bool,
-    stop_asked: Callable[[], bool],
-    first_record_s: float,
-    placement: TaskPlacement = _WHOLE,
-) -> RunSettings:
-    """Returns the settings of a run of this app."""
-    settings = app.settings
-    return RunSettings(
-        app_id=app.id,
-        app=settings,
-        coordinator=coordinator,
-        open_source=lambda topic, group: open_source(topic, settings.broker, group, settings.kafka),
-        open_sink=lambda topic, format: open_sink(topic, settings.broker, settings.kafka, format),
-        staged=staged,
-        placement=placement,
-        clock=app.clock,
-        directory=app.open_tables(),
-        guards=app.guards,
-        kind=app.durable_kind,
-        reprocess=app.reprocess,
-        drop=drop,
-        refill=refill,
-        reemit=reemit,
-        is_savepoint=is_savepoint,
-        stop_asked=stop_asked,
-        first_record_s=first_record_s,
-    )

@@ -92,7 +92,7 @@ async def test_json_has_the_figures_of_tasks_and_of_all_links_of_the_plan(shop: 
 
 
 def plan_of(app: App) -> Plan:
-    return make_plan(app.agent_runtime.writes, agents=app.agent_runtime.specs, parallelism=2)
+    return make_plan(app.spec.ends, agents=app.spec.agent_specs, parallelism=2)
 
 
 async def test_the_rates_are_drawn_into_the_plan(shop: App) -> None:

@@ -292,7 +292,7 @@ def test_the_places_of_an_app_are_those_of_its_streams_steps_and_agents(memory_u
     @app.agent("tickets")
     async def handle(ctx: object) -> None: ...
 
-    found = letter_places(app.agent_runtime.writes, app.agent_runtime.specs)
+    found = letter_places(app.spec.ends, app.spec.agent_specs)
     assert {each.name for each in found} == {str(tmp_path / "bad.ndjson"), "calls.dlq", "late.orders", "tickets.dlq"}
     assert {each.is_file for each in found if "bad" in each.name} == {True}
 

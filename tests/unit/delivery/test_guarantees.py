@@ -115,7 +115,7 @@ async def test_a_start_logs_the_guarantees_and_leaves_them_in_its_record(
     assert f"{names}: {TOKEN}" in said
     record = read_record(tmp_path / "state")
     assert record is not None
-    edges = guarantees_of(app.plan(), app.agent_runtime.writes, app.settings)
+    edges = guarantees_of(app.plan(), app.spec.ends, app.settings)
     assert list(record.guarantees) == edges
     assert [each.way for each in edges] == ["in", *["out"] * 5]
 
@@ -130,5 +130,5 @@ def test_two_writers_of_one_sink_have_one_guarantee(tmp_path: Path) -> None:
     async def seen(ctx: object) -> None:
         """Drops its records."""
 
-    edges = guarantees_of(app.plan(), app.agent_runtime.writes, app.settings)
+    edges = guarantees_of(app.plan(), app.spec.ends, app.settings)
     assert [each.guarantee for each in edges if each.name.startswith("NdjsonSink")] == [CHOSEN]

@@ -150,7 +150,7 @@ class Shop:
         return list(values(app, "made")[before:])
 
     def verdicts(self, way: str, every: dict[str, Any], kind: str) -> dict[str, Verdict]:
-        plan = make_plan(self.app(way, every, kind).agent_runtime.writes)
+        plan = make_plan(self.app(way, every, kind).spec.ends)
         manifest = CheckpointStorage(self.folder).latest()
         assert isinstance(manifest, Manifest)
         return {each.id: each for each in compare(planned(plan), manifest)}

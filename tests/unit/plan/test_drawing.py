@@ -48,9 +48,9 @@ Rect = tuple[float, float, float, float]  # left, top, right, bottom
 
 
 def planned(app: App, parallelism: int = 1) -> Plan:
-    writes = app.agent_runtime.writes
+    writes = app.spec.ends
     reads = {id(node): getattr(node, "schema", None) for node in walk(writes) if not node.inputs}
-    return make_plan(with_schemas(writes, reads), agents=app.agent_runtime.specs, parallelism=parallelism)
+    return make_plan(with_schemas(writes, reads), agents=app.spec.agent_specs, parallelism=parallelism)
 
 
 def shop(parallelism: int = 2) -> Plan:

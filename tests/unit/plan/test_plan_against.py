@@ -60,7 +60,7 @@ def verdicts(program: Program, manifest: Manifest, parallelism: int = 1, *, drop
     stream = app.stream("orders", schema=SCHEMA, time="ts")
     stream.select("n").to("seen")
     program(stream)
-    return compare(planned(make_plan(app.agent_runtime.writes, parallelism=parallelism)), manifest, drop)
+    return compare(planned(make_plan(app.spec.ends, parallelism=parallelism)), manifest, drop)
 
 
 def outcomes(program: Program, manifest: Manifest, parallelism: int = 1) -> dict[str, str]:
@@ -802,11 +802,11 @@ def test_a_name_reaches_past_steps_without_state() -> None:
     app = App("shop")
     stream = app.stream("orders", schema=SCHEMA, time="ts")
     hours(stream).select("k", "n").named("totals").to("hours")
-    assert [each.id for each in planned(make_plan(app.agent_runtime.writes))] == ["totals"]
+    assert [each.id for each in planned(make_plan(app.spec.ends))] == ["totals"]
 
 
 def test_a_plan_whose_columns_are_not_known_cannot_be_compared() -> None:
     app = App("shop")
     app.stream("orders").key_by("k").aggregate(n=sabot.count()).to("running")
     with pytest.raises(UserError, match="the columns of orders are not known"):
-        planned(make_plan(app.agent_runtime.writes))
+        planned(make_plan(app.spec.ends))

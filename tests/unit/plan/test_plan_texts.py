@@ -220,7 +220,7 @@ def said(program: Any, parallelism: int) -> str:
     streams = Streams(app)
     stream = program(streams)
     stream.to("result")
-    writes = app.agent_runtime.writes
+    writes = app.spec.ends
     reads = {id(node): getattr(node, "schema", None) for node in walk(writes) if not node.inputs}
     plan = make_plan(with_schemas(writes, reads), parallelism=parallelism)
     steps = [
@@ -356,7 +356,7 @@ def refusal(program: Any) -> str:
     app = App("shop")
     try:
         stream = program(Streams(app))
-        if app.agent_runtime.writes:
+        if app.spec.ends:
             app.graph()
         stream.explain()
     except UserError as error:

@@ -30,7 +30,7 @@ class Partitions(Source):
 
 
 def groups_of(app):
-    return agent_groups(app.agent_runtime.specs, app.ends())
+    return agent_groups(app.spec.agent_specs, app.spec.ends)
 
 
 def app_with(**options):

@@ -67,7 +67,7 @@ def test_explain_shows_the_plan_of_a_query_and_of_an_insert_without_running_it(a
     assert app.sql("EXPLAIN CHANGELOG SELECT * FROM late").endswith("result: rows are appended, and never change")
     stages = [json.loads(line) for line in app.sql(f"EXPLAIN JSON {query}").splitlines()]
     assert any("count()" in step["text"] for stage in stages for step in stage["steps"])
-    assert app.ends() == []
+    assert app.spec.ends == []
 
 
 def test_explain_against_a_checkpoint_says_which_state_goes_on(app, tmp_path):

@@ -44,7 +44,7 @@ def test_the_workers_that_read_for_a_join_are_known_by_the_plan() -> None:
     schema = {"k": "int64", "ts": "int64"}
     one, other = (app.stream(name, schema=schema, time="ts") for name in ("one", "other"))
     one.join(other.rename({"ts": "at"}), on="k", between=("-1s", "1s")).to("out")
-    plan = make_plan(app.ends(), parallelism=2)
+    plan = make_plan(app.spec.ends, parallelism=2)
     (found,) = aligned_workers(plan, place(plan.stages, 2)).values()
     assert found == {0, 1}
 

@@ -58,9 +58,9 @@ def app_of_agents():
 
 def test_agents_are_one_task_with_the_streams_that_they_meet_and_the_others_are_spread():
     app = app_of_agents()
-    specs = app.agent_runtime.specs
-    stages = make_plan(app.ends(), agents=specs, parallelism=3).stages
-    placed = place(stages, 3, agent_groups(specs, app.ends()))
+    specs = app.spec.agent_specs
+    stages = make_plan(app.spec.ends, agents=specs, parallelism=3).stages
+    placed = place(stages, 3, agent_groups(specs, app.spec.ends))
     assert placed["agents"] == 2
 
     def workers_of(stage):
@@ -77,7 +77,7 @@ def test_a_task_of_an_agent_with_process_has_a_worker_to_itself():
     app.agent("a", name="shared")(lambda ctx: None)
     app.agent("b", name="own", process=True)(lambda ctx: None)
     app.agent("c", name="several", process=2)(lambda ctx: None)
-    specs = app.agent_runtime.specs
+    specs = app.spec.agent_specs
     groups = agent_groups(specs, [])
     placed = place(make_plan([], agents=specs, parallelism=2).stages, 2, groups)
     assert {group.task: placed[group.task] for group in groups} == {
@@ -94,7 +94,7 @@ def plan_of(amount, parallelism=2):
     app = App("payments")
     rows = app.stream("payments", schema={"account": "string", "amount": "float64"})
     rows.filter(col("amount") > amount).key_by("account").aggregate(n=count()).to(NdjsonSink("out.ndjson"))
-    return make_plan(app.ends(), parallelism=parallelism)
+    return make_plan(app.spec.ends, parallelism=parallelism)
 
 
 def test_a_fingerprint_tells_programs_and_numbers_of_tasks_apart():

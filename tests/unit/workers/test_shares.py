@@ -56,7 +56,7 @@ async def results(app, workers=None):
         open_sink=lambda topic, format: open_sink(topic, app.broker, {}, format),
         app=app.settings,
     )
-    parts = [LocalStreams(app.ends(), settings)] if workers is None else await shares(app, settings, workers)
+    parts = [LocalStreams(app.spec.ends, settings)] if workers is None else await shares(app, settings, workers)
     try:
         for part in parts:
             await part.open()
@@ -73,7 +73,7 @@ async def results(app, workers=None):
 
 async def shares(app, settings, workers):
     whole = Build(
-        app.ends(),
+        app.spec.ends,
         replace(settings, placement=CoordinatorPlacement()),
         agents=(),
         wanted={},
@@ -93,7 +93,7 @@ async def shares(app, settings, workers):
 
     for worker in range(workers):
         share = WorkerPlacement(app.id, worker, start, wires, lambda message, worker=worker: told(worker, message))
-        parts.append(LocalStreams(app.ends(), replace(settings, coordinator=Coordinator(), placement=share)))
+        parts.append(LocalStreams(app.spec.ends, replace(settings, coordinator=Coordinator(), placement=share)))
     return parts
 
 
@@ -155,6 +155,6 @@ def test_a_worker_with_another_program_refuses():
     start = Start("1", {}, [], {}, "another", None, None, None, {}, [])
     app = App("shared")
     app.stream("in", schema=COLUMNS).to("out")
-    plan = make_plan(app.ends())
+    plan = make_plan(app.spec.ends)
     with pytest.raises(UserError, match="differs from the coordinator's"):
         WorkerPlacement("shared", 0, start, Wires(), lambda message: None).agree(plan)
