@@ -2,7 +2,9 @@
 processes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
+from heapq import merge
+from operator import itemgetter
 from typing import Any
 
 import msgspec
@@ -11,9 +13,21 @@ from sabot.jobs.answers import answer_object, is_approved
 from sabot.jobs.guard import CONFIRM, Behalf, DecidedEffect, Decision, decode_verdict, stood_in
 from sabot.jobs.history import callee_of, standing_words
 from sabot.jobs.owner import OpenJob
+from sabot.jobs.tree import first_of
 from sabot.journal import JournalReader, Position
 from sabot.journal.base import MAY_BEGIN_AGAIN, JobMark, entry_of_letter, once_of
-from sabot.journal.entries import Answer, Attempt, Begin, Cancel, EffectResult, End, Intent, Letter, StoredBody
+from sabot.journal.entries import (
+    Answer,
+    Attempt,
+    Begin,
+    Cancel,
+    EffectResult,
+    End,
+    Entry,
+    Intent,
+    Letter,
+    StoredBody,
+)
 
 Standing = dict[tuple[str, str, str], dict[str, str]]
 """Approvals that hold for other jobs too. By the scope, its session, and the name of the tool, model or agent: by rule,
@@ -36,12 +50,13 @@ def open_jobs(
     standing: Standing | None = None,
 ) -> list[OpenJob]:
     """Returns all jobs of a journal that have not ended, and those whose end is not part of a checkpoint, in the
-    order in which they began. Reads the whole journal, and blocks meanwhile.
+    order in which they began. Reads their entries, and blocks meanwhile; with `standing`, reads the whole journal.
 
     `positions`: by partition of the journal, the offset behind the last entry that is part of the checkpoint.
     `unapplied`: the jobs whose end is not part of the checkpoint although it is before `positions` (the result of
     `unapplied_jobs`). `standing`: a dict, to which the approvals for whole scopes and sessions are added.
     """
+    chosen = {*reader.unfinished(positions), *unapplied}
     asked: dict[str, Intent] = {}
     asking: dict[
         tuple[str, int], tuple[str, str]
@@ -52,7 +67,7 @@ def open_jobs(
     decided: dict[str, dict[int, DecidedEffect]] = {}
     cancelled: set[str] = set()
     missing: dict[str, int] = {}  # by job that continues another one: the number of entries that are still to come
-    for position, entry in reader.read():
+    for position, entry in reader.read() if standing is not None else reader.read_jobs(chosen):
         lasts[entry.job] = position
         if entry.job in missing:
             missing[entry.job] -= 1
@@ -144,6 +159,19 @@ def _note_standing(standing: Standing, begin: Begin, answer: Answer, name: str, 
         return
     if (place := standing_place(begin, word, name)) is not None:
         standing.setdefault(place, {})[rule] = standing_words(answer, str(word))
+
+
+def entries_of_trees(reader: JournalReader, jobs: Collection[str]) -> Iterator[tuple[Position, Entry]]:
+    """Yields the entries of whole trees of jobs with their places: the entries of one tree after those of another, each
+    in the order of the log. Blocks. `jobs`: jobs of these trees.
+    """
+    roots = {first_of(job_id) for job_id in jobs}
+    trees: dict[str, list[str]] = {}
+    for job_id in reader.logged_below(roots):
+        trees.setdefault(first_of(job_id), []).append(job_id)
+    yield from reader.read_jobs(roots - trees.keys())
+    for root, below in trees.items():
+        yield from merge(*map(reader.read, (root, *below)), key=itemgetter(0))
 
 
 def last_begin(reader: JournalReader, job_id: str) -> Begin | None:

@@ -231,6 +231,21 @@ class JournalReader(ABC):
         entry contains a StoredBody instead, which `load` loads.
         """
 
+    def read_jobs(self, jobs: Collection[str]) -> Iterator[tuple[Position, Entry]]:
+        """Yields the durable entries of these jobs with their places: the entries of one job after those of another,
+        each in order. Otherwise as `read`.
+        """
+        for job in jobs:
+            yield from self.read(job)
+
+    @abstractmethod
+    def unfinished(self, since: Mapping[int, int]) -> list[str]:
+        """Returns the ids of the jobs that have not ended, and of at least those ended ones whose END entry is at or
+        behind an offset. Reads no entries. Raises CorruptJournal if the log lacks entries that nobody has trimmed.
+
+        `since`: by partition, that offset, which is 0 for a partition that is missing.
+        """
+
     @abstractmethod
     def load(self, body: Body) -> bytes:
         """Returns the bytes of a body. If the body is a StoredBody, reads the bytes from the journal. Raises

@@ -33,6 +33,12 @@ ENDS = "SELECT (SELECT max(place) FROM entries), (SELECT value FROM meta WHERE n
 WRITTEN_END = "SELECT place FROM log_end"
 """The statement that selects the place behind the last entry that was ever written."""
 
+COUNTS = (
+    "SELECT (SELECT count(*) FROM entries), "
+    "(SELECT place FROM log_end) - (SELECT CAST(coalesce(sum(behind - first), 0) AS bigint) FROM gone)"
+)
+"""The statement that selects how many entries there are, and how many there must be."""
+
 GONE = "SELECT first, behind FROM gone WHERE behind > ? AND first < ? ORDER BY first"
 """The statement that selects trimmed runs, with the two values that a function of type `Gone` gets."""
 

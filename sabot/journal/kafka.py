@@ -108,6 +108,14 @@ class KafkaJournalReader(TablesReader):
         self._replica.catch_up()
         return super().read(job, start)
 
+    def read_jobs(self, jobs: Collection[str]) -> Iterator[tuple[Position, Entry]]:
+        self._replica.catch_up()
+        return super().read_jobs(jobs)
+
+    def unfinished(self, since: Mapping[int, int]) -> list[str]:
+        self._replica.catch_up()
+        return super().unfinished(since)
+
     def trimmed(self) -> dict[int, int]:
         self._replica.catch_up()
         return super().trimmed()

@@ -111,6 +111,13 @@ class MemoryReader(JournalReader):
             if offset >= first and found is not None:
                 yield Position(0, offset), decode_entry(found[1], self.where)
 
+    def unfinished(self, since: Mapping[int, int]) -> list[str]:
+        first = since.get(0, 0)
+        with self.storage.lock:
+            self._check(0, list(self.storage.entries))
+            of_job, marks = self.storage.of_job, self.storage.marks
+            return [job for job, mark in marks.items() if not mark.outcome or of_job.get(job, [-1])[-1] >= first]
+
     def _check(self, first: int, offsets: list[int]) -> None:
         """Raises CorruptJournal if an entry at the offset `first` or later is missing and was not trimmed. `offsets`:
         the offsets of all entries that exist.

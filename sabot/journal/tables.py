@@ -55,6 +55,7 @@ from sabot.journal.entries import (
 )
 from sabot.journal.entry_counts import (
     COUNTED,
+    COUNTS,
     ENDS,
     GONE,
     WRITTEN_END,
@@ -139,6 +140,7 @@ _ENDED = (  # jobs that had ended before a place
     "SELECT job FROM jobs WHERE ended < ? "
     "AND NOT EXISTS (SELECT 1 FROM entries WHERE entries.job = jobs.job AND place >= ?)"
 )
+_UNFINISHED = "SELECT job FROM jobs WHERE ended IS NULL OR ended >= ?"
 _REOPENED = f"({', '.join(map(repr, MAY_BEGIN_AGAIN))})"
 _REMOVED = "SELECT value FROM meta WHERE name = 'removed'"  # the place behind the last END whose job was trimmed
 HISTORY_TYPES = {"whole": "INTEGER", "text": "TEXT", "blob": "BLOB"}
@@ -284,6 +286,28 @@ class SqlReader(JournalReader):
             if len(rows) < _CHUNK:
                 return
             first = rows[-1][0] + 1
+
+    def read_jobs(self, jobs: Collection[str]) -> Iterator[tuple[Position, Entry]]:
+        for some in parts(sorted(jobs)):
+            left, job, behind = list(some), "", 0
+            while left:  # in chunks, as in `read`
+                rows = self.select(
+                    f"SELECT place, job, sum, entry FROM entries WHERE job {among(left)} AND (job > ? OR place >= ?) "
+                    f"ORDER BY job, place LIMIT {_CHUNK}",
+                    (*left, job, behind),
+                )
+                yield from self._decoded(rows)
+                if len(rows) < _CHUNK:
+                    break
+                job, behind = rows[-1][1], rows[-1][0] + 1
+                left = left[left.index(job) :]
+
+    def unfinished(self, since: Mapping[int, int]) -> list[str]:
+        ((found, written),) = self.select(COUNTS) if self.format >= COUNTED else [(0, 0)]
+        if found != written:
+            for _ in SqlReader.read(self):  # tells which entry is missing
+                pass
+        return [job for (job,) in self.select(_UNFINISHED, (since.get(0, 0),))]
 
     def _decoded(self, rows: Iterable[Sequence[Any]]) -> Iterator[tuple[Position, Entry]]:
         return decoded(rows, self.where)

@@ -22,7 +22,7 @@ from sabot._cython.text.records import state_key
 from sabot.base.accounts import Amounts
 from sabot.clock import ManualClock
 from sabot.errors import AppLocked, CorruptJournal, LetterRefused, OtherJournal, SabotError, UserError
-from sabot.journal import Inbox, Journal, JournalReader, Letter, Position
+from sabot.journal import Inbox, Journal, JournalReader, Letter, Position, tables
 from sabot.journal.base import EVERY, JobKeeping, check_place
 from sabot.journal.ended_jobs import EndedJob, JobQuery, cursor_of
 from sabot.journal.entries import (
@@ -333,6 +333,47 @@ def test_entries_that_are_missing_at_the_end_are_told_by_readers_and_the_next_ow
     for read in (read_by_a_reader, read_by_an_owner):
         with pytest.raises(CorruptJournal, match=told):
             read(home)
+
+
+def test_a_look_for_open_jobs_finds_missing_entries_of_ended_ones(home: Home) -> None:
+    owner = home.owner()
+    written(owner, Begin("a", 1), Begin("b", 2), EffectResult("a", 3, 1), End("a", 4, "succeeded"))
+    owner.close()
+    home.lose(2)
+
+    def look() -> None:
+        reader = home.reader()
+        try:
+            reader.unfinished(reader.positions())
+        finally:
+            reader.close()
+
+    with pytest.raises(CorruptJournal, match="missing"):
+        look()
+
+
+def test_the_entries_of_open_jobs_are_read_without_those_of_others(
+    home: Home, journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tables, "_CHUNK", 3)
+    names = ["b", "a~1", "a", "a/b", "c~2", "ä"]
+    for at in range(5):
+        written(journal, *(EffectResult(name, at, at) if at else Begin(name, at) for name in names))
+    ended = written(journal, End("b", 9, "succeeded"), End("c~2", 9, "failed"))
+    written(journal, Begin("c~2", 10))
+    reader = home.reader()
+    for each in (journal, reader):
+        assert sorted(each.unfinished(each.positions())) == ["a", "a/b", "a~1", "c~2", "ä"]
+        assert {"b"} <= set(each.unfinished({0: ended.offset - 1}))
+        for some in (["a", "ä", "c~2", "gone"], names, ["a/b"], []):
+            found = list(each.read_jobs(some))
+            assert {name: [row for row in found if row[1].job == name] for name in some} == {
+                name: list(each.read(name)) for name in some
+            }
+            assert len(found) == sum(len(list(each.read(name))) for name in some)
+    journal.trim(journal.positions(), 1 << 60)
+    assert sorted(journal.unfinished({})) == ["a", "a/b", "a~1", "c~2", "ä"]
+    reader.close()
 
 
 def test_what_was_trimmed_is_not_missing(home: Home) -> None:

@@ -37,7 +37,7 @@ from sabot.jobs.guard import (
     decode_verdict,
     most_cost,
 )
-from sabot.jobs.open_jobs import whole_entries
+from sabot.jobs.open_jobs import entries_of_trees, whole_entries
 from sabot.jobs.tree import child_id, first_of, is_retry, parent_of
 from sabot.jobs.values import unpack, unpack_error
 from sabot.journal import Journal
@@ -424,14 +424,14 @@ class JobLimits(EffectGuard):
     # -- the journal --------------------------------------------------------------------------------------------------
 
     async def take(self, journal: Journal, calls: Sequence[OpenCall]) -> None:
-        """Reads the whole journal, and opens an account for each job that has limits and has not ended. Usage that
-        the journal records for these jobs is counted.
+        """Opens an account for each job of a journal that has limits and has not ended. Usage that the journal records
+        for these jobs is counted. Reads the entries of their trees.
         """
         await run_to_end(run_in_thread(self._read, journal))
         await super().take(journal, calls)
 
     def _read(self, journal: Journal) -> None:
-        for position, entry in journal.read():
+        for position, entry in entries_of_trees(journal, journal.unfinished(journal.positions())):
             if isinstance(entry, Begin) or (isinstance(entry, EffectResult) and entry.job in self._jobs):
                 entry = msgspec.structs.replace(entry, body=journal.load(entry.body))
             if isinstance(entry, Begin) and is_retry(entry) and _limits_of(entry) is not None:
