@@ -33,8 +33,8 @@ MEMBERS = {  # of a contract that more than one class fulfils: methods, properti
     "connectors/files/format.py:FileFormat": 46,  # 114, 116
     "jobs/guard.py:EffectGuard": 11,  # 044, 115
     "jobs/owner.py:JobOwner": 15,
-    "journal/base.py:Journal": 17,  # 060, 125, 129
-    "journal/base.py:JournalReader": 18,  # 060, 121, 129
+    "journal/base.py:Journal": 19,  # 060, 125, 129, 130
+    "journal/base.py:JournalReader": 21,  # 060, 121, 129, 130
     "llm/provider.py:Provider": 7,
     "operators/base.py:FilledFromTable": 3,
     "operators/base.py:HoldsMarks": 2,

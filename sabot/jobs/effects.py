@@ -195,10 +195,14 @@ class Effects:
         return found
 
     def note_standing(self, history: History) -> None:
-        """Notes the approvals in the history of a job that hold for its whole scope or session."""
+        """Notes the approvals in the history of a job that hold for its whole scope or session, also beside the log."""
         for (word, name), rules in history.standing.items():
             if (place := standing_place(history.begin, word, name)) is not None:
-                self._host.standing.setdefault(place, {}).update(rules)
+                known = self._host.standing.setdefault(place, {})
+                for rule, words in rules.items():
+                    if known.get(rule) != words:
+                        known[rule] = words
+                        self._host.journal.note_approval((history.begin.job, *place, rule, words))
 
     def _decided_late(self, running: RunningJob, ask: Ask, verdict: GuardVerdict, call: GuardedCall) -> None:
         """Handles a verdict that has come from an awaitable of the guard. The effect is not made if the function no

@@ -57,7 +57,7 @@ from sabot.jobs.timers import JobTimers
 from sabot.jobs.tree import UNAWAITED_CHILD, is_retry, parent_of
 from sabot.jobs.values import as_before, pack_error, unpack_error
 from sabot.journal import Journal, Position
-from sabot.journal.base import EVERY, JobMark
+from sabot.journal.base import EVERY, Approval, JobMark
 from sabot.journal.ended_jobs import BLOCKED, JobQuery
 from sabot.journal.entries import Answer, Attempt, Begin, EffectResult, End, Entry, Signal
 
@@ -178,7 +178,16 @@ class JobHost(HostState):
         blocked = self.journal.logged(JobQuery(status=BLOCKED), EVERY)
         if blocked:
             self.journal.note_blocked({mark.job: "" for mark in blocked})
-        return open_jobs(self.journal, positions, unapplied, self.standing)
+        kept, own = self.journal.approvals(), list[Approval]()
+        found = open_jobs(self.journal, positions, unapplied, own, whole=kept is None)
+        if kept is None:
+            self.journal.keep_approvals(own)
+        else:
+            for approval in {*own} - {*kept}:  # a crash came before the next entry
+                self.journal.note_approval(approval)
+        for _, scope, session, name, rule, words in (*(kept or ()), *own):
+            self.standing.setdefault((scope, session, name), {})[rule] = words
+        return found
 
     def start(self) -> None:
         """Starts the task that handles the events of the queue."""

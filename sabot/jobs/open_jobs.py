@@ -15,7 +15,7 @@ from sabot.jobs.history import callee_of, standing_words
 from sabot.jobs.owner import OpenJob
 from sabot.jobs.tree import first_of
 from sabot.journal import JournalReader, Position
-from sabot.journal.base import MAY_BEGIN_AGAIN, JobMark, entry_of_letter, once_of
+from sabot.journal.base import MAY_BEGIN_AGAIN, Approval, JobMark, entry_of_letter, once_of
 from sabot.journal.entries import (
     Answer,
     Attempt,
@@ -47,16 +47,20 @@ def open_jobs(
     reader: JournalReader,
     positions: Mapping[int, int],
     unapplied: Mapping[str, Position],
-    standing: Standing | None = None,
+    approvals: list[Approval] | None = None,
+    *,
+    whole: bool = False,
 ) -> list[OpenJob]:
     """Returns all jobs of a journal that have not ended, and those whose end is not part of a checkpoint, in the
-    order in which they began. Reads their entries, and blocks meanwhile; with `standing`, reads the whole journal.
+    order in which they began. Reads their entries, and blocks meanwhile.
 
     `positions`: by partition of the journal, the offset behind the last entry that is part of the checkpoint.
     `unapplied`: the jobs whose end is not part of the checkpoint although it is before `positions` (the result of
-    `unapplied_jobs`). `standing`: a dict, to which the approvals for whole scopes and sessions are added.
+    `unapplied_jobs`). `approvals`: a list, to which the approvals for whole scopes and sessions are added that these
+    jobs have got. `whole`: True to read the whole log, and to add those that any job has got.
     """
-    chosen = {*reader.unfinished(positions), *unapplied}
+    whole = whole or not positions
+    chosen = set[str]() if whole else {*reader.unfinished(positions), *unapplied}
     asked: dict[str, Intent] = {}
     asking: dict[
         tuple[str, int], tuple[str, str]
@@ -67,7 +71,7 @@ def open_jobs(
     decided: dict[str, dict[int, DecidedEffect]] = {}
     cancelled: set[str] = set()
     missing: dict[str, int] = {}  # by job that continues another one: the number of entries that are still to come
-    for position, entry in reader.read() if standing is not None else reader.read_jobs(chosen):
+    for position, entry in reader.read() if whole else reader.read_jobs(chosen):
         lasts[entry.job] = position
         if entry.job in missing:
             missing[entry.job] -= 1
@@ -83,8 +87,8 @@ def open_jobs(
             asked[entry.token] = entry
         elif isinstance(entry, Answer) and (question := asked.pop(entry.token, None)) is not None:
             about = asking.get((entry.job, question.ordinal))  # None for a question that the job's own code asks
-            if standing is not None and about is not None and entry.job in begun and entry.job not in cancelled:
-                _note_standing(standing, begun[entry.job][1], whole_entry(reader, entry), *about)
+            if approvals is not None and about is not None and entry.job in begun and entry.job not in cancelled:
+                approvals += _standing_of(begun[entry.job][1], whole_entry(reader, entry), *about)
         elif isinstance(entry, Intent) and (verdict := decode_verdict(entry.note)) is not None:
             if verdict.decision is Decision.ASK and not verdict.once:
                 asking[entry.job, entry.ordinal] = callee_of(entry, verdict), verdict.asked_by
@@ -150,15 +154,15 @@ def scope_of(begin: Begin) -> str:
     return begin.scope or begin.agent.rpartition(".")[0]
 
 
-def _note_standing(standing: Standing, begin: Begin, answer: Answer, name: str, rule: str) -> None:
-    """Adds the approval to `standing` if it holds for other jobs too. `name`: the tool, model or agent about which the
-    rule has asked.
+def _standing_of(begin: Begin, answer: Answer, name: str, rule: str) -> list[Approval]:
+    """Returns the approval in an answer as a list, which is empty if it does not hold for other jobs too. `name`: the
+    tool, model or agent about which the rule has asked.
     """
     word = answer_object(answer).get("always")
     if word in (None, "job") or not is_approved(answer):
-        return
-    if (place := standing_place(begin, word, name)) is not None:
-        standing.setdefault(place, {})[rule] = standing_words(answer, str(word))
+        return []
+    place = standing_place(begin, word, name)
+    return [] if place is None else [(begin.job, *place, rule, standing_words(answer, str(word)))]
 
 
 def entries_of_trees(reader: JournalReader, jobs: Collection[str]) -> Iterator[tuple[Position, Entry]]:

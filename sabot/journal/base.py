@@ -49,6 +49,13 @@ EVERY = 1 << 62
 """As the parameter `most` of `JournalReader.logged`: all jobs."""
 
 
+Approval = tuple[str, str, str, str, str, str]
+"""An approval of a person that holds for calls of other jobs too: the id of the job that has got it, the scope of the
+others, their session ("" for all sessions of the scope), the tool, model or agent, the rule that has asked, and the words
+that say who has approved.
+"""
+
+
 class Position(NamedTuple):
     """The place of an entry in a journal: its partition, and its offset in that partition. Each new entry has a
     higher offset than all earlier ones. Offsets of removed entries are not used again.
@@ -291,6 +298,12 @@ class JournalReader(ABC):
         """Returns the letter of this name (`Letter.once`) that the owner has not turned into an entry yet, or None."""
         return next((letter for letter in self.letters() if letter.once == once), None)
 
+    def approvals(self) -> list[Approval] | None:
+        """Returns the approvals that hold for other jobs too (`Journal.note_approval`). Returns None if the
+        journal does not keep them: then the entries of all jobs have them.
+        """
+        return None
+
     @property
     @abstractmethod
     def history(self) -> JobHistory:
@@ -502,6 +515,18 @@ class Journal(JournalReader, Inbox):
 
         `reasons`: by job, the reason why it cannot continue; "" to remove the note. Jobs whose BEGIN entries are not
         durable, and jobs that have ended, are left out.
+        """
+
+    def note_approval(self, approval: Approval) -> None:
+        """Notes an approval beside the log, unless it is there. It becomes durable in one step with the next entry that is
+        appended, so at the latest with the END entry of the job that has got it, and goes when that job is trimmed. Never
+        blocks. Does nothing in a journal that does not keep approvals.
+        """
+
+    def keep_approvals(self, approvals: Collection[Approval]) -> None:
+        """Notes the approvals that the log has, all at once, for a journal of an older format whose `approvals` are None.
+        Durable when this returns; from then on `approvals` returns them. Blocks. Raises TransientError if a server does
+        not answer. Does nothing in a journal that does not keep approvals.
         """
 
     @abstractmethod

@@ -6,6 +6,7 @@ that write the entries. So a list, a count or a look for open questions reads ro
    jobs.tried, again     0 or 1, as in `JobMark`
    jobs.asks             the number of its open questions to people
    jobs.blocked          the reason why it cannot continue, or ""; no entry has it
+   approvals             approvals of people that hold for other jobs too, by their digests (`base.Approval`)
    questions.place       the place of the INTENT entry: a question from before the job's last BEGIN entry is not counted
 
 The statements work in both databases, with `?` for values. Functions that take a connection work in the transaction of
@@ -13,9 +14,12 @@ their caller.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from hashlib import blake2b
 from typing import Any
 
-from sabot.journal.base import JobMark, Position
+import msgspec
+
+from sabot.journal.base import Approval, JobMark, Position
 from sabot.journal.ended_jobs import BLOCKED, OUTCOMES, JobQuery, cut
 from sabot.journal.entries import Begin, Entry, Intent
 from sabot.journal.entry_counts import Connection, among, parts
@@ -25,6 +29,9 @@ from sabot.journal.job_marks import JobMarks, created_of, facts_of
 _AT_ONCE = 50  # rows that are filled by one statement, which compares each with each
 LISTED = 5
 """The first version of the tables' format whose list of jobs is complete. Version 4 has no reasons of blocked jobs."""
+
+APPROVED = 6
+"""The first version of the tables' format that has approvals."""
 
 _BLOCKED_UNKNOWN = 4
 
@@ -42,6 +49,10 @@ _TABLES = (
     "CREATE INDEX jobs_begun_again ON jobs (job) WHERE again = 1",
 )
 _BLOCKED_TABLES = ("ALTER TABLE jobs ADD COLUMN blocked {text} NOT NULL DEFAULT ''",)
+_APPROVALS_TABLES = (
+    "CREATE TABLE approvals (name {blob} PRIMARY KEY, job {text} NOT NULL, approval {blob} NOT NULL)",
+    "CREATE INDEX approvals_of_job ON approvals (job)",
+)
 _FACTS = "agent, scope, principal, session, key"
 _COUNTED = "token = ? AND questions.job = jobs.job AND closed = '' AND place > jobs.began"  # a question that is open
 _STATUS = (  # as `JobMark.status`
@@ -80,6 +91,10 @@ ANSWERED = (
 )
 """Counts the end of a question, before it is noted in `questions`. Its values are the job and the token."""
 
+
+_APPROVE = "INSERT INTO approvals (name, job, approval) VALUES (?, ?, ?) ON CONFLICT (name) DO NOTHING"
+_encode_approval = msgspec.msgpack.Encoder().encode
+decode_approval = msgspec.msgpack.Decoder(Approval).decode
 
 _NOTE_BLOCKED = "UPDATE jobs SET blocked = ? WHERE job = ? AND outcome = ''"
 
@@ -148,31 +163,42 @@ def note_blocked(connection: Connection, reasons: Mapping[str, str]) -> None:
         connection.execute(_NOTE_BLOCKED, (cut(why), job))
 
 
-def make_list(connection: Connection, *, whole: str, text: str) -> None:
-    """Adds the columns of the list to the tables of a journal. `whole`, `text`: the column types for integers of 63 bits
-    and for texts that are sorted by their bytes.
+def note_approvals(connection: Connection, approvals: Iterable[Approval]) -> None:
+    """Notes approvals, as `Journal.note_approval` does."""
+    for approval in approvals:
+        data = _encode_approval(approval)
+        # a digest, since an index of PostgreSQL takes neither long texts nor a NUL
+        connection.execute(_APPROVE, (blake2b(data, digest_size=16).digest(), approval[0], data))
+
+
+def make_list(connection: Connection, *, whole: str, text: str, blob: str) -> None:
+    """Adds the columns of the list and the table of approvals to the tables of a journal. `whole`, `text`, `blob`: the
+    column types for integers of 63 bits, for texts that are sorted by their bytes, and for bytes.
     """
-    for statement in _TABLES + _BLOCKED_TABLES:
-        connection.execute(statement.format(whole=whole, text=text))
+    for statement in _TABLES + _BLOCKED_TABLES + _APPROVALS_TABLES:
+        connection.execute(statement.format(whole=whole, text=text, blob=blob))
 
 
 def bring_list_up_to_date(
-    connection: Connection, form: int, entries: Iterable[tuple[Position, Entry]], *, whole: str, text: str
+    connection: Connection, form: int, entries: Iterable[tuple[Position, Entry]], *, whole: str, text: str, blob: str
 ) -> None:
     """Adds what the list lacks in tables of an older format. `form`: the version of the format. `entries`: all entries
-    of the log, in order. `whole`, `text`: as in `make_list`.
+    of the log, in order. `whole`, `text`, `blob`: as in `make_list`.
+
+    The table of approvals stays empty: the owner reads them from the entries (`Journal.keep_approvals`).
     """
-    if form == _BLOCKED_UNKNOWN:
-        for statement in _BLOCKED_TABLES:
-            connection.execute(statement.format(whole=whole, text=text))
-    elif form < LISTED:
-        make_list(connection, whole=whole, text=text)
+    if form < _BLOCKED_UNKNOWN:
+        make_list(connection, whole=whole, text=text, blob=blob)
         fill_list(connection, entries)
+        return
+    for statement in (_BLOCKED_TABLES if form == _BLOCKED_UNKNOWN else ()) + _APPROVALS_TABLES:
+        connection.execute(statement.format(text=text, blob=blob))
 
 
 def unlist(connection: Connection, jobs: Sequence[str]) -> None:
     """Notes that the log has no entries of these jobs any more. `jobs`: no more than fit into one statement."""
     connection.execute(f"UPDATE jobs SET created_ms = NULL, again = 0 WHERE job {among(jobs)}", jobs)
+    connection.execute(f"DELETE FROM approvals WHERE job {among(jobs)}", jobs)
 
 
 def fill_list(connection: Connection, entries: Iterable[tuple[Position, Entry]]) -> None:

@@ -18,6 +18,7 @@ from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.errors import AppLocked, CorruptJournal, LetterRefused, UserError
 from sabot.journal.base import (
     MAY_BEGIN_AGAIN,
+    Approval,
     Beginnings,
     Inbox,
     JobHistory,
@@ -74,6 +75,7 @@ class MemoryStorage:
         self.tokens: dict[str, list[str]] = {}  # by job: the tokens of its questions
         # By name (`base.once_of`): the job, and the letter until it is taken.
         self.letters: dict[str, tuple[str, Letter | None]] = {}
+        self.approvals: set[Approval] = set()
         self.history: dict[str, EndedJob] = {}
         self.history_entries: dict[str, dict[int, bytes]] = {}  # by job in the history: its entries by offset
         self.sizes: dict[str, int] = {}  # by job in the history: the bytes of its entries and their bodies
@@ -156,6 +158,10 @@ class MemoryReader(JournalReader):
 
     def letter(self, once: str) -> Letter | None:
         return self.storage.letters.get(once, ("", None))[1]
+
+    def approvals(self) -> list[Approval] | None:
+        with self.storage.lock:
+            return sorted(self.storage.approvals)
 
     @property
     def history(self) -> JobHistory:
@@ -315,6 +321,10 @@ class MemoryJournal(MemoryReader, Journal):
             self._check_open()
             self.storage.known.note_blocked(reasons)
 
+    def note_approval(self, approval: Approval) -> None:
+        with self.storage.lock:
+            self.storage.approvals.add(approval)
+
     def trim(self, before: Mapping[int, int], forget_before_ms: int = 0) -> int:
         storage, removed, keeping = self.storage, 0, self.keeping
         trimmed: set[str] = set()
@@ -346,6 +356,7 @@ class MemoryJournal(MemoryReader, Journal):
             storage.letters = {once: each for once, each in storage.letters.items() if each[0] not in trimmed}
             if keeping is not None:
                 self._expire(keeping.bounds(self.clock.time()))
+            storage.approvals = {each for each in storage.approvals if each[0] not in trimmed}
             named = set(storage.uses.values())
             storage.bodies = {name: body for name, body in storage.bodies.items() if name in named}
         return removed

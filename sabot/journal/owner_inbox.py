@@ -3,20 +3,20 @@ Kafka topic share them.
 """
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
 from sabot.clock import Clock
 from sabot.errors import JournalFull, LetterRefused
-from sabot.journal.base import Beginnings, Inbox, Journal, Position, check_letter, entry_of_letter, once_of
+from sabot.journal.base import Approval, Beginnings, Inbox, Journal, Position, check_letter, entry_of_letter, once_of
 from sabot.journal.ended_jobs import EndedJob
 from sabot.journal.entries import Entry, Letter, encode_letter
 from sabot.journal.entry_counts import Connection
 from sabot.journal.history_tables import expire, expiring
 from sabot.journal.job_tables import note_blocked
-from sabot.journal.tables import SqlReader, add_letter, forget, letter_facts, remove
+from sabot.journal.tables import SqlReader, add_letter, forget, keep_approvals, letter_facts, remove
 from sabot.journal.writing import GroupWriter
 
 
@@ -35,6 +35,9 @@ class OwnerInbox(Inbox):
     @abstractmethod
     def note_blocked(self, reasons: Mapping[str, str]) -> None:
         """Notes which jobs are blocked, as `Journal.note_blocked` does. Notes all of them or none."""
+
+    def keep_approvals(self, approvals: Collection[Approval]) -> None:
+        """Notes all approvals of the journal, as `Journal.keep_approvals` does."""
 
     @abstractmethod
     def expire(self, jobs: Sequence[str]) -> None:
@@ -62,7 +65,8 @@ class SqlInbox(OwnerInbox):
         errors of `Inbox.post`.
 
         While the block runs, nobody else can post a letter. In PostgreSQL, the owner can write entries meanwhile,
-        except if `what` is "trim". In SQLite, it cannot. `what`: "letter", "blocked", "trim" or "expire".
+        except if `what` is "trim". In SQLite, it cannot. `what`: "letter", "blocked", "approvals", "trim" or
+        "expire".
         """
 
     def post(self, letter: Letter) -> None:
@@ -79,6 +83,10 @@ class SqlInbox(OwnerInbox):
     def note_blocked(self, reasons: Mapping[str, str]) -> None:
         with self.transaction("blocked") as connection:
             note_blocked(connection, reasons)
+
+    def keep_approvals(self, approvals: Collection[Approval]) -> None:
+        with self.transaction("approvals") as connection:
+            keep_approvals(connection, approvals)
 
     def expire(self, jobs: Sequence[str]) -> None:
         with self.transaction("expire") as connection:
@@ -159,6 +167,12 @@ class SqlJournal(SqlReader, Journal):
 
     def note_blocked(self, reasons: Mapping[str, str]) -> None:
         self.inbox.note_blocked(reasons)
+
+    def note_approval(self, approval: Approval) -> None:
+        self.writer.note(approval)
+
+    def keep_approvals(self, approvals: Collection[Approval]) -> None:
+        self.inbox.keep_approvals(approvals)
 
     def trim(self, before: Mapping[int, int], forget_before_ms: int = 0) -> int:
         removed, place, keeping = 0, before.get(0, 0), self.keeping

@@ -28,7 +28,7 @@ import os
 import socket
 import threading
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -45,7 +45,7 @@ from sabot.errors import (
     UserError,
     short_repr,
 )
-from sabot.journal.base import Position
+from sabot.journal.base import Approval, Position
 from sabot.journal.entries import Entry
 from sabot.journal.entry_counts import Connection, end_of_log
 from sabot.journal.owner_inbox import SqlInbox, SqlJournal
@@ -266,6 +266,11 @@ class PostgresJournal(PostgresReader, SqlJournal):
         if not self.claim_left():
             raise TransientError(f"{self.where}: the claim on it has to be renewed first")
         super().note_blocked(reasons)
+
+    def keep_approvals(self, approvals: Collection[Approval]) -> None:
+        if not self.claim_left():
+            raise TransientError(f"{self.where}: the claim on it has to be renewed first")
+        super().keep_approvals(approvals)
 
     def close(self) -> None:
         if self._closed:

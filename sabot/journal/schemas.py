@@ -18,13 +18,13 @@ from sabot.connectors.sql.server import PostgresServer
 from sabot.errors import CorruptJournal, LetterRefused, TransientError, UserError
 from sabot.journal.entry_counts import make_tables
 from sabot.journal.history_tables import make_history
-from sabot.journal.job_tables import LISTED, make_list
+from sabot.journal.job_tables import APPROVED, make_list
 from sabot.journal.tables import bring_up_to_date
 from sabot.steps import step
 
 _log = logging.getLogger(__name__)
 
-_FORMAT = LISTED
+_FORMAT = APPROVED
 _HISTORY_TYPES = {"whole": "bigint", "text": 'text COLLATE "C"', "blob": "bytea"}
 _LONGEST_NAME = 63  # bytes; PostgreSQL cuts longer names off
 # the advisory lock that is held while a journal is created, so that two processes do not create the same
@@ -210,8 +210,9 @@ class JournalSchema:
                 connection.execute(statement)
             make_tables(Statements(connection), "bigint")
             make_history(Statements(connection), **_HISTORY_TYPES)
-            make_list(Statements(connection), whole=_HISTORY_TYPES["whole"], text=_HISTORY_TYPES["text"])
+            make_list(Statements(connection), **_HISTORY_TYPES)
             facts = {"format": str(_FORMAT), "identity": uuid.uuid4().hex, "key": secrets.token_hex(32), "trimmed": "0"}
+            facts["approvals"] = "1"
             for fact in facts.items():
                 connection.execute("INSERT INTO meta (name, value) VALUES (%s, %s)", fact)
 
@@ -224,16 +225,16 @@ class JournalSchema:
         """
         with self.server.explained(), step("journal", f"{self.where}: brought up to date"), connection.transaction():
             ((form,),) = connection.execute("SELECT value FROM meta WHERE name = 'format' FOR UPDATE").fetchall()
-            if int(form) == LISTED:
+            if int(form) == APPROVED:
                 return
             _log.warning(
                 "%s has format %s and is migrated to %d, which earlier versions of Sabot do not read",
-                *(self.where, form, LISTED),
+                *(self.where, form, APPROVED),
             )
             with self.connect() as beside:
                 tables = _LeaseStatements(connection, partial(renew, beside))
                 bring_up_to_date(tables, int(form), self.where, **_HISTORY_TYPES)
-            connection.execute("UPDATE meta SET value = %s WHERE name = 'format'", (str(LISTED),))
+            connection.execute("UPDATE meta SET value = %s WHERE name = 'format'", (str(APPROVED),))
 
 
 class TablesPlace(Protocol):

@@ -27,6 +27,7 @@ from sabot.base.sqlite_files import error_of, open_database
 from sabot.errors import CorruptJournal, UserError
 from sabot.journal.base import (
     MAY_BEGIN_AGAIN,
+    Approval,
     JobMark,
     JournalReader,
     Position,
@@ -76,6 +77,7 @@ from sabot.journal.history_tables import KEPT, SqlHistory, count_history, drop_b
 from sabot.journal.job_marks import JobMarks, below, selected
 from sabot.journal.job_tables import (
     ANSWERED,
+    APPROVED,
     ASKED,
     BEGAN,
     BELOW,
@@ -84,17 +86,19 @@ from sabot.journal.job_tables import (
     TRIED,
     begin_values,
     bring_list_up_to_date,
+    decode_approval,
     fill_list,
     find_statement,
     make_list,
     mark_of_row,
+    note_approvals,
     statement_of_counts,
     unlist,
 )
 from sabot.journal.writing import Appended
 
 _APPLICATION = 0x5AB07  # SQLite's application_id, which marks the databases of a program
-_FORMAT = LISTED
+_FORMAT = APPROVED
 _WAIT_SECONDS = 30.0  # the wait for others that write to the same database: inboxes, a trim
 _LOG_BYTES = 64 << 20  # the most bytes that the write-ahead log keeps on the disk when it begins anew
 _CHUNK = 1000  # the most rows that are read at once
@@ -142,6 +146,7 @@ _ENDED = (  # jobs that had ended before a place
 )
 _UNFINISHED = "SELECT job FROM jobs WHERE ended IS NULL OR ended >= ?"
 _REOPENED = f"({', '.join(map(repr, MAY_BEGIN_AGAIN))})"
+_KEEPS_APPROVALS = "SELECT 1 FROM meta WHERE name = 'approvals'"
 _REMOVED = "SELECT value FROM meta WHERE name = 'removed'"  # the place behind the last END whose job was trimmed
 HISTORY_TYPES = {"whole": "INTEGER", "text": "TEXT", "blob": "BLOB"}
 """The column types of SQLite, as arguments of `history_tables.make_history`."""
@@ -229,7 +234,7 @@ def bring_up_to_date(connection: Connection, form: int, where: object, *, whole:
         begin_to_count(connection, whole)
     if form < KEPT:
         make_history(connection, whole=whole, text=text, blob=blob)
-    bring_list_up_to_date(connection, form, _listed_entries(connection, where), whole=whole, text=text)
+    bring_list_up_to_date(connection, form, _listed_entries(connection, where), whole=whole, text=text, blob=blob)
 
 
 def _listed_entries(connection: Connection, where: object) -> Iterator[tuple[Position, Entry]]:
@@ -252,7 +257,7 @@ class SqlReader(JournalReader):
     version COUNTED on, the tables record which entries were written and which were trimmed, so that a read of all
     jobs detects a missing entry (`entry_counts`). From the version KEPT on, `trim` can move the entries of ended jobs
     into tables of their own instead of deleting them. From the version LISTED on, lists of jobs read no entries
-    (`job_tables`); before, they read all.
+    (`job_tables`); before, they read all. From the version APPROVED on, approvals for other jobs have rows.
     """
 
     format: int
@@ -311,6 +316,11 @@ class SqlReader(JournalReader):
 
     def _decoded(self, rows: Iterable[Sequence[Any]]) -> Iterator[tuple[Position, Entry]]:
         return decoded(rows, self.where)
+
+    def approvals(self) -> list[Approval] | None:
+        if self.format < APPROVED or not self.select(_KEEPS_APPROVALS):
+            return None
+        return [decode_approval(data) for (data,) in self.select("SELECT approval FROM approvals")]
 
     @property
     def history(self) -> SqlHistory:
@@ -534,6 +544,7 @@ class StoredEntry(NamedTuple):
     - `place`, `entry`: the place of the entry, and the entry itself. `data`: the entry as bytes.
     - `body`: the long body to which the entry refers; b"" if it has none, or if the body is stored already.
     - `letter`: the number of the letter from which the entry was made; 0 for none.
+    - `approvals`: the approvals that are noted with the entry.
     """
 
     place: int
@@ -541,6 +552,7 @@ class StoredEntry(NamedTuple):
     data: bytes
     body: bytes
     letter: int
+    approvals: tuple[Approval, ...] = ()
 
 
 def rows_of(group: Iterable[Appended]) -> list[StoredEntry]:
@@ -551,7 +563,7 @@ def rows_of(group: Iterable[Appended]) -> list[StoredEntry]:
         if not data:
             entry, body = with_stored_body(entry)
             data = encode_entry(entry)
-        rows.append(StoredEntry(each.offset, entry, data, body, each.letter))
+        rows.append(StoredEntry(each.offset, entry, data, body, each.letter, each.approvals))
     return rows
 
 
@@ -573,6 +585,8 @@ def add(connection: Connection, rows: Sequence[StoredEntry]) -> None:
             connection.execute(statement, values)
         if row.letter:
             connection.execute(_TAKEN, (b"", row.letter))
+        if row.approvals:
+            note_approvals(connection, row.approvals)
 
 
 def remove(
@@ -611,6 +625,12 @@ def remove(
     return removed
 
 
+def keep_approvals(connection: Connection, approvals: Iterable[Approval]) -> None:
+    """Notes all approvals of a journal, as `Journal.keep_approvals` does."""
+    note_approvals(connection, approvals)
+    connection.execute("INSERT INTO meta (name, value) VALUES ('approvals', '1') ON CONFLICT (name) DO NOTHING")
+
+
 def removed_before(connection: Connection) -> int:
     """Returns the place behind the last END entry among the jobs that were trimmed; 0 if no job was trimmed."""
     rows = connection.execute(_REMOVED).fetchall()
@@ -640,8 +660,8 @@ def make(database: Path, identity: str, key: bytes) -> None:
         connection.executescript(f"BEGIN; {_SCHEMA} COMMIT;")
         make_tables(connection, "INTEGER")
         make_history(connection, **HISTORY_TYPES)
-        make_list(connection, whole="INTEGER", text="TEXT")
-        facts = {"identity": identity, "key": key, "epoch": 0, "trimmed": 0}
+        make_list(connection, **HISTORY_TYPES)
+        facts = {"identity": identity, "key": key, "epoch": 0, "trimmed": 0, "approvals": 1}
         connection.executemany("INSERT INTO meta (name, value) VALUES (?, ?)", facts.items())
         connection.execute(f"PRAGMA application_id = {_APPLICATION}")
         connection.execute(f"PRAGMA user_version = {_FORMAT}")
@@ -706,6 +726,7 @@ def clear(connection: sqlite3.Connection, next_place: int, removed: int) -> None
     for table in _COPIED:
         connection.execute(f"DELETE FROM {table}")
     connection.execute("UPDATE meta SET value = ? WHERE name = 'trimmed'", (next_place,))
+    connection.execute("DELETE FROM meta WHERE name = 'approvals'")  # frames have none
     _set_removed(connection, removed)
     count_anew(connection)
     count_history(connection)

@@ -16,7 +16,7 @@ from typing import Any
 from sabot.base.os_errors import hint_of
 from sabot.base.threads import call_on_loop, threads
 from sabot.errors import JournalFailed, JournalFull, SabotError, UserError
-from sabot.journal.base import Position
+from sabot.journal.base import Approval, Position
 from sabot.journal.entries import INLINE_BYTES, Entry, body_of, encode_entry, without_body
 
 CAPACITY_BYTES = 64 << 20
@@ -33,6 +33,7 @@ class Appended:
       body and encodes the entry.
     - `letter`: the number of the letter from which the entry was made; 0 for none.
     - `size`: the bytes of the entry in the queue, which are limited by `capacity_bytes`.
+    - `approvals`: the approvals that are noted with the entry (`Journal.note_approval`).
     """
 
     offset: int
@@ -40,6 +41,7 @@ class Appended:
     data: bytes
     letter: int
     size: int
+    approvals: tuple[Approval, ...] = ()
 
 
 class GroupWriter:
@@ -72,6 +74,7 @@ class GroupWriter:
         self._store = store
         self._changed = threading.Condition()
         self._queue: deque[Appended] = deque()
+        self._noted: tuple[Approval, ...] = ()  # with the next entry
         self._waiting_bytes = 0
         self._next = self._durable = first
         self._failed: JournalFailed | None = None
@@ -112,11 +115,17 @@ class GroupWriter:
                 )
             offset = self._next
             self._next += 1
-            self._queue.append(Appended(offset, entry, data, letter, size))
+            self._queue.append(Appended(offset, entry, data, letter, size, self._noted))
+            self._noted = ()
             self._waiting_bytes += size
             if len(self._queue) == 1:
                 self._changed.notify_all()
         return Position(self._partition, offset)
+
+    def note(self, approval: Approval) -> None:
+        """Notes an approval with the next entry (`Journal.note_approval`)."""
+        with self._changed:
+            self._noted += (approval,)
 
     def _check(self) -> None:
         if self._failed is not None:

@@ -376,6 +376,38 @@ def test_the_entries_of_open_jobs_are_read_without_those_of_others(
     reader.close()
 
 
+def test_an_approval_for_other_jobs_is_durable_with_the_next_entry_until_its_job_is_trimmed(
+    home: Home, journal: Journal
+) -> None:
+    given = ("a", "acme\0" * 900, "s-1", "tool refund", "asks", "by ann")
+    others = [("b", *given[1:]), ("b", "acme", "", *given[3:])]
+    written(journal, Begin("a", 1), Begin("b", 1))
+    for each in (given, *others, given):
+        journal.note_approval(each)
+    reader = home.reader()
+    assert not reader.approvals() or isinstance(journal, MemoryJournal)
+    kept = not isinstance(home, InKafka)
+    written(journal, End("a", 2, "succeeded"))
+    assert sorted(reader.approvals() or ()) == (sorted([given, *others]) if kept else [])
+    journal.trim(journal.positions(), 1 << 60)
+    journal.close()
+    owner = home.owner()
+    for each in (reader, owner):
+        found = each.approvals()
+        assert (None if found is None else sorted(found)) == (sorted(others) if kept else None)
+        each.close()
+
+
+def test_a_journal_that_does_not_know_its_approvals_is_told_them_once(home: Home) -> None:
+    owner = home.owner()
+    given = [("a", f"scope {number}", "", "tool refund", "asks", "by ann") for number in range(3)]
+    owner.keep_approvals(given)
+    owner.close()
+    reader = home.reader()
+    assert sorted(reader.approvals() or ()) == ([] if isinstance(home, InKafka | InMemory) else given)
+    reader.close()
+
+
 def test_what_was_trimmed_is_not_missing(home: Home) -> None:
     apart(home, 9)  # 0, 3 and 6 are of the job "a"
     owner = home.owner()

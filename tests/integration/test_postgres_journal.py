@@ -35,7 +35,7 @@ from sabot.journal.entries import Answer, Begin, EffectResult, End, Intent
 from sabot.journal.postgres import PostgresInbox, PostgresJournal, PostgresReader
 from sabot.journal.schemas import JournalSchema, Statements
 from tools.command_line import child
-from tools.older_journals import without_list, without_reasons, write_given
+from tools.older_journals import OLDER, without_list, write_given
 from tools.postgres import Postgres, server_or_skip
 from tools.tcp_proxy import TcpProxy
 
@@ -136,7 +136,7 @@ def test_what_is_no_journal_of_ours_is_told(url: str, app: str) -> None:
         PostgresJournal(url, "a" * 60)
     PostgresJournal(url, app).close()
     query(url, f"UPDATE \"sabot_{app}\".meta SET value = '7' WHERE name = 'format'")
-    with pytest.raises(UserError, match="has format 7, and this Sabot knows 5"):
+    with pytest.raises(UserError, match="has format 7, and this Sabot knows 6"):
         PostgresJournal(url, app)
     query(url, f"DELETE FROM \"sabot_{app}\".meta WHERE name = 'key'")
     with pytest.raises(CorruptJournal, match="lost its identity"):
@@ -730,26 +730,26 @@ def test_a_letter_that_is_posted_while_its_job_is_trimmed_does_not_stay(url: str
 
 
 def of_format(form: int, url: str, app: str) -> list[JobMark]:
-    """Makes a journal as the format 3 or 4 had it. Returns the list of its jobs that the format 5 has."""
+    """Makes a journal as an older format had it. Returns the list of its jobs that the format of today has."""
     journal = PostgresJournal(url, app)
     write_given(journal)
     found = journal.logged(JobQuery(), EVERY)
     journal.close()
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute(f'SET search_path = "sabot_{app}"')
-        (without_list if form == 3 else without_reasons)(connection.execute)  # type: ignore[arg-type]
+        OLDER[form](connection.execute)  # type: ignore[arg-type]
         connection.execute("UPDATE meta SET value = %s WHERE name = 'format'", (str(form),))
     return found
 
 
-@pytest.mark.parametrize("form", [3, 4])
+@pytest.mark.parametrize("form", [3, 4, 5])
 def test_a_journal_of_an_older_format_gets_its_list_from_its_first_owner(url: str, app: str, form: int) -> None:
     listed = of_format(form, url, app)
     reader = PostgresReader(url, app)
     assert reader.logged(JobQuery(), EVERY) == listed
     assert reader.logged_counts(JobQuery()) == {"queued": 1, "running": 1, "waiting_action": 1, "failed": 1}
     journal = PostgresJournal(url, app)
-    assert (journal.format, journal.logged(JobQuery(), EVERY)) == (5, listed)
+    assert (journal.format, journal.logged(JobQuery(), EVERY)) == (6, listed)
     assert journal.wait_durable(journal.append(Answer("asks", 6000, 2, "open")), 60)
     assert journal.logged_counts(JobQuery()) == {"queued": 1, "running": 2, "failed": 1}
     for each in (reader, journal):
@@ -787,7 +787,7 @@ def test_a_migration_whose_session_ends_at_any_statement_begins_anew(
         journal = PostgresJournal(url, app)  # begins anew by itself
         journal.close()
         reader = PostgresReader(url, app)
-        assert (reader.format, reader.logged(JobQuery(), EVERY)) == (5, listed)
+        assert (reader.format, reader.logged(JobQuery(), EVERY)) == (6, listed)
         reader.close()
         if at > 40:
             break

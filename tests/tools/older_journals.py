@@ -30,16 +30,27 @@ def write_given(journal: Journal) -> None:
     assert journal.wait_durable(places[-1], 60)
 
 
+def without_approvals(execute: Callable[[str], object]) -> None:
+    """Takes away what the format 6 of a journal's tables has and the format 5 has not. The caller notes the format."""
+    execute("DROP TABLE approvals")
+    execute("DELETE FROM meta WHERE name = 'approvals'")
+
+
 def without_reasons(execute: Callable[[str], object]) -> None:
-    """Takes away what the format 5 of a journal's tables has and the format 4 has not. The caller notes the format."""
+    """Takes away what the format 6 of a journal's tables has and the format 4 has not. The caller notes the format."""
+    without_approvals(execute)
     execute("ALTER TABLE jobs DROP COLUMN blocked")
 
 
 def without_list(execute: Callable[[str], object]) -> None:
-    """Takes away what the format 5 of a journal's tables has and the format 3 has not. The caller notes the format."""
+    """Takes away what the format 6 of a journal's tables has and the format 3 has not. The caller notes the format."""
     without_reasons(execute)
     for name in ("jobs_by_creation", "jobs_begun_again"):
         execute(f"DROP INDEX {name}")
     for name in _COLUMNS:
         execute(f"ALTER TABLE jobs DROP COLUMN {name}")
     execute("ALTER TABLE questions DROP COLUMN place")
+
+
+OLDER = {3: without_list, 4: without_reasons, 5: without_approvals}
+"""By a format of a journal's tables: the function that takes away what the tables of today have and it has not."""

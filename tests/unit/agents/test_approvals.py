@@ -5,6 +5,8 @@ import dataclasses
 import functools
 import logging
 import math
+import sqlite3
+from contextlib import closing
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -42,13 +44,15 @@ from sabot.agents.job_view import JobView
 from sabot.agents.replay.verification import verified
 from sabot.agents.store import InMemoryActionStore
 from sabot.calls.tools import Tool
-from sabot.errors import UserError
+from sabot.errors import TransientError, UserError
 from sabot.jobs.answers import json_value
 from sabot.jobs.guard import Behalf, decode_verdict, encode_verdict
-from sabot.journal import Letter
+from sabot.journal import Journal, Letter
 from sabot.journal.entries import Answer, Attempt, Intent
 from sabot.journal.memory import MemoryJournal, MemoryReader, MemoryStorage
+from sabot.journal.sqlite import SqliteInbox, SqliteJournal
 from sabot.llm import Agent, ExecutionEngine, ScriptedProvider, ToolCall, assistant
+from tools.older_journals import OLDER
 
 ASKS = ToolPolicy(["refund"], require_approval=True, name="asks")
 
@@ -484,6 +488,87 @@ async def test_an_approval_for_the_whole_scope_holds_for_other_jobs_of_the_tenan
         await jobs.until(lambda: [each.job_id for each in asked(home)] == ["guest"])
     assert len(made) == 2
     assert next(audit_job(MemoryReader(home), "k")).reason == "approved by ann for the whole scope, in job j (effect 1)"
+
+
+async def started(journal: Journal, owner: Owner) -> Any:
+    async with hosting(journal, owner, restored=(journal.positions(), {}), guard=PolicyEngine([ASKS])) as jobs:
+        return jobs
+
+
+@pytest.mark.parametrize("form", [5, 6])
+async def test_an_approval_for_the_scope_holds_until_its_job_is_trimmed_and_a_start_reads_no_entries_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: int
+) -> None:
+    """The first start over a journal of an older format reads the entries of all jobs, and begins anew if it is killed
+    before it has noted what it has found.
+    """
+    made: list[Any] = []
+    folder, f = tmp_path / "journal", calls(refund_of(made), ("o-1",))
+    journal = SqliteJournal(folder)
+    async with hosting(journal, Owner(f), guard=PolicyEngine([ASKS])) as jobs:
+        jobs.begin("j", behalf=Behalf("acme"))
+        await jobs.until(lambda: JobView.of(journal).actions)
+        (question,) = JobView.of(journal).actions.values()
+        journal.post(Letter("answer", question.resume_token, body=ALWAYS, by="ann"))
+        await jobs.over("j")
+    journal.close()
+    if form == 5:
+        with closing(sqlite3.connect(folder / "journal.db")) as database, database:
+            OLDER[5](database.execute)
+            database.execute("PRAGMA user_version = 5")
+
+        def killed(self: Any, approvals: Any) -> None:
+            raise TransientError("killed")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(SqliteInbox, "keep_approvals", killed)
+            journal = SqliteJournal(folder)
+            assert journal.approvals() is None
+            with pytest.raises(TransientError):
+                await started(journal, Owner(f))
+            journal.close()
+        journal = SqliteJournal(folder)
+        await started(journal, Owner(f))
+        journal.close()
+    journal = SqliteJournal(folder)
+    assert [(*place, words) for *place, _, words in journal.approvals() or ()] == [
+        ("j", "acme", "", "tool refund", "approved by ann for the whole scope, in job j (effect 1)")
+    ]
+    with monkeypatch.context() as patch:
+        patch.setattr(journal, "read", None)
+        jobs = await started(journal, Owner(f))
+    assert list(jobs.host.standing) == [("acme", "", "tool refund")]
+    async with hosting(journal, Owner(f), restored=(journal.positions(), {}), guard=PolicyEngine([ASKS])) as jobs:
+        jobs.begin("k", behalf=Behalf("acme"))
+        await jobs.over("k")
+    assert len(made) == 2
+    journal.trim(journal.positions(), 1 << 60)
+    assert (await started(journal, Owner(f))).host.standing == {}
+    journal.close()
+
+
+async def test_an_approval_that_a_crash_has_kept_from_its_row_is_noted_by_the_next_start(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made: list[Any] = []
+    refund, home = refund_of(made), MemoryStorage()
+
+    async def f(ctx: DurableContext) -> None:
+        await ctx.call(refund, "o-1")
+        await ctx.wait("next")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MemoryJournal, "note_approval", Journal.note_approval)
+        async with hosting(home, Owner(f), guard=PolicyEngine([ASKS])) as jobs:
+            jobs.begin("j", behalf=Behalf("acme"))
+            await answer(jobs, home, ALWAYS)
+            await jobs.parks("j")
+    assert MemoryReader(home).approvals() == []
+    async with hosting(home, Owner(f), restored=(jobs.journal.positions(), {}), guard=PolicyEngine([ASKS])):
+        pass
+    assert [words for *_, words in MemoryReader(home).approvals() or ()] == [
+        "approved by ann for the whole scope, in job j (effect 1)"
+    ]
 
 
 @pytest.mark.parametrize("word", ["scope", "session"])

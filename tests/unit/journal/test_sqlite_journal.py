@@ -26,7 +26,7 @@ from sabot.journal.sqlite import DATABASE, SqliteInbox, SqliteJournal, SqliteRea
 from sabot.journal.tables import checksum
 from sabot.journal.writing import Appended, GroupWriter
 from sabot.steps import watch
-from tools.older_journals import GIVEN, without_list, without_reasons, write_given
+from tools.older_journals import GIVEN, OLDER, write_given
 
 
 @pytest.fixture
@@ -156,7 +156,7 @@ def test_a_later_format_is_refused_by_its_number(tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / "journal" / DATABASE) as database:
         database.execute("PRAGMA user_version = 7")
     database.close()
-    with pytest.raises(UserError, match="has format 7, and this Sabot knows 5"):
+    with pytest.raises(UserError, match="has format 7, and this Sabot knows 6"):
         SqliteJournal(tmp_path / "journal")
 
 
@@ -678,18 +678,18 @@ def test_the_database_itself_is_no_place_for_an_owner_and_a_folder_of_before_is(
 
 
 def of_format(form: int, folder: Path) -> list[JobMark]:
-    """Makes a journal as the format 3 or 4 had it. Returns the list of its jobs that the format 5 has."""
+    """Makes a journal as an older format had it. Returns the list of its jobs that the format of today has."""
     owner = SqliteJournal(folder)
     write_given(owner)
     found = owner.logged(JobQuery(), EVERY)
     owner.close()
     with closing(sqlite3.connect(folder / DATABASE)) as database, database:
-        (without_list if form == 3 else without_reasons)(database.execute)
+        OLDER[form](database.execute)
         database.execute(f"PRAGMA user_version = {form}")
     return found
 
 
-@pytest.mark.parametrize("form", [3, 4])
+@pytest.mark.parametrize("form", [3, 4, 5])
 def test_a_journal_of_an_older_format_gets_its_list_from_its_first_owner(tmp_path: Path, form: int) -> None:
     folder = tmp_path / "journal"
     listed = of_format(form, folder)
@@ -714,7 +714,7 @@ def test_a_journal_of_an_older_format_gets_its_list_from_its_first_owner(tmp_pat
         closed.close()
 
 
-@pytest.mark.parametrize("form", [3, 4])
+@pytest.mark.parametrize("form", [3, 4, 5])
 def test_a_migration_that_is_killed_at_any_statement_begins_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: int
 ) -> None:
@@ -740,9 +740,9 @@ def test_a_migration_that_is_killed_at_any_statement_begins_anew(
     monkeypatch.setattr(sqlite, "connected", watched)
     SqliteJournal(folder).close()
     monkeypatch.undo()
-    assert len(killed) > (20 if form == 3 else 3)
+    assert len(killed) > {3: 20, 4: 4, 5: 3}[form]
     for copy in killed:
         owner = SqliteJournal(copy)
-        assert (owner.format, owner.logged(JobQuery(), EVERY)) == (5, listed)
+        assert (owner.format, owner.logged(JobQuery(), EVERY)) == (6, listed)
         assert [entry for _, entry in owner.read()] == GIVEN
         owner.close()
