@@ -1012,8 +1012,8 @@ WRONG = [
     (
         "SELECT carrier FROM flights QUALIFY RANK() OVER (PARTITION BY carrier ORDER BY PROCTIME()) = 1",
         "1:80: the time of processing has no value in a row",
-        "it may stand in DESCRIPTOR, in FOR SYSTEM_TIME AS OF, and in ORDER BY of a ROW_NUMBER() that is bounded by = 1; compare by "
-        "the event time",
+        "it may stand in a select list, in DESCRIPTOR, in FOR SYSTEM_TIME AS OF, and in ORDER BY of a ROW_NUMBER() that is bounded by "
+        "= 1; compare by the event time",
     ),
     (
         "SELECT carrier FROM flights QUALIFY ROW_NUMBER() OVER (PARTITION BY carrier ORDER BY PROCTIME()) <= 2",
