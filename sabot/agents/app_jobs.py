@@ -396,7 +396,7 @@ def _made(storage: MemoryStorage | None) -> MemoryStorage:
 
 
 class JobsAsked(NamedTuple):
-    """What has become of a request to many jobs.
+    """The outcome of a request to many jobs.
 
     - `found`: the number of jobs that the query has selected.
     - `done`: the number of jobs whose request is durable.

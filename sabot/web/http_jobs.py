@@ -75,7 +75,7 @@ class Caller:
     - `name`: its name. It is recorded with answers, cancels and signals, and is the principal of its jobs.
     - `scopes`: the scopes (tenants) whose jobs it may see; None for all. A caller with scopes begins jobs in its own name
       only.
-    - `may`: what it may do: "read" jobs and their events, "start" jobs, "answer" questions, which shows their arguments
+    - `may`: its rights: "read" jobs and their events, "start" jobs, "answer" questions, which shows their arguments
       and tokens, and "change" jobs: cancel, signal and retry them.
     """
 
