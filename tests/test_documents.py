@@ -381,6 +381,7 @@ def test_the_files_example_converts_each_line_once_and_sets_bad_ones_apart(tmp_p
 
 
 @pytest.mark.kafka
+@pytest.mark.slow  # four seconds of a core
 def test_the_kafka_example_goes_on_counting_after_a_restart(kafka: Broker, topic: str, tmp_path: Path) -> None:
     program = (ROOT / "examples" / "kafka_alerts.py").read_text()
     for name in ("payments", "alerts"):  # the broker may be one that others use
@@ -417,6 +418,7 @@ def test_the_refunds_example_refunds_once_and_is_answered_while_it_is_dead(tmp_p
     ]
 
 
+@pytest.mark.slow  # three processes
 async def test_the_mcp_server_example_counts_and_what_it_keeps_is_served(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -477,6 +479,7 @@ def test_cells_run_and_are_run_again_in_ipython(monkeypatch: pytest.MonkeyPatch,
     assert printed.getvalue() == "one 7\ntwo 7\n"
 
 
+@pytest.mark.slow  # a process of three seconds
 def test_cells_run_in_the_repl_of_asyncio(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "asyncio"],

@@ -394,6 +394,7 @@ def test_the_classes_of_effects_have_the_names_that_type_checkers_know() -> None
     assert typing.get_args(EffectName) == tuple(EffectClass)
 
 
+@pytest.mark.slow  # mypy reads a package
 def test_type_checkers_see_what_the_set_up_installs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from mypy import api
 

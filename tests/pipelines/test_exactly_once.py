@@ -11,6 +11,7 @@ import shutil
 import sqlite3
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -1101,24 +1102,18 @@ async def test_a_second_run_on_one_directory_is_refused_and_the_first_goes_on(me
     assert sink.rows == dicts([1, 2])
 
 
-class Elsewhere(App):
+def elsewhere(place: Path) -> CheckpointStorage:
     """Checkpoints in a file system that is not this machine's, as far as Sabot can see."""
-
-    place: Path
-
-    def checkpoints(self) -> CheckpointStorage:
-        self.place.mkdir(exist_ok=True)
-        return CheckpointStorage((pyarrow.fs.SubTreeFileSystem(str(self.place), pyarrow.fs.LocalFileSystem()), "two"))
+    place.mkdir(exist_ok=True)
+    return CheckpointStorage((pyarrow.fs.SubTreeFileSystem(str(place), pyarrow.fs.LocalFileSystem()), "two"))
 
 
 def on_one_store(memory_url: str, folder: Path, sink: Sink) -> tuple[App, App]:
     """The same app two times."""
 
     def build() -> App:
-        app = Elsewhere(
-            "two", memory_url, checkpoint_interval="1h", restart="none", checkpoint_dir=str(folder / "none")
-        )
-        app.place = folder / "bucket"
+        app = App("two", memory_url, checkpoint_interval="1h", restart="none", checkpoint_dir=str(folder / "none"))
+        app.spec.checkpoints = partial(elsewhere, folder / "bucket")  # type: ignore[method-assign]
         app.stream("in", schema=SCHEMA).to(sink)
         return app
 

@@ -237,10 +237,9 @@ def digests(folder: Path) -> list[str]:
 
 
 def plan_of(app: App) -> Plan:
-    runtime = app.agent_runtime
-    reads = [node for node in walk(runtime.writes) if isinstance(node, Read)]
+    reads = [node for node in walk(app.spec.ends) if isinstance(node, Read)]
     schemas = {id(node): columns_of(node.source) if node.schema is None else node.schema for node in reads}
-    return make_plan(with_schemas(runtime.writes, schemas))
+    return make_plan(with_schemas(app.spec.ends, schemas))
 
 
 def test_the_digests_of_steps_are_those_of_earlier_versions(tmp_path, monkeypatch):

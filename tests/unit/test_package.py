@@ -119,6 +119,7 @@ def test_import_of_sabot_needs_no_optional_package(tmp_path: Path) -> None:
     assert done.stdout.strip() == sabot.__version__
 
 
+@pytest.mark.slow  # as that of the terminal
 def test_a_program_without_sql_loads_nothing_of_sql() -> None:
     code = "import sys; from sabot import App; App('x').stream('t'); print([m for m in sys.modules if m.startswith('sabot.sql')])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
@@ -160,6 +161,7 @@ def test_the_first_program_of_the_readme_loads_nothing_that_it_does_not_use(firs
     assert not {*UNUSED, "http.client", "sabot.codecs.avro", "sabot.codecs.protobuf"} & set(modules.split())
 
 
+@pytest.mark.slow  # a process of a second, beside that of the README's program
 def test_a_query_of_a_terminal_loads_nothing_that_it_does_not_use(with_unused: Path) -> None:
     (with_unused / "in.csv").write_text("a,n,t\nx,20,2026-01-01\n")
     words = (

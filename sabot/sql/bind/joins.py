@@ -731,7 +731,7 @@ def _with_nulls(node: Expression, left: TypedExpr, right: TypedExpr) -> list[tup
         try:
             instead = pa.scalar(0, pa.int32()).cast(type)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-            instead = pa.array([0]).cast(type)[0] if pa.types.is_timestamp(type) else None
+            instead = pa.scalar(0, type) if pa.types.is_timestamp(type) else None
     if instead is None:
         raise SqlFault(node.span, f"{sql_type(type)} is no key of a join", "compare its parts")
     nulls = [TypedExpr(each.expr.is_null(), pa.bool_()) for each in (left, right)]

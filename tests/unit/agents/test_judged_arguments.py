@@ -550,7 +550,12 @@ async def test_a_default_that_nobody_can_record_neither_denies_a_call_nor_reache
         ("pay", "order.mony.amount", "tool pay has no order.mony", "did you mean 'money'"),
         ("pay", "order.money.amuont", "tool pay has no order.money.amuont", "did you mean 'amount'"),
         ("bill", "lines.*.unit_prize", "tool bill has no lines.*.unit_prize", "'unit_price'"),
-        ("bill", "lines.unit_price", "tool bill has no lines.unit_price", "it has"),
+        (
+            "bill",
+            "lines.unit_price",
+            "tool bill has no lines.unit_price",
+            "field='lines.*.unit_price' is about each item",
+        ),
         ("bill", "parcel.wieght", "tool bill has no parcel.wieght", "did you mean 'weight'"),
         ("keep", "note.txt", "tool keep has no note.txt", "did you mean 'text'"),
         ("keep", "by.ann.money.amuont", "tool keep has no by.ann.money.amuont", "did you mean 'amount'"),

@@ -93,8 +93,8 @@ def test_a_ledger_that_counts_a_replay_is_found(monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize(
     ("number", "guarded"),
     [
-        (14, False),  # the shortest of the first seeds: the time goes with the square of its entries
-        (16, True),
+        pytest.param(14, False, marks=pytest.mark.slow),
+        (16, True),  # one of the shortest of the first seeds: the time goes with the square of its entries
         pytest.param(3, False, marks=pytest.mark.slow),
         pytest.param(17, False, marks=pytest.mark.slow),
         pytest.param(11, True, marks=pytest.mark.slow),

@@ -33,7 +33,7 @@ def naive(data: bytes) -> list[tuple[int, bytes]]:
     for line in data.split(b"\n"):
         ended = offset + len(line) < len(data)
         payload = line[:-1] if ended and line.endswith(b"\r") else line
-        if payload:
+        if payload.strip(b" \t\r"):
             found.append((offset, payload))
         offset += len(line) + 1
     return found

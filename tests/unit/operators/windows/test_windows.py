@@ -596,6 +596,7 @@ def test_the_last_digits_of_a_window_depend_on_its_panes_alone(tmp_path, window)
     assert outcomes[1:] == outcomes[:1] * 3
 
 
+@pytest.mark.one_in(3, "a second or two of a core each")
 @pytest.mark.parametrize(
     ("window", "calls"),
     [
