@@ -4,6 +4,7 @@
     run_in_thread     called on the loop: runs blocking work in a thread of the engine's pool, and awaits it
     call_on_loop      called from any thread: schedules a call on the loop
     wait_done         called on the loop: waits for a future that a thread completes
+    end_tasks         called on the loop: cancels tasks, and waits until they have ended
     wait_all          called on the loop: waits until all of these futures have ended
     run_to_end        called on the loop: finishes a step even if its caller is cancelled half way
     close_with_loop   called on the loop: closes an object, such as connections, when the loop is about to be closed
@@ -15,7 +16,7 @@ for a checkpoint.
 
 import asyncio
 import threading
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any, ParamSpec, Protocol, TypeVar
@@ -24,6 +25,8 @@ from sabot.base.process_exit import EXITS, wrap_exit
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+_CANCEL_AGAIN_SECONDS = 5.0  # what a task may take to close what it has open
 
 Turn = Callable[[float], bool | None]
 """One turn of an engine thread: `turn(wait_seconds)` takes one element, and waits at most `wait_seconds` for it.
@@ -146,6 +149,20 @@ async def run_to_end(work: Coroutine[Any, Any, T]) -> T:
     if cancelled:
         raise asyncio.CancelledError
     return step.result()
+
+
+async def end_tasks(tasks: "Iterable[asyncio.Task[Any]]") -> None:
+    """Cancels tasks until they have ended, and leaves their errors out. One cancellation may be lost: that of a client
+    or a user's function in `asyncio.wait_for` of Python 3.11 is, if the call that it awaits ends in the same turn.
+    """
+    left = set(tasks)
+    while left:
+        for task in left:
+            task.cancel()
+        ended, left = await asyncio.wait(left, timeout=_CANCEL_AGAIN_SECONDS)
+        for task in ended:
+            if not task.cancelled():
+                task.exception()  # else asyncio logs that nobody has asked for it
 
 
 async def wait_all(running: "list[asyncio.Future[None]]") -> None:

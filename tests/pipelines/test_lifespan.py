@@ -162,6 +162,31 @@ async def test_a_timer_ticks_while_the_app_runs(app: App) -> None:
     assert len(asyncio.all_tasks()) == 1  # nothing ticks on
 
 
+async def test_an_app_stops_though_a_timer_has_lost_its_cancellation(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `asyncio.wait_for` of Python 3.11 loses one, if the call that it awaits ends in the same turn."""
+    monkeypatch.setattr("sabot.base.threads._CANCEL_AGAIN_SECONDS", 0.01)
+    begun, lost = asyncio.Event(), 0
+
+    @app.timer("1ms")
+    async def sweep() -> None:
+        nonlocal lost
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            lost += 1
+        await asyncio.Event().wait()
+
+    @app.agent("orders")
+    async def work(ctx: Any) -> None: ...
+
+    await app.start()
+    await bounded(begun.wait())
+    await bounded(app.stop())
+    assert lost == 1
+    assert len(asyncio.all_tasks()) == 1
+
+
 @pytest.mark.parametrize("error", [ValueError, TransientError])
 @pytest.mark.parametrize("policy", ["fail", "skip"])
 async def test_a_timer_that_fails_ends_the_run_or_is_logged(

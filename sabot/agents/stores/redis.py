@@ -30,7 +30,7 @@ from sabot.base.backoff import Backoff
 from sabot.base.checks import Of, check
 from sabot.base.config import Duration, parse_seconds
 from sabot.base.options import answers_wrong_options
-from sabot.base.threads import run_in_thread, run_to_end
+from sabot.base.threads import end_tasks, run_in_thread, run_to_end
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.connectors.redis.server import RedisServer
 from sabot.errors import UNREADABLE, DataError, LetterRefused, TransientError, UserError
@@ -78,8 +78,7 @@ class RedisSignalChannel:
         """
         hearing, self._hearing = self._hearing, None
         if hearing is not None:
-            hearing.cancel()
-            await asyncio.gather(hearing, return_exceptions=True)
+            await end_tasks([hearing])
             await self._server.close()
 
     async def __aenter__(self) -> "RedisSignalChannel":
@@ -433,8 +432,7 @@ class RedisActionStore(ActionStore):
         mirror = self._mirror
         if mirror is not None and mirror.hearing is not None:
             hearing, mirror.hearing = mirror.hearing, None
-            hearing.cancel()
-            await asyncio.gather(hearing, return_exceptions=True)
+            await end_tasks([hearing])
 
     async def became_durable(self) -> None:
         """Copies the actions in the new durable entries of the kernel's journal to Redis. If the server does not

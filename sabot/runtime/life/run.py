@@ -17,7 +17,7 @@ from sabot.api.nodes.read import Read, endless_read
 from sabot.base.claims import FileClaim
 from sabot.base.metrics import Metrics, Sample
 from sabot.base.supervision import unexpected_end, watch_task
-from sabot.base.threads import Handle, call_on_loop, run_in_thread, run_to_end, threads, wait_all
+from sabot.base.threads import Handle, call_on_loop, end_tasks, run_in_thread, run_to_end, threads, wait_all
 from sabot.calls.judging import with_judge
 from sabot.calls.model_figures import RunEngines
 from sabot.checkpoint import CheckpointStorage, Coordinator, Manifest, Requests, serve
@@ -498,10 +498,7 @@ class Run:
         self.running = False
         failure: CheckpointFailed | None = None
         try:
-            for task in self._periodic:
-                task.cancel()
-            if self._periodic:
-                await asyncio.wait(self._periodic)
+            await end_tasks(self._periodic)
             for agent in self.agents.values():
                 agent.stops()
             parts = self._parts()
