@@ -300,6 +300,7 @@ async def test_the_open_jobs_of_a_kernel_are_checked_while_it_runs_and_when_it_d
         assert (await ended.result()).content == "refunded 19"
         await until(lambda: kernel.statistics()["parked"] == 2)
         target = kernel_program(tmp_path, KERNEL)
+        await until(lambda: len(checked(target)) == 2)  # the kernel has a result before its end is durable
         first, second = checked(target)
         assert (first["job_id"], first["agent"], first["effects"]) == (waits.job_id, "desk.handle", 2)
         assert [(job["verdict"], job["then"]) for job in (first, second)] == [
