@@ -628,7 +628,7 @@ _HINTS = {
 _ENGINE_TYPES = re.compile(
     r"\b(u?int(8|16|32|64)|string|bool|double|float|date32\[day\]|timestamp\[[^\]]*\]|decimal\d+(?=\())"
 )
-_NO_CAST = re.compile(r".*?: (\S.*) cannot be cast to (.*?): .*", re.DOTALL)
+_NO_CAST = re.compile(r".*?: (\S.*) cannot be cast to (.*?): (?=[A-Z]).*", re.DOTALL)
 _ENGINE_OPERATORS = {"== of": "= of", "!= of": "<> of", "when of": "CASE of", "& of": "AND of", "| of": "OR of"}
 _ARROW_TYPES = {"bool": "bool_", "double": "float64", "float": "float32", "date32[day]": "date32"}
 
@@ -644,16 +644,22 @@ def _in_words_of_sql(error: UserError | DataError, span: Span, function: str) ->
             return "DECIMAL"
         return sql_type(getattr(pa, _ARROW_TYPES.get(name, name))())
 
+    def of_sql(text: str) -> str:
+        return _ENGINE_TYPES.sub(named, text).replace("list<item: ", "ARRAY<").replace("struct<", "ROW<")
+
     message = str(error.args[0] if error.args else error).split("cannot be computed: ", 1)
     text = message[-1]
     for old, new in _ENGINE_OPERATORS.items():
         text = text.replace(old, new) if text.startswith(old) else text
     hint = getattr(error, "hint", "") or ""
     if cast := _NO_CAST.fullmatch(text):
-        given, wanted = (sql_type(as_type(each)) for each in cast.groups())
+        given, wanted = (
+            re.sub(r"(\w+): ", r"\1 ", of_sql(each)) if "<" in each else sql_type(as_type(each))
+            for each in cast.groups()
+        )
         text, hint = f"{given} cannot be cast to {wanted}", "JSON_STRING(…)" if wanted == "STRING" else hint
     elif len(message) == 2:
-        text = _ENGINE_TYPES.sub(named, text).replace("list<item: ", "ARRAY<").replace("struct<", "ROW<")
+        text = of_sql(text)
         hint = _cast_for(text) if "cast" in hint else hint
         if function and " of " in text:
             text = f"{function} of {text.split(' of ', 1)[1]}"
