@@ -770,6 +770,7 @@ class QueryBinder:
 
     def _exists(self, relation: Relation, query: Query, how: Literal["semi", "anti"]) -> Relation:
         """Returns the rows that have a partner in a query, or those that have none (`how`)."""
+        relation = self._opened_for(relation, query, "EXISTS")
         inner, body, keys = self._inside(relation, query, "EXISTS")
         both = Relation(inner.stream, (*inner.fields, *relation.fields))
         for item in body.items:  # their values do not matter, but a wrong name is an error
@@ -785,6 +786,7 @@ class QueryBinder:
         NOT IN drops a row if the query has, for this row, a row that is equal or NULL; and if its own value is NULL and
         the query has any row.
         """
+        relation = self._opened_for(relation, query, "IN")
         inner, body, keys = self._inside(relation, query, "IN")
         if any(isinstance(item.expression, Star) for item in body.items):
             raise SqlFault(query.span, "the query of IN names its column", "x IN (SELECT y FROM …)")
@@ -805,6 +807,16 @@ class QueryBinder:
             relation = self._semi_joined(relation, inner, [*keys, without], how, node.span, "IN (SELECT …)")
         return relation
 
+    def _opened_for(self, relation: Relation, query: Query, what: str) -> Relation:
+        """Returns the rows of a window table with the bounds of their windows, if a query of IN or EXISTS is joined by these."""
+        if relation.window is None:
+            return relation
+        bounds = {each.column for each in relation.fields if each.window is not None}
+        if not any(mine.expr.column in bounds for mine, _ in self._inside(relation, query, what)[2]):
+            return relation  # its rows wait for their GROUP BY
+        with at(query.span):
+            return opened(relation, query.span, self._context.zone)
+
     def _inside(
         self, relation: Relation, query: Query, what: str
     ) -> tuple[Relation, SelectBody, list[tuple[TypedExpr, TypedExpr]]]:
@@ -819,7 +831,7 @@ class QueryBinder:
             raise SqlFault(body.span, f"{what} takes no groups and aggregates", instead)
         binder = self._with(query) if query.tables else self
         conditions = conjuncts(body.where)
-        inner = binder._source(body.source, conditions)
+        inner = binder._opened(body.source, binder._source(body.source, conditions))
         check_plain(inner, body.span, f"before {what}", clocks=True)
         inner = binder._semi_joins(inner, conditions)
         keys: list[tuple[TypedExpr, TypedExpr]] = []

@@ -1,7 +1,7 @@
 """Rows of window tables that an inner query passes on, and an outer one groups by their windows."""
 
 from collections import Counter
-from datetime import UTC
+from datetime import UTC, datetime, timedelta
 
 import pyarrow as pa
 import pytest
@@ -172,3 +172,46 @@ def test_rows_without_a_group_and_joined_rows_have_each_of_their_windows(app):
     assert joined.collect().num_rows == 4
     count = app.sql(f"SELECT COUNT(*) AS n FROM (SELECT id, ts, window_start, window_end FROM {HOP})")
     assert count.materialize().collect()["n"].to_pylist() == [200]
+
+
+def moment(second):
+    return datetime(2024, 1, 1) + timedelta(seconds=second)
+
+
+LEFT = [(1, 1), (2, 2), (70, 3), (71, None), (130, 1)]
+RIGHT = [(3, 2), (72, 3), (80, 1), (81, None)]
+
+
+@pytest.mark.parametrize("how", ["l.n IN", "l.n NOT IN", "EXISTS", "NOT EXISTS"])
+@pytest.mark.parametrize(
+    ("window", "size"),
+    [
+        ("TUMBLE(TABLE {}, DESCRIPTOR(ts), INTERVAL '1' MINUTE)", 60),
+        ("HOP(TABLE {}, DESCRIPTOR(ts), INTERVAL '1' MINUTE, INTERVAL '2' MINUTE)", 120),
+    ],
+)
+def test_rows_of_a_window_that_have_a_partner_in_the_same_window(how, window, size):
+    """As in Flink's page on window joins, beside a walk over all pairs. NOT IN of a window with a NULL has no rows."""
+    app, schema = App("semi"), {"ts": "timestamp[ms]", "n": "int64"}
+    left, right = (
+        app.stream([{"ts": moment(second), "n": n} for second, n in rows], schema=schema, time="ts")
+        for rows in (LEFT, RIGHT)
+    )
+    equal = "" if "IN" in how else " AND l.n = r.n"
+    found = app.sql(
+        f"SELECT ts, window_start FROM (SELECT * FROM TABLE({window.format('a')})) AS l WHERE {how} (SELECT n FROM "
+        f"(SELECT * FROM TABLE({window.format('b')})) AS r "
+        f"WHERE l.window_start = r.window_start AND l.window_end = r.window_end{equal})",
+        a=left,
+        b=right,
+    ).materialize()
+    expected = set()
+    for second, n in LEFT:
+        for start in range(second // 60 * 60, second - size, -60):
+            there = [other for at, other in RIGHT if start <= at < start + size]
+            has = n is not None and n in there
+            unknown = "IN" in how and there and (n is None or None in there)
+            if has if "NOT" not in how else not has and not unknown:
+                expected.add((moment(second), moment(start)))
+    assert {(row["ts"], row["window_start"]) for row in found.collect().to_pylist()} == expected
+    assert expected
