@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from functools import partial
 from inspect import signature
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from sabot._cython.arrow.batch import Batch
-from sabot.api.expr import Expr, col
+from sabot.api.expr import Expr, col, lit
 from sabot.api.nodes.changes import Upsert
 from sabot.api.nodes.read import endless_read
 from sabot.api.stream import Stream
@@ -742,11 +742,11 @@ def write_table(
     check_written(statement, span)
     written_columns = [each for each in statement.columns if each.computed is None and each.metadata is None]
     metadata = any(each.metadata is not None for each in statement.columns)
-    stream = _fitting(context, relation, written_columns, columns, name, query, span, metadata=metadata)
+    key = [each.text for each in statement.key]
+    stream = _fitting(context, relation, written_columns, columns, name, query, span, metadata=metadata, key=key)
     with at(span):
         sink, written = connector.write(options, statement)(app)
         options.finish()
-        key = [each.text for each in statement.key]
         format = written.get("format")
         logged = connector is _MEMORY and not key and (format in _WITH_OP or isinstance(format, Json | Csv))
         plain = logged or isinstance(sink, ConsoleSink | BlackholeSink)
@@ -794,21 +794,25 @@ def _fitting(
     span: Span,
     *,
     metadata: bool,
+    key: Collection[str],
 ) -> Stream:
-    """Returns the stream with the names and types of the table's columns. `metadata`: True if the table also has METADATA
-    columns.
+    """Returns the stream with the names and types of the table's columns; those that INSERT leaves out are NULL. `metadata`:
+    True if the table also has METADATA columns. `key`: the columns of its PRIMARY KEY.
     """
     if not target:
         return as_shown(relation)
+    missing: list[ColumnDefinition] = []
     if columns:
         known = {each.name.text: each for each in target}
         for name in columns:
             if name.text not in known:
                 raise SqlFault(name.span, f'table {table} has no column "{name.text}"', list_names(name.text, known))
         missing = [each for each in target if each.name.text not in {name.text for name in columns}]
-        if missing:
+        needed = [each.name.text for each in missing if each.name.text in key or not (each.type and each.type.nullable)]
+        if needed:
             named = columns[0].span.to(columns[-1].span)
-            raise SqlFault(named, f"INSERT leaves out the column {missing[0].name.text}", "give all columns")
+            why = "of the PRIMARY KEY" if needed[0] in key else "which is NOT NULL"
+            raise SqlFault(named, f"INSERT leaves out the column {needed[0]}, {why}", "give it a value")
         target = [known[name.text] for name in columns]
     if len(target) != len(relation.fields):
         message = f"table {table} has {len(target)} columns, and the query {len(relation.fields)}"
@@ -831,7 +835,10 @@ def _fitting(
             bound = TypedExpr(expr, field.type)
             expr = cast(bound, wanted, context.zone, strict=True)
         chosen[column.name.text] = expr
-    order = [each.name.text for each in target]
+    for column in missing:
+        assert column.type is not None
+        chosen[column.name.text] = lit(None, arrow_type(column.type))
+    order = [each.name.text for each in [*target, *missing]]
     if node_of(relation.stream).column_names == order and all(expr.column == name for name, expr in chosen.items()):
         return relation.stream
     with at(span):
