@@ -53,6 +53,9 @@ def cast(operand: TypedExpr, target: pa.DataType, zone: str, *, strict: bool) ->
         expr = roomy(expr, type).round(target.scale, mode=AWAY)
     if pa.types.is_boolean(type) and is_number(target):
         return when(expr).then(lit(1)).when(~expr).then(lit(0)).otherwise(lit(None)).cast(target)
+    if pa.types.is_string(type) and pa.types.is_time(target):  # the time of a day, which texts of times have behind a T
+        moment = read_text(lit("1970-01-01T") + expr.str.strip(" "), pa.timestamp("us"), strict)
+        return moment.dt.date_trunc("1s" if target.unit == "s" else "1ms").cast(target)
     return read_text(expr, target, strict) if pa.types.is_string(type) else expr.cast(target, strict=strict)
 
 

@@ -67,6 +67,21 @@ def from_arrays(arguments: CallArguments) -> Expr:
     return Expr("map.from_arrays", tuple(arguments.exprs))
 
 
+def union(arguments: CallArguments) -> Expr:
+    """Returns the entries of all maps. Of equal keys the last one counts."""
+    keys, values = pa.null(), pa.null()
+    for item in arguments.items:
+        type = item.bound.type if item.bound is not None else pa.null()
+        found = (common_type(keys, type.key_type), common_type(values, type.item_type)) if pa.types.is_map(type) else ()
+        if None in found or not found:
+            wanted = f"maps of one type, and this is {sql_type(type)}"
+            raise SqlFault(item.tree.span, f"MAP_UNION takes {wanted}", "MAP_UNION(MAP['a', 1], MAP['b', 2])")
+        keys, values = found
+    maps = [each.cast(pa.map_(keys, values)) for each in arguments.exprs]
+    sides = (Expr("list.concat", tuple(Expr(kind, (each,)) for each in maps)) for kind in ("map.keys", "map.values"))
+    return Expr("map.from_arrays", tuple(sides))
+
+
 def from_text(arguments: CallArguments) -> Expr:
     text, type = arguments.bound(0)
     if not pa.types.is_string(type):

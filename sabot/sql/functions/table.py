@@ -45,7 +45,7 @@ _GREATEST = "QUALIFY ROW_NUMBER() OVER (PARTITION BY key ORDER BY x DESC) = 1"
 
 # fmt: off
 _MISSING = frozenset(
-    ("CRC32", "LEVENSHTEIN", "PRINTF", "SOUNDEX", "TRANSLATE3", "JSON_LENGTH", "JSON_QUOTE", "JSON_UNQUOTE")
+    ("CRC32", "LEVENSHTEIN", "PRINTF", "SOUNDEX", "TRANSLATE3", "JSON_LENGTH")
 )
 # fmt: on
 """Functions of Flink that are not here, for which a similar name would mislead."""
@@ -199,18 +199,23 @@ FUNCTIONS: dict[str, Function] = {
     "HEX": Function(1, 1, "x", texts.hexadecimal),
     "INITCAP": Function(1, 1, "text", partial(_text, "to_titlecase")),
     "IF": Function(3, 3, "condition, x, y", _if),
+    "IS_ALPHA": Function(1, 1, "x", partial(texts.has_only, "letters")),
+    "IS_DECIMAL": Function(1, 1, "x", partial(texts.has_only, "decimal")),
+    "IS_DIGIT": Function(1, 1, "x", partial(texts.has_only, "digits")),
     "IFNULL": Function(2, 2, "x, y", lambda a: coalesce(*a.exprs)),
     "INSTR": Function(2, 2, "text, part", partial(texts.place, 0, 1)),
     "JSON_ARRAY": Function(0, None, "[x, …]", json.array),
     "JSON_EXISTS": Function(2, 3, "text, path[ ON ERROR]", json.exists),
     "JSON_OBJECT": Function(0, None, "[KEY name VALUE x, …]", json.object_of),
     "JSON_QUERY": Function(2, 5, "text, path", json.query),
+    "JSON_QUOTE": Function(1, 1, "text", json.quoted),
     "JSON_STRING": Function(1, 1, "x", json.string),
+    "JSON_UNQUOTE": Function(1, 1, "text", json.unquoted),
     "JSON_VALUE": Function(2, 5, "text, path", json.value),
     "LEAST": Function(1, None, "x, …", partial(numbers.extreme, min_horizontal)),
     "LEFT": Function(2, 2, "text, length", texts.left),
     "LN": Function(1, 1, "number", partial(_number, "log")),
-    "LOCATE": Function(2, 2, "part, text", partial(texts.place, 1, 0)),
+    "LOCATE": Function(2, 3, "part, text[, start]", partial(texts.place, 1, 0)),
     "LOG": Function(1, 2, "[base, ]number", numbers.logarithm),
     "LOG10": Function(1, 1, "number", lambda a: a.expr(0).log(10)),
     "LOG2": Function(1, 1, "number", lambda a: a.expr(0).log(2)),
@@ -220,6 +225,7 @@ FUNCTIONS: dict[str, Function] = {
     "MAP_ENTRIES": Function(1, 1, "map", partial(maps.part, "map.entries")),
     "MAP_FROM_ARRAYS": Function(2, 2, "keys, values", maps.from_arrays),
     "MAP_KEYS": Function(1, 1, "map", partial(maps.part, "map.keys")),
+    "MAP_UNION": Function(1, None, "map, …", maps.union),
     "MAP_VALUES": Function(1, 1, "map", partial(maps.part, "map.values")),
     "MOD": Function(2, 2, "number, divisor", numbers.mod),
     "NULLIF": Function(2, 2, "x, y", _nullif),
@@ -263,7 +269,7 @@ FUNCTIONS: dict[str, Function] = {
     "TRIM": Function(1, 3, "text", texts.trim),
     "TRANSLATE": Function(3, 3, "text, old, new", partial(texts.of_values, "translate")),
     "TRUNCATE": Function(1, 2, "number[, digits]", numbers.truncated),
-    "TYPEOF": Function(1, 1, "x", lambda a: lit(sql_type(a.bound(0).type))),
+    "TYPEOF": Function(1, 2, "x[, TRUE]", lambda a: lit(sql_type(a.bound(0).type))),
     "UNHEX": Function(1, 1, "text", partial(texts.of_values, "unhex")),
     "UNIX_TIMESTAMP": Function(1, 2, "text[, pattern]", times.unix_timestamp),
     "UPPER": Function(1, 1, "text", partial(_text, "upper")),

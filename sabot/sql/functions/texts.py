@@ -7,7 +7,9 @@ import pyarrow as pa
 
 from sabot.api.expr import Expr, concat_str, lit, when
 from sabot.sql.functions.arguments import CallArguments, balanced
+from sabot.sql.functions.conversions import is_number
 from sabot.sql.syntax.text import Span, SqlFault
+from sabot.sql.types import sql_type
 
 
 def like(operand: Expr, pattern: str, escape: str, span: Span) -> Expr:
@@ -175,9 +177,23 @@ def _count(arguments: CallArguments) -> int:
 
 
 def place(text: int, wanted: int, arguments: CallArguments) -> Expr:
-    """Returns the place of a text in another one, from 1; 0 if it is nowhere. `text`, `wanted`: their arguments."""
+    """Returns the place of a text in another one, from 1; 0 if it is nowhere. `text`, `wanted`: their arguments. A third
+    argument is the place at which the search begins.
+    """
     part = arguments.constant(wanted, "string", "the text to find")
     whole = arguments.expr(text)
+    if len(arguments) > 2:
+        start = arguments.whole(2, "the place at which the search begins")
+        first = whole.str.slice(max(start, 1) - 1)
+        found = _place(first, part)
+        there = (found > 0) & (first.str.length() > 0) if start > 0 else lit(False)
+        return (
+            when(there).then(found + lit(max(start, 1) - 1)).when(whole.is_not_null()).then(lit(0)).otherwise(lit(None))
+        )
+    return _place(whole, part)
+
+
+def _place(whole: Expr, part: str) -> Expr:
     if not part:  # before the first character, as everywhere
         return when(whole.is_not_null()).then(lit(1, "int32")).otherwise(lit(None))
     before = whole.str.split(part).list.get(0).str.length()
@@ -210,6 +226,21 @@ def hexadecimal(arguments: CallArguments) -> Expr:
     expr, type = arguments.bound(0)
     kind = "hex_of_bytes" if pa.types.is_binary(type) else "hex" if pa.types.is_string(type) else "hex_of_number"
     return _called(kind, expr)
+
+
+_LETTERS, _DIGITS = r"^\p{L}+$", r"^\p{Nd}+$"
+_DECIMAL = r"^[\x00-\x20]*[+-]?(?:NaN|Infinity|(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?[fFdD]?)[\x00-\x20]*$"
+
+
+def has_only(what: str, arguments: CallArguments) -> Expr:
+    """Returns True for a text that has only letters or digits, or is a number. A number is no text of letters."""
+    expr, type = arguments.bound(0)
+    if is_number(type):
+        return when(expr.is_not_null()).then(lit(what != "letters")).otherwise(lit(None))
+    if not pa.types.is_string(type):
+        name = arguments.call.name.text.upper()
+        raise SqlFault(arguments.items[0].tree.span, f"{name} takes a text, and this is {sql_type(type)}")
+    return expr.str.contains({"letters": _LETTERS, "digits": _DIGITS, "decimal": _DECIMAL}[what])
 
 
 _SHA2 = {224: "sha224", 256: "sha256", 384: "sha384", 512: "sha512"}

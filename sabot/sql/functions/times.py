@@ -29,6 +29,10 @@ PARTS: dict[str, Callable[[Expr], Expr]] = {
     "SECOND": lambda x: x.dt.second(),
     "MILLISECOND": lambda x: x.dt.millisecond(),
     "EPOCH": lambda x: x.dt.epoch("s"),
+    "DECADE": lambda x: x.dt.year() // lit(10),
+    "CENTURY": lambda x: (x.dt.year() + lit(99)) // lit(100),
+    "MILLENNIUM": lambda x: (x.dt.year() + lit(999)) // lit(1000),
+    "ISOYEAR": lambda x: x.dt.year() + _other_year(x),
 }
 _JAVA = {
     "yyyy": "%Y",
@@ -83,6 +87,13 @@ def java_format(pattern: str, span: Span, *, reads: bool = False) -> str:
         else:
             made.append(other.replace("%", "%%"))
     return "".join(made)
+
+
+def _other_year(time: Expr) -> Expr:
+    """Returns 1 for a day in the first week of the year that follows, -1 for one in the last week of the year before."""
+    week, month = time.dt.week(), time.dt.month()
+    after = when((month == 12) & (week == 1)).then(lit(1))
+    return after.when((month == 1) & (week > 51)).then(lit(-1)).otherwise(lit(0))
 
 
 def extract(arguments: CallArguments) -> Expr:
@@ -222,7 +233,8 @@ def timestampadd(arguments: CallArguments) -> Expr:
     amount = arguments.expr(1).option("value") if arguments.expr(1).kind == "lit" else None
     span = arguments.items[1].tree.span
     if not isinstance(amount, int):
-        raise SqlFault(span, "the number of TIMESTAMPADD is a constant integer")
+        hint = "a column there needs a function of Python: app.register"
+        raise SqlFault(span, "the number of TIMESTAMPADD is a constant integer", hint)
     if (months := _UNIT_MONTHS.get(arguments.word(0))) is not None:
         return plus_months(arguments.bound(2), months_within(amount * months, span), arguments.zone)
     ms = ms_within(amount * _unit_ms(arguments), span)

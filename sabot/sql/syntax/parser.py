@@ -324,7 +324,10 @@ class Parser(Queries):
         self.take_word("TEMPORARY")
         what = self.token.word
         if what not in ("TABLE", "VIEW", "FUNCTION", "MODEL"):
-            self.expected("TABLE, VIEW, FUNCTION or MODEL", "behind DROP")
+            hint = (
+                "there are no catalogs and databases" if what in ("CATALOG", "DATABASE", "SCHEMA") else "DROP TABLE t"
+            )
+            self.expected("TABLE, VIEW, FUNCTION or MODEL", "behind DROP", hint)
         self.next()
         maybe = bool(self.is_word("IF") and self.expect_word("IF", "EXISTS"))
         return DropStatement(what, self.qualified(f"the name of the {what.lower()}"), maybe, self.since(start))
@@ -365,6 +368,8 @@ class Parser(Queries):
             near = near_names(self.token.word, _SHOWN)
             if self.token.word in ("CATALOGS", "DATABASES", "SCHEMAS", "CURRENT"):
                 near = "SHOW TABLES: there are no catalogs and databases"
+            elif self.token.word in ("JOBS", "PARTITIONS", "JARS", "MODULES"):
+                near = "sabot web shows apps, and sabot top what they do; functions come from Python"
             self.expected(f"{', '.join(_SHOWN)} or CREATE TABLE", "behind SHOW", near)
         return Show(self.next().word, (), self.since(start))
 

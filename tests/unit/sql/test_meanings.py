@@ -3,6 +3,7 @@ differences from Flink that the page lists.
 """
 
 import datetime
+import json
 import math
 import re
 from decimal import ROUND_HALF_UP, Decimal, InvalidOperation
@@ -83,6 +84,7 @@ SAME = [  # the same text for both
         "MINUTE(t)",
         "SECOND(t)",
     ),
+    *(f"EXTRACT({part} FROM t)" for part in ("ISOYEAR", "DECADE", "CENTURY", "MILLENNIUM")),
     *("EXTRACT(YEAR FROM t)", "i + 1.5", "n - 3", "-d", "e * 2", "e + e", "e - 0.01", "i > 3", "d <= 0.5", "s = 'a'"),
     *("s LIKE '%X%'", "i BETWEEN 0 AND 7", "i IN (1, 7, NULL)", "CASE WHEN i > 3 THEN 'a' ELSE 'b' END", "i IS NULL"),
     *(
@@ -244,6 +246,22 @@ OF_TEXTS = {  # functions that DuckDB lacks, or that have another meaning there:
     },
     "PARSE_URL('https://me@h.de:80/a/b?x=1&y=' || s || '#end', 'QUERY', 'y')": str,
 }
+OF_TEXTS |= {
+    "IS_ALPHA(s)": str.isalpha,
+    "IS_DIGIT(s)": str.isdecimal,
+    "IS_DECIMAL(s)": lambda s: s == "12",
+    "IS_DECIMAL(s || '.5e3')": lambda s: s in ("", "12"),
+    **{
+        f"LOCATE('l', s, {start})": lambda s, a=start: s.find("l", a - 1) + 1 if 1 <= a <= len(s) else 0
+        for start in (-1, 0, 1, 4, 99)
+    },
+    "LOCATE('', s, 3)": lambda s: 3 if len(s) >= 3 else 0,
+    "JSON_QUOTE(s)": lambda s: json.dumps(s, ensure_ascii=False),
+    "JSON_UNQUOTE(s)": str,
+    "JSON_UNQUOTE(JSON_QUOTE('\"' || s))": lambda s: '"' + s,
+    "JSON_UNQUOTE('\"' || s)": lambda s: '"' + s,
+    "TRY_CAST(s || ':05' AS TIME)": lambda s: datetime.time(12, 5) if s == "12" else None,
+}
 OF_NUMBERS = {
     "ARRAY_APPEND(ARRAY[7, i], i)": lambda i: [7, i, i],
     "ARRAY_POSITION(ARRAY[0, 7, 7, i], i)": lambda i: None if i is None else [0, 7, 7, i].index(i) + 1,
@@ -270,7 +288,14 @@ OF_FILES = {  # their rows are written out in `logic/`, since DuckDB has other m
     ),
     "TO_TIMESTAMP_LTZ",
     *("ROW", "SHA224", "SHA384", "SHA512"),
-    *("MAP_ENTRIES", "MAP_FROM_ARRAYS", "MAP_KEYS", "MAP_VALUES", "STR_TO_MAP"),  # beside dicts of Python, below
+    *(
+        "MAP_ENTRIES",
+        "MAP_FROM_ARRAYS",
+        "MAP_KEYS",
+        "MAP_UNION",
+        "MAP_VALUES",
+        "STR_TO_MAP",
+    ),  # beside dicts of Python, below
 }
 
 
@@ -408,6 +433,14 @@ def moment(text):
         return None
 
 
+def time_of_day(text):
+    """Without seconds an hour and a minute have two digits each; in Flink one is enough."""
+    whole_text = text.strip() if re.fullmatch(r"\s*\d\d(:\d\d)?\s*|.*:.*:.*", text) else ""
+    found = re.fullmatch(r"(\d{1,2})(?::(\d{1,2}))?(?::(\d{1,2})(?:\.\d{1,9})?)?", whole_text)
+    parts = [int(each or 0) for each in found.groups()] if found else [24, 0, 0]
+    return datetime.time(*parts) if parts[0] < 24 and parts[1] < 60 and parts[2] < 60 else None
+
+
 READ = {
     "TINYINT": whole(-128, 127),
     "SMALLINT": whole(-(2**15), 2**15 - 1),
@@ -418,6 +451,7 @@ READ = {
     "BOOLEAN": boolean,
     "DATE": date,
     "TIMESTAMP(3)": moment,
+    "TIME(0)": time_of_day,
 }
 
 
