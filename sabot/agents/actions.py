@@ -23,7 +23,7 @@ from sabot.calls.judging import ValueCode
 from sabot.calls.names import tools_named
 from sabot.clock import Clock
 from sabot.errors import IllegalTransition, LetterRefused, UserError, short_repr
-from sabot.jobs.answers import ALWAYS, APPROVAL_WORDS, DOUBT_WORDS
+from sabot.jobs.answers import ALWAYS, APPROVAL_WORDS, DOUBT_WORDS, check_no_mask
 from sabot.jobs.guard import CONFIRM
 from sabot.jobs.history import ACTION_TYPES, IN_DOUBT, LOOK_UP, VERDICTS
 from sabot.jobs.url_ids import stored_id
@@ -201,6 +201,10 @@ def _check_approval(action: ActionRecord, resolution: Mapping[str, Any]) -> None
             f"{where}: the arguments of {effect} cannot be changed",
             hint="approve or refuse it as it is: only calls of tools can be changed, and a rule may have editable=False",
         )
+    try:
+        check_no_mask(changes, "arguments")
+    except UserError as error:
+        raise UserError(f"{where}: {error.message}", hint=error.hint) from None
     _check_changes(action, changes)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from sabot.base.redaction import HIDDEN
 from sabot.errors import UNREADABLE, UserError, short_repr
 from sabot.journal.entries import Answer
 
@@ -73,6 +74,24 @@ def edit_of(answer: Answer) -> Any:
     """Returns the arguments that a person has given a call with the approval; None if the person has changed none."""
     changes = answer_object(answer).get("arguments")
     return None if changes == {} else changes
+
+
+def check_no_mask(changes: Any, path: str) -> None:
+    """Raises UserError if a text in the arguments that a person gives has `***` in it. That stands for what nobody was
+    shown, so it was copied from the question, and the call would be made with the stars. `path`: the name of the value.
+    """
+    if isinstance(changes, str) and HIDDEN in changes:
+        raise UserError(
+            f"{path} has {HIDDEN} in it, which stands for what a question hides",
+            hint="leave it out, and the call keeps the hidden value; or give the whole value",
+        )
+    if isinstance(changes, Mapping):
+        for name, each in changes.items():
+            check_no_mask(name, f"a name in {path}")
+            check_no_mask(each, f"{path}.{name}")
+    elif isinstance(changes, list | tuple):
+        for at, each in enumerate(changes):
+            check_no_mask(each, f"{path}.{at}")
 
 
 def refusal_words(answer: Answer) -> str:

@@ -149,6 +149,7 @@ async def test_a_call_is_made_with_the_arguments_of_its_approval_and_the_audit_s
         (b'{"approved": true, "arguments": {"amuont": 5}}', "refund has no argument 'amuont'"),
         (b'{"approved": true, "arguments": [5]}', "[5] are no arguments"),
         (b'{"approved": true, "arguments": {"*": 5}}', "refund has no argument '*'"),
+        (b'{"approved": true, "arguments": {"order": "***"}}', "arguments.order has *** in it"),
     ],
 )
 @pytest.mark.parametrize("restart", [False, True])
@@ -931,6 +932,9 @@ async def question(*rules: Any) -> tuple[ActionRecord, Tool, MemoryStorage]:
         ({"approved": True, "arguments": {"amuont": 5}}, "has no argument 'amuont'", "did you mean 'amount'"),
         ({"approved": True, "arguments": {"amount": "much"}}, "amount does not take 'much'", ""),
         ({"approved": True, "arguments": 5}, "arguments=5", "an object"),
+        ({"approved": True, "arguments": {"order": "***"}}, "arguments.order has *** in it", "leave it out"),
+        ({"approved": True, "arguments": {"order": [{"to": "card ***"}]}}, "arguments.order.0.to has", "the whole value"),
+        ({"approved": True, "arguments": {"note": {"***": 1}}}, "a name in arguments.note has", "leave it out"),
         ({"approved": False, "arguments": {"amount": 5}}, "a refusal changes no arguments", ""),
         ({"approved": True, "always": "week"}, "always='week' is none of job, session, scope", "rest of this job"),
         ({"approved": True, "always": "session"}, "job j belongs to no session", "ExecutionRequest(session_id="),
