@@ -16,8 +16,10 @@ import asyncio
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from contextvars import ContextVar
+from dataclasses import replace
 from decimal import Decimal
 from enum import StrEnum
+from functools import partial
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
@@ -289,8 +291,10 @@ class GuardedCall(msgspec.Struct, frozen=True):
         if self.tool is not None and self.kind == "tool":
             # the same values for a rule that looks later: a default may be made anew each time
             found = self.arguments if self.was_seen else self._seen.setdefault("unseen", self._unseen(self.tool))
+        func = None if self.tool is None else self.tool.func
+        by_place = func.args if isinstance(func, partial) else ()  # `found` has copies of them
         with ValueCode(self.name):
-            return contents_of((self.args, self.kwargs, found, self.spec))
+            return contents_of((self.args, self.kwargs, found, self.spec, by_place))
 
     @property
     def given(self) -> Mapping[str, Any]:
@@ -347,6 +351,21 @@ def own_arguments(tool: Tool, args: tuple[Any, ...], kwargs: Mapping[str, Any]) 
                     with suppress(UserError):
                         found[name] = _own(each, name)
     return found
+
+
+def own_tool(tool: Tool) -> Tool:
+    """Returns the tool for one call: with copies of what a `functools.partial` gives it by place and somebody could change,
+    such as a list, while a rule or a person decides. What nobody can record, such as a client, stays itself.
+    """
+    func = tool.func
+    if not isinstance(func, partial) or UNCHANGEABLE.issuperset(map(type, func.args)):
+        return tool
+    given = list(func.args)
+    with ValueCode(tool.name):
+        for place, each in enumerate(given):
+            with suppress(UserError):
+                given[place] = _own(each, f"argument {place}")
+    return replace(tool, func=partial(func.func, *given, **func.keywords))
 
 
 def _own(value: Any, name: str) -> Any:

@@ -42,6 +42,7 @@ from sabot.jobs.guard import (
     Price,
     decode_verdict,
     own_arguments,
+    own_tool,
     sent_arguments,
 )
 from sabot.jobs.history import PARKS_MS, TIMEOUT, WAITS_LONG, ContinueAs, Delivery, History
@@ -548,7 +549,7 @@ class JobRun:
         - `model`: the name of the model if the call asks one; the first argument is then the RequestSpec.
         - `price`: for a call of a model, a function that returns the price of its tokens.
         """
-        args, kwargs = copied_arguments(args, kwargs, f"arguments of {tool.name}")
+        args, kwargs, tool = *copied_arguments(args, kwargs, f"arguments of {tool.name}"), own_tool(tool)
         named = None if model else (tool, args, kwargs)
         fixed = _fixed_arguments(tool.func, kwargs) if isinstance(tool.func, partial) else b""
         ask = self._ask(

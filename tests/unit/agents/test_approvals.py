@@ -933,7 +933,11 @@ async def question(*rules: Any) -> tuple[ActionRecord, Tool, MemoryStorage]:
         ({"approved": True, "arguments": {"amount": "much"}}, "amount does not take 'much'", ""),
         ({"approved": True, "arguments": 5}, "arguments=5", "an object"),
         ({"approved": True, "arguments": {"order": "***"}}, "arguments.order has *** in it", "leave it out"),
-        ({"approved": True, "arguments": {"order": [{"to": "card ***"}]}}, "arguments.order.0.to has", "the whole value"),
+        (
+            {"approved": True, "arguments": {"order": [{"to": "card ***"}]}},
+            "arguments.order.0.to has",
+            "the whole value",
+        ),
         ({"approved": True, "arguments": {"note": {"***": 1}}}, "a name in arguments.note has", "leave it out"),
         ({"approved": False, "arguments": {"amount": 5}}, "a refusal changes no arguments", ""),
         ({"approved": True, "always": "week"}, "always='week' is none of job, session, scope", "rest of this job"),

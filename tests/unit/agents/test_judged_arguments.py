@@ -1112,6 +1112,48 @@ async def test_a_call_is_made_with_the_default_by_which_it_was_judged_although_a
     assert seen == [before] * 3
 
 
+@pytest.mark.parametrize("way", ["by place", "by name", "nested", "step", "question", "agent", "within"])
+async def test_a_partial_gives_what_it_gave_when_the_rule_began_to_decide(way: str) -> None:
+    """A list that a partial gives by place was no copy: the rule saw one receiver, and the tool paid another one."""
+    to, seen, deciding, decided = ["ann"], list[Any](), asyncio.Event(), asyncio.Event()
+
+    @tool(effect="unsafe")
+    async def pay(to: list[Any], amount: int = 1) -> None:
+        seen.append(to)
+
+    async def slow(call: GuardedCall) -> GuardVerdict:
+        if call.name != "pay":
+            return GuardVerdict(Decision.ALLOW)
+        assert call.arguments["to"] == (["ann"] if way != "nested" else [["ann"]])
+        deciding.set()
+        await decided.wait()
+        return GuardVerdict(Decision.ASK if way == "question" else Decision.ALLOW)
+
+    call = partial(pay, to=to) if way == "by name" else partial(pay, [to] if way == "nested" else to)
+
+    async def f(ctx: DurableContext) -> None:
+        if way in ("agent", "within"):
+            said = [assistant("", ToolCall("c", "pay", "{}")), "done"]
+            agent = Agent(ExecutionEngine(ScriptedProvider(said)), tools=[call])
+            await (agent.run("go", effects=ctx.llm(agent.engine)) if way == "agent" else ctx.step(agent.run, "go"))
+        else:
+            await (ctx.step if way == "step" else ctx.call)(call)
+
+    home = MemoryStorage()
+    async with hosting(home, Owner(f), guard=PolicyEngine([slow])) as jobs:
+        jobs.begin("j")
+        await jobs.until(deciding.is_set)
+        to[0] = "eve"
+        decided.set()
+        if way == "question":
+            await jobs.until(lambda: pending(home))
+            jobs.journal.post(Letter("answer", open_question(home).resume_token, body=b'{"approved": true}'))
+        await jobs.over("j")
+    paid_to = [[["ann"]] if way == "nested" else ["ann"]]
+    # beside a journal the call is denied; so is one whose job was parked, as nobody may give what a partial gives by place
+    assert seen == ([] if way in ("within", "question") else paid_to)
+
+
 # -- what a later program adds ------------------------------------------------------------------------------------------
 
 
