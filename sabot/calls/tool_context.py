@@ -108,6 +108,9 @@ tool asks a person (`jobs.runner.AsksPerson`) or None, and the numbers of the ca
 `inner_id`). None outside of such a call.
 """
 
+PLAIN_CALL: ContextVar[EffectId | None] = ContextVar("PLAIN_CALL", default=None)
+"""The attempt of a tool's call that an agent makes outside of a job, and may make again."""
+
 _CLOSE_SECONDS = 5.0  # the time that the context managers of dependencies have to close
 _AROUND = ("Optional", "Union", "Annotated")  # forms of a type that is written as a text, which may hold the one sought
 _NO_EFFECT = Effect(EffectId("", 0), EffectId("", 0).key, 1, None)

@@ -39,6 +39,7 @@ class BeginJob(msgspec.Struct):
     behalf: Behalf
     taken: Sequence[Entry]
     form: str
+    within: str
 
 
 class NotBegun(msgspec.Struct):

@@ -260,6 +260,7 @@ class JobHost(HostState):
         behalf: Behalf = NOBODY,
         taken: Sequence[Entry] = (),
         form: str = "",
+        within: str = "",
     ) -> None:
         """Puts a new job into the queue of events. When the host handles that event, the job begins, unless it was
         cancelled before or the host is stopping.
@@ -271,10 +272,10 @@ class JobHost(HostState):
         - `behalf`: the tenant, the actor and the session for which the job runs.
         - `taken`: if the job continues from a checkpoint of another job, the copied entries with which it begins;
           else empty.
-        - `form`: the form of `record` (`Begin.form`).
+        - `form`: the form of `record` (`Begin.form`). `within`: as in `Begin`.
         """
         self.jobs.add(job_id, agent_id, begun=False)
-        self.put(BeginJob(agent_id, job_id, record, key, digest, run, behalf, taken, form))
+        self.put(BeginJob(agent_id, job_id, record, key, digest, run, behalf, taken, form, within))
 
     def _begin_job(self, event: BeginJob) -> None:
         """Handles the event that a new job may begin: records its BEGIN entry and starts its function. If the job was
@@ -290,7 +291,9 @@ class JobHost(HostState):
             return
         behalf, session = event.behalf, event.behalf.session
         facts = event.agent_id, event.record, event.key, event.digest, owner.code, *behalf[:2], event.run, behalf.labels
-        entry = Begin(job_id, self.now_ms(), *facts, seed=SEQUENCES_APART, session=session, form=event.form)
+        entry = Begin(
+            job_id, self.now_ms(), *facts, seed=SEQUENCES_APART, session=session, form=event.form, within=event.within
+        )
         entries: Sequence[Any] = event.taken or (entry,)
         self._guard.begin_job(entries[0], entries[1:])
         self._begun_total += 1

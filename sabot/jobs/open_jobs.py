@@ -193,6 +193,20 @@ def begun_or_queued(reader: JournalReader, job_id: str) -> tuple[JobMark | None,
     return reader.job(job_id), begin if isinstance(begin, Begin) else None
 
 
+def jobs_begun_within(reader: JournalReader) -> dict[str, frozenset[str]]:
+    """Returns the jobs of a journal that tools of effects have begun by idempotency keys, by the key of the effect
+    (`Begin.within`). Reads the whole log, and blocks meanwhile.
+    """
+    found: dict[str, set[str]] = {}
+    queued = [
+        entry_of_letter(each, None, 0) for each in reader.letters() if each.kind == "begin"
+    ]  # see `begun_or_queued`
+    for entry in (*queued, *(entry for _, entry in reader.read())):
+        if isinstance(entry, Begin) and entry.within:
+            found.setdefault(entry.within, set()).add(entry.job)
+    return {key: frozenset(jobs) for key, jobs in found.items()}
+
+
 def next_begin(reader: JournalReader, job_id: str) -> Begin | None:
     """Returns the BEGIN entry in a letter that begins a job, for the first time or again, and was not taken yet; None if there
     is no such letter. Blocks.

@@ -87,6 +87,8 @@ class Begin(_Base, frozen=True, array_like=True, gc=False, tag="begin"):
       are drawn from one sequence, as of earlier versions; otherwise ids and numbers have a sequence each.
     - `session`: the session (the conversation) to which the job belongs, or "".
     - `form`: the form of `body`, if not only the agent reads it: REQUEST for the request of a kernel, else "".
+    - `within`: if the tool of another job's effect has begun the job by an idempotency key, the key of that effect
+      (`EffectId.key`), by which a later attempt of it knows this job again; else "".
     """
 
     agent: str = ""
@@ -102,6 +104,7 @@ class Begin(_Base, frozen=True, array_like=True, gc=False, tag="begin"):
     seed: bytes = b""
     session: str = ""
     form: str = ""
+    within: str = ""
 
 
 REQUEST = "request"

@@ -18,7 +18,7 @@ from sabot.calls.judging import JUDGE, OVER, OnceJudge, judge_of_this, present_j
 from sabot.calls.model_requests import RequestContext, RequestSpec
 from sabot.calls.pool import ThreadPool
 from sabot.calls.steps import watched
-from sabot.calls.tool_context import EFFECT, Effect, OpenDeps, ToolContext, id_within
+from sabot.calls.tool_context import EFFECT, PLAIN_CALL, Effect, OpenDeps, ToolContext, id_within
 from sabot.calls.tools import IN_THREAD, Tool
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.errors import EffectError, NotSent, message_of
@@ -77,9 +77,9 @@ class DirectTools:
 
     async def _attempts(self, tool: Tool, arguments: Mapping[str, Any]) -> Any:
         self._calls += 1
-        attempt, own = 1, None
+        attempt, own, number = 1, None, self._calls
         if tool.takes_effect or tool.takes_context:
-            own = id_within(tool.name, arguments) or EffectId(self._run, self._calls)
+            own = id_within(tool.name, arguments) or EffectId(self._run, number)
         repeatable, once = RULES[tool.effect].repeatable, OnceJudge(present_judge())
         while True:
             if self.middleware is not None:
@@ -87,6 +87,7 @@ class DirectTools:
             if once.called:
                 once.begin(attempt - 1)
             before = JUDGE.set(once)
+            plain = PLAIN_CALL.set(EffectId(self._run, number, attempt)) if tool.retry.retries else None
             try:
                 with nullcontext() if self.middleware is None else self.middleware.attempt():
                     return await self._attempt(tool, arguments, own, attempt)
@@ -96,6 +97,8 @@ class DirectTools:
                     raise
             finally:
                 JUDGE.reset(before)
+                if plain is not None:
+                    PLAIN_CALL.reset(plain)
             await asyncio.sleep(tool.retry.wait_s(attempt - 1))
             attempt += 1
 

@@ -19,11 +19,13 @@ from sabot.agents.events.job_events import JobEvents, events_of
 from sabot.agents.jobs import JobRecord, JobSpec
 from sabot.agents.kernel.handle import JobHandle, outcome_of
 from sabot.agents.kernel.jobs import (
+    EarlierAttempts,
     ExecutionRequest,
     ExecutionResult,
     check_attempts,
     check_same,
     digest_of,
+    effect_around,
     encode_request,
     job_id_of,
     recorded_result,
@@ -37,7 +39,7 @@ from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.errors import JournalFailed, LetterRefused, TransientError, UserError, short_repr
 from sabot.jobs.core import SEQUENCES_APART
 from sabot.jobs.log import notices_of
-from sabot.jobs.open_jobs import begun_or_queued, whole_entry
+from sabot.jobs.open_jobs import begun_or_queued, jobs_begun_within, whole_entry
 from sabot.journal import Inbox, Journal, JournalReader, Position
 from sabot.journal.entries import REQUEST, Begin, End, Letter, encode_entry
 from sabot.journal.memory import MemoryStorage
@@ -161,7 +163,7 @@ class JobClient:
             raise UserError(f"JobClient: journal={short_repr(journal)}", hint="a folder, or an address")
         self._store = KernelStore(journal, self.name, clock)
         self._durable = not isinstance(journal, MemoryStorage)
-        self._looks = _Looks(self._store)
+        self._looks, self._attempts = _Looks(self._store), EarlierAttempts()
         self.jobs, self.actions = AppJobs(self._store), ActionManager(self._store)
 
     @answers_wrong_options
@@ -224,15 +226,20 @@ class JobClient:
                     hint="start(…, idempotency_key=…), from the arguments of the tool, or `effect.key` of a parameter `effect: Effect`",
                 )
             if keyed:
+                await self._attempts.read(partial(run_in_thread, self._begun_within))
                 check_attempts(job_id_of(f"{self.name}.{each.agent}", each))
-        found = await run_in_thread(self._start_all, asked)
+        found = await run_in_thread(self._start_all, asked, effect_around() if self._durable else "")
         return [ClientHandle(self, job_id, self._looks, created=created) for job_id, created in found]
 
-    def _start_all(self, requests: list[ExecutionRequest]) -> list[tuple[str, bool]]:
-        with self._store.reader() as reader, self._store.inbox() as inbox:
-            return [self._start(reader, inbox, each) for each in requests]
+    def _begun_within(self) -> dict[str, frozenset[str]]:
+        with self._store.reader() as reader:
+            return jobs_begun_within(reader)
 
-    def _start(self, reader: JournalReader, inbox: Inbox, request: ExecutionRequest) -> tuple[str, bool]:
+    def _start_all(self, requests: list[ExecutionRequest], within: str) -> list[tuple[str, bool]]:
+        with self._store.reader() as reader, self._store.inbox() as inbox:
+            return [self._start(reader, inbox, each, within) for each in requests]
+
+    def _start(self, reader: JournalReader, inbox: Inbox, request: ExecutionRequest, within: str) -> tuple[str, bool]:
         agent = f"{self.name}.{request.agent}"
         job_id, record = job_id_of(agent, request), encode_request(request)
         named = digest_of(reader.key, agent, request) if request.idempotency_key else b""
@@ -247,6 +254,7 @@ class JobClient:
             session=request.session_id,
             seed=SEQUENCES_APART,
             form=REQUEST,
+            within=within if request.idempotency_key else "",
         )
         try:
             inbox.post(Letter("begin", job=job_id, name=agent, body=encode_entry(begin)))

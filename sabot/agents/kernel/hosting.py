@@ -23,11 +23,13 @@ from sabot.agents.events.bus import InMemoryEventBus
 from sabot.agents.events.job_events import JobEvents
 from sabot.agents.kernel.handle import ExecutionHandle, outcome_of
 from sabot.agents.kernel.jobs import (
+    EarlierAttempts,
     ExecutionRequest,
     KernelAgent,
     check_attempts,
     check_same,
     digest_of,
+    effect_around,
     encode_request,
 )
 from sabot.agents.kernel.pieces import KeptPieces
@@ -44,7 +46,7 @@ from sabot.jobs.guard import Behalf, EffectGuard
 from sabot.jobs.host import JobHost
 from sabot.jobs.journal_calls import call_journal
 from sabot.jobs.log import Blocked, EarlierEnd, Fragment, Notice
-from sabot.jobs.open_jobs import begun_or_queued, last_begin, next_begin, whole_entries
+from sabot.jobs.open_jobs import begun_or_queued, jobs_begun_within, last_begin, next_begin, whole_entries
 from sabot.jobs.owner import OpenJob
 from sabot.jobs.tree import first_of, parent_of
 from sabot.jobs.values import pack_error
@@ -101,6 +103,7 @@ class KernelHost:
         self.resumed = False
         self._by_letters = 0  # the number of jobs that letters have begun, for the first time or again
         self._of_clients = 0  # that of the first time
+        self._attempts = EarlierAttempts()
         self._agents, self._new, self._clock = agents, handle, clock
         self._keep_jobs, self._dedupe_s, self._around = keep_jobs, dedupe_s, around
         self._children = children
@@ -246,6 +249,9 @@ class KernelHost:
         name = b""  # a digest is only needed for a request that may come again
         if request.idempotency_key:
             name = digest_of(self.journal.key, agent.agent_id, request)
+        keyed = bool(name) and not isinstance(self.journal, MemoryJournal)
+        if keyed:
+            await self._attempts.read(partial(call_journal, jobs_begun_within, self.journal))
         while (other := self.handles.get(job_id)) is not None:
             self._check_same(request, other, other.digest)
             if await other.begins():
@@ -254,12 +260,14 @@ class KernelHost:
             self._check_begins()
         handle = self.handles[job_id] = self._new(job_id, agent, name)
         try:
-            self._begins_within(job_id, keyed=bool(name) and not isinstance(self.journal, MemoryJournal))
+            self._begins_within(job_id, keyed=keyed)
         except BaseException:
             del self.handles[job_id]
             handle.begun(False)
             raise
         inputs = {"record": record, "key": b"", "digest": name, "behalf": request.behalf, "form": REQUEST}
+        if keyed:
+            inputs["within"] = effect_around()
         if not request.idempotency_key:
             return await self._begun(handle, inputs)
         self.journal.begins.reserve(job_id)  # a client may begin the job of this key too

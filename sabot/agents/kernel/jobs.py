@@ -4,7 +4,7 @@ ExecutionRequest ─▶ BEGIN ─▶ Agent.run(…, effects=ctx.llm(engine)), or
 """
 
 import uuid
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from hashlib import blake2b
@@ -24,7 +24,7 @@ from sabot.calls.effects import EffectId, digest
 from sabot.calls.error_log import ErrorLog
 from sabot.calls.functions import awaitable
 from sabot.calls.messages import ChatMessage
-from sabot.calls.tool_context import CALL
+from sabot.calls.tool_context import CALL, PLAIN_CALL
 from sabot.calls.tool_results import json_text, model_or_text
 from sabot.calls.tools import Tool
 from sabot.calls.usage import Usage
@@ -198,13 +198,46 @@ _begun_by: dict[EffectId, tuple[int, frozenset[str], set[str]]] = {}
 _MOST_BEGUN_BY = 1_000
 
 
+def effect_around() -> str:
+    """Returns the key of the effect whose tool runs here, "" outside of one (`Begin.within`)."""
+    return "" if (call := CALL.get()) is None else call[0].key
+
+
+class EarlierAttempts:
+    """The jobs that a journal has from attempts of effects before the start of this process. They are read when a later
+    attempt first begins a job; the attempts of this process are in memory (`_begun_by`).
+    """
+
+    def __init__(self) -> None:
+        self._found: dict[str, frozenset[str]] | None = None
+
+    async def read(self, read: Callable[[], Awaitable[dict[str, frozenset[str]]]]) -> None:
+        """Notes what earlier attempts of the effect around have begun, if only the journal knows it. `read`: reads the
+        journal (`open_jobs.jobs_begun_within`).
+        """
+        if (call := CALL.get()) is None or call[0].attempt == 1:
+            return
+        effect = call[0]
+        place = EffectId(effect.job, effect.ordinal)
+        if place in _begun_by:
+            return
+        if self._found is None:
+            self._found = await read()
+        _begun_by.setdefault(place, (effect.attempt, self._found.get(effect.key, frozenset()), set()))
+
+
 def check_attempts(job_id: str) -> None:
     """Notes that an effect begins or finds a job with an idempotency key. Raises UserError if earlier attempts of the
     effect have begun others, and this attempt none of these yet: a key that is new at each attempt begins another job.
+    So also of a tool that an agent calls again outside of a job.
     """
-    if (call := CALL.get()) is None:
-        return
-    effect = call[0]
+    if (call := CALL.get()) is not None:
+        _check_attempt(call[0], job_id, f"effect {call[0].ordinal} of job {call[0].job}")
+    if (plain := PLAIN_CALL.get()) is not None:
+        _check_attempt(plain, job_id, "the tool that begins it")
+
+
+def _check_attempt(effect: EffectId, job_id: str, what: str) -> None:
     place = EffectId(effect.job, effect.ordinal)
     attempt, before, now = _begun_by.pop(place, (effect.attempt, frozenset[str](), set[str]()))
     if effect.attempt > attempt:
@@ -212,7 +245,7 @@ def check_attempts(job_id: str) -> None:
     if before and job_id not in before and not before <= now:
         _begun_by[place] = effect.attempt, before, now
         raise UserError(
-            f"no job was begun: an earlier attempt of effect {effect.ordinal} of job {effect.job} has begun {min(before - now)}, and this "
+            f"no job was begun: an earlier attempt of {what} has begun {min(before - now)}, and this "
             "one would begin another one, which would do everything again: its idempotency_key= is another one",
             hint="one that is the same at each attempt: from the arguments of the tool, or `effect.key` of a parameter "
             "`effect: Effect`; several jobs are begun in the same order at each attempt",

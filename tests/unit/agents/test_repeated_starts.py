@@ -8,7 +8,8 @@ from uuid import uuid4
 import pytest
 
 from sabot import App
-from sabot.agents import ExecutionRequest, PolicyEngine, RuntimeKernel, tool
+from sabot.agents import ExecutionRequest, JobClient, PolicyEngine, RuntimeKernel, tool
+from sabot.agents.kernel.jobs import _begun_by
 from sabot.llm import Agent, ExecutionEngine, ScriptedProvider, ToolCall, assistant
 from tools.agent_tools import started, until
 
@@ -221,6 +222,38 @@ async def test_a_tool_begins_no_job_by_a_key_that_is_another_one_at_each_attempt
 
     words = await said(bank.in_a_job(another_key, "idempotent"))
     assert "no job was begun: an earlier attempt of effect 1 of job" in words
+    assert bank.made == ["o-1"]
+
+
+@pytest.mark.parametrize("starts", ["kernel", "client"])
+async def test_a_key_of_before_a_crash_is_compared_too(starts: str, tmp_path: Path) -> None:
+    """The attempts of a process were in its memory alone, so that the first one of the next process paid again."""
+    bank = Bank(journal=tmp_path)
+
+    async def another_key() -> str:
+        _begun_by.clear()  # what a crash takes
+        key = f"o-1 {bank.attempts}"
+        if starts == "kernel":
+            return await bank.kernel(idempotency_key=key)
+        await JobClient(tmp_path).start("pays", "go", idempotency_key=key)
+        return "begun"
+
+    async with RuntimeKernel.create(agent=bank.pays, journal=tmp_path):
+        pass  # a client needs a journal
+    words = await said(bank.in_a_job(another_key, "idempotent"))
+    assert "no job was begun: an earlier attempt of effect 1 of job" in words
+    [begun] = JobClient(tmp_path)._begun_within().values()
+    assert len(begun) == 1
+
+
+async def test_a_tool_of_an_agent_outside_of_a_job_begins_no_job_by_another_key(tmp_path: Path) -> None:
+    bank = Bank("idempotent", journal=tmp_path)
+
+    async def another_key() -> str:
+        return await bank.kernel(idempotency_key=f"o-1 {bank.attempts}")
+
+    words = await bank.in_a_script(another_key, "idempotent")
+    assert "no job was begun: an earlier attempt of the tool that begins it" in words
     assert bank.made == ["o-1"]
 
 
