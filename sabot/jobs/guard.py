@@ -354,8 +354,8 @@ def own_arguments(tool: Tool, args: tuple[Any, ...], kwargs: Mapping[str, Any]) 
 
 
 def own_tool(tool: Tool) -> Tool:
-    """Returns the tool for one call: with copies of what a `functools.partial` gives it by place and somebody could change,
-    such as a list, while a rule or a person decides. What nobody can record, such as a client, stays itself.
+    """Returns the tool for one call. It has copies of the values that a `functools.partial` gives it by place and the program
+    could change while a rule decides, such as a list. A value that cannot be recorded, such as a client, stays itself.
     """
     func = tool.func
     if not isinstance(func, partial) or UNCHANGEABLE.issuperset(map(type, func.args)):
