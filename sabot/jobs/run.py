@@ -549,7 +549,9 @@ class JobRun:
         - `model`: the name of the model if the call asks one; the first argument is then the RequestSpec.
         - `price`: for a call of a model, a function that returns the price of its tokens.
         """
-        args, kwargs, tool = *copied_arguments(args, kwargs, f"arguments of {tool.name}"), own_tool(tool)
+        args, kwargs = copied_arguments(args, kwargs, f"arguments of {tool.name}")
+        if isinstance(tool.func, partial):
+            tool = own_tool(tool)
         named = None if model else (tool, args, kwargs)
         fixed = _fixed_arguments(tool.func, kwargs) if isinstance(tool.func, partial) else b""
         ask = self._ask(
