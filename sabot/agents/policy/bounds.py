@@ -149,11 +149,11 @@ def _is_enum(kind: Any) -> TypeGuard[type[Enum]]:
 def _is_ordered(value: Any, bound: Any) -> bool:
     try:
         value <= bound  # noqa: B015  # only whether it raises
+        return bool(value == value)  # NaN is neither within a bound nor beyond it
     except TypeError:
         return False
     except Exception:  # a comparison of the user's code; the sample of a class has no fields
         return True
-    return True
 
 
 def _is_comparable(value: Any, bound: Any) -> bool:

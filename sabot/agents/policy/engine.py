@@ -401,7 +401,11 @@ class PolicyEngine(EffectGuard):
                     raise
                 verdict = self._failed(rule, error, late=limit.expired())
             else:
-                if found is not None:
+                if (
+                    limit.expired()
+                ):  # it has caught its cancellation, and says what it would have said without an answer
+                    verdict = self._failed(rule, TimeoutError(), late=True)
+                elif found is not None:
                     verdict = self._joined(verdict, _allowed_before(call, self._verdict(matching, found)))
                     permitted = permitted or not isinstance(rule, RESTRICTS)
             if verdict is not None and verdict.decision is Decision.DENY:
