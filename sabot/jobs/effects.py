@@ -59,7 +59,7 @@ from sabot.jobs.history import UNNAMED, History
 from sabot.jobs.host_state import HostState
 from sabot.jobs.judges import judge_within
 from sabot.jobs.log import JobLog
-from sabot.jobs.open_jobs import scope_of, standing_place
+from sabot.jobs.open_jobs import scope_of, session_of, standing_place
 from sabot.jobs.owner import OpenJob, RunningJob
 from sabot.jobs.run import Ask, JobRun
 from sabot.jobs.runner import EffectRunner
@@ -189,7 +189,7 @@ class Effects:
         found: dict[str, str] = {}
         if ask.title != UNNAMED:
             scope, own = scope_of(begin), job.history.standing.get(("job", name), {})
-            found = {**shared.get((scope, "", name), {}), **shared.get((scope, begin.session, name), {}), **own}
+            found = {**shared.get((scope, "", name), {}), **shared.get((scope, session_of(begin), name), {}), **own}
         for ordinal in ask.earlier:
             found |= job.history.approved.get(ordinal, {})
         return found

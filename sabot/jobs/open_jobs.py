@@ -30,8 +30,8 @@ from sabot.journal.entries import (
 )
 
 Standing = dict[tuple[str, str, str], dict[str, str]]
-"""Approvals that hold for other jobs too. By the scope, its session, and the name of the tool, model or agent: by rule,
-who has approved it. The session "" stands for the whole scope.
+"""Approvals that hold for other jobs too. By the scope, its session (`session_of`), and the name of the tool, model or
+agent: by rule, who has approved it. The session "" stands for the whole scope.
 """
 
 
@@ -145,8 +145,15 @@ def standing_place(begin: Begin, word: object, name: str) -> tuple[str, str, str
     `begin`: the BEGIN entry of the job. `word`: the word of the answer (one of ALWAYS). `name`: the tool, model or agent.
     """
     if word == "scope" or (word == "session" and begin.session):
-        return scope_of(begin), begin.session if word == "session" else "", name
+        return scope_of(begin), session_of(begin) if word == "session" else "", name
     return None
+
+
+def session_of(begin: Begin) -> str:
+    """Returns the name in a Standing of a job's session: with its principal, because whoever begins jobs may choose the
+    session, and not on whose behalf they are.
+    """
+    return f"{len(begin.principal)} {begin.principal} {begin.session}"
 
 
 def scope_of(begin: Begin) -> str:
