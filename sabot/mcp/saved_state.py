@@ -177,9 +177,10 @@ def _page(table: pa.Table, begin: int, limit: int) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     size = 0
     for row in table.slice(begin, limit).to_pylist():
-        shown = {
-            name: _bounded(clean_value({name: readers[name](value)}, fields=True)[name]) for name, value in row.items()
-        }
+        read = {name: clean_value({name: readers[name](value)}, fields=True)[name] for name, value in row.items()}
+        if isinstance(field := read.get("key"), str) and "value" in read:  # of an agent: the name of the field
+            read["value"] = clean_value({field: read["value"]}, fields=True)[field]
+        shown = {name: _bounded(value) for name, value in read.items()}
         size += len(msgspec.json.encode(shown))
         if rows and size > _PAGE_BYTES:
             break
