@@ -238,6 +238,14 @@ TOGETHER = {
     "test_budgets",
     "test_stored_names",
 }
+# They import the SDKs of Anthropic and OpenAI, a second and a half of a core, which one worker does.
+WITH_SDKS = {
+    "test_answer_shapes",
+    "test_cut_characters",
+    "test_llm_faults",
+    "test_provider_contract",
+    "test_requests",
+}
 
 # The same cases each time, however long a busy machine takes to generate them.
 slowly = [HealthCheck.too_slow]
@@ -320,7 +328,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
         def _split_scope(self, nodeid: str) -> str:
             file: str = super()._split_scope(nodeid)
             name = Path(file).stem
-            return nodeid if name in ONE_BY_ONE else "source" if name in TOGETHER else file
+            if name in ONE_BY_ONE:
+                return nodeid
+            return "source" if name in TOGETHER else "sdks" if name in WITH_SDKS else file
 
         def _reschedule(self, node: Any) -> None:
             """Gives a worker one file besides the one that it runs, not two: the rest goes to who is free. It waits for the second one
