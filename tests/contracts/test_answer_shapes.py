@@ -298,7 +298,7 @@ async def test_each_shape_of_an_answer_is_what_it_means_on_each_surface(
         assert asked == {name: desk.shapes[name].asked for name in asked}
 
 
-@pytest.mark.one_in(3, "a tenth of a second of a core each")
+@pytest.mark.one_in(9, "a tenth of a second of a core each")
 @pytest.mark.parametrize("api", ["chat", "responses", "messages"])
 @pytest.mark.parametrize("surface", SURFACES)
 async def test_each_form_of_a_usage_counts_whole_on_each_surface(

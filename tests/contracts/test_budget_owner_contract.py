@@ -462,6 +462,7 @@ class Asking:
 BOUND = Amounts(16 + 2 + 100, Decimal(0), 1)  # of a call: what it reads, at most, and the answer
 
 
+@pytest.mark.one_in(4, "hundredths of a second of a core each")
 @pytest.mark.parametrize("approved", [True, False], ids=["approved", "refused"])
 @pytest.mark.parametrize("asks", ["policy", "budget"])
 async def test_a_call_that_waits_for_approval_counts_nothing_though_its_process_dies(
@@ -486,6 +487,7 @@ async def test_a_call_that_waits_for_approval_counts_nothing_though_its_process_
     assert [(each.calls, each.doubt_tokens) for each in sums] == ([(1, 0)] if approved else [])
 
 
+@pytest.mark.one_in(3, "a tenth of a second of a core each")
 @pytest.mark.parametrize("asks", ["policy", "budget", ""])
 async def test_a_call_that_was_sent_counts_with_its_bound_until_it_is_known(place: Place, asks: str) -> None:
     job = Asking(place, asks)
@@ -505,6 +507,7 @@ async def test_a_call_that_was_sent_counts_with_its_bound_until_it_is_known(plac
     assert await job.used() == BOUND.plus(Amounts(15, Decimal(0), 1)), "the first attempt may have been paid"
 
 
+@pytest.mark.one_in(3, "hundredths of a second of a core each")
 @pytest.mark.parametrize("asks", ["policy", "budget", "cheaper"])
 async def test_a_call_is_not_sent_before_the_owner_knows_that_it_counts(place: Place, asks: str) -> None:
     """What is held beyond a budget, or after an approval, was told in passing: a process that died at once had used nothing."""

@@ -114,6 +114,7 @@ def test_contents_are_moved_in_and_fetched_as_they_were(place: Place) -> None:
         check_files(place, {"a": large, "b": empty})
 
 
+@pytest.mark.one_in(3, "a tenth of a second of a core each")
 def test_a_file_that_is_added_stays_where_it_is(place: Place, tmp_path: Path) -> None:
     (tmp_path / "mine").write_bytes(b"mine")
     for _ in range(2):  # over what a crash left
@@ -282,7 +283,7 @@ def test_a_savepoint_goes_into_any_other_place_and_comes_back(location, tmp_path
     assert CheckpointStorage(tmp_path / "back").latest().contents == manifest.contents
 
 
-@pytest.mark.one_in(3, "a tenth of a second of a core each")
+@pytest.mark.one_in(6, "a tenth of a second of a core each")
 def test_damage_is_found_at_the_latest_when_it_is_fetched(location) -> None:
     storage = CheckpointStorage(location)
     manifest = write(storage, 1)

@@ -28,6 +28,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return f"{request.getfixturevalue('database')}?app={name}"
 
 
+@pytest.mark.one_in(3, "a tenth of a second of a core each")
 async def test_clients_begin_await_and_cancel_jobs_of_a_kernel_at_rest_and_at_work(place: str) -> None:
     made: list[Any] = []
 

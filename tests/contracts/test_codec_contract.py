@@ -349,6 +349,7 @@ def test_records_are_as_they_were_after_they_were_decoded(case: Case) -> None:
     assert batch.equals(again)
 
 
+@pytest.mark.one_in(3, "hundredths of a second of a core each")
 @each_codec
 def test_another_codec_does_the_same_and_has_a_life_of_its_own(case: Case) -> None:
     codec = case.make()

@@ -117,6 +117,7 @@ def watched() -> Iterator[Callable[[CrashAt | None], None]]:
     steps.watch(None)
 
 
+@pytest.mark.one_in(3, "hundredths of a second of a core each")
 def test_parts_are_there_in_order_when_deliver_returns(place: DeliveryPlace) -> None:
     sink = claimed(place)
     expected: list[Row] = []
@@ -136,6 +137,7 @@ def test_agents_results_are_parts_too(place: DeliveryPlace) -> None:
     sink.close()
 
 
+@pytest.mark.one_in(3, "hundredths of a second of a core each")
 def test_a_part_that_comes_again_changes_nothing(place: DeliveryPlace) -> None:
     sink = claimed(place)
     sink.deliver(*PARTS[0])
@@ -151,6 +153,7 @@ def test_a_part_that_comes_again_changes_nothing(place: DeliveryPlace) -> None:
     assert place.rows() == ALL
 
 
+@pytest.mark.one_in(3, "a tenth of a second of a core each")
 def test_a_claim_tells_the_last_part(place: DeliveryPlace) -> None:
     sink = place.sink()
     assert sink.claim(TRACK) is None
@@ -163,6 +166,7 @@ def test_a_claim_tells_the_last_part(place: DeliveryPlace) -> None:
     sink.close()
 
 
+@pytest.mark.one_in(3, "hundredths of a second of a core each")
 def test_a_part_without_rows_moves_the_token(place: DeliveryPlace) -> None:
     sink = claimed(place)
     sink.deliver(5, [])
@@ -173,6 +177,7 @@ def test_a_part_without_rows_moves_the_token(place: DeliveryPlace) -> None:
     sink.close()
 
 
+@pytest.mark.one_in(3, "hundredths of a second of a core each")
 def test_tracks_do_not_know_of_each_other(place: DeliveryPlace) -> None:
     others = [Track(TRACK.app, "sink.2", "first"), Track(f"{TRACK.app}.2", "sink.1", "other")]
     sink = claimed(place)
@@ -190,6 +195,7 @@ def test_tracks_do_not_know_of_each_other(place: DeliveryPlace) -> None:
     sink.close()
 
 
+@pytest.mark.one_in(3, "hundredths of a second of a core each")
 def test_numbers_of_another_incarnation_count_anew(place: DeliveryPlace) -> None:
     sink = claimed(place)
     sink.deliver(PARTS[2][0], [columns(ALL[:4])])
@@ -208,6 +214,7 @@ def test_numbers_of_another_incarnation_count_anew(place: DeliveryPlace) -> None
     assert sorted(place.rows()) == ALL
 
 
+@pytest.mark.one_in(3, "a tenth of a second of a core each")
 def test_who_lost_the_track_is_refused(place: DeliveryPlace) -> None:
     if not place.fences:
         pytest.skip("this receiver cannot keep a predecessor out")
@@ -229,6 +236,7 @@ def test_who_lost_the_track_is_refused(place: DeliveryPlace) -> None:
     assert place.rows() == ALL
 
 
+@pytest.mark.one_in(3, "hundredths of a second of a core each")
 def test_settle_moves_the_token_and_nothing_else(place: DeliveryPlace) -> None:
     sink = claimed(place)
     if not isinstance(sink, KeepsToken):
@@ -258,7 +266,7 @@ def test_a_sink_that_was_not_claimed_delivers_nothing(place: DeliveryPlace) -> N
     assert place.rows() == []
 
 
-@pytest.mark.one_in(3, "a tenth of a second of a core each")
+@pytest.mark.one_in(6, "a tenth of a second of a core each")
 @mostly_without_duckdb
 def test_a_crash_at_any_step_loses_nothing_and_repeats_nothing(
     new_place: NewPlace, watched: Callable[[Any], None]
@@ -284,6 +292,7 @@ def test_a_crash_at_any_step_loses_nothing_and_repeats_nothing(
         assert place.rows() == ALL, f"after a crash {name}"
 
 
+@pytest.mark.one_in(3, "hundredths of a second of a core each")
 @mostly_without_duckdb
 def test_crash_after_crash_comes_to_an_end(new_place: NewPlace, watched: Callable[[Any], None]) -> None:
     place = new_place()

@@ -138,7 +138,7 @@ def codec_of(case: Case, columns: list[str] | None = None, text: str | None = No
     return case.format.codec("t", None if case.format.own_columns else case.schema, columns, text)
 
 
-@pytest.mark.one_in(3, "a tenth of a second of a core each")
+@pytest.mark.one_in(9, "a tenth of a second of a core each")
 @each_case
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())

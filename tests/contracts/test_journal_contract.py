@@ -215,6 +215,7 @@ def test_entries_come_back_in_the_order_of_the_appends(journal: Journal) -> None
     assert journal.positions() == {0: last.offset + 1}
 
 
+@pytest.mark.one_in(3, "a tenth of a second of a core each")
 def test_the_entries_of_a_job_can_be_read_alone_and_from_a_position_on(journal: Journal) -> None:
     written(journal, Begin("a", 1), Begin("b", 2), Cancel("a", 3), Cancel("b", 4))
     assert entries(journal, "a") == [Begin("a", 1), Cancel("a", 3)]
@@ -313,6 +314,7 @@ def read_by_an_owner(home: Home) -> int:
         owner.close()
 
 
+@pytest.mark.one_in(4, "hundredths of a second of a core each")
 @pytest.mark.parametrize(
     ("lost", "told"), [([4], "entry 4 is"), ([3, 4, 5], "entries 3 to 5 are"), ([0], "entry 0 is")]
 )
@@ -408,6 +410,7 @@ def test_a_journal_that_does_not_know_its_approvals_is_told_them_once(home: Home
     reader.close()
 
 
+@pytest.mark.one_in(3, "a tenth of a second of a core each")
 def test_what_was_trimmed_is_not_missing(home: Home) -> None:
     apart(home, 9)  # 0, 3 and 6 are of the job "a"
     owner = home.owner()
@@ -458,6 +461,7 @@ def test_the_same_long_body_is_stored_once_and_goes_with_the_last_entry_that_nam
         journal.load(stored)
 
 
+@pytest.mark.one_in(4, "hundredths of a second of a core each")
 @pytest.mark.parametrize("body", ["text", "x" * (INLINE_BYTES + 1), None])
 def test_an_entry_that_could_not_be_read_again_is_refused_at_its_append(journal: Journal, body: object) -> None:
     """Later it would end the journal, with all that stands behind it."""
@@ -788,6 +792,7 @@ def test_a_letter_begins_a_job_once(home: Home, journal: Journal) -> None:
     inbox.close()
 
 
+@pytest.mark.one_in(3, "hundredths of a second of a core each")
 def test_a_letter_for_an_agent_that_the_owner_does_not_have_waits_for_one_that_has_it(
     home: Home, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -831,7 +836,7 @@ def test_a_job_that_the_owner_begins_itself_is_not_begun_by_a_letter_too(home: H
     inbox.close()
 
 
-@pytest.mark.one_in(3, "some hundredths of a second of a core each")
+@pytest.mark.one_in(6, "some hundredths of a second of a core each")
 def test_of_many_who_answer_at_once_one_is_accepted(home: Home, journal: Journal) -> None:
     written(journal, *asked())
     accepted: list[int] = []
@@ -922,6 +927,7 @@ def test_a_journal_is_a_list_of_entries_from_which_ended_jobs_are_trimmed(
     check()
 
 
+@pytest.mark.one_in(3, "hundredths of a second of a core each")
 def test_a_signal_goes_with_the_job_that_it_names_whatever_its_token_is(home: Home, journal: Journal) -> None:
     """The token of a signal is its sender's own, and may be that of a question of another job."""
     written(journal, *asked("a", "t"), Begin("b", 1))
@@ -1255,6 +1261,7 @@ def test_a_list_says_why_jobs_are_blocked_until_they_end_or_begin_again(home: Ho
     reader.close()
 
 
+@pytest.mark.one_in(3, "hundredths of a second of a core each")
 def test_the_next_owner_and_a_copy_of_the_journal_know_which_jobs_are_blocked(home: Home) -> None:
     first = home.owner()
     written(first, Begin("a", 1000, "shop.refund"))
@@ -1267,7 +1274,7 @@ def test_the_next_owner_and_a_copy_of_the_journal_know_which_jobs_are_blocked(ho
     second.close()
 
 
-@pytest.mark.one_in(3, "some tenths of a second of a core each")
+@pytest.mark.one_in(9, "some tenths of a second of a core each")
 @pytest.mark.parametrize("seed", range(3))
 def test_the_list_of_a_journal_is_that_of_its_entries(home: Home, journal: Journal, seed: int) -> None:
     """Against the plain fold of all entries, which journals of an older format use."""

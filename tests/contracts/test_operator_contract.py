@@ -252,7 +252,7 @@ def test_barriers_change_nothing_where_rows_are_late(case: Case, folder: Path) -
     assert found[0] == found[1]
 
 
-@pytest.mark.one_in(24, "each operator is in a case of two of these tests")
+@pytest.mark.one_in(8, "each operator is in a case of two of these tests")
 @pytest.mark.parametrize("budget", [None, BUDGET], ids=["memory", "directory"])
 @pytest.mark.parametrize("case", [case for case in CASES if case.rescales], ids=lambda case: case.name)
 def test_any_number_of_subtasks_gives_the_same_rows(case: Case, budget: int | None, folder: Path, once: Path) -> None:
@@ -294,7 +294,7 @@ def test_contents_after_a_restore_are_those_before(case: Case, budget: int | Non
     run.stop()
 
 
-@pytest.mark.one_in(8, "each operator is in a case of two of these tests")
+@pytest.mark.one_in(24, "each operator is in a case of two of these tests")
 @each_case
 def test_batches_without_rows_are_nothing(case: Case, folder: Path, once: Path) -> None:
     """Neither one that has none, nor one of which none is selected."""
@@ -325,7 +325,7 @@ def test_batches_without_rows_are_nothing(case: Case, folder: Path, once: Path) 
     check(case, run, once)
 
 
-@pytest.mark.one_in(6, "a hundredth of a second of a core each")
+@pytest.mark.one_in(18, "a hundredth of a second of a core each")
 @pytest.mark.parametrize("case", [*CASES, *LATE_CASES, *CLOCK_CASES], ids=lambda case: case.name)
 def test_a_batch_whose_rows_are_all_late_ends_nothing(case: Case, folder: Path) -> None:
     """A step of windows drops all of its rows, so nothing is left to work with: before there is state, with state, and after a restore.
@@ -489,7 +489,7 @@ def test_the_figures_say_how_large_the_state_is(case: Case, folder: Path, budget
     run.stop()
 
 
-@pytest.mark.one_in(8, "some hundredths of a second of a core each")
+@pytest.mark.one_in(24, "some hundredths of a second of a core each")
 @each_case
 def test_keys_on_disk_are_counted_as_keys(case: Case, folder: Path) -> None:
     """An app with 50,000 keys showed the 15,647 that its budget left in memory."""

@@ -177,7 +177,7 @@ async def test_an_answer_says_who_gave_it_and_what_it_used(cases, kind, way):
     assert (case.provider.name, case.provider.model) == (case.vendor, "model-1")
 
 
-@pytest.mark.one_in(2, "a fifth of a second of a core each")
+@pytest.mark.one_in(6, "a fifth of a second of a core each")
 @every
 @each_way
 async def test_calls_of_tools_come_with_their_arguments(cases, kind, way):
@@ -217,6 +217,7 @@ async def test_the_pieces_of_a_stream_are_those_in_which_it_comes(cases, kind):
     assert [piece.text for piece in (await streamed(case.provider, spec()))[:-1]] == ["a b", " ", "c"]
 
 
+@pytest.mark.one_in(4, "hundredths of a second of a core each")
 @every
 @each_way
 @pytest.mark.parametrize("reason", ["stop", "length", "content_filter"])
@@ -226,6 +227,7 @@ async def test_the_reason_why_an_answer_ended_is_told(cases, kind, way, reason):
     assert (answer.finish_reason, answer.content) == (reason, "So")
 
 
+@pytest.mark.one_in(4, "hundredths of a second of a core each")
 @every
 @each_way
 @pytest.mark.parametrize("said", [Usage(100, 50, cached_tokens=80, reasoning_tokens=30), None])
@@ -234,6 +236,7 @@ async def test_tokens_are_those_that_the_vendor_counts(cases, kind, way, said):
     assert (await ask(case.provider, spec(), way)).usage == said
 
 
+@pytest.mark.one_in(4, "hundredths of a second of a core each")
 @over_http
 @each_way
 @pytest.mark.parametrize("said", [Usage(-5, 3), Usage(5, -3), Usage(5, 10**30)])
@@ -411,6 +414,7 @@ async def test_stop_and_seed_arrive_where_the_vendor_has_them(cases, kind, field
     assert (case.asked.stop, case.asked.seed) == (("END",), fields.get("seed"))
 
 
+@pytest.mark.one_in(3, "a fifth of a second of a core each")
 @pytest.mark.parametrize(
     ("kind", "fields"), [("responses", {"stop": ("END",)}), ("responses", {"seed": 7}), ("messages", {"seed": 7})]
 )
@@ -445,7 +449,7 @@ async def test_an_idempotency_key_is_a_header(cases, kind):
 # -- what goes wrong --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.one_in(3, "a hundredth of a second of a core each")
+@pytest.mark.one_in(9, "a hundredth of a second of a core each")
 @every
 @each_way
 @pytest.mark.parametrize(
@@ -534,6 +538,7 @@ async def test_a_stream_that_is_closed_early_has_ended_its_request(cases, kind):
     await case.until_given_up()
 
 
+@pytest.mark.one_in(3, "a tenth of a second of a core each")
 @every
 async def test_many_calls_at_once_take_no_thread_each(cases, kind):
     case = cases(kind, "yes")
@@ -561,6 +566,7 @@ async def test_after_close_no_call_is_made(cases, kind):
 # -- over a network ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.one_in(4, "hundredths of a second of a core each")
 @over_http
 @each_way
 @pytest.mark.parametrize("fault", ["drop_before", "drop_after", "truncate"])
@@ -600,6 +606,7 @@ async def test_an_answer_of_ten_megabytes_is_an_answer(cases):
     assert len((await ask(case.provider, spec(), "stream")).content) == 10_000_000
 
 
+@pytest.mark.one_in(3, "hundredths of a second of a core each")
 @every
 @each_way
 async def test_an_answer_that_is_too_large_is_refused_and_the_next_one_comes(cases, kind, way):
@@ -622,7 +629,7 @@ async def test_a_connection_is_used_again(cases, kind):
     assert case.server.connections == 1
 
 
-@pytest.mark.one_in(3, "a tenth of a second of a core each")
+@pytest.mark.one_in(6, "a tenth of a second of a core each")
 @over_http
 @each_way
 async def test_a_key_is_in_no_error_no_log_and_no_repr(cases, kind, way, caplog):
@@ -661,6 +668,7 @@ async def test_each_text_has_its_vector(cases, kind):
     assert len((await case.provider.embed([])).vectors) == 0
 
 
+@pytest.mark.slow  # half a second of a core
 async def test_a_vendor_without_vectors_says_so(cases):
     with pytest.raises(UserError, match="has no embeddings"):
         await cases("messages", "").provider.embed(["a"])

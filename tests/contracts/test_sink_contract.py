@@ -78,6 +78,7 @@ def test_many_rows_arrive_once_each(place: Place) -> None:
     sink.close()
 
 
+@pytest.mark.one_in(3, "a tenth of a second of a core each")
 def test_a_payload_of_10_megabytes_is_written(place: Place) -> None:
     big = b'{"text":"' + b"x" * 10_000_000 + b'"}'
     place.create()
@@ -234,6 +235,7 @@ def test_a_selection_is_all_that_is_written(table_place: TablePlace) -> None:
     assert read_back(table_place) == [ROWS.to_pylist()[n] for n in (3, 5, 28)]
 
 
+@pytest.mark.one_in(4, "hundredths of a second of a core each")
 @pytest.mark.parametrize("flushes", [1, 3])
 def test_flushed_rows_survive_a_crash(table_place: TablePlace, flushes: int) -> None:
     rows = ROWS.to_pylist()

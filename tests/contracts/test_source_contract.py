@@ -95,6 +95,7 @@ def test_rows_come_in_order_in_batches_of_any_size(place: Place) -> None:
         source.close()
 
 
+@pytest.mark.one_in(4, "hundredths of a second of a core each")
 @pytest.mark.parametrize("rows", [0, 1, 4, 9, 10])
 def test_a_new_source_goes_on_exactly_at_the_positions_of_an_older_one(place: Place, rows: int) -> None:
     place.create()
@@ -198,7 +199,7 @@ def test_two_readers_do_not_disturb_each_other(place: Place) -> None:
     two.close()
 
 
-@pytest.mark.one_in(3, "a tenth of a second of a core each")
+@pytest.mark.one_in(9, "a tenth of a second of a core each")
 def test_a_payload_of_10_megabytes_and_its_small_neighbours_come_through(place: Place) -> None:
     place.create()
     big = b'{"text":"' + b"x" * 10_000_000 + b'"}'
@@ -735,7 +736,7 @@ def test_readers_share_the_rows_and_each_goes_on_from_every_position(table_place
         steps += 1
 
 
-@pytest.mark.one_in(4, "some hundredths of a second of a core each")
+@pytest.mark.one_in(12, "some hundredths of a second of a core each")
 def test_files_that_go_on_are_read_on_from_every_position(table_place: TablePlace) -> None:
     def opened() -> FileSource:
         kind = "arrow" if table_place.format == "arrows" else table_place.format

@@ -138,6 +138,7 @@ def test_statistics_count_keys_and_bytes(backend):
     assert figures["bytes"] >= 10_000
 
 
+@pytest.mark.one_in(3, "a tenth of a second of a core each")
 async def test_a_value_of_10_mb_survives_a_restore(backend):
     big = os.urandom(10_000_000)
     backend.write("a", b"big", big)
@@ -186,6 +187,7 @@ VALUES = [
 ]
 
 
+@pytest.mark.one_in(4, "hundredths of a second of a core each")
 @pytest.mark.parametrize("value", VALUES, ids=repr)
 async def test_the_same_value_and_type_come_back(backend, value):
     state = ValueState(backend, "v")
@@ -365,6 +367,7 @@ async def test_a_cancelled_snapshot_loses_nothing(backend):
     assert contents(backend) == {"a": [(b"k", b"1")]}
 
 
+@pytest.mark.one_in(3, "a tenth of a second of a core each")
 @pytest.mark.parametrize("target", KINDS[:2])
 async def test_a_saved_snapshot_can_be_loaded_into_any_backend(open_, tmp_path, target):
     backend = open_()
@@ -542,6 +545,7 @@ async def test_a_value_expires_once_its_time_has_passed(open_, clock):
     assert (await state.get("old"), await state.get("young")) == (3, None)
 
 
+@pytest.mark.one_in(3, "a tenth of a second of a core each")
 async def test_what_has_expired_is_removed_at_a_snapshot(open_, clock, tmp_path):
     backend = open_(ttl=1)
     for n in range(10):
@@ -557,6 +561,7 @@ async def test_what_has_expired_is_removed_at_a_snapshot(open_, clock, tmp_path)
     assert backend.namespaces() == []
 
 
+@pytest.mark.one_in(3, "hundredths of a second of a core each")
 @pytest.mark.parametrize("target", KINDS[:2])
 async def test_a_restored_value_keeps_its_expiry(open_, clock, tmp_path, target):
     backend = open_(ttl="10s")
@@ -573,6 +578,7 @@ async def test_a_restored_value_keeps_its_expiry(open_, clock, tmp_path, target)
     assert contents(other) == {}
 
 
+@pytest.mark.one_in(3, "hundredths of a second of a core each")
 @pytest.mark.parametrize("target", KINDS[:2])
 async def test_an_app_may_gain_or_lose_its_ttl_between_two_runs(open_, clock, target):
     plain, expiring = open_(), open_(target, ttl="10s")

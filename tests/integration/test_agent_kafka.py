@@ -172,7 +172,7 @@ async def test_json_that_is_none_goes_to_the_dead_letters_of_its_topic(app, url,
     assert headers["sabot.agent"] == f"{app.id}.json_agent".encode()
 
 
-@pytest.mark.one_in(3, "some hundredths of a second of a core each")
+@pytest.mark.one_in(6, "some hundredths of a second of a core each")
 @pytest.mark.parametrize("policy", ["fail", "retry", "skip"])
 async def test_agent_error_handling(app, url, make_topic, policy):
     """Document 000, step 2.2."""
@@ -223,6 +223,7 @@ async def test_lifecycle_of_an_agent_process(url, make_topic):
     assert agent.messages_processed == 1
 
 
+@pytest.mark.one_in(2, "a tenth of a second of a core each")
 async def test_results_keep_key_and_order_on_their_way_through_two_topics(app, url, make_topic):
     first, second, out = make_topic(), make_topic(), make_topic()
 
@@ -372,6 +373,7 @@ async def test_offsets_are_committed_to_the_agents_group_on_the_broker(app, url,
         await source.stop()
 
 
+@pytest.mark.one_in(2, "a fifth of a second of a core each")
 @pytest.mark.kafka
 @pytest.mark.parametrize("own", [False, True], ids=["topic", "source of its own"])
 async def test_an_agent_without_checkpoints_goes_on_at_the_offsets_of_its_group(kafka_url, caplog, own):

@@ -85,6 +85,7 @@ async def test_multiple_agents_share_state(memory_url):
         await until(lambda: values(app, "read") == [{"n": 1}])
 
 
+@pytest.mark.one_in(2, "a tenth of a second of a core each")
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_file_app_that_is_stopped_half_way_goes_on_with_state_and_position(kind, memory_url, tmp_path):
     lines = write_lines(tmp_path / "in.ndjson", range(1000))
@@ -390,6 +391,7 @@ async def test_of_calls_in_flight_at_a_barrier_each_is_in_the_state_or_done_agai
         assert 20 - len(counted) <= len(seen.get(who, ())), f"{who}: more is in the state than had ended"
 
 
+@pytest.mark.one_in(2, "a fifth of a second of a core each")
 @pytest.mark.parametrize("kind", KINDS)
 async def test_what_waits_in_a_channel_between_two_agents_at_a_barrier_is_in_the_checkpoint(kind, memory_url, tmp_path):
     lines = write_lines(tmp_path / "in.ndjson", range(200))
@@ -424,6 +426,7 @@ async def test_what_waits_in_a_channel_between_two_agents_at_a_barrier_is_in_the
         await until(lambda: counts == dict.fromkeys(range(5), 40))
 
 
+@pytest.mark.one_in(2, "a tenth of a second of a core each")
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_batch_whose_call_is_unfinished_at_a_barrier_is_done_again_and_not_twice(kind, memory_url, tmp_path):
     lines = write_lines(tmp_path / "in.ndjson", [{"n": n} for n in range(1000)])
@@ -483,6 +486,7 @@ async def test_a_record_that_waits_for_its_next_attempt_at_a_barrier_is_not_lost
     assert again == [(n, n + 1) for n in range(4, 10)]
 
 
+@pytest.mark.one_in(2, "a fifth of a second of a core each")
 @pytest.mark.parametrize("kind", KINDS)
 async def test_the_record_of_a_failed_agent_stays_in_the_later_checkpoints(kind, memory_url, tmp_path):
     """The other agent goes on, and its checkpoints must still hold where the failed one stands."""

@@ -197,6 +197,7 @@ async def test_a_topic_without_records_up_to_the_bound_has_no_columns_to_infer(p
     assert app.stream(place.topic(), schema={"n": "int64"}, until="now").collect().num_rows == 0
 
 
+@pytest.mark.one_in(2, "a tenth of a second of a core each")
 async def test_a_table_ends_at_its_bound_and_what_is_joined_with_it_keeps_its_rows(place: Place, name: str) -> None:
     accounts, moves, out = place.topic(), place.topic(), place.topic()
     place.fill(

@@ -230,6 +230,7 @@ def test_a_topic_of_debezium_reads_as_its_table(place: Place) -> None:
     assert len(rows) == count > len(told)
 
 
+@pytest.mark.slow  # a second of a core
 async def test_a_table_that_a_stream_filters_is_kept_exactly_once_over_two_lives(place: Place, tmp_path: Path) -> None:
     topic, out, told = place.topic(3), f"t-{uuid.uuid4().hex[:12]}", changes(600, seed=4)
     columns = {"account": "string", "n": "int64", "total": "float64"}
@@ -278,6 +279,7 @@ def final(records: Sequence[Record]) -> dict[bytes | None, Any]:
     return rows
 
 
+@pytest.mark.slow  # half a second of a core
 async def test_each_order_finds_its_account_at_a_cold_start(place: Place, tmp_path: Path) -> None:
     """Both topics were there before; the accounts end in markers of transactions, one of them aborted."""
     orders, out, app_id = place.topic(2), ListSink(), f"app-{uuid.uuid4().hex[:8]}"

@@ -188,6 +188,7 @@ def test_a_letter_about_a_letter_keeps_what_the_first_one_said(kafka_url: str, t
     assert (listed["letter"], listed["offset"]) == ("1:0", 101), "the header is none of the facts of the first letter"
 
 
+@pytest.mark.slow  # half a second of a core
 def test_a_second_redrive_goes_on_behind_the_first_and_selections_leave_the_others_waiting(
     kafka_url: str, topic: str
 ) -> None:
@@ -430,6 +431,7 @@ def small_transactions(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     steps.watch(None)
 
 
+@pytest.mark.one_in(3, "a tenth of a second of a core each")
 @pytest.mark.usefixtures("small_transactions")
 @pytest.mark.parametrize(("name", "nth"), [("begin", 1), ("produce", 5), ("commit", 2)])
 def test_a_second_redrive_takes_over_and_the_first_ends_and_each_letter_goes_once(
@@ -546,6 +548,7 @@ def test_a_redrive_that_is_killed_in_the_middle_loses_nothing_and_its_successor_
 # --- the page
 
 
+@pytest.mark.slow  # half a second of a core
 def test_the_commands_of_the_page_on_operations_do_what_it_says(
     kafka_url: str, topic: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -625,6 +628,7 @@ def timed(kafka_url: str, topic: str, tmp_path: Path, monkeypatch: pytest.Monkey
     return f"{name}:app"
 
 
+@pytest.mark.slow  # half a second of a core
 def test_a_redrive_says_before_it_how_many_records_would_be_late_for_which_step_and_by_how_much(
     kafka_url: str, topic: str, timed: str
 ) -> None:
@@ -637,6 +641,7 @@ def test_a_redrive_says_before_it_how_many_records_would_be_late_for_which_step_
     assert f"5 dead letters are redriven: 5 to {topic}" in done.stdout
 
 
+@pytest.mark.slow  # half a second of a core
 def test_a_redrive_sends_records_that_would_be_late_to_a_topic_of_their_own(
     kafka_url: str, topic: str, timed: str
 ) -> None:

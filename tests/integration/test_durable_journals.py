@@ -314,7 +314,7 @@ async def test_a_stop_while_the_journals_server_is_gone_ends_soon_and_says_why(
 # -- what is lost -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.one_in(2, "a fifth of a second of a core each")
+@pytest.mark.one_in(4, "a fifth of a second of a core each")
 @pytest.mark.parametrize("home", ["sqlite", "postgres"], indirect=True)
 @pytest.mark.parametrize(("lost", "told"), [("place >= 10", "entries 10 to 15 are"), ("place = 5", "entry 5 is")])
 async def test_a_start_over_a_journal_that_lacks_entries_makes_no_effect_and_says_which_are_missing(
@@ -422,7 +422,7 @@ def by_server(app: App) -> str:
     return "is not forgotten from here"
 
 
-@pytest.mark.one_in(2, "half a second of a core each")
+@pytest.mark.one_in(6, "half a second of a core each")
 @pytest.mark.parametrize("home", HOMES, indirect=True)
 @pytest.mark.parametrize("refuses", [by_lifespan, by_effects, by_server], ids=lambda refuses: refuses.__name__)
 async def test_a_fresh_start_that_is_refused_leaves_journal_and_checkpoints_as_they_were(

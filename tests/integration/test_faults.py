@@ -283,6 +283,7 @@ async def test_a_null_key_is_nothing_special_and_a_missing_key_field_is_a_dead_l
     assert [header(letter, "offset") for letter in letters] == ["5", "6", "7"]
 
 
+@pytest.mark.slow  # half a second of a core
 @pytest.mark.kafka
 async def test_a_result_that_is_too_large_for_the_broker_stops_the_app_by_name_and_nothing_is_lost(
     real, name, tmp_path
@@ -543,7 +544,7 @@ def fill_up(path: Path) -> None:
                 size //= 2
 
 
-@pytest.mark.one_in(3, "a fifth of a second of a core each")
+@pytest.mark.one_in(6, "a fifth of a second of a core each")
 @pytest.mark.parametrize("full", ["checkpoints_of_memory", "checkpoints_of_rocksdb", "rocksdb_and_checkpoints"])
 async def test_a_disk_that_is_full_while_checkpoints_are_taken_costs_only_those(
     place, name, full, small_disk, tmp_path

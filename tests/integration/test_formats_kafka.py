@@ -180,6 +180,7 @@ EVERY: list[tuple[str, Any, Any]] = [  # a field, its type, and a value
 ]
 
 
+@pytest.mark.slow  # half a second of a core
 async def test_avro_of_every_type_is_read_from_confluents_serializer_and_written_for_its_deserializer(
     place: Place, server: SchemaServer
 ) -> None:

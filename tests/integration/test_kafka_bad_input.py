@@ -255,6 +255,7 @@ async def test_an_app_ends_when_its_topic_is_made_again_and_its_checkpoint_is_re
         await bounded(build().run(), WAIT)
 
 
+@pytest.mark.slow  # half a second of a core
 async def test_windows_count_the_rows_of_partitions_that_are_added_while_they_run(kafka_url: str, topic: str) -> None:
     place = Place(kafka_url)
     place.topic(name=topic)

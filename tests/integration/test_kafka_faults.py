@@ -325,6 +325,7 @@ def test_what_the_topic_refuses_is_named_by_write_once(kafka_url: str, topic: st
     sender.close()
 
 
+@pytest.mark.one_in(2, "a tenth of a second of a core each")
 @pytest.mark.parametrize(
     ("config", "timestamps", "told"),
     [

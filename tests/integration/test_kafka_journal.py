@@ -183,6 +183,7 @@ def test_a_paused_owner_is_succeeded_and_learns_it_at_its_next_append(address: s
     assert jobs_of(address) == ["first", "second", "third"]
 
 
+@pytest.mark.slow  # half a second of a core
 def test_an_owner_whose_process_was_killed_here_is_succeeded_at_once(address: str) -> None:
     child = holding(address, 600.0)
     child.send_signal(signal.SIGKILL)
@@ -381,6 +382,7 @@ def holds(journal: KafkaJournal | KafkaJournalReader, stays: list[tuple[Position
     assert [letter.kind for letter in journal.letters()] == ["answer"]
 
 
+@pytest.mark.slow  # half a second of a core
 def test_what_must_stay_is_written_anew_at_its_places_before_the_beginning_is_deleted(address: str) -> None:
     journal = KafkaJournal(address, copy_slack_bytes=-(1 << 40))
     stays = history(journal)
@@ -547,6 +549,7 @@ def printed(*words: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow  # half a second of a core
 async def test_an_action_is_answered_from_a_shell_while_the_app_is_down(address: str) -> None:
     journal = KafkaJournal(address)
     store = JournalStore(journal)

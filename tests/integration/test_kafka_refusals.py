@@ -52,6 +52,7 @@ async def test_a_record_above_the_clients_limit_is_a_dead_letter_with_its_first_
 both = pytest.mark.parametrize("delivery", ["exactly_once", "at_least_once"])
 
 
+@pytest.mark.one_in(2, "a tenth of a second of a core each")
 @both
 async def test_a_record_above_the_limit_of_the_topic_is_a_dead_letter(
     kafka: Broker, topic: str, tmp_path: Path, delivery: Any
@@ -62,6 +63,7 @@ async def test_a_record_above_the_limit_of_the_topic_is_a_dead_letter(
     assert [json.loads(each)["n"] for each in committed(kafka.url, f"{topic}.dlq")] == [1]
 
 
+@pytest.mark.one_in(2, "a tenth of a second of a core each")
 @both
 async def test_small_records_that_exceed_the_limit_of_the_topic_only_together_are_all_delivered(
     kafka: Broker, topic: str, tmp_path: Path, delivery: Any
@@ -132,6 +134,7 @@ async def test_a_dead_letter_that_its_own_topic_refuses_keeps_its_first_bytes(
     assert len(letter) == 1024
 
 
+@pytest.mark.one_in(2, "a tenth of a second of a core each")
 @both
 async def test_a_record_without_a_key_in_a_compacted_topic_is_a_dead_letter(
     kafka: Broker, topic: str, tmp_path: Path, delivery: Any

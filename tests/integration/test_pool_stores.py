@@ -83,6 +83,7 @@ async def test_the_example_of_the_document_keeps_jobs_actions_and_usage_in_its_t
         await each.close()
 
 
+@pytest.mark.slow  # half a second of a core
 async def test_other_stores_find_answer_and_cancel_the_jobs_of_a_kernel_while_it_runs_and_while_it_is_away(
     pool: Any,
 ) -> None:

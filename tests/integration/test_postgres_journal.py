@@ -164,6 +164,7 @@ def test_a_wrong_password_database_or_host_is_told_without_the_password(server: 
     PostgresJournal(f"postgresql://ann:right-one@{place}", "refunds").close()
 
 
+@pytest.mark.slow  # half a second of a core
 def test_the_command_line_takes_an_address(url: str, app: str) -> None:
     journal = PostgresJournal(url, app)
     journal.append(Begin("job", 0, "agent"))
@@ -261,6 +262,7 @@ def test_a_client_library_without_pipelines_writes_the_same(
     assert read(url, app) == jobs(3)
 
 
+@pytest.mark.slow  # half a second of a core
 async def test_many_appends_are_few_commits(url: str, app: str) -> None:
     journal = PostgresJournal(url, app)
     for number in range(2000):
@@ -493,6 +495,7 @@ def test_a_server_that_is_killed_in_the_middle_of_commits_loses_nothing(server: 
     assert len(found) >= work.told
 
 
+@pytest.mark.slow  # half a second of a core
 def test_connections_that_are_cut_at_any_moment_lose_and_repeat_nothing(url: str, app: str) -> None:
     journal = PostgresJournal(url, app)
     work = Appending(journal)

@@ -63,6 +63,7 @@ MOMENTS = {  # ms since 1970: what PostgreSQL has of it
 }
 
 
+@pytest.mark.one_in(3, "a tenth of a second of a core each")
 @pytest.mark.parametrize("zone", [None, "UTC", "Europe/Berlin"])
 async def test_a_far_time_is_that_time_or_a_dead_letter(
     url: str, memory_url: str, tmp_path: Path, zone: str | None
@@ -97,7 +98,7 @@ async def test_nanoseconds_are_rounded_down_before_1970_too(url: str, memory_url
     ]
 
 
-@pytest.mark.one_in(3, "a tenth of a second of a core each")
+@pytest.mark.one_in(9, "a tenth of a second of a core each")
 @pytest.mark.parametrize(
     ("declared", "values", "refused", "why"),
     [
@@ -131,6 +132,7 @@ async def test_a_value_that_a_column_does_not_hold_is_a_dead_letter(
     ]
 
 
+@pytest.mark.one_in(2, "a tenth of a second of a core each")
 @pytest.mark.parametrize("delivery", ["exactly_once", "at_least_once"])
 async def test_a_row_that_is_refused_at_the_commit_is_a_dead_letter(
     url: str, memory_url: str, tmp_path: Path, delivery: Any
@@ -168,6 +170,7 @@ async def test_a_column_that_would_be_cut_or_refused_is_named_at_the_start(
         await passed(url, memory_url, tmp_path, {"v": values})
 
 
+@pytest.mark.one_in(3, "hundredths of a second of a core each")
 @pytest.mark.parametrize(
     ("declared", "values"),
     [

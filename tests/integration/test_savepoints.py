@@ -161,6 +161,7 @@ async def test_an_app_goes_on_from_savepoints_with_another_parallelism_and_the_s
     assert sum(agent.values()) == len(rows) + PARTITIONS
 
 
+@pytest.mark.one_in(2, "half a second of a core each")
 @pytest.mark.parametrize("parallelism", [1, 2])
 async def test_a_window_that_is_sparse_in_one_subtask_and_dense_in_another_is_emitted_once(
     memory_url: str, tmp_path: Path, parallelism: int
@@ -231,6 +232,7 @@ def n_of(app: App, **which: Any) -> int:
     return row["value"]
 
 
+@pytest.mark.slow  # half a second of a core
 async def test_a_savepoint_outlives_the_checkpoints_and_their_directory(memory_url: str, tmp_path: Path) -> None:
     folder, saved = tmp_path / "app", tmp_path / "saved"
     folder.mkdir()
@@ -258,6 +260,7 @@ async def test_a_savepoint_outlives_the_checkpoints_and_their_directory(memory_u
     assert CheckpointStorage(saved).ids() == [said["checkpoint"]], "a start leaves it as it is"
 
 
+@pytest.mark.slow  # half a second of a core
 async def test_going_back_to_a_savepoint_while_newer_checkpoints_are_there(memory_url: str, tmp_path: Path) -> None:
     saved = tmp_path / "saved"
     app = counter(memory_url, tmp_path)
@@ -319,6 +322,7 @@ async def test_output_that_was_pending_in_the_savepoint_is_not_delivered_twice(m
     assert counts_in(tmp_path) == [(1, 1), (2, 2), (3, 3), (4, 4)]
 
 
+@pytest.mark.slow  # a second of a core
 async def test_a_failure_before_the_first_checkpoint_goes_back_to_the_savepoint(
     memory_url: str, tmp_path: Path
 ) -> None:

@@ -149,6 +149,7 @@ async def test_calls_wait_for_a_server_that_is_restarted_and_none_is_made_twice_
         await each.close()
 
 
+@pytest.mark.slow  # a second of a core
 async def test_while_the_server_is_away_no_call_is_made_and_the_error_names_the_server_only(own: Own) -> None:
     ledger = shared_ledger(own.url.replace("sabot@", "sabot:swordfish@"))
     assert await ledger.check_budget(OF, 1000) is BudgetDecision.ALLOW
@@ -236,6 +237,7 @@ async def test_kernels_that_share_a_budget_make_no_more_calls_than_it_has(
             assert (shown["scope"], shown["used"], shown["of"]) == ("acme", "2", "2"), "another process sees them"
 
 
+@pytest.mark.slow  # half a second of a core
 async def test_a_job_hears_that_its_budget_is_not_known_and_its_model_is_not_asked(own: Own) -> None:
     async with kernels(own.url, 1) as (provider, [kernel]):
         assert kernel.ledger is not None

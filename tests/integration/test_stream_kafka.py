@@ -235,6 +235,7 @@ async def test_ctrl_c_keeps_windows_open_for_the_next_start_and_the_group_knows_
     assert place.committed(f"{name}-group", topic) == place.ends(topic)
 
 
+@pytest.mark.slow  # half a second of a core
 async def test_a_stream_that_was_drained_goes_on_with_the_rows_of_later_windows(place, name, tmp_path):
     """The story: the end of time, at which the drain closed all windows, stood in the checkpoint, and every later row was late."""
     topic, out, rows = place.topic(PARTITIONS), place.topic(), payments(1500)

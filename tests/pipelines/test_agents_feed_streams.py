@@ -199,6 +199,7 @@ def test_each_row_comes_out_once_whatever_dies(
     assert sorted(row["n"] for row in windows.rows) == [2] * 10 + [3] * 10
 
 
+@pytest.mark.slow  # half a second of a core
 async def test_rows_wait_where_the_stream_does_not_take_them() -> None:
     """A slow stream slows the agent, and its sources: nothing is lost on the way."""
     app, sink = App("one", checkpoint_interval=0.05), ListSink()
@@ -213,6 +214,7 @@ async def test_rows_wait_where_the_stream_does_not_take_them() -> None:
     assert max(row["n"] for row in sink.rows) == 300_000
 
 
+@pytest.mark.slow  # half a second of a core
 async def test_windows_stay_open_behind_an_agent_that_failed(tmp_path: Path) -> None:
     """They close when the rows that it did not finish have come, in the next run."""
     sink = ListSink()

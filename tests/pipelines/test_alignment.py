@@ -171,7 +171,7 @@ async def test_a_partition_that_is_ahead_waits_for_another_one_of_its_source(mem
         assert uneven.at == 1  # nothing is known of the other partition, but that it has rows
 
 
-@pytest.mark.one_in(3, "a fifth of a second of a core each")
+@pytest.mark.one_in(6, "a fifth of a second of a core each")
 @pytest.mark.parametrize("parallelism", [1, 3])
 @pytest.mark.parametrize("kind", JOINS)
 async def test_the_result_is_that_of_sources_that_are_read_as_they_come(

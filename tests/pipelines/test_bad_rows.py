@@ -387,6 +387,7 @@ def test_timers_that_fire_again_in_smaller_batches_have_their_own_keys() -> None
     assert [each["row"] for each in facts(letters)] == [{"id": "7", "at": 1_000_007, "name": "", "kind": "event"}]
 
 
+@pytest.mark.slow  # half a second of a core
 def test_a_row_for_which_a_pattern_cannot_be_computed_is_in_no_match() -> None:
     price = col("price").cast("float64")
     rise = pattern("low", price >= 0).next("high", price > step("low").last(price))
@@ -408,6 +409,7 @@ def test_a_row_for_which_a_pattern_cannot_be_computed_is_in_no_match() -> None:
     assert "pattern" in str(caught.value)
 
 
+@pytest.mark.slow  # half a second of a core
 def test_a_match_whose_measures_cannot_be_computed_is_set_apart() -> None:
     pairs = pattern("a", col("n") >= 0).next("b", col("n") >= 0)
 

@@ -292,6 +292,7 @@ async def test_a_crash_before_the_change_loses_and_doubles_nothing(life: Life, t
     assert all(now[key] == {"biggest": None} for key in now.keys() - rest.keys())
 
 
+@pytest.mark.slow  # half a second of a core
 async def test_groups_have_counted_their_rows_before_they_are_asked_for_it(memory_url: str, tmp_path: Path) -> None:
     for over_changes in (False, True):
         life = Life(f"{memory_url}-{over_changes}", tmp_path / str(over_changes), "memory")
@@ -303,6 +304,7 @@ async def test_groups_have_counted_their_rows_before_they_are_asked_for_it(memor
         MemoryBroker.get(life.broker).reset()
 
 
+@pytest.mark.slow  # half a second of a core
 async def test_a_variance_goes_on_as_a_deviation_and_a_mean_beside_it_begins(memory_url: str, tmp_path: Path) -> None:
     """They share accumulators within one program: a mean that was added had the whole past of the variance beside it."""
     life = Life(memory_url, tmp_path, "memory")
@@ -337,6 +339,7 @@ async def test_what_is_dropped_by_name_begins_anew_once(life: Life, caplog: pyte
         assert row["s"] == sum(each["n"] for each in ROWS[HALF:] if each["k"] == key)
 
 
+@pytest.mark.one_in(2, "a tenth of a second of a core each")
 async def test_a_second_change_that_drops_the_same_name_drops_it_again(life: Life) -> None:
     """The hint named the option that was given, and had no effect: whoever followed it was refused again."""
     make = running()
@@ -356,6 +359,7 @@ async def test_a_second_change_that_drops_the_same_name_drops_it_again(life: Lif
     assert last == {key: sum(each["y"] or 0 for each in ROWS[200:] if each["k"] == key) for key in last}
 
 
+@pytest.mark.one_in(2, "a tenth of a second of a core each")
 async def test_a_step_that_is_dropped_by_name_begins_anew_and_the_others_go_on(life: Life) -> None:
     def program(size: str) -> Program:
         def build(stream: Any) -> None:
@@ -424,7 +428,7 @@ def test_a_schema_is_kept_or_refreshed() -> None:
 OVER: dict[str, dict[str, Any]] = {"all rows": {}, "rows": {"preceding": 4}, "time": {"preceding": "60s"}}
 
 
-@pytest.mark.one_in(15, "a quarter of a second of a core each")
+@pytest.mark.one_in(30, "a quarter of a second of a core each")
 @pytest.mark.parametrize("threads", [(1, 1), (1, 2)], ids=["1", "1 to 2"])
 @pytest.mark.parametrize("leads", [False, True], ids=["", "lead"])
 @pytest.mark.parametrize("frame", OVER)
@@ -507,6 +511,7 @@ async def test_what_a_process_function_keeps_is_dropped_by_its_name(life: Life) 
         assert row["seen"] == sum(each["k"] == row["k"] for each in ROWS[HALF:])
 
 
+@pytest.mark.one_in(2, "a tenth of a second of a core each")
 async def test_a_change_from_a_savepoint_drops_once_too(life: Life, tmp_path: Path) -> None:
     """The app is started with the same options again, and goes on from where it was then."""
     make = running()
@@ -526,7 +531,7 @@ def counted(stream: Any) -> None:
     stream.window(tumbling("10s")).aggregate(n=sabot.count()).named("totals").to("out")
 
 
-@pytest.mark.one_in(3, "a tenth of a second of a core each")
+@pytest.mark.one_in(6, "a tenth of a second of a core each")
 @pytest.mark.parametrize(
     ("time", "program", "said"),
     [
@@ -605,6 +610,7 @@ async def test_what_keeps_no_times_goes_on_and_a_checkpoint_that_does_not_say_is
     await life.run(program, [], time="n")
 
 
+@pytest.mark.one_in(2, "a tenth of a second of a core each")
 async def test_rows_that_wait_for_calls_go_to_their_owners_where_other_keys_part_them(life: Life) -> None:
     """They stayed in the subtasks of the former keys, where the next step keeps its state by the new ones: two counts of a key."""
     asked: list[int] = []

@@ -616,7 +616,7 @@ WINDOW_TOP = [
 PROGRAMS = [*GROUPS, *TABLES, *TOP, *WINDOW_TOP]
 
 
-@pytest.mark.one_in(5, "some hundredths of a second of a core each")
+@pytest.mark.one_in(15, "some hundredths of a second of a core each")
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.name)
 async def test_changes_come_to_the_batch_answer(program: Joined, seed: int, tmp_path: Path) -> None:
@@ -717,7 +717,7 @@ async def test_the_rows_of_keys_in_a_sink_are_the_answer_exactly_once_over_crash
         (there.discard if row["__op"] == 3 else there.add)(key)
 
 
-@pytest.mark.one_in(3, "a tenth of a second of a core each")
+@pytest.mark.one_in(6, "a tenth of a second of a core each")
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize(
     "name",
@@ -745,6 +745,7 @@ async def test_a_sql_table_of_changes_is_the_answer(name: str, seed: int, tmp_pa
     assert not wrong, f"{name!r} {how}\n{wrong}"
 
 
+@pytest.mark.one_in(3, "a tenth of a second of a core each")
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize(
     "name", ["groups, and those of them that are large", "the last row of each key", "top 3 with their place"]
@@ -829,6 +830,7 @@ def as_debezium(history: list[tuple[int, Row | None]]) -> list[tuple[int, Any]]:
     return records
 
 
+@pytest.mark.one_in(3, "a tenth of a second of a core each")
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("parallelism", [1, 3])
 @pytest.mark.parametrize("format", ["json", "debezium"])
@@ -856,6 +858,7 @@ async def test_a_table_of_a_topic_is_its_last_rows(format: Any, parallelism: int
     assert not wrong, wrong
 
 
+@pytest.mark.slow  # half a second of a core
 @pytest.mark.parametrize("seed", SEEDS)
 async def test_groups_of_a_table_of_a_topic_go_on_after_a_stop(seed: int, memory_url: str, tmp_path: Path) -> None:
     history = account_history(seed + 100)
@@ -1033,6 +1036,7 @@ def test_a_sample_has_about_its_share_and_is_the_same_again() -> None:
     assert abs(sum(tenth) / len(tenth) - 10_000) < 5 * 5774 / math.sqrt(len(tenth))
 
 
+@pytest.mark.slow  # a second of a core
 def test_the_schema_is_that_of_the_rows() -> None:
     for program in [*GROUPS, *TABLES, *TOP, *WINDOW_TOP]:
         app = App("schema")

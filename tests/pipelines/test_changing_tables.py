@@ -226,6 +226,7 @@ def makers(**aggregates: Any) -> Any:
     return lambda table: table.group_by("maker").aggregate(**aggregates).named("makers").changelog().to("out")
 
 
+@pytest.mark.one_in(2, "a tenth of a second of a core each")
 async def test_an_aggregate_added_over_a_table_knows_the_cars_that_came_before(cars: Cars) -> None:
     """It took back cars that it had never seen: the newest was a deleted one, the mean was None."""
     columns = {"price": sabot.sum("price"), "seats": sabot.max("seats")}
@@ -245,6 +246,7 @@ async def test_an_aggregate_added_over_a_table_knows_the_cars_that_came_before(c
     assert [row for row in written if row["maker"] == "opel"][-1] == {"op": "update_after", **opel}
 
 
+@pytest.mark.one_in(2, "a tenth of a second of a core each")
 async def test_a_step_added_over_a_table_begins_with_the_rows_of_the_table(cars: Cars) -> None:
     def before(table: Any) -> None:
         table.select("id", "maker", "seats").changelog().to("all")
@@ -263,6 +265,7 @@ async def test_a_step_added_over_a_table_begins_with_the_rows_of_the_table(cars:
     assert {row["maker"] for row in written} == {"fiat", "opel", "seat"}
 
 
+@pytest.mark.one_in(2, "a tenth of a second of a core each")
 async def test_another_filter_before_a_step_over_a_table_is_refused_until_the_step_begins_anew(cars: Cars) -> None:
     """It went on: cars that no longer passed were counted for ever, and cars that had not passed were taken away."""
 
@@ -281,6 +284,7 @@ async def test_another_filter_before_a_step_over_a_table_is_refused_until_the_st
     assert cars.state_of("makers") == [{"maker": "fiat", "n": 1, "seats": 4}, {"maker": "seat", "n": 1, "seats": 3}]
 
 
+@pytest.mark.one_in(2, "a tenth of a second of a core each")
 async def test_an_aggregate_added_over_a_join_is_refused_with_the_way_out(cars: Cars) -> None:
     def over(**aggregates: Any) -> Any:
         def program(table: Any) -> None:
@@ -343,6 +347,7 @@ async def test_what_is_added_over_a_table_larger_than_the_budget_is_filled(memor
     assert {row.pop("maker"): row for row in cars.state_of("makers")} == expected
 
 
+@pytest.mark.one_in(2, "a fifth of a second of a core each")
 @pytest.mark.parametrize("parallelism", [1, 2])
 async def test_a_lookup_and_a_ranking_added_over_a_table_know_its_rows(
     memory_url: str, tmp_path: Path, parallelism: int

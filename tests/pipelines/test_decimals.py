@@ -149,6 +149,7 @@ def test_running_values_that_are_picked(tmp_path: Path, ttl: Any) -> None:
     )
 
 
+@pytest.mark.one_in(3, "a tenth of a second of a core each")
 @pytest.mark.parametrize("kind", ["decimal(18, 4)", "decimal(19, 4)", "decimal(38, 2)", "decimal(76, 10)"])
 def test_values_are_picked_to_the_last_digit(tmp_path: Path, kind: str) -> None:
     digits, scale = (int(each) for each in kind[8:-1].split(","))
@@ -278,6 +279,7 @@ OVERFLOWING: dict[str, Any] = {
 }
 
 
+@pytest.mark.one_in(3, "hundredths of a second of a core each")
 @pytest.mark.parametrize("how", OVERFLOWING)
 def test_a_sum_of_too_many_digits_names_the_key_the_column_and_the_aggregate(tmp_path: Path, how: str) -> None:
     path, nines = tmp_path / "much.ndjson", "9" * 36

@@ -186,6 +186,7 @@ async def test_one_checkpoint_lets_jobs_begin(shop: Shop) -> None:
         assert await checkpoint(app) == 2
 
 
+@pytest.mark.slow  # half a second of a core
 async def test_a_barrier_that_comes_before_the_row_of_an_ended_job_is_read_again_begins_no_second_job(
     shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -279,6 +280,7 @@ async def test_without_a_key_jobs_are_independent_and_their_state_is_their_own(s
     assert shop.answers() == [{"order": 2, "n": 1}, {"order": 1, "n": 1}]
 
 
+@pytest.mark.one_in(3, "a tenth of a second of a core each")
 @pytest.mark.parametrize("form", ["plain", "generator", "async generator"])
 async def test_the_function_may_be_of_any_form(shop: Shop, form: str) -> None:
     def plain(ctx: Any) -> Any:
@@ -332,6 +334,7 @@ async def test_a_key_has_one_job_at_a_time_and_a_slow_one_holds_no_other(shop: S
     assert set(most) == {1}
 
 
+@pytest.mark.slow  # half a second of a core
 async def test_what_waits_behind_a_parked_key_is_in_its_mailbox_and_comes_in_order_after_a_restart(shop: Shop) -> None:
     app = shop.app(shop.sleepy, concurrency=1)
     await app.start()
@@ -716,6 +719,7 @@ async def test_a_child_that_waits_behind_its_key_sleeps_from_its_turn_on_and_may
     assert shop.calls == [1, 3]
 
 
+@pytest.mark.slow  # half a second of a core
 async def test_an_agent_whose_mailbox_has_another_record_under_the_id_of_an_open_job_fails_at_the_start(
     shop: Shop,
 ) -> None:
@@ -741,6 +745,7 @@ async def test_an_agent_whose_mailbox_has_another_record_under_the_id_of_an_open
     assert [dict(each.headers)["sabot.error"] for each in shop.letters()] == [b"InputChanged"]
 
 
+@pytest.mark.slow  # half a second of a core
 async def test_the_row_of_a_job_that_has_begun_leaves_its_mailbox_at_the_restore(shop: Shop) -> None:
     """It stayed there until the turn of its key came to it, behind the parked job: a checkpoint meanwhile covered its job and had the row
     still, from which the job began anew after the next crash, and the refund was made twice.
@@ -1319,6 +1324,7 @@ async def test_a_journal_in_memory_is_enough_for_a_script(shop: Shop) -> None:
     assert set(shop.calls) == {1}
 
 
+@pytest.mark.slow  # half a second of a core
 async def test_rows_that_nothing_tells_apart_are_refused_and_job_id_is_the_fix(shop: Shop, tmp_path: Path) -> None:
     def fed_by_agent(job_id: str | None, durable: bool) -> App:
         app = App("shop", shop.url, state=str(shop.directory))
@@ -1388,6 +1394,7 @@ async def test_state_that_is_gone_while_the_journal_stays_is_refused_and_the_oth
     assert shop.calls == [1]
 
 
+@pytest.mark.slow  # half a second of a core
 async def test_fresh_forgets_effects_only_where_one_says_so(shop: Shop) -> None:
     async with started(shop.app(shop.handle)):
         shop.ticket("ann", 1)
@@ -1408,6 +1415,7 @@ async def test_fresh_forgets_effects_only_where_one_says_so(shop: Shop) -> None:
     assert shop.calls == [1, 1]
 
 
+@pytest.mark.slow  # half a second of a core
 async def test_open_jobs_of_an_agent_that_is_gone_refuse_the_start_by_name(shop: Shop) -> None:
     app = shop.app(shop.sleepy)
     async with started(app):
@@ -1437,6 +1445,7 @@ async def test_a_journal_has_one_owner(shop: Shop, tmp_path: Path) -> None:
             await apps[1].start()
 
 
+@pytest.mark.slow  # half a second of a core
 async def test_the_journal_keeps_what_a_checkpoint_may_need_and_no_more(shop: Shop) -> None:
     app = shop.app(shop.sleepy)
     async with started(app):
@@ -1471,6 +1480,7 @@ async def many_checkpoints(app: App) -> None:
         await checkpoint(app)
 
 
+@pytest.mark.slow  # half a second of a core
 async def test_a_savepoint_keeps_the_journal_until_it_is_dropped(shop: Shop, tmp_path: Path) -> None:
     place = tmp_path / "kept"
     app = shop.app(shop.handle)
@@ -1494,6 +1504,7 @@ async def test_a_savepoint_keeps_the_journal_until_it_is_dropped(shop: Shop, tmp
     assert not (place / "checkpoints").exists()
 
 
+@pytest.mark.one_in(2, "half a second of a core each")
 @pytest.mark.parametrize("copied", [False, True])
 async def test_a_start_from_a_savepoint_says_how_far_its_journal_has_gone_and_whether_it_is_an_older_copy(
     shop: Shop, tmp_path: Path, caplog: pytest.LogCaptureFixture, copied: bool
@@ -1528,6 +1539,7 @@ async def test_a_start_from_a_savepoint_says_how_far_its_journal_has_gone_and_wh
     assert shop.calls == ([1, 2, 2] if copied else [1, 2])
 
 
+@pytest.mark.slow  # half a second of a core
 async def test_a_start_from_a_savepoint_whose_journal_was_trimmed_is_refused(shop: Shop, tmp_path: Path) -> None:
     place = tmp_path / "kept"
     app = shop.app(shop.handle)
@@ -1548,6 +1560,7 @@ async def test_a_start_from_a_savepoint_whose_journal_was_trimmed_is_refused(sho
     assert shop.calls == [1, 2]
 
 
+@pytest.mark.slow  # half a second of a core
 async def test_nothing_is_trimmed_while_nobody_knows_what_savepoints_need(shop: Shop, tmp_path: Path) -> None:
     app = shop.app(shop.handle)
     async with started(app):

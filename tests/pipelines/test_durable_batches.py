@@ -176,6 +176,7 @@ async def test_rows_that_waited_and_rows_that_had_begun_come_out_once_behind_a_c
     assert sorted(row for batch in shop.calls for row in batch) == [0, 1, 2, 3, 4, 5]
 
 
+@pytest.mark.slow  # half a second of a core
 async def test_a_barrier_before_the_rows_of_ended_jobs_are_read_again_forgets_none_of_them(
     shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -201,6 +202,7 @@ async def test_a_barrier_before_the_rows_of_ended_jobs_are_read_again_forgets_no
     assert sorted(row for batch in shop.calls for row in batch) == [0, 1, 2, 3, 4, 100]
 
 
+@pytest.mark.slow  # half a second of a core
 async def test_a_parked_batch_holds_no_other_and_goes_on_after_a_restart(shop: Shop) -> None:
     app = shop.app()
     await app.start()
@@ -310,6 +312,7 @@ async def test_a_batch_that_was_sent_back_is_one_more_run_however_often_its_rows
     assert shop.calls == [[100], [0, 1, 2], [9]]
 
 
+@pytest.mark.slow  # half a second of a core
 async def test_a_row_that_was_sent_back_is_not_lost_with_another_one_whose_content_was_changed(shop: Shop) -> None:
     """The second row was dropped, as one of the job of the first; then that job was refused, and nothing ran for either."""
 
@@ -339,6 +342,7 @@ async def test_a_row_that_was_sent_back_is_not_lost_with_another_one_whose_conte
     assert dict(shop.letters()[3].headers)["sabot.error"] == b"InputChanged"
 
 
+@pytest.mark.one_in(2, "a tenth of a second of a core each")
 @pytest.mark.parametrize("running", [True, False])
 async def test_a_row_with_changed_content_is_not_lost_in_the_job_of_an_unchanged_one(shop: Shop, running: bool) -> None:
     """It was dropped, as one of the rows of the job that ran or waited, and nobody learned that the change had no effect."""
@@ -552,6 +556,7 @@ async def test_a_log_with_other_rows_than_those_of_a_job_is_refused(
         await asyncio.wait_for(app_of(1, 7, 3).run(), 60)
 
 
+@pytest.mark.slow  # half a second of a core
 async def test_a_memory_log_that_begins_again_is_another_log_and_rows_of_the_old_one_keep_their_jobs(
     shop: Shop,
 ) -> None:

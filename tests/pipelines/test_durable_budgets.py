@@ -87,6 +87,7 @@ async def test_a_tenant_uses_what_it_may_and_another_one_is_not_in_its_way(shop:
     assert len(shop.provider.requests) == 4
 
 
+@pytest.mark.slow  # half a second of a core
 async def test_what_was_used_is_known_after_a_crash_and_after_a_restart(shop: Shop) -> None:
     budgets = [Budget("ann", max_tokens_daily=300, warn_at=1)]
     app = shop.app(budgets=budgets)

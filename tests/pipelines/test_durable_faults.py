@@ -131,6 +131,7 @@ async def test_what_a_parked_job_does_in_its_finally_reaches_nobody(shop: Shop) 
     assert shop.calls == ["in the finally"]
 
 
+@pytest.mark.slow  # half a second of a core
 async def test_parked_jobs_and_what_waits_behind_them_go_on_from_a_savepoint_with_another_parallelism(
     shop: Shop,
 ) -> None:
@@ -243,7 +244,7 @@ async def test_the_letter_of_a_job_that_went_on_with_another_input_is_sent_back(
     assert shop.calls == [1, 2, 3, 3]
 
 
-@pytest.mark.one_in(4, "a tenth of a second of a core each")
+@pytest.mark.one_in(8, "a tenth of a second of a core each")
 @pytest.mark.parametrize("changed_first", [True, False])
 @pytest.mark.parametrize("key", ["customer", None])
 @pytest.mark.parametrize("crashes", [1, 2])
@@ -286,6 +287,7 @@ async def test_a_changed_letter_does_not_refuse_the_unchanged_one_that_is_read_w
     assert (shop.letters()[1].payload, dict(shop.letters()[1].headers)["sabot.error"]) == (payloads[0], b"InputChanged")
 
 
+@pytest.mark.one_in(3, "a fifth of a second of a core each")
 @pytest.mark.parametrize("changed_first", [True, False])
 @pytest.mark.parametrize("crashes", [False, True])
 async def test_a_letter_with_a_changed_key_does_not_refuse_the_unchanged_one_in_the_mailbox_of_another_key(
@@ -481,6 +483,7 @@ async def test_a_failed_child_that_the_journal_has_forgotten_is_not_begun_anew(s
     assert shop.calls == [1]
 
 
+@pytest.mark.slow  # half a second of a core
 async def test_an_agent_that_has_lost_its_key_is_refused_while_rows_wait_in_its_mailboxes(shop: Shop) -> None:
     """All but the first row of each mailbox waited for ever."""
     app = shop.app(shop.sleepy)
@@ -529,6 +532,7 @@ async def test_a_full_disk_under_the_journal_ends_the_run_and_nothing_is_done_wi
 # -- secrets ----------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow  # half a second of a core
 async def test_a_secret_is_in_no_journal_log_answer_or_letter(
     shop: Shop, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -179,6 +179,7 @@ async def test_a_call_in_which_the_server_died_is_in_doubt_and_a_person_says_wha
 PAID = {"type": "object", "properties": {"receipt": {"type": "integer"}}, "required": ["receipt"]}
 
 
+@pytest.mark.one_in(3, "a tenth of a second of a core each")
 @pytest.mark.parametrize(
     ("answer", "read"),
     [

@@ -338,6 +338,7 @@ def test_the_names_that_only_durable_agents_have_are_those_of_their_context() ->
 KEY = "sk-proj-Zq81MvtT0p5ecret"
 
 
+@pytest.mark.slow  # a second of a core
 async def test_a_key_that_is_wrong_is_in_no_log_no_journal_and_no_letter(
     desk: Desk, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -366,6 +367,7 @@ async def test_a_key_that_is_wrong_is_in_no_log_no_journal_and_no_letter(
 # -- what a vendor adds ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow  # half a second of a core
 async def test_what_a_vendor_adds_to_a_call_goes_back_with_it_after_a_crash_and_with_the_next_record(
     desk: Desk,
 ) -> None:
@@ -472,6 +474,7 @@ async def test_a_record_that_makes_no_prompt_is_a_dead_letter(desk: Desk) -> Non
     assert headers(desk.letters()[0])["sabot.error"] == "DataError"
 
 
+@pytest.mark.slow  # half a second of a core
 async def test_the_letter_of_a_wrong_answer_is_written_whole_again_after_a_crash(desk: Desk) -> None:
     provider = ScriptedProvider(never_right)
     app = moods(desk, provider)
@@ -515,6 +518,7 @@ class Rude:
         return "I would rather not say" if self.left >= 0 else '{"label": "sunny"}'
 
 
+@pytest.mark.one_in(2, "a fifth of a second of a core each")
 @pytest.mark.parametrize("cached", [False, True])
 async def test_another_attempt_after_a_wrong_answer_asks_for_the_last_answer_anew_and_for_nothing_else(
     desk: Desk, cached: bool
@@ -539,6 +543,7 @@ async def test_another_attempt_after_a_wrong_answer_asks_for_the_last_answer_ane
     assert job.tokens == figures["input_tokens"] + figures["output_tokens"], "each of them counts"
 
 
+@pytest.mark.one_in(2, "a fifth of a second of a core each")
 @pytest.mark.parametrize("crashes", [False, True])
 async def test_a_dead_letter_of_a_wrong_answer_that_is_sent_back_asks_for_the_last_answer_anew(
     desk: Desk, crashes: bool
@@ -611,6 +616,7 @@ async def test_an_llm_agent_that_says_on_error_fail_stops_at_a_wrong_answer(desk
     assert desk.letters() == []
 
 
+@pytest.mark.slow  # half a second of a core
 async def test_a_wrong_key_still_stops_an_llm_agent(desk: Desk) -> None:
     app = moods(desk, ScriptedProvider([AuthenticationFailed("no such key")]))
     desk.ask("hello")

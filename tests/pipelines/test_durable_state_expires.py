@@ -77,6 +77,7 @@ async def test_a_job_that_runs_again_reads_what_has_expired_since_it_began(shop:
     assert [each["count"] for each in shop.answers()] == [1, 2, 3]
 
 
+@pytest.mark.one_in(2, "a tenth of a second of a core each")
 async def test_what_no_open_job_may_read_any_more_is_removed(shop: Shop, backend: Any) -> None:
     app = app_of(shop, backend)
     async with started(app):

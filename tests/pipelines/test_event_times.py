@@ -216,6 +216,7 @@ def test_first_times_that_are_no_times_or_in_another_unit_are_warned_of_once(
         assert "rows.ndjson: event time 't' of its first rows is " in warned[0]
 
 
+@pytest.mark.one_in(3, "a tenth of a second of a core each")
 @pytest.mark.parametrize(
     ("text", "format"),
     [

@@ -82,6 +82,7 @@ async def test_a_table_that_evolves_gets_the_new_column_which_is_null_so_far(car
     assert rows("SELECT id, seats FROM cars ORDER BY id") == [(0, None), (1, None), (2, None), (3, 4), (4, 5), (5, 6)]
 
 
+@pytest.mark.one_in(3, "a tenth of a second of a core each")
 @pytest.mark.parametrize("delivery", ["exactly_once", "at_least_once"])
 @pytest.mark.parametrize("part_bytes", [None, 1 << 20])
 async def test_a_folder_of_parquet_that_evolves_gets_further_parts_with_the_column(
@@ -99,6 +100,7 @@ async def test_a_folder_of_parquet_that_evolves_gets_further_parts_with_the_colu
     assert [row.get("seats") for row in found] == [None, None, None, 4, 5, 6]
 
 
+@pytest.mark.one_in(2, "a fifth of a second of a core each")
 @pytest.mark.parametrize("delivery", ["exactly_once", "at_least_once"])
 async def test_a_delta_table_that_evolves_gets_the_new_column_which_is_null_so_far(cars: Cars, delivery: str) -> None:
     await cars.live(DeltaSink("cars"), ["id"], delivery=delivery)
@@ -110,6 +112,7 @@ async def test_a_delta_table_that_evolves_gets_the_new_column_which_is_null_so_f
     assert found == [(0, None), (1, None), (2, None), (3, 4), (4, 5), (5, 6)]
 
 
+@pytest.mark.one_in(3, "a tenth of a second of a core each")
 @pytest.mark.parametrize(
     ("there", "more", "outcome", "why"),
     [
@@ -171,6 +174,7 @@ COUNTED = 'rows.group_by("id").aggregate({name}=count()).upsert("id")'
 PLAIN = 'rows.select({name}=col("id"))'
 
 
+@pytest.mark.one_in(2, "a fifth of a second of a core each")
 @pytest.mark.parametrize("delivery", ["exactly_once", "at_least_once"])
 async def test_a_row_that_is_written_again_has_no_old_number_in_a_column_that_was_renamed(
     cars: Cars, delivery: str

@@ -41,7 +41,7 @@ def groups(draw: random.Random, low: int, high: int) -> list[list[int]]:
     return made
 
 
-@pytest.mark.one_in(2, "a tenth of a second of a core each")
+@pytest.mark.one_in(6, "a tenth of a second of a core each")
 @pytest.mark.parametrize("step", STEPS)
 @pytest.mark.parametrize("numbers", RANGES)
 def test_the_mean_of_integers_is_the_nearest_float(step: str, numbers: str) -> None:

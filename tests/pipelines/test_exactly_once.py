@@ -378,6 +378,7 @@ async def test_a_part_that_got_through_before_the_error_is_not_there_twice(memor
     assert sink.rows == [1, 2]
 
 
+@pytest.mark.slow  # half a second of a core
 async def test_a_stuck_receiver_holds_the_sources_but_no_checkpoint(memory_url: str, tmp_path: Path) -> None:
     sink = Receiver()
     healed = threading.Event()
@@ -475,6 +476,7 @@ async def test_a_part_that_is_given_again_by_the_next_process_is_the_same(memory
     assert len({track.key for track in sink.claims}) == 1
 
 
+@pytest.mark.slow  # half a second of a core
 def test_numbers_grow_over_lives_and_are_never_used_for_other_rows(tmp_path: Path) -> None:
     sink = Receiver()
 
@@ -496,6 +498,7 @@ def test_numbers_grow_over_lives_and_are_never_used_for_other_rows(tmp_path: Pat
     assert list(contents) == sorted(contents)
 
 
+@pytest.mark.slow  # a second of a core
 def test_a_receiver_that_fails_here_and_there_and_crashes_in_between(tmp_path: Path) -> None:
     """Seeds: errors before and after a part is taken, crashes, and stops in good order; all of it once, and in order."""
     for seed in range(5):
@@ -685,6 +688,7 @@ async def test_a_bounded_app_ends_when_its_last_rows_are_delivered(tmp_path: Pat
     assert delivery_left(tmp_path) == 0
 
 
+@pytest.mark.slow  # half a second of a core
 def test_stopping_does_not_wait_for_ever_for_a_stuck_receiver(tmp_path: Path) -> None:
     """In virtual time. What is not delivered is in the last checkpoint, and the next start delivers it."""
     sink = Receiver()
@@ -805,6 +809,7 @@ async def test_what_was_pending_when_the_process_died_is_delivered_by_the_next(m
     assert in_table(folder / "out.db") == [1, 2, 3, 4, 5]
 
 
+@pytest.mark.one_in(2, "a fifth of a second of a core each")
 @pytest.mark.parametrize(("choice", "then"), [("repeat", [1, 2, 3, 4, 5]), ("skip", [1, 2, 5])])
 async def test_a_lost_token_with_pending_parts_is_a_choice(
     memory_url: str, tmp_path: Path, choice: str, then: list[int]
@@ -1211,6 +1216,7 @@ async def test_a_slow_call_delays_no_checkpoint_and_is_repeated_after_a_crash(me
     assert sorted(sink.rows) == [1, 2, 3]
 
 
+@pytest.mark.slow  # half a second of a core
 def test_checkpoints_are_taken_each_second_during_a_call_of_ten(tmp_path: Path) -> None:
     """In virtual time: between the begin and the end of the call lie at least nine checkpoints."""
     sink = ListSink()
@@ -1234,6 +1240,7 @@ def test_checkpoints_are_taken_each_second_during_a_call_of_ten(tmp_path: Path) 
         assert sum(step.endswith("executor: manifest") for step in found.steps) >= 25
 
 
+@pytest.mark.one_in(3, "a fifth of a second of a core each")
 @pytest.mark.parametrize("kind", ["file", "folder", "table"])
 async def test_a_start_that_is_refused_takes_nothing_from_the_app_that_runs(
     memory_url: str, tmp_path: Path, kind: str
@@ -1268,6 +1275,7 @@ async def test_a_start_that_is_refused_takes_nothing_from_the_app_that_runs(
         await until(lambda: delivered(first) == 3)
 
 
+@pytest.mark.slow  # half a second of a core
 def test_a_receiver_that_can_be_claimed_and_takes_nothing_is_asked_less_and_less_often(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

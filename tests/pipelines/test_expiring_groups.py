@@ -93,6 +93,7 @@ async def test_a_key_that_expired_is_inserted_again_and_nothing_is_deleted() -> 
     ]
 
 
+@pytest.mark.slow  # half a second of a core
 async def test_keys_that_expired_are_no_state() -> None:
     """Each key has one row. Of 20,000 keys, those of the last second are in memory."""
     batches = [[{"k": f"k{n}", "x": n, "ts": n} for n in range(start, start + 500)] for start in range(0, 20_000, 500)]

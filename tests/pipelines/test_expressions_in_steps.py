@@ -193,6 +193,7 @@ def test_arithmetic_with_running_aggregates(case: Case) -> None:
     )
 
 
+@pytest.mark.one_in(2, "a tenth of a second of a core each")
 def test_exact_quantiles_in_groups_in_windows_and_over_changes(case: Case) -> None:
     asked = {
         "half": sabot.median("n"),

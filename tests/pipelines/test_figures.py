@@ -149,6 +149,7 @@ LATE_STEPS = {
 }
 
 
+@pytest.mark.one_in(3, "a tenth of a second of a core each")
 @pytest.mark.parametrize("kind", LATE_STEPS)
 async def test_after_a_restart_late_rows_and_how_late_they_were_go_on_together(
     kind: str, memory_url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture

@@ -116,6 +116,7 @@ def test_every_ending_that_files_reads_is_known_as_that_of_a_file():
     assert not any(_FILE.fullmatch(topic) for topic in ("orders", "orders.dlq", "in.csv.dlq", "json", "a.b", ".csv"))
 
 
+@pytest.mark.slow  # half a second of a core
 def test_a_script_that_writes_streams_and_never_runs_says_so_at_its_end(tmp_path):
     done = script(tmp_path, 'rows.to(CsvSink("out.csv"))\nrows.to("copy")\n')
     assert done.returncode == 0
@@ -181,12 +182,14 @@ def test_a_print_that_has_all_rows_it_asked_for_does_not_say_that_it_waited(caps
     assert capsys.readouterr().out.splitlines()[-1] == "3 rows"
 
 
+@pytest.mark.slow  # a second of a core
 def test_a_plan_of_nothing_says_that_there_is_nothing(tmp_path):
     done = script(tmp_path, "", "-m", "sabot", "plan", "first:")
     assert done.returncode == 1
     assert "app first has no agents, and no stream with a sink" in done.stderr
 
 
+@pytest.mark.one_in(3, "a tenth of a second of a core each")
 @pytest.mark.parametrize("form", ["ndjson", "csv", "topic"])
 def test_numbers_that_get_a_fraction_later_are_named_with_the_way_out_once_and_read_with_it(
     form, tmp_path, caplog, memory_url

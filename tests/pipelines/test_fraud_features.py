@@ -306,6 +306,7 @@ class TwoAgents:
         return [await self.functions["alert"](AgentContext(row, self.backend)) for row in found.to_pylist()]
 
 
+@pytest.mark.slow  # half a second of a core
 async def test_the_agents_figures_cover_the_whole_run_after_a_restore(world):
     txns, expected = world
     alerts = []

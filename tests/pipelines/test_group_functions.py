@@ -56,6 +56,7 @@ def test_a_function_over_all_values_of_a_group_is_an_aggregate(parallelism: int)
         assert found[key]["least"] == [row["ts"] for row in sorted(rows, key=lambda row: row["x"])[:2]]
 
 
+@pytest.mark.slow  # half a second of a core
 def test_the_values_of_open_groups_survive_a_crash(caplog: pytest.LogCaptureFixture) -> None:
     pieces = [ROWS[start : start + 7] for start in range(0, len(ROWS), 7)]
     script = [*pieces[:20], BARRIER, *pieces[20:30], CRASH, *pieces[30:60], BARRIER, CRASH, *pieces[60:], END]
@@ -195,6 +196,7 @@ async def test_a_barrier_waits_for_no_more_than_rows_of_a_slow_function(memory_u
     assert (sum(seen), max(seen)) == (1000, 50)
 
 
+@pytest.mark.slow  # half a second of a core
 def test_a_process_function_gets_rows_in_order_of_event_time_over_a_crash() -> None:
     shuffled = [ROWS[start + n] for start in range(0, len(ROWS), 10) for n in (3, 0, 9, 1, 2, 8, 4, 7, 5, 6)]
     pieces = [shuffled[start : start + 7] for start in range(0, len(shuffled), 7)]
@@ -332,6 +334,7 @@ def test_a_row_that_fails_between_two_timers_is_set_apart_alone() -> None:
     assert [row.get("x", row.get("at")) for row in letters.rows] == [15_000, 3.0, 4.0, 8.0]
 
 
+@pytest.mark.one_in(2, "a fifth of a second of a core each")
 @pytest.mark.parametrize("parallelism", [1, 2])
 def test_rows_sorted_within_a_time_are_in_order_over_a_crash_and_in_time_for_later_windows(parallelism: int) -> None:
     shuffled = [ROWS[start + n] for start in range(0, len(ROWS), 10) for n in (3, 0, 9, 1, 2, 8, 4, 7, 5, 6)]

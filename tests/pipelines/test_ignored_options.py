@@ -172,7 +172,7 @@ async def outcome(source, method, base, given):
     return sorted(found, key=str), topics
 
 
-@pytest.mark.one_in(8, "a fifth of a second of a core each")
+@pytest.mark.one_in(24, "a fifth of a second of a core each")
 @pytest.mark.parametrize("timed", [False, True], ids=["without time=", "with time="])
 @pytest.mark.parametrize("method", ["stream", "table"])
 @pytest.mark.parametrize("kind", SOURCES)
@@ -196,6 +196,7 @@ async def test_an_option_acts_or_is_refused(kind, method, timed):
     assert set(ignored) <= unseen
 
 
+@pytest.mark.one_in(4, "hundredths of a second of a core each")
 @pytest.mark.parametrize("start", ["latest", 9_000, "committed"])
 @pytest.mark.parametrize("kind", [kind for kind in SOURCES if kind != "topic"])
 async def test_start_of_an_app_is_for_its_topics(kind, start):

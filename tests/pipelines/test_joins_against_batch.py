@@ -498,7 +498,7 @@ ASOF = [
 PROGRAMS = [*REGULAR, *BROADCAST, *INTERVAL, *WINDOW, *ASOF]
 
 
-@pytest.mark.one_in(8, "a tenth of a second of a core each; the others run as often as they are drawn for `make slow`")
+@pytest.mark.one_in(24, "a tenth of a second of a core each; the others run as often as they are drawn for `make slow`")
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.name)
 async def test_a_join_gives_the_batch_answer(program: Joined, seed: int, tmp_path: Path) -> None:
@@ -557,6 +557,7 @@ async def test_a_table_that_ends_is_read_before_the_first_row_is_looked_up(
         await answers_are_the_same(program, way, seed, tmp_path)
 
 
+@pytest.mark.one_in(3, "a tenth of a second of a core each")
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("program", LOOKUPS, ids=lambda program: program.name)
 async def test_a_lookup_meets_the_table_as_it_is_when_the_row_comes(program: Joined, seed: int, tmp_path: Path) -> None:
@@ -728,6 +729,7 @@ def test_a_sum_of_what_was_joined_names_the_columns_that_there_are() -> None:
     assert all(word in said for word in ("'yy'", "'y'", "ts_right")), said
 
 
+@pytest.mark.slow  # half a second of a core
 def test_rows_that_are_too_late_for_a_join_within_a_time_are_counted() -> None:
     """A row is late that comes when event time has passed it; it is dropped, and the others are as if it had not come."""
     table = events("plain")

@@ -43,6 +43,7 @@ def test_a_second_fresh_start_says_that_it_adds_rows(
         assert "this start without a checkpoint adds to them" in said
 
 
+@pytest.mark.slow  # half a second of a core
 def test_a_sink_that_begins_empty_or_replaces_rows_says_nothing(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -55,6 +56,7 @@ def test_a_sink_that_begins_empty_or_replaces_rows_says_nothing(
     assert (tmp_path / "out.csv").read_text().count("\n") == 3
 
 
+@pytest.mark.slow  # half a second of a core
 def test_a_sink_that_begins_empty_says_what_it_removes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     def sinks() -> list[Sink]:
         return [
@@ -73,6 +75,7 @@ def test_a_sink_that_begins_empty_says_what_it_removes(tmp_path: Path, caplog: p
             assert "as overwrite= says" in caplog.text, sink.name
 
 
+@pytest.mark.one_in(2, "a fifth of a second of a core each")
 @pytest.mark.parametrize("delivery", [None, "at_least_once"])
 def test_a_table_that_is_overwritten_loses_its_rows_at_a_fresh_start_and_keeps_them_at_a_restart(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, delivery: Any

@@ -1027,7 +1027,7 @@ CALLS = [
 PROGRAMS = [*PROCESSES, *OVERS, *PATTERNS, *CALLS]
 
 
-@pytest.mark.one_in(5, "a tenth of a second of a core each; the others run as often as they are drawn for `make slow`")
+@pytest.mark.one_in(15, "a tenth of a second of a core each; the others run as often as they are drawn for `make slow`")
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.name)
 async def test_functions_of_keys_give_the_batch_answer(program: Joined, seed: int, tmp_path: Path) -> None:

@@ -78,6 +78,7 @@ def values(broker, topic):
     return [record.value for record in broker.records(topic)]
 
 
+@pytest.mark.one_in(3, "hundredths of a second of a core each")
 @pytest.mark.parametrize("step", STEPS)
 async def test_a_late_row_goes_to_a_place_of_its_own(step):
     url = f"memory://late-{step.replace(' ', '-')}"
@@ -87,6 +88,7 @@ async def test_a_late_row_goes_to_a_place_of_its_own(step):
     assert ROW["n"] not in [value.get("n") for value in values(broker, "out")]
 
 
+@pytest.mark.one_in(3, "hundredths of a second of a core each")
 @pytest.mark.parametrize("step", STEPS)
 async def test_a_late_row_goes_into_a_list_of_the_program(step):
     url, late = f"memory://late-list-{step.replace(' ', '-')}", []
@@ -118,6 +120,7 @@ def test_a_word_of_what_becomes_of_bad_rows_is_no_topic_for_late_ones(step, word
     assert 'late="{topic}.dlq"' in refused.value.hint
 
 
+@pytest.mark.one_in(3, "hundredths of a second of a core each")
 @pytest.mark.parametrize("step", STEPS)
 async def test_a_late_row_goes_back_to_the_dead_letters(step):
     url = f"memory://letters-{step.replace(' ', '-')}"
@@ -136,6 +139,7 @@ async def test_a_late_row_goes_back_to_the_dead_letters(step):
         assert b" too old: the watermark was at 1970-01-01T01:00:" in headers["sabot.message"]
 
 
+@pytest.mark.one_in(3, "hundredths of a second of a core each")
 @pytest.mark.parametrize("step", STEPS)
 async def test_late_rows_of_a_service_are_told_when_they_begin(step, caplog):
     url = f"memory://told-{step.replace(' ', '-')}"

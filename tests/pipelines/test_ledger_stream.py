@@ -70,6 +70,7 @@ async def test_what_a_scope_spends_in_an_hour_is_a_window(shop: Shop) -> None:
     assert alert["cost"] == pytest.approx(0.0012)
 
 
+@pytest.mark.slow  # half a second of a core
 async def test_each_row_comes_once_over_crashes_and_none_is_trimmed_before_it_was_read(shop: Shop) -> None:
     def app() -> App:
         made = shop.app()

@@ -99,6 +99,7 @@ async def test_another_question_of_the_server_is_asked_anew(shop: Shop) -> None:
     assert shop.done() == ["refund o-1"]
 
 
+@pytest.mark.one_in(2, "a fifth of a second of a core each")
 @pytest.mark.parametrize("restarted", [False, True])
 async def test_a_call_goes_on_with_the_arguments_with_which_it_was_approved(shop: Shop, restarted: bool) -> None:
     """A person allowed another order and answered the server's question; the rest of the call had the first order again."""
@@ -127,7 +128,7 @@ async def test_a_call_goes_on_with_the_arguments_with_which_it_was_approved(shop
     assert shop.done() == ["refund o-2"]
 
 
-@pytest.mark.one_in(2, "a quarter of a second of a core each")
+@pytest.mark.one_in(4, "a quarter of a second of a core each")
 @pytest.mark.parametrize("restarted", [False, True])
 @pytest.mark.parametrize("edit", [False, True])
 async def test_a_policy_asks_once_about_a_call_whose_server_asks_back(shop: Shop, restarted: bool, edit: bool) -> None:
@@ -157,6 +158,7 @@ async def test_a_policy_asks_once_about_a_call_whose_server_asks_back(shop: Shop
             assert [each.type for each in await app.actions.find()] == ["confirm", "input"]
 
 
+@pytest.mark.slow  # half a second of a core
 async def test_another_call_of_the_same_tool_is_asked_about_again(shop: Shop) -> None:
     policy = PolicyEngine([ToolPolicy(["refund"], require_approval=True)])
     async with shop.open("refund", policy=policy) as app, started(app):
@@ -186,6 +188,7 @@ async def test_the_journal_of_a_call_that_asks_has_the_name_of_a_secret(
         assert b"o-very-secret" not in text.replace(b"o-very-secret: True", b"")
 
 
+@pytest.mark.one_in(3, "a fifth of a second of a core each")
 @pytest.mark.parametrize(
     ("answer", "said"), [({"sure": True}, "True"), ({"approved": False}, "decline"), ({"action": "cancel"}, "cancel")]
 )
@@ -198,6 +201,7 @@ async def test_a_tool_that_asks_while_it_runs_reaches_a_person(shop: Shop, answe
     assert shop.done() == ["begin o-1"] + ["pay o-1"] * (said == "True")
 
 
+@pytest.mark.slow  # half a second of a core
 async def test_it_does_so_where_the_server_would_speak_the_newest_version(shop: Shop) -> None:
     """The SDK refuses the question there. The tool had begun, so a person says whether it may begin again."""
     async with shop.open("pay") as app, started(app):
@@ -211,6 +215,7 @@ async def test_it_does_so_where_the_server_would_speak_the_newest_version(shop: 
     assert shop.done() == ["begin o-1", "begin o-1", "pay o-1"]
 
 
+@pytest.mark.slow  # half a second of a core
 async def test_there_a_tool_that_only_reads_begins_again_by_itself(shop: Shop) -> None:
     async with shop.open("look") as app, started(app):
         shop.office.order()
@@ -219,6 +224,7 @@ async def test_there_a_tool_that_only_reads_begins_again_by_itself(shop: Shop) -
     assert shop.done() == ["begin o-1", "begin o-1", "look o-1"]
 
 
+@pytest.mark.slow  # half a second of a core
 async def test_an_unsafe_call_that_asked_while_it_ran_is_in_doubt_after_a_restart(shop: Shop) -> None:
     async with shop.open("pay", legacy=True) as app:
         await app.start()
@@ -236,6 +242,7 @@ async def test_an_unsafe_call_that_asked_while_it_ran_is_in_doubt_after_a_restar
     assert shop.done() == ["begin o-1", "begin o-1", "pay o-1"]
 
 
+@pytest.mark.slow  # half a second of a core
 async def test_a_call_that_only_reads_begins_again_after_a_restart(shop: Shop) -> None:
     async with shop.open("look", legacy=True) as app:
         await app.start()
@@ -249,6 +256,7 @@ async def test_a_call_that_only_reads_begins_again_after_a_restart(shop: Shop) -
     assert shop.done() == ["begin o-1", "begin o-1", "look o-1"]
 
 
+@pytest.mark.slow  # half a second of a core
 async def test_a_question_of_one_version_is_not_answered_in_another(shop: Shop) -> None:
     """The call waited in its session, in which the server has done what it did: a new server must not begin it unasked."""
     async with shop.open("pay", legacy=True) as app:

@@ -114,6 +114,7 @@ def test_hot_auctions_and_sellers_change_where_the_standard_has_it():
     assert hottest("bid", "bidder", 5_000, 10_000) == 1101
 
 
+@pytest.mark.slow  # half a second of a core
 def test_shares_and_sizes_are_those_of_the_standard():
     generator, bids = Generator(7), count_rows("bid", 200_000)
     rows = generator.rows("bid", 0, bids)
@@ -227,6 +228,7 @@ class Arriving(NexmarkSource):
         return batch
 
 
+@pytest.mark.one_in(2, "a fifth of a second of a core each")
 @pytest.mark.parametrize("api", ["python", "sql"])
 async def test_windows_of_processing_time_hold_what_came_in_them_by_the_clock(tmp_path, api):
     generator, clock, found = generator_of(1), ManualClock(start=1_700_000_000.0), ListSink()
@@ -245,6 +247,7 @@ async def test_windows_of_processing_time_hold_what_came_in_them_by_the_clock(tm
     assert not oracle.differences("q12", found.table())
 
 
+@pytest.mark.slow  # half a second of a core
 def test_a_query_reads_the_stream_from_parquet():
     figures = measure("q3", Settings(generator_of(2), EVENTS, format="parquet", check=True))  # compares with DuckDB's
     assert figures["result_rows"] > 0

@@ -157,7 +157,7 @@ QUERIES = {
 }
 
 
-@pytest.mark.one_in(4, "a quarter of a second of a core each")
+@pytest.mark.one_in(12, "a quarter of a second of a core each")
 @pytest.mark.parametrize("query", QUERIES)
 def test_a_second_text_of_a_query_has_the_answer_of_duckdb(query, tmp_path):
     text = QUERIES[query]

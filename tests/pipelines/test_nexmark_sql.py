@@ -36,7 +36,7 @@ def nexmark(folder: Path) -> tuple[App, Nexmark]:
     return app, Nexmark(app, sources, folder / "side.csv")
 
 
-@pytest.mark.one_in(4, "a quarter of a second of a core each")
+@pytest.mark.one_in(12, "a quarter of a second of a core each")
 @pytest.mark.parametrize("query", [query for query in QUERIES if query not in (REFUSED, BY_THE_CLOCK)])
 def test_a_text_has_the_answer_of_duckdb(query):
     figures = measure(query, Settings(Generator(3, CONFIG), EVENTS, check=True, api="sql"))
@@ -181,7 +181,7 @@ PATTERNS = {
 }
 
 
-@pytest.mark.one_in(2, "a quarter of a second of a core each")
+@pytest.mark.one_in(4, "a quarter of a second of a core each")
 @pytest.mark.parametrize("name", PATTERNS)
 def test_a_pattern_has_the_matches_of_the_standard_in_python_and_in_sql(name, tmp_path):
     """DuckDB has no patterns: the matcher of the tests that backtracks stands in for it."""
@@ -207,6 +207,7 @@ def _naive(value):
     return value.replace(tzinfo=None) if hasattr(value, "tzinfo") else value
 
 
+@pytest.mark.slow  # half a second of a core
 def test_all_texts_are_read_and_bound_in_few_calls(tmp_path):
     """`python -m benchmarks.nexmark --bind` measures the time of it, 70 ms."""
     texts = {query: filled((TEXTS / f"{query}.sql").read_text()) for query in QUERIES if query != REFUSED}
@@ -242,6 +243,7 @@ def plan_of(app: App) -> Plan:
     return make_plan(with_schemas(app.spec.ends, schemas))
 
 
+@pytest.mark.slow  # half a second of a core
 def test_the_digests_of_steps_are_those_of_earlier_versions(tmp_path, monkeypatch):
     """A digest that moves gives up the state of scripts that run: change `sql_digests.txt` only for a plan that is another."""
     monkeypatch.chdir(tmp_path)

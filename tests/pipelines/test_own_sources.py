@@ -149,7 +149,7 @@ def script_of(seed):
     return [*script, END]
 
 
-@pytest.mark.one_in(3, "a tenth of a second of a core each")
+@pytest.mark.one_in(9, "a tenth of a second of a core each")
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("decoded", [True, False])
 def test_the_memory_and_the_positions_of_a_checkpoint_are_of_one_moment(tmp_path, seed, decoded):
@@ -167,6 +167,7 @@ def test_the_memory_and_the_positions_of_a_checkpoint_are_of_one_moment(tmp_path
     assert any(opened)
 
 
+@pytest.mark.slow  # half a second of a core
 async def test_the_memory_of_an_agents_source_is_that_behind_the_rows_that_the_agent_has_taken(tmp_path):
     """Barriers overtake rows that wait for a full agent, so the source is ahead of what the checkpoint covers."""
     opened, may_go_on = [], asyncio.Event()
@@ -193,6 +194,7 @@ async def test_the_memory_of_an_agents_source_is_that_behind_the_rows_that_the_a
     assert opened[1] not in ({("script", 0): b"behind 40000"}, {("script", 0): b"behind 0"})
 
 
+@pytest.mark.one_in(3, "a fifth of a second of a core each")
 @pytest.mark.parametrize("seed", range(4))
 def test_an_agent_goes_on_with_the_memory_of_its_source(tmp_path, seed):
     found, opened = ListSink(), []
@@ -274,6 +276,7 @@ class Halves(Source):
     def close(self): ...
 
 
+@pytest.mark.one_in(3, "a tenth of a second of a core each")
 @pytest.mark.parametrize("later", [2, 3, 1])
 async def test_each_reader_gets_the_memory_of_all_readers_at_any_parallelism(tmp_path, later):
     found, recalled = [], {}
@@ -324,6 +327,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.one_in(4, "hundredths of a second of a core each")
 @pytest.mark.parametrize("kind", REFUSED)
 async def test_what_no_start_could_read_back_is_refused_with_the_sources_name_before_a_checkpoint_has_it(
     tmp_path, kind
@@ -338,6 +342,7 @@ async def test_what_no_start_could_read_back_is_refused_with_the_sources_name_be
     assert [*tmp_path.rglob("checkpoints/*.json")] == []
 
 
+@pytest.mark.one_in(4, "hundredths of a second of a core each")
 @pytest.mark.parametrize("kind", REFUSED)
 async def test_what_no_start_could_read_back_ends_its_agent(tmp_path, kind):
     member, value, message = REFUSED[kind]

@@ -287,6 +287,7 @@ def test_options_that_cannot_be_meant_are_refused(office: Office, options: dict[
         office.app(PolicyEngine()).agent("questions", **options)(print)
 
 
+@pytest.mark.slow  # half a second of a core
 async def test_an_approval_for_a_session_holds_for_the_jobs_of_its_key_over_a_restart_and_for_no_other(
     office: Office,
 ) -> None:
@@ -402,6 +403,7 @@ class _Redriven:
 INTERNAL = {"tenant": "internal", "user": "boss", "k": "k2", "to": "eve"}
 
 
+@pytest.mark.one_in(3, "a tenth of a second of a core each")
 @pytest.mark.parametrize("message", [INTERNAL, {"to": "eve"}], ids=["another tenant", "no tenant"])
 @pytest.mark.parametrize("key", [None, "k"])
 async def test_a_job_that_is_sent_back_keeps_the_tenant_person_and_session_of_its_begin(

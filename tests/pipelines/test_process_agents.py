@@ -49,6 +49,7 @@ def messages(app: App) -> list[str]:
     return [each["sabot.message"].decode() for each in headers(app, "tasks.dlq")]
 
 
+@pytest.mark.one_in(3, "a tenth of a second of a core each")
 @pytest.mark.parametrize("way", [{"stdin": True}, {"pool": 1}, {"stdin": True, "durable": True}])
 @pytest.mark.parametrize(
     "policy",
@@ -97,6 +98,7 @@ async def test_an_app_whose_programs_cannot_be_confined_does_not_start(
         app.process_agent("tasks", command=["id", "-u"], name="other", trust="high")
 
 
+@pytest.mark.one_in(2, "a tenth of a second of a core each")
 @pytest.mark.parametrize("programs", ["one agent, two records", "two agents, over a restart"])
 async def test_what_one_record_has_planted_leads_the_next_one_out_of_no_sandbox(
     app: App, tmp_path: Path, programs: str
@@ -481,6 +483,7 @@ async def question(app: App) -> ActionRecord:
         await asyncio.sleep(0.002)
 
 
+@pytest.mark.one_in(2, "a tenth of a second of a core each")
 @pytest.mark.parametrize(("durable", "times"), [(False, 2), (True, 1)])
 async def test_a_run_whose_end_is_in_the_journal_is_not_repeated(runs: Runs, durable: bool, times: int) -> None:
     app = runs.app(durable=durable)
@@ -495,6 +498,7 @@ async def test_a_run_whose_end_is_in_the_journal_is_not_repeated(runs: Runs, dur
     assert runs.runs() == ["one"] * times
 
 
+@pytest.mark.slow  # half a second of a core
 async def test_lines_come_from_the_journal_so_that_their_rows_are_exactly_once(runs: Runs) -> None:
     script = 'echo "$1" >> runs; printf \'{{"pid": %d, "task": "%s"}}\' $$ "$1"'
     table = f"sqlite:///{runs.folder / 'rows.db'}"

@@ -197,6 +197,7 @@ async def test_an_error_ends_a_plain_agent_where_nothing_else_is_said(app: App, 
         await bounded(app.run())
 
 
+@pytest.mark.slow  # half a second of a core
 async def test_the_record_in_its_hand_is_in_doubt_where_it_is_unsafe_and_its_neighbours_are_not(
     app: App, tmp_path: Path
 ) -> None:
@@ -222,6 +223,7 @@ async def test_it_is_tried_again_with_the_same_id_where_it_is_idempotent(app: Ap
     assert first == second != other, "and what says that it has failed is not asked again"
 
 
+@pytest.mark.slow  # half a second of a core
 async def test_a_child_that_does_not_answer_in_time_is_ended(
     app: App, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -366,6 +368,7 @@ async def test_secrets_are_not_told(app: App, tmp_path: Path) -> None:
 # -- crashes -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow  # half a second of a core
 async def test_answers_come_from_the_journal_so_that_their_rows_are_exactly_once(
     memory_url: str, tmp_path: Path
 ) -> None:

@@ -177,6 +177,7 @@ async def test_each_job_of_each_tenant_goes_on_with_a_session_of_its_own(works: 
     assert sorted(value["session_id"] for value in values(app, "lines")) == sorted(f"of {name}" for name in names)
 
 
+@pytest.mark.slow  # half a second of a core
 async def test_when_the_supervisor_is_killed_the_session_goes_on(works: Works) -> None:
     async with started(app := works.app()):
         publish(app, "tasks", [{"task": "it"}])

@@ -29,7 +29,7 @@ def minutes(stream: Stream) -> int:
     return sum(counted.column("n").to_pylist())
 
 
-@pytest.mark.one_in(3, "some hundredths of a second of a core each")
+@pytest.mark.one_in(9, "some hundredths of a second of a core each")
 @pytest.mark.parametrize("parallelism", [1, 3])
 @pytest.mark.parametrize("way", ["lookup", "broadcast lookup", "upserted", "join", "broadcast"])
 def test_no_row_is_late_behind_reference_data_without_event_time(folder: Path, way: str, parallelism: int) -> None:

@@ -81,6 +81,7 @@ def table(*columns: str) -> Any:
     return lambda app: app.stream("cars", schema=CARS).select("id", *columns).upsert("id").named("newest").to("out")
 
 
+@pytest.mark.one_in(3, "a fifth of a second of a core each")
 @pytest.mark.parametrize("parallelism", [1, 2])
 @pytest.mark.parametrize("state", ["memory", "state"])
 async def test_a_column_that_a_table_did_not_keep_is_read_again_from_its_topic(
@@ -181,6 +182,7 @@ async def test_a_topic_without_its_first_rows_cannot_refill_a_step(lives: Lives,
     await lives.live(table("maker"), {"cars": ROWS})  # the earlier program goes on from its checkpoint
 
 
+@pytest.mark.one_in(2, "a tenth of a second of a core each")
 @pytest.mark.parametrize("agent", [False, True])
 async def test_an_app_goes_on_without_the_records_that_retention_has_removed_as_asked(
     memory_url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, agent: bool
@@ -257,6 +259,7 @@ async def test_a_start_that_is_refused_after_its_refill_leaves_the_checkpoint_be
     assert {row["maker"]: row["n"] for row in found} == {"m0": 28, "m1": 26, "m2": 26}
 
 
+@pytest.mark.one_in(2, "a fifth of a second of a core each")
 @pytest.mark.parametrize("parallelism", [1, 2])
 async def test_a_join_with_a_table_that_is_read_first_is_refilled(
     lives: Lives, memory_url: str, parallelism: int
@@ -325,6 +328,7 @@ async def test_a_new_statement_behind_a_join_of_tables_is_complete_after_the_ref
     assert " is mixed" not in caplog.text
 
 
+@pytest.mark.slow  # half a second of a core
 async def test_a_table_that_lacks_rows_is_named_with_the_option_that_completes_it_until_it_is_complete(
     lives: Lives, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -368,6 +372,7 @@ def of_table(*columns: str) -> Any:
     return program
 
 
+@pytest.mark.slow  # half a second of a core
 async def test_the_table_of_a_topic_answers_to_the_name_of_its_topic(lives: Lives) -> None:
     await lives.live(of_table("maker"), {"cars": ROWS})
     with pytest.raises(UserError, match=r"upsert-1 .*seats") as refused:
@@ -434,6 +439,7 @@ def in_database() -> list[Any]:
         return connection.execute("SELECT * FROM cars ORDER BY id").fetchall()
 
 
+@pytest.mark.one_in(2, "a fifth of a second of a core each")
 @pytest.mark.parametrize("parallelism", [1, 2])
 async def test_a_table_is_written_again_whole_with_its_new_column(
     lives: Lives, parallelism: int, monkeypatch: pytest.MonkeyPatch
@@ -459,6 +465,7 @@ async def test_a_refilled_table_is_written_again_by_the_same_start(
     assert in_database() == [right[id] for id in sorted(right)]
 
 
+@pytest.mark.one_in(3, "a fifth of a second of a core each")
 @pytest.mark.parametrize("delivery", ["exactly_once", "at_least_once"])
 @pytest.mark.parametrize("overwrite", [False, True])
 async def test_rows_of_keys_that_are_gone_are_counted_or_deleted_where_the_sink_may_overwrite(
@@ -520,6 +527,7 @@ async def test_rows_of_a_table_that_is_written_again_have_passed_the_steps_befor
     assert await lives.live(program, {}, reemit=["out"]) == []  # once
 
 
+@pytest.mark.one_in(3, "a tenth of a second of a core each")
 @pytest.mark.parametrize("state", ["memory", "state"])
 @pytest.mark.parametrize("over", ["rows", "table"])
 async def test_the_first_rows_of_each_key_are_written_again(lives: Lives, over: str, state: str) -> None:
@@ -608,6 +616,7 @@ async def test_an_added_column_of_another_type_is_not_null_but_refused(lives: Li
     assert "--drop newest " in f"{refused.value.hint} "
 
 
+@pytest.mark.one_in(2, "a fifth of a second of a core each")
 @pytest.mark.parametrize("parallelism", [1, 2])
 async def test_a_lookup_that_needs_another_column_or_other_rows_is_filled_again_by_itself(
     lives: Lives, parallelism: int
@@ -678,6 +687,7 @@ async def test_the_hint_names_all_refills_that_are_needed_together(
     assert {row["maker"]: row["most"] for row in written} == {maker: max(seats) for maker, seats in right.items()}
 
 
+@pytest.mark.one_in(2, "a fifth of a second of a core each")
 @pytest.mark.parametrize("parallelism", [1, 2])
 async def test_a_chain_of_steps_that_each_begin_anew_is_refilled_in_one_start_as_the_hint_says(
     lives: Lives, parallelism: int
@@ -703,6 +713,7 @@ async def test_a_chain_of_steps_that_each_begin_anew_is_refilled_in_one_start_as
     await lives.live(program(30), {})
 
 
+@pytest.mark.one_in(2, "a fifth of a second of a core each")
 @pytest.mark.parametrize("parallelism", [1, 2])
 async def test_a_join_that_needs_another_column_reads_both_topics_again(lives: Lives, parallelism: int) -> None:
     def program(*columns: str) -> Any:
@@ -783,6 +794,7 @@ class Endless(Source):
         self.next = 0
 
 
+@pytest.mark.one_in(3, "a fifth of a second of a core each")
 @pytest.mark.parametrize("source", ["own", "generator", "folder", "datagen"])
 async def test_a_source_without_an_end_cannot_refill_a_step_and_no_hint_offers_it(
     lives: Lives, tmp_path: Path, source: str
@@ -905,7 +917,7 @@ def by_city(rows: list[dict[str, Any]], column: str, how: Any) -> dict[str, Any]
     return {city: how(values) for city, values in found.items()}
 
 
-@pytest.mark.one_in(2, "a quarter of a second of a core each")
+@pytest.mark.one_in(4, "a quarter of a second of a core each")
 @pytest.mark.parametrize("parallelism", [1, 2])
 @pytest.mark.parametrize("added", ["price", "seats"], ids=["a column that the join left out", "a column that it has"])
 async def test_an_aggregate_added_behind_a_join_of_tables_is_filled_from_them_by_itself(
@@ -924,6 +936,7 @@ async def test_an_aggregate_added_behind_a_join_of_tables_is_filled_from_them_by
     assert {row["city"]: row["total"] for row in again} == {"c1": totals["c1"] + 1000}  # nothing is filled twice
 
 
+@pytest.mark.slow  # half a second of a core
 async def test_one_refill_of_a_table_is_enough_for_the_joins_and_groups_over_it(lives: Lives) -> None:
     await lives.live(sales(whole=False), {"cars": SOLD[:20], "shops": MAKERS})
     changed = sales(whole=False, most=sabot.max("price"))
@@ -934,6 +947,7 @@ async def test_one_refill_of_a_table_is_enough_for_the_joins_and_groups_over_it(
     assert {row["city"]: row["most"] for row in written} == by_city(SOLD, "price", max)
 
 
+@pytest.mark.one_in(3, "a tenth of a second of a core each")
 @pytest.mark.parametrize(
     ("before", "after"),
     [

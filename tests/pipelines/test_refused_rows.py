@@ -112,6 +112,7 @@ async def test_a_value_that_no_column_of_the_database_holds_is_refused_before_it
 TWO_70 = Decimal(2**70 + 1)
 
 
+@pytest.mark.one_in(4, "hundredths of a second of a core each")
 @pytest.mark.parametrize("delivery", ["exactly_once", "at_least_once"])
 @pytest.mark.parametrize(
     ("declared", "values", "kept", "refused"),
@@ -169,6 +170,7 @@ def _without_table(folder: Path, rows: pa.RecordBatch) -> pa.RecordBatch:
     return rows
 
 
+@pytest.mark.one_in(3, "hundredths of a second of a core each")
 @pytest.mark.parametrize("place", ["file", "table", "list", "own sink"])
 async def test_the_dead_letters_may_go_to_any_sink(tmp_path: Path, memory_url: str, place: str) -> None:
     kept = ListSink("letters")

@@ -141,6 +141,7 @@ def test_a_first_start_that_the_file_of_another_app_refuses_empties_no_other_sin
     test_a_first_start_that_one_sink_refuses_empties_no_other_one(of_another_app, "exactly_once", tmp_path)
 
 
+@pytest.mark.one_in(2, "a fifth of a second of a core each")
 @pytest.mark.parametrize("delivery", ["exactly_once", "at_least_once"])
 def test_a_start_that_one_sink_refuses_adds_no_columns_to_the_others(delivery: str, tmp_path: Path) -> None:
     columned = ("table", "keyed table", "parquet folder", "delta")
@@ -249,6 +250,7 @@ async def test_a_fresh_start_that_is_refused_leaves_the_checkpoints_as_they_were
     assert await totals.live(totals.app()) == [("ann", 2)]
 
 
+@pytest.mark.slow  # half a second of a core
 async def test_a_fresh_start_that_is_not_refused_gives_the_checkpoints_up_once(totals: Totals) -> None:
     assert await totals.live(totals.app()) == [("ann", 1)]
     app = totals.app(fresh=True)

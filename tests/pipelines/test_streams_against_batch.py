@@ -787,6 +787,7 @@ def test_the_answer_is_the_same_under_any_split_and_parallelism(program: Program
         check(program, run_split(program, table_of(data, "", seed), how), how, seed)
 
 
+@pytest.mark.one_in(3, "a tenth of a second of a core each")
 @a_part
 @each_seed
 @each_program
@@ -804,6 +805,7 @@ def test_the_answer_is_the_same_from_files_of_any_format(program: Program, seed:
         check(program, got, how, seed, form=form)
 
 
+@pytest.mark.one_in(3, "a tenth of a second of a core each")
 @a_part
 @each_seed
 @each_program
@@ -815,6 +817,7 @@ async def test_the_answer_is_the_same_from_topics(program: Program, seed: int, m
     check(program, got, how, seed, form="ndjson")
 
 
+@pytest.mark.one_in(3, "a tenth of a second of a core each")
 @a_part
 @each_seed
 @each_program
@@ -823,6 +826,7 @@ async def test_the_answer_is_the_same_wherever_barriers_fall(program: Program, s
     check(program, await run_barriers(program, table_of(how.data, "", seed), how, tmp_path), how, seed)
 
 
+@pytest.mark.one_in(3, "a tenth of a second of a core each")
 @a_part
 @each_seed
 @each_program
@@ -832,6 +836,7 @@ async def test_the_answer_is_the_same_after_a_crash_and_a_restore(program: Progr
     check(program, got, how, seed, repeated=True)
 
 
+@pytest.mark.one_in(3, "a tenth of a second of a core each")
 @a_part
 @each_seed
 @each_program
@@ -1188,7 +1193,7 @@ class Stuck(Kept):
         self.rows += batch.num_rows
 
 
-@pytest.mark.one_in(3, "a tenth of a second of a core each")
+@pytest.mark.one_in(6, "a tenth of a second of a core each")
 @pytest.mark.parametrize("parallelism", [1, 3])
 @pytest.mark.parametrize("keyed_too", [False, True], ids=["stateless", "keyed"])
 async def test_a_sink_that_stands_still_stops_the_source(keyed_too: bool, parallelism: int) -> None:

@@ -100,6 +100,7 @@ async def test_with_a_cache_on_disk_no_answer_is_paid_again_even_without_a_check
     assert asked == Counter({f"Sentiment of: {text}": 1 for text in TEXTS})
 
 
+@pytest.mark.slow  # half a second of a core
 async def test_over_http_equal_prompts_are_asked_once_and_faults_lose_no_row(tmp_path: Path) -> None:
     """Requests that are turned away, or whose connection breaks, are made again; one that is refused is a dead letter."""
 

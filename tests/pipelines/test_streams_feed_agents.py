@@ -174,7 +174,7 @@ async def test_types_are_checked_at_the_start() -> None:
 # Once, whatever happens
 
 
-@pytest.mark.one_in(10, "half a second of a core each")
+@pytest.mark.one_in(20, "half a second of a core each")
 @pytest.mark.parametrize("state", ["memory", "rocksdb"])
 @pytest.mark.parametrize("parallelism", [1, 3])
 @pytest.mark.parametrize("seed", range(4))
@@ -211,6 +211,7 @@ def test_each_row_is_in_the_state_once_whatever_dies(seed: int, parallelism: int
     assert Counter(row["seen"] for row in sink.rows) == {place: 4 for place in range(1, 16)}
 
 
+@pytest.mark.slow  # half a second of a core
 async def test_an_agent_that_has_no_room_holds_no_barrier_up(tmp_path: Path) -> None:
     """The rows of the stream that wait are in the checkpoint, and the next run has each of them once."""
     done: list[int] = []

@@ -146,6 +146,7 @@ async def test_barriers_pass_and_progress_is_told_while_a_table_is_awaited(
     assert "names has been read up to its end at the start" in caplog.text
 
 
+@pytest.mark.slow  # half a second of a core
 async def test_a_table_that_grows_for_ever_is_awaited_as_it_was_at_the_start(memory_url: str) -> None:
     publish(memory_url, "orders", orders_of(50, 200))
     out = ListSink()

@@ -156,7 +156,7 @@ def said(output: Any, value: Any) -> Any:
     return value if "value" not in Schema(output).json.get("properties", {}) else {"value": value}
 
 
-@pytest.mark.one_in(3, "some hundredths of a second of a core each")
+@pytest.mark.one_in(9, "some hundredths of a second of a core each")
 @pytest.mark.parametrize("name", TYPES)
 async def test_a_topic_of_json_gets_an_output_of_each_type(desk: Callable[..., Desk], name: str) -> None:
     output, value = TYPES[name]
@@ -219,6 +219,7 @@ async def test_an_answer_of_null_is_no_result(desk: Callable[..., Desk]) -> None
 # -- functions that return objects ------------------------------------------------------------------------------------
 
 
+@pytest.mark.one_in(3, "hundredths of a second of a core each")
 @pytest.mark.parametrize("durable", [False, True])
 @pytest.mark.parametrize("way", ["return", "yield", "message", "inside"])
 async def test_a_function_may_give_a_model_to_its_sink(desk: Callable[..., Desk], way: str, durable: bool) -> None:
@@ -353,7 +354,7 @@ async def test_a_batch_agent_with_a_key_writes_in_the_format_of_its_sink(memory_
 PROTO_NUMBER = {"item": FieldDescriptorProto.TYPE_INT64, "many": FieldDescriptorProto.TYPE_INT64}
 
 
-@pytest.mark.one_in(2, "some hundredths of a second of a core each")
+@pytest.mark.one_in(6, "some hundredths of a second of a core each")
 @pytest.mark.parametrize(
     ("output", "format", "why"),
     [

@@ -172,6 +172,7 @@ def tool_of(name: str, kind: Any, given: list[Any], default: Any = MISSING) -> T
     return tool(name=name, effect="read")(take)
 
 
+@pytest.mark.one_in(3, "a tenth of a second of a core each")
 @pytest.mark.parametrize("surface", SURFACES)
 async def test_an_argument_is_read_by_its_type_on_every_surface(surface: Any, memory_url: str, tmp_path: Path) -> None:
     given: dict[str, list[Any]] = {name: [] for name in TYPES}
@@ -181,6 +182,7 @@ async def test_an_argument_is_read_by_its_type_on_every_surface(surface: Any, me
     assert given == {name: [value] for name, (_, _, value, *_) in TYPES.items()}
 
 
+@pytest.mark.one_in(3, "a tenth of a second of a core each")
 @pytest.mark.parametrize("surface", SURFACES)
 async def test_an_argument_that_does_not_fit_is_refused_on_every_surface(
     surface: Any, memory_url: str, tmp_path: Path
@@ -208,6 +210,7 @@ DEFAULTS: dict[str, tuple[Any, Any, Any]] = {
 }
 
 
+@pytest.mark.one_in(3, "hundredths of a second of a core each")
 @pytest.mark.parametrize("surface", SURFACES)
 async def test_an_argument_that_is_left_out_has_the_value_of_its_field(
     surface: Any, memory_url: str, tmp_path: Path
@@ -309,7 +312,7 @@ Ask = Callable[[Any, str, str, Path], Any]
 ASKS: tuple[Ask, ...] = (by_an_engine, by_an_agent, by_a_kernel, by_a_job, by_an_llm_agent)
 
 
-@pytest.mark.one_in(12, "some hundredths of a second of a core each")
+@pytest.mark.one_in(36, "some hundredths of a second of a core each")
 @pytest.mark.parametrize("ask", ASKS)
 @pytest.mark.parametrize("name", TYPES)
 async def test_an_answer_is_read_by_its_type(name: str, ask: Ask, memory_url: str, tmp_path: Path) -> None:

@@ -167,6 +167,7 @@ def tools_that_return(values: dict[str, Any]) -> Tools:
     return [(one(name, value), "{}") for name, value in values.items()]
 
 
+@pytest.mark.one_in(3, "hundredths of a second of a core each")
 @pytest.mark.parametrize("surface", SURFACES)
 async def test_a_value_is_shown_alike_wherever_its_tool_is_called(
     surface: Any, memory_url: str, tmp_path: Path

@@ -125,6 +125,7 @@ def test_a_restored_step_goes_on_where_it_was() -> None:
     assert told == [900, 8900]
 
 
+@pytest.mark.one_in(2, "a tenth of a second of a core each")
 @pytest.mark.parametrize("time", [None, "came"], ids=["untimed", "timed"])
 def test_what_was_late_is_late_after_a_restart(time: str | None) -> None:
     """The checkpoint keeps how far the new time had come."""
@@ -244,6 +245,7 @@ def as_floats(batch: pa.RecordBatch) -> pa.RecordBatch:
     return batch.set_column(at, "at", pa.array(batch["at"].to_pylist(), pa.float64()))
 
 
+@pytest.mark.one_in(2, "a tenth of a second of a core each")
 @pytest.mark.parametrize("way", ["source", "with_time"])
 def test_a_function_over_batches_that_changes_what_event_time_was_computed_of_is_refused(
     tmp_path: Path, way: str
@@ -290,6 +292,7 @@ STEPS: dict[str, Callable[[Stream], Stream]] = {
 COLUMNS = {"n": "int64", "at": "int64"}
 
 
+@pytest.mark.one_in(3, "hundredths of a second of a core each")
 @pytest.mark.parametrize("step", STEPS)
 def test_each_function_that_changes_what_event_time_was_computed_of_is_refused(tmp_path: Path, step: str) -> None:
     """flat_map and map_async changed the column, and windows went on by what it was, without a word."""

@@ -526,6 +526,7 @@ async def chances():
         await asyncio.sleep(0.002)
 
 
+@pytest.mark.slow  # half a second of a core
 @pytest.mark.parametrize(
     "payload",
     [
@@ -834,6 +835,7 @@ async def hangs():
     await asyncio.sleep(60)
 
 
+@pytest.mark.one_in(3, "a tenth of a second of a core each")
 @pytest.mark.parametrize("second", [awaits_a_cancelled_child, hangs, fails_in_a_task_group])
 async def test_task_groups_and_stray_cancellations_do_not_kill_a_lane(app, second):
     """In Python 3.11 a TaskGroup that fails leaves its task's count of cancellations raised; the next CancelledError that came

@@ -105,6 +105,7 @@ async def test_a_killed_worker_leaves_neither_orphans_nor_zombies(kills: int, co
     assert list(folder_of_leases().glob("*.lease")) == []
 
 
+@pytest.mark.slow  # half a second of a core
 async def test_what_a_killed_supervisor_leaves_ends_before_its_worker_goes_on(tmp_path: Path) -> None:
     folder = tmp_path.resolve()
     supervisor = await Supervisor.running()
@@ -137,6 +138,7 @@ async def kill_both(pid: int, supervisor: int) -> None:
     await gone(lambda: began(supervisor))
 
 
+@pytest.mark.slow  # half a second of a core
 @pytest.mark.parametrize(
     ("kills", "count"), [(2, 4), pytest.param(20, 40, marks=pytest.mark.slow(reason="800 children"))]
 )
@@ -170,6 +172,7 @@ async def test_what_is_left_when_the_watcher_is_killed_too_is_ended_by_the_next_
     assert len(list(folder_of_leases().glob("*.lease"))) == 1, "its own"
 
 
+@pytest.mark.slow  # half a second of a core
 async def test_a_watcher_ends_with_its_supervisor_and_holds_nothing_of_it_open() -> None:
     supervisor = await Supervisor.running()
     await (await supervisor.spawn(Command(argv=["true"]))).wait()
@@ -183,6 +186,7 @@ async def test_a_watcher_ends_with_its_supervisor_and_holds_nothing_of_it_open()
     await gone(watchers)
 
 
+@pytest.mark.slow  # half a second of a core
 @pytest.mark.parametrize("count", [50, pytest.param(500, marks=pytest.mark.slow(reason="500 processes"))])
 async def test_spawns_leave_files_and_memory_level(count: int) -> None:
     supervisor = await Supervisor.running()

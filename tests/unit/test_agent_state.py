@@ -433,6 +433,7 @@ async def test_many_namespaces_with_odd_names_do_not_mix(backend):
     assert [await ctx.state(name).get("k") for name in names] == list(range(len(names)))
 
 
+@pytest.mark.one_in(2, "a tenth of a second of a core each")
 async def test_a_namespace_made_while_running_survives_a_restart(kind, memory_url, tmp_path):
     found = []
 

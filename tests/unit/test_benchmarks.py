@@ -87,6 +87,7 @@ def test_a_peer_may_repeat_a_result_but_not_lose_one(monkeypatch):
         peers.check("peer", payloads[:3], [3])
 
 
+@pytest.mark.slow  # half a second of a core
 def test_the_fraud_oracle_is_what_the_demo_counts(monkeypatch):
     fraud = script("fraud", monkeypatch)
     whole = fraud.expected(30_000, seed=5)

@@ -359,6 +359,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
+@pytest.mark.slow  # half a second of a core
 def test_what_a_killed_process_left_goes_with_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Seen before: `reading-…` stayed in a savepoint for ever, and in the folder for temporary files what an app wrote whose
     checkpoints are elsewhere."""

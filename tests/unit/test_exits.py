@@ -88,7 +88,7 @@ def batch(app: App, path: str, leave: Leaves, out: ListSink) -> None:
 AGENTS = [record, coroutine, generator, batch]
 
 
-@pytest.mark.one_in(3, "a tenth of a second of a core each")
+@pytest.mark.one_in(9, "a tenth of a second of a core each")
 @pytest.mark.parametrize("asked", leaving())
 @pytest.mark.parametrize("make", AGENTS)
 async def test_an_exit_in_an_agent_stops_the_app_and_its_record_is_not_done(
@@ -236,6 +236,7 @@ CONNECTORS = {
 }
 
 
+@pytest.mark.one_in(4, "hundredths of a second of a core each")
 @pytest.mark.parametrize("asked", leaving())
 @pytest.mark.parametrize("where", CONNECTORS)
 async def test_an_exit_in_a_connector_or_a_backend_of_the_user_is_raised(
@@ -337,7 +338,7 @@ def prompts_of_map_llm(stream: Any, leave: Leaves) -> Any:
 STREAMS = [map_batches, aggregate, reduce, process, process_batches, map_async, lookup, prompts_of_map_llm]
 
 
-@pytest.mark.one_in(4, "some hundredths of a second of a core each")
+@pytest.mark.one_in(12, "some hundredths of a second of a core each")
 @pytest.mark.parametrize("asked", leaving())
 @pytest.mark.parametrize("make", STREAMS)
 async def test_an_exit_in_a_function_of_a_stream_is_raised_and_the_next_run_has_all_rows(
@@ -396,6 +397,7 @@ def test_main_ends_with_the_exit(make: Callable[..., None], asked: BaseException
     assert time.monotonic() - began < 60
 
 
+@pytest.mark.one_in(3, "hundredths of a second of a core each")
 @pytest.mark.parametrize("asked", leaving())
 @pytest.mark.parametrize("make", [record, map_batches, map_async])
 def test_after_start_the_app_stops_and_the_event_loop_ends_with_the_exit(

@@ -186,6 +186,7 @@ def test_few_data_classes_of_the_first_program_have_methods_of_their_own(first_p
     assert len(first_program[-1].split()) <= 25
 
 
+@pytest.mark.slow  # half a second of a core
 def test_wheels_are_built_for_four_pythons_and_no_musl_and_no_free_threads() -> None:
     done = run(
         *(sys.executable, "-m", "cibuildwheel", "--print-build-identifiers", "--platform", "linux"),

@@ -165,7 +165,7 @@ def test_the_value_of_a_secret_option_is_hidden_also_of_a_misspelt_one(name: str
     assert not holds_secret("key", b"x")
 
 
-@pytest.mark.one_in(6, "a hundredth of a second of a core each")
+@pytest.mark.one_in(18, "a hundredth of a second of a core each")
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("name", NAMES)
 def test_no_statement_of_sql_shows_a_secret_option(name: str, place: str, log: io.StringIO) -> None:
@@ -175,7 +175,7 @@ def test_no_statement_of_sql_shows_a_secret_option(name: str, place: str, log: i
         assert leaks(*of_a_table(place.format(name), secret), log.getvalue()) == []
 
 
-@pytest.mark.one_in(3, "a fifth of a second of a core each")
+@pytest.mark.one_in(9, "a fifth of a second of a core each")
 @pytest.mark.parametrize("address", ADDRESSES)
 def test_no_surface_shows_the_secret_of_an_address(address: str, log: io.StringIO) -> None:
     url = address.format(planted(""))

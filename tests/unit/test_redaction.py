@@ -229,6 +229,7 @@ def test_an_error_of_ours_and_its_cause_say_no_secret() -> None:
     assert clean_cause(fine := ValueError("fine")) is fine
 
 
+@pytest.mark.slow  # half a second of a core
 def test_a_long_text_of_somebody_who_wishes_us_ill_takes_no_long_time() -> None:
     from sabot.clock import SYSTEM_CLOCK
 
@@ -263,6 +264,7 @@ def test_a_secret_is_found_wherever_it_stands_among_thousands(alone: redaction._
     assert scrubbed("xyz " * 100) == "xyz " * 100
 
 
+@pytest.mark.slow  # half a second of a core
 def test_no_secret_is_forgotten_for_the_number_of_others(alone: redaction._Known) -> None:
     """Hundreds of tenants, each with a few keys: the first one's key was in the logs when the last one came."""
     tenants = [Tenant() for _ in range(1500)]
@@ -456,6 +458,7 @@ def test_what_the_client_quotes_of_a_setting_is_hidden_at_debug_too(caplog: pyte
 # --- SQL, checkpoints, state, names
 
 
+@pytest.mark.one_in(3, "hundredths of a second of a core each")
 @pytest.mark.parametrize(
     "url",
     [
@@ -581,6 +584,7 @@ def test_a_request_for_a_savepoint_is_removed_when_it_is_answered(tmp_path: Path
 # --- a whole app
 
 
+@pytest.mark.slow  # half a second of a core
 def test_an_app_with_secrets_says_none_of_them_anywhere(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Settings are kept for a broker that is not used here; the agent's own error repeats one of them."""
     secret, other = planted(), planted()
@@ -661,6 +665,7 @@ def test_a_traceback_at_debug_quotes_no_line_with_a_secret(module: str, programs
     assert leaks(done.stdout, done.stderr, whole=(programs,)) == []
 
 
+@pytest.mark.one_in(3, "hundredths of a second of a core each")
 @pytest.mark.parametrize(
     "words",
     [

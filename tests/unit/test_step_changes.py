@@ -1036,7 +1036,7 @@ SAYS_WHAT = re.compile(r" (was|were) .*, (is|are) | is (gone|new) |its rows are 
 each_kind = pytest.mark.parametrize("name", STEPS)
 
 
-@pytest.mark.one_in(9, "some hundredths of a second of a core each")
+@pytest.mark.one_in(27, "some hundredths of a second of a core each")
 @each_kind
 async def test_a_changed_option_of_a_step_is_refused_or_goes_on_as_this_table_says(begun: Begun, name: str) -> None:
     kind, shop = STEPS[name], await begun(name)
@@ -1096,6 +1096,7 @@ def of_an_earlier_version(shop: Shop) -> Manifest:
     return manifest
 
 
+@pytest.mark.one_in(3, "hundredths of a second of a core each")
 @pytest.mark.parametrize(
     ("name", "program", "types"),
     [
@@ -1120,6 +1121,7 @@ async def test_state_of_an_earlier_version_is_refused_if_a_type_or_key_changes_a
     assert verdict(program, types).outcome == "refuse"
 
 
+@pytest.mark.one_in(3, "a tenth of a second of a core each")
 @pytest.mark.parametrize("name", ["join", "interval join", "connect", "over, lag", "over, lead", "tumbling"])
 async def test_a_step_without_a_name_is_found_and_refused_too(tmp_path: Path, name: str) -> None:
     kind = STEPS[name]

@@ -111,7 +111,7 @@ AGENT_PLACES = {
 }
 
 
-@pytest.mark.one_in(4, "some hundredths of a second of a core each")
+@pytest.mark.one_in(12, "some hundredths of a second of a core each")
 @pytest.mark.parametrize("error", BURST, ids=["RecursionError", "MemoryError"])
 @pytest.mark.parametrize("place", AGENT_PLACES)
 async def test_it_is_told_to_the_next_call_after_start(app, place, error, monkeypatch, caplog):
@@ -227,6 +227,7 @@ async def test_a_start_waits_for_room_on_a_full_disk(memory_url, tmp_path, monke
     await bounded(running)
 
 
+@pytest.mark.one_in(3, "a tenth of a second of a core each")
 @pytest.mark.parametrize("restart", ["fixed(3, 1ms)", "backoff(1ms, 2ms)", "none"])
 async def test_an_app_whose_waiting_output_finds_no_room_waits_for_it(
     memory_url, tmp_path, monkeypatch, caplog, restart
@@ -386,7 +387,7 @@ STREAM_PLACES = {
 }
 
 
-@pytest.mark.one_in(3, "some hundredths of a second of a core each")
+@pytest.mark.one_in(9, "some hundredths of a second of a core each")
 @pytest.mark.parametrize("error", BURST, ids=["RecursionError", "MemoryError"])
 @pytest.mark.parametrize("place", STREAM_PLACES)
 async def test_a_stream_tells_the_next_call_after_start(stream_app, place, error, monkeypatch, caplog):

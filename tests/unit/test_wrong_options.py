@@ -157,6 +157,7 @@ def classes_with_options() -> list[type]:
     return list(found.values())
 
 
+@pytest.mark.one_in(4, "hundredths of a second of a core each")
 @pytest.mark.parametrize("made", classes_with_options(), ids=lambda made: made.__name__)
 def test_each_public_class_with_options_answers_a_wrong_one(made: Any) -> None:
     with pytest.raises(UserError, match=f"{made.__name__} has no option optoin") as error:

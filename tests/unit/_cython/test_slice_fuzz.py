@@ -314,7 +314,7 @@ def test_the_fuzz_reaches_what_it_is_for():
     assert pa.types.is_run_end_encoded(_run_ends(pa.array([1, 1])).type)
 
 
-@pytest.mark.one_in(4, "a tenth of a second of a core each")
+@pytest.mark.one_in(12, "a tenth of a second of a core each")
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())

@@ -266,6 +266,7 @@ async def test_no_budget_is_exceeded_by_what_a_vendor_counts_of_prompts(prompt: 
     assert (used.tokens <= limit, used.cost <= Decimal(limit) / 10**6) == (True, True), used
 
 
+@pytest.mark.one_in(4, "hundredths of a second of a core each")
 @pytest.mark.parametrize(
     ("budget", "sent"),
     [
@@ -725,6 +726,7 @@ class Mad:
         return self._cost
 
 
+@pytest.mark.one_in(4, "hundredths of a second of a core each")
 @pytest.mark.parametrize(
     "told",
     [
@@ -879,6 +881,7 @@ async def test_a_job_of_a_kernel_without_budgets_says_what_it_has_used(policy: P
         assert (listed.tokens, listed.doubt_tokens) == (300, 0)
 
 
+@pytest.mark.one_in(2, "a tenth of a second of a core each")
 async def test_a_job_of_an_app_without_budgets_says_what_it_has_used_in_its_history_too(
     memory_url: str, tmp_path: Path
 ) -> None:

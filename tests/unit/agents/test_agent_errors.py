@@ -677,6 +677,7 @@ async def test_a_timeout_that_the_agent_sets_itself_works_and_is_its_own(app):
 # Odd messages and odd errors: nothing may get lost without a word
 
 
+@pytest.mark.one_in(3, "hundredths of a second of a core each")
 @pytest.mark.parametrize("odd", [{"other": 1}, {"who": None}, {"who": {"deep": [1]}}, 5, "text", None, [1]], ids=repr)
 async def test_skip_or_call_but_never_lose_a_message_whose_key_is_odd(memory_url, odd):
     """A keyed agent and a message without its key field: it is called, or the message is in the dead letters."""

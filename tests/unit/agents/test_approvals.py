@@ -388,6 +388,7 @@ TOOL_RULE = {"tool_patterns": ["refund"], "require_approval": True, "name": "ask
 ALWAYS = b'{"approved": true, "always": "scope"}'
 
 
+@pytest.mark.one_in(4, "hundredths of a second of a core each")
 @pytest.mark.parametrize(
     ("before", "after", "holds"),
     [
@@ -1009,6 +1010,7 @@ FAULTY = [
 ]
 
 
+@pytest.mark.one_in(4, "hundredths of a second of a core each")
 @pytest.mark.parametrize(("letter", "words"), FAULTY)
 @pytest.mark.parametrize("restart", [False, True])
 async def test_a_letter_that_cannot_be_meant_approves_nothing(

@@ -128,6 +128,7 @@ WRONG = [
 ]
 
 
+@pytest.mark.one_in(4, "hundredths of a second of a core each")
 @pytest.mark.parametrize(("field", "bound", "shown", "kind", "hint"), WRONG)
 def test_a_bound_of_another_type_than_its_argument_is_refused_at_the_start(
     field: str, bound: dict[str, Any], shown: str, kind: str, hint: str

@@ -160,6 +160,7 @@ async def run(function: Any, *rules: Any, answer: Any = None) -> str:
 REFUSED = "wire was not called: code of a value of take does it"
 
 
+@pytest.mark.one_in(4, "hundredths of a second of a core each")
 @pytest.mark.parametrize("value", [Serialized, Computed, CopiedModel, Copied, Read, Pairs, Items])
 @pytest.mark.parametrize("rule", ["bound", "own rule", "approval"])
 @pytest.mark.parametrize("asked_by", ["function", "model"])

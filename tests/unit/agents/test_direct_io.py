@@ -209,6 +209,7 @@ DIRECT: dict[str, Callable[[Path], object]] = {
 }
 
 
+@pytest.mark.one_in(4, "hundredths of a second of a core each")
 @pytest.mark.parametrize("what", DIRECT)
 async def test_what_a_function_does_to_the_world_is_named(what: str, tmp_path: Path) -> None:
     (tmp_path / "kept").write_text("1")
@@ -298,6 +299,7 @@ ORDINARY: dict[str, Callable[[Path], object]] = {
 }
 
 
+@pytest.mark.one_in(4, "hundredths of a second of a core each")
 @pytest.mark.parametrize("what", ORDINARY)
 async def test_ordinary_calls_of_the_standard_library_are_no_effects(what: str, tmp_path: Path) -> None:
     (tmp_path / "logs").mkdir()

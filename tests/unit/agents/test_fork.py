@@ -546,6 +546,7 @@ async def test_the_calls_of_a_fork_have_keys_of_their_own_and_its_attempts_share
     assert len(set(provider.keys)) == 2  # what vendors are sent
 
 
+@pytest.mark.one_in(3, "a tenth of a second of a core each")
 @pytest.mark.parametrize(
     ("effects", "allow", "makes"),
     [

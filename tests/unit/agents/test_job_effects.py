@@ -520,6 +520,7 @@ def test_what_is_kept_has_a_time_and_a_size(keep: str) -> None:
     assert job_keeping("none") is None
 
 
+@pytest.mark.slow  # half a second of a core
 async def test_an_app_finds_the_jobs_of_its_history(memory_url: str, tmp_path: Path) -> None:
     app = App("shop", memory_url, state=str(tmp_path), checkpoint_interval=3600)
 

@@ -977,6 +977,7 @@ SHOWN: list[tuple[Any, Any]] = [
 ]
 
 
+@pytest.mark.one_in(4, "hundredths of a second of a core each")
 @pytest.mark.parametrize("restart", [False, True])
 @pytest.mark.parametrize(("given", "shown"), SHOWN, ids=lambda each: type(each).__name__)
 async def test_a_question_shows_the_fields_that_an_object_hides_and_the_tool_gets_them(
@@ -1072,6 +1073,7 @@ SHARED: dict[str, Callable[[], tuple[Any, Callable[[Any], Any]]]] = {
 }
 
 
+@pytest.mark.one_in(4, "hundredths of a second of a core each")
 @pytest.mark.parametrize("kind", SHARED)
 @pytest.mark.parametrize("way", ["rule", "question", "partial", "judged"])
 async def test_a_call_is_made_with_the_default_by_which_it_was_judged_although_another_call_has_changed_it(

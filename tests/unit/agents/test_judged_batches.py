@@ -38,6 +38,7 @@ async def judged(rows: Any, field: str = "rows.*.amount", **bounds: Any) -> str:
     return result.reason if result.decision == "deny" else ""
 
 
+@pytest.mark.one_in(4, "hundredths of a second of a core each")
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize(
     ("amounts", "bounds", "reason"),

@@ -302,6 +302,7 @@ async def test_a_reservation_of_which_nothing_comes_ends_by_itself() -> None:
 # -- rows ------------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.one_in(3, "a tenth of a second of a core each")
 async def test_what_was_used_before_the_ledger_was_opened_counts(writer: LedgerWriter) -> None:
     old = round((NOON - 86400) * 1000)
     await writer.write([row("1", input_tokens=60, cost=Decimal("0.1")), row("2", input_tokens=900, at_ms=old)])

@@ -97,6 +97,7 @@ def request(how: str, form: str) -> ExecutionRequest:
     return ExecutionRequest(prompt=[how, form], budgets=BudgetSpec(max_runtime_seconds=0.2 if how == "time" else None))
 
 
+@pytest.mark.one_in(4, "hundredths of a second of a core each")
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize(
     "how", [each for each in ENDS if each != "time"]
@@ -124,6 +125,7 @@ async def first_question(kernel: RuntimeKernel) -> Any:
     raise AssertionError("nobody was asked")
 
 
+@pytest.mark.one_in(3, "hundredths of a second of a core each")
 @pytest.mark.parametrize("form", ["raises", "catches"])
 @pytest.mark.parametrize("how", [each for each in ENDS if each != "time"])
 async def test_nothing_new_is_made_while_a_call_that_is_left_behind_goes_on(

@@ -405,6 +405,7 @@ def test_the_version_is_that_of_the_rules() -> None:
     assert engine.version != before
 
 
+@pytest.mark.one_in(4, "hundredths of a second of a core each")
 @pytest.mark.parametrize(
     "make",
     [

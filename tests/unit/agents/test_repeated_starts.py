@@ -140,7 +140,7 @@ async def said(call: Awaitable[str]) -> str:
         return str(error)
 
 
-@pytest.mark.one_in(3, "a tenth of a second of a core each")
+@pytest.mark.one_in(9, "a tenth of a second of a core each")
 @pytest.mark.parametrize("effect", REPEATED)
 @pytest.mark.parametrize("starts", STARTS)
 async def test_what_a_repeated_tool_of_a_job_starts_calls_no_unsafe_tool(starts: str, effect: Any) -> None:
@@ -161,6 +161,7 @@ async def test_an_agent_that_a_repeated_tool_of_a_job_runs_calls_no_unsafe_tool(
     assert bank.made == []
 
 
+@pytest.mark.one_in(4, "hundredths of a second of a core each")
 @pytest.mark.parametrize("effect", ["read", "idempotent"])
 @pytest.mark.parametrize("starts", [*(each for each in STARTS if each != "kernel_with_step"), "agent"])
 async def test_an_unsafe_tool_is_called_in_one_attempt_only_without_a_job(starts: str, effect: Any) -> None:
@@ -171,6 +172,7 @@ async def test_an_unsafe_tool_is_called_in_one_attempt_only_without_a_job(starts
     assert starts == "agent" or "called pay, and the class of pay is 'unsafe'" in words
 
 
+@pytest.mark.one_in(3, "hundredths of a second of a core each")
 @pytest.mark.parametrize("starts", STARTS)
 async def test_what_a_repeated_tool_starts_calls_tools_that_change_nothing(starts: str) -> None:
     bank = Bank(effect="read")

@@ -290,6 +290,7 @@ async def test_a_key_names_the_retried_job_and_its_next_outcome():
         assert (await (await kernel.execute(request)).result()).output == "done"
 
 
+@pytest.mark.one_in(3, "hundredths of a second of a core each")
 @pytest.mark.parametrize("count", range(1, 9))
 async def test_a_crash_at_each_entry_of_a_retry_repeats_nothing(count):
     engine, agent, provider = model([calls(1), calls(2), "done"] * 2, max_turns=1)
@@ -366,6 +367,7 @@ def test_a_job_of_an_app_is_named_its_dead_letter():
     assert "dead letter" in refused.value.hint
 
 
+@pytest.mark.one_in(4, "hundredths of a second of a core each")
 @pytest.mark.parametrize("restarts", [False, True])
 @pytest.mark.parametrize("ended", ["cancelled", "failed"])
 @pytest.mark.parametrize("asks", ["rule", "function", "tool"])

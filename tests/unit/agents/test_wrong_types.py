@@ -144,6 +144,7 @@ async def test_methods_refuse_values_of_a_wrong_type(
     assert (found, seen > 40) == ([], True)
 
 
+@pytest.mark.slow  # half a second of a core
 async def test_classes_and_functions_refuse_values_of_a_wrong_type(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

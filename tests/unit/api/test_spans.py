@@ -6,6 +6,7 @@ import sabot
 from sabot import App, files, session, tumbling
 
 
+@pytest.mark.one_in(3, "hundredths of a second of a core each")
 @pytest.mark.parametrize(
     ("column", "want", "step"),
     [

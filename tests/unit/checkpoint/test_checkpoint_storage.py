@@ -214,6 +214,7 @@ def hold(directory: Path) -> subprocess.Popen[bytes]:
     return process
 
 
+@pytest.mark.slow  # half a second of a core
 def test_a_second_process_is_refused_until_the_first_is_killed(tmp_path: Path) -> None:
     (tmp_path / "scratch" / "0000000005").mkdir(parents=True)
     first = hold(tmp_path)
@@ -714,6 +715,7 @@ def crash_before_each(tmp_path: Path, arm) -> list[bytes]:
     return seen
 
 
+@pytest.mark.slow  # half a second of a core
 def test_a_crash_before_any_system_call_leaves_the_old_checkpoint_or_the_new(tmp_path: Path) -> None:
     done: list[list[str]] = []
     seen = crash_before_each(tmp_path, lambda patch, before_step: done.append(crashing(patch, before_step)))
@@ -846,6 +848,7 @@ assert storage.ids() == [1, 3], storage.ids()
 """
 
 
+@pytest.mark.slow  # half a second of a core
 def test_a_manifest_that_does_not_fit_leaves_the_one_before(tmp_path: Path) -> None:
     result = subprocess.run([sys.executable, "-c", LIMITED, str(tmp_path)], capture_output=True, text=True, timeout=60)
     assert result.returncode == 0, result.stderr

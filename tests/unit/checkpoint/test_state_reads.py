@@ -76,6 +76,7 @@ async def test_owners_have_their_rows_and_bytes(kept: tuple[Manifest, Manifest])
     assert found["shop.notes"].kind == "agent"
 
 
+@pytest.mark.one_in(2, "a tenth of a second of a core each")
 async def test_pages_have_all_rows_once(kept: tuple[Manifest, Manifest]) -> None:
     for owner, column in (("totals", "account"), ("shop.notes", "record_key")):
         accounts, cursor = [], ""
@@ -114,12 +115,14 @@ async def test_the_difference_of_two_checkpoints_has_what_changed_between_them(k
     }
 
 
+@pytest.mark.one_in(2, "a tenth of a second of a core each")
 async def test_files_that_are_equal_in_both_checkpoints_are_not_read(kept: tuple[Manifest, Manifest]) -> None:
     owner = next(each for each in state_owners(kept[1]) if each.name == "steady")
     found = state_difference(*kept, "steady")
     assert (found.changes, found.unread) == ([], owner.bytes)
 
 
+@pytest.mark.one_in(2, "a tenth of a second of a core each")
 async def test_a_difference_lists_so_many_keys_and_says_that_there_are_more(kept: tuple[Manifest, Manifest]) -> None:
     found = state_difference(*kept, "totals", most=1)
     assert (len(found.changes), found.more) == (1, True)
@@ -134,6 +137,7 @@ async def test_wrong_names_and_cursors_are_refused(memory_url: str, tmp_path: Pa
             state_rows(after, "totals", cursor=cursor)
 
 
+@pytest.mark.one_in(2, "a tenth of a second of a core each")
 async def test_the_command_line_prints_the_difference(kept: tuple[Manifest, Manifest], tmp_path: Path) -> None:
     words = ("state", tmp_path / "kept", "totals", "--against", kept[0].checkpoint_id, "--as-of", kept[1].checkpoint_id)
     found = {each["key"]["account"]: each for each in lines(*words, "--json")}

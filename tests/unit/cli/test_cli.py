@@ -111,6 +111,7 @@ def test_with_log_format_json_all_lines_are_objects_to_the_last(tmp_path: Path, 
         assert "no price" in lines[-1]["message"]
 
 
+@pytest.mark.slow  # half a second of a core
 def test_a_script_with_log_format_json_ends_with_an_object(tmp_path: Path) -> None:
     """Python printed the traceback of an error that is not Sabot's, in many lines."""
     script = tmp_path / "script.py"
@@ -195,6 +196,7 @@ def test_a_finished_bounded_app_says_that_it_is_complete_and_how_to_start_afresh
     assert (fresh.exit_code, fresh.stdout) == (0, "row 1\nrow 2\n")
 
 
+@pytest.mark.slow  # half a second of a core
 def test_port_0_of_the_console_is_any_free_one_and_not_the_default(here: Path) -> None:
     """An option with the value 0 was taken for one that is not given."""
     (here / "rows.ndjson").write_text('{"n": 1}\n')
@@ -220,6 +222,7 @@ def test_metrics_are_served_while_the_app_runs(tmp_path: Path) -> None:
 # --- failures: exit code 1 and one line
 
 
+@pytest.mark.slow  # half a second of a core
 def test_a_failing_agent_ends_the_run_with_one_line_and_exit_code_1(tmp_path: Path) -> None:
     program = HELLO.replace('print("seen", ctx.message["n"], flush=True)', 'raise ValueError("no such account")')
     done = sabot_does(write(tmp_path, hello=program), "run", "hello:app", "--loglevel", "critical")
@@ -242,6 +245,7 @@ def test_loglevel_debug_shows_the_traceback_of_a_failure(tmp_path: Path) -> None
 # --- wrong use: exit code 2 and what to do
 
 
+@pytest.mark.one_in(3, "hundredths of a second of a core each")
 @pytest.mark.parametrize(
     ("target", "said"),
     [
@@ -310,6 +314,7 @@ def test_a_run_that_nobody_awaits_is_explained(here: Path) -> None:
     assert "kept:main is a coroutine" in done.stderr
 
 
+@pytest.mark.one_in(3, "hundredths of a second of a core each")
 @pytest.mark.parametrize(
     "words",
     [
@@ -393,6 +398,7 @@ def test_a_current_folder_that_is_gone_is_told(tmp_path: Path, monkeypatch: pyte
         load_app("program:app")
 
 
+@pytest.mark.one_in(4, "hundredths of a second of a core each")
 @pytest.mark.parametrize("name", commands._LATE)
 def test_the_help_of_a_command_that_is_loaded_late_is_its_own(name: str) -> None:
     group: Any = typer.main.get_command(commands._cli)
@@ -465,6 +471,7 @@ def test_a_setting_comes_from_the_command_line_the_environment_the_file_or_the_p
     assert run_with("--parallelism", "5").parallelism == 5
 
 
+@pytest.mark.one_in(3, "hundredths of a second of a core each")
 @pytest.mark.parametrize(
     ("file", "refused"),
     [
@@ -534,6 +541,7 @@ def set_json(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logs, "_json", logs._AsJson(""))
 
 
+@pytest.mark.one_in(3, "a fifth of a second of a core each")
 @pytest.mark.parametrize("words", [["--help"], ["run", "--help"], ["--version"]])
 def test_help_whose_reader_has_gone_ends_well(tmp_path: Path, words: list[str]) -> None:
     """`sabot run --help | true` ended with 1."""

@@ -137,7 +137,7 @@ async def test_the_same_program_goes_on_with_the_state_that_each_job_had(shop: P
     assert calls_of(target) == []
 
 
-@pytest.mark.one_in(3, "a tenth of a second of a core each")
+@pytest.mark.one_in(6, "a tenth of a second of a core each")
 @pytest.mark.parametrize(
     ("agent", "found", "why"),
     [

@@ -191,6 +191,7 @@ def test_a_savepoint_and_an_older_checkpoint_can_be_named(shop: Path) -> None:
     assert fates("plan", target, "--against", "state@1")[0] == 0
 
 
+@pytest.mark.one_in(3, "a tenth of a second of a core each")
 @pytest.mark.parametrize(
     ("against", "code", "said"),
     [
@@ -226,6 +227,7 @@ def test_a_program_that_reads_something_else_is_refused(shop: Path) -> None:
     )
 
 
+@pytest.mark.slow  # half a second of a core
 def test_a_start_decides_as_the_plan_said(shop: Path) -> None:
     """What `plan` calls migrate runs, what it refuses is refused, with the same words."""
 
@@ -249,7 +251,7 @@ def test_a_start_decides_as_the_plan_said(shop: Path) -> None:
 LINES = 'lines = app.stream(sabot.files("lines.ndjson"), time={time!r})\nlines.to("out")\n'
 
 
-@pytest.mark.one_in(5, "a fifth of a second of a core each")
+@pytest.mark.one_in(15, "a fifth of a second of a core each")
 @pytest.mark.parametrize("against", [(), ("--against", "state")], ids=["plan", "against"])
 @pytest.mark.parametrize(
     ("row", "part", "says"),
@@ -320,6 +322,7 @@ def test_each_aggregate_of_a_step_that_changes_has_a_line(shop: Path) -> None:
     assert "aggregate-1.n     add      count() int64" in text
 
 
+@pytest.mark.slow  # half a second of a core
 def test_what_would_be_lost_is_named_and_given_up_by_its_name(shop: Path) -> None:
     target = program(shop, CHANGED.format('total=sabot.sum(col("amount") * 2)'), AGENT)
     refused = sabot_says("plan", target, "--against", "state")
@@ -334,6 +337,7 @@ def test_what_would_be_lost_is_named_and_given_up_by_its_name(shop: Path) -> Non
     assert "--drop totals: neither the program nor the checkpoint has state of that name" in wrong.stderr
 
 
+@pytest.mark.slow  # half a second of a core
 def test_a_plan_counts_on_a_drop_of_a_step_that_has_changed_again_as_the_start_does(shop: Path) -> None:
     """It said that all was well, and the start was refused; what the last start has dropped is dropped of another version."""
 
@@ -364,6 +368,7 @@ def test_a_plan_says_that_a_topic_is_read_in_another_format(shop: Path) -> None:
     assert outcomes["aggregate-1"] == "keep"
 
 
+@pytest.mark.slow  # half a second of a core
 def test_a_plan_says_what_cannot_go_on_with_another_event_time(shop: Path) -> None:
     """Totals have no times in them."""
     target = program(shop, MINUTES, TOTALS, AGENT)

@@ -97,6 +97,7 @@ def test_a_query_without_a_table_to_go_to_is_refused(shop: Path) -> None:
         load_app("nothing.sql")
 
 
+@pytest.mark.slow  # half a second of a core
 def test_plan_says_what_a_changed_script_keeps(shop: Path) -> None:
     script(shop, TABLES, "INSERT INTO totals SELECT account, SUM(amount) FROM orders GROUP BY account;")
     assert "sum(" in sabot_says("plan", "shop.sql").stdout

@@ -96,6 +96,7 @@ def test_a_limit_of_groups_takes_any_of_them_when_the_input_has_ended(folder: Pa
     assert len(sabot_says("sql", "--format", "json", "-c", f"{TOTALS} LIMIT 9").stdout.splitlines()) == 2
 
 
+@pytest.mark.slow  # half a second of a core
 def test_rows_are_written_as_parquet_into_a_pipe(folder: Path) -> None:
     with child(
         *SABOT, "sql", "--format", "parquet", "-c", TOTALS, cwd=folder, env=ENV, stdout=open("out", "wb")

@@ -246,6 +246,7 @@ def many(tasks: int, workers: int = 0) -> AppReading:
     return AppReading("shop", 1.0, 1e12, 0, {"streams": streams, "workers": members, "failure": "it broke " * 20})
 
 
+@pytest.mark.one_in(4, "hundredths of a second of a core each")
 @pytest.mark.parametrize(("wide", "high"), [(60, 20), (80, 24), (100, 30), (130, 40), (200, 60)])
 @pytest.mark.parametrize(("tasks", "workers"), [(0, 0), (3, 0), (12, 3), (80, 0)])
 def test_the_table_fits_the_terminal(wide: int, high: int, tasks: int, workers: int) -> None:

@@ -60,6 +60,7 @@ def test_some_columns_are_those_of_all(given: Any, data: Any) -> None:
     assert decoded(part, payloads) == ([as_read({name: row[name] for name in chosen}) for row in whole], [])
 
 
+@pytest.mark.slow  # a second of a core
 @quick
 @given(rows(), st.data())
 def test_a_later_schema_reads_what_an_earlier_one_wrote_as_fastavro_reads_it(given: Any, data: Any) -> None:

@@ -70,6 +70,7 @@ def one(kind: pa.DataType, name: Any, value: Any) -> Any:
     return bad[0] if bad else rows[0]["v"]
 
 
+@pytest.mark.one_in(4, "hundredths of a second of a core each")
 @pytest.mark.parametrize(
     ("name", "value", "kind", "expected"),
     [
@@ -381,6 +382,7 @@ def test_the_placeholder_of_a_large_value_that_an_update_did_not_touch_is_a_bad_
         assert flat == (kept, debezium[1])
 
 
+@pytest.mark.one_in(4, "hundredths of a second of a core each")
 @pytest.mark.parametrize("format", ["json", "debezium"])
 @pytest.mark.parametrize(
     ("kind", "name", "written", "value"),

@@ -43,6 +43,7 @@ def decoded(schema: pa.Schema, payloads: list[bytes]) -> list[Any]:
     return [reasons[number] if number in reasons else next(rows) for number in range(len(payloads))]
 
 
+@pytest.mark.one_in(3, "a tenth of a second of a core each")
 @pytest.mark.parametrize("schema", SCHEMAS, ids=lambda schema: " ".join(schema.names))
 @settings(max_examples=60, deadline=None)
 @given(payloads=st.lists(PAYLOADS, min_size=1, max_size=5))

@@ -212,6 +212,7 @@ KEYS = st.one_of(
 written_by = change_records
 
 
+@pytest.mark.slow  # a second of a core
 @settings(max_examples=80, deadline=None)
 @given(
     keys=st.lists(KEYS, min_size=1, max_size=3),

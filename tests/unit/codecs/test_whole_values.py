@@ -219,6 +219,7 @@ def through_a_record(table: pa.Table, type: pa.DataType, path: Path) -> Any:
     return found
 
 
+@pytest.mark.one_in(3, "a tenth of a second of a core each")
 @pytest.mark.parametrize("way", [through_a_file, through_a_table, through_a_record], ids=lambda way: way.__name__)
 @pytest.mark.parametrize("nested", [False, True])
 def test_a_column_of_another_type_is_refused_where_a_value_would_be_cut(way: Any, nested: bool, tmp_path: Path) -> None:

@@ -247,6 +247,7 @@ def test_parts_make_the_table_once_however_often_they_are_given(
     last.close()
 
 
+@pytest.mark.one_in(3, "hundredths of a second of a core each")
 def test_a_key_that_ends_and_comes_back_within_a_part_stays(make: Callable[[], Place]) -> None:
     place = make()
     sink = place.sink()

@@ -98,6 +98,7 @@ def is_number(low: float, high: float) -> object:
     return lambda value: low <= value <= high
 
 
+@pytest.mark.one_in(4, "hundredths of a second of a core each")
 @pytest.mark.parametrize(
     ("type", "options", "right"),
     [
@@ -139,6 +140,7 @@ def test_a_part_of_the_values_is_null() -> None:
     assert 900 < found.count(None) < 1100
 
 
+@pytest.mark.one_in(4, "hundredths of a second of a core each")
 @pytest.mark.parametrize(
     ("text", "pattern"),
     [
@@ -222,6 +224,7 @@ def test_what_cannot_be_made_is_refused_when_the_table_is_declared(connector, co
         table(connector, columns, *options)
 
 
+@pytest.mark.slow  # half a second of a core
 def test_long_values_are_made_few_at_a_time() -> None:
     fields = {"a": random_field(pa.string(), length=1_000_000)}
     schema = pa.schema([("a", pa.string())])

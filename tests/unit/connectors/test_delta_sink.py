@@ -164,6 +164,7 @@ UTC = datetime.UTC
 BERLIN = pa.timestamp("ms", "Europe/Berlin")
 
 
+@pytest.mark.one_in(4, "hundredths of a second of a core each")
 @pytest.mark.parametrize(
     ("given", "kind", "read"),
     [
@@ -232,6 +233,7 @@ WIDER = [
 ]
 
 
+@pytest.mark.one_in(4, "hundredths of a second of a core each")
 @pytest.mark.parametrize(("there", "given"), WIDER, ids=str)
 @pytest.mark.parametrize("evolve", [False, True])
 def test_a_column_of_a_narrower_type_ends_the_start(
@@ -337,6 +339,7 @@ def test_other_partitions_than_those_of_the_table_are_refused(table: Path) -> No
         DeltaSink(table, partition_by=["hour"]).check_types(SCHEMA)
 
 
+@pytest.mark.one_in(3, "a tenth of a second of a core each")
 @pytest.mark.parametrize("overwrite", [False, True])
 @pytest.mark.parametrize("exactly", [False, True])
 def test_a_fresh_start_adds_to_the_table_or_begins_empty(

@@ -135,6 +135,7 @@ def test_what_is_not_there_is_said(table: Path, tmp_path: Path) -> None:
         read(scanned(DeltaSource(table)), at)
 
 
+@pytest.mark.one_in(4, "hundredths of a second of a core each")
 @pytest.mark.parametrize(
     "path",
     [

@@ -23,6 +23,7 @@ def endless(app):
     return numbers
 
 
+@pytest.mark.one_in(3, "a tenth of a second of a core each")
 @pytest.mark.parametrize("batches", [1, 1000])
 @pytest.mark.parametrize("is_async", [False, True])
 def test_a_generator_is_a_source(is_async, batches):
@@ -153,6 +154,7 @@ def test_a_cursor_from_which_no_restart_could_go_on_is_refused(given, message):
         app.stream(numbers).collect()
 
 
+@pytest.mark.one_in(3, "a tenth of a second of a core each")
 @pytest.mark.parametrize("kind", ["rows", "number", "text", "128 bits"])
 async def test_each_row_counts_once_after_restarts(tmp_path, kind):
     cursor, number = CURSORS.get(kind, (None, int))

@@ -229,7 +229,7 @@ def check_letters(found: list[dict[str, Any]], path: Path, *, stream: bool) -> N
         assert (letter["version"], letter["redriven"]) == ("v7", False)
 
 
-@pytest.mark.one_in(4, "some hundredths of a second of a core each")
+@pytest.mark.one_in(12, "some hundredths of a second of a core each")
 @pytest.mark.parametrize("delivery", ["at_least_once", "exactly_once"])
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "agent"])
 @pytest.mark.parametrize("where", ["file", "folder", "compressed", "table"])

@@ -200,6 +200,7 @@ def test_a_ms_may_have_a_million_entries_and_more_are_an_error(url: str, client:
         opened(url, topic)
 
 
+@pytest.mark.slow  # half a second of a core
 def test_reading_begins_at_a_time_at_the_end_or_where_the_group_is(url: str, client: Any, topic: str) -> None:
     for n in range(2_005):
         client.xadd(topic, {"value": b'{"n": %d}' % n}, id=f"{n}-1")

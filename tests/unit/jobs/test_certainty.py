@@ -109,6 +109,7 @@ def test_errors_of_python(error: BaseException, certainty: Certainty) -> None:
     assert certainty_of(error) is certainty
 
 
+@pytest.mark.one_in(4, "hundredths of a second of a core each")
 @pytest.mark.parametrize(
     ("kind", "certainty"),
     [
@@ -218,7 +219,7 @@ def wrapped(error: BaseException, how: str) -> BaseException:
     return error if how == "plain" else raised(raised(own, error, explicit=how == "from"), None, explicit=True)
 
 
-@pytest.mark.one_in(4, "a hundredth of a second of a core each")
+@pytest.mark.one_in(12, "a hundredth of a second of a core each")
 @pytest.mark.parametrize("how", ["plain", "from", "while it was handled", "in a group"])
 @pytest.mark.parametrize("client", CLIENTS)
 def test_each_answer_of_a_service_that_fails_is_a_doubt_whichever_client_tells_it(client: str, how: str) -> None:

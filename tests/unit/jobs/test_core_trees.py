@@ -357,6 +357,7 @@ FAULTS = {
 }
 
 
+@pytest.mark.one_in(3, "a tenth of a second of a core each")
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_broken_guarantee_of_trees_is_found(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     method, fault, told = FAULTS[name]

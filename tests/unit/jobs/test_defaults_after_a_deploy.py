@@ -54,6 +54,7 @@ async def crashed_in(pay: Tool, guard: EffectGuard | None = None) -> MemoryStora
     return prefix(home, next(at for at, each in enumerate(entries(home), 1) if isinstance(each, Intent)))
 
 
+@pytest.mark.one_in(4, "hundredths of a second of a core each")
 @pytest.mark.parametrize("before", [None, [ALLOWED], [ALLOWED, BOUND]], ids=["no policy", "a rule", "a bound"])
 @pytest.mark.parametrize("after", [None, [ALLOWED], [BOUND]], ids=["no policy", "a rule", "a bound"])
 @pytest.mark.parametrize("default", [10, [10], {"usd": 10}])

@@ -99,6 +99,7 @@ async def test_more_children_than_a_job_may_have_wait_for_places(count: int, mos
     assert begun == ["job", *(f"job~{number}" for number in range(1, count + 1))]
 
 
+@pytest.mark.slow  # half a second of a core
 async def test_waiting_children_begin_after_a_crash_at_any_entry() -> None:
     async def job(ctx: DurableContext) -> Any:
         if ctx.message != "many":

@@ -72,11 +72,13 @@ def some_seed_finds(words: str) -> bool:
     return False
 
 
+@pytest.mark.slow  # half a second of a core
 def test_a_verdict_that_a_restart_forgets_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(core, "encode_verdict", lambda _: b"")
     assert some_seed_finds("was denied, and made") or some_seed_finds("nobody has allowed it")
 
 
+@pytest.mark.slow  # half a second of a core
 def test_a_ledger_that_counts_a_replay_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     starts, rows = iter(range(1000)), guard.rows_of
 
@@ -114,6 +116,7 @@ def test_a_crash_behind_each_entry_and_another_one_soon_after(number: int, guard
     assert at > 10
 
 
+@pytest.mark.slow  # half a second of a core
 def test_a_seed_does_the_same_each_time() -> None:
     assert run_seed(5, "memory").turns == run_seed(5, "memory").turns
 

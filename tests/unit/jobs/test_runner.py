@@ -766,7 +766,7 @@ class Playing:
     calls: int = 0
 
 
-@pytest.mark.one_in(4, "some hundredths of a second of a core each")
+@pytest.mark.one_in(12, "some hundredths of a second of a core each")
 @pytest.mark.parametrize("seed", range(20))
 def test_no_effect_has_two_calls_at_once_and_each_outcome_is_told_once(seed: int) -> None:
     """Makes, drops, time-outs and late ends in an order that a seed decides. Only a call that is left behind stands beside another one."""

@@ -78,6 +78,7 @@ def test_attempts_of_an_effect_share_the_key_that_the_service_sees() -> None:
     assert first.key != EffectId("orders/0/7", 4).key != EffectId("orders/0/73", 4).key
 
 
+@pytest.mark.slow  # half a second of a core
 def test_a_digest_is_the_same_in_another_process_and_whatever_the_order_of_the_keys() -> None:
     arguments = {"order": "7", "amount": 1.5, "lines": [1, {"b": 2, "a": b"x"}]}
     code = (

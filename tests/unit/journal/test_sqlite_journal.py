@@ -421,6 +421,7 @@ def places(size: int) -> list[int]:
     return sorted(place for place in {*near, 0, 1, 31, *range(0, size, 499)} if 0 <= place <= size)
 
 
+@pytest.mark.slow  # a second of a core
 def test_of_a_log_that_was_torn_at_any_byte_a_prefix_is_read(tmp_path: Path) -> None:
     journal = SqliteJournal(tmp_path / "journal")
     fill(journal, 12)
@@ -445,6 +446,7 @@ def test_of_a_log_that_was_torn_at_any_byte_a_prefix_is_read(tmp_path: Path) -> 
     assert set(counts) == set(range(13))
 
 
+@pytest.mark.slow  # half a second of a core
 def test_of_a_log_with_a_changed_byte_a_prefix_is_read_and_the_owner_goes_on_behind_it(tmp_path: Path) -> None:
     journal = SqliteJournal(tmp_path / "journal")
     fill(journal, 6)
@@ -465,6 +467,7 @@ def test_of_a_log_with_a_changed_byte_a_prefix_is_read_and_the_owner_goes_on_beh
         assert jobs_of(folder) == [*found, "job-100"]
 
 
+@pytest.mark.slow  # half a second of a core
 def test_a_damaged_database_is_told_and_never_read_as_something_else(tmp_path: Path) -> None:
     journal = SqliteJournal(tmp_path / "journal")
     fill(journal, 40, body=b"a body of some length" * 20)
@@ -714,6 +717,7 @@ def test_a_journal_of_an_older_format_gets_its_list_from_its_first_owner(tmp_pat
         closed.close()
 
 
+@pytest.mark.one_in(3, "a fifth of a second of a core each")
 @pytest.mark.parametrize("form", [3, 4, 5])
 def test_a_migration_that_is_killed_at_any_statement_begins_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: int

@@ -314,6 +314,7 @@ def test_the_clients_callbacks_run_in_the_thread_that_reads_the_source(producer:
     source.close()
 
 
+@pytest.mark.slow  # half a second of a core
 @LINUX
 def test_many_consumers_that_are_opened_and_closed_leave_no_memory_and_no_thread(producer: Any, broker: str) -> None:
     """Each is closed with records of 2 MiB in its queue, and some that were read."""

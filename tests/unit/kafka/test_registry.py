@@ -60,6 +60,7 @@ def test_what_the_registry_refuses_says_why(server: SchemaServer) -> None:
         registry.register("orders-value", "{", "AVRO")
 
 
+@pytest.mark.slow  # half a second of a core
 def test_an_unknown_id_is_asked_for_once_a_minute_and_many_of_them_are_not_asked_for(server: SchemaServer) -> None:
     """A topic that somebody has filled with bytes of his own does not make a request of each record."""
     registry = Registry(server.url)

@@ -201,6 +201,7 @@ class Even(pydantic.BaseModel):
         return n
 
 
+@pytest.mark.one_in(4, "hundredths of a second of a core each")
 @pytest.mark.parametrize("wrong", ["no json", '{"n": "x"}', '{"n": 3}'], ids=["text", "type", "validator"])
 @pytest.mark.parametrize("surface", ["script", "job", "ctx.llm"])
 async def test_a_wrong_answer_of_an_agent_is_not_kept_for_others_with_its_prompt(make, surface, wrong):
@@ -267,6 +268,7 @@ def test_an_address_that_is_none_is_refused(url):
         RedisCache(url)
 
 
+@pytest.mark.slow  # half a second of a core
 async def test_caches_of_one_server_share_and_old_answers_leave_it(time):
     server, prefix = server_or_skip(), f"{uuid.uuid4().hex}:"
     first, second = (RedisCache(server.url, prefix=prefix, ttl="1h", timeout="30s", clock=time.clock) for _ in range(2))

@@ -99,7 +99,7 @@ async def told(provider: Provider) -> tuple[list[Piece], Completion]:
     return pieces[:-1], pieces[-1].completion
 
 
-@pytest.mark.one_in(4, "a tenth of a second of a core each")
+@pytest.mark.one_in(12, "a tenth of a second of a core each")
 @pytest.mark.parametrize("api", STREAMS)
 @pytest.mark.parametrize(
     ("texts", "pieces"),
@@ -122,6 +122,7 @@ async def test_the_halves_of_a_character_are_joined_across_the_pieces_of_an_answ
     assert whole.content == "".join(pieces)
 
 
+@pytest.mark.one_in(3, "half a second of a core each")
 @pytest.mark.parametrize("api", STREAMS)
 async def test_bytes_that_are_cut_within_a_character_are_joined(api: str) -> None:
     data = "".join(STREAMS[api](["a\U0001f600", "ü"])).encode()

@@ -429,6 +429,7 @@ _ROUND: dict[str, Callable[[str], list[bytes]]] = {
 }
 
 
+@pytest.mark.one_in(4, "hundredths of a second of a core each")
 @pytest.mark.parametrize("around", list(_ROUND))
 @pytest.mark.parametrize("kind", list(_WHOLE))
 async def test_what_stands_around_the_events_of_a_stream_is_no_part_of_the_answer(
@@ -503,6 +504,7 @@ def refusing(status: int, headers: dict[str, str], error: Any, times: int = 100)
         server.stop()
 
 
+@pytest.mark.one_in(4, "hundredths of a second of a core each")
 @pytest.mark.parametrize("way", ["whole", "stream"])
 @pytest.mark.parametrize("kind", list(_WHOLE))
 @pytest.mark.parametrize("status", [408, 409, 429, 500, 503])

@@ -246,6 +246,7 @@ PLACES = pa.RecordBatch.from_pylist(
 )
 
 
+@pytest.mark.one_in(4, "hundredths of a second of a core each")
 @pytest.mark.parametrize(
     ("prompt", "found"),
     [

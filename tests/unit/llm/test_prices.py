@@ -43,6 +43,7 @@ def test_prices_have_a_version():
         PriceTable({"mini": "0.15"}, version="1")
 
 
+@pytest.mark.slow  # a second of a core
 def test_the_package_knows_the_vendors():
     prices = GenaiPrices()
     assert prices.version.startswith("genai-prices ")

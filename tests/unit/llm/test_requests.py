@@ -147,6 +147,7 @@ def test_responses():
     }
 
 
+@pytest.mark.slow  # a second of a core
 async def test_messages():
     with FakeModelServer("yes") as server:
         provider = AnthropicProvider("claude", base_url=server.anthropic_url, api_key="any", max_tokens=100)
@@ -308,6 +309,7 @@ def chunk(reason=None, **delta):
     return {"choices": [{"delta": delta, "finish_reason": reason}]}
 
 
+@pytest.mark.slow  # half a second of a core
 def test_calls_without_ids_or_numbers_are_told_apart(calls):
     first = {"id": "a", "function": {"name": "f", "arguments": '{"x"'}}
     more, second = {"function": {"arguments": ": 1}"}}, {"id": "b", "function": {"name": "g", "arguments": {"y": 2}}}

@@ -366,6 +366,7 @@ for _ in range(70):
     DEEP = {"type": "object", "properties": {"a": DEEP}}
 
 
+@pytest.mark.one_in(3, "hundredths of a second of a core each")
 @pytest.mark.parametrize(
     ("tool", "why"),
     [

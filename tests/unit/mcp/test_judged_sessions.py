@@ -89,6 +89,7 @@ async def said_in_a_tool(
             return str(error)
 
 
+@pytest.mark.one_in(4, "hundredths of a second of a core each")
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
 @pytest.mark.parametrize(
     ("options", "words"),

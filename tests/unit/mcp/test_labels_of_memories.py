@@ -55,6 +55,7 @@ class Desk:
         return str(await ctx.call(reads))
 
 
+@pytest.mark.one_in(3, "hundredths of a second of a core each")
 @pytest.mark.parametrize("way", ["search", "retrieve", "in a tool", "merged"])
 @pytest.mark.parametrize("stores", ["stores", "stores_in_a_tool"])
 async def test_a_job_that_finds_a_text_has_the_labels_of_the_job_that_has_stored_it(

@@ -278,6 +278,7 @@ async def test_who_waits_beside_a_long_list_goes_on_meanwhile():
     assert (len(offers), left_out) == (1000, {})
 
 
+@pytest.mark.slow  # half a second of a core
 async def test_of_a_server_with_very_many_tools_an_agent_is_given_those_that_it_names():
     """A server with 501 tools could not be used at all: its session was not opened, whatever `only=` said."""
     many = [told(f"t{number}", NUMBERS, description="Does something. " * 20) for number in range(1500)]
@@ -499,6 +500,7 @@ async def test_a_pool_is_used_from_several_event_loops(desk):
     await pool.close()
 
 
+@pytest.mark.slow  # half a second of a core
 def test_a_pool_without_the_sdk_says_what_to_install():
     program = "import sys; sys.modules['mcp'] = None; from sabot.mcp import McpServerPool; McpServerPool()"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)

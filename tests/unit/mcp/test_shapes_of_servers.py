@@ -37,6 +37,7 @@ $answers $state * class a-b a.b"""
 NAMES = _WORDS.split()
 
 
+@pytest.mark.one_in(3, "hundredths of a second of a core each")
 @surfaces
 async def test_a_tool_may_have_parameters_of_any_name(pool: McpServerPool, surface: Surface) -> None:
     """`self` was refused as given twice, and `$answers` was taken for the answer of a person."""
@@ -125,7 +126,7 @@ ILL_BEFORE = {
 }
 
 
-@pytest.mark.one_in(3, "a hundredth of a second of a core each")
+@pytest.mark.one_in(9, "a hundredth of a second of a core each")
 @pytest.mark.parametrize(
     ("shape", "version"), [*product([*ILL, *ILL_BEFORE], [OLD]), *product([*ILL, "outputSchema: properties=[]"], [NEW])]
 )
@@ -173,6 +174,7 @@ USABLE = {
 }
 
 
+@pytest.mark.one_in(4, "hundredths of a second of a core each")
 @versions
 @pytest.mark.parametrize("shape", USABLE)
 async def test_a_tool_that_can_be_called_is_offered(pool: McpServerPool, shape: str, version: str) -> None:
@@ -298,6 +300,7 @@ def answering(pool: McpServerPool, results: dict[str, dict[str, Any]], version: 
     pool.add(SERVER, connect=listing(lambda: [page], version, answer))
 
 
+@pytest.mark.one_in(3, "a tenth of a second of a core each")
 @surfaces
 async def test_what_a_tool_returns_is_kept_in_each_shape(pool: McpServerPool, surface: Surface) -> None:
     """The tool had run, and its caller got an error: the SDK checks all blocks together."""
@@ -330,6 +333,7 @@ async def test_what_is_no_result_is_an_error_of_its_call(pool: McpServerPool, ve
 LONG = "find_all_orders_of_a_customer_in_the_archive_of_the_warehouse_by_"
 
 
+@pytest.mark.one_in(3, "a tenth of a second of a core each")
 @pytest.mark.parametrize(
     "names",
     [

@@ -176,6 +176,7 @@ async def test_an_http_response_that_is_no_answer_says_what_is_known(site, respo
         assert (await session.call("go")).text == "done", "the session goes on"
 
 
+@pytest.mark.slow  # half a second of a core
 async def test_a_result_that_is_too_large_is_the_error_of_its_call_and_not_kept(site):
     def body(said, kind):
         async def parts():

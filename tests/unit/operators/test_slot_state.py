@@ -293,6 +293,7 @@ def test_a_timer_of_either_clock_brings_its_key_back_whole(tmp_path: Path) -> No
     operator.close()
 
 
+@pytest.mark.slow  # half a second of a core
 def test_a_pattern_on_disk_is_read_with_its_program_and_without(tmp_path: Path) -> None:
     make = KINDS["all matches of patterns"]
     operator, _ = opened(make, tmp_path / "disk")

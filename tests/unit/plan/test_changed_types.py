@@ -198,7 +198,7 @@ async def check_change(folder: Path, way: str, was: str, now: str) -> set[str]:
     return refused
 
 
-@pytest.mark.one_in(6, "a tenth of a second of a core each")
+@pytest.mark.one_in(18, "a tenth of a second of a core each")
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize(("was", "now"), FEW, ids=str)
 async def test_an_aggregate_goes_on_rightly_with_a_column_of_another_type_or_is_refused(

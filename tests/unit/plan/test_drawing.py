@@ -436,11 +436,13 @@ def digests() -> dict[str, str]:
     return {name: hashlib.sha256(svg(plan).encode()).hexdigest()[:16] for name, plan in programs().items()}
 
 
+@pytest.mark.slow  # a second of a core
 def test_nothing_overlaps_in_the_plan_of_any_step() -> None:
     for plan in programs().values():
         check_places(lay_out(frames_of(plan)))
 
 
+@pytest.mark.slow  # half a second of a core
 def test_the_same_plan_gives_the_same_drawing() -> None:
     kept = dict(line.split(": ") for line in EXPECTED.read_text().splitlines())
     assert digests() == kept

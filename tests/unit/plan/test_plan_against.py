@@ -134,6 +134,7 @@ async def test_another_parallelism_deals_the_state_out_anew(run: Any, tmp_path: 
     assert counts(app, "hours") == {f"k{number}": 16 for number in range(5)}
 
 
+@pytest.mark.one_in(3, "a fifth of a second of a core each")
 @pytest.mark.parametrize("window", [tumbling("1h"), hopping("1h", "1h"), session("1h"), count_window(16)])
 async def test_an_aggregate_may_get_another_name(run: Any, tmp_path: Path, window: Any) -> None:
     def program(stream: Any) -> None:
@@ -152,6 +153,7 @@ async def test_an_aggregate_may_get_another_name(run: Any, tmp_path: Path, windo
     }
 
 
+@pytest.mark.slow  # half a second of a core
 async def test_a_step_that_gets_a_name_keeps_its_state(run: Any, tmp_path: Path) -> None:
     await run(lambda stream: hours(stream).to("hours"))
 
@@ -247,7 +249,7 @@ async def test_names_say_whose_the_state_is_whatever_else_changed(run: Any, tmp_
     }
 
 
-@pytest.mark.one_in(3, "some hundredths of a second of a core each")
+@pytest.mark.one_in(9, "some hundredths of a second of a core each")
 @pytest.mark.parametrize(
     ("changed", "says"),
     [
@@ -526,6 +528,7 @@ STEPS: dict[str, Program] = {
 EMPTY = {"calls", "asked"}  # nothing was in flight
 
 
+@pytest.mark.slow  # half a second of a core
 async def test_the_same_program_keeps_everything_of_joins_changes_and_functions(run: Any, tmp_path: Path) -> None:
     def program(stream: Any) -> None:
         for name, step in STEPS.items():
@@ -664,7 +667,7 @@ async def test_with_another_parallelism_they_go_on_as_they_were(run: Any, tmp_pa
     assert state_of(checkpoint(tmp_path), "it").num_rows >= before.num_rows
 
 
-@pytest.mark.one_in(4, "some hundredths of a second of a core each")
+@pytest.mark.one_in(12, "some hundredths of a second of a core each")
 @pytest.mark.parametrize(
     ("before", "after", "says"),
     [

@@ -194,6 +194,7 @@ async def test_a_replica_that_dies_is_replaced_after_a_moment(supervisor: Superv
         assert value(fleet, "sabot_fleet_events_total", "died") == 6
 
 
+@pytest.mark.slow  # half a second of a core
 async def test_the_end_of_the_supervisor_is_survived(supervisor: Supervisor) -> None:
     time = ByHand()
     async with fleet_of(CAT, time) as fleet:

@@ -46,6 +46,7 @@ async def plant(supervisor: Supervisor, repo: Path, trust: str = "untrusted") ->
 # -- by the paths that a sandbox names ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.one_in(4, "hundredths of a second of a core each")
 @needs
 @pytest.mark.parametrize("level", ["trusted", "standard", "untrusted"])
 @pytest.mark.parametrize("named", ["working_dir", "writable", "readable", "a file", "below the link"])
@@ -273,6 +274,7 @@ print(main())
 """
 
 
+@pytest.mark.one_in(3, "hundredths of a second of a core each")
 @needs
 @pytest.mark.skipif(os.geteuid() != 0, reason="the user of the sandbox is to differ from who plants the link")
 @pytest.mark.parametrize("road", ["with mounts", "with Landlock alone"])

@@ -117,6 +117,7 @@ def test_defaults() -> None:
     assert GracefulShutdown().timeout_secs == 5
 
 
+@pytest.mark.one_in(4, "hundredths of a second of a core each")
 @pytest.mark.parametrize(
     ("wrong", "kind", "why"),
     [

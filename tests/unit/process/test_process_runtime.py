@@ -278,6 +278,7 @@ for line in sys.stdin:
     assert runtime.logs(agent) == '{"a":' * 100_000 + "\n"
 
 
+@pytest.mark.slow  # half a second of a core
 async def test_an_agent_that_floods_does_not_hold_the_event_loop_up(make: Make) -> None:
     """All the lines that were there were read at once, for more than a second."""
     runtime = await make(resources=ResourceLimits(max_task_duration=1, max_output_bytes=None))

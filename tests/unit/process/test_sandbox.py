@@ -181,6 +181,7 @@ async def attempts(supervisor: Supervisor, area: Path, level: Sandbox, services:
     return became
 
 
+@pytest.mark.one_in(4, "hundredths of a second of a core each")
 @needs_some
 @pytest.mark.parametrize(
     ("level", "road"),

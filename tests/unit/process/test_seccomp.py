@@ -129,6 +129,7 @@ CASES: list[tuple[Sockets, str, tuple[int, ...], int]] = [
 ]
 
 
+@pytest.mark.one_in(4, "hundredths of a second of a core each")
 @pytest.mark.parametrize("machine", sorted(MACHINES))
 @pytest.mark.parametrize(("sockets", "name", "arguments", "expected"), CASES)
 def test_calls(machine: str, sockets: Sockets, name: str, arguments: tuple[int, ...], expected: int) -> None:

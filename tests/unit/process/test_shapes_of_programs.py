@@ -121,6 +121,7 @@ CLAUDE = {
 }
 
 
+@pytest.mark.one_in(4, "hundredths of a second of a core each")
 @ways
 @pytest.mark.parametrize("shape", CLAUDE)
 async def test_the_result_event_is_the_answer(
@@ -223,7 +224,7 @@ async def test_text_that_others_have_read_is_kept_up_to_a_bound(runner: LocalPro
 # -- in an app --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.one_in(3, "some hundredths of a second of a core each")
+@pytest.mark.one_in(9, "some hundredths of a second of a core each")
 @pytest.mark.usefixtures("soon")
 @pytest.mark.parametrize("durable", [False, True])
 @pytest.mark.parametrize("how", HANGS)
@@ -240,6 +241,7 @@ async def test_an_agent_that_is_such_a_program_has_its_results(
     assert [each["type"] for each in values(app, "lines") if each] == ["system", "result"]
 
 
+@pytest.mark.one_in(2, "a fifth of a second of a core each")
 @pytest.mark.parametrize("durable", [False, True])
 async def test_a_time_limit_after_the_result_leaves_the_results(
     memory_url: str, tmp_path: Path, program: Programs, durable: bool, monkeypatch: pytest.MonkeyPatch
@@ -255,6 +257,7 @@ async def test_a_time_limit_after_the_result_leaves_the_results(
     assert values(app, "lines")[0]["result"] == "done"
 
 
+@pytest.mark.one_in(3, "a fifth of a second of a core each")
 @pytest.mark.parametrize("shape", TEXTS)
 async def test_lines_of_an_agent_have_no_line_ends(
     memory_url: str, tmp_path: Path, program: Programs, shape: str

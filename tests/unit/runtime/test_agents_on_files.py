@@ -89,6 +89,7 @@ async def test_rows_that_a_batch_agent_names_as_bad_are_dead_letters(memory_url:
     assert (letter.value, dict(letter.headers)["sabot.message"]) == (ORDERS.to_pylist()[3], b"too much")
 
 
+@pytest.mark.one_in(3, "a tenth of a second of a core each")
 async def test_a_batch_agent_goes_on_in_the_file_where_it_had_failed(
     memory_url: str, orders: Path, tmp_path: Path
 ) -> None:

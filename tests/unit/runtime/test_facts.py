@@ -64,7 +64,7 @@ READER = ("read-1/0", "meta", "input")
 SOURCE = ("agents", "meta", "sources", "facts.double/script")
 
 
-@pytest.mark.one_in(3, "a tenth of a second of a core each")
+@pytest.mark.one_in(9, "a tenth of a second of a core each")
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -95,6 +95,7 @@ def test_what_a_manifest_says_of_its_tasks_is_checked_before_anything_relies_on_
     assert re.search(re.escape(str(path.parent.parent)), str(refused.value))
 
 
+@pytest.mark.one_in(3, "a tenth of a second of a core each")
 @pytest.mark.parametrize(
     "memory",
     [

@@ -430,6 +430,7 @@ class Unanswered(Format):
         JSON.check_types(schema, where)
 
 
+@pytest.mark.slow  # half a second of a core
 async def test_readers_wait_for_a_registry_while_barriers_pass_and_nothing_is_lost(
     memory_url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -112,6 +112,7 @@ async def test_a_record_that_cannot_be_read_is_a_dead_letter_with_its_place(
     assert b"schema id 999" in letters[0][0]["sabot.message"]
 
 
+@pytest.mark.slow  # half a second of a core
 async def test_a_registry_that_goes_away_holds_rows_back_and_nothing_else(
     memory_url: str, tmp_path: Path, server: SchemaServer, registry: Registry, caplog: pytest.LogCaptureFixture
 ) -> None:

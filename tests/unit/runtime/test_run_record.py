@@ -106,6 +106,7 @@ async def test_a_failed_run_and_a_killed_one_are_told_by_the_next(tmp_path: Path
     assert kinds == ["start", "restart", "failed", "killed", "start"]
 
 
+@pytest.mark.slow  # half a second of a core
 async def test_the_record_is_bounded(tmp_path: Path) -> None:
     app = shop(tmp_path)
     recorder = app.agent_runtime.runner.recorder
@@ -137,6 +138,7 @@ async def test_an_app_whose_directory_another_process_has_writes_nothing_there(t
         await app.stop()
 
 
+@pytest.mark.one_in(3, "a tenth of a second of a core each")
 @pytest.mark.parametrize("damage", [lambda text: text[:200], lambda text: "[]", lambda text: text.replace("1", '"1"')])
 async def test_a_damaged_record_is_named_and_written_anew(tmp_path: Path, damage: Callable[[str], str]) -> None:
     await shop(tmp_path).run()

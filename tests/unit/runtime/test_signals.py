@@ -184,6 +184,7 @@ async def stopped_by_itself(app: App) -> None:
     stopping.cancel()
 
 
+@pytest.mark.one_in(3, "a tenth of a second of a core each")
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_that_another_thread_takes_wakes_the_app(number: signal.Signals) -> None:
     """So does one that comes just before the loop waits. It was heard when something else woke the loop: after a minute, or never."""

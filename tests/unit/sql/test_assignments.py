@@ -40,6 +40,7 @@ def app_with(given, wanted):
     return app
 
 
+@pytest.mark.one_in(4, "hundredths of a second of a core each")
 @pytest.mark.parametrize("wanted", TYPES)
 def test_a_column_takes_what_flink_casts_implicitly_and_the_statement_is_refused_otherwise(wanted):
     for given in TYPES:
@@ -68,6 +69,7 @@ async def written(column, query, tmp_path):
     return rows.materialize().collect()["y"].to_pylist()
 
 
+@pytest.mark.one_in(3, "hundredths of a second of a core each")
 @pytest.mark.parametrize(
     ("column", "query", "expected"),
     [

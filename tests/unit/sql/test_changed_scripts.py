@@ -67,6 +67,7 @@ def verdicts(folder, monkeypatch, *statements: str) -> dict[str, str]:
     return found
 
 
+@pytest.mark.one_in(3, "hundredths of a second of a core each")
 @pytest.mark.parametrize(
     "statements",
     [
@@ -92,6 +93,7 @@ def test_a_statement_before_with_equal_state_does_not_take_that_of_another_one(f
     assert sorted(found.values()) == ["keep", "keep", "new"]
 
 
+@pytest.mark.slow  # half a second of a core
 async def test_a_checkpoint_with_ids_that_were_counted_over_the_whole_script_goes_on(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     broker = MemoryBroker.get("memory://old-ids")
@@ -325,6 +327,7 @@ async def test_rows_that_are_final_keep_no_state_for_the_key_of_their_table(tmp_
     assert app.sql("EXPLAIN AGAINST 'state' INSERT INTO hours SELECT carrier, ts, delay FROM flights").count("\n") == 0
 
 
+@pytest.mark.one_in(2, "a tenth of a second of a core each")
 @pytest.mark.parametrize("absolute", [False, True])
 async def test_another_path_of_the_same_file_goes_on_from_its_position(tmp_path, monkeypatch, absolute):
     monkeypatch.chdir(tmp_path)
@@ -352,6 +355,7 @@ INSERT INTO means SELECT customer, {made} AS m FROM sales GROUP BY customer;
 """
 
 
+@pytest.mark.one_in(3, "a tenth of a second of a core each")
 @pytest.mark.parametrize(
     ("made", "was", "now", "said"),
     [

@@ -38,7 +38,7 @@ SAME = [
 ]
 
 
-@pytest.mark.one_in(2, "some hundredths of a second of a core each")
+@pytest.mark.one_in(6, "some hundredths of a second of a core each")
 @pytest.mark.parametrize("text", SAME)
 def test_the_answer_of_a_clause_is_duckdbs(folder, text):
     found, expected = ours(folder, text), theirs(folder, text)
@@ -61,6 +61,7 @@ def baskets(tmp_path):
     return app
 
 
+@pytest.mark.one_in(3, "hundredths of a second of a core each")
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -78,6 +79,7 @@ def test_unnest_makes_a_row_of_each_element(baskets, text, expected):
     assert sorted(tuple(row.values()) for row in baskets.sql(text).collect().to_pylist()) == expected
 
 
+@pytest.mark.one_in(4, "hundredths of a second of a core each")
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -194,6 +196,7 @@ WINDOWS = [
 ]
 
 
+@pytest.mark.one_in(3, "a fifth of a second of a core each")
 @pytest.mark.parametrize("window", WINDOWS)
 def test_a_row_comes_once_for_each_of_its_windows(folder, window):
     grouped = f"SELECT window_start, window_end, COUNT(*) AS n FROM TABLE({window}) GROUP BY window_start, window_end"
@@ -209,6 +212,7 @@ def test_a_row_comes_once_for_each_of_its_windows(folder, window):
         assert (row["window_end"] - row["window_time"]).microseconds == 1000
 
 
+@pytest.mark.one_in(2, "a tenth of a second of a core each")
 @pytest.mark.parametrize("columns", ["window_start, window_end", "window_start, window_end, customer"])
 def test_the_first_rows_of_each_window_come_when_it_closes(folder, columns):
     text = (
@@ -286,6 +290,7 @@ CREATE VIEW newest AS SELECT id, name, t FROM
 """
 
 
+@pytest.mark.one_in(3, "hundredths of a second of a core each")
 @pytest.mark.parametrize("how", ["LEFT JOIN", "JOIN"])
 @pytest.mark.parametrize("tables", [2, 3, 6])
 def test_each_join_of_a_star_takes_the_version_of_its_own_key(how, tables):
@@ -328,6 +333,7 @@ def timed_tables():
     return app, a, b
 
 
+@pytest.mark.one_in(4, "a tenth of a second of a core each")
 @pytest.mark.parametrize("how", ["JOIN", "LEFT JOIN"])
 @pytest.mark.parametrize("bounds", [(-70, 70), (0, 130), (-130, -10)])
 @pytest.mark.parametrize("key", ["a.id", "a.id + 0"])
@@ -375,6 +381,7 @@ def test_a_window_over_joined_rows_names_the_event_time_that_they_have(join, tim
         app.sql(f"SELECT COUNT(*) FROM a {join} {group}")
 
 
+@pytest.mark.one_in(3, "a tenth of a second of a core each")
 @pytest.mark.parametrize("how", ["JOIN", "LEFT JOIN"])
 @pytest.mark.parametrize("at", ["e.p", "e.ts"])
 def test_a_window_over_looked_up_rows_goes_by_a_computed_event_time(how, at, tmp_path):

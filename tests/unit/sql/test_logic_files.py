@@ -67,7 +67,7 @@ def shown(value):
     return str(value)
 
 
-@pytest.mark.one_in(12, "some hundredths of a second of a core each")
+@pytest.mark.one_in(36, "some hundredths of a second of a core each")
 @pytest.mark.parametrize("record", RECORDS, ids=[each.place for each in RECORDS])
 def test_a_record_has_its_answer(folder, record):
     if record.kind.startswith("error "):

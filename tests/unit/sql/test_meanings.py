@@ -336,6 +336,7 @@ def test_functions_have_the_values_of_duckdb():
     assert list(differing()) == []
 
 
+@pytest.mark.slow  # half a second of a core
 def test_functions_have_the_values_of_a_second_implementation_in_python():
     found, rows = values_of([*OF_TEXTS, *OF_NUMBERS]), edge_rows()
     texts = {each: [None if s is None else rule(s) for s in rows["s"].to_pylist()] for each, rule in OF_TEXTS.items()}
@@ -463,6 +464,7 @@ def cast_values(values, type, target):
     return made.sort_by("n")["y"].to_pylist()
 
 
+@pytest.mark.one_in(3, "hundredths of a second of a core each")
 @pytest.mark.parametrize("target", READ)
 def test_a_text_is_read_as_flink_reads_it(target):
     written = [each for each in WRITTEN if each != "0" or target != "DATE"]  # Python has no year 0
@@ -610,7 +612,7 @@ def casts_that_differ(source, target):
             yield value, one, other
 
 
-@pytest.mark.one_in(6, "a tenth of a second of a core each")
+@pytest.mark.one_in(12, "a tenth of a second of a core each")
 @pytest.mark.parametrize("source", EDGES)
 def test_each_cast_has_the_values_of_flink(source):
     differing_ones = {target: list(casts_that_differ(source, target)) for target in TARGETS}
@@ -692,6 +694,7 @@ def test_each_difference_of_the_page_is_shown():
         assert f"def {name}(" in (Path(__file__).parent / file).read_text()
 
 
+@pytest.mark.one_in(4, "hundredths of a second of a core each")
 @pytest.mark.parametrize("text", [text for each in DIFFERENCES.values() if isinstance(each, dict) for text in each])
 def test_a_difference_of_the_page_holds(text):
     (wanted,) = [each[text] for each in DIFFERENCES.values() if isinstance(each, dict) and text in each]

@@ -91,7 +91,7 @@ SAME = [
 ]
 
 
-@pytest.mark.one_in(3, "some hundredths of a second of a core each")
+@pytest.mark.one_in(9, "some hundredths of a second of a core each")
 @pytest.mark.parametrize("text", SAME)
 def test_the_answer_is_duckdbs(folder, text):
     found, expected = ours(folder, text), theirs(folder, text)
@@ -115,6 +115,7 @@ def test_the_mean_of_integers_is_an_integer(folder):
     assert found.schema.field("mean").type == pa.int64()
 
 
+@pytest.mark.one_in(3, "a tenth of a second of a core each")
 @pytest.mark.parametrize(
     "window",
     [
@@ -237,6 +238,7 @@ def test_a_join_by_time_compares_all_digits_of_a_second(tmp_path, condition):
         assert counted(answer) == counted(connection.sql(text).to_arrow_table())
 
 
+@pytest.mark.one_in(2, "a fifth of a second of a core each")
 @pytest.mark.parametrize("parallelism", [1, 2])
 def test_a_frame_of_range_has_all_rows_of_the_time_of_its_row(tmp_path, parallelism):
     rng = random.Random(3)
@@ -279,6 +281,7 @@ def test_a_list_may_have_a_thousand_values(folder, condition):
     assert counted(ours(folder, text)) == counted(theirs(folder, text))
 
 
+@pytest.mark.one_in(3, "hundredths of a second of a core each")
 @pytest.mark.parametrize(
     ("type", "stored", "number", "is_in"),
     [
@@ -305,6 +308,7 @@ def test_parameters_are_values_and_never_text(folder):
     assert ours(folder, "SELECT id FROM orders WHERE amount > :least LIMIT :n", least=150, n=2).num_rows == 2
 
 
+@pytest.mark.one_in(3, "a tenth of a second of a core each")
 @pytest.mark.parametrize(
     ("text", "values"),
     [
@@ -444,6 +448,7 @@ def test_the_sink_is_chosen_by_the_ending(tmp_path):
 NULLS = "SET default_null_order = 'NULLS_FIRST_ON_ASC_LAST_ON_DESC'"
 
 
+@pytest.mark.one_in(3, "a tenth of a second of a core each")
 @pytest.mark.parametrize("order", ["amount", "amount DESC", "amount NULLS LAST", "amount DESC NULLS FIRST", "note, id"])
 def test_null_is_the_smallest_value_of_an_order(folder, order):
     text = f"SELECT id, n FROM (SELECT id, ROW_NUMBER() OVER (PARTITION BY customer ORDER BY {order}, id) AS n FROM orders) WHERE n <= 2"
@@ -462,6 +467,7 @@ def test_two_computed_columns_of_a_ranking_are_two_columns(folder):
     assert counted(ours(folder, text)) == counted(theirs(folder, text))
 
 
+@pytest.mark.one_in(3, "a tenth of a second of a core each")
 @pytest.mark.parametrize("how", ["JOIN", "LEFT JOIN", "RIGHT JOIN", "FULL JOIN"])
 def test_using_makes_one_column_of_two(folder, how):
     text = f"SELECT * FROM orders {how} (SELECT id AS customer, name FROM customers) c USING (customer)"
@@ -471,6 +477,7 @@ def test_using_makes_one_column_of_two(folder, how):
     assert counted(found) == counted(expected)
 
 
+@pytest.mark.one_in(3, "a tenth of a second of a core each")
 @pytest.mark.parametrize("how", ["LEFT", "RIGHT", "FULL"])
 def test_conditions_of_an_outer_join_are_about_one_table(folder, how):
     text = (
@@ -502,7 +509,7 @@ def test_an_error_of_types_speaks_of_sql(folder, text, message):
         ours(folder, text)
 
 
-@pytest.mark.one_in(6, "some hundredths of a second of a core each")
+@pytest.mark.one_in(18, "some hundredths of a second of a core each")
 @pytest.mark.parametrize("seed", range(12))
 @pytest.mark.parametrize(("aggregate", "lower"), [("MAX", "2.000"), ("MIN", "2.000"), ("MAX", "1.999")])
 def test_the_greatest_of_each_window_by_bounds_of_time_is_a_ranking(seed, aggregate, lower):

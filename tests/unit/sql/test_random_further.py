@@ -168,7 +168,7 @@ def pair_of(seed):
     return Further(seed).pair(KINDS[seed % len(KINDS)])
 
 
-@pytest.mark.one_in(8, "a tenth of a second of a core each")
+@pytest.mark.one_in(24, "a tenth of a second of a core each")
 @pytest.mark.parametrize("seed", range(STATEMENTS), ids=lambda seed: f"seed{seed}")
 def test_a_random_statement_of_each_kind_has_duckdbs_answer(folder, seed):
     pair = pair_of(seed)

@@ -215,7 +215,7 @@ def counted(table):
     return Counter(zip(*columns, strict=True))
 
 
-@pytest.mark.one_in(12, "a tenth of a second of a core each")
+@pytest.mark.one_in(36, "a tenth of a second of a core each")
 @pytest.mark.parametrize("seed", range(STATEMENTS), ids=lambda seed: f"seed{seed}")
 def test_a_random_statement_has_duckdbs_answer(folders, seed):
     text = Statements(seed).statement()

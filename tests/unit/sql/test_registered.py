@@ -38,6 +38,7 @@ def test_a_function_is_called_with_the_values_of_a_row(app):
     ]
 
 
+@pytest.mark.slow  # half a second of a core
 def test_a_function_is_called_in_each_clause(app):
     app.register("double", lambda n: None if n is None else 2 * n, returns="int64")
     grouped = "SELECT double(k) AS d, SUM(double(n)) AS s FROM t GROUP BY double(k) HAVING SUM(double(n)) > 10"

@@ -69,7 +69,7 @@ WINDOWS = [
 ]
 
 
-@pytest.mark.one_in(4, "a tenth of a second of a core each")
+@pytest.mark.one_in(12, "a tenth of a second of a core each")
 @pytest.mark.parametrize("window", WINDOWS, ids=["tumble", "hop", "cumulate"])
 @pytest.mark.parametrize(
     ("inner", "most", "condition"),
@@ -106,6 +106,7 @@ def test_the_rows_with_the_greatest_value_of_their_window_are_those_of_the_join(
     assert len(found[0][1]) > 10
 
 
+@pytest.mark.one_in(3, "hundredths of a second of a core each")
 @pytest.mark.parametrize(
     ("most", "where", "condition"),
     [

@@ -411,6 +411,7 @@ def test_hints_that_choose_a_join_of_flink_have_no_effect(app, caplog):
     assert "the hint BROADCAST has no effect: it chooses how Flink joins" in caplog.messages
 
 
+@pytest.mark.one_in(3, "hundredths of a second of a core each")
 @pytest.mark.parametrize(
     ("pattern", "matches"),
     [

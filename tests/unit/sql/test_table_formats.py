@@ -378,6 +378,7 @@ def test_raw_payloads_are_one_column_of_text_or_bytes(app):
         app.sql(RAW.format("a STRING", "").replace("UTF-8", "UTF-16"))
 
 
+@pytest.mark.one_in(3, "a tenth of a second of a core each")
 @pytest.mark.parametrize(("delimiter", "between"), [(";", ";"), ("|", "|"), ("\\t", "\t")])
 async def test_the_delimiter_of_csv_is_that_of_the_table(app, tmp_path, delimiter, between):
     of_csv = f"'format' = 'csv', 'csv.field-delimiter' = '{delimiter}'"

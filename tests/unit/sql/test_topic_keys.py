@@ -34,6 +34,7 @@ async def written(app: App, text: str) -> list[tuple[bytes | None, bytes | None]
     return [(record.key, record.payload) for record in records(app, "t")]
 
 
+@pytest.mark.one_in(3, "hundredths of a second of a core each")
 @pytest.mark.parametrize(
     ("key", "expected"),
     [
@@ -146,7 +147,7 @@ VALUES = ["json", "csv", "avro", "avro-confluent"]
 KEYS = ["raw STRING", "raw BIGINT", "json STRING", "json BIGINT", "csv STRING", "avro BIGINT", "avro-confluent STRING"]
 
 
-@pytest.mark.one_in(12, "half a second of a core each")
+@pytest.mark.one_in(36, "half a second of a core each")
 @pytest.mark.parametrize("apart", ["'value.fields-include' = 'ALL'", APART])
 @pytest.mark.parametrize("key", KEYS)
 @pytest.mark.parametrize("value", VALUES)

@@ -36,6 +36,7 @@ def ends(window: str, ts: int) -> list[int]:
     return [end for end in range(ts // 15_000 * 15_000 + 5_000, ts // 15_000 * 15_000 + 15_001, 5_000) if end > ts]
 
 
+@pytest.mark.one_in(3, "hundredths of a second of a core each")
 @pytest.mark.parametrize("window", [TUMBLE, HOP, CUMULATE], ids=["tumble", "hop", "cumulate"])
 @pytest.mark.parametrize(
     "query",
@@ -85,6 +86,7 @@ BOUNDS = [
 ]
 
 
+@pytest.mark.one_in(4, "hundredths of a second of a core each")
 @pytest.mark.parametrize("query", BOUNDS)
 def test_bounds_of_windows_of_a_timestamp_are_timestamps(app, query):
     """They were TIMESTAMP_LTZ as long as the session had no time zone, or could not stand beside a TIMESTAMP."""

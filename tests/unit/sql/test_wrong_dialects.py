@@ -293,6 +293,7 @@ ELSEWHERE = [
 """A statement, the text that its error marks, the message, and the hint."""
 
 
+@pytest.mark.one_in(4, "hundredths of a second of a core each")
 @pytest.mark.parametrize(("statement", "marked", "message", "hint"), ELSEWHERE)
 def test_words_of_another_dialect_give_the_words_of_this_one(statement, marked, message, hint):
     app = App("dialects")

@@ -1099,7 +1099,7 @@ WRONG = [
 """A statement, the place and the message of its error, and its hint."""
 
 
-@pytest.mark.one_in(4, "a hundredth of a second of a core each")
+@pytest.mark.one_in(12, "a hundredth of a second of a core each")
 @pytest.mark.parametrize(("statement", "message", "hint"), WRONG)
 def test_wrong_statement_gives_one_error_with_a_caret_and_a_way_out(statement, message, hint):
     app = App("wrong")

@@ -238,6 +238,7 @@ def test_the_answer_does_not_depend_on_the_seed(seed):
     assert agents.rows == [[1, "x"], [2, "y"], [3, "z"]]
 
 
+@pytest.mark.slow  # half a second of a core
 def test_the_same_seed_does_the_same_and_another_seed_something_else():
     first, again, other = (simulate(sums(SCRIPT, ListSink(), parallelism=2), seed) for seed in (1, 1, 2))
     assert first == again

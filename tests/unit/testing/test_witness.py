@@ -132,6 +132,7 @@ def test_a_request_that_comes_after_its_deadline_changes_nothing(witness: Witnes
     assert witness.requests() == {"expired": 1, "done": 1}
 
 
+@pytest.mark.one_in(3, "a tenth of a second of a core each")
 @pytest.mark.parametrize("way", ["do", "do async"])
 @pytest.mark.parametrize(("fault", "happened"), [("slow", False), ("late", True)])
 def test_who_does_not_wait_for_an_answer_does_not_know(witness: Witness, fault: Any, happened: bool, way: str) -> None:
@@ -160,6 +161,7 @@ def test_a_request_that_did_not_come_whole_makes_no_effect(witness: Witness) -> 
     assert witness.requests() == {}
 
 
+@pytest.mark.slow  # half a second of a core
 def test_the_same_seed_gives_the_same_faults_in_any_order(tmp_path: Path) -> None:
     shares = {"fail_before": 0.2, "fail_after": 0.2, "drop_after": 0.1}
 

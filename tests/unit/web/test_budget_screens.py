@@ -58,6 +58,7 @@ async def shop(url: str, folder: Path, budgets: Sequence[Budget] | Ledger | None
 LIMITED = [Budget(SCOPE, max_tokens_daily=170, max_cost_monthly=Decimal("1"), warn_at=1)]
 
 
+@pytest.mark.one_in(3, "a tenth of a second of a core each")
 @pytest.mark.parametrize("home", ["file", "memory", "shared"])
 async def test_limits_and_denied_calls_are_shown_in_every_home(memory_url: str, tmp_path: Path, home: str) -> None:
     writer = InMemoryLedgerWriter(shared=home == "shared")

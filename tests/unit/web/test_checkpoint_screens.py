@@ -66,6 +66,7 @@ async def test_a_checkpoint_names_its_slowest_task(console: Console, tmp_path: P
     ]
 
 
+@pytest.mark.slow  # half a second of a core
 async def test_checkpoints_that_are_not_read_yet_are_not_said_to_be_missing(console: Console) -> None:
     browser = await enter(console, "read")
     deadline = time.monotonic() + 60
@@ -75,6 +76,7 @@ async def test_checkpoints_that_are_not_read_yet_are_not_said_to_be_missing(cons
         assert time.monotonic() < deadline
 
 
+@pytest.mark.slow  # half a second of a core
 async def test_a_savepoint_is_listed_and_deleted(console: Console, tmp_path: Path) -> None:
     made = create_savepoint(AppCheckpoints(tmp_path / "kept", chosen=1), None, 10)
     browser, reader = await enter(console, "act"), await enter(console, "read")
@@ -113,6 +115,7 @@ async def test_a_command_to_start_the_app_is_good_in_any_folder(
         console.close()
 
 
+@pytest.mark.slow  # half a second of a core
 async def test_a_savepoint_that_cannot_be_read_is_said(console: Console, tmp_path: Path) -> None:
     made = create_savepoint(AppCheckpoints(tmp_path / "kept", chosen=1), None, 10)
     (manifest,) = (Path(made.savepoint) / "checkpoints").iterdir()
@@ -122,6 +125,7 @@ async def test_a_savepoint_that_cannot_be_read_is_said(console: Console, tmp_pat
     assert "savepoint of" not in (await ask(browser, "/state"))[1]
 
 
+@pytest.mark.slow  # half a second of a core
 async def test_failures_have_their_reasons_for_those_who_may_act(
     console: Console, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -175,7 +179,7 @@ async def test_the_page_says_what_a_new_program_would_keep(
     console.close()
 
 
-@pytest.mark.one_in(3, "a fifth of a second of a core each")
+@pytest.mark.one_in(9, "a fifth of a second of a core each")
 @pytest.mark.parametrize("id", ["0", "2", "-1", "x", "1/../1", "..%2f1", quote("١"), quote(MARKUP), ""])
 async def test_no_other_checkpoint_is_shown(console: Console, id: str) -> None:
     browser = await enter(console, "read")

@@ -412,6 +412,7 @@ def test_no_page_for_readers_has_a_token_or_a_secret(console: Console, app: App,
         assert not [each for each in secrets if each in page], path
 
 
+@pytest.mark.one_in(3, "hundredths of a second of a core each")
 @pytest.mark.parametrize(
     "path",
     [
@@ -661,6 +662,7 @@ def test_no_cell_of_csv_is_a_formula(text: str) -> None:
 # -- checkpoints ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow  # half a second of a core
 def test_the_checkpoints_of_an_app_that_does_not_run(browser: Browser) -> None:
     while "They are being read." in (answer := browser.ask("/checkpoints"))[1]:
         assert answer[0] == 200

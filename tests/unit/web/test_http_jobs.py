@@ -246,6 +246,7 @@ async def test_a_caller_sees_its_scopes_and_does_what_it_may(site: Site) -> None
     assert MADE == [5]
 
 
+@pytest.mark.slow  # half a second of a core
 async def test_streams_have_public_events_of_another_process_and_go_on_behind_the_last_one(site: Site) -> None:
     said = [(await site.ask("POST", "/jobs", {"agent": "asks", "message": "o-7"}))[1] for _ in range(2)]
     job = said[0]["url_id"]

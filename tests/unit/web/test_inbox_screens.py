@@ -210,6 +210,7 @@ async def test_enter_in_a_field_of_a_form_with_several_answers_gives_none(memory
             assert re.findall(r"<button[^>]*>", form)[0] == "<button disabled hidden>"
 
 
+@pytest.mark.slow  # a second of a core
 async def test_effects_in_doubt_are_decided_by_a_person(memory_url: str, tmp_path: Path) -> None:
     messages = [ticket("transfer", f"o-{n}") for n in range(3)]
     async with office(memory_url, tmp_path, messages) as (app, console, bank):

@@ -117,6 +117,7 @@ async def test_jobs_are_listed_and_one_is_shown_signalled_and_cancelled(memory_u
         assert (await ask(browser, "/act/cancel-job", {"job": "nobody"}))[0] == 409
 
 
+@pytest.mark.slow  # a second of a core
 async def test_a_blocked_job_is_shown_with_the_reason(memory_url: str, tmp_path: Path) -> None:
     async with running(memory_url, tmp_path, ["ann", "bob"]) as (app, console):
         browser = await enter(console, "act")
@@ -133,6 +134,7 @@ async def test_a_blocked_job_is_shown_with_the_reason(memory_url: str, tmp_path:
         assert "Cancel the 2 open jobs" in (await ask(browser, "/jobs"))[1]
 
 
+@pytest.mark.slow  # half a second of a core
 async def test_the_jobs_of_a_list_are_cancelled_if_they_are_those_that_were_shown(
     memory_url: str, tmp_path: Path
 ) -> None:
@@ -146,6 +148,7 @@ async def test_the_jobs_of_a_list_are_cancelled_if_they_are_those_that_were_show
         await until(lambda: app.statistics()["jobs"]["ended"] == 3)
 
 
+@pytest.mark.slow  # half a second of a core
 async def test_unknown_jobs_and_cursors_are_named(memory_url: str, tmp_path: Path) -> None:
     async with running(memory_url, tmp_path, ["ann"]) as (_, console):
         browser = await enter(console, "act")
@@ -167,6 +170,7 @@ async def test_a_session_that_may_read_has_no_jobs(memory_url: str, tmp_path: Pa
             assert (await ask(reader, f"/act/{action}", {"job": "x"}))[0] == 403
 
 
+@pytest.mark.slow  # half a second of a core
 async def test_the_steps_of_agents_have_the_time_of_their_task(memory_url: str, tmp_path: Path) -> None:
     async with running(memory_url, tmp_path, ["ann"], handle) as (app, console):
         app.agent_runtime.runner.recorder.figures.take()
@@ -231,6 +235,7 @@ def job_of(page: str) -> str:
     return unescape(found[1])
 
 
+@pytest.mark.slow  # half a second of a core
 async def test_a_job_of_the_history_is_found_by_its_key_and_shown(memory_url: str, tmp_path: Path) -> None:
     async with running(memory_url, tmp_path, ["ann", "bob"], handle) as (app, console):
         await into_history(app)
@@ -247,6 +252,7 @@ async def test_a_job_of_the_history_is_found_by_its_key_and_shown(memory_url: st
         assert (row["key"], row["status"], row["effects"], row["tokens"]) == ("bob", "succeeded", 1, 0)
 
 
+@pytest.mark.slow  # half a second of a core
 async def test_records_that_wait_for_a_job_of_their_key_are_counted(memory_url: str, tmp_path: Path) -> None:
     async with running(memory_url, tmp_path, ["ann"]) as (app, console):
         browser = await enter(console, "act")
@@ -367,6 +373,7 @@ def test_a_table_leaves_out_columns_without_a_value() -> None:
     assert head == "job agent scope status effects created last entry"
 
 
+@pytest.mark.slow  # half a second of a core
 async def test_a_job_without_children_has_one_sum_of_tokens(memory_url: str, tmp_path: Path) -> None:
     async with running(memory_url, tmp_path, ["ann"], handle) as (_, console):
         browser = await enter(console, "act")
@@ -393,6 +400,7 @@ async def test_a_job_without_children_has_one_sum_of_tokens(memory_url: str, tmp
             console.close()
 
 
+@pytest.mark.slow  # half a second of a core
 async def test_a_failed_job_is_retried_from_its_dead_letter_also_all_of_a_list(memory_url: str, tmp_path: Path) -> None:
     async with running(memory_url, tmp_path, ["bad", "ann"], handle) as (app, console):
         browser = await enter(console, "act")
@@ -454,6 +462,7 @@ async def test_todays_code_is_run_over_a_job_and_a_copy_goes_on_behind_a_step(
         assert (status, "could not be run" in page, MARKUP in page) == (409, True, False)
 
 
+@pytest.mark.slow  # half a second of a core
 async def test_without_its_program_a_page_says_why_there_is_no_dry_run(memory_url: str, tmp_path: Path) -> None:
     async with running(memory_url, tmp_path, ["ann"], handle) as (app, console):
         browser = await enter(console, "act")

@@ -123,6 +123,7 @@ async def test_rows_that_two_streams_read_are_told_by_source(tmp_path: Path) -> 
     assert re.search(r"<dt>rows read</dt><dd>43 <[^>]*>in all, since the start at", page)
 
 
+@pytest.mark.slow  # half a second of a core
 async def test_a_dead_app_shows_what_its_last_run_has_left(tmp_path: Path) -> None:
     await shop(tmp_path).run()
     with site(tmp_path / "state") as browser:
@@ -146,6 +147,7 @@ async def test_a_dead_app_shows_what_its_last_run_has_left(tmp_path: Path) -> No
         assert (await ask(browser, "/apps/nobody/"))[0] == 404
 
 
+@pytest.mark.slow  # half a second of a core
 async def test_a_killed_app_is_told_from_a_stopped_one(tmp_path: Path) -> None:
     await shop(tmp_path).run()
     record = tmp_path / "state" / RECORD_FILE
@@ -179,6 +181,7 @@ async def seen(browser: Browser, path: str, text: str) -> None:
     await asyncio.to_thread(look)
 
 
+@pytest.mark.slow  # half a second of a core
 async def test_a_running_app_is_asked_for_a_checkpoint_and_stopped(tmp_path: Path) -> None:
     app = App("idle", state=str(tmp_path / "state"), broker="memory://kept-idle", checkpoint_interval=3600)
     app.agent("in", name="f")(lambda ctx: None)
@@ -306,6 +309,7 @@ async def test_ten_apps_are_in_one_server(tmp_path: Path) -> None:
         assert len(re.findall(r'href="/apps/', (await ask(browser, "/?q=shop%205"))[1])) == 1
 
 
+@pytest.mark.slow  # half a second of a core
 async def test_the_places_of_one_app_are_shown_together(memory_url: str, tmp_path: Path) -> None:
     app = App(
         "shop",

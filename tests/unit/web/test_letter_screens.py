@@ -316,6 +316,7 @@ def watched() -> Iterator[None]:
     steps.watch(None)
 
 
+@pytest.mark.one_in(3, "hundredths of a second of a core each")
 @pytest.mark.usefixtures("watched")
 @pytest.mark.parametrize("before", [True, False])
 @pytest.mark.parametrize("nth", [1, 3, 5])

@@ -84,6 +84,7 @@ def test_secrets_are_hidden_in_messages_and_tracebacks_also_where_a_line_is_cut(
     assert "kafka://***@host" in text
 
 
+@pytest.mark.slow  # half a second of a core
 def test_lines_and_their_bytes_are_bounded(ring: LogRing) -> None:
     for number in range(2_100):
         LOG.warning("line %d", number)

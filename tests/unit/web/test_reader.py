@@ -135,6 +135,7 @@ async def test_errors_of_the_user_keep_the_process(reader: ConsoleReader) -> Non
     assert (await reader.read(found, "a")).process == before.process
 
 
+@pytest.mark.slow  # half a second of a core
 async def test_other_errors_have_their_traceback(reader: ConsoleReader) -> None:
     with pytest.raises(InternalError, match=r"(?s)in failing.*not a number"):
         await reader.read(failing)
@@ -157,11 +158,13 @@ async def test_a_process_that_has_ended_meanwhile_is_replaced(reader: ConsoleRea
     assert (await reader.read(found, "a")).process != before.process
 
 
+@pytest.mark.slow  # half a second of a core
 async def test_the_end_of_a_process_is_said(reader: ConsoleReader) -> None:
     with pytest.raises(UserError, match=r"the process that reads has ended \(SIGABRT\)"):
         await reader.read(killed)
 
 
+@pytest.mark.slow  # half a second of a core
 async def test_a_read_that_takes_too_long_is_ended(tmp_path: Path) -> None:
     reader = ConsoleReader(seconds=2)
     reading = asyncio.create_task(reader.read(endless, str(tmp_path / "mark")))
@@ -173,6 +176,7 @@ async def test_a_read_that_takes_too_long_is_ended(tmp_path: Path) -> None:
     reader.close()
 
 
+@pytest.mark.slow  # half a second of a core
 async def test_a_read_that_is_cancelled_is_ended(reader: ConsoleReader, tmp_path: Path) -> None:
     reading = asyncio.create_task(reader.read(endless, str(tmp_path / "mark")))
     process = await begun(tmp_path / "mark")
@@ -182,6 +186,7 @@ async def test_a_read_that_is_cancelled_is_ended(reader: ConsoleReader, tmp_path
     await ended(process)
 
 
+@pytest.mark.slow  # half a second of a core
 async def test_a_process_ends_with_its_console(reader: ConsoleReader, tmp_path: Path) -> None:
     reading = asyncio.create_task(reader.read(endless, str(tmp_path / "mark")))
     process = await begun(tmp_path / "mark")
@@ -209,6 +214,7 @@ def ready() -> bool:
     return True
 
 
+@pytest.mark.slow  # half a second of a core
 async def test_a_process_hides_the_secrets_of_the_console_also_those_of_later(reader: ConsoleReader) -> None:
     assert await reader.read(hidden, "hunter-two-word") == "hunter-two-word"
     keep_secret("hunter-two-word", owner=reader)
@@ -222,6 +228,7 @@ async def test_a_process_does_not_load_pandas(reader: ConsoleReader) -> None:
     assert "pandas" not in await reader.read(modules)
 
 
+@pytest.mark.slow  # half a second of a core
 async def test_a_secret_that_is_not_utf_8_ends_no_read(reader: ConsoleReader, monkeypatch: pytest.MonkeyPatch) -> None:
     """A variable of the environment may have any bytes: with such a password each page of state and jobs was status 500."""
     secret = os.fsdecode(b"pass\xd0\xcfword")
@@ -230,6 +237,7 @@ async def test_a_secret_that_is_not_utf_8_ends_no_read(reader: ConsoleReader, mo
     assert await reader.read(scrubbed_there, secret.encode(errors="surrogateescape").hex()) == "the key is ***"
 
 
+@pytest.mark.slow  # half a second of a core
 async def test_a_process_is_started_once_before_the_first_read(reader: ConsoleReader) -> None:
     assert not reader.started
     reader.start(ready)

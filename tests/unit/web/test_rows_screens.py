@@ -110,6 +110,7 @@ async def test_rows_behind_each_step_are_shown_as_far_as_options_name_them(memor
         assert await rows_of(browser, links[names.index("source orders")], memory_url)
 
 
+@pytest.mark.slow  # half a second of a core
 async def test_at_most_fifty_rows_are_kept_and_copied_in_a_second(memory_url: str) -> None:
     async with running(memory_url, Payloads("all")) as (_, browser, _reader):
         await ask(browser, "/rows?of=filter-1")
@@ -124,6 +125,7 @@ async def test_at_most_fifty_rows_are_kept_and_copied_in_a_second(memory_url: st
         assert rows[0]["card"].startswith("CARD")
 
 
+@pytest.mark.slow  # half a second of a core
 async def test_a_tap_ends_with_its_last_viewer(memory_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "sabot.runtime.tasks.taps.LEASE_SECONDS", 3600.0
@@ -161,6 +163,7 @@ async def test_a_session_that_may_read_sees_no_rows_and_begins_no_tap(memory_url
         assert taps(app) == {}
 
 
+@pytest.mark.slow  # half a second of a core
 async def test_late_rows_of_the_time_before_the_page_was_opened_are_said_to_be_so(memory_url: str) -> None:
     async with running(memory_url) as (_, browser, _reader), asyncio.timeout(60):
         publish(memory_url, 0, 1_000)

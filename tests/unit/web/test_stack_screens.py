@@ -103,6 +103,7 @@ async def test_the_step_of_the_fraud_demo_is_code_of_a_user(tmp_path: Path, monk
         assert row["text"].startswith("tokens = [hashlib.pbkdf2_hmac")
 
 
+@pytest.mark.slow  # half a second of a core
 async def test_a_line_that_calls_a_function_of_sabot_is_the_one_in_which_the_time_goes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

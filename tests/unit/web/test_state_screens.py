@@ -116,6 +116,7 @@ async def test_in_place_of_a_checkpoint_that_has_gone_the_page_names_those_that_
     assert "Checkpoints 77 and 78 are not kept any more" in page
 
 
+@pytest.mark.slow  # half a second of a core
 async def test_long_binary_values_are_short_on_the_page_and_whole_in_json(memory_url: str, tmp_path: Path) -> None:
     app = App("shop", memory_url, state=str(tmp_path / "state"), checkpoint_dir=str(tmp_path / "kept"))
 
@@ -157,6 +158,7 @@ async def test_values_are_hidden_but_those_that_are_named(consoles: Any) -> None
     assert cells(page)[0] == ["shop.notes/seen", "hidden", "hidden", "hidden"], "a namespace is a name of the program"
 
 
+@pytest.mark.slow  # half a second of a core
 async def test_csv_and_json_have_the_rows_of_all_pages(consoles: Any) -> None:
     browser = await consoles(Payloads("all"))
     rows = json.loads((await ask(browser, address(".json", of=1, step="totals")))[1])
@@ -165,6 +167,7 @@ async def test_csv_and_json_have_the_rows_of_all_pages(consoles: Any) -> None:
     assert next(csv.reader(io.StringIO(text))) == ["namespace", "record_key", "key", "value"]
 
 
+@pytest.mark.slow  # half a second of a core
 async def test_a_savepoint_is_shown_as_a_checkpoint_is(consoles: Any, tmp_path: Path) -> None:
     create_savepoint(AppCheckpoints(tmp_path / "kept", chosen=1), None, 10)
     browser = await consoles(Payloads("all"))
@@ -260,6 +263,7 @@ async def test_rows_of_the_newest_checkpoint_are_those_of_the_next_one_if_it_goe
         assert ["a7", "6", "1435"] in cells(page)
 
 
+@pytest.mark.slow  # half a second of a core
 async def test_a_read_ends_when_its_page_is_left(kept: tuple[Manifest, Manifest], tmp_path: Path) -> None:
     console = Console(App("shop", checkpoint_dir=str(tmp_path / "kept")), port=0)
     browser, screens = await enter(console, "act"), console.screens[""]
@@ -276,6 +280,7 @@ async def test_a_read_ends_when_its_page_is_left(kept: tuple[Manifest, Manifest]
     console.close()
 
 
+@pytest.mark.slow  # half a second of a core
 async def test_markup_and_wrong_words_are_text(consoles: Any) -> None:
     browser = await consoles(Payloads("all"))
     for query in (

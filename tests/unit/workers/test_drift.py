@@ -75,7 +75,7 @@ class Reader:
         return True
 
 
-@pytest.mark.one_in(5, "some hundredths of a second of a core each")
+@pytest.mark.one_in(15, "some hundredths of a second of a core each")
 @pytest.mark.parametrize("seed", range(20))
 @pytest.mark.parametrize("workers", [2, 5])
 def test_no_partition_is_read_further_than_in_one_process_and_all_are_read_to_their_end(

@@ -14,6 +14,7 @@ def test_each_id_comes_once_and_each_payload_says_which_it_has() -> None:
     assert which.to_pylist() == [0, 1, 0, 2, 2, 2, 2]
 
 
+@pytest.mark.slow  # a second of a core
 def test_where_all_have_one_id_nothing_is_said_of_each() -> None:
     assert schema_ids(pa.array([b"\0\0\0\0\x07x"] * 3)) == ([7], None)
     assert schema_ids(pa.array([], pa.binary())) == ([], None)

@@ -301,6 +301,7 @@ def test_the_table_is_not_smaller_than_it_was():
     assert len(GOOD) + len(BAD) + len(OPEN) + len(PAYLOADS) > 450
 
 
+@pytest.mark.one_in(4, "hundredths of a second of a core each")
 @pytest.mark.parametrize("text", GOOD.values(), ids=GOOD)
 def test_what_is_json_is_read_as_the_other_parsers_read_it(text):
     expected = by_json(row(text))["v"]
@@ -316,6 +317,7 @@ def test_what_is_json_is_read_as_the_other_parsers_read_it(text):
         assert pyarrow.json.read_json(io.BytesIO(row(text)), parse_options=options).to_pylist()[0]["v"] == expected
 
 
+@pytest.mark.one_in(4, "hundredths of a second of a core each")
 @pytest.mark.parametrize("text", BAD.values(), ids=BAD)
 def test_what_is_no_json_is_set_apart_wanted_or_not_as_the_other_parsers_refuse_it(text):
     for parser in (by_json, by_msgspec):
@@ -339,6 +341,7 @@ def test_what_the_rfc_leaves_open_is_decided_as_documented(text, data_type, valu
         assert repr(wanted) == repr({"before": 1, "v": value, "after": 2})
 
 
+@pytest.mark.one_in(4, "hundredths of a second of a core each")
 @pytest.mark.parametrize(("payload", "good"), PAYLOADS.values(), ids=PAYLOADS)
 def test_a_payload_is_one_object_and_nothing_else(payload, good):
     for decoder in (UNWANTED, *WANTED):

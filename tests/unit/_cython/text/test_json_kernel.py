@@ -474,6 +474,7 @@ def test_a_row_never_borrows_bytes_from_the_next_one(length):
         assert batch.to_pylist() == [{"s": "x" * (length - 40), "n": 12345678}]
 
 
+@pytest.mark.slow  # half a second of a core
 def test_a_payload_of_ten_megabytes_is_one_row():
     text = "long text, é and 😀 " * 500_000
     items = list(range(100_000))
@@ -807,6 +808,7 @@ def test_written_floats_are_the_shortest_that_read_back(number):
     assert len(digits) == len(repr(number).lower().split("e")[0].replace(".", "").replace("-", "").strip("0"))
 
 
+@pytest.mark.slow  # half a second of a core
 def test_times_are_written_as_texts_with_the_digits_that_they_need():
     days = np.arange(-719_528, 2_932_897, 7)  # each seventh of all days with a year of four digits
     written = encode_rows(pa.record_batch({"x": pa.array(days, pa.int32()).cast(pa.date32())}), "iso").to_pylist()

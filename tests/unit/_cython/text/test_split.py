@@ -34,6 +34,7 @@ def test_what_cannot_be_split_is_refused():
 VALUES = st.recursive(st.text('ab",[]{}\\ \n'), lambda inner: st.lists(inner) | st.dictionaries(st.text("a]"), inner))
 
 
+@pytest.mark.slow  # half a second of a core
 @settings(max_examples=80, deadline=None)
 @given(st.lists(VALUES))
 def test_the_elements_of_an_array_are_found_by_quotes_and_brackets(values):

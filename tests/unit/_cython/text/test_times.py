@@ -31,6 +31,7 @@ def test_each_time_is_what_datetime_writes(moments, offset):
     assert made.to_pylist() == expected
 
 
+@pytest.mark.slow  # half a second of a core
 def test_leap_days_are_where_the_calendar_has_them():
     days = np.arange(-719_528, 2_932_897, 7)  # each seventh of all days that there are
     made = write_times(pa.array(days * 86_400), 1, b"....-..-..", FIELDS[:3])

@@ -93,6 +93,7 @@ def closed(readers: list[FileSource]) -> None:
 KINDS = ["ndjson", "ndjson.gz", "csv", "csv.gz", "json", "parquet", "arrow", "arrows"]
 
 
+@pytest.mark.one_in(4, "hundredths of a second of a core each")
 @pytest.mark.parametrize("readers", [1, 2])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("which", [0, 1])
@@ -254,6 +255,7 @@ def test_a_checkpoint_that_knows_nothing_of_its_files_goes_on(tmp_path: Path) ->
     assert opened(tmp_path, saved(again)), "and is a checkpoint that knows the file at its position"
 
 
+@pytest.mark.slow  # half a second of a core
 def test_a_file_that_was_read_costs_a_later_checkpoint_nothing(tmp_path: Path) -> None:
     for number in range(1100):
         (tmp_path / f"{number:05d}.ndjson").write_bytes(b'{"n":1}\n')
@@ -316,6 +318,7 @@ def app_of(url: str, folder: Path, agent: bool) -> tuple[App, Callable[[], list[
     return app, lambda: rows
 
 
+@pytest.mark.one_in(2, "a tenth of a second of a core each")
 @pytest.mark.parametrize("agent", [False, True])
 async def test_an_app_reads_what_was_added_and_refuses_what_was_replaced(
     memory_url: str, tmp_path: Path, agent: bool

@@ -593,6 +593,7 @@ def test_a_second_track_on_one_path_is_named(tmp_path: Path) -> None:
 # --- an app that begins, and what is there already
 
 
+@pytest.mark.one_in(4, "hundredths of a second of a core each")
 @pytest.mark.parametrize("overwrite", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_app_that_begins_finds_the_end_of_an_earlier_one(kind: str, overwrite: bool, tmp_path: Path) -> None:
@@ -634,6 +635,7 @@ def test_an_app_that_begins_drops_what_an_earlier_one_left_unfinished(
     assert place.hidden() == []
 
 
+@pytest.mark.one_in(4, "hundredths of a second of a core each")
 @pytest.mark.parametrize("kind", KINDS)
 def test_crashes_while_an_app_begins_with_nothing_leave_nothing_of_the_old(kind: str, tmp_path: Path) -> None:
     old = Place(tmp_path / "old", kind)

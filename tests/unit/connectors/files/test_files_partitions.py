@@ -399,7 +399,7 @@ MIXED = [
 ]
 
 
-@pytest.mark.one_in(3, "some hundredths of a second of a core each")
+@pytest.mark.one_in(9, "some hundredths of a second of a core each")
 @pytest.mark.parametrize(("sink", "format"), FORMATS)
 @pytest.mark.parametrize("parallelism", [1, 2])
 def test_what_a_sink_has_put_into_folders_is_read_back(

@@ -404,6 +404,7 @@ def test_compressed_parts(tmp_path: Path) -> None:
 # --- formats
 
 
+@pytest.mark.slow  # a second of a core
 def test_small_batches_become_large_row_groups(tmp_path: Path) -> None:
     sink = opened(ParquetSink(tmp_path / "t.parquet"))
     for first in range(0, 600_000, 2_000):

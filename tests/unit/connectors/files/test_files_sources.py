@@ -483,6 +483,7 @@ def test_a_file_has_the_same_types_as_csv_and_as_json(tmp_path: Path) -> None:
     assert str(schemas[0].field("d").type) == "string"
 
 
+@pytest.mark.one_in(3, "a tenth of a second of a core each")
 @pytest.mark.parametrize("ending", ["csv", "ndjson", "json"])
 def test_a_number_that_gets_a_fraction_late_is_told_with_the_fix_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, ending: str
@@ -567,7 +568,7 @@ def test_lines_whose_quotes_are_never_closed_are_those_that_a_loop_finds(pieces:
     assert CsvRecords().unclosed(data, low, len(data))[::-1] == step_over_unclosed(bytes(data), low)
 
 
-@pytest.mark.one_in(9, "a twentieth of a second of a core each")
+@pytest.mark.one_in(27, "a twentieth of a second of a core each")
 @pytest.mark.one_in(6, "some hundredths of a second of a core each")
 @pytest.mark.parametrize("name", ["t.csv", "t.csv.gz"])
 @pytest.mark.parametrize("max_rows", [1, 2, 100])

@@ -367,6 +367,7 @@ def test_a_folder_that_is_away_for_some_time_brings_no_row_twice(folder: Path) -
     assert follower.look() == [5]
 
 
+@pytest.mark.slow  # half a second of a core
 def test_what_is_kept_of_files_that_are_gone_has_an_end(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watched, "_GONE", 20)
     follower = Follower(folder, {"format": "ndjson"})
@@ -479,6 +480,7 @@ def test_a_checkpoint_of_a_source_that_ends_is_refused_and_so_is_the_other_way_r
 # -- in an app -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.one_in(2, "a tenth of a second of a core each")
 @pytest.mark.parametrize("word", ["python", "sql"])
 async def test_an_app_goes_on_with_the_files_that_came_while_it_was_down(
     tmp_path: Path, folder: Path, word: str
@@ -614,6 +616,7 @@ class Writer:
                 file.write(rest)
 
 
+@pytest.mark.one_in(4, "half a second of a core each")
 @pytest.mark.parametrize("kind", ["ndjson", "csv"])
 @pytest.mark.parametrize("seed", [*range(6), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(6, 60))])
 def test_each_row_comes_once_whatever_is_done_to_its_file(

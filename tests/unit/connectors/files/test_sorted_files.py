@@ -60,6 +60,7 @@ def test_rows_of_the_same_time_keep_the_order_of_the_files(tmp_path, monkeypatch
     assert found == sorted(rows, key=lambda row: row["ts"])
 
 
+@pytest.mark.slow  # half a second of a core
 def test_a_sorted_source_goes_on_at_each_of_its_positions(tmp_path, monkeypatch):
     monkeypatch.setattr(sorting, "_RUN_BYTES", 2000)
     written(tmp_path / "in", each=100)

@@ -159,6 +159,7 @@ def test_a_small_slice_does_not_keep_its_parent_in_memory(memory_url: str) -> No
     assert read.data.get_total_buffer_size() < 10_000
 
 
+@pytest.mark.slow  # half a second of a core
 def test_single_records_do_not_make_the_log_long(memory_url: str) -> None:
     broker, source = MemoryBroker.get(memory_url), opened(memory_url)
     for n in range(2_000):

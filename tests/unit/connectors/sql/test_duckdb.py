@@ -176,7 +176,7 @@ REFUSED = [  # a column that is there, or "", and values: the first fits, and th
 ]
 
 
-@pytest.mark.one_in(3, "a tenth of a second of a core each")
+@pytest.mark.one_in(9, "a tenth of a second of a core each")
 @pytest.mark.parametrize(("declared", "column"), REFUSED, ids=[f"{a} {b.type}" for a, b in REFUSED])
 def test_a_value_that_would_be_cut_is_refused_by_its_row(path: Path, declared: str, column: Any) -> None:
     if declared:
@@ -193,7 +193,7 @@ def test_a_value_that_would_be_cut_is_refused_by_its_row(path: Path, declared: s
     assert query(path, "SELECT count(v) FROM results") == [(1,)]
 
 
-@pytest.mark.one_in(3, "a tenth of a second of a core each")
+@pytest.mark.one_in(9, "a tenth of a second of a core each")
 @pytest.mark.parametrize(
     ("declared", "kind"),
     [
@@ -224,7 +224,7 @@ def test_a_column_that_would_cut_its_values_ends_the_start(path: Path, declared:
         sink.open()
 
 
-@pytest.mark.one_in(2, "a tenth of a second of a core each")
+@pytest.mark.one_in(4, "a tenth of a second of a core each")
 @pytest.mark.parametrize(
     ("declared", "value", "kept"),
     [
@@ -290,6 +290,7 @@ def test_a_table_of_a_schema_gets_its_tokens_there_and_new_columns(path: Path) -
     assert query(path, "SELECT lane, seq, incarnation FROM sales.sabot_tokens") == [("sabot.app.sink.1", 1, "first")]
 
 
+@pytest.mark.slow  # half a second of a core
 def test_a_key_needs_an_index_without_a_collation(path: Path) -> None:
     query(path, 'CREATE TABLE results (k VARCHAR, "K 2" BIGINT, n BIGINT)', "CREATE UNIQUE INDEX u ON results (k, n)")
     data = pa.record_batch({"k": ["a"], "K 2": [1], "n": [1]})
@@ -304,6 +305,7 @@ def test_a_key_needs_an_index_without_a_collation(path: Path) -> None:
         written(sink_of(path, table="folded", keys=["k"]), pa.record_batch({"k": ["a"]}))
 
 
+@pytest.mark.slow  # half a second of a core
 def test_rows_that_the_table_refuses_are_found_and_the_others_stay(path: Path) -> None:
     query(
         path,
@@ -354,6 +356,7 @@ def test_rows_that_repeat_unique_values_are_found_without_an_attempt_for_each(
     sink.close()
 
 
+@pytest.mark.slow  # half a second of a core
 def test_a_row_that_repeats_only_what_is_refused_itself_is_written(path: Path) -> None:
     query(
         path,
@@ -548,6 +551,7 @@ def test_without_duckdb_the_extra_is_named_and_an_old_one_too(path: Path, monkey
     assert raised.value.hint == "pip install 'sabot[duckdb]'"
 
 
+@pytest.mark.slow  # half a second of a core
 async def test_sql_writes_a_table_that_is_updated(path: Path) -> None:
     app = App("shop", state=str(path.parent / "state"))
     rows = pa.record_batch({"shop": ["a", "b", "a"], "amount": [1, 2, 3]})

@@ -120,6 +120,7 @@ def test_a_world_of_one_customer_and_one_terminal_works():
     assert set(table["terminal_id"].to_pylist()) == {0}
 
 
+@pytest.mark.slow  # half a second of a core
 def test_rows_are_numbered_and_sorted_by_time(many_days):
     assert many_days.schema == SCHEMA
     assert sum(column.null_count for column in many_days.columns) == 0

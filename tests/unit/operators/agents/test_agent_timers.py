@@ -284,6 +284,7 @@ async def test_with_on_error_fail_the_agent_stops_at_the_timer_and_the_next_star
         await until(lambda: values(again, "out") == [["pay", {"order": 1}]])
 
 
+@pytest.mark.slow  # half a second of a core
 async def test_timers_are_in_the_checkpoint_and_those_due_meanwhile_fire_at_the_start(memory_url, clock, tmp_path):
     """Also those that were in lanes at the barrier; and with another concurrency."""
     go_on = asyncio.Event()

@@ -270,7 +270,7 @@ def test_every_kind_gives_what_plain_python_gives(seed, monkeypatch):
     check([found], data)
 
 
-@pytest.mark.one_in(3, "a fifth of a second of a core each")
+@pytest.mark.one_in(6, "a fifth of a second of a core each")
 @pytest.mark.parametrize("seed", [4, 5])
 @pytest.mark.parametrize("keys", [(), ("key",), ("key", "small")])
 def test_parts_that_are_merged_give_what_one_table_gives(seed, keys):

@@ -48,12 +48,14 @@ def test_a_sum_beyond_64_bits_is_an_error(tmp_path, way, values, kind):
         WAYS[way](stream(tmp_path, values, kind)).collect()
 
 
+@pytest.mark.one_in(4, "hundredths of a second of a core each")
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize(("values", "kind"), [([MOST - 1, 1], pa.int64()), ([2**64 - 2, 1], pa.uint64())])
 def test_the_greatest_sum_that_there_is_is_told(tmp_path, way, values, kind):
     assert max(WAYS[way](stream(tmp_path, values, kind)).collect()["s"].to_pylist()) == sum(values)
 
 
+@pytest.mark.one_in(3, "hundredths of a second of a core each")
 @pytest.mark.parametrize("way", WAYS)
 def test_a_sum_of_decimals_that_has_too_many_digits_is_an_error(tmp_path, way):
     """It was -140282366920938463463374607431768211458."""
@@ -61,6 +63,7 @@ def test_a_sum_of_decimals_that_has_too_many_digits_is_an_error(tmp_path, way):
         WAYS[way](stream(tmp_path, [D38, D38])).collect()
 
 
+@pytest.mark.one_in(3, "hundredths of a second of a core each")
 @pytest.mark.parametrize("way", WAYS)
 def test_decimals_that_are_many_digits_on_the_way_only_are_added(tmp_path, way):
     found = WAYS[way](stream(tmp_path, [D38, D38.copy_negate()])).collect()["s"].to_pylist()
@@ -90,6 +93,7 @@ def test_what_the_hint_says_helps(tmp_path):
     assert wide.aggregate(s=sabot.sum(sabot.col("x").cast("float64"))).collect()["s"].to_pylist() == [float(2**63)]
 
 
+@pytest.mark.one_in(3, "hundredths of a second of a core each")
 @pytest.mark.parametrize("way", ["group_by", "group_by of changes", "tumbling", "running", "over"])
 def test_what_the_hint_for_decimals_says_helps(tmp_path, way):
     with pytest.raises(DataError) as raised:

@@ -313,6 +313,7 @@ def test_rows_that_are_only_added_are_aggregated(rows, parts, keyed):
     drive(log, parts, calls, changes=False, keyed=keyed)
 
 
+@pytest.mark.slow  # half a second of a core
 def test_groups_that_do_not_fit_in_memory_go_on():
     rows = [(("ann", "bob", "", None)[n % 4], 1.0, n, "r", None, None, None) for n in range(60)]
     log = [(INSERT, row, n) for n, row in enumerate(rows)]

@@ -27,6 +27,7 @@ def pieces(rows: int) -> list[pa.RecordBatch]:
     return [data.slice(start, 700) for start in range(0, rows, 700)]
 
 
+@pytest.mark.one_in(3, "a tenth of a second of a core each")
 @pytest.mark.parametrize("run_bytes", [1, 20_000, 150_000, 10**9])
 def test_runs_on_disk_give_the_rows_that_memory_gives(tmp_path, run_bytes):
     given = pieces(20_000)

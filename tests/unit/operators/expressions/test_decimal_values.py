@@ -158,6 +158,7 @@ def test_a_literal_that_needs_more_than_76_digits_beside_a_decimal_is_refused_wi
     assert caught.value.hint == 'cast one of them: .cast("float64")'
 
 
+@pytest.mark.slow  # half a second of a core
 def test_a_cast_of_a_decimal_never_makes_another_number() -> None:
     """pyarrow's check misses products that overflow 256 bits: 55088414089574380765088.61 became 2909724.72."""
     dice = random.Random(5)

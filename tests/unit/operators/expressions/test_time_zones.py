@@ -137,6 +137,7 @@ def test_truncation_goes_by_the_clock_also_on_days_when_it_is_changed(
     assert made == sorted(made)  # a later time is never in an earlier window
 
 
+@pytest.mark.one_in(4, "hundredths of a second of a core each")
 @pytest.mark.parametrize("zone", ["Europe/Berlin", "Australia/Lord_Howe", "America/New_York"])
 @pytest.mark.parametrize("every", ["15m", "1h", "90m", "2h", "12h", "1d", "1w", "1mo"])
 def test_truncation_is_that_of_polars_on_each_quarter_hour_of_a_year(zone: str, every: str) -> None:
@@ -172,6 +173,7 @@ def test_a_time_at_the_end_of_64_bits_is_refused_and_an_unknown_zone_too() -> No
         evaluate(col("t").dt.hour(), pa.array([0]).view(pa.timestamp("ns", "Mars/Olympus")))
 
 
+@pytest.mark.slow  # half a second of a core
 @settings(max_examples=300)
 @given(st.lists(seconds, min_size=1, max_size=20), zones)
 def test_a_clock_time_is_read_in_its_zone_as_zoneinfo_reads_it(values: list[int], zone: str) -> None:

@@ -149,7 +149,7 @@ FRAMES = {
 }
 
 
-@pytest.mark.one_in(3, "a tenth of a second of a core each")
+@pytest.mark.one_in(9, "a tenth of a second of a core each")
 @pytest.mark.parametrize("frame", list(FRAMES))
 @pytest.mark.parametrize("parallelism", [1, 3])
 def test_frames_hold_what_duckdb_says_whatever_the_batches_watermarks_and_restarts(frame, parallelism, tmp_path):

@@ -437,7 +437,7 @@ WINDOWS = {
 }
 
 
-@pytest.mark.one_in(4, "some hundredths of a second of a core each")
+@pytest.mark.one_in(12, "some hundredths of a second of a core each")
 @pytest.mark.parametrize("ties", ["row_number", "rank", "dense_rank"])
 @pytest.mark.parametrize("window", list(WINDOWS))
 @pytest.mark.parametrize("parallelism", [1, 3])

@@ -122,6 +122,7 @@ DECIMAL = col("x").cast(pa.decimal128(9, 2))
 A, B, C = is_("a"), is_("b"), is_("c")
 
 
+@pytest.mark.one_in(4, "hundredths of a second of a core each")
 @pytest.mark.parametrize(
     ("sequel", "letters", "past_last", "to_next", "none"),
     [
@@ -260,6 +261,7 @@ def test_measures_of_steps_with_and_without_rows(tmp_path: Path) -> None:
     assert (row["b"], row["kinds"], row["both"]) == (0, ["C"], 19.0)
 
 
+@pytest.mark.one_in(4, "hundredths of a second of a core each")
 @pytest.mark.parametrize(
     ("type", "values", "op", "hits"),
     [

@@ -180,6 +180,7 @@ def test_the_bounds_of_a_window_are_midnights_of_its_zone(times: list[int], zone
         assert list(shape.ends([start], start - 1, end)) == [end]
 
 
+@pytest.mark.one_in(3, "hundredths of a second of a core each")
 @pytest.mark.parametrize("parallelism", [1, 2])
 @pytest.mark.parametrize(
     ("size", "zone"), [("1d", "Europe/Berlin"), ("1w", "America/New_York"), ("1mo", "Asia/Tokyo"), ("1q", "UTC")]
@@ -210,6 +211,7 @@ def test_a_year_of_rows_is_grouped_as_by_polars(size: str, zone: str, parallelis
     assert made["window_end"].dt.epoch("ms").to_list() == after
 
 
+@pytest.mark.one_in(4, "hundredths of a second of a core each")
 @pytest.mark.parametrize("zone", ["Europe/Berlin", "America/Havana", "Australia/Lord_Howe", "Asia/Kolkata"])
 @pytest.mark.parametrize("size", ["15m", "30m", "1h"])
 def test_hours_that_a_clock_shows_twice_are_two_windows_as_in_polars(size: str, zone: str) -> None:
@@ -255,6 +257,7 @@ def test_the_first_row_of_each_month() -> None:
 BERLIN = "Europe/Berlin"
 
 
+@pytest.mark.one_in(3, "a tenth of a second of a core each")
 @pytest.mark.parametrize("parallelism", [1, 2])
 @pytest.mark.parametrize("window", [tumbling("1d", time_zone=BERLIN), hopping("1d", "1d", time_zone=BERLIN)])
 def test_windows_of_a_calendar_go_on_after_a_crash(parallelism: int, window: TimeWindow) -> None:

@@ -195,6 +195,7 @@ def test_a_new_session_that_takes_in_two_old_ones_keeps_one_of_them() -> None:
     assert set(ids.to_pylist()) == set(into.to_pylist())
 
 
+@pytest.mark.slow  # half a second of a core
 def test_many_open_sessions_of_one_key_are_found_in_any_order() -> None:
     count = 50_000
     order = np.random.default_rng(2).permutation(count) * 20

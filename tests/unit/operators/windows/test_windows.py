@@ -517,6 +517,7 @@ def test_windows_after_a_long_gap_do_not_wait_for_every_empty_one():
         assert 10**14 < max(ends) <= 10**14 + 1_000
 
 
+@pytest.mark.one_in(3, "a tenth of a second of a core each")
 @pytest.mark.parametrize("window", [tumbling("2ms"), hopping("8ms", "2ms"), cumulative("8ms", "2ms")], ids=str)
 def test_windows_with_a_row_each_close_together(window):
     for lateness, every in [(0, None), (500, None), (0, 7)]:
@@ -532,7 +533,7 @@ def test_windows_with_a_row_each_close_together(window):
         assert subtasks.parts[0].statistics()["merges"] == 0  # no window was made alone
 
 
-@pytest.mark.one_in(4, "a quarter of a second of a core each")
+@pytest.mark.one_in(8, "a quarter of a second of a core each")
 @pytest.mark.parametrize("calls", [KERNEL, GATHERED], ids=["kernel", "gathered"])
 @pytest.mark.parametrize("lateness", [0, 300])
 @pytest.mark.parametrize("window", [hopping("60ms", "10ms"), cumulative("60ms", "10ms", offset="3ms")], ids=str)
@@ -596,7 +597,7 @@ def test_the_last_digits_of_a_window_depend_on_its_panes_alone(tmp_path, window)
     assert outcomes[1:] == outcomes[:1] * 3
 
 
-@pytest.mark.one_in(3, "a second or two of a core each")
+@pytest.mark.one_in(6, "a second or two of a core each")
 @pytest.mark.parametrize(
     ("window", "calls"),
     [
@@ -677,7 +678,7 @@ def test_a_snapshot_of_windows_with_few_rows_has_them_as_they_were_at_the_barrie
     assert sorted(spans(subtasks)) == [(time, time + 2, "ab"[time // 2 % 2], 1) for time in range(0, 200, 2)]
 
 
-@pytest.mark.one_in(2, "a quarter of a second of a core each")
+@pytest.mark.one_in(4, "a quarter of a second of a core each")
 @pytest.mark.parametrize("keys", KEYS.values(), ids=KEYS)
 @pytest.mark.parametrize(
     "calls", [[KERNEL[0], KERNEL[3]], [KERNEL[0], GATHERED[3], GATHERED[4]]], ids=["kernel", "gathered"]
@@ -702,6 +703,7 @@ def test_more_windows_with_few_rows_than_the_memory_budget_holds_give_the_same(t
     check(found, expected(data, tumbling("2ms"), keys, calls), keys)
 
 
+@pytest.mark.slow  # half a second of a core
 def test_panes_of_hopping_windows_that_exceed_the_memory_budget_get_tables(tmp_path):
     data, calls = rows(5, 600), [KERNEL[0], GATHERED[1]]
     subtasks = Subtasks(tmp_path, hopping("40ms", "20ms"), ["account"], [call for call, _ in calls], budget=100_000)

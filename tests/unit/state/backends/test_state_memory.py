@@ -33,7 +33,7 @@ class Model:
         return {key: value for key, (value, end) in self._values.items() if not self._ttl or end > self._now()}
 
 
-@pytest.mark.one_in(3, "a tenth of a second of a core each")
+@pytest.mark.one_in(9, "a tenth of a second of a core each")
 @pytest.mark.parametrize("ttl", [False, True], ids=["no ttl", "ttl"])
 @pytest.mark.parametrize("seed", range(4))
 def test_cuts_hold_what_was_there_while_the_backend_goes_on(seed, ttl):

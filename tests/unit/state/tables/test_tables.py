@@ -584,6 +584,7 @@ def test_snapshots_that_nobody_saves_do_not_pile_up(tmp_path: Path) -> None:
     back.close()
 
 
+@pytest.mark.slow  # half a second of a core
 def test_groups_that_left_do_not_come_back_from_older_deltas(tmp_path: Path) -> None:
     store = TableStore(KEYS, AGGREGATES, directory=tmp_path / "state")
     add(store, 0, *many(range(600)))
@@ -796,6 +797,7 @@ for turn in range(10_000):
 """
 
 
+@pytest.mark.slow  # half a second of a core
 def test_a_killed_process_comes_back_with_its_last_checkpoint(tmp_path: Path) -> None:
     with child(sys.executable, "-c", _KILLED, tmp_path, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
