@@ -205,9 +205,8 @@ def jobs_begun_within(reader: JournalReader) -> dict[str, frozenset[str]]:
     (`Begin.within`). Reads the whole log, and blocks meanwhile.
     """
     found: dict[str, set[str]] = {}
-    queued = [
-        entry_of_letter(each, None, 0) for each in reader.letters() if each.kind == "begin"
-    ]  # see `begun_or_queued`
+    # letters first: see `begun_or_queued`
+    queued = [entry_of_letter(each, None, 0) for each in reader.letters() if each.kind == "begin"]
     for entry in (*queued, *(entry for _, entry in reader.read())):
         if isinstance(entry, Begin) and entry.within:
             found.setdefault(entry.within, set()).add(entry.job)

@@ -401,9 +401,7 @@ class PolicyEngine(EffectGuard):
                     raise
                 verdict = self._failed(rule, error, late=limit.expired())
             else:
-                if (
-                    limit.expired()
-                ):  # it has caught its cancellation, and says what it would have said without an answer
+                if limit.expired():  # the rule has caught its cancellation: what it says now is no answer
                     verdict = self._failed(rule, TimeoutError(), late=True)
                 elif found is not None:
                     verdict = self._joined(verdict, _allowed_before(call, self._verdict(matching, found)))

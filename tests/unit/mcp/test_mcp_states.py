@@ -83,3 +83,12 @@ def test_a_cursor_that_no_page_gave_is_refused(cursor: str) -> None:
 
 def test_a_cursor_behind_the_end_gives_nothing() -> None:
     assert read({"v": ["a"]}, cursor="7:99")["rows"] == []
+
+
+def test_a_field_of_an_agent_that_is_named_as_a_secret_is_hidden() -> None:
+    """The state of an agent has a row for each field, whose name is a value of the column `key`."""
+    rows = read({"key": ["password", "name", "api_key"], "value": ['"hunter2"', '"Ada"', '"sk-1"']}, ["key"])["rows"]
+    assert "hunter2" not in str(rows)
+    assert "sk-1" not in str(rows)
+    assert [row["key"] for row in rows] == ["password", "name", "api_key"]
+    assert "Ada" in str(rows[1])
