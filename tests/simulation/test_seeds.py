@@ -91,7 +91,7 @@ def without_results(history: History, entry: Entry) -> None:
         add(history, entry)
 
 
-def none_open(*asked: Any) -> list[OpenJob]:
+def none_open(*asked: Any, **named: Any) -> list[OpenJob]:
     """A start finds no app that it has to go on with."""
     return []
 
