@@ -150,7 +150,7 @@ def _is_ordered(value: Any, bound: Any) -> bool:
     try:
         value <= bound  # noqa: B015  # only whether it raises
         return bool(value == value)  # NaN is neither within a bound nor beyond it
-    except TypeError:
+    except (TypeError, ArithmeticError):  # the NaN of decimals raises when it is compared
         return False
     except Exception:  # a comparison of the user's code; the sample of a class has no fields
         return True

@@ -158,6 +158,8 @@ async def test_a_rule_that_only_restricts_allows_nothing_that_the_default_denies
             {"amount": float("nan")},
             "amount is nan, which cannot be compared with max=100",
         ),
+        ({"field": "amount", "max": 100}, {"amount": Decimal("NaN")}, "which cannot be compared with max=100"),
+        ({"field": "amount", "min": 1}, {"amount": Decimal("sNaN")}, "which cannot be compared with min=1"),
         ({"field": "amount", "min": 1}, {"amount": 0}, "amount is 0, and at least 1 is allowed"),
         ({"field": "amount", "max": 100}, {}, ""),
         ({"field": "amount", "max": 100, "required": True}, {}, "amount is missing"),
