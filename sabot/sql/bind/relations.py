@@ -770,8 +770,7 @@ class QueryBinder:
 
     def _exists(self, relation: Relation, query: Query, how: Literal["semi", "anti"]) -> Relation:
         """Returns the rows that have a partner in a query, or those that have none (`how`)."""
-        relation = self._opened_for(relation, query, "EXISTS")
-        inner, body, keys = self._inside(relation, query, "EXISTS")
+        relation, inner, body, keys = self._inside(relation, query, "EXISTS")
         both = Relation(inner.stream, (*inner.fields, *relation.fields))
         for item in body.items:  # their values do not matter, but a wrong name is an error
             if not isinstance(item.expression, Star) and self._bound(item.expression, inner) is None:
@@ -786,8 +785,7 @@ class QueryBinder:
         NOT IN drops a row if the query has, for this row, a row that is equal or NULL; and if its own value is NULL and
         the query has any row.
         """
-        relation = self._opened_for(relation, query, "IN")
-        inner, body, keys = self._inside(relation, query, "IN")
+        relation, inner, body, keys = self._inside(relation, query, "IN")
         if any(isinstance(item.expression, Star) for item in body.items):
             raise SqlFault(query.span, "the query of IN names its column", "x IN (SELECT y FROM …)")
         _check_width(query, len(body.items), len(operands))
@@ -807,21 +805,12 @@ class QueryBinder:
             relation = self._semi_joined(relation, inner, [*keys, without], how, node.span, "IN (SELECT …)")
         return relation
 
-    def _opened_for(self, relation: Relation, query: Query, what: str) -> Relation:
-        """Returns the rows of a window table with the bounds of their windows, if a query of IN or EXISTS is joined by these."""
-        if relation.window is None:
-            return relation
-        bounds = {each.column for each in relation.fields if each.window is not None}
-        if not any(mine.expr.column in bounds for mine, _ in self._inside(relation, query, what)[2]):
-            return relation  # its rows wait for their GROUP BY
-        with at(query.span):
-            return opened(relation, query.span, self._context.zone)
-
     def _inside(
         self, relation: Relation, query: Query, what: str
-    ) -> tuple[Relation, SelectBody, list[tuple[TypedExpr, TypedExpr]]]:
-        """Returns the rows of a query that uses columns of the query outside, its SELECT, and the equal columns: those of
-        `relation`, and its own.
+    ) -> tuple[Relation, Relation, SelectBody, list[tuple[TypedExpr, TypedExpr]]]:
+        """Returns `relation`, the rows of a query that uses columns of it, the SELECT of this query, and the equal columns: those
+        of `relation`, and its own. Rows of a window table get the bounds of their windows if the query is joined by these;
+        else they wait for their GROUP BY.
         """
         body = query.body
         if not isinstance(body, SelectBody) or body.source is None or query.limit is not None or query.order:
@@ -834,16 +823,22 @@ class QueryBinder:
         inner = binder._opened(body.source, binder._source(body.source, conditions))
         check_plain(inner, body.span, f"before {what}", clocks=True)
         inner = binder._semi_joins(inner, conditions)
-        keys: list[tuple[TypedExpr, TypedExpr]] = []
+        joining = []
         for node in conditions:
-            own = self._bound(node, inner)
-            if own is not None:
-                with at(node.span):
-                    predicate = Binder(self._context, inner).predicate(node)
-                    inner = replace(inner, stream=inner.stream.filter(predicate))
+            if self._bound(node, inner) is None:
+                joining.append(node)
                 continue
-            keys.append(self._correlated(node, relation, inner, what))
-        return inner, body, keys
+            with at(node.span):
+                predicate = Binder(self._context, inner).predicate(node)
+                inner = replace(inner, stream=inner.stream.filter(predicate))
+        keys = [self._correlated(node, relation, inner, what) for node in joining]
+        if relation.window is not None:
+            bounds = {each.column for each in relation.fields if each.window is not None}
+            if any(mine.expr.columns & bounds for mine, _ in keys):
+                with at(query.span):
+                    relation = opened(relation, query.span, self._context.zone)
+                keys = [self._correlated(node, relation, inner, what) for node in joining]
+        return relation, inner, body, keys
 
     def _semi_joined(
         self,

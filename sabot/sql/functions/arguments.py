@@ -4,12 +4,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
+import pyarrow as pa
+
 from sabot.api.expr import Expr
 from sabot.base.checks import is_whole
 from sabot.sql.functions.conversions import as_text
 from sabot.sql.scope import TypedExpr
 from sabot.sql.syntax.text import SqlFault
 from sabot.sql.syntax.tree import Argument, Call, Constant, Expression, Parameter, Word
+from sabot.sql.types import sql_type
 from sabot.sql.zones import on_the_clock
 
 _T = TypeVar("_T")
@@ -43,6 +46,14 @@ class CallArguments:
     def expr(self, i: int) -> Expr:
         """Returns argument `i`."""
         return self.bound(i).expr
+
+    def plain_text(self, i: int, hint: str = "") -> Expr:
+        """Returns argument `i`, which must be a text; no other value is made one."""
+        expr, type = self.bound(i)
+        if not pa.types.is_string(type):
+            message = f"{self.call.name.text.upper()} takes a text, and this is {sql_type(type)}"
+            raise SqlFault(self.items[i].tree.span, message, hint)
+        return expr
 
     def clock(self, i: int) -> Expr:
         """Returns argument `i`; a TIMESTAMP_LTZ as the time on the clock of the session's zone."""

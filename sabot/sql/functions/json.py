@@ -13,9 +13,7 @@ from sabot.api.expr import Expr, coalesce, lit, struct, when
 from sabot.sql.functions.arguments import ArgumentOf, CallArguments, balanced
 from sabot.sql.functions.conversions import as_text, cast
 from sabot.sql.scope import TypedExpr
-from sabot.sql.syntax.text import SqlFault
 from sabot.sql.syntax.tree import Argument, Call, Word
-from sabot.sql.types import sql_type
 
 
 def _json_path(arguments: CallArguments) -> str:
@@ -156,21 +154,15 @@ def string(arguments: CallArguments) -> Expr:
 
 def quoted(arguments: CallArguments) -> Expr:
     """Returns a text as a text of JSON: in double quotes, with \\ before those within."""
-    return string(arguments) if pa.types.is_string(arguments.bound(0).type) else _no_text(arguments)
+    arguments.plain_text(0, "JSON_STRING(x)")
+    return string(arguments)
 
 
 def unquoted(arguments: CallArguments) -> Expr:
     """Returns the value of a text of JSON; any other text unchanged."""
-    text, type = arguments.bound(0)
-    if not pa.types.is_string(type):
-        return _no_text(arguments)
+    text = arguments.plain_text(0)
     made = text.str.json_path_match("$")
     return when(text.str.startswith('"') & made.is_not_null()).then(made).otherwise(text)
-
-
-def _no_text(arguments: CallArguments) -> Expr:
-    name, type = arguments.call.name.text.upper(), sql_type(arguments.bound(0).type)
-    raise SqlFault(arguments.items[0].tree.span, f"{name} takes a text, and this is {type}", "JSON_STRING(x)")
 
 
 def _encoded(expr: Expr) -> Expr:

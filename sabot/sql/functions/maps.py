@@ -83,9 +83,7 @@ def union(arguments: CallArguments) -> Expr:
 
 
 def from_text(arguments: CallArguments) -> Expr:
-    text, type = arguments.bound(0)
-    if not pa.types.is_string(type):
-        raise SqlFault(arguments.items[0].tree.span, f"STR_TO_MAP takes a text, and this is {sql_type(type)}")
+    text = arguments.plain_text(0)
     given = [arguments.constant(i, "string", "the separator") for i in range(1, len(arguments))]
     between, within = (*given, *(",", "=")[len(given) :])
     return Expr("map.from_text", (text,), (("between", between), ("within", within)))

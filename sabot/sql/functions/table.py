@@ -43,11 +43,7 @@ _PERCENTILES = ("MEDIAN", "QUANTILE", "PERCENTILE_CONT", "PERCENTILE_DISC", "APP
 _WINDOW_GROUP = "GROUP BY TUMBLE(ts, INTERVAL '1' HOUR)"
 _GREATEST = "QUALIFY ROW_NUMBER() OVER (PARTITION BY key ORDER BY x DESC) = 1"
 
-# fmt: off
-_MISSING = frozenset(
-    ("CRC32", "LEVENSHTEIN", "PRINTF", "SOUNDEX", "TRANSLATE3", "JSON_LENGTH")
-)
-# fmt: on
+_MISSING = frozenset(("CRC32", "LEVENSHTEIN", "PRINTF", "SOUNDEX", "TRANSLATE3", "JSON_LENGTH"))
 """Functions of Flink that are not here, for which a similar name would mislead."""
 
 _ELSEWHERE = {
@@ -199,11 +195,11 @@ FUNCTIONS: dict[str, Function] = {
     "HEX": Function(1, 1, "x", texts.hexadecimal),
     "INITCAP": Function(1, 1, "text", partial(_text, "to_titlecase")),
     "IF": Function(3, 3, "condition, x, y", _if),
+    "IFNULL": Function(2, 2, "x, y", lambda a: coalesce(*a.exprs)),
+    "INSTR": Function(2, 2, "text, part", partial(texts.place, 0, 1)),
     "IS_ALPHA": Function(1, 1, "x", partial(texts.has_only, "letters")),
     "IS_DECIMAL": Function(1, 1, "x", partial(texts.has_only, "decimal")),
     "IS_DIGIT": Function(1, 1, "x", partial(texts.has_only, "digits")),
-    "IFNULL": Function(2, 2, "x, y", lambda a: coalesce(*a.exprs)),
-    "INSTR": Function(2, 2, "text, part", partial(texts.place, 0, 1)),
     "JSON_ARRAY": Function(0, None, "[x, …]", json.array),
     "JSON_EXISTS": Function(2, 3, "text, path[ ON ERROR]", json.exists),
     "JSON_OBJECT": Function(0, None, "[KEY name VALUE x, …]", json.object_of),

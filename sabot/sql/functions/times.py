@@ -167,10 +167,7 @@ def unix_timestamp(arguments: CallArguments) -> Expr:
     """Returns the seconds since 1970 of a text on the clock of the session's zone; the least BIGINT for a text that is no
     time, as in Flink.
     """
-    text, type = arguments.bound(0)
-    if not pa.types.is_string(type):
-        message = f"UNIX_TIMESTAMP takes a text, and this is {sql_type(type)}"
-        raise SqlFault(arguments.items[0].tree.span, message, "EXTRACT(EPOCH FROM ts) of a time")
+    text = arguments.plain_text(0, "EXTRACT(EPOCH FROM ts) of a time")
     seconds = instant(to_time("to_datetime", arguments), arguments.zone).dt.epoch("s")
     wrong = when(text.is_not_null()).then(lit(-(1 << 63))).otherwise(lit(None))
     return when(seconds.is_not_null()).then(seconds).otherwise(wrong)
