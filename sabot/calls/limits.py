@@ -7,38 +7,13 @@ Times are seconds of a monotonic clock, given by the caller. Everything belongs 
 """
 
 import math
-from typing import Protocol
+from typing import TypeAlias
 
 _LOWERED_TO = 0.5  # the share of the calls in flight that is allowed after a refusal
 _BURST_SECONDS = (
     0.05  # the part of the rate that may begin at once, because an event loop is sometimes late by some milliseconds
 )
 _NEARLY_S = 1e-6  # a wait that a clock may round away
-
-
-class Limit(Protocol):
-    """A limit that decides when the next call may begin. A crew (class `Crew`) calls `wait_s` before a call begins,
-    `begun` when it begins, and `ended` or `overloaded` when it has ended.
-    """
-
-    def wait_s(self, now: float) -> float:
-        """Returns the seconds until another call may begin: 0 if it may begin now, and infinity if another call has
-        to end first. `now`: the present time, in seconds of a monotonic clock.
-        """
-
-    def begun(self, now: float) -> None:
-        """Records that a call begins at the time `now`. The caller must have got 0 from `wait_s` before."""
-
-    def ended(self, now: float, began: float, *, well: bool) -> None:
-        """Records that a call has ended at the time `now`. `began`: the time at which it began. `well`: True if it
-        has succeeded, and False if it has failed. If the service has refused the call because of overload, the crew
-        calls `overloaded` instead.
-        """
-
-    def overloaded(self, now: float, began: float, retry_after_s: float) -> None:
-        """Records that the service has refused a call at the time `now` because it is overloaded. `began`: the time
-        at which the call began. `retry_after_s`: the seconds for which the service asks for no further calls.
-        """
 
 
 class AdaptiveLimit:
@@ -66,19 +41,30 @@ class AdaptiveLimit:
         return int(self._limit)
 
     def wait_s(self, now: float) -> float:
+        """Returns the seconds until another call may begin: 0 if it may begin now, and infinity if another call has
+        to end first. `now`: the present time, in seconds of a monotonic clock.
+        """
         if now < self._paused_until:
             return self._paused_until - now
         return 0.0 if self.in_flight < self.limit else math.inf
 
     def begun(self, now: float) -> None:
+        """Records that a call begins at the time `now`. The caller must have got 0 from `wait_s` before."""
         self.in_flight += 1
 
     def ended(self, now: float, began: float, *, well: bool) -> None:
+        """Records that a call has ended at the time `now`. `began`: the time at which it began. `well`: True if it
+        has succeeded, and False if it has failed. If the service has refused the call because of overload, the crew
+        calls `overloaded` instead.
+        """
         if well and began > self._lowered_at and self.in_flight >= self.limit:
             self._limit = min(self._most, self._limit + 1.0 / self._limit)
         self.in_flight -= 1
 
     def overloaded(self, now: float, began: float, retry_after_s: float) -> None:
+        """Records that the service has refused a call at the time `now` because it is overloaded. `began`: the time
+        at which the call began. `retry_after_s`: the seconds for which the service asks for no further calls.
+        """
         if began > self._lowered_at:
             self._limit = max(1.0, min(self._limit, self.in_flight) * _LOWERED_TO)
             self._lowered_at = now
@@ -121,3 +107,9 @@ class TokenBucket:
 
     def overloaded(self, now: float, began: float, retry_after_s: float) -> None:
         """Does nothing: the user has chosen the rate, and an overload does not change it."""
+
+
+Limit: TypeAlias = AdaptiveLimit | TokenBucket
+"""A limit that decides when the next call may begin. A crew (class `Crew`) calls `wait_s` before a call begins, `begun`
+when it begins, and `ended` or `overloaded` when it has ended.
+"""

@@ -6,7 +6,7 @@ import asyncio
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 from sabot.base.dataclass import dataclass
 from sabot.base.metrics import Sample, Value, minus, plus
@@ -32,17 +32,14 @@ _Totals = dict[tuple[str, _Label, str], Value]  # by metric, label and kind of t
 
 
 _Counts = Callable[[], Mapping[str, Any]]  # returns the figures of `CallFigures`, and does not refer to the engine
-
-
-class _Engine(Protocol):
-    def statistics(self) -> dict[str, Any]: ...
+_Statistics = Callable[[], dict[str, Any]]  # `ExecutionEngine.statistics`; while an engine has such a method, it exists
 
 
 @dataclass(frozen=True, slots=True)
 class _Member:
     label: _Label
     counts: _Counts
-    engine: weakref.ref[_Engine]
+    statistics: "weakref.WeakMethod[_Statistics]"
 
 
 class _LoopEngines:
@@ -55,14 +52,14 @@ class _LoopEngines:
         self._members: list[_Member] = []
         self._gone: _Totals = {}
 
-    def add(self, engine: _Engine, label: _Label, counts: _Counts) -> None:
+    def add(self, statistics: _Statistics, label: _Label, counts: _Counts) -> None:
         with self._lock:
             self._sweep()
-            self._members.append(_Member(label, counts, weakref.ref(engine)))
+            self._members.append(_Member(label, counts, weakref.WeakMethod(statistics)))
 
     def _sweep(self) -> None:
         there = [
-            (each, each.engine() is not None) for each in self._members
+            (each, each.statistics() is not None) for each in self._members
         ]  # read once: an engine may vanish any time
         for member, is_there in there:
             if not is_there:
@@ -76,19 +73,23 @@ class _LoopEngines:
                 _count(totals, member)
             return totals
 
-    def engines(self) -> list[tuple[_Label, _Engine]]:
-        return [(each.label, engine) for each in self._members if (engine := each.engine()) is not None]
+    def figures(self) -> Iterator[tuple[_Label, dict[str, Any]]]:
+        """Yields the figures of the engines that exist now."""
+        for each in self._members:
+            if (statistics := each.statistics()) is not None:
+                yield each.label, statistics()
 
 
 _loops: "weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _LoopEngines]" = weakref.WeakKeyDictionary()
 
 
-def join_loop(loop: asyncio.AbstractEventLoop, engine: _Engine, label: _Label, counts: _Counts) -> None:
-    """Adds an engine to the engines of this event loop, whose figures `RunEngines` reads. `label`: the names of the
-    engine's provider and model. `counts`: a function that returns the engine's figures; it still works after the
-    engine was garbage-collected.
+def join_loop(loop: asyncio.AbstractEventLoop, statistics: _Statistics, label: _Label, counts: _Counts) -> None:
+    """Adds an engine to the engines of this event loop, whose figures `RunEngines` reads. `statistics`: the method
+    `ExecutionEngine.statistics` of the engine, which this does not keep alive. `label`: the names of its provider and
+    model. `counts`: a function that returns the engine's figures; it still works after the engine was
+    garbage-collected.
     """
-    _engines_of(loop).add(engine, label, counts)
+    _engines_of(loop).add(statistics, label, counts)
 
 
 def _engines_of(loop: asyncio.AbstractEventLoop) -> _LoopEngines:
@@ -112,8 +113,7 @@ class RunEngines:
         for (name, label, kind), value in self._engines.totals().items():
             before = self._before.get((name, label, kind))
             yield Sample(name, value if before is None else minus(value, before), *label, kind)
-        for label, engine in self._engines.engines():
-            figures = engine.statistics()
+        for label, figures in self._engines.figures():
             for name, figure in _GAUGES.items():
                 yield Sample(name, figures[figure], *label)
 
@@ -123,9 +123,9 @@ class RunEngines:
         figures of several engines with the same key are summed.
         """
         found: dict[str, dict[str, Any]] = {}
-        for label, engine in self._engines.engines():
+        for label, figures in self._engines.figures():
             sums = found.setdefault(" ".join(label), {})
-            for name, figure in engine.statistics().items():
+            for name, figure in figures.items():
                 sums[name] = plus(sums[name], figure) if name in sums else figure
         return found
 

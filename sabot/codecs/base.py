@@ -8,8 +8,8 @@ tests/contracts/test_codec_contract.py checks every codec, test_format_contract.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Any, ClassVar, Literal, Protocol, cast
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -51,15 +51,6 @@ class Codec(Protocol):
 
         Raises RegistryUnavailable if a schema registry must be asked and does not answer. The caller may then pass
         the same batch again.
-        """
-
-
-class ManyRows(Protocol):
-    """A codec whose records have any number of rows each."""
-
-    def decode_many(self, batch: pa.RecordBatch) -> tuple[pa.RecordBatch, Any, list[BadRow]]:
-        """Decodes like `Codec.decode`. Returns the good rows; for each of them the index of its record (int64),
-        ascending; and the bad rows. A bad record has no good rows.
         """
 
 
@@ -164,18 +155,20 @@ class Format(ABC):
         return None
 
 
-def many_rows(codec: Codec) -> ManyRows | None:
-    """Returns the codec if its records have any number of rows each, else None. (`isinstance` with a Protocol takes
-    as long as decoding a hundred records.)
+def many_rows(codec: Codec) -> Callable[[pa.RecordBatch], tuple[pa.RecordBatch, Any, list[BadRow]]] | None:
+    """Returns the method `decode_many` of a codec whose records have any number of rows each, or None for any other
+    codec.
+
+    The method decodes like `Codec.decode`. It returns the good rows; for each of them the index of its record (int64),
+    ascending; and the bad rows. A bad record has no good rows.
     """
-    many: ManyRows | None = cast("Any", codec) if hasattr(codec, "decode_many") else None
-    return many
+    return getattr(codec, "decode_many", None)
 
 
 def decode_numbered(codec: Codec, records: pa.RecordBatch) -> tuple[pa.RecordBatch, Any, list[BadRow]]:
-    """Decodes like `ManyRows.decode_many`, with any codec."""
+    """Decodes like the function of `many_rows`, with any codec."""
     if (many := many_rows(codec)) is not None:
-        return many.decode_many(records)
+        return many(records)
     data, bad = codec.decode(records)
     numbers = np.arange(records.num_rows)
     return data, np.delete(numbers, [row.row for row in bad]) if bad else numbers, bad
@@ -184,7 +177,7 @@ def decode_numbered(codec: Codec, records: pa.RecordBatch) -> tuple[pa.RecordBat
 def decode_records(codec: Codec, records: pa.RecordBatch) -> tuple[pa.RecordBatch, pa.RecordBatch, list[BadRow]]:
     """Returns the good rows, the record of each of them, and the bad records."""
     if (many := many_rows(codec)) is not None:
-        data, numbers, bad = many.decode_many(records)
+        data, numbers, bad = many(records)
         return data, numbered(records, numbers), bad
     data, bad = codec.decode(records)
     if bad:

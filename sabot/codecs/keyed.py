@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +14,6 @@ from sabot.codecs.base import Codec, Encoder, EncodesKeys, Format, LostFloats
 from sabot.codecs.keys import (
     BIG_ENDIAN,
     CodecKeys,
-    Found,
     FramedKeys,
     JsonKeys,
     NumberKeys,
@@ -30,11 +29,10 @@ if TYPE_CHECKING:
 _KEY = "key"  # the name of the record in which keys in Avro are read
 
 
-class KeyRows(Protocol):
-    """A reader of the keys of records."""
-
-    def read(self, keys: pa.Array) -> Found:
-        """Returns the key columns, and the errors of the rows whose keys cannot be read."""
+KeyRows: TypeAlias = CodecKeys | FramedKeys | JsonKeys | NumberKeys | TextKeys
+"""A reader of the keys of records: `read(keys)` returns the key columns, and the errors of the rows whose keys cannot
+be read.
+"""
 
 
 @dataclass(frozen=True)

@@ -595,7 +595,7 @@ class Engine:
                     hint="make an engine for each event loop",
                 )
             self._loop = loop
-            join_loop(loop, self, (self.provider.name, self.provider.model), self._figures.read)
+            join_loop(loop, self.statistics, (self.provider.name, self.provider.model), self._figures.read)
             for route in self._routes:
                 route.admission.reset()
 

@@ -28,15 +28,6 @@ _SCALARS: dict[type, pa.DataType] = {
 }
 
 
-class SavedTask(Protocol):
-    """A task of a checkpoint: its facts, and the names of the states that it saved."""
-
-    @property
-    def meta(self) -> Mapping[str, Any]: ...
-    @property
-    def states(self) -> Mapping[str, str]: ...
-
-
 class SavedApp(Protocol):
     """The fields of `checkpoint.Manifest` that reading needs."""
 

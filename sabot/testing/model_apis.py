@@ -7,7 +7,7 @@ them.
 import base64
 import json
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
 import msgspec
 
@@ -22,22 +22,6 @@ from sabot.calls.errors import (
 from sabot.calls.messages import ChatMessage, Image, Part, Text, ToolCall
 from sabot.calls.model_requests import RequestSpec, ToolSchema
 from sabot.llm.results import Completion
-
-
-class ModelApi(Protocol):
-    """An API of a vendor. The answers that it encodes must have usage, model and request id."""
-
-    def spec(self, body: dict[str, Any]) -> RequestSpec:
-        """Returns the request in a body. Parameters without a field in RequestSpec go into its `options`."""
-
-    def whole(self, answer: Completion) -> dict[str, Any]:
-        """Returns the body of an answer that is not streamed."""
-
-    def events(self, answer: Completion, texts: Sequence[str]) -> Iterator[bytes]:
-        """Yields the events of an answer whose text is streamed in these pieces."""
-
-    def error(self, error: ModelError) -> dict[str, Any]:
-        """Returns the body of an error."""
 
 
 def status_of(error: ModelError) -> int:
@@ -116,6 +100,7 @@ class ChatApi:
     """The API of OpenAI's chat completions."""
 
     def spec(self, body: dict[str, Any]) -> RequestSpec:
+        """Returns the request in a body. Parameters without a field in RequestSpec go into its `options`."""
         schema = (body.get("response_format") or {}).get("json_schema")
         fields = {
             "messages": tuple(self._message(each) for each in body["messages"]),
@@ -156,6 +141,7 @@ class ChatApi:
         return ToolCall(call["id"], said["name"], said["arguments"], {"openai.chat": more} if more else None)
 
     def whole(self, answer: Completion) -> dict[str, Any]:
+        """Returns the body of an answer that is not streamed."""
         message: dict[str, Any] = {"role": "assistant", "content": answer.content or None, "refusal": None}
         if answer.tool_calls:
             message["tool_calls"] = [self._call(call) for call in answer.tool_calls]
@@ -164,6 +150,7 @@ class ChatApi:
         return self._body("chat.completion", answer, [choice]) | {"usage": self._usage(answer)}
 
     def events(self, answer: Completion, texts: Sequence[str]) -> Iterator[bytes]:
+        """Yields the events of an answer whose text is streamed in these pieces."""
         """Yields chunks: the vendor's fields, the text, each tool call in two halves, the finish reason, and the
         usage.
         """
@@ -182,6 +169,7 @@ class ChatApi:
         yield b"data: [DONE]\n\n"
 
     def error(self, error: ModelError) -> dict[str, Any]:
+        """Returns the body of an error."""
         return _openai_error(error)
 
     def _chunk(self, answer: Completion, delta: dict[str, Any], reason: str | None = None) -> bytes:
@@ -497,3 +485,7 @@ def _input(arguments: str) -> Any:
         return json.loads(arguments)
     except ValueError:
         return arguments
+
+
+ModelApi: TypeAlias = ChatApi | ResponsesApi | MessagesApi
+"""An API of a vendor. The answers that it encodes must have usage, model and request id."""

@@ -14,7 +14,6 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
@@ -359,11 +358,11 @@ class AppWorker:
                     self._connection.send(found)
             await asyncio.sleep(TELL_SECONDS)
 
-    def _busy(self) -> Any:
+    def _busy(self) -> tuple[list[tuple[str, float | None, int | None]], dict[str, int]]:
         if self._open is None:
             return [], {}
         waiting = {agent_id: rows for each in self._open.agents for agent_id, rows in each.waiting().items()}
-        return self._open.streams.tasks, waiting
+        return [each.taking for each in self._open.streams.tasks], waiting
 
     def _figures(self) -> Beat:
         opened = self._open

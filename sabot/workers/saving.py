@@ -6,50 +6,12 @@ import os
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import TypeAlias
 
 from sabot.base.disk import link_or_copy, make_folder, private
 from sabot.checkpoint.contents import ContentsWriter
 from sabot.delivery.parts import Part
 from sabot.workers.messages import PartSealed, SavedFile, SavedFolder
-
-
-class SnapshotStore(Protocol):
-    """A store for saved state and output. All methods block and raise OSError; those with a checkpoint are called by
-    one thread.
-    """
-
-    at_store: bool
-    """True if saving uses the network. Then only the thread that saves calls these methods, and no thread that
-    processes rows.
-    """
-
-    def new_folder(self) -> Path:
-        """Returns a new folder to save into."""
-
-    def give(self, folder: Path, checkpoint_id: int | None) -> SavedFolder:
-        """Hands a saved folder over to the coordinator, and returns the description for the message. `checkpoint_id`:
-        its checkpoint, or None if any later checkpoint may contain it.
-        """
-
-    def give_files(self, files: Mapping[str, bytes | Path], checkpoint_id: int | None) -> dict[str, SavedFile]:
-        """Saves small files, by name, and returns their descriptions for the coordinator."""
-
-    def take_back(self, given: Iterable[SavedFolder]) -> None:
-        """Removes folders of a snapshot that could not be saved completely, of which the coordinator was not
-        informed. Does not raise.
-        """
-
-    def part_folder(self, told: str) -> Path:
-        """Returns the folder for the parts of a track. `told`: the folder that the coordinator has sent for it, or
-        "".
-        """
-
-    def give_part(self, track: str, part: Part) -> PartSealed:
-        """Hands a complete part over, and returns the message for the coordinator."""
-
-    def completed(self, checkpoint_id: int) -> None:
-        """Called when this checkpoint is complete."""
 
 
 class FolderSnapshotStore:
@@ -58,39 +20,54 @@ class FolderSnapshotStore:
     """
 
     at_store = False
+    """True if saving uses the network. Then only the thread that saves calls these methods, and no thread that
+    processes rows.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._saved = 0
 
     def new_folder(self) -> Path:
+        """Returns a new folder to save into."""
         self._saved += 1
         folder = self._folder / f"{self._saved:08d}"
         make_folder(folder)
         return folder
 
     def give(self, folder: Path, checkpoint_id: int | None) -> SavedFolder:
+        """Hands a saved folder over to the coordinator, and returns the description for the message. `checkpoint_id`:
+        its checkpoint, or None if any later checkpoint may contain it.
+        """
         return os.fspath(folder)
 
     def give_files(self, files: Mapping[str, bytes | Path], checkpoint_id: int | None) -> dict[str, SavedFile]:
+        """Saves small files, by name, and returns their descriptions for the coordinator."""
         written = {name: data for name, data in files.items() if isinstance(data, bytes)}
         paths = _written(written, self.new_folder()) if files else {}
         return {name: os.fspath(data if isinstance(data, Path) else paths[name]) for name, data in files.items()}
 
     def take_back(self, given: Iterable[SavedFolder]) -> None:
+        """Removes folders of a snapshot that could not be saved completely, of which the coordinator was not
+        informed. Does not raise.
+        """
         for folder in given:
             assert isinstance(folder, str)
             shutil.rmtree(folder, ignore_errors=True)
 
     def part_folder(self, told: str) -> Path:
+        """Returns the folder for the parts of a track. `told`: the folder that the coordinator has sent for it, or
+        "".
+        """
         return Path(told)
 
     def give_part(self, track: str, part: Part) -> PartSealed:
+        """Hands a complete part over, and returns the message for the coordinator."""
         assert isinstance(part.file, Path)
         return PartSealed(track, part.seq, os.fspath(part.file), part.rows, part.nbytes)
 
     def completed(self, checkpoint_id: int) -> None:
-        """Does nothing: the coordinator has linked the files."""
+        """Called when this checkpoint is complete. Does nothing: the coordinator has linked the files."""
 
 
 class ObjectSnapshotStore:
@@ -133,6 +110,12 @@ class ObjectSnapshotStore:
 
     def completed(self, checkpoint_id: int) -> None:
         self._writer.completed(checkpoint_id)
+
+
+SnapshotStore: TypeAlias = FolderSnapshotStore | ObjectSnapshotStore
+"""A store for saved state and output. All methods block and raise OSError; those with a checkpoint are called by one
+thread.
+"""
 
 
 def _written(files: Mapping[str, bytes | Path], folder: Path) -> dict[str, Path]:

@@ -215,7 +215,7 @@ def decoded(batch: Batch, codec: Codec) -> Batch:
     several rows.
     """
     if (many := many_rows(codec)) is not None:
-        rows, _, misread = many.decode_many(batch.data)
+        rows, _, misread = many(batch.data)
         apart = bad_records(batch.data, misread)
         if batch.bad is not None:
             apart = pa.concat_batches([batch.bad, apart])

@@ -1,9 +1,12 @@
 """count_distinct for groups to which rows are only added. If several aggregates count the same column with different
 filters, and its values are numbers or times, they share one set of values: each row is then looked up once.
+
+A set has the values of a column, by slot; each of its `counts` has the results and the state of one count_distinct. A
+checkpoint has the state in the form of `Multisets`, for all types of values and for shared sets too.
 """
 
 from collections.abc import Sequence
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -17,33 +20,9 @@ Array: TypeAlias = pa.Array
 _FILTERS = 32  # the most aggregates that share a set
 
 
-class DistinctSet(Protocol):
-    """The values of a column, by slot, and the aggregates that count them."""
-
-    @property
-    def counts(self) -> "Sequence[DistinctCounts]": ...
-    def add(self, rows: ChangedRows) -> None: ...
-    def remove(self, slots: Any) -> None: ...
-    def clear(self) -> None: ...
-    @property
-    def nbytes(self) -> int: ...
-
-
-class DistinctCounts(Protocol):
-    """The results and the state of one count_distinct. A checkpoint has the state in the form of `Multisets`, for all
-    types of values and for shared sets too.
-    """
-
-    @property
-    def aggregate(self) -> AggregateColumn: ...
-    def results(self, slots: Any) -> Array: ...
-    def save(self, slots: Any) -> Array: ...
-    def load(self, slots: Any, states: Array) -> None: ...
-
-
-def distinct_sets(aggregates: Sequence[AggregateColumn], input: pa.Schema) -> list[DistinctSet]:
+def distinct_sets(aggregates: Sequence[AggregateColumn], input: pa.Schema) -> "list[_SharedSet | _SeparateSet]":
     """Returns the sets for these aggregates, which are all count_distinct."""
-    sets: list[DistinctSet] = []
+    sets: list[_SharedSet | _SeparateSet] = []
     shared: dict[str, list[AggregateColumn]] = {}
     for aggregate in aggregates:
         kind = input.field(aggregate.argument).type

@@ -35,7 +35,7 @@ from sabot.runtime.agents.unfinished import positions_of
 from sabot.runtime.life.host import interpreter
 from sabot.runtime.life.local_streams import LocalStreams
 from sabot.runtime.life.settings import RunSettings
-from sabot.runtime.life.streams import AgentCoordinator
+from sabot.runtime.life.streams import TaskCoordinator
 from sabot.runtime.tasks.decoding import changed_format
 from sabot.runtime.tasks.facts import stored_journal
 from sabot.runtime.tasks.reading import Reader
@@ -58,7 +58,7 @@ class LocalAgents:
         specs: Sequence[AgentSpec],
         settings: RunSettings,
         *,
-        coordinator: AgentCoordinator,
+        coordinator: TaskCoordinator,
         open_source: Callable[[AgentSpec, str], Source],
         backend: StateBackend | None,
         counters: Mapping[str, Counters],

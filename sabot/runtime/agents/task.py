@@ -31,7 +31,7 @@ from sabot.runtime.agents.kind import JobsOfRun
 from sabot.runtime.agents.source import AgentSource
 from sabot.runtime.agents.stream_feed import StreamFeed
 from sabot.runtime.agents.unfinished import finished_up_to, from_ipc, keep_unfinished, lowest_offsets, positions_of
-from sabot.runtime.life.streams import AgentCoordinator
+from sabot.runtime.life.streams import TaskCoordinator
 from sabot.runtime.tasks.facts import stored_positions
 from sabot.runtime.tasks.reading import Reader
 from sabot.runtime.tasks.source_log import memory_of
@@ -50,7 +50,7 @@ class AgentTask:
         self,
         name: str,
         *,
-        coordinator: AgentCoordinator,
+        coordinator: TaskCoordinator,
         backend: StateBackend | None,
         clock: Clock,
         hung_after_s: float,

@@ -191,7 +191,11 @@ class Build:
                 members = [source for _, task, source in self.inputs if stage_of(task.name) in read]
                 if members:
                     whole = self.settings.placement.whole
-                    self.alignments[stage.id] = Alignment(stage.aligned.max_drift_ms, members, whole=whole)
+                    marks = (each.watermarks for each in members)
+                    alignment = Alignment(stage.aligned.max_drift_ms, marks, whole=whole)
+                    self.alignments[stage.id] = alignment
+                    for each in members:
+                        each.alignments.append(alignment)
         for stage_id, task in self.waits_for_calls():
             task.readers_before += self.readers_before(stage_id)
             elsewhere = self.settings.placement.readers_elsewhere(stage_id)

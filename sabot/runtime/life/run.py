@@ -38,7 +38,6 @@ from sabot.runtime.life.streams import SpreadStreams, Streams
 from sabot.runtime.tasks.facts import check_facts
 from sabot.runtime.tasks.inference import StoppedEarly
 from sabot.runtime.tasks.taps import TapPoint
-from sabot.runtime.tasks.task import StreamTask
 from sabot.state import StateBackend
 from sabot.state.files import claim_directory
 
@@ -135,11 +134,11 @@ class Run:
         """The journal of durable agents (`journal.Journal`), or None if it is not open here."""
         return None if self._journal.opened is None else self._journal.opened.journal
 
-    def busy(self) -> tuple[Sequence[StreamTask], dict[str, int]]:
-        """Returns the stream tasks, and for each agent the number of waiting records. From any thread."""
+    def busy(self) -> tuple[Sequence[tuple[str, float | None, int | None]], dict[str, int]]:
+        """Returns the stream tasks, and for each agent the number of waiting records (`BlockingMonitor`)."""
         agents = {} if self._agents is None else dict(self._agents.task.operators)
         waiting = {agent_id: operator.held.rows for agent_id, operator in agents.items()}
-        return [] if self._streams is None else self._streams.tasks, waiting
+        return [] if self._streams is None else [each.taking for each in self._streams.tasks], waiting
 
     # -- the start ----------------------------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ from sabot.checkpoint import Coordinator
 from sabot.connectors.base import Source
 from sabot.errors import AgentFailed, SabotError
 from sabot.operators.agents.counters import Counters
-from sabot.runtime.life.streams import AgentCoordinator
+from sabot.runtime.life.streams import TaskCoordinator
 from sabot.state import StateBackend
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class RunningAgents(Protocol):
     """The running agents of a process, with the methods that an agent calls (`local_agents.LocalAgents`)."""
 
-    coordinator: AgentCoordinator
+    coordinator: TaskCoordinator
     task: "AgentTask"
 
     def topics_of(self, agent_id: str) -> list[str]:

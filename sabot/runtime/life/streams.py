@@ -20,7 +20,13 @@ from sabot.runtime.tasks.task import StreamTask
 class TaskCoordinator(Protocol):
     """The coordinator of the checkpoints of tasks: a `Coordinator`, or its stand-in in a worker process."""
 
+    storage: CheckpointStorage | None
     on_complete: list[Callable[[Manifest], None]]
+    on_retained: list[Callable[[int], None]]
+    """Called when old checkpoints are removed, with the id of the oldest that is kept."""
+
+    def begin_after(self, checkpoint_id: int) -> None:
+        """Makes all later ids of checkpoints greater than this one."""
 
     def attach(
         self,
@@ -34,6 +40,9 @@ class TaskCoordinator(Protocol):
     def acknowledge(self, checkpoint_id: int, task: str, snapshot: TaskSnapshot) -> None:
         """Receives the snapshot of a task that has passed its barrier on."""
 
+    def decline(self, checkpoint_id: int, task: str, reason: str) -> None:
+        """Fails the checkpoint because the task cannot take its snapshot."""
+
     def detach(self, task: str, final: TaskSnapshot | None = None) -> None:
         """Removes a task that has ended or failed. `final`: its last snapshot, or None."""
 
@@ -42,19 +51,6 @@ class TaskCoordinator(Protocol):
 
     def abandon(self, task: str) -> None:
         """Removes a task that is gone without a last snapshot."""
-
-
-class AgentCoordinator(TaskCoordinator, Protocol):
-    """A TaskCoordinator for the task of agents, which is also informed when old checkpoints are removed."""
-
-    storage: CheckpointStorage | None
-    on_retained: list[Callable[[int], None]]
-
-    def begin_after(self, checkpoint_id: int) -> None:
-        """Makes all later ids of checkpoints greater than this one."""
-
-    def decline(self, checkpoint_id: int, task: str, reason: str) -> None:
-        """Fails the checkpoint because the task cannot take its snapshot."""
 
 
 class Streams(Protocol):

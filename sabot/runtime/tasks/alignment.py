@@ -2,18 +2,10 @@
 event time, so that the step does not have to keep all rows of the faster source.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterable
 
 from sabot.operators.base import END_OF_TIME, START_OF_TIME
 from sabot.runtime.tasks.watermarks import Watermarks
-
-
-class AlignedReader(Protocol):
-    """A reader that follows an alignment."""
-
-    watermarks: Watermarks
-    alignments: "list[Alignment]"
 
 
 class Alignment:
@@ -25,18 +17,16 @@ class Alignment:
     event time is always read, so sources cannot block each other, whatever the number of alignments.
     """
 
-    def __init__(self, max_drift_ms: int, readers: Sequence[AlignedReader], *, whole: bool = True) -> None:
-        """Begins to limit these readers.
+    def __init__(self, max_drift_ms: int, sources: Iterable[Watermarks], *, whole: bool = True) -> None:
+        """Makes an alignment. Each reader that follows it has it in `alignments`.
 
         `max_drift_ms`: the event time in ms by which a partition may be ahead of the partition with the least event
-        time. `readers`: readers of one source share its watermarks. `whole`: True if no other process reads these
+        time. `sources`: the watermarks of the readers; readers of one source share them. `whole`: True if no other process reads these
         sources; if False, partitions of other processes are treated as unread until `elsewhere` is called.
         """
         self._max_drift_ms = max_drift_ms
         self._elsewhere: tuple[int | None, int | None] = (None, None) if whole else (START_OF_TIME, START_OF_TIME)
-        self._sources = list({id(each.watermarks): each.watermarks for each in readers}.values())
-        for each in readers:
-            each.alignments.append(self)
+        self._sources = list({id(each): each for each in sources}.values())
         self._waiting: dict[int, Callable[[], None]] = {}  # by reader: the function that wakes it
 
     def here(self, now_ms: int) -> tuple[int | None, int | None]:

@@ -13,7 +13,6 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import FrameType
-from typing import Any, Protocol
 
 from sabot.base.dataclass import dataclass
 from sabot.base.logs import is_sabots, is_users
@@ -29,15 +28,11 @@ _MOST_LINES = 100  # of a sample
 _LOOP_FILE = asyncio.events.__file__
 
 
-class BusyTask(Protocol):
-    """A task of a stream."""
-
-    name: str
-    taking_since: float | None
-    """The moment at which the task began to process its current element, in seconds of the monotonic clock, or None
-    if it waits for an element.
-    """
-    handle: Any
+Busy = Callable[[], tuple[Sequence[tuple[str, float | None, int | None]], Mapping[str, int]]]
+"""Returns the tasks of streams, and the number of waiting records by agent. A task is its name; the moment at which it
+began to process its current element, in seconds of the monotonic clock, or None if it waits for an element; and the
+identifier of its thread, or None if that has not begun. Called from any thread.
+"""
 
 
 @dataclass
@@ -53,10 +48,8 @@ class _BlockedCall:
 class BlockingMonitor:
     """A monitor of an event loop and the threads of streams. Made and closed on the loop."""
 
-    def __init__(self, busy: Callable[[], tuple[Sequence[BusyTask], Mapping[str, int]]] | None = None) -> None:
-        """`busy`: returns the tasks of streams, and the number of waiting records by agent. It is called from any
-        thread. None if there are no streams and no records, as in a kernel.
-        """
+    def __init__(self, busy: Busy | None = None) -> None:
+        """`busy`: None if there are no streams and no records, as in a kernel."""
         self._busy = busy
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
@@ -107,25 +100,24 @@ class BlockingMonitor:
         task = asyncio.current_task(self._loop)
         return "" if task is None or task.get_name().startswith("Task-") else task.get_name().partition("#")[0]
 
-    def _behind(self, busy: Callable[[], tuple[Sequence[BusyTask], Mapping[str, int]]]) -> str:
+    def _behind(self, busy: Busy) -> str:
         _, waiting = busy()
         said = [f"{rows} records of agent {agent}" for agent, rows in waiting.items() if rows]
         return ", ".join(said) or "no records"
 
-    def _look_at_steps(self, now: float, tasks: Sequence[BusyTask]) -> None:
-        for task in tasks:
-            since = task.taking_since
-            told = self._steps.get(task.name)
+    def _look_at_steps(self, now: float, tasks: Sequence[tuple[str, float | None, int | None]]) -> None:
+        for task, since, thread in tasks:
+            told = self._steps.get(task)
             if since is None:
-                self._steps.pop(task.name, None)
+                self._steps.pop(task, None)
             elif told is None or told.since != since:
-                self._steps[task.name] = _BlockedCall(since, STEP_S)
+                self._steps[task] = _BlockedCall(since, STEP_S)
             elif now - since >= told.next_s:
                 told.next_s *= AGAIN
-                found = None if task.handle.ident is None else held_up_by(task.handle.ident)
+                found = None if thread is None else held_up_by(thread)
                 if found is not None:
                     name, where = found
-                    what = f"{name} of task {task.name}" if name else f"a step of task {task.name}"
+                    what = f"{name} of task {task}" if name else f"a step of task {task}"
                     _log.warning("%s has not returned for %.0f s: %s", what, now - since, where)
 
 

@@ -326,6 +326,11 @@ class StreamTask:
             self.handle.join(seconds)
         return not self.handle.is_alive()
 
+    @property
+    def taking(self) -> tuple[str, float | None, int | None]:
+        """The task for `blocking.BlockingMonitor`, which asks from its own thread."""
+        return self.name, self.taking_since, getattr(self.handle, "ident", None)
+
     def close(self) -> None:
         """Closes the operators and the input. Called after `join`. Idempotent."""
         for each in self.fills:

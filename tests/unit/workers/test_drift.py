@@ -92,7 +92,9 @@ def test_no_partition_is_read_further_than_in_one_process_and_all_are_read_to_th
                     at += rng.randrange(30)
                     times.append(at)
                 mine.append(Reader(watermarks, f"{worker}.{source}.{part}", times))
-        alignments.append(Alignment(DRIFT_MS, mine, whole=False))
+        alignments.append(Alignment(DRIFT_MS, (each.watermarks for each in mine), whole=False))
+        for each in mine:
+            each.alignments.append(alignments[-1])
         readers += mine
     drifts = Drifts({"join": range(workers)})
     for _ in range(100_000):
