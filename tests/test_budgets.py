@@ -45,6 +45,7 @@ MEMBERS = {  # of a contract that more than one class fulfils: methods, properti
 }
 SHAPES = {"JobRecord", "JobState", "EndedJob", "FoldedJob", "InboxQuestion"}  # of a job; 118
 MODULES = {"connectors/files": 19}  # of a room; 114, 116
+TOTALS = {"protocols": 114, "functions that return dict[str, Any]": 399}  # of all rooms; 099
 OF_A_FOLDER = 20  # modules, in these rooms and their folders
 FOLDERS = ("runtime", "sql", "agents", "process", "connectors", "specified")
 HINT = "say in docs/decisions/ why it pays for what a reader has to learn, and name the record beside its budget in tests/test_budgets.py"
@@ -70,6 +71,20 @@ def members(contract: str) -> set[str]:
             case ast.Assign(targets=targets):
                 found |= {each.id for each in targets if isinstance(each, ast.Name)}
     return {each for each in found if not each.startswith("_")}
+
+
+def totals() -> dict[str, int]:
+    """The number of protocols, and of functions whose result only its author can read."""
+    trees = sources(".py").values()
+    classes = (node for path in trees for node in nodes_of(path, ast.ClassDef))
+    functions = (
+        node for path in trees for kind in (ast.FunctionDef, ast.AsyncFunctionDef) for node in nodes_of(path, kind)
+    )
+    are_protocols = ("Protocol" in {ast.unparse(base).split("[")[0] for base in node.bases} for node in classes)
+    returned = (ast.unparse(node.returns) for node in functions if node.returns is not None)
+    return dict(
+        zip(TOTALS, (sum(are_protocols), sum(each.startswith("dict[str, Any]") for each in returned)), strict=True)
+    )
 
 
 def shapes() -> set[str]:
@@ -113,6 +128,13 @@ def test_a_folder_has_no_more_modules_than_a_reader_looks_through(room: str) -> 
     assert wide == {}, "cut it by what its modules are about, or move one to the room that uses it"
 
 
+def test_protocols_and_results_without_types_do_not_become_more() -> None:
+    """A protocol with one implementer, or one that lists the methods of two classes below it, is a class or a union."""
+    found = totals()
+    assert all(found.values()), "the walk sees nothing"
+    assert {name: count for name, count in found.items() if count > TOTALS[name]} == {}, HINT
+
+
 def test_a_job_has_no_more_shapes_than_its_budget() -> None:
     assert shapes() == SHAPES, HINT
 
@@ -122,4 +144,5 @@ def test_a_budget_with_room_is_lowered() -> None:
     wide = {name: count for name, count in stubs().items() if count < NAMES[name]}
     wide |= {name: len(members(name)) for name, most in MEMBERS.items() if len(members(name)) < most}
     wide |= {room: count for room in MODULES if (count := len(list((ROOT / room).glob("*.py")))) < MODULES[room]}
+    wide |= {name: count for name, count in totals().items() if count < TOTALS[name]}
     assert wide == {}, "lower these budgets in tests/test_budgets.py to the numbers shown"
