@@ -1,8 +1,9 @@
 """The contracts of sources and sinks: all that a connector may do is on this page.
 
-`Source` and `Sink` have six members that every connector needs; all others have defaults, which a connector overrides
-if it can do better. Both classes have their members in four groups: what moves rows, what a restart needs, what the
-delivery of rows needs, and facts about the connector.
+Every source needs `name`, `open`, `read_batch`, `positions` and `close` (and `schema`, if its rows are columns), every
+sink `name`, `open`, `write`, `flush` and `close`. All other members have defaults, which a connector overrides if it
+can do better. Both classes have their members in four groups: what moves rows, what a restart needs, what the delivery
+of rows needs, and facts about the connector.
 
 An *ability* is a small base class that a connector names beside `Source` or `Sink`, as in `class Numbers(Source,
 Bounded)`. There is one only where the engine plans differently for connectors that have it, before it calls any
@@ -140,8 +141,9 @@ class Source(ABC):
         Without positions of this source (None, or a dict that has none of them) reading begins at `start`: "earliest", "latest",
         "committed" (the offsets of the consumer group, or "earliest" if it has none) or a timestamp in ms. If `positions` has only some
         partitions of this source, the others are new since that checkpoint, and begin at their first record, as do partitions that are
-        found while the app runs. Raises UserError for a source that does not exist, and for a position that no longer exists (retention):
-        no record is skipped silently. Raises BrokerUnavailable, within 10 s and with the address, if no broker answers.
+        found while the app runs. `offsets_of` and `goes_on_at` (`connectors/places.py`) turn a `start` into offsets and check a position.
+        Raises UserError for a source that does not exist, for a `start` that the source does not have, and for a position that no longer
+        exists (retention): no record is skipped silently. Raises BrokerUnavailable, within 10 s and with the address, if no broker answers.
         """
 
     @abstractmethod
@@ -154,7 +156,9 @@ class Source(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Releases all resources. Also called after an `open` that failed, and may be called twice."""
+        """Releases all resources. Also called after an `open` that failed, and may be called twice. Until the next `open`,
+        `read_batch` raises UserError ("… is not open").
+        """
 
     def readers(self, count: int) -> "Sequence[Source]":
         """Returns at most `count` sources that share the partitions of this one. The same `count` gives the same
@@ -428,7 +432,9 @@ class Sink(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Releases all resources without flushing. May be called twice. If `finish` was not called before, the next `open` continues."""
+        """Releases all resources without flushing. May be called twice. If `finish` was not called before, the next `open` continues.
+        `write` and `flush` raise UserError ("… is not open") until then, and so does `deliver` until the next `claim`.
+        """
 
     # -- position: where the output begins
 
@@ -611,7 +617,11 @@ class Delivers(ABC):
 
 
 class KeepsToken(Delivers):
-    """The ability of a sink to store the token at the receiver, in one step with the rows: `claim` then tells which parts have arrived."""
+    """The ability of a sink to store the token at the receiver, in one step with the rows: `claim` then tells which parts have arrived.
+
+    The receiver has a token for each `Track.key`, because several apps, and several sinks of an app, may write to one receiver. `deliver`
+    does nothing with a part whose number the token of the same incarnation has reached. The first claim of a track returns None.
+    """
 
     @property
     def token_place(self) -> str:

@@ -47,12 +47,14 @@ PAYLOADS = [json.dumps({"n": n}).encode() for n in range(10)]
 
 class MemoryPlace:
     """A topic of the embedded broker. A place of another kind has the same members; only those that are brokers have keys,
-    headers, times and partitions. The suites make a second place by adding to `topic`, the name of the place.
+    headers, times and partitions, and a place of a source alone has no `sink` and no `records`. The suites make a second place
+    by adding to `topic`, the name of the source.
     """
 
     name = "memory"
     exact = True  # it keeps keys, headers, timestamps, and payloads that are no line of text
-    groups = True
+    groups = True  # it has consumer groups; and a topic may be called "….other", a file of text "….ndjson"
+    identified = True  # `Source.identity` names the log
 
     def __init__(self, url: str, topic: str) -> None:
         self.topic = topic
@@ -89,6 +91,7 @@ class FilePlace:
     name = "ndjson"
     exact = False
     groups = False
+    identified = True
 
     def __init__(self, folder: Path) -> None:
         self.topic = os.fspath(folder / "rows.ndjson")
@@ -133,6 +136,7 @@ class FollowedPlace(FilePlace):
     """
 
     name = "followed"
+    identified = False  # a restart may take the records in another order
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
@@ -213,6 +217,7 @@ class RedisPlace(MemoryPlace):
     """
 
     name = "redis"
+    identified = False  # the key may be made again
 
     def __init__(self, url: str, topic: str) -> None:
         self.topic, self.url = topic, url
@@ -278,6 +283,7 @@ class JournalPlace:
     name = "journal"
     exact = False
     groups = False
+    identified = True
 
     def __init__(self, folder: Path, *, in_memory: bool) -> None:
         self.topic = "journal of the test"

@@ -22,7 +22,7 @@ from contracts.places import (
 )
 from sabot.clock import SYSTEM_CLOCK
 from sabot.codecs.records import RECORD_SCHEMA, Record, iterate_records
-from sabot.connectors.base import Positions, Source
+from sabot.connectors.base import Positions, Source, overrides
 from sabot.connectors.files import FileSource, NdjsonSource, files
 from sabot.errors import DataError, UserError
 from sabot.kafka import KafkaSource, open_source
@@ -124,9 +124,7 @@ def test_the_identity_of_a_log_is_its_own_for_ever_and_grows_with_no_record(plac
     source.open(None)
     identity = source.identity()
     source.close()
-    if isinstance(
-        place, FollowedPlace | RedisPlace
-    ):  # an order that a restart may change; a key that may be made again
+    if not place.identified:
         assert identity is None
         return
     place.put(PAYLOADS[5:])
@@ -161,7 +159,7 @@ def test_positions_know_every_partition_before_anything_was_read(place: Place) -
     place.create()
     source = place.source()
     source.open(None)
-    assert source.positions() == {(place.topic, 0): 0}
+    assert source.positions().keys() == {(place.topic, 0)}
     source.close()
 
 
@@ -169,8 +167,9 @@ def test_reading_nothing_gives_none_and_moves_nothing(place: Place) -> None:
     place.create()
     source = place.source()
     source.open(None)
+    before = source.positions()
     assert source.read_batch(10, 0.05) is None
-    assert source.positions() == {(place.topic, 0): 0}
+    assert source.positions() == before
     source.close()
 
 
@@ -277,7 +276,7 @@ def test_lag_is_zero_at_the_end_and_from_any_thread(place: Place) -> None:
     thread = threading.Thread(target=lambda: seen.append(source.lag()))
     thread.start()
     thread.join()
-    assert seen == [{(place.topic, 0): 0}]
+    assert seen == [{(place.topic, 0): 0} if overrides(source, "lag") else {}]
     source.close()
 
 
