@@ -9,7 +9,7 @@ Requests of calls under way are handled in `call_requests`.
 """
 
 import logging
-from collections.abc import Awaitable, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import takewhile
 from types import MappingProxyType
@@ -691,12 +691,13 @@ class Effects:
 
     # -- starts and ends of jobs --------------------------------------------------------------------------------------
 
-    async def take(self, jobs: Iterable[OpenJob]) -> None:
-        """Lets the guard take up the journal, with its earlier decisions on effects of these jobs that have no result
-        yet (`EffectGuard.take`). Called when the app starts.
+    async def take(self, jobs: Sequence[OpenJob]) -> None:
+        """Lets the guard take up these jobs, with its earlier decisions on their effects that have no result yet
+        (`EffectGuard.take`). Called before the jobs go on.
         """
         if self._guard is not None:
-            await self._guard.take(self._host.journal, [*self._open_calls(jobs)])
+            going_on = [job.job_id for job in jobs if job.ended is None]
+            await self._guard.take(self._host.journal, going_on, [*self._open_calls(jobs)])
 
     def _open_calls(self, jobs: Iterable[OpenJob]) -> Iterator[OpenCall]:
         for job in jobs:

@@ -440,10 +440,12 @@ class EffectGuard:
         the kernel, for messages. `without_jobs`: the functions of the agents without jobs, by the ids of the agents.
         """
 
-    async def take(self, journal: Journal, calls: Sequence[OpenCall]) -> None:
-        """Takes up the jobs of a journal when the app starts, before any of them goes on: reads the earlier results
-        that the guard needs, such as their usage, and restores the reservations for the calls without a result. By
-        default only calls `reopen` for each of `calls`.
+    async def take(self, journal: Journal, jobs: Collection[str], calls: Sequence[OpenCall]) -> None:
+        """Takes up open jobs of a journal before any of them goes on: when the app starts, and when a worker gets the
+        jobs of another one. Reads the earlier results that the guard needs, such as their usage, and restores the
+        reservations for the calls without a result. By default only calls `reopen` for each of `calls`.
+
+        `jobs`: the ids of the jobs; whole trees, but for jobs that have ended.
         """
         for call in calls:
             self.reopen(*call)
@@ -617,9 +619,9 @@ class EffectGuards(EffectGuard):
             call = msgspec.structs.replace(call, effect=EffectId(*call.effect[:2], attempt=0))
         return (found if so_far is None else so_far.and_then(found)), call
 
-    async def take(self, journal: Journal, calls: Sequence[OpenCall]) -> None:
+    async def take(self, journal: Journal, jobs: Collection[str], calls: Sequence[OpenCall]) -> None:
         for guard in self._guards:
-            await guard.take(journal, calls)
+            await guard.take(journal, jobs, calls)
 
     def begin_job(self, begin: Begin, taken: Sequence[Entry] = ()) -> None:
         for guard in self._guards:

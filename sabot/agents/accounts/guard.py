@@ -18,7 +18,7 @@ no row without an entry.
 """
 
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from functools import partial
@@ -425,7 +425,7 @@ class LedgerGuard(EffectGuard):
             rows += self._recorded(effect, opened, opened.rows_in_doubt(effect, opened.attempt + 1, at_ms))
         return _usage(rows)
 
-    async def take(self, journal: Journal, calls: Sequence[OpenCall]) -> None:
+    async def take(self, journal: Journal, jobs: Collection[str], calls: Sequence[OpenCall]) -> None:
         """Writes into the ledger the rows that the journal has and the ledger lacks, for example after a crash. From
         then on rows are written only when their journal entries are durable. Waits until the accounts of all open calls
         are loaded, which another attempt of a call needs.
@@ -433,7 +433,7 @@ class LedgerGuard(EffectGuard):
         if not self._counted:
             await update_ledger(self.ledger, journal)
         self._durable = journal.flush
-        await super().take(journal, calls)
+        await super().take(journal, jobs, calls)
         for scope in {opened.scope for job in self._open.values() for opened in job.values()}:
             # if budgets are shared, this also waits until their owner knows the reservations that `reopen` has made
             await self.ledger.ready(scope)

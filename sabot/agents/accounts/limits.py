@@ -8,7 +8,7 @@ The account of the job judges the calls of the job and of all its children. So i
 call. The accounts are not stored: when a process starts, it computes them again from the entries of the journal.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from types import MappingProxyType
@@ -423,15 +423,15 @@ class JobLimits(EffectGuard):
 
     # -- the journal --------------------------------------------------------------------------------------------------
 
-    async def take(self, journal: Journal, calls: Sequence[OpenCall]) -> None:
-        """Opens an account for each job of a journal that has limits and has not ended. Usage that the journal records
-        for these jobs is counted. Reads the entries of their trees.
+    async def take(self, journal: Journal, jobs: Collection[str], calls: Sequence[OpenCall]) -> None:
+        """Opens an account for each of these jobs that has limits. Usage that the journal records for them is counted.
+        Reads the entries of their trees.
         """
-        await run_to_end(run_in_thread(self._read, journal))
-        await super().take(journal, calls)
+        await run_to_end(run_in_thread(self._read, journal, jobs))
+        await super().take(journal, jobs, calls)
 
-    def _read(self, journal: Journal) -> None:
-        for position, entry in entries_of_trees(journal, journal.unfinished(journal.positions())):
+    def _read(self, journal: Journal, jobs: Collection[str]) -> None:
+        for position, entry in entries_of_trees(journal, jobs):
             if isinstance(entry, Begin) or (isinstance(entry, EffectResult) and entry.job in self._jobs):
                 entry = msgspec.structs.replace(entry, body=journal.load(entry.body))
             if isinstance(entry, Begin) and is_retry(entry) and _limits_of(entry) is not None:

@@ -4,7 +4,7 @@ import asyncio
 import random
 import re
 from collections import Counter
-from collections.abc import Awaitable, Iterator, Sequence
+from collections.abc import Awaitable, Collection, Iterator, Sequence
 from typing import Any
 
 from sabot.agents.accounts.budgets import Budget
@@ -124,7 +124,7 @@ class _Rules(EffectGuard):
         self._law = law
         self._decided: set[tuple[str, int]] = set()  # what the journal has, or will have
 
-    async def take(self, journal: Journal, calls: Sequence[OpenCall]) -> None:
+    async def take(self, journal: Journal, jobs: Collection[str], calls: Sequence[OpenCall]) -> None:
         kinds = ("call", "child")
         entries = [entry for _, entry in journal.read()]
         self._decided = {(e.job, e.ordinal) for e in entries if isinstance(e, Intent) and e.kind in kinds}
