@@ -43,6 +43,7 @@ _CONVERSION = re.compile(
 )
 _NUMBERS = [pa.int64(), pa.decimal128(38, 0), pa.float64()]  # each holds the ones before it
 _INTEGER = r"^\s*-?[0-9]+\s*$"
+_CODE = r"^\s*(\+[0-9]+|[+-]?0[0-9]+|[+-]?0[xX][0-9a-fA-F]+)\s*$"  # whole numbers as no program writes them
 _LONE_RETURN = re.compile(rb"\r(?!\n)")
 
 
@@ -176,23 +177,28 @@ class CsvFormat(TextFormat):
         for field in read.schema:
             if pa.types.is_binary(field.type):  # Arrow infers binary only for values that are not UTF-8
                 raise _no_utf8(file.path, f"column {field.name!r}")
-        if floats := [field.name for field in read.schema if field.type == pa.float64()]:
-            read = self._with_big_integers(read, floats, view, reading, parsing)
+        if numbers := [field.name for field in read.schema if field.type in _NUMBERS]:
+            read = self._with_ids(read, numbers, view, reading, parsing)
         return read
 
-    def _with_big_integers(
-        self, read: pa.Table, floats: list[str], view: memoryview, reading: csv.ReadOptions, parsing: csv.ParseOptions
+    def _with_ids(
+        self, read: pa.Table, numbers: list[str], view: memoryview, reading: csv.ReadOptions, parsing: csv.ParseOptions
     ) -> pa.Table:
-        """Returns the rows with decimals for columns of integers of which one needs more than 64 bits: Arrow infers floats for them, and
-        two ids would be one.
+        """Returns the rows with other types for columns whose numbers would merge two ids: texts if a value is an id or a code that
+        looks like a number (01234, +4930123, 0x1F), and decimals if an integer needs more than 64 bits, for which Arrow infers floats.
         """
         options = self._words.options(None)
-        options.include_columns, options.column_types = floats, dict.fromkeys(floats, pa.string())
+        options.include_columns, options.column_types = numbers, dict.fromkeys(numbers, pa.string())
         texts = csv.read_csv(pa.py_buffer(view), reading, parsing, options)
-        for name in floats:
-            if pc.all(pc.match_substring_regex(texts.column(name), _INTEGER)).as_py():
-                at = read.schema.get_field_index(name)
-                read = read.set_column(at, pa.field(name, _NUMBERS[1]), pa.nulls(read.num_rows, _NUMBERS[1]))
+        for name in numbers:
+            at, given = read.schema.get_field_index(name), texts.column(name)
+            if pc.any(pc.match_substring_regex(given, _CODE)).as_py():
+                kind = pa.string()
+            elif read.schema.types[at] == pa.float64() and pc.all(pc.match_substring_regex(given, _INTEGER)).as_py():
+                kind = _NUMBERS[1]
+            else:
+                continue
+            read = read.set_column(at, pa.field(name, kind), pa.nulls(read.num_rows, kind))
         return read
 
     def _delimiter_of(self, path: str) -> str:

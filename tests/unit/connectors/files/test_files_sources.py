@@ -1245,6 +1245,25 @@ def test_each_time_in_int96_is_read_as_it_is_or_refused(
 BIG = [12345678901234567890123, 12345678901234567890124, 7, -(10**38) + 1]
 
 
+@pytest.mark.parametrize(
+    "code", ["01234", "00", "-007", "+4930123", "+1", "0x1F", "0X1f", " 012 "], ids=lambda code: code.strip()
+)
+def test_a_column_of_csv_with_a_code_that_looks_like_a_number_is_text(tmp_path: Path, code: str) -> None:
+    (tmp_path / "a.csv").write_text(f"code,n\n98765,1\n{code},2\n,3\n")
+    rows = App("codes").stream(files(tmp_path / "a.csv")).collect()
+    assert rows.to_pydict() == {"code": ["98765", code, None], "n": [1, 2, 3]}
+    as_number = App("numbers").stream(files(tmp_path / "a.csv"), schema_overrides={"code": "float64"})
+    if "x" not in code.lower():
+        assert as_number.collect()["code"].to_pylist() == [98765.0, float(code), None]
+
+
+@pytest.mark.parametrize(("text", "type"), [("0", "int64"), ("-0", "int64"), ("00.5", "double"), ("+1.5", "double")])
+def test_a_number_of_csv_that_is_no_code_stays_a_number(tmp_path: Path, text: str, type: str) -> None:
+    (tmp_path / "a.csv").write_text(f"n\n1\n{text}\n")
+    rows = App("numbers").stream(files(tmp_path / "a.csv")).collect()
+    assert (str(rows.schema.field("n").type), rows["n"].to_pylist()) == (type, [1, float(text)])
+
+
 @pytest.mark.parametrize("kind", ["csv", "tsv", "ndjson", "json"])
 def test_integers_beyond_64_bits_are_decimals_and_not_one_float(tmp_path: Path, kind: str) -> None:
     """They were floats, so that two ids were one key."""
