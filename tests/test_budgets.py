@@ -31,7 +31,7 @@ MEMBERS = {  # of a contract that more than one class fulfils: methods, properti
     "connectors/base.py:Sink": 17,  # 113
     "connectors/base.py:Source": 22,  # 113, 122
     "connectors/files/format.py:FileFormat": 46,  # 114, 116
-    "jobs/guard.py:EffectGuard": 11,  # 044, 115
+    "jobs/guard.py:EffectGuard": 11,  # 044, 115: two go when a worker takes trees one by one
     "jobs/owner.py:JobOwner": 15,
     "journal/base.py:Journal": 19,  # 060, 125, 129, 130
     "journal/base.py:JournalReader": 21,  # 060, 121, 129, 130
@@ -43,6 +43,11 @@ MEMBERS = {  # of a contract that more than one class fulfils: methods, properti
     "operators/base.py:Stateful": 7,
     "operators/base.py:WaitsForCalls": 4,
 }
+ABILITIES = {"Bounded", "TakesBound", "Scans", "Delivers", "KeepsToken", "TakesChanges", "Stages"}  # of connectors; 113
+LINES = {
+    "kafka/source.py:KafkaSource": 100,
+    "agents/replay/fork.py": 400,
+}  # of a class or a module that is a thin face: fewer
 SHAPES = {"JobRecord", "JobState", "EndedJob", "FoldedJob", "InboxQuestion"}  # of a job; 118
 MODULES = {"connectors/files": 19}  # of a room; 114, 116
 TOTALS = {"protocols": 114, "functions that return dict[str, Any]": 399}  # of all rooms; 099
@@ -85,6 +90,23 @@ def totals() -> dict[str, int]:
     return dict(
         zip(TOTALS, (sum(are_protocols), sum(each.startswith("dict[str, Any]") for each in returned)), strict=True)
     )
+
+
+def abilities() -> set[str]:
+    """The abstract classes of the page of connectors, without the source and the sink."""
+    found: set[str] = set()
+    for node in nodes_of(ROOT / "connectors/base.py", ast.ClassDef):
+        if {ast.unparse(base) for base in node.bases} & {"ABC", *found}:
+            found.add(node.name)
+    return found - {"Source", "Sink"}
+
+
+def lines(place: str) -> int:
+    path, _, name = place.partition(":")
+    if not name:
+        return len((ROOT / path).read_text().splitlines())
+    (node,) = (node for node in nodes_of(ROOT / path, ast.ClassDef) if node.name == name)
+    return (node.end_lineno or 0) - node.lineno + 1
 
 
 def shapes() -> set[str]:
@@ -133,6 +155,15 @@ def test_protocols_and_results_without_types_do_not_become_more() -> None:
     found = totals()
     assert all(found.values()), "the walk sees nothing"
     assert {name: count for name, count in found.items() if count > TOTALS[name]} == {}, HINT
+
+
+def test_connectors_have_no_more_abilities_than_their_budget() -> None:
+    assert abilities() == ABILITIES, HINT
+
+
+@pytest.mark.parametrize("place", LINES)
+def test_a_face_has_fewer_lines_than_its_budget(place: str) -> None:
+    assert 0 < lines(place) < LINES[place], "move what belongs to the room behind it there"
 
 
 def test_a_job_has_no_more_shapes_than_its_budget() -> None:

@@ -7,7 +7,7 @@ recording ─▶ entries up to the result of step `at` ─▶ a journal in memor
 import asyncio
 import logging
 import uuid
-from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Mapping
 from dataclasses import dataclass, replace
 from functools import wraps
 from typing import Any
@@ -18,11 +18,10 @@ from sabot.agents.accounts.ledger import Ledger
 from sabot.agents.accounts.limits import JobLimits
 from sabot.agents.durable.models import request_body
 from sabot.agents.entry_values import as_plain
-from sabot.agents.job_view import JobView
 from sabot.agents.replay.answers import ForkAnswers, names_asked_for
 from sabot.agents.replay.fork_guards import ForkGuard, ForkLedger
-from sabot.agents.replay.recording import Recording, record_job
-from sabot.agents.replay.verification import JobCode, ReplayDifference, steps_of
+from sabot.agents.replay.recording import Recording, entries_until, record_job
+from sabot.agents.replay.verification import JobCode, ReplayDifference, first_difference
 from sabot.base.checks import TEXTS, Of, check
 from sabot.calls.effects import EffectClass, EffectId
 from sabot.calls.judging import refuse_without_rules
@@ -32,14 +31,13 @@ from sabot.calls.tools import Tool
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.errors import NonDeterminism, UserError
 from sabot.jobs.events import Arrived
-from sabot.jobs.fork_history import part_of
 from sabot.jobs.guard import Behalf, EffectGuard, guard_of
 from sabot.jobs.host import JobHost
 from sabot.jobs.owner import AfterFailure, OpenJob
 from sabot.jobs.run import Ask, JobRun
 from sabot.jobs.tree import parent_of
 from sabot.jobs.values import pack, unpack
-from sabot.journal.entries import Begin, End, Entry, Intent
+from sabot.journal.entries import Begin
 from sabot.journal.memory import MemoryJournal, MemoryReader, MemoryStorage
 
 FORK_ALLOWS = ("local", "read", "metered")
@@ -131,7 +129,7 @@ async def fork(
     check("fork: recording", recording, Of(Recording, "what record_job has recorded"))
     check("fork: code", code, Of(JobCode, "code_of(agent.spec)"))
     check("fork: allow", allow, TEXTS)
-    entries = _entries_until(recording, at)
+    entries = entries_until(recording, at)
     guard = code.policy if guard is None else guard
     ledger = await code.accounts() if ledger is None and code.accounts is not None else ledger
     given = {"policy": guard, "budgets": ledger}
@@ -182,47 +180,8 @@ async def fork(
     made = replace(made, initial_input=recording.initial_input, seeds=seeds)
     named = names_asked_for(recording.entries) | names_asked_for(made.entries) | {each.value for each in EffectClass}
     unused = tuple(each for each in (*allow, *changes.answers) if each not in named)
-    difference = _first_difference(recording, made)
+    difference = first_difference(recording, made)
     return Forked(outcome, owner.value, owner.error, made, difference, unused, owner.waits_for, booked_as)
-
-
-def _entries_until(recording: Recording, at: int | None) -> list[Entry]:
-    """Returns the recorded entries up to the result of the step with the ordinal `at`, or all entries before the END if
-    `at` is None. Leaves out the entries of effects that had no result yet when that result came. Raises UserError if
-    the recording has no entries, or no result of the step.
-    """
-    entries = recording.entries
-    if not entries:
-        raise UserError(
-            "the recording has events only", hint="record_job(reader, job_id) records what code can run over"
-        )
-    places = _places(entries)
-    if at is None:
-        end = isinstance(entries[-1], End)
-        return part_of(entries[: len(entries) - end]).settled
-    if at not in places:
-        steps = [entry.ordinal for entry in entries if isinstance(entry, Intent)]
-        had = f"its steps are 1 to {max(steps)}" if steps else "it has no step"
-        raise UserError(f"the recording of job {recording.job_id} has no result of step {at}: {had}")
-    return part_of(entries[: places[at]]).settled
-
-
-def _places(entries: Sequence[Entry]) -> dict[int, int]:
-    """Returns the number of entries from the beginning of the recording up to the result of a step, by the ordinal of
-    the step. Steps without a result are left out. The ordinal 0 stands for the beginning of the job, which is one
-    entry.
-    """
-    view, places = JobView(), {0: 1}
-    for count, entry in enumerate(entries, 1):
-        over = [each for each in view.apply(entry).effects if each.ended_at is not None and each.state != "closed"]
-        places |= {each.intent.ordinal: count for each in over}
-    return places
-
-
-def _first_difference(recording: Recording, made: Recording) -> int | None:
-    before = {step["ordinal"]: step for step in steps_of(recording)}
-    after = {step["ordinal"]: step for step in steps_of(made)}
-    return next((at for at in sorted(before | after) if before.get(at) != after.get(at)), None)
 
 
 class _ForkClock:

@@ -15,7 +15,7 @@ import secrets
 import uuid
 import zlib
 from base64 import b64decode, b64encode
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
@@ -27,6 +27,7 @@ import msgspec
 
 from sabot.agents.entry_values import as_plain, value_of
 from sabot.agents.events.bus import EventBus, RuntimeEvent, Subscription
+from sabot.agents.job_view import JobView
 from sabot.base.checks import Of, check, is_whole
 from sabot.base.config import checked_path, checked_text
 from sabot.base.disk import private, sync
@@ -34,10 +35,10 @@ from sabot.base.options import answers_wrong_options
 from sabot.calls.effects import digest
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.errors import UNREADABLE, DataError, UserError, short_repr
-from sabot.jobs.fork_history import seeds_of
+from sabot.jobs.fork_history import part_of, seeds_of
 from sabot.jobs.open_jobs import whole_entry
 from sabot.journal import JournalReader
-from sabot.journal.entries import Answer, Begin, Entry, Intent, decode_entry, encode_entry
+from sabot.journal.entries import Answer, Begin, End, Entry, Intent, decode_entry, encode_entry
 
 FORMAT = 2
 _GZIP = b"\x1f\x8b"
@@ -271,6 +272,39 @@ def record_job(reader: JournalReader, job_id: str, metadata: RunMetadata | None 
         key=key,
         seeds=seeds_of(job_id, entries, reader.key),
     )
+
+
+def entries_until(recording: Recording, at: int | None) -> list[Entry]:
+    """Returns the recorded entries up to the result of the step with the ordinal `at`, or all entries before the END if
+    `at` is None. Leaves out the entries of effects that had no result yet when that result came. Raises UserError if
+    the recording has no entries, or no result of the step.
+    """
+    entries = recording.entries
+    if not entries:
+        raise UserError(
+            "the recording has events only", hint="record_job(reader, job_id) records what code can run over"
+        )
+    places = _places(entries)
+    if at is None:
+        end = isinstance(entries[-1], End)
+        return part_of(entries[: len(entries) - end]).settled
+    if at not in places:
+        steps = [entry.ordinal for entry in entries if isinstance(entry, Intent)]
+        had = f"its steps are 1 to {max(steps)}" if steps else "it has no step"
+        raise UserError(f"the recording of job {recording.job_id} has no result of step {at}: {had}")
+    return part_of(entries[: places[at]]).settled
+
+
+def _places(entries: Sequence[Entry]) -> dict[int, int]:
+    """Returns the number of entries from the beginning of the recording up to the result of a step, by the ordinal of
+    the step. Steps without a result are left out. The ordinal 0 stands for the beginning of the job, which is one
+    entry.
+    """
+    view, places = JobView(), {0: 1}
+    for count, entry in enumerate(entries, 1):
+        over = [each for each in view.apply(entry).effects if each.ended_at is not None and each.state != "closed"]
+        places |= {each.intent.ordinal: count for each in over}
+    return places
 
 
 def _with_key(entries: Iterable[Entry], key: bytes) -> Iterable[Entry]:

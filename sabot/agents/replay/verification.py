@@ -199,5 +199,12 @@ def steps_of(recording: Recording) -> list[dict[str, Any]]:
     return list(steps.values())
 
 
+def first_difference(recording: Recording, made: Recording) -> int | None:
+    """Returns the ordinal of the first step that differs between two recordings, or None."""
+    before = {step["ordinal"]: step for step in steps_of(recording)}
+    after = {step["ordinal"]: step for step in steps_of(made)}
+    return next((at for at in sorted(before | after) if before.get(at) != after.get(at)), None)
+
+
 def _said(entry: Intent | EffectResult | Answer) -> Any:
     return as_plain(readable(value_of(entry, entry.body)))  # type: ignore[arg-type]
