@@ -202,7 +202,7 @@ def _check_approval(action: ActionRecord, resolution: Mapping[str, Any]) -> None
             hint="approve or refuse it as it is: only calls of tools can be changed, and a rule may have editable=False",
         )
     try:
-        check_no_mask(changes, "arguments")
+        check_no_mask(changes, _arguments(action)[1], action.payload.get("hidden", ()))
     except UserError as error:
         raise UserError(f"{where}: {error.message}", hint=error.hint) from None
     _check_changes(action, changes)
@@ -223,13 +223,16 @@ def _check_fields(action: ActionRecord, said: Mapping[str, Any], words: Sequence
     raise UserError(f"action {action.action_id}: an answer has no field {short_repr(unknown)}", hint=hint)
 
 
-def _check_changes(action: ActionRecord, changes: Mapping[str, Any]) -> None:
-    """Raises UserError if tools of this name are known in this process, and none of them takes the changes."""
+def _arguments(action: ActionRecord) -> tuple[list[Any], dict[str, Any]]:
     match action.payload.get("arguments"):
         case [list() as args, dict() as named]:
-            pass
-        case _:
-            args, named = [], {}
+            return args, named
+    return [], {}
+
+
+def _check_changes(action: ActionRecord, changes: Mapping[str, Any]) -> None:
+    """Raises UserError if tools of this name are known in this process, and none of them takes the changes."""
+    args, named = _arguments(action)
     wrong: UserError | None = None
     for tool in tools_named(str(action.payload["effect"])):
         try:

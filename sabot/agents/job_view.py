@@ -20,7 +20,7 @@ from sabot.agents.entry_values import as_plain, value_of
 from sabot.agents.jobs import ENDS, JobRecord, JobSpec, JobStatus, OpenEffect
 from sabot.base.accounts import NOTHING, Amounts
 from sabot.errors import UNREADABLE, CorruptJournal, EffectError, InternalError, UserError
-from sabot.jobs.answers import edit_of, says_yes
+from sabot.jobs.answers import edit_of, says_yes, starred_in
 from sabot.jobs.guard import CONFIRM, Decision, decode_verdict
 from sabot.jobs.history import IN_DOUBT, always_of
 from sabot.jobs.values import unpack
@@ -520,7 +520,7 @@ class JobView:
             payload |= _arguments(job, entry)
             payload |= self._edited(entry)
         if ruled:
-            payload |= _may_answer(job, entry)
+            payload |= _may_answer(job, entry, payload.get("arguments"))
         self.actions[action_id] = ActionRecord(
             action_id=action_id,
             job_id=entry.job,
@@ -599,16 +599,20 @@ def _arguments(job: JobState, question: Intent) -> dict[str, Any]:
     return {"arguments": as_plain(value_of(effect.intent, effect.intent.body), _MOST_ROWS)}
 
 
-def _may_answer(job: JobState, question: Intent) -> dict[str, Any]:
+def _may_answer(job: JobState, question: Intent, arguments: Any) -> dict[str, Any]:
     """Returns {"editable": …, "always": …} for the question whether an effect may be made: whether the answer may change
-    the arguments, and the words by which it may hold for later calls too.
+    the arguments, and the words by which it may hold for later calls too. Adds "hidden", the paths of hidden values in
+    the arguments of the question, if it hides some.
     """
     effect = job.open.get(question.ordinal)
     verdict = None if effect is None else decode_verdict(effect.intent.note)
     if effect is None or verdict is None:
         return {}
     tool = effect.intent.kind == "call" and not verdict.about
-    return {"editable": tool and verdict.editable, "always": [] if verdict.once else list(always_of(job.session))}
+    said = {"editable": tool and verdict.editable, "always": [] if verdict.once else list(always_of(job.session))}
+    named = arguments[1] if isinstance(arguments, list) and len(arguments) > 1 else {}
+    hidden = starred_in(named) if verdict.hidden is None else verdict.hidden
+    return said | ({"hidden": [*hidden]} if hidden else {})
 
 
 def edit_of_effect(effect: EffectView) -> dict[str, Any]:

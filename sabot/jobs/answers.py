@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from sabot.base.redaction import HIDDEN
+from sabot.base.redaction import HIDDEN, scrubbed
 from sabot.errors import UNREADABLE, UserError, short_repr
 from sabot.journal.entries import Answer
 
@@ -76,22 +76,60 @@ def edit_of(answer: Answer) -> Any:
     return None if changes == {} else changes
 
 
-def check_no_mask(changes: Any, path: str) -> None:
-    """Raises UserError if a text in the arguments that a person gives has `***` in it. That stands for what nobody was
-    shown, so it was copied from the question, and the call would be made with the stars. `path`: the name of the value.
+def check_no_mask(changes: Mapping[str, Any], shown: Any, hidden: Sequence[str], path: str = "") -> None:
+    """Raises UserError if the changes of a call have `***` where the question has it in place of a value: it was copied from
+    there, and the call would be made with the stars.
+
+    - `changes`: the arguments that a person gives, by name. `shown`: those of the question.
+    - `hidden`: the paths of the values that the question hides (`hidden_in`). `path`: the path of the arguments.
     """
-    if isinstance(changes, str) and HIDDEN in changes:
-        raise UserError(
-            f"{path} has {HIDDEN} in it, which stands for what a question hides",
-            hint="leave it out, and the call keeps the hidden value; or give the whole value",
-        )
-    if isinstance(changes, Mapping):
-        for name, each in changes.items():
-            check_no_mask(name, f"a name in {path}")
-            check_no_mask(each, f"{path}.{name}")
-    elif isinstance(changes, list | tuple):
-        for at, each in enumerate(changes):
-            check_no_mask(each, f"{path}.{at}")
+    for name, each in changes.items():
+        where = f"{path}.{name}" if path else str(name)
+        if not isinstance(shown, Mapping) or name not in shown or HIDDEN in str(name):
+            _check_none({name: each}, shown, hidden, path)  # it may be another name of what is hidden
+        elif isinstance(each, Mapping):
+            check_no_mask(each, shown[name], hidden, where)
+        else:
+            _check_none(each, shown[name], hidden, where)
+
+
+def _check_none(changes: Any, shown: Any, hidden: Sequence[str], path: str) -> None:
+    starred = starred_in(changes, path)
+    if not starred or not (
+        _is_scrubbed(shown) or any(f"{each}.".startswith(f"{path}." if path else "") for each in hidden)
+    ):
+        return
+    raise UserError(
+        f"{'.'.join(filter(None, ('arguments', starred[0])))} has {HIDDEN} in it, which stands for what the question hides",
+        hint="leave it out, and the call keeps the hidden value; or give the whole value",
+    )
+
+
+def starred_in(value: Any, path: str = "") -> list[str]:
+    """Returns the paths of the texts and names in a value that have `***` in them."""
+    if isinstance(value, str):
+        return [path] if HIDDEN in value else []
+    if isinstance(value, Mapping):
+        found = [path for name in value if isinstance(name, str) and HIDDEN in name]
+        return found + [
+            at for name, each in value.items() for at in starred_in(each, f"{path}.{name}" if path else str(name))
+        ]
+    if isinstance(value, list | tuple):
+        return [
+            at
+            for number, each in enumerate(value)
+            for at in starred_in(each, f"{path}.{number}" if path else str(number))
+        ]
+    return []
+
+
+def _is_scrubbed(shown: Any) -> bool:
+    """Returns True if a text of a question has a secret that this process knows, and hides wherever it shows texts."""
+    if isinstance(shown, Mapping):
+        return any(_is_scrubbed(each) for pair in shown.items() for each in pair)
+    if isinstance(shown, list | tuple):
+        return any(map(_is_scrubbed, shown))
+    return isinstance(shown, str) and scrubbed(shown) != shown
 
 
 def refusal_words(answer: Answer) -> str:

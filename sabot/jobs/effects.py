@@ -22,7 +22,7 @@ from sabot.calls.effects import RULES, EffectId, Reconciled
 from sabot.calls.tools import wraps_itself
 from sabot.clock import Clock
 from sabot.errors import DataError, EffectError, UserError
-from sabot.jobs.answers import APPROVAL_WORDS, check_no_mask, edit_of, fault_of
+from sabot.jobs.answers import APPROVAL_WORDS, edit_of, fault_of
 from sabot.jobs.call_requests import CallRequests
 from sabot.jobs.core import (
     AGAIN,
@@ -514,7 +514,7 @@ class Effects:
         guard, job_id = self._guard, running.job.job_id
         try:
             changes = msgspec.json.decode(answer)["arguments"]
-            check_no_mask(changes, "arguments")
+            ask.check_edit(changes)
             ask.edit(changes)
         except UserError as error:
             why = f"it was approved with arguments that it does not take: {error.message}"

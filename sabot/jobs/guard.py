@@ -121,6 +121,8 @@ class GuardVerdict(msgspec.Struct, frozen=True, array_like=True, gc=False):
       parameter or field that it lacks was then added by a later program.
     - `terms`: for ASK, a digest of all that the rule declares; "" if the guard gives none. An approval of later calls holds
       for a rule with the same terms.
+    - `hidden`: for ASK, the paths in the arguments at which the question shows `***` in place of a value that the tool gets;
+      None if it shows no `***`, or if an earlier version has written the entry.
     """
 
     decision: Decision = Decision.ALLOW
@@ -141,6 +143,7 @@ class GuardVerdict(msgspec.Struct, frozen=True, array_like=True, gc=False):
     once: bool = False
     named: bool = False
     terms: str = ""
+    hidden: tuple[str, ...] | None = None
 
     @property
     def asked_by(self) -> str:

@@ -21,6 +21,7 @@ from typing import Any, Protocol
 import msgspec
 
 from sabot.base.present_job import PRESENT_JOB, PresentJob
+from sabot.base.redaction import HIDDEN
 from sabot.base.stored_names import stored_name
 from sabot.calls.arguments import call_arguments, leaves_out, plain_arguments, values_left_out
 from sabot.calls.edits import edited_arguments, recorded_arguments
@@ -31,6 +32,7 @@ from sabot.calls.model_requests import RequestSpec
 from sabot.calls.tool_context import ToolContext
 from sabot.calls.tools import Tool
 from sabot.errors import NonDeterminism, PolicyDenied, UserError, short_repr
+from sabot.jobs.answers import check_no_mask, starred_in
 from sabot.jobs.core import AWAITS_GUARD, DONE, OPEN, EffectState, drawing_from, drop, job_seed, question_token
 from sabot.jobs.direct_io import watch_functions
 from sabot.jobs.guard import (
@@ -48,7 +50,16 @@ from sabot.jobs.guard import (
 from sabot.jobs.history import PARKS_MS, TIMEOUT, WAITS_LONG, ContinueAs, Delivery, History
 from sabot.jobs.loop import JobFuture, JobLoop, JobTimer
 from sabot.jobs.masking import mask
-from sabot.jobs.shown_arguments import added, changes_of, is_same, packed_by_name, shown_form, unseen, whole
+from sabot.jobs.shown_arguments import (
+    added,
+    changes_of,
+    hidden_in,
+    is_same,
+    packed_by_name,
+    shown_form,
+    unseen,
+    whole,
+)
 from sabot.jobs.tree import first_of
 from sabot.jobs.values import UNCHANGEABLE, copied, copied_arguments, pack, unpack, unpack_error
 from sabot.jobs.verdicts import given_result, wanted_result
@@ -114,8 +125,12 @@ class Ask(EffectState):
         with ValueCode(self.name):
             seen = None if call is None else call.arguments
             self._change_arguments(verdict.hide, seen)
-            if seen is not None and verdict.decision is Decision.ASK and (names := unseen(seen)):
-                self.verdict = _not_shown(self.verdict, names)
+            if seen is not None and verdict.decision is Decision.ASK:
+                if names := unseen(seen):
+                    self.verdict = _not_shown(self.verdict, names)
+                if HIDDEN.encode() in self.body:
+                    hidden = tuple(dict.fromkeys(hidden_in(seen, unpack(self.body)[1])))
+                    self.verdict = msgspec.structs.replace(self.verdict, hidden=hidden)
 
     def _change_arguments(self, hide: Sequence[str], seen: Mapping[str, Any] | None) -> None:
         if self.guarded == "tool" and self.tool is not None:
@@ -243,6 +258,14 @@ class Ask(EffectState):
             raise UserError(f"{short_repr(changes)} are no arguments", hint='{"approved": true, "arguments": {…}}')
         with ValueCode(self.name):
             self.args, self.kwargs = edited_arguments(self.tool, self.args, self.kwargs, changes)
+
+    def check_edit(self, changes: Any) -> None:
+        """Raises UserError if the changes that a person wants have `***` where the question hides a value."""
+        if self.verdict is None or not isinstance(changes, Mapping):
+            return
+        shown = unpack(self.body)[1]
+        hidden = starred_in(shown) if self.verdict.hidden is None else self.verdict.hidden
+        check_no_mask(changes, shown, hidden)
 
     def hide(self, patterns: Sequence[str]) -> None:
         """Hides texts in the arguments that a person has changed."""

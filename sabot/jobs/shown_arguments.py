@@ -11,14 +11,17 @@ An object may hide fields where it is encoded: by `exclude=True`, a serializer o
 `omit_defaults=True` (Structs), a name that begins with "_" (attrs). The tool gets them all the same.
 """
 
-from collections import deque
+from collections import UserString, deque
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
+from enum import Enum
+from pathlib import PurePath
 from typing import Any
 
 import msgspec
 
 from sabot.base.arrays import dumped_model
+from sabot.base.redaction import HIDDEN
 from sabot.calls.fields import MISSING_VALUE, REST, beside_fields, fields_of
 from sabot.errors import UserError, short_repr
 from sabot.jobs.values import pack, unpack
@@ -115,6 +118,40 @@ def unseen(value: Any, path: str = "", within: frozenset[int] = frozenset()) -> 
     elif known := fields_of(type(value)):
         inner = {each.attribute: getattr(value, each.attribute, None) for each in known.values()}
     return found + [each for name, part in inner.items() for each in unseen(part, f"{at}{name}", within)]
+
+
+def hidden_in(value: Any, shown: Any, path: str = "") -> list[str]:
+    """Returns the paths of the texts in an argument that a rule hides, or their type, as that of a secret: the shown form has
+    `***`, and the value has another text there. `path`: the path of the value. Lists have the path of all of their items.
+    """
+    if _is_root(value):
+        value = value.root
+    if isinstance(shown, Mapping):
+        parts = _own_parts(value)
+        found = [path for name in shown if HIDDEN in str(name) and name not in parts]
+        at = f"{path}." if path else ""
+        return found + [
+            each
+            for name, inner in shown.items()
+            for each in hidden_in(parts.get(name, MISSING_VALUE), inner, f"{at}{name}")
+        ]
+    if isinstance(shown, list | tuple):
+        if isinstance(value, set | frozenset):  # their order is another one
+            return [path] if any(hidden_in(MISSING_VALUE, each) and each not in value for each in shown) else []
+        items = [*value] if isinstance(value, list | tuple | deque) else []
+        items += [MISSING_VALUE] * (len(shown) - len(items))
+        return [path] if any(map(hidden_in, items, shown)) else []
+    if isinstance(value, Enum):
+        value = value.value
+    own = str(value) if isinstance(value, UserString | PurePath) else value
+    starred = HIDDEN in shown if isinstance(shown, str) else isinstance(shown, bytes) and HIDDEN.encode() in shown
+    return [path] if starred and not (isinstance(own, str | bytes) and own == shown) else []
+
+
+def _own_parts(value: Any) -> Mapping[str, Any]:
+    if isinstance(value, Mapping):
+        return value
+    return {name: getattr(value, each.attribute, MISSING_VALUE) for name, each in fields_of(type(value)).items()}
 
 
 def _is_root(value: Any) -> bool:
