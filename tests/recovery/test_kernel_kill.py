@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -148,5 +149,65 @@ async def test_jobs_that_clients_begin_are_done_once_while_the_kernel_is_killed(
     assert len(keys) == jobs
 
 
+async def begin(folder: Path, how: str, *, deadly: bool = True) -> str:
+    """What a job says whose tool begins another job by a key that is a new one at each attempt. deadly: the process ends
+    behind that.
+    """
+    world = World(folder)
+
+    @tool
+    async def pay() -> str:
+        world.note("paid")
+        return "paid"
+
+    async def payer(ctx: Any) -> Any:
+        return await ctx.call(pay)
+
+    @tool(effect="idempotent", retries=3)
+    async def order() -> str:
+        world.note("attempt")
+        key = uuid.uuid4().hex
+        if how == "client":
+            await JobClient(folder / "jobs").start("payer", "go", idempotency_key=key)
+        else:
+            async with RuntimeKernel.create(agent=payer, journal=folder / "jobs") as kernel:
+                await (await kernel.execute(ExecutionRequest(prompt="go", idempotency_key=key))).result()
+        if deadly:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return "begun"
+
+    async def orders(ctx: Any) -> Any:
+        return await ctx.call(order)
+
+    async with RuntimeKernel.create(agent=payer, journal=folder / "jobs"):
+        pass  # a client needs a journal
+    async with RuntimeKernel.create(agent=orders, journal=folder / "orders") as kernel:
+        (handle,) = await kernel.resume() or [await kernel.execute(ExecutionRequest(prompt="go"))]
+        try:
+            return str((await handle.result()).output)
+        except Exception as error:
+            return str(error)
+
+
+@pytest.mark.slow  # it starts an interpreter; `test_repeated_starts` clears the memory of one
+@pytest.mark.parametrize("how", ["kernel", "client"])
+async def test_a_tool_begins_no_other_job_after_it_was_killed(tmp_path: Path, how: str) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, __file__, str(tmp_path), how]
+    killed = await asyncio.to_thread(subprocess.run, command, env=environment, timeout=60, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    words = await begin(tmp_path, how, deadly=False)
+    assert "no job was begun: an earlier attempt of effect 1 of job" in words
+    known = await JobClient(tmp_path / "jobs").jobs.find()
+    assert [job.status for job in known] == ["succeeded" if how == "kernel" else "queued"]
+    world = World(tmp_path)
+    assert world.words("paid") == ["paid"] * (how == "kernel")
+    assert len(world.words("attempt")) > 1
+
+
 if __name__ == "__main__":
-    asyncio.run((serve if len(sys.argv) > 2 else until_killed)(Path(sys.argv[1])))
+    place, how = Path(sys.argv[1]), "".join(sys.argv[2:])
+    if how in ("kernel", "client"):
+        asyncio.run(begin(place, how))
+    else:
+        asyncio.run((serve if how else until_killed)(place))
