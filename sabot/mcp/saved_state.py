@@ -14,7 +14,7 @@ import msgspec
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sabot.base.redaction import clean_value
+from sabot.base.redaction import HIDDEN, clean_value, holds_secret
 from sabot.calls.tools import Tool, tool
 from sabot.errors import UNREADABLE, UserError, short_repr
 
@@ -80,7 +80,7 @@ def state_tools(
     - `only`: the names of the states that can be read; all if it is empty.
 
     In the results, the known secrets of this process are hidden. The value of a field or column whose name is that of a
-    secret, such as `password` or `api_key`, is hidden too.
+    secret, such as `password` or `api_key`, is hidden too, and so are those of a list or map with such a name.
     """
 
     def checked(name: str) -> str:
@@ -178,8 +178,10 @@ def _page(table: pa.Table, begin: int, limit: int) -> list[dict[str, Any]]:
     size = 0
     for row in table.slice(begin, limit).to_pylist():
         read = {name: clean_value({name: readers[name](value)}, fields=True)[name] for name, value in row.items()}
-        if isinstance(field := read.get("key"), str) and "value" in read:  # of an agent: the name of the field
-            read["value"] = clean_value({field: read["value"]}, fields=True)[field]
+        if "value" in read:  # of an agent: the name of the field, and of the map or list (`desk.handle/passwords`)
+            kept = str(read.get("namespace", "")).rpartition("/")[2]
+            named = any(isinstance(name, str) and holds_secret(name, read["value"]) for name in (read.get("key"), kept))
+            read["value"] = HIDDEN if named else read["value"]
         shown = {name: _bounded(value) for name, value in read.items()}
         size += len(msgspec.json.encode(shown))
         if rows and size > _PAGE_BYTES:

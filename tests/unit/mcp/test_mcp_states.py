@@ -92,3 +92,12 @@ def test_a_field_of_an_agent_that_is_named_as_a_secret_is_hidden() -> None:
     assert "sk-1" not in str(rows)
     assert [row["key"] for row in rows] == ["password", "name", "api_key"]
     assert "Ada" in str(rows[1])
+
+
+@pytest.mark.parametrize("value", ['["hunter2"]', '{"ann": "hunter2"}', '"hunter2"'])
+def test_lists_and_maps_that_are_named_as_secrets_are_hidden(value: str) -> None:
+    """`ctx.list_state("api_key")` and `ctx.map_state("passwords")` have their names in the column `namespace`."""
+    columns = {"namespace": ["desk.token/api_key", "desk.token/names", "desk.a/passwords"], "key": ["a", "a", "b"]}
+    rows = read({**columns, "value": [value] * 3}, ["key"])["rows"]
+    assert ["hunter2" in str(row) for row in rows] == [False, True, False]
+    assert [row["value"] for row in rows[::2]] == ["***", "***"]
