@@ -43,6 +43,7 @@ from sabot.errors import (
     UserError,
     short_repr,
 )
+from sabot.jobs.answers import json_value
 from sabot.jobs.url_ids import url_id
 from sabot.journal.ended_jobs import MOST_CHARS, JobQuery
 
@@ -272,6 +273,10 @@ async def _body(request: Request, known: Sequence[str], needed: Sequence[str] = 
         raise _Fault(400, "the body is not JSON") from None
     if not isinstance(said, dict):
         raise _Fault(400, "the body is no JSON object")
+    try:
+        json_value(body.decode() or "{}")  # of two fields of one name, at any depth, nobody knows which is meant
+    except UserError as error:
+        raise _Fault(400, error.message) from None
     for name in said:
         if name not in known:
             raise _Fault(422, f"there is no field {short_repr(name)}", hint=f"the fields are {', '.join(known)}")
