@@ -32,7 +32,7 @@ from sabot.connectors.memory import MemoryBroker
 from sabot.testing import lives
 from tools.broker import Broker, Brokers
 from tools.drawing import commit
-from tools.leftovers import leftovers, temporary_folder
+from tools.leftovers import end_supervisor, leftovers, temporary_folder
 from tools.turns import File, Turn
 from tools.warm_starts import WarmStarts
 
@@ -489,10 +489,7 @@ def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> 
 def no_supervisor_afterwards() -> Iterator[None]:
     """No supervisor of children outlives a file of tests that says so (`pytest.mark.usefixtures`)."""
     yield
-    from sabot.process import Supervisor
-
-    if Supervisor._current is not None:
-        Supervisor._current.close()
+    end_supervisor()
 
 
 @pytest.fixture

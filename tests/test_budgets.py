@@ -5,10 +5,12 @@ to learn, and name the record beside the number here.
 """
 
 import ast
+import re
+from functools import cache
 
 import pytest
 
-from tools.source_tree import ROOT, nodes_of, sources, tree_of
+from tools.source_tree import PROJECT, ROOT, nodes_of, sources, tree_of
 
 NAMES = {  # what `from sabot.X import …` offers, by the stub of the package
     "": 139,  # docs/decisions/078, 079, 066, 084, 088
@@ -48,6 +50,7 @@ LINES = {
     "kafka/source.py:KafkaSource": 100,
     "agents/replay/fork.py": 400,
 }  # of a class or a module that is a thin face: fewer
+PRIVATE_READS, PATCHES = 199, 136  # lines of tests that read a private attribute of another object, or replace one
 SHAPES = {"JobRecord", "JobState", "EndedJob", "FoldedJob", "InboxQuestion"}  # of a job; 118
 MODULES = {"connectors/files": 19}  # of a room; 114, 116
 TOTALS = {"protocols": 114, "functions that return dict[str, Any]": 399}  # of all rooms; 099
@@ -109,6 +112,42 @@ def lines(place: str) -> int:
     return (node.end_lineno or 0) - node.lineno + 1
 
 
+PUBLIC = {
+    "_exit",
+    "_replace",
+    "_asdict",
+    "_fields",
+    "_current_frames",
+    "_getframe",
+    "_cython",
+}  # in spite of their first letter
+READ = re.compile(
+    r"(?<!\bself)(?<!\bcls)(?<!\bsuper\(\))(?<!\bKafkaError)(?<!\bplatform)(?<=[\w)\]])\.(_[A-Za-z]\w*)\b(?<!_)"
+)
+PATCH = re.compile(
+    r"""\b(?:set|del)attr\(.*["'](?:[\w.]*\.)?_[A-Za-z]\w*["']|^\s+["']sabot\.[\w.]*\._[A-Za-z]\w*["'],$"""
+)
+TEXT = re.compile(r"""(["']).*?\1""")
+OWN = re.compile(r"\b(?:def|class) (_\w+)|^\s+(?:self\.)?(_\w+)\s*[:=]", re.MULTILINE)
+
+
+@cache
+def private_names() -> tuple[list[str], list[str]]:
+    """The lines of all tests that read a private attribute which their file does not define, and those that replace one."""
+    reads, patches = [], []
+    for path in sorted((PROJECT / "tests").rglob("*.py")):
+        text = path.read_text()
+        lines = [(number, line) for number, line in enumerate(text.splitlines(), 1) if "._" in line or '"_' in line]
+        own = {name for pair in OWN.findall(text) for name in pair} | PUBLIC if lines else PUBLIC
+        for number, line in lines:
+            place = f"{path.relative_to(PROJECT)}:{number}"
+            if PATCH.search(line):
+                patches.append(place)
+            elif not own.issuperset(READ.findall(TEXT.sub("", line))):
+                reads.append(place)
+    return reads, patches
+
+
 def shapes() -> set[str]:
     """The classes that have an agent's job with its status, or hold the record of one job."""
     found = set()
@@ -166,6 +205,13 @@ def test_a_face_has_fewer_lines_than_its_budget(place: str) -> None:
     assert 0 < lines(place) < LINES[place], "move what belongs to the room behind it there"
 
 
+def test_tests_name_no_more_privates_than_their_budget() -> None:
+    """A test that reads what a user cannot see fails when the code inside changes, and passes when the behaviour does."""
+    reads, patches = private_names()
+    assert len(reads) <= PRIVATE_READS, f"read a public name, or look at what a user sees: {reads}"
+    assert len(patches) <= PATCHES, f"plant the fault at a public name, or outside the program: {patches}"
+
+
 def test_a_job_has_no_more_shapes_than_its_budget() -> None:
     assert shapes() == SHAPES, HINT
 
@@ -176,4 +222,10 @@ def test_a_budget_with_room_is_lowered() -> None:
     wide |= {name: len(members(name)) for name, most in MEMBERS.items() if len(members(name)) < most}
     wide |= {room: count for room in MODULES if (count := len(list((ROOT / room).glob("*.py")))) < MODULES[room]}
     wide |= {name: count for name, count in totals().items() if count < TOTALS[name]}
+    reads, patches = private_names()
+    wide |= {
+        name: now
+        for name, now, most in [("READS", len(reads), PRIVATE_READS), ("PATCHES", len(patches), PATCHES)]
+        if now < most
+    }
     assert wide == {}, "lower these budgets in tests/test_budgets.py to the numbers shown"

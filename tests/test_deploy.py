@@ -58,7 +58,7 @@ def containers(manifest: str) -> list[dict[str, Any]]:
 
 
 def options_of(words: list[str]) -> set[str]:
-    command: Any = typer.main.get_command(commands._cli)
+    command: Any = typer.main.get_command(commands.cli)
     command = command.load(words[1])
     return {name for parameter in command.params for name in parameter.opts}
 

@@ -236,9 +236,9 @@ def test_a_command_of_a_page_exists(line: str) -> None:
         assert goals is not None
         assert set(words) <= set(goals[1].split())
     elif line == "sabot --version":
-        assert "--version" in {name for each in typer.main.get_command(commands._cli).params for name in each.opts}
+        assert "--version" in {name for each in typer.main.get_command(commands.cli).params for name in each.opts}
     elif tool == "sabot":
-        command: Any = typer.main.get_command(commands._cli)
+        command: Any = typer.main.get_command(commands.cli)
         words = words[2:] if words[0] == "-A" else words
         while words and hasattr(command, "commands"):
             word = words.pop(0)
@@ -257,7 +257,7 @@ def test_a_command_of_a_page_exists(line: str) -> None:
 
 def test_each_command_is_in_a_page() -> None:
     text = "\n".join(page.read_text() for page in PAGES)
-    silent = [name for name in commands._LATE if not re.search(rf"\bsabot (-A \S+ )?{name}\b", text)]
+    silent = [name for name in commands.LATE if not re.search(rf"\bsabot (-A \S+ )?{name}\b", text)]
     assert silent == [], "show these commands in docs/operations.md"
 
 
@@ -303,7 +303,7 @@ def test_the_metrics_page_names_every_metric_with_its_type_and_labels() -> None:
     page = (ROOT / "docs" / "metrics.md").read_text()
     rows = re.findall(r"^\| `(sabot_\w+)` \| (\w+) \| (.*?) \|", page, re.MULTILINE)
     described = {name: (kind, tuple(re.findall(r"`(\w+)`", labels))) for name, kind, labels in rows}
-    assert described == {name: (kind.type, kind.labels) for name, kind in metrics._KINDS.items()}, (
+    assert described == {name: (kind.type, kind.labels) for name, kind in metrics.KINDS.items()}, (
         "docs/metrics.md has a row for each metric of sabot/base/metrics.py"
     )
 

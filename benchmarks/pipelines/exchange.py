@@ -174,7 +174,7 @@ class Run:
         took = time.perf_counter() - began
         writer.close()
         client.close()
-        self._check([answer])
+        self.check([answer])
         return took
 
     def exchanged(self) -> float:
@@ -186,7 +186,7 @@ class Run:
         channel.put(END)
         answers = self.child.answers()
         took = time.perf_counter() - began
-        self._check(answers)
+        self.check(answers)
         return took
 
     def shuffled(self) -> float:
@@ -204,7 +204,7 @@ class Run:
             channel.put(END)
         answers = self.child.answers()
         took = time.perf_counter() - began
-        self._check(answers)
+        self.check(answers)
         owners = [answer["owners"] for answer in answers]
         assert owners == [[number] for number in range(EDGES)], f"rows of {owners} came by the edges"
         return took
@@ -228,7 +228,7 @@ class Run:
             answers = [found[0].figures()]
         else:
             answers = self.child.answers()
-        self._check(answers)
+        self.check(answers)
         arrived = {int(number): at for number, at in answers[0]["arrived"].items()}
         assert list(arrived) == list(put), "barriers came in another order"
         return np.array([arrived[number] - put[number] for number in put] or [0.0]) * 1000
@@ -241,7 +241,7 @@ class Run:
             self.exchange.send(name, channel, self.child.exchange)
         return channels
 
-    def _check(self, answers: list[dict]) -> None:
+    def check(self, answers: list[dict]) -> None:
         self._cpu_there = max(answer["cpu"] for answer in answers)
         for name, want in (("rows", self.rows), ("cents", self.cents)):
             got = sum(answer[name] for answer in answers)

@@ -111,9 +111,9 @@ class CountsReader:
         while not stopping.is_set():
             batch = self._source.read_batch(65_536, 0.2)
             if batch is not None:
-                self._check(batch.data)
+                self.check(batch.data)
 
-    def _check(self, records: pa.RecordBatch) -> None:
+    def check(self, records: pa.RecordBatch) -> None:
         results, bad = self._decoder.decode(records.column(0))
         assert not bad, bad[0]
         text = b"".join(results["account"].cast(pa.binary()).to_pylist()).split(b"acc")[1:]

@@ -78,8 +78,8 @@ def _described(name: str, thing: Any) -> str:
 def commands_page() -> str:
     """Returns the page of the command line: the help of each command, its arguments and options as tables."""
     parts = ["# Command line", "This page is made of the commands: `sabot COMMAND --help` prints the same."]
-    for words in _commands([], typer.main.get_command(commands._cli)):
-        told = CliRunner().invoke(commands._cli, [*words, "--help"], env={"COLUMNS": "400", "TERMINAL_WIDTH": "400"})
+    for words in _commands([], typer.main.get_command(commands.cli)):
+        told = CliRunner().invoke(commands.cli, [*words, "--help"], env={"COLUMNS": "400", "TERMINAL_WIDTH": "400"})
         assert told.exit_code == 0, told.output
         usage, _, rest = told.output.strip().partition("\n")
         parts.append(f"{'##' if len(words) < 2 else '###'} {' '.join(['sabot', *words])}")

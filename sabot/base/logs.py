@@ -23,7 +23,7 @@ _TRACE_CHARACTERS = 2048
 _DEMOS = f"{_OURS}demos{os.sep}"  # these are programs as users write them
 
 
-class _Scrubbing(logging.Formatter):
+class Scrubbing(logging.Formatter):
     """A formatter that hides secrets in log lines of other libraries and in tracebacks, and that escapes control
     characters. A line that a job logs, or one of its tools, names the job.
     """
@@ -36,7 +36,7 @@ class _Scrubbing(logging.Formatter):
         return visible(scrubbed(super().format(record)))
 
 
-class _AsJson(logging.Formatter):
+class AsJson(logging.Formatter):
     """A formatter that writes one JSON object a line: time (ISO, UTC), level, logger, message, pid, the versions of
     Sabot and of the program, and the app once it is loaded; also worker if the app has several, and traceback if there
     is one. A line that a job logs, or one of its tools, has the job, tenant, user, session and trace.
@@ -120,7 +120,7 @@ def trace_of(error: BaseException) -> str | None:
     return visible(scrubbed("".join(traceback.format_tb(trace)))).rstrip()[-_TRACE_CHARACTERS:]
 
 
-_json: _AsJson | None = None  # set if this process was asked for JSON
+_json: AsJson | None = None  # set if this process was asked for JSON
 
 
 def name_program(app: str, version: str) -> None:
@@ -154,13 +154,13 @@ def set_up_logging(level: str, form: str = "text", worker: str = "") -> None:
     its log lines, or "" if the app has one process.
     """
     global _json
-    _json = _AsJson(worker) if form == "json" else None
+    _json = AsJson(worker) if form == "json" else None
     if logging.getLogger().handlers:
         return
     handler = logging.StreamHandler(sys.stderr)
     least = logging.getLevelNamesMapping()[level.upper()]
     handler.addFilter(lambda record: record.levelno >= least or not f"{record.name}.".startswith("sabot."))
-    text = _Scrubbing(f"%(asctime)s %(levelname)s {f'{worker}, ' if worker else ''}%(name)s: %(message)s")
+    text = Scrubbing(f"%(asctime)s %(levelname)s {f'{worker}, ' if worker else ''}%(name)s: %(message)s")
     if least > logging.DEBUG:
         handler.addFilter(is_new)
     handler.setFormatter(_json or text)

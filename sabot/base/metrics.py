@@ -1,7 +1,7 @@
 """Figures for Prometheus and OpenTelemetry. The only importer of prometheus_client.
 
 Objects count in plain numbers while they work. When a scrape asks, their owners yield the numbers as samples
-(`Metrics`), so processing a record costs nothing extra. `_KINDS` lists all metrics with their labels.
+(`Metrics`), so processing a record costs nothing extra. `KINDS` lists all metrics with their labels.
 
 All values of labels are strings. Most metrics have some of these three labels: `operator`, which is an agent's id,
 "sink", or the task of a stream ("stage/subtask"); `topic`, where rows come from or go to, which may be another
@@ -38,7 +38,7 @@ class _Kind:
 
 _ROWS = ("operator", "topic")
 _MODEL = ("provider", "model")
-_KINDS = {
+KINDS = {
     "sabot_build_info": _Kind(
         "gauge", ("version", "python", "program"), "1; the labels are the versions of Sabot, Python and the program."
     ),
@@ -275,7 +275,7 @@ class Metrics:
         with self._lock:
             running, self._running = self._running, None
             if running is not None:
-                _add(self._past, (sample for sample in running() if _KINDS[sample.name].type != "gauge"))
+                _add(self._past, (sample for sample in running() if KINDS[sample.name].type != "gauge"))
 
     def text(self) -> str:
         """Returns all figures in Prometheus' text format. Raises MissingExtra."""
@@ -323,7 +323,7 @@ class Metrics:
         def observations(name: str) -> Callable[[Any], list[Any]]:
             return lambda options: [metrics.Observation(value, labels) for value, labels in self._series(name)]
 
-        for name, kind in _KINDS.items():
+        for name, kind in KINDS.items():
             gauge = kind.type == "gauge"
             make = meter.create_observable_gauge if gauge else meter.create_observable_counter
             for part in ("_bucket", "_count", "_sum") if kind.type == "histogram" else ("",):
@@ -332,7 +332,7 @@ class Metrics:
     def _series(self, name: str) -> Iterator[tuple[float, dict[str, str]]]:
         """Yields the values of one name of `text`, with their labels."""
         base, part = name, ""
-        if name not in _KINDS:
+        if name not in KINDS:
             base, _, part = name.rpartition("_")
         for key, value in sorted(self._now().items()):
             if key[0] != base:
@@ -369,7 +369,7 @@ class Metrics:
         }
         families: dict[tuple[str, tuple[str, ...]], Any] = {}  # by name and labels
         for key, value in sorted(self._now().items()):
-            kind, labels = _KINDS[key[0]], self._labels(key)
+            kind, labels = KINDS[key[0]], self._labels(key)
             place = key[0], tuple(labels)
             family = families.get(place)
             if family is None:
@@ -387,7 +387,7 @@ class Metrics:
 
     def _labels(self, key: _Key) -> dict[str, str]:
         name, *places, worker = key
-        said = {"app": self._app, **dict(zip(_KINDS[name].labels, places, strict=False))}
+        said = {"app": self._app, **dict(zip(KINDS[name].labels, places, strict=False))}
         return said | {"worker": worker} if worker else said
 
     def describe(self) -> list[Any]:

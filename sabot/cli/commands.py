@@ -17,7 +17,7 @@ from sabot.cli.running import guarded, leave_at_once
 if TYPE_CHECKING:
     pass
 
-_cli = typer.Typer(
+cli = typer.Typer(
     name="sabot",
     help="Streaming agents on Kafka, from pip install.",
     no_args_is_help=True,
@@ -26,7 +26,7 @@ _cli = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-_LATE = {
+LATE = {
     "run": LateCommand("Run an app until its input ends, or Ctrl-C.", ("run",), "run", settles=True),
     "worker": LateCommand(
         "Run an app, as `run` does, by Faust's form: sabot -A module:app worker.", ("run",), "worker", settles=True
@@ -80,7 +80,7 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@_cli.callback()
+@cli.callback()
 def _root(
     context: typer.Context,
     app: Annotated[
@@ -95,7 +95,7 @@ def _root(
     use_functions(functions)
 
 
-@_cli.command("run-worker", hidden=True)
+@cli.command("run-worker", hidden=True)
 def run_one_worker(target: Target, loglevel: LogLevel = "info", log_format: LogFormat = "text") -> None:
     """Run as one of the processes that `sabot run --workers` starts."""
     from sabot.runtime.app_spec import AppSpec
@@ -116,7 +116,7 @@ def run_one_worker(target: Target, loglevel: LogLevel = "info", log_format: LogF
     raise typer.Exit(guarded(work, debug=loglevel == "debug") or code)
 
 
-add_late(_cli, _LATE)
+add_late(cli, LATE)
 
 
 def _open_standard_files() -> None:
@@ -137,4 +137,4 @@ def main() -> None:
     gc.disable()  # until `settled` is called
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, leave_at_once)
-    _cli()
+    cli()

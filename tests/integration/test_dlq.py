@@ -70,7 +70,7 @@ def payloads(url: str, topic: str, least: int) -> list[int]:
 
 
 def sabot(url: str, *words: str) -> Any:
-    return CliRunner().invoke(commands._cli, [*words, "--broker", url], catch_exceptions=False)
+    return CliRunner().invoke(commands.cli, [*words, "--broker", url], catch_exceptions=False)
 
 
 def redriven(url: str, *words: str) -> dict[str, Any]:
@@ -214,7 +214,7 @@ def test_the_letter_of_a_job_is_sent_back_by_the_jobs_id(kafka_url: str, topic: 
     admin.create_topic(kafka_url, f"{topic}.dlq", 1)
     write(kafka_url, f"{topic}.dlq", rows)
     redrive = ["redrive", f"{topic}.dlq", "--broker", kafka_url, "--job"]
-    done = CliRunner().invoke(commands._cli, ["dlq", *redrive, "shop.handle/x/0/1"])
+    done = CliRunner().invoke(commands.cli, ["dlq", *redrive, "shop.handle/x/0/1"])
     assert done.exit_code == 0, done.stderr
     assert done.stdout.startswith("1 dead letter is redriven")
     (record,) = messages(kafka_url, topic, least=1)
@@ -222,9 +222,9 @@ def test_the_letter_of_a_job_is_sent_back_by_the_jobs_id(kafka_url: str, topic: 
         b"1",
         {"sabot.job": b"shop.handle/x/0/1", "sabot.letter": f"{topic}.dlq 0:1".encode(), "sabot.letter.attempts": b"1"},
     )
-    again = CliRunner().invoke(commands._cli, ["dlq", *redrive, "shop.handle/x/0/1"])
+    again = CliRunner().invoke(commands.cli, ["dlq", *redrive, "shop.handle/x/0/1"])
     assert "0 dead letters are redriven; 1 were redriven before" in again.stdout
-    nobody = CliRunner().invoke(commands._cli, ["dlq", *redrive, "shop.handle/x/0/99"])
+    nobody = CliRunner().invoke(commands.cli, ["dlq", *redrive, "shop.handle/x/0/99"])
     assert (nobody.exit_code, "no dead letter here is of job" in nobody.stderr) == (1, True)
 
 
@@ -243,16 +243,16 @@ def test_a_job_is_tried_again_by_its_name(
     )
     monkeypatch.syspath_prepend(tmp_path)
     asks = ["-A", f"{module}:app", "jobs", "retry"]
-    done = CliRunner().invoke(commands._cli, [*asks, "shop.handle/x/0/2"])
+    done = CliRunner().invoke(commands.cli, [*asks, "shop.handle/x/0/2"])
     assert (done.exit_code, done.stdout) == (0, f"1 dead letter is redriven: 1 to {topic}\n"), done.stderr
     assert [record.value() for record in messages(kafka_url, topic, least=1)] == [b"2"]
     for job, words in {
         "shop.handle/x/0/99": "no dead letter here is of job",
         "shop.other/x/0/1": "has no agent of job",
     }.items():
-        nobody = CliRunner().invoke(commands._cli, [*asks, job])
+        nobody = CliRunner().invoke(commands.cli, [*asks, job])
         assert (nobody.exit_code != 0, words in nobody.stderr) == (True, True)
-    nowhere = CliRunner().invoke(commands._cli, ["jobs", "retry", "shop.handle/x/0/1"])
+    nowhere = CliRunner().invoke(commands.cli, ["jobs", "retry", "shop.handle/x/0/1"])
     assert "--letters" in nowhere.stderr
 
 
@@ -565,7 +565,7 @@ def test_the_commands_of_the_page_on_operations_do_what_it_says(
     printed = []
     for line in commands_of_page:
         words = line.replace("kafka://localhost:19092", kafka_url).replace("orders", topic).split()[1:]
-        done = CliRunner().invoke(commands._cli, words, catch_exceptions=False)
+        done = CliRunner().invoke(commands.cli, words, catch_exceptions=False)
         assert done.exit_code == 0, (line, done.stderr)
         printed.append(done.stdout)
     assert [len(text.splitlines()) for text in printed[:2]] == [9, 4]
@@ -590,7 +590,7 @@ def test_a_redrive_says_before_it_which_steps_drop_records_that_are_late_again(
     name = f"shop_{topic.replace('-', '_')}"
     (tmp_path / f"{name}.py").write_text(APP_WITH_STEPS.format(url=kafka_url, topic=topic, late=late))
     monkeypatch.syspath_prepend(tmp_path)
-    done = CliRunner().invoke(commands._cli, ["-A", f"{name}:app", "dlq", "redrive", f"{topic}.dlq"])
+    done = CliRunner().invoke(commands.cli, ["-A", f"{name}:app", "dlq", "redrive", f"{topic}.dlq"])
     assert done.exit_code == 0, done.stderr
     assert ("by k: n = count() drops late records" in done.stderr) == (not late), done.stderr
     assert f"1 dead letter is redriven: 1 to {topic}" in done.stdout
@@ -623,7 +623,7 @@ def timed(kafka_url: str, topic: str, tmp_path: Path, monkeypatch: pytest.Monkey
         TIMED_APP.format(url=kafka_url, topic=topic, folder=str(tmp_path / "checkpoints"))
     )
     monkeypatch.syspath_prepend(tmp_path)
-    ran = CliRunner().invoke(commands._cli, ["run", f"{name}:app"])
+    ran = CliRunner().invoke(commands.cli, ["run", f"{name}:app"])
     assert ran.exit_code == 0, ran.output
     return f"{name}:app"
 
@@ -632,7 +632,7 @@ def timed(kafka_url: str, topic: str, tmp_path: Path, monkeypatch: pytest.Monkey
 def test_a_redrive_says_before_it_how_many_records_would_be_late_for_which_step_and_by_how_much(
     kafka_url: str, topic: str, timed: str
 ) -> None:
-    done = CliRunner().invoke(commands._cli, ["-A", timed, "dlq", "redrive", f"{topic}.dlq"])
+    done = CliRunner().invoke(commands.cli, ["-A", timed, "dlq", "redrive", f"{topic}.dlq"])
     assert done.exit_code == 0, done.stderr
     (said,) = [line for line in done.stderr.splitlines() if "too late" in line]
     assert said.startswith("2 of 5 dead letters are too late for tumbling window (1 min) by k: n = count()"), said
@@ -647,11 +647,11 @@ def test_a_redrive_sends_records_that_would_be_late_to_a_topic_of_their_own(
 ) -> None:
     admin.create_topic(kafka_url, f"{topic}.late", 1)
     words = ["-A", timed, "dlq", "redrive", f"{topic}.dlq", "--late", f"{topic}.late"]
-    done = CliRunner().invoke(commands._cli, [*words, "--limit", "4"])
+    done = CliRunner().invoke(commands.cli, [*words, "--limit", "4"])
     assert f"4 dead letters are redriven: 2 to {topic}.late, 2 to {topic}" in done.stdout, done.output
     late = [json.loads(each.value())["ts"] // MINUTE for each in messages(kafka_url, f"{topic}.late", least=2)]
     assert late == [10, 97]
-    rest = CliRunner().invoke(commands._cli, words)
+    rest = CliRunner().invoke(commands.cli, words)
     assert f"1 dead letter is redriven: 1 to {topic}" in rest.stdout, rest.output
     assert "none of 1 dead letter is late" in rest.stderr
 

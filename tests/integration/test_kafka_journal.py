@@ -544,7 +544,7 @@ def test_a_record_of_a_later_version_stops_the_start_by_its_number(address: str)
 
 
 def printed(*words: str) -> str:
-    done = CliRunner().invoke(commands._cli, list(words))
+    done = CliRunner().invoke(commands.cli, list(words))
     assert done.exit_code == 0, done.output + done.stderr
     return done.stdout
 
@@ -560,7 +560,7 @@ async def test_an_action_is_answered_from_a_shell_while_the_app_is_down(address:
     assert "Refund?" in printed("actions", "list", "--journal", address)
     token = action.resume_token
     assert printed("actions", "resolve", token, "--journal", address, "--approve", "--by", "ann") == "answered\n"
-    second = CliRunner().invoke(commands._cli, ["actions", "resolve", token, "--journal", address, "--reject"])
+    second = CliRunner().invoke(commands.cli, ["actions", "resolve", token, "--journal", address, "--reject"])
     assert (second.exit_code, "already answered" in second.stderr) == (1, True)
     (seen,) = [json.loads(line) for line in printed("jobs", "list", "--journal", address, "--json").splitlines()]
     assert seen["job_id"] == job.job_id
@@ -569,5 +569,5 @@ async def test_an_action_is_answered_from_a_shell_while_the_app_is_down(address:
     record = await ActionManager(JournalStore(journal)).get(action.action_id)
     assert (record.resolution, record.by) == ({"approved": True}, "ann")
     journal.close()
-    wrong = CliRunner().invoke(commands._cli, ["jobs", "list", "--journal", address, "--kafka", "security.protocol"])
+    wrong = CliRunner().invoke(commands.cli, ["jobs", "list", "--journal", address, "--kafka", "security.protocol"])
     assert (wrong.exit_code, "has no value" in wrong.stderr) == (2, True)

@@ -61,8 +61,9 @@ class Worker:
     def is_killed(self) -> None:
         """It sends no more heartbeats, and tells nobody."""
         self.lease._closing.set()
-        assert self.lease._thread is not None
-        self.lease._thread.join(WAIT)
+        thread = self.lease._thread
+        assert thread is not None
+        thread.join(WAIT)
         self.lease._consumer.close()  # a static member does not leave
         self.lease._consumer = None
 

@@ -170,11 +170,11 @@ def test_the_command_line_takes_an_address(url: str, app: str) -> None:
     journal.append(Begin("job", 0, "agent"))
     assert journal.wait_durable(journal.append(Intent("job", 0, 1, "ask", "confirm", token="t")), 60)
     place = f"{url}?app={app}"
-    answer = CliRunner().invoke(commands._cli, ["actions", "resolve", "t", "--journal", place, "--approve"])
+    answer = CliRunner().invoke(commands.cli, ["actions", "resolve", "t", "--journal", place, "--approve"])
     assert answer.stdout == "answered\n"
     assert [type(entry) for _, entry in journal.take()] == [Answer]
     journal.close()
-    shown = CliRunner().invoke(commands._cli, ["journal", "show", "job", "--journal", place])
+    shown = CliRunner().invoke(commands.cli, ["journal", "show", "job", "--journal", place])
     assert [line.split()[3] for line in shown.stdout.splitlines()[1:]] == ["begin", "intent", "answer"]
 
 

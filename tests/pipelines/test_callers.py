@@ -132,7 +132,7 @@ async def test_a_context_that_is_given_is_taken_and_outside_of_jobs_there_is_non
 async def test_a_line_that_a_job_or_its_tool_logs_names_the_job(form: str, tmp_path: Path) -> None:
     log, path = logging.getLogger("shop"), tmp_path / "log"
     handler = logging.FileHandler(path)
-    handler.setFormatter(logs._AsJson("") if form == "json" else logs._Scrubbing("%(name)s: %(message)s"))
+    handler.setFormatter(logs.AsJson("") if form == "json" else logs.Scrubbing("%(name)s: %(message)s"))
     engine_log, level = logging.getLogger("sabot.llm"), logging.getLogger("sabot.llm").level
 
     @tool(effect="read")

@@ -1522,7 +1522,7 @@ async def test_a_start_from_a_savepoint_says_how_far_its_journal_has_gone_and_wh
         await until(lambda: len(shop.answers()) == 2)
         await checkpoint(app)
     words = ["savepoint", "create", str(shop.directory), "--to", str(tmp_path / "later")]
-    made = CliRunner().invoke(commands._cli, words)
+    made = CliRunner().invoke(commands.cli, words)
     told = rf"is kept in .*/later\nthe journal of durable agents is not in it: a start needs journal .*{journal}"
     assert re.search(told, made.output)
 

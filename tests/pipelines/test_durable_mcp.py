@@ -157,7 +157,7 @@ async def test_a_call_in_which_the_server_died_is_in_doubt_and_a_person_says_wha
     async def die(there: Any, request: Any) -> None:
         seen.append(request["params"]["name"])
         if len(seen) == 1:
-            there._writer.close()
+            there.writer.close()
         else:
             await there.answer(request, text(f"{there.key.scope}: sent"))
 
@@ -197,7 +197,7 @@ async def test_a_call_that_was_done_as_a_person_says_reads_to_the_model_as_done(
 
     async def die(there: Any, request: Any) -> None:
         paid.append(request["params"]["name"])
-        there._writer.close()
+        there.writer.close()
 
     connect = peer(die, tools=[told("pay", outputSchema=PAID)])
     tools = await pool.tools("frail", connect=connect, in_doubt="ask" if answer is not None else "assume_done")

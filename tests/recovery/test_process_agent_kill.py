@@ -11,8 +11,8 @@ import pytest
 from sabot import App
 from sabot.agents import ActionRecord, ActionStatus
 from sabot.connectors.files import NdjsonSink, NdjsonSource
-from sabot.process import Supervisor
 from tools.agent_tools import environment, started, until
+from tools.leftovers import end_supervisor
 
 PATIENCE_SECONDS = 180
 PATH = os.pathsep.join(map(str, Path(__file__).parents[1:3]))  # where `tools.agent_tools` and the engine are
@@ -114,8 +114,7 @@ async def test_programs_die_with_their_worker_and_an_unsafe_one_is_in_doubt(tmp_
                 await app.actions.resolve(each.resume_token, {"outcome": "not_done"})
             await until(lambda: all(written(tmp_path).values()))
     finally:
-        if Supervisor._current is not None:
-            Supervisor._current.close()
+        end_supervisor()
     said = {name: f'"did {name}"\n' for name in AGENTS}
     event = r'"{\"type\": \"system\", \"session_id\": \"ses-1\"}"'
     assert written(tmp_path) == said | {"claude": f"{event}\n{said['claude']}"}

@@ -17,6 +17,7 @@ from unit.process.children import sh
 from sabot.process import Command, CommunicationError, Supervisor
 from sabot.process.lease import folder_of_leases
 from tools.agent_tools import environment
+from tools.leftovers import end_supervisor
 
 pytestmark = [
     pytest.mark.integration,
@@ -32,17 +33,12 @@ def _no_supervisor_before_and_after(
     tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[None]:
     """Leases lie in a folder of this test's, where no other test's are."""
-    close()
+    end_supervisor()
     runtime = tmp_path_factory.mktemp("runtime")
     runtime.chmod(0o700)
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(runtime))
     yield
-    close()
-
-
-def close() -> None:
-    if Supervisor._current is not None:
-        Supervisor._current.close()
+    end_supervisor()
 
 
 def began(pid: int) -> str:

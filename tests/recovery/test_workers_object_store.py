@@ -14,6 +14,7 @@ from pyarrow import fs
 from sabot.checkpoint import CheckpointStorage
 from tools.agent_tools import read_lines, until, write_lines
 from tools.broker import free_ports
+from tools.checkpoint_tools import files_of
 from tools.command_line import lines
 from tools.stream_tools import answers, expected, payments
 
@@ -116,5 +117,5 @@ async def test_workers_that_share_no_folder_make_every_window_once_though_one_is
     assert any(file.writer for file in kept), "the workers have stored nothing themselves"
     storage.lock()
     storage.drop_old()
-    assert set(storage._place.all_files()) == {file.name for file in kept}
+    assert set(files_of(storage).all_files()) == {file.name for file in kept}
     storage.unlock()

@@ -5,6 +5,7 @@ from pyarrow import fs as arrow_fs
 
 from sabot.checkpoint import CheckpointStorage, Manifest
 from sabot.checkpoint.manifest import StoredPart, StoredTask, StoredTrack
+from sabot.checkpoint.places.base import Place
 
 
 class _Writing:
@@ -105,6 +106,11 @@ class InMemory(arrow_fs.FileSystemHandler):
 def in_memory(turn=lambda verb, path: None) -> tuple[arrow_fs.FileSystem, InMemory]:
     handler = InMemory(turn)
     return arrow_fs.PyFileSystem(handler), handler
+
+
+def files_of(storage: CheckpointStorage) -> Place:
+    """Returns the place of the files of a storage."""
+    return storage._place
 
 
 def write(storage: CheckpointStorage, checkpoint_id: int, data: bytes = b"positions") -> Manifest:

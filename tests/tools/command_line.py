@@ -67,7 +67,7 @@ def sabot_running(folder: Path, *words: str) -> "Iterator[subprocess.Popen[str]]
 
 
 def sabot_says(*words: object) -> Any:
-    return CliRunner().invoke(commands._cli, [str(word) for word in words], catch_exceptions=False)
+    return CliRunner().invoke(commands.cli, [str(word) for word in words], catch_exceptions=False)
 
 
 def lines(*words: object) -> list[dict[str, Any]]:

@@ -83,6 +83,14 @@ def leftovers() -> Leftovers:
     return Leftovers()
 
 
+def end_supervisor() -> None:
+    """Ends the supervisor of children, if this process has one."""
+    from sabot.process import Supervisor
+
+    if Supervisor._current is not None:
+        Supervisor._current.close()
+
+
 def in_memory() -> Path | None:
     """A folder of the system's that is in memory. None where TMPDIR names another, where it has little room, as in a container, or where
     no program may stand in it.

@@ -164,7 +164,7 @@ class Peer:
     def __init__(self, key: Any, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.key = key
         self._reader = reader
-        self._writer = writer
+        self.writer = writer
 
     async def read(self) -> dict[str, Any]:
         """The next message. Raises EOFError."""
@@ -179,8 +179,8 @@ class Peer:
 
     async def raw(self, data: bytes) -> None:
         """Says these bytes."""
-        self._writer.write(data)
-        await self._writer.drain()
+        self.writer.write(data)
+        await self.writer.drain()
 
     async def answer(self, request: dict[str, Any], result: dict[str, Any]) -> None:
         """Answers a request."""
@@ -292,7 +292,7 @@ def over_sockets(serve: Callable[[Peer], Awaitable[None]], **limits: int) -> Any
         async def run() -> None:
             with contextlib.suppress(EOFError, ConnectionError):
                 await serve(there)
-            there._writer.close()
+            there.writer.close()
 
         async def on_end(why: str) -> None:
             ended(why)
@@ -306,6 +306,6 @@ def over_sockets(serve: Callable[[Peer], Awaitable[None]], **limits: int) -> Any
             writer.close()
             task.cancel()
             await asyncio.wait([task])
-            there._writer.close()
+            there.writer.close()
 
     return connect

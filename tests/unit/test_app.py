@@ -87,7 +87,7 @@ def test_a_state_that_is_none_is_a_user_error(state):
     [(0.1, 0.1), ("100ms", 0.1), ("5s", 5.0), (datetime.timedelta(minutes=2), 120.0), (3, 3.0)],
 )
 def test_the_checkpoint_interval_is_a_duration(interval, seconds):
-    assert App("shop", checkpoint_interval=interval).agent_runtime._checkpoint_interval == pytest.approx(seconds)
+    assert App("shop", checkpoint_interval=interval).settings.checkpoint_interval == pytest.approx(seconds)
 
 
 def test_a_checkpoint_interval_that_is_no_duration_is_a_user_error():
@@ -484,7 +484,7 @@ async def test_configure_replaces_what_the_program_says(memory_url, tmp_path):
         await ctx.state().put("n", 1)
         seen.append(ctx.message)
 
-    assert app.agent_runtime._checkpoint_interval == 5.0
+    assert app.settings.checkpoint_interval == 5.0
     async with started(app):
         publish(app, "orders", [1])
         await until(lambda: seen == [1])

@@ -69,7 +69,7 @@ def test_a_lost_repeated_or_swapped_count_is_found(monkeypatch, results, complai
     def read() -> None:
         for part in filter(None, parts):
             payloads = [json.dumps({"account": f"acc{account}", "seen": seen}).encode() for account, seen in part]
-            reader._check(build_records(payloads, None, [0] * len(part), 0, range(len(part))))
+            reader.check(build_records(payloads, None, [0] * len(part), 0, range(len(part))))
 
     if complaint is None:
         read()
@@ -291,11 +291,11 @@ def test_rows_that_do_not_cross_or_come_by_another_edge_are_found(monkeypatch):
     answer = bench.Answer(dealt=True)
     for batch in run.batches:
         answer.add(batch)
-    run._check([answer.figures()])
+    run.check([answer.figures()])
     assert answer.figures()["owners"] == list(range(bench.EDGES))
     for name in ("rows", "cents"):
         with pytest.raises(AssertionError, match=f"{name} arrived of"):
-            run._check([answer.figures(), {**bench.Answer().figures(), name: 1}])
+            run.check([answer.figures(), {**bench.Answer().figures(), name: 1}])
 
 
 def test_of_a_peer_that_writes_a_window_again_and_again_the_last_one_counts(monkeypatch):

@@ -96,7 +96,7 @@ async def test_the_interval_can_be_set_before_the_start(app):
     runtime._checkpoint_interval = 5.0
     assert (runtime._checkpoint_interval, app.settings.checkpoint_interval) == (5.0, 5.0)
     runtime._checkpoint_interval = "2s"
-    assert runtime._checkpoint_interval == 2.0
+    assert app.settings.checkpoint_interval == 2.0
     with pytest.raises(UserError, match="checkpoint_interval"):
         runtime._checkpoint_interval = 0
 
@@ -107,7 +107,7 @@ async def test_the_interval_can_be_set_before_the_start(app):
     async with started(app):
         with pytest.raises(UserError, match="runs already"):
             runtime._checkpoint_interval = 1.0
-    assert runtime._checkpoint_interval == 2.0
+    assert app.settings.checkpoint_interval == 2.0
 
 
 async def test_checkpoints_come_by_themselves_between_start_and_stop(app, backend):

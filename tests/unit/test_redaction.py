@@ -243,16 +243,19 @@ class Tenant:
     """Has secrets, as long as it lives."""
 
 
+Known = redaction._Known
+
+
 @pytest.fixture
-def alone(monkeypatch: pytest.MonkeyPatch) -> redaction._Known:
+def alone(monkeypatch: pytest.MonkeyPatch) -> Known:
     """What is known of secrets, without those of other tests."""
-    monkeypatch.setattr(redaction, "_known", known := redaction._Known())
+    monkeypatch.setattr(redaction, "_known", known := Known())
     return known
 
 
 @pytest.mark.one_in(3, "a tenth of a second of a core each")
 @pytest.mark.parametrize("size", [4, 5, 6, 7, 8, 11, 40, 300])
-def test_a_secret_is_found_wherever_it_stands_among_thousands(alone: redaction._Known, size: int) -> None:
+def test_a_secret_is_found_wherever_it_stands_among_thousands(alone: Known, size: int) -> None:
     dice = random.Random(size)
     made = ["".join(dice.choices("abcdeü%/+ 0123456789", k=size)) for _ in range(500)]
     keep_secret(*made)
@@ -265,7 +268,7 @@ def test_a_secret_is_found_wherever_it_stands_among_thousands(alone: redaction._
 
 
 @pytest.mark.slow  # half a second of a core
-def test_no_secret_is_forgotten_for_the_number_of_others(alone: redaction._Known) -> None:
+def test_no_secret_is_forgotten_for_the_number_of_others(alone: Known) -> None:
     """Hundreds of tenants, each with a few keys: the first one's key was in the logs when the last one came."""
     tenants = [Tenant() for _ in range(1500)]
     for number, tenant in enumerate(tenants):
@@ -274,7 +277,7 @@ def test_no_secret_is_forgotten_for_the_number_of_others(alone: redaction._Known
 
 
 @pytest.mark.slow  # half a second of a core
-def test_a_secret_is_let_go_when_its_last_owner_has_gone_and_others_came(alone: redaction._Known) -> None:
+def test_a_secret_is_let_go_when_its_last_owner_has_gone_and_others_came(alone: Known) -> None:
     first, second = Tenant(), Tenant()
     keep_secret("the-key-of-both", owner=first)
     keep_secret("the-key-of-both", owner=second)
@@ -298,7 +301,7 @@ def _many_come_and_go() -> None:
 
 
 @pytest.mark.slow  # half a second of a core
-def test_a_child_has_its_secrets_as_long_as_somebody_has_it(alone: redaction._Known) -> None:
+def test_a_child_has_its_secrets_as_long_as_somebody_has_it(alone: Known) -> None:
     command = Command(argv=["true"], environment={"API_KEY": "key-of-the-command"})
     _many_come_and_go()
     assert scrubbed("key-of-the-command") == HIDDEN
@@ -309,7 +312,7 @@ def test_a_child_has_its_secrets_as_long_as_somebody_has_it(alone: redaction._Kn
 
 @pytest.mark.one_in(3, "half a second of a core each")
 @pytest.mark.parametrize("given", ["environment", "headers", "url"])
-def test_a_server_of_a_pool_has_its_secrets_as_long_as_the_pool_knows_it(alone: redaction._Known, given: str) -> None:
+def test_a_server_of_a_pool_has_its_secrets_as_long_as_the_pool_knows_it(alone: Known, given: str) -> None:
     options: dict[str, dict[str, Any]] = {
         "environment": {"command": ["desk"], "environment": {"API_KEY": "key-of-the-server"}},
         "headers": {"url": "http://desk", "headers": {"Authorization": "Bearer key-of-the-server"}},
@@ -323,7 +326,7 @@ def test_a_server_of_a_pool_has_its_secrets_as_long_as_the_pool_knows_it(alone: 
     assert scrubbed("key-of-the-server") == "key-of-the-server"
 
 
-def test_a_long_text_is_looked_through_once_however_many_secrets_there_are(alone: redaction._Known) -> None:
+def test_a_long_text_is_looked_through_once_however_many_secrets_there_are(alone: Known) -> None:
     """What is counted is looks for a form: a vendor's keys all begin alike, and a text may say how."""
     keep_secret(*(f"sk-vendor-api03-{sha256(b'%d' % number).hexdigest()}" for number in range(2000)))
     text = Looked("sk-vendor-api03- is how keys begin. " * 1000)
@@ -365,7 +368,7 @@ def test_what_hides_something_is_seen_in_errors_and_logs(said: str) -> None:
     assert visible(shown) == shown
     out = StringIO()
     handler = logging.StreamHandler(out)
-    for formatter in (logs._Scrubbing("%(message)s"), logs._AsJson("")):
+    for formatter in (logs.Scrubbing("%(message)s"), logs.AsJson("")):
         handler.setFormatter(formatter)
         try:
             raise ValueError(said)
@@ -617,7 +620,7 @@ def test_an_app_with_secrets_says_none_of_them_anywhere(tmp_path: Path, caplog: 
     letters = [record for name in broker.topics() for record in broker.records(name)]
     assert any("cannot log in with ***" in str(record.headers) for record in letters)
     says = [
-        CliRunner().invoke(commands._cli, [*words.split(), str(tmp_path / "state")]).output
+        CliRunner().invoke(commands.cli, [*words.split(), str(tmp_path / "state")]).output
         for words in (
             "checkpoints list",
             "checkpoints show",
@@ -682,7 +685,7 @@ def test_a_traceback_at_debug_quotes_no_line_with_a_secret(module: str, programs
     ],
 )
 def test_a_command_does_not_repeat_a_secret_that_it_was_given(words: str, programs: str) -> None:
-    done = CliRunner().invoke(commands._cli, [word.format(programs) for word in words.split()])
+    done = CliRunner().invoke(commands.cli, [word.format(programs) for word in words.split()])
     assert done.exit_code == 0 if "plan" in words else done.exit_code in (1, 2)
     assert "sabot:" in done.stderr or "plan" in words
     assert leaks(done.stdout, done.stderr, whole=(programs,)) == []

@@ -55,7 +55,8 @@ _Ints = npt.NDArray[np.int64]
 class Generator:
     """A generator of the endless stream of one seed. `day(n)` and `day_of(row)` take the same time for all days.
 
-    The mean number of rows a day is about twice the number of customers.
+    The mean number of rows a day is about twice the number of customers. What was drawn for each customer: `mean_amount`, `rate`
+    (transactions a day) and `customer_at`, the place; for each terminal its place, `terminal_at`.
     """
 
     def __init__(self, seed: int = 0, *, customers: int = 5_000, terminals: int = 10_000) -> None:
@@ -67,11 +68,11 @@ class Generator:
         self._first_rows = np.zeros(1, np.int64)  # by day: the number of its first row; grows by blocks
         self._compromised: dict[int, tuple[_Ints, _Ints]] = {}
         random = self._random(_PROFILES, 0)
-        self._mean_amount = random.uniform(5.0, 100.0, customers)
-        self._rate = random.uniform(0.0, 4.0, customers)  # transactions a day
-        self._customer_at = random.uniform(0.0, _MAP_SIDE, (customers, 2))
-        self._terminal_at = random.uniform(0.0, _MAP_SIDE, (terminals, 2))
-        self._cumulative_rate = np.cumsum(self._rate)
+        self.mean_amount = random.uniform(5.0, 100.0, customers)
+        self.rate = random.uniform(0.0, 4.0, customers)
+        self.customer_at = random.uniform(0.0, _MAP_SIDE, (customers, 2))
+        self.terminal_at = random.uniform(0.0, _MAP_SIDE, (terminals, 2))
+        self._cumulative_rate = np.cumsum(self.rate)
 
     def day_of(self, row: int) -> int:
         """Returns the day that contains this row."""
@@ -118,7 +119,7 @@ class Generator:
         return pa.RecordBatch.from_arrays([pa.array(column) for column in columns], schema=SCHEMA)
 
     def _amounts(self, random: np.random.Generator, customer: _Ints) -> _Floats:
-        mean = self._mean_amount[customer]
+        mean = self.mean_amount[customer]
         amount: _Floats = mean * (1 + 0.5 * random.standard_normal(len(mean)))
         negative = amount < 0
         amount[negative] = random.random(np.count_nonzero(negative)) * 2 * mean[negative]
@@ -129,12 +130,12 @@ class Generator:
         """Returns the terminals near each customer as two arrays: customer c has `terminals[starts[c]:starts[c +
         1]]`, at least the nearest terminal.
         """
-        order = np.argsort(self._terminal_at[:, 0])
-        at = self._terminal_at[order]
-        low = np.searchsorted(at[:, 0], self._customer_at[:, 0] - _RADIUS)
-        high = np.searchsorted(at[:, 0], self._customer_at[:, 0] + _RADIUS, side="right")
+        order = np.argsort(self.terminal_at[:, 0])
+        at = self.terminal_at[order]
+        low = np.searchsorted(at[:, 0], self.customer_at[:, 0] - _RADIUS)
+        high = np.searchsorted(at[:, 0], self.customer_at[:, 0] + _RADIUS, side="right")
         found = []
-        for place, first, end in zip(self._customer_at, low.tolist(), high.tolist(), strict=True):
+        for place, first, end in zip(self.customer_at, low.tolist(), high.tolist(), strict=True):
             near = ((at[first:end] - place) ** 2).sum(axis=1) < _RADIUS**2
             mine = order[first:end][near]
             found.append(mine if len(mine) else order[[np.argmin(((at - place) ** 2).sum(axis=1))]])
@@ -148,13 +149,14 @@ class Generator:
         customers = np.zeros(self.customers, np.bool_)
         for drawn in range(max(0, day - _TERMINAL_DAYS + 1), day + 1):
             block, at = divmod(drawn, _BLOCK_DAYS)
-            block_terminals, block_customers = self._draws(block)
+            block_terminals, block_customers = self.draws(block)
             terminals[block_terminals[at]] = True
             if drawn > day - _CUSTOMER_DAYS:
                 customers[block_customers[at]] = True
         return terminals, customers
 
-    def _draws(self, block: int) -> tuple[_Ints, _Ints]:
+    def draws(self, block: int) -> tuple[_Ints, _Ints]:
+        """Returns the terminals and the customers that are compromised on each day of a block."""
         if block not in self._compromised:
             random = self._random(_COMPROMISED, block)
             draws = (

@@ -108,7 +108,7 @@ async def reserved(by: LedgerGuard) -> Amounts:
     """What the calls in flight of the app have reserved."""
     assert by.ledger.shared == SHARED
     if not SHARED:
-        return by.ledger._accounts.by_scope["app"].reserved
+        return (await by.ledger.standing("app")).reserved
     await by.ledger.ready("app")
     writer: Any = by.ledger.writer
     if isinstance(writer, SqliteLedgerWriter):

@@ -94,7 +94,7 @@ async def test_a_fallback_that_the_policy_denies_is_skipped_and_the_next_one_is_
     assert [len(each.requests) for each in (desk.first, desk.spare, desk.third)] == [1, 0, 1]
     await by.ledger.flush()
     assert list(rows(by).values()) == [("model", "third", 150, "0.001800")], "it is booked under who has answered"
-    assert by.ledger._accounts.by_scope["app"].reserved.calls == 0
+    assert (await by.ledger.standing("app")).reserved.calls == 0
     assert "spare was not asked: model spare is denied (rule ModelPolicy spare)" in caplog.text
     assert desk.engine.statistics()["fallbacks"] == 1
 
@@ -110,7 +110,7 @@ async def test_where_all_fallbacks_are_denied_the_error_names_them_and_the_call_
     assert desk.spare.requests == desk.third.requests == []
     await by.ledger.flush()
     assert [row[0] for row in rows(by).values()] == ["doubt"]
-    assert by.ledger._accounts.by_scope["app"].reserved.calls == 0
+    assert (await by.ledger.standing("app")).reserved.calls == 0
 
 
 async def test_an_error_names_those_that_failed_too() -> None:
@@ -146,7 +146,7 @@ async def test_a_dearer_model_that_a_rule_puts_in_place_of_a_fallback_is_asked_o
         by = guard(max_cost_daily=limit)
         assert await desk.ask(policy, by) == asked
         assert len(desk.spare.requests) == (asked == "dear")
-        assert by.ledger._accounts.by_scope["app"].reserved.cost == 0
+        assert (await by.ledger.standing("app")).reserved.cost == 0
 
 
 async def test_what_a_dearer_fallback_may_have_used_is_what_was_reserved_for_it(desk: Desk) -> None:
@@ -270,7 +270,7 @@ async def test_what_a_crash_leaves_of_a_fallback_is_in_doubt_under_its_name_and_
         running.begin("job")
         await asking.spare.arrived(1)
         left = prefix(asking.storage, len(entries(asking.storage)))
-        reserved = asking.books.ledger._accounts.by_scope["app"].reserved
+        reserved = (await asking.books.ledger.standing("app")).reserved
         assert (reserved.cost, reserved.calls) == (2 * dear, 2)
     asking.books = guard(max_cost_daily=100)
     async with hosting(left, Agent(asking.job), guard=asking.guard()) as running:
@@ -281,7 +281,7 @@ async def test_what_a_crash_leaves_of_a_fallback_is_in_doubt_under_its_name_and_
         ("doubt", "dear", dear),
         ("model", "m", Decimal("0.0006")),
     ]
-    assert asking.books.ledger._accounts.by_scope["app"].reserved.calls == 0
+    assert (await asking.books.ledger.standing("app")).reserved.calls == 0
 
 
 async def test_a_fallback_whose_answer_is_lost_is_in_doubt_under_its_own_name(desk: Desk) -> None:

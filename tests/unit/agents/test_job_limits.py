@@ -74,6 +74,11 @@ async def says(kernel: RuntimeKernel, request: ExecutionRequest) -> Any:
     return (await (await kernel.execute(request)).result()).output
 
 
+def kept_of(limits: JobLimits) -> dict[str, Any]:
+    """What is kept of each job that has not ended."""
+    return limits._jobs
+
+
 async def test_a_dearer_model_to_which_a_budget_degrades_is_within_what_the_job_may_cost() -> None:
     prices = PriceTable({"m": Price("1", "10"), "dear": Price("1000", "10000")}, version="1")
     asking, provider = engine(prices=prices)
@@ -93,7 +98,7 @@ async def test_a_dearer_model_to_which_a_budget_degrades_is_within_what_the_job_
         kernel = RuntimeKernel.create(agent=job, budgets=by)
         request = ExecutionRequest(prompt=1, scope_id="app", budgets=BudgetSpec(max_cost=most))
         assert said in await says(kernel, request)
-        assert by._accounts.by_scope["app"].reserved.calls == 0
+        assert (await by.standing("app")).reserved.calls == 0
         await kernel.close()
     assert [each.model for each in provider.requests] == ["dear"]
 
@@ -210,7 +215,7 @@ async def test_after_a_crash_at_any_step_a_tree_uses_no_more_than_it_may() -> No
         running.begin("job", LIMITED)
         await running.over("job")
     assert (len(first.provider.requests), running.agent.done["job"]) == (3, "TurnLimitExceeded")
-    assert limits._jobs == {}
+    assert kept_of(limits) == {}
     written = entries(home)
     for count in range(1, len(written)):
         tree, again = Tree(), JobLimits()
@@ -223,7 +228,7 @@ async def test_after_a_crash_at_any_step_a_tree_uses_no_more_than_it_may() -> No
             if type(each).__name__ == "EffectResult" and each.outcome == "ok" and each.body
         ]
         assert running.agent.outcomes["job"] == "succeeded"
-        assert again._jobs == {}, count
+        assert kept_of(again) == {}, count
         answered = sum(b"yes" in bytes(each.body) for each in done)
         assert answered <= 3, count
 
@@ -249,7 +254,7 @@ async def test_what_calls_without_a_result_may_have_used_counts_after_a_crash() 
         await running.over("job")
     limits = JobLimits()
     async with hosting(prefix(home, 2), Agent(Tree()), guard=limits, resume=False):  # BEGIN, INTENT
-        used = limits._jobs["job"].most()
+        used = kept_of(limits)["job"].most()
     assert (used.tokens, used.calls) == (16 + len("one two three four") // 2 + 90, 1)
 
 
@@ -315,7 +320,7 @@ async def test_what_tools_have_asked_counts_after_a_crash_too() -> None:
         async with hosting(prefix(home, count), Agent(asks), guard=limits) as running:
             await running.over("job")
         assert running.agent.done["job"] == ["yes", "TurnLimitExceeded", "TurnLimitExceeded"], count
-        assert (asks.provider.requests, limits._jobs, limits._within) == ([], {}, {})
+        assert (asks.provider.requests, kept_of(limits), limits._within) == ([], {}, {})
 
 
 async def test_what_a_tool_of_a_child_asks_counts_for_the_parent_and_one_that_is_left_out_does_not() -> None:
@@ -407,8 +412,8 @@ def test_a_request_without_limits_is_none_of_its_business() -> None:
     limits.begin_job(Begin("a", 1, "kernel.f", encode_request(ask(1))))
     limits.begin_job(Begin("b", 1, "kernel.f", encode_request(ask({"budgets": {"max_turns": 1}}))))
     limits.begin_job(Begin("c", 1, "kernel.f", encode_request(ask(1, max_runtime_seconds=5))))
-    assert limits._jobs == {}
+    assert kept_of(limits) == {}
     limits.begin_job(Begin("d", 1, "kernel.f", encode_request(ask(1, max_turns=5))))
     limits.begin_job(Begin("d~1", 1, "kernel.f", b"\xc0"))
     limits.begin_job(Begin("d~01", 1, "kernel.f", b"\xc0"))
-    assert list(limits._jobs) == ["d", "d~1"]
+    assert list(kept_of(limits)) == ["d", "d~1"]

@@ -254,9 +254,9 @@ async def test_a_clock_that_is_set_back_gives_no_day_twice() -> None:
     accounts = ledger(clock, max_tokens_daily=100)
     await accounts.check_budget(TENANT, 80)
     await accounts.record_model_usage(TENANT, Usage(80))
-    clock._now -= 86400
+    clock.set(clock.time() - 86400)
     assert await accounts.check_budget(TENANT, 80) is BudgetDecision.DENY
-    clock._now += 86400
+    clock.set(clock.time() + 86400)
     assert await accounts.check_budget(TENANT, 80) is BudgetDecision.DENY
 
 

@@ -102,7 +102,7 @@ async def test_each_request_whose_answer_was_not_read_is_a_row(listener: Any) ->
     }
     used = (await by.ledger.used("app"))["daily"]
     assert (used.tokens, used.cost, used.calls) == (2 * MOST + 150, 2 * COST + Decimal("0.0006"), 3)
-    assert by.ledger._accounts.by_scope["app"].reserved.tokens == 0
+    assert (await by.ledger.standing("app")).reserved.tokens == 0
 
 
 async def test_pieces_are_told_as_those_of_the_attempt_that_they_are_of() -> None:
@@ -259,7 +259,7 @@ async def test_calls_of_streams_and_other_agents_are_counted_so_too(kind: str, l
     else:
         assert not isinstance(outcome, Exception), outcome
         assert counted == ["doubt"] * 3 + ["model"]
-    assert by.ledger._accounts.by_scope["app"].reserved.calls == 0
+    assert (await by.ledger.standing("app")).reserved.calls == 0
 
 
 async def test_a_call_that_is_cancelled_while_a_rule_decides_reserves_nothing_of_the_budget() -> None:
@@ -278,10 +278,10 @@ async def test_a_call_that_is_cancelled_while_a_rule_decides_reserves_nothing_of
 
     asked = asyncio.create_task(ask(), context=copy_context())
     await deciding.wait()
-    assert by.ledger._accounts.by_scope["app"].reserved.calls == 1
+    assert (await by.ledger.standing("app")).reserved.calls == 1
     asked.cancel()
     await asyncio.gather(asked, return_exceptions=True)
-    assert by.ledger._accounts.by_scope["app"].reserved.calls == 0
+    assert (await by.ledger.standing("app")).reserved.calls == 0
 
 
 async def test_texts_of_which_vectors_are_made_are_seen_by_rules_and_counted_before_they_are_sent() -> None:

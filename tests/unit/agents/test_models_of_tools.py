@@ -102,7 +102,7 @@ async def test_what_a_tool_asks_is_counted_for_whom_its_job_runs_and_a_budget_ho
     assert second[0] == "BudgetExceeded"
     assert "the daily budget of app has 200 tokens: 150 used" in second[1]
     assert len(desk.provider.requests) == 1
-    assert by.ledger._accounts.by_scope["app"].reserved.calls == 0
+    assert (await by.ledger.standing("app")).reserved.calls == 0
 
 
 async def test_calls_with_one_request_id_are_rows_of_their_own_in_each_attempt_of_a_tool() -> None:

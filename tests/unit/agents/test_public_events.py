@@ -17,6 +17,7 @@ from sabot.agents import (
     RuntimeKernel,
     ToolPolicy,
 )
+from sabot.agents.events.bus import Subscription
 from sabot.agents.kernel import pieces as kept_pieces
 from sabot.calls.errors import ModelUnavailable
 from sabot.errors import UserError
@@ -61,6 +62,11 @@ class Writer(ScriptedProvider):
             texts.append(said.text)
             yield said
         yield Piece(completion=Completion(message=assistant("".join(texts)), usage=Usage(1, 1)))
+
+
+def subscribed(kernel: RuntimeKernel) -> list[Subscription]:
+    """Who reads the events of the kernel now."""
+    return kernel.event_bus._subscriptions()
 
 
 def kernel_of(provider: Any, **options: Any) -> RuntimeKernel:
@@ -217,7 +223,7 @@ async def test_two_listeners_and_one_who_leaves_do_not_disturb_each_other() -> N
         model.end()
         await bounded(asyncio.gather(one.task, two.task))
         assert (one.text, two.text) == ("Once upon a time", "upon a time")
-        assert not kernel.event_bus._subscriptions()
+        assert not subscribed(kernel)
 
 
 async def test_a_listener_is_told_that_an_answer_begins_again_and_shows_no_text_twice() -> None:
@@ -274,7 +280,7 @@ async def test_a_listener_that_does_not_read_holds_little_and_gets_all_when_it_r
         got = [await anext(slow)]
         model.say(*words)
         await until(model.said.empty)
-        (live,) = kernel.event_bus._subscriptions()
+        (live,) = subscribed(kernel)
         await until(lambda: live.dropped > 0)
         assert len(live.queue) <= 1_024
         reading = asyncio.create_task(anext(slow))
@@ -551,7 +557,7 @@ async def test_a_browser_gets_server_sent_events_and_comes_back_by_their_ids() -
         await bounded(read(body, "é"))
         await bounded(read(body, ": \n"))
         await body.aclose()
-        await until(lambda: not kernel.event_bus._subscriptions(), "who leaves is forgotten")
+        await until(lambda: not subscribed(kernel), "who leaves is forgotten")
         events = parsed(b"".join(got))
         assert [json.loads(each["data"]).get("text") for each in events if each["event"] == "model.token"][-1] == "é"
         model.say(" end")

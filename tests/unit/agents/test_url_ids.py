@@ -95,11 +95,11 @@ async def test_the_command_line_takes_the_form(tmp_path: Path) -> None:
     async with RuntimeKernel.create(agent=asks, journal=journal) as kernel:
         handle = await kernel.execute(ExecutionRequest(prompt="a"))
     for words in (["show", handle.url_id], ["signal", handle.url_id, "hello"], ["cancel", handle.url_id]):
-        done = CliRunner().invoke(commands._cli, ["jobs", *words, "--journal", str(journal)])
+        done = CliRunner().invoke(commands.cli, ["jobs", *words, "--journal", str(journal)])
         assert done.exit_code == 0, done.output
     assert (
         handle.job_id
-        in CliRunner().invoke(commands._cli, ["jobs", "show", handle.url_id, "--journal", str(journal)]).output
+        in CliRunner().invoke(commands.cli, ["jobs", "show", handle.url_id, "--journal", str(journal)]).output
     )
     async with RuntimeKernel.create(agent=asks, journal=journal) as kernel:
         (handle,) = await kernel.resume()

@@ -12,7 +12,7 @@ from sabot.checkpoint.task_states import StoredState
 from sabot.errors import CorruptCheckpoint, TransientError
 from sabot.workers.messages import TaskCut
 from sabot.workers.remote import snapshot_of
-from tools.checkpoint_tools import InMemory, in_memory
+from tools.checkpoint_tools import InMemory, files_of, in_memory
 
 
 class Store:
@@ -54,7 +54,7 @@ class Store:
 
     def there(self) -> set[str]:
         """The files that the store has."""
-        return set(self.storage._place.all_files())
+        return set(files_of(self.storage).all_files())
 
 
 @pytest.fixture

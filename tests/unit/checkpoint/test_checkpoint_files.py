@@ -16,7 +16,7 @@ from sabot.checkpoint import CheckpointStorage, Manifest
 from sabot.checkpoint.manifest import StoredTask
 from sabot.checkpoint.places import place_of
 from sabot.errors import AppLocked, CheckpointFailed, UserError
-from tools.checkpoint_tools import assert_whole, in_memory, write
+from tools.checkpoint_tools import assert_whole, files_of, in_memory, write
 
 
 def test_what_a_checkpoint_before_held_is_neither_read_nor_sent_again(tmp_path: Path) -> None:
@@ -72,7 +72,7 @@ def test_a_crash_at_any_step_leaves_the_old_checkpoint_or_the_new(moment: str) -
     for at in range(100):
         filesystem, _ = in_memory()
         storage = CheckpointStorage((filesystem, "apps"), retain=1)
-        storage._place.parallel = 1  # steps in one order
+        files_of(storage).parallel = 1  # steps in one order
         write(storage, 1, b"old")
         steps.watch(CrashAt(at, moment))
         try:
@@ -90,8 +90,8 @@ def test_a_crash_at_any_step_leaves_the_old_checkpoint_or_the_new(moment: str) -
         assert_whole(manifest, data)
         write(again, 3, b"next")
         again.drop_old()
-        assert sorted(again._place.all_files()) == sorted({file.name for file in again.latest().contents.values()})
-        assert again._place.names("checkpoints") == [f"{3:010d}-{2:010d}.json"]
+        assert sorted(files_of(again).all_files()) == sorted({file.name for file in again.latest().contents.values()})
+        assert files_of(again).names("checkpoints") == [f"{3:010d}-{2:010d}.json"]
         again.unlock()
         seen.append(data)
         if finished:
@@ -207,7 +207,7 @@ class Run(threading.Thread):
 
     def work(self) -> None:
         storage = CheckpointStorage(self.location, retain=1)
-        storage._place.parallel = 1
+        files_of(storage).parallel = 1
         storage.lock()
         self.generation = storage.generation
         manifest = storage.latest()

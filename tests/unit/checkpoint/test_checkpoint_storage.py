@@ -24,7 +24,7 @@ from sabot.checkpoint.manifest import StoredPart, StoredTask, StoredTrack
 from sabot.checkpoint.places import Place
 from sabot.errors import AppLocked, CheckpointFailed, CorruptCheckpoint, UserError
 from sabot.state import BackendConfig, RocksDBBackend, ValueState, load_snapshot
-from tools.checkpoint_tools import in_memory
+from tools.checkpoint_tools import files_of, in_memory
 
 
 def write(storage: CheckpointStorage, checkpoint_id: int, data: bytes = b"positions") -> Manifest:
@@ -509,7 +509,7 @@ def test_files_that_several_threads_fetch_for_a_reader_come_into_one_folder(tmp_
     files = list(write(writer, 1).contents.values())
     writer.unlock()
     for _ in range(20):
-        place, ready = CheckpointStorage(location, scratch=tmp_path)._place, threading.Barrier(8)
+        place, ready = files_of(CheckpointStorage(location, scratch=tmp_path)), threading.Barrier(8)
 
         def fetched(number: int, place: Place = place, ready: threading.Barrier = ready) -> Path:
             ready.wait(60)

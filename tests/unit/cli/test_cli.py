@@ -399,9 +399,9 @@ def test_a_current_folder_that_is_gone_is_told(tmp_path: Path, monkeypatch: pyte
 
 
 @pytest.mark.one_in(4, "hundredths of a second of a core each")
-@pytest.mark.parametrize("name", commands._LATE)
+@pytest.mark.parametrize("name", commands.LATE)
 def test_the_help_of_a_command_that_is_loaded_late_is_its_own(name: str) -> None:
-    group: Any = typer.main.get_command(commands._cli)
+    group: Any = typer.main.get_command(commands.cli)
     said = group.commands[name].help
     assert " ".join(group.load(name).help.split()).startswith(said.rstrip("."))
     assert group.load(name) is group.commands[name]
@@ -420,7 +420,7 @@ def test_help_loads_no_command_and_no_engine() -> None:
 @pytest.mark.slow  # half a second of a core
 def test_collections_of_garbage_go_on_when_a_command_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     """`main` turns them off while it loads; a process that serves for days must not stay so."""
-    group: Any = typer.main.get_command(commands._cli)
+    group: Any = typer.main.get_command(commands.cli)
     try:
         gc.disable()
         group.load("topics")
@@ -538,7 +538,7 @@ def test_a_wrong_option_is_told_in_json_where_the_log_is_json(
 def set_json(monkeypatch: pytest.MonkeyPatch) -> None:
     from sabot.base import logs
 
-    monkeypatch.setattr(logs, "_json", logs._AsJson(""))
+    monkeypatch.setattr(logs, "_json", logs.AsJson(""))
 
 
 @pytest.mark.one_in(3, "a fifth of a second of a core each")

@@ -62,7 +62,7 @@ async def a_job(folder: Path) -> PolicyEngine:
 
 
 def printed(*words: object) -> str:
-    done = CliRunner().invoke(commands._cli, list(map(str, words)))
+    done = CliRunner().invoke(commands.cli, list(map(str, words)))
     assert done.exit_code == 0, done.output + done.stderr
     return done.stdout
 
@@ -103,7 +103,7 @@ async def test_the_questions_of_a_policy_are_listed_with_what_they_are_about(tmp
     assert (job["scope_id"], job["principal_id"], job["open"][0]["needs_approval"]) == ("acme", "ada", True)
     assert "to approve: call refund" in printed("jobs", "list", "--journal", tmp_path)
     (token,) = [line["resume_token"] for line in objects("actions", "list", "--journal", tmp_path)]
-    wrong = CliRunner().invoke(commands._cli, ["actions", "resolve", token, "--journal", str(tmp_path), "--done"])
+    wrong = CliRunner().invoke(commands.cli, ["actions", "resolve", token, "--journal", str(tmp_path), "--done"])
     assert (wrong.exit_code, "give --approve or --reject" in wrong.stderr) == (2, True)
     words = ["actions", "resolve", token, "--journal", tmp_path, "--reject", "--by", "eve"]
     assert printed(*words) == "answered\n"
@@ -124,7 +124,7 @@ async def test_an_answer_may_change_the_arguments_and_hold_for_the_whole_job(
         (["--approve", "--always", "week"], "is none of job, session, scope"),
         (["--reject", "--always", "job"], "a refusal changes no arguments"),
     ):
-        refused = CliRunner().invoke(commands._cli, [*words, *wrong])
+        refused = CliRunner().invoke(commands.cli, [*words, *wrong])
         assert (refused.exit_code, said in refused.stderr) == (2, True), refused.stderr
     assert (
         printed(*words, "--approve", "--arguments", '{"amount": 70}', "--always", "job", "--comment", "ok")
@@ -146,7 +146,7 @@ async def test_an_answer_may_change_the_arguments_and_hold_for_the_whole_job(
 
 def test_a_job_that_is_not_there_is_named(tmp_path: Path) -> None:
     SqliteJournal(tmp_path / "journal").close()
-    done = CliRunner().invoke(commands._cli, ["audit", "nobody", "--journal", str(tmp_path)])
+    done = CliRunner().invoke(commands.cli, ["audit", "nobody", "--journal", str(tmp_path)])
     assert (done.exit_code, "has no entry of job nobody" in done.stderr) == (1, True)
 
 

@@ -36,7 +36,7 @@ from sabot.letters.places import Ranges
     ],
 )
 def test_wrong_use_is_told_with_what_to_write(words: list[str], said: str) -> None:
-    done = CliRunner().invoke(commands._cli, ["dlq", *words])
+    done = CliRunner().invoke(commands.cli, ["dlq", *words])
     assert done.exit_code == 2
     assert said in done.stderr
 
@@ -44,7 +44,7 @@ def test_wrong_use_is_told_with_what_to_write(words: list[str], said: str) -> No
 def test_the_broker_of_the_app_is_taken(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
     (tmp_path / "dlq_shop.py").write_text("from sabot import App\napp = App('shop', 'memory://shop')\n")
     monkeypatch.chdir(tmp_path)
-    done = CliRunner().invoke(commands._cli, ["-A", "dlq_shop:app", "dlq", "list", "orders.dlq"])
+    done = CliRunner().invoke(commands.cli, ["-A", "dlq_shop:app", "dlq", "list", "orders.dlq"])
     assert done.exit_code == 2
     assert "memory://shop: the topics of a memory broker end with their process" in done.stderr
 
@@ -57,13 +57,13 @@ def test_a_list_says_of_how_many_and_counts_them_by_reason(tmp_path: Path) -> No
         facts["message"] = f"field n: invalid value '{number}' for int64" if number % 2 else f"{number} is too long"
         letters.append(json.dumps(dict.fromkeys(LETTER_SCHEMA.names) | facts | {"headers": "[]", "payload": "{}"}))
     (tmp_path / "bad.ndjson").write_text("\n".join(letters) + "\n")
-    done = CliRunner().invoke(commands._cli, ["dlq", "list", str(tmp_path / "bad.ndjson"), "--limit", "4"])
+    done = CliRunner().invoke(commands.cli, ["dlq", "list", str(tmp_path / "bad.ndjson"), "--limit", "4"])
     assert len(done.stdout.splitlines()) == 5
     assert done.stderr == (
         "4 of 30 dead letters: 10 × ValueError in check; 10 × field n: invalid value … for int… in read-1; "
         "10 × … is too long in read-1\n"
     )
-    found = CliRunner().invoke(commands._cli, ["dlq", "list", str(tmp_path / "bad.ndjson"), "--error", "ValueError"])
+    found = CliRunner().invoke(commands.cli, ["dlq", "list", str(tmp_path / "bad.ndjson"), "--error", "ValueError"])
     assert found.stderr == "10 of 10 dead letters: 10 × ValueError in check\n"
 
 
@@ -81,7 +81,7 @@ def test_what_a_letter_says_cannot_control_the_terminal(tmp_path: Path, words: l
         "payload": "{}",
     }
     (tmp_path / "bad.ndjson").write_text(json.dumps(facts) + "\n")
-    done = CliRunner().invoke(commands._cli, ["dlq", words[0], str(tmp_path / "bad.ndjson"), *words[1:]])
+    done = CliRunner().invoke(commands.cli, ["dlq", words[0], str(tmp_path / "bad.ndjson"), *words[1:]])
     assert done.exit_code == 0, done.output
     assert all(char.isprintable() or char == "\n" for char in done.output)
     assert "\\x1b]0;owned\\x07" in done.output
@@ -99,9 +99,9 @@ def test_the_letters_of_a_job_are_listed(tmp_path: Path) -> None:
     ]
     (tmp_path / "bad.ndjson").write_text("\n".join(lines) + "\n")
     words = ["dlq", "list", str(tmp_path / "bad.ndjson"), "--json", "--job"]
-    done = CliRunner().invoke(commands._cli, [*words, "shop.handle/x/0/1"])
+    done = CliRunner().invoke(commands.cli, [*words, "shop.handle/x/0/1"])
     assert [json.loads(line)["payload"] for line in done.stdout.splitlines()] == ["0"], done.stderr
-    assert CliRunner().invoke(commands._cli, [*words, "b"]).stdout == ""
+    assert CliRunner().invoke(commands.cli, [*words, "b"]).stdout == ""
 
 
 @settings(max_examples=100, deadline=None)

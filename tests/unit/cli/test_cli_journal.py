@@ -39,7 +39,7 @@ from tools.agent_tools import until
 
 
 def says(*words: object) -> Result:
-    return CliRunner().invoke(commands._cli, list(map(str, words)))
+    return CliRunner().invoke(commands.cli, list(map(str, words)))
 
 
 def printed(*words: object) -> str:

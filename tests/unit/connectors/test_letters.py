@@ -71,7 +71,7 @@ def records(payloads: list[bytes | None], keys: list[bytes | None], headers: lis
 
 
 def dlq(*words: str) -> Any:
-    done = CliRunner().invoke(commands._cli, ["dlq", *words])
+    done = CliRunner().invoke(commands.cli, ["dlq", *words])
     assert done.exit_code == 0, done.output
     return done.stdout
 
@@ -345,7 +345,7 @@ def test_what_is_no_place_of_letters_is_told(tmp_path: Path) -> None:
 
 def test_a_redrive_from_a_file_asks_for_a_broker(tmp_path: Path) -> None:
     (tmp_path / "bad.ndjson").write_text("nope\n")
-    done = CliRunner().invoke(commands._cli, ["dlq", "redrive", f"{tmp_path}/bad.ndjson"])
+    done = CliRunner().invoke(commands.cli, ["dlq", "redrive", f"{tmp_path}/bad.ndjson"])
     assert done.exit_code == 2
     assert "no broker is given" in done.stderr
 

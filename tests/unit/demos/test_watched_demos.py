@@ -181,6 +181,6 @@ def test_the_agents_demo_shows_what_the_agent_did_for_a_ticket_and_what_it_cost(
 
 @pytest.mark.parametrize("demo", ["fraud", "refunds", "agents"])
 def test_figures_at_the_end_and_a_console_exclude_each_other(demo: str) -> None:
-    done = CliRunner().invoke(commands._cli, ["demo", demo, "--json", "--web"])
+    done = CliRunner().invoke(commands.cli, ["demo", demo, "--json", "--web"])
     assert done.exit_code == 2
     assert "leave out --json or --web" in done.stderr

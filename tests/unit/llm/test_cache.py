@@ -11,6 +11,7 @@ from decimal import Decimal
 
 import pydantic
 import pytest
+import redis
 
 from sabot.agents import ExecutionRequest, RuntimeKernel
 from sabot.errors import EffectError, MissingExtra, UserError
@@ -277,8 +278,8 @@ async def test_caches_of_one_server_share_and_old_answers_leave_it(time):
     assert await second.get(b"\0k\xff") == ANSWER
     assert await other.get(b"\0k\xff") is None
     await asyncio.gather(*(each.put(b"%d" % n, ANSWER) for n in range(100) for each in (first, second)))
-    client = first._server.client
-    assert 0 < await client.pttl(f"{prefix}1:".encode() + b"\0k\xff") <= 3_600_000, "the server lets it go by itself"
+    with redis.Redis.from_url(server.url) as client:
+        assert 0 < client.pttl(f"{prefix}1:".encode() + b"\0k\xff") <= 3_600_000, "the server lets it go by itself"
     for each in (first, second, other):
         await each.close()
     with pytest.raises(UserError, match="it is closed"):
@@ -286,11 +287,13 @@ async def test_caches_of_one_server_share_and_old_answers_leave_it(time):
 
 
 async def test_an_answer_in_the_server_that_cannot_be_read_is_told():
-    cache = RedisCache(server_or_skip().url, prefix=f"{uuid.uuid4().hex}:", timeout="30s")
-    await cache._server.client.set(cache._prefix + b"k", b"\xc1")
+    server, prefix = server_or_skip(), f"{uuid.uuid4().hex}:"
+    cache, client = RedisCache(server.url, prefix=prefix, timeout="30s"), redis.Redis.from_url(server.url)
+    client.set(f"{prefix}1:k", b"\xc1")
     with pytest.raises(UserError, match="cannot be read"):
         await cache.get(b"k")
-    await cache._server.client.lpush(cache._prefix + b"list", b"x")
+    client.lpush(f"{prefix}1:list", b"x")
+    client.close()
     with pytest.raises(UserError, match="WRONGTYPE"):
         await cache.get(b"list")
     await cache.close()

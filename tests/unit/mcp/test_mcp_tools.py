@@ -149,7 +149,7 @@ async def test_a_read_that_was_cut_off_is_made_again_and_another_call_is_not(poo
     async def say(there, request):
         seen.append(request["params"]["name"])
         if len(seen) in (1, 3):
-            there._writer.close()
+            there.writer.close()
             return
         await there.answer(request, text("done"))
 
@@ -353,7 +353,7 @@ async def test_a_server_cannot_ask_without_end(desk):
 
 async def test_a_call_whose_server_died_while_a_person_was_asked_is_in_doubt():
     async def hear(there, said):
-        there._writer.close()
+        there.writer.close()
 
     async with McpServerPool(ask=Person({"sure": True})) as pool:
         pool.add("old", connect=asking_once(hear))

@@ -12,6 +12,7 @@ from unit.process.children import children_of
 from sabot.process import Supervisor
 from sabot.process.sandbox.levels import available
 from tools.agent_tools import until
+from tools.leftovers import end_supervisor
 
 collect_ignore_glob = [] if sys.platform == "linux" else ["test_*.py"]
 
@@ -32,8 +33,7 @@ async def supervisor() -> AsyncIterator[Supervisor]:
 @pytest.fixture(scope="package", autouse=True)
 def _no_supervisor_afterwards() -> Iterator[None]:
     yield
-    if Supervisor._current is not None:
-        Supervisor._current.close()
+    end_supervisor()
 
 
 @pytest.fixture

@@ -18,6 +18,11 @@ from tools.agent_tools import until
 # -- a child and its streams --------------------------------------------------------------------------------------------
 
 
+def waited_for(supervisor: Supervisor) -> tuple[int, int]:
+    """How many replies, and how many children, also those whose start is under way."""
+    return len(supervisor._replies), len(supervisor._children)
+
+
 async def test_a_program_gets_its_stdin_and_gives_its_output_and_its_code(supervisor: Supervisor) -> None:
     child = await supervisor.spawn(sh("cat; echo bad >&2; exit 3"))
     assert child.stdin is not None
@@ -112,8 +117,7 @@ async def test_a_worker_that_has_no_more_files_for_the_request_says_so_and_keeps
         with pytest.raises(IoError, match=f"true could not be started: {os.strerror(24)}"):
             await asyncio.wait_for(supervisor.spawn(Command(argv=["true"])), 60)
     assert sorted(os.listdir("/proc/self/fd")) == before
-    assert not supervisor._children
-    assert not supervisor._replies
+    assert waited_for(supervisor) == (0, 0)
     assert (await (await supervisor.spawn(Command(argv=["true"]))).wait()).success
 
 
@@ -128,8 +132,7 @@ async def test_a_worker_that_cannot_ask_for_a_child_says_so_and_keeps_nothing_of
         patched.setattr(os, call, refused)
         with pytest.raises(IoError, match=f"true could not be started: {os.strerror(number)}"):
             await supervisor.spawn(Command(argv=["true"]))
-    assert not supervisor._children
-    assert not supervisor._replies
+    assert waited_for(supervisor) == (0, 0)
     assert (await (await supervisor.spawn(Command(argv=["true"]))).wait()).success
 
 
@@ -261,7 +264,7 @@ async def test_a_spawn_that_is_cancelled_leaves_no_child(supervisor: Supervisor)
         os.kill(supervisor.pid, signal.SIGCONT)
     with pytest.raises(asyncio.CancelledError):
         await spawning
-    await until(lambda: not supervisor._children)
+    await until(lambda: waited_for(supervisor)[1] == 0)
 
 
 async def test_a_stopped_supervisor_is_named_and_starts_nothing_later(
@@ -279,7 +282,7 @@ async def test_a_stopped_supervisor_is_named_and_starts_nothing_later(
         os.kill(supervisor.pid, signal.SIGCONT)
     monkeypatch.undo()
     assert (await (await supervisor.spawn(Command(argv=["true"]))).wait()).success
-    await until(lambda: not supervisor._children and not children_of(supervisor.pid))
+    await until(lambda: waited_for(supervisor)[1] == 0 and not children_of(supervisor.pid))
 
 
 async def test_a_stopped_supervisor_whose_socket_is_full_holds_nobody_up_and_is_named(
@@ -309,11 +312,11 @@ async def test_a_stopped_supervisor_whose_socket_is_full_holds_nobody_up_and_is_
         monkeypatch.setattr(client, "_MOST_UNSENT", 1)
         with pytest.raises(CommunicationError, match=rf"requests wait: {said}"):
             child.resume()
-        waiting = len(supervisor._replies)
+        waiting = waited_for(supervisor)[0]
         for refused in (child.usage(), supervisor.spawn(Command(argv=["true"]))):
             with pytest.raises(CommunicationError, match="requests wait"):
                 await refused
-        assert (len(supervisor._replies), len(supervisor._children)) == (waiting, 1)
+        assert waited_for(supervisor) == (waiting, 1)
     finally:
         os.kill(supervisor.pid, signal.SIGCONT)
     monkeypatch.undo()

@@ -48,8 +48,9 @@ def the_task(app: App) -> AgentTask:
     """Nobody but the engine adds to what its barriers wait for."""
     run = app.agent_runtime.runner._run
     assert run is not None
-    assert run._agents is not None
-    return run._agents.task
+    agents = run._agents
+    assert agents is not None
+    return agents.task
 
 
 async def test_an_agent_task_acknowledges_when_all_that_must_flush_has(memory_url: str, tmp_path: Path) -> None:

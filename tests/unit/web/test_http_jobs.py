@@ -419,7 +419,7 @@ def test_wrong_options_of_the_command_serve_nothing(tmp_path: Path) -> None:
         (["--journal", tmp_path, "--http", "x"], "'x' is not an address"),
         (["--journal", tmp_path, "--token-file", tmp_path / "none"], "cannot be read"),
     ]:
-        done = CliRunner().invoke(commands._cli, ["jobs", "serve", *map(str, words)])
+        done = CliRunner().invoke(commands.cli, ["jobs", "serve", *map(str, words)])
         assert (done.exit_code != 0, said in done.stderr) == (True, True), done.stderr
 
 

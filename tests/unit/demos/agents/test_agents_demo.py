@@ -13,7 +13,7 @@ from sabot.demos.agents import demo
 
 
 def started(*words: str) -> tuple[int, str, str]:
-    done = CliRunner().invoke(commands._cli, ["demo", "agents", "--tickets", "10", *words])
+    done = CliRunner().invoke(commands.cli, ["demo", "agents", "--tickets", "10", *words])
     return done.exit_code, done.stdout, done.stderr
 
 

@@ -137,7 +137,7 @@ def test_amounts_are_positive_multiples_of_a_64th(many_days):
 def test_customers_pay_within_their_radius_and_all_of_them_do(many_days):
     generator = Generator(5)
     customer, terminal = many_days["customer_id"].to_numpy(), many_days["terminal_id"].to_numpy()
-    apart = np.hypot(*(generator._customer_at[customer] - generator._terminal_at[terminal]).T)
+    apart = np.hypot(*(generator.customer_at[customer] - generator.terminal_at[terminal]).T)
     assert apart.max() < 5.0
     assert len(np.unique(customer)) > 4_900
     assert len(np.unique(terminal)) > 9_900
@@ -149,7 +149,7 @@ def test_times_gather_around_noon(many_days):
     assert 5.0 < hours.std() < 5.5  # a normal of 5.56 hours, cut off at midnight
 
 
-def test_each_customer_keeps_his_rate_and_mean_amount(many_days):
+def test_each_customer_keeps_his_rate_andmean_amount(many_days):
     generator = Generator(5)
     fair = many_days["scenario"].to_numpy() < 2
     customer = many_days["customer_id"].to_numpy()[fair]
@@ -157,9 +157,9 @@ def test_each_customer_keeps_his_rate_and_mean_amount(many_days):
     mean = np.bincount(customer, many_days["amount"].to_numpy()[fair], 5_000) / np.maximum(count, 1)
     days = generator.day_of(600_000)
     busy = count > 100
-    assert np.corrcoef(count, generator._rate)[0, 1] > 0.98
-    np.testing.assert_allclose(mean[busy], generator._mean_amount[busy], rtol=0.25)
-    np.testing.assert_allclose(count.sum(), generator._rate.sum() * days, rtol=0.03)
+    assert np.corrcoef(count, generator.rate)[0, 1] > 0.98
+    np.testing.assert_allclose(mean[busy], generator.mean_amount[busy], rtol=0.25)
+    np.testing.assert_allclose(count.sum(), generator.rate.sum() * days, rtol=0.03)
 
 
 def test_a_fraud_is_a_row_of_a_scenario_and_under_one_percent_are(many_days):
@@ -178,7 +178,7 @@ def test_every_amount_over_220_is_a_fraud(many_days):
 def test_a_compromised_terminal_is_all_fraud_for_28_days_and_two_are_drawn_a_day(many_days):
     day = (many_days["ts"].to_numpy() - START_MS) // DAY_MS
     terminal, scenario = many_days["terminal_id"].to_numpy(), many_days["scenario"].to_numpy()
-    drawn, _ = Generator(5)._draws(0)
+    drawn, _ = Generator(5).draws(0)
     assert drawn.shape[1] == 2
     bad = {(t, d) for first, pair in enumerate(drawn[:60]) for t in pair.tolist() for d in range(first, first + 28)}
     is_bad = np.fromiter(((t, d) in bad for t, d in zip(terminal.tolist(), day.tolist(), strict=True)), bool)
@@ -190,7 +190,7 @@ def test_a_compromised_terminal_is_all_fraud_for_28_days_and_two_are_drawn_a_day
 def test_a_third_of_a_compromised_customers_rows_are_fraud_for_14_days(many_days):
     day = (many_days["ts"].to_numpy() - START_MS) // DAY_MS
     customer, scenario = many_days["customer_id"].to_numpy(), many_days["scenario"].to_numpy()
-    _, drawn = Generator(5)._draws(0)
+    _, drawn = Generator(5).draws(0)
     assert drawn.shape[1] == 3
     bad = {(c, d) for first, three in enumerate(drawn[:60]) for c in three.tolist() for d in range(first, first + 14)}
     is_bad = np.fromiter(((c, d) in bad for c, d in zip(customer.tolist(), day.tolist(), strict=True)), bool)
@@ -201,7 +201,7 @@ def test_a_third_of_a_compromised_customers_rows_are_fraud_for_14_days(many_days
 def test_stolen_cards_pay_five_times_as_much(many_days):
     generator = Generator(5)
     stolen = many_days["scenario"].to_numpy() == 3
-    times = many_days["amount"].to_numpy()[stolen] / generator._mean_amount[many_days["customer_id"].to_numpy()[stolen]]
+    times = many_days["amount"].to_numpy()[stolen] / generator.mean_amount[many_days["customer_id"].to_numpy()[stolen]]
     assert 4.7 < times.mean() < 5.4
 
 

@@ -81,10 +81,15 @@ def test_cuts_hold_what_was_there_while_the_backend_goes_on(seed, ttl):
     assert compared > 20
 
 
+def dict_of(backend: MemoryBackend) -> dict[bytes, bytes]:
+    """The dict that has the values now."""
+    return backend._tables["n"]
+
+
 def test_a_cut_copies_nothing_and_there_is_one_dict_again_when_it_is_over():
     backend = MemoryBackend()
     backend.write_many("n", [b"%d" % n for n in range(1000)], [b"x"] * 1000)
-    table = backend._tables["n"]
+    table = dict_of(backend)
     cut = backend.cut()
     assert cut.tables["n"][0] is table
     backend.write_many("n", [b"%d" % n for n in range(0, 1000, 2)], [b"y"] * 500)
@@ -94,7 +99,7 @@ def test_a_cut_copies_nothing_and_there_is_one_dict_again_when_it_is_over():
     cut.discard()
     for n in range(100):
         backend.write("n", b"%d" % n, b"z")
-    assert backend._tables["n"] is table
+    assert dict_of(backend) is table
     assert sorted(table.items()) == list(backend.items("n"))
     assert len(table) == backend.statistics()["keys"] == 1000
 
@@ -102,13 +107,13 @@ def test_a_cut_copies_nothing_and_there_is_one_dict_again_when_it_is_over():
 def test_a_cut_that_nobody_has_any_more_is_over():
     backend = MemoryBackend()
     backend.write("n", b"k", b"1")
-    table = backend._tables["n"]
+    table = dict_of(backend)
     cut = backend.cut()
     backend.write("n", b"k", b"2")
-    assert backend._tables["n"] is not table
+    assert dict_of(backend) is not table
     del cut
     backend.write("n", b"k", b"3")
-    assert backend._tables["n"] is table
+    assert dict_of(backend) is table
     assert table == {b"k": b"3"}
 
 
