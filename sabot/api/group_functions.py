@@ -17,7 +17,7 @@ from sabot.api.aggregates import Aggregate, UserAggregate, aggregate_with
 from sabot.api.arguments import Schema, function_of, schema_of
 from sabot.api.expr import Expr
 from sabot.api.words import hint_of_arrow, name_of, not_arrow
-from sabot.base.arrays import twice_named
+from sabot.base.arrays import exact_cast, twice_named
 from sabot.codecs.engine_columns import TIME_COLUMN
 from sabot.errors import DataError, UserError
 
@@ -152,7 +152,7 @@ def _fitted(name: str, made: Any, wanted: pa.Schema) -> list[Any]:
             hint="schema= names the columns of its result",
         )
     try:
-        return [pc.cast(batch.column(field.name), field.type) for field in wanted]
+        return [exact_cast(batch.column(field.name), field.type) for field in wanted]
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise UserError(f"{name}: {error}", hint="schema= has the types of its result") from DataError(str(error))
 

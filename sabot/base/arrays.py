@@ -124,6 +124,45 @@ def batch_of_rows(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> pa.Re
     return pa.RecordBatch.from_arrays(columns, schema=schema)
 
 
+def table_of(rows: Any) -> pa.Table:
+    """Returns the rows of an object that gives them to Arrow as a stream, such as a data frame. Raises UserError for what
+    its library would cut without an error: of a column of Python objects in a frame of pandas, the hour of a datetime
+    beside dates, or the zone of a time; periods of pandas, and objects of polars. Raises the errors of pyarrow.
+    """
+    table = pa.table(rows)
+    kinds = map(str, getattr(rows, "dtypes", ()))
+    for place, (name, kind) in enumerate(zip(getattr(rows, "columns", ()), kinds, strict=False)):
+        if kind == "Object":
+            hint = f"with_columns(pl.col({name!r}).map_elements(…, return_dtype=…)), or drop({name!r})"
+            raise UserError(
+                f"column {name!r} of the frame has Python objects, of which Arrow gets no values", hint=hint
+            )
+        if kind.startswith("period["):
+            hint = f"frame[{name!r}].dt.to_timestamp()"
+            raise UserError(f"column {name!r} of the frame has periods, of which Arrow gets numbers only", hint=hint)
+        type = table.schema.types[place]
+        if kind == "object" and (pa.types.is_temporal(type) or pa.types.is_nested(type)):
+            values = [None if _is_missing(value) else value for value in rows.iloc[:, place]]
+            if lost := _loss(values, type) or _mixed_zones(values, type):
+                raise UserError(f"column {name!r} of the frame: {lost}", hint="give all values of the column one type")
+    return table
+
+
+def _is_missing(value: Any) -> bool:
+    """Returns True for what pandas takes as null beside None: NaN, NaT and NA."""
+    return (value is not None and _kind(value).__name__ in ("NaTType", "NAType")) or (
+        isinstance(value, float) and value != value
+    )
+
+
+def _mixed_zones(values: Sequence[Any], type: pa.DataType) -> str:
+    """Returns the message for times of which some have a time zone and others none, or ""."""
+    if not pa.types.is_timestamp(type):
+        return ""
+    zoned = {value.tzinfo is not None for value in values if isinstance(value, datetime.datetime)}
+    return "some of its times have a time zone, and others have none" if len(zoned) > 1 else ""
+
+
 def _converted(values: Sequence[Any], type: pa.DataType | None) -> pa.Array:
     try:
         return pa.array(values, type)
@@ -191,7 +230,7 @@ def _loss_of_times(values: Sequence[Any], type: pa.DataType) -> str:
     def lost(value: Any) -> str:
         if isinstance(value, float | decimal.Decimal):
             return "its fraction" if value != int(value) else ""
-        if getattr(value, "nanosecond", 0) and unit != "ns":  # of pandas
+        if (getattr(value, "nanosecond", 0) or getattr(value, "nanoseconds", 0)) and unit != "ns":  # of pandas
             return "its nanoseconds"
         if pa.types.is_date(type):
             return "its hour" if isinstance(value, datetime.datetime) and value.time() != datetime.time() else ""

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from sabot._cython.arrow.batch import Batch
 from sabot._cython.groups.partition import hash_columns
-from sabot.base.arrays import column_of, exact_cast, twice_named
+from sabot.base.arrays import column_of, exact_cast, table_of, twice_named
 from sabot.codecs.json import AbsentColumns
 from sabot.codecs.records import RECORD_SCHEMA, decode_json, iterate_records
 from sabot.connectors.base import Bounded, Positions, Sink, Source
@@ -134,12 +134,15 @@ def _hashes(column: Any) -> Any:
 def _table(rows: Any, source: str, schema: pa.Schema | None) -> pa.Table:
     """Returns the rows of an object that speaks Arrow. The unnamed index of a pandas frame is left out."""
     try:
-        table = pa.table(rows)
-    except ValueError as error:
+        table = table_of(rows)
+    except (ValueError, TypeError, OverflowError) as error:
         twice = [name for name, times in Counter(map(str, getattr(rows, "columns", ()))).items() if times > 1]
         if twice:
             raise UserError(f"stream: the rows have two columns {twice[0]!r}", hint="rename one of them") from error
         what = f"a {type(rows).__module__.partition('.')[0]}.{type(rows).__name__}"
+        if hasattr(rows, "columns"):
+            hint = "give each of its columns one type that Arrow has"
+            raise UserError(f"stream: the columns of {what} cannot be read: {error}", hint=hint) from error
         raise UserError(f"stream: {what} has no columns: {error}", hint="stream(series.to_frame())") from error
     table = table.drop_columns([name for name in table.column_names if name.startswith("__index_level_")])
     for index in (table.schema.pandas_metadata or {}).get("index_columns", ()):

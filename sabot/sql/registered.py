@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from sabot.api.expr import Expr, col, lit
 from sabot.api.stream import Stream
-from sabot.base.arrays import as_type, column_of
+from sabot.base.arrays import as_type, column_of, exact_cast
 from sabot.errors import UserError
 from sabot.sql import functions
 from sabot.sql.scope import Relation, TableColumn, TypedExpr, at, names_of, node_of
@@ -139,7 +139,7 @@ def _columns_added(
         else:
             results = function(*columns)
             results = results.combine_chunks() if isinstance(results, pa.ChunkedArray) else results
-            results = results.cast(type) if isinstance(results, pa.Array) else column_of(results, type)
+            results = exact_cast(results, type) if isinstance(results, pa.Array) else column_of(results, type)
         return pa.RecordBatch.from_arrays([*batch.columns, results], schema=schema)
 
     call.__name__ = call.__qualname__ = registered.name

@@ -6,6 +6,7 @@ import pyarrow.compute as pc
 
 from sabot._cython.arrow.c_data cimport ArrowArray, array_of, schema_of
 
+from sabot.base.arrays import table_of
 from sabot.errors import UserError
 
 __all__ = ["Batch", "normalise"]
@@ -187,7 +188,7 @@ def _import(data):
     if hasattr(data, "__arrow_c_array__"):
         return _rows_of(_Capsules(data.__arrow_c_array__()))
     if hasattr(data, "__arrow_c_stream__"):
-        return _joined(pa.table(data))
+        return _joined(table_of(data))
     raise TypeError(f"{type(data).__name__} is not Arrow data: it has neither __arrow_c_array__ nor __arrow_c_stream__")
 
 

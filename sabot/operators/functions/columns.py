@@ -14,6 +14,7 @@ from sabot._cython.groups.partition import hash_columns
 from sabot._cython.text.records import decode_values, encode_values, key_rows
 from sabot.api.functions import checked_ms
 from sabot.api.words import not_arrow
+from sabot.base.arrays import exact_cast
 from sabot.calls.judging import OnceJudge, present_judge
 from sabot.errors import UserError
 from sabot.operators.base import END_OF_TIME, START_OF_TIME
@@ -267,9 +268,9 @@ class BatchCaller(FunctionCaller):
         for field in schema:
             column = made.column(field.name)
             try:
-                columns.append(column if column.type == field.type else pc.cast(column, field.type))
+                columns.append(column if column.type == field.type else exact_cast(column, field.type))
             except pa.ArrowException as error:
-                reason = f"{field.name!r} is {column.type}, not {field.type}"
+                reason = f"{field.name!r} is {column.type}, not {field.type}: {error}"
                 raise UserError(
                     f"a column that it returned differs from its {what}: {reason}", hint="cast it"
                 ) from error

@@ -3,6 +3,7 @@
 import datetime
 import decimal
 import sys
+from typing import Any
 
 import duckdb
 import pandas as pd
@@ -71,6 +72,57 @@ def test_an_index_of_pandas_that_counts_is_a_column_too_if_it_has_a_name():
     counting = frame.set_axis(pandas.RangeIndex(7, 11, 2, name="id"))
     assert App("memory").stream(counting).collect().to_pylist() == expected, "Arrow has no column for it"
     assert App("memory").stream(counting, schema={"id": "int32"}).collect().to_pylist() == [{"id": 7}, {"id": 9}]
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ([datetime.date(2024, 1, 1), datetime.datetime(2024, 1, 1, 5)], "would lose its hour as date32"),
+        (
+            [None, {"d": datetime.date(2024, 1, 1)}, {"d": datetime.datetime(2024, 1, 1, 5)}],
+            "would lose its hour as date32",
+        ),
+        ([datetime.time(1, tzinfo=datetime.UTC)], "would lose its zone as time64"),
+        (
+            [datetime.datetime(2024, 1, 1), datetime.datetime(2024, 1, 1, tzinfo=datetime.UTC)],
+            "some of its times have a time zone",
+        ),
+        ([pd.NaT, pd.Timestamp(1, unit="ns")], "would lose its nanoseconds as timestamp"),
+        ([pd.Timedelta(1, unit="ns"), pd.NA], "would lose its nanoseconds as duration"),
+    ],
+)
+@pytest.mark.parametrize("way", ["stream", "map_batches"])
+def test_what_pandas_would_cut_of_python_objects_is_refused(values: list[Any], said: str, way: str) -> None:
+    frame = pd.DataFrame({"n": range(len(values)), "v": pd.Series(values, dtype=object)})
+    app = App("memory")
+    with pytest.raises(UserError, match=f"column 'v' of the frame: .*{said}"):
+        (app.stream(frame) if way == "stream" else app.stream([{"n": 1}]).map_batches(lambda batch: frame)).collect()
+
+
+def test_objects_of_pandas_that_arrow_has_whole_are_taken() -> None:
+    values = [datetime.datetime(2024, 1, 1, 5), pd.NaT, None]
+    frame = pd.DataFrame({"t": pd.Series(values, dtype=object), "s": ["a", None, "c"], "l": [[1], None, [2]]})
+    assert App("memory").stream(frame).collect().to_pydict() == {
+        "t": [values[0], None, None],
+        "s": ["a", None, "c"],
+        "l": [[1], None, [2]],
+    }
+
+
+def test_columns_of_frames_that_arrow_has_only_as_numbers_are_refused() -> None:
+    with pytest.raises(UserError, match="column 'a' of the frame has Python objects, of which Arrow gets no values"):
+        App("memory").stream(pl.DataFrame({"a": [object()]}))
+    periods = pd.DataFrame({"month": pd.period_range("2024-01", periods=2, freq="M")})
+    with pytest.raises(UserError, match=r"'month' of the frame has periods.*frame\['month'\].dt.to_timestamp\(\)"):
+        App("memory").stream(periods)
+    sparse = pd.DataFrame({"a": pd.arrays.SparseArray([0, 1])})
+    with pytest.raises(UserError, match=r"the columns of a pandas.DataFrame cannot be read: Sparse"):
+        App("memory").stream(sparse)
+
+
+def test_nanoseconds_of_a_timedelta_in_a_row_are_not_lost() -> None:
+    with pytest.raises(UserError, match="would lose its nanoseconds as duration"):
+        App("memory").stream([{"d": pd.Timedelta(1, unit="ns")}])
 
 
 @pytest.mark.parametrize("library", ["polars", "pandas"])
@@ -281,3 +333,23 @@ def test_without_the_library_the_error_says_what_to_install(monkeypatch, name):
 def test_a_topic_needs_a_limit_and_the_error_names_the_method(memory_url):
     with pytest.raises(UserError, match="has no end"):
         App("memory", broker=memory_url).stream("orders", schema={"n": "int64"}).to_polars()
+
+
+WHOLE_DAY, HOUR = datetime.date(2024, 1, 1), datetime.datetime(2024, 1, 1, 5)
+
+
+@pytest.mark.parametrize(
+    ("column", "type"),
+    [([HOUR], "date32"), ([0.125], "decimal128(9, 2)"), ([5], "bool"), ([1e40], "float32")],
+    ids=["hour", "digits", "bool", "inf"],
+)
+@pytest.mark.parametrize("way", ["process", "apply"])
+def test_a_result_of_a_function_over_batches_is_not_cut_to_its_schema(column: list[Any], type: str, way: str) -> None:
+    stream = App("memory").stream([{"id": 1, "at": HOUR}], time="at")
+    made = pa.table({"v": column})
+    if way == "process":
+        given = stream.key_by("id").process(lambda keys, batch, ctx: (made, [0]), schema={"v": type}, batch=True)
+    else:
+        given = stream.key_by("id").window(tumbling("1h")).apply(lambda rows: made, schema={"v": type})
+    with pytest.raises(UserError, match="would be"):
+        given.collect()

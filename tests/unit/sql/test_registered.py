@@ -139,3 +139,9 @@ def test_an_agent_has_its_own_name_in_sql(app):
     app.sql("INSERT INTO alarms SELECT id FROM t WHERE n > 4")
     app.main()
     assert sorted(seen) == [3, 4]
+
+
+def test_the_results_of_a_function_over_columns_are_not_cut_to_its_type(app):
+    app.register("eighth", lambda n: pc.divide(pc.cast(n, pa.float64()), 8.0), returns="decimal128(9, 2)", batch=True)
+    with pytest.raises(UserError, match="would be"):
+        rows(app, "SELECT id, eighth(id) AS e FROM t")
