@@ -23,6 +23,7 @@ import msgspec
 from sabot.base.stored_names import stored_name
 from sabot.calls.certainty import Certainty
 from sabot.calls.effects import RULES, Doubt, EffectClass, EffectId, Reconciled, digest, in_doubt
+from sabot.calls.judging import ValueCode
 from sabot.errors import EffectError, InternalError, UserError
 from sabot.jobs.answers import (
     APPROVAL_WORDS,
@@ -531,7 +532,8 @@ def _verdict(effect: EffectState, answer: Answer) -> EffectCommand:
         error = EffectError("Abandoned", f"{effect.name} was abandoned{by}")
         return EffectCommand("result", error.type, pack_error(error))
     try:
-        return EffectCommand("result", "ok", pack(effect.given_result(result), effect.name))
+        with ValueCode(effect.name):
+            return EffectCommand("result", "ok", pack(effect.given_result(result), effect.name))
     except UserError as error:  # an unchecked answer, which came straight into the inbox
         return EffectCommand("result", stored_name(type(error)), pack_error(error))
 

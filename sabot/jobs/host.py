@@ -24,7 +24,7 @@ from sabot.base.stored_names import stored_name
 from sabot.base.supervision import watch_task
 from sabot.base.threads import run_in_thread, run_to_end
 from sabot.calls.effects import EffectId, digest
-from sabot.calls.judging import with_judge
+from sabot.calls.judging import ValueCode, with_judge
 from sabot.clock import Clock
 from sabot.errors import NonDeterminism, SabotError
 from sabot.jobs.core import APPROVAL, SEQUENCES_APART, LookedUp, Outcome, may_happen
@@ -807,8 +807,14 @@ class JobHost(HostState):
         """
         job = running.job
         if isinstance(error, ContinueAs):
-            self._continue(running, error.message)
-            return
+            try:
+                with ValueCode("ctx.continue_as"):
+                    record = running.owner.continued(job, error.message)
+            except (Exception, *EXITS) as wrong:  # a message that cannot be recorded, or the code of its objects
+                error = wrong
+            else:
+                self._continue(running, record)
+                return
         if isinstance(error, asyncio.CancelledError):
             if job.cancels:
                 self._close_job(running, "cancelled", pack_error(error), result=job.cancels[-1].reason)
@@ -846,15 +852,14 @@ class JobHost(HostState):
         self._forget(running)
         self.parking.load(job_id)
 
-    def _continue(self, running: RunningJob, message: Any) -> None:
-        """Begins a new history of the job, because its function has called `ctx.continue_as(message)`. `message`: the
-        input of the new history.
+    def _continue(self, running: RunningJob, record: bytes) -> None:
+        """Begins a new history of the job, because its function has called `ctx.continue_as(message)`. `record`: the
+        message as the input of the new history (`JobOwner.continued`).
         """
         self._effects.leave(running)
         told = self._leave_children(running)
         job, owner = running.job, running.owner
-        old, record = job.history.begin, owner.continued(job, message)
-        behalf = job.behalf
+        old, behalf = job.history.begin, job.behalf
         facts = old.agent, record, old.key, old.digest, owner.code, *behalf[:2], old.run, behalf.labels
         entry = Begin(job.job_id, self.now_ms(), *facts, seed=SEQUENCES_APART, session=old.session, form=old.form)
         # ordinals go on, since the id of an effect, by which a service knows a call again, must never come twice

@@ -9,6 +9,7 @@ for the same effects. If it asks for another effect than the journal has, the jo
 """
 
 import asyncio
+import logging
 import random
 import uuid
 from collections import deque
@@ -65,6 +66,8 @@ from sabot.jobs.values import UNCHANGEABLE, copied, copied_arguments, pack, unpa
 from sabot.jobs.verdicts import given_result, wanted_result
 from sabot.journal.entries import INLINE_BYTES, Answer, Cancel, EffectResult, Intent, Signal
 
+_log = logging.getLogger(__name__)
+
 ENDS = "ends of answers"
 """The name of the patch at which a job looks at how an answer of a model has ended (`JobRun.looks_at_ends`)."""
 _HALF = 8  # bytes of a digest
@@ -103,7 +106,14 @@ class Ask(EffectState):
     refused: GuardVerdict | None = None
 
     def wanted_result(self) -> dict[str, Any]:
-        return {} if self.tool is None else wanted_result(self.tool)
+        if self.tool is None:
+            return {}
+        try:
+            with ValueCode(self.name):
+                return wanted_result(self.tool)
+        except UserError as error:  # the code of its type calls a tool; the person is asked all the same
+            _log.warning("the question whether %s was done names no type of its result: %s", self.name, error)
+            return {}
 
     def given_result(self, result: Any) -> Any:
         return result if self.tool is None else given_result(self.tool, result)

@@ -17,7 +17,6 @@ import pyarrow as pa
 from sabot.base.arrays import column_of
 from sabot.calls.functions import unwrap
 from sabot.calls.json_schema import mismatch
-from sabot.calls.judging import ValueCode
 from sabot.calls.tools import Tool, ToolAnswer
 from sabot.errors import UserError
 
@@ -70,7 +69,11 @@ def wanted_result(tool: Tool) -> dict[str, Any]:
         schema, found = None if tool.parameters is None else tool.parameters.output, {"gives": "answer"}
     else:
         schema, found = _schema_of(kind), {}
-    return found | ({"result": schema} if schema and len(msgspec.json.encode(schema)) <= _MOST_SCHEMA_BYTES else {})
+    try:
+        is_short = len(msgspec.json.encode(schema)) <= _MOST_SCHEMA_BYTES
+    except (TypeError, ValueError, RecursionError):  # a class of the user adds what is no JSON
+        is_short = False
+    return found | ({"result": schema} if schema and is_short else {})
 
 
 def check_result(payload: Mapping[str, Any], result: Any) -> None:
@@ -110,7 +113,7 @@ def given_result(tool: Tool, result: Any) -> Any:
         return kind.from_person(result)
     from sabot.calls.schema import converted
 
-    with ValueCode(tool.name), suppress(Exception):  # a type that msgspec does not read, or the user's code in it
+    with suppress(Exception):  # a type that msgspec does not read, or the user's code in it
         # `asdict`, because msgspec would not pack the fields of a dataclass that have their default here
         return asdict(_Held(converted(result, kind)))["value"]
     return result

@@ -23,6 +23,7 @@ from sabot.agents.durable.job_rows import (
 from sabot.api.agent import AgentSpec
 from sabot.api.context import Message
 from sabot.calls.functions import awaitable
+from sabot.calls.judging import ValueCode
 from sabot.clock import Clock
 from sabot.codecs.records import decode_json
 from sabot.errors import RowErrors
@@ -106,7 +107,8 @@ class JobFunction:
         """Encodes the value that the function has returned, for the job's END entry. Raises UserError if the value
         cannot be encoded.
         """
-        return pack(plain_value(value), f"the result of job {job.job_id}")
+        with ValueCode(job.history.begin.agent):
+            return pack(plain_value(value), f"the result of job {job.job_id}")
 
 
 class BatchJobFunction(JobFunction):

@@ -54,6 +54,7 @@ from sabot.api.agent import AgentSpec
 from sabot.base.process_exit import EXITS
 from sabot.base.supervision import watch_call, watch_task
 from sabot.calls.effects import digest
+from sabot.calls.judging import ValueCode
 from sabot.calls.limits import TokenBucket
 from sabot.errors import DataError, InputChanged, NonDeterminism, SabotError, UserError
 from sabot.jobs.guard import Behalf
@@ -504,9 +505,12 @@ class DurableAgentOperator(AgentOperator):
 
     def ended(self, job: JobRun, value: Any) -> bytes:
         call = self.calls[job.job_id]
-        output = (
-            () if value is None else self.check_results(results_of(value, self.payload_of), value, f"job {job.job_id}")
-        )
+        with ValueCode(self.spec.agent_id):
+            output = (
+                ()
+                if value is None
+                else self.check_results(results_of(value, self.payload_of), value, f"job {job.job_id}")
+            )
         packed = self.function.packed(job, value)
         record, ctx = call.record, call.ctx
         assert record is not None

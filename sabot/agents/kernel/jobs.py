@@ -23,6 +23,7 @@ from sabot.calls.decoded import NO_FORM, form_of, with_form
 from sabot.calls.effects import EffectId, digest
 from sabot.calls.error_log import ErrorLog
 from sabot.calls.functions import awaitable
+from sabot.calls.judging import ValueCode
 from sabot.calls.messages import ChatMessage
 from sabot.calls.tool_context import CALL, PLAIN_CALL
 from sabot.calls.tool_results import json_text, model_or_text
@@ -419,9 +420,10 @@ class KernelAgent:
         """Encodes the value that the agent or function has returned, for the END entry of the job. Raises UserError for
         a value that cannot be encoded.
         """
-        if isinstance(value, AgentResult):
-            value = self._ended(value)
-        return pack(value, f"the result of job {job.job_id}")
+        with ValueCode(self.name):
+            if isinstance(value, AgentResult):
+                value = self._ended(value)
+            return pack(value, f"the result of job {job.job_id}")
 
     def _ended(self, result: AgentResult[Any]) -> Any:
         facts = result.usage, result.cost, result.turns, result.tool_calls, result.finish_reason

@@ -222,6 +222,79 @@ async def test_a_validator_calls_no_tool_when_an_edit_is_checked_and_applied() -
     assert made == []
 
 
+class ShownSchema(pydantic.BaseModel):
+    x: int = 1
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: Any, handler: Any) -> Any:
+        wire("schema")
+        return handler(core)
+
+
+class NoSchema(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(json_schema_extra={"examples": [object()]})  # type: ignore[list-item]
+    x: int = 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"), [(ShownSchema, "{'x': 2}"), (NoSchema, "{'x': 2}"), (Checked, REFUSED), (Serialized, REFUSED)]
+)
+async def test_code_of_the_type_of_a_result_in_doubt_calls_no_tool_and_ends_no_kernel(kind: Any, words: str) -> None:
+    """A schema that is no JSON ended the kernel with all its jobs."""
+
+    def take() -> Any:
+        raise ConnectionResetError("lost")
+
+    take.__annotations__["return"] = kind
+    lost = tool(take)
+
+    async def function(ctx: Any) -> str:
+        return str(await ctx.call(lost))
+
+    made.clear()
+    assert words in await run(function, answer={"outcome": "done", "result": {"x": 2}})
+    assert made == []
+
+
+@pytest.mark.parametrize(
+    ("message", "words"),
+    [
+        (Serialized(), "wire was not called: code of a value of ctx.continue_as does it"),
+        (object(), "it has a value of type object in it"),
+    ],
+    ids=["calls a tool", "is no value"],
+)
+async def test_a_message_with_which_a_job_cannot_continue_fails_this_job_only(message: Any, words: str) -> None:
+    """It ended the kernel with all its jobs."""
+
+    async def function(ctx: Any) -> str:
+        if ctx.message == "go":
+            ctx.continue_as(message)
+        return "done"
+
+    made.clear()
+    async with RuntimeKernel.create(agent=function) as kernel:
+        for prompt, wanted in (("go", words), ("on", "done")):
+            handle = await kernel.execute(ExecutionRequest(prompt=prompt))
+            try:
+                said = str((await handle.result()).output)
+            except Exception as error:
+                said = str(error)
+            assert wanted in said
+    assert made == []
+
+
+async def test_code_of_the_output_of_a_job_calls_no_tool() -> None:
+    async def function(ctx: Any) -> Any:
+        return Serialized()
+
+    made.clear()
+    async with RuntimeKernel.create(agent=function) as kernel:
+        with pytest.raises(Exception, match="wire was not called: code of a value of function does it"):
+            await (await kernel.execute(ExecutionRequest(prompt="go"))).result()
+    assert made == []
+
+
 async def test_code_of_a_default_asks_no_model_and_begins_no_job() -> None:
     """A task that the code begins has its context, so what it calls later is refused too."""
     take = taking(Asks())
