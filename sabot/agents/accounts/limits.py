@@ -51,6 +51,7 @@ ASSUMED_TOKENS = 4096
 
 _FIELDS = frozenset(bytes([0x80 + count]) for count in range(16))  # the first byte of a msgpack mapping with few fields
 _COUNTED = ("max_tokens", "max_cost", "max_turns", "max_tool_calls")
+_MOST_ENDED = 10_000  # jobs that are over, and are still known to have had limits
 _RULE, _VERSION = "budget of the job", "budget"
 _FREE = frozenset({"ContextLengthExceeded", "NotSent", *map(stored_name, UNPAID)})
 
@@ -164,6 +165,7 @@ class JobLimits(EffectGuard):
         self._within: dict[
             tuple[str, int], EffectId
         ] = {}  # calls that tools make by themselves -> the effects of these tools
+        self._ended: dict[str, None] = {}  # the newest jobs with limits that are over: their tools may have left tasks
 
     # -- jobs ---------------------------------------------------------------------------------------------------------
 
@@ -184,6 +186,7 @@ class JobLimits(EffectGuard):
         if begin.job in self._jobs:  # the job goes on: ctx.continue_as, or another run after a failure
             self._jobs[begin.job].over = False
             return
+        self._ended.pop(begin.job, None)
         limits, parent = _limits_of(begin), self._parent(begin.job)
         if limits is not None:
             self._jobs[begin.job] = _Job(limits, Account())
@@ -229,6 +232,9 @@ class JobLimits(EffectGuard):
         its descendants. This usage remains in the account of the job's parent.
         """
         job = self._jobs.pop(job_id)
+        self._ended[job_id] = None
+        if len(self._ended) > _MOST_ENDED:
+            del self._ended[next(iter(self._ended))]
         for name in job.children & self._jobs.keys():
             if self._jobs[name].over:
                 self._forget(name)
@@ -243,6 +249,8 @@ class JobLimits(EffectGuard):
             return self._decide_again(call.effect) if call.after == "again" else self._decide_degraded(call)
         within = call.within
         job = self._jobs.get(call.effect.job if within is None else within.job)
+        if job is None and within is not None and within.job in self._ended:
+            return _denied(f"job {within.job} has ended, so nothing counts what a task of its tool still calls")
         if job is None or (within is not None and within.ordinal in job.apart):
             return NO_OBJECTION
         if within is not None:

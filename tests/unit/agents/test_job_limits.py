@@ -160,6 +160,43 @@ async def test_tools_of_a_function_count_too() -> None:
         assert await says(kernel, ask()) == ["a", "B", "c"]
 
 
+@pytest.mark.parametrize(
+    ("limits", "made"),
+    [
+        ({}, ["look", "yes"]),
+        ({"max_tool_calls": 9}, ["BudgetExceeded", "BudgetExceeded"]),
+        ({"max_tokens": 9_000}, ["BudgetExceeded", "BudgetExceeded"]),
+    ],
+)
+async def test_a_task_that_a_tool_leaves_behind_has_no_limits_of_its_own(
+    limits: dict[str, Any], made: list[str]
+) -> None:
+    """Earlier versions forgot the limits with the end of the job, and the task could call as often as it liked."""
+    asks, _ = engine()
+    over, left = asyncio.Event(), list[asyncio.Task[list[str]]]()
+
+    @tool
+    async def leave() -> None:
+        left.append(asyncio.create_task(later()))
+
+    async def later() -> list[str]:
+        await over.wait()
+        said = await asyncio.gather(look("look"), asks.complete("one"), return_exceptions=True)
+        return [type(each).__name__ if isinstance(each, Exception) else getattr(each, "content", each) for each in said]
+
+    async def child(ctx: DurableContext) -> None:
+        await ctx.call(leave)
+
+    async def parent(ctx: DurableContext) -> None:
+        await ctx.call(leave)
+        await ctx.child(child, None)
+
+    async with RuntimeKernel.create(agent=[parent, child]) as kernel:
+        await says(kernel, replace(ask(**limits), agent="parent"))
+        over.set()
+        assert await asyncio.gather(*left) == [made, made]
+
+
 async def test_all_jobs_of_a_tree_share_what_the_first_one_may_use() -> None:
     asks, provider = engine()
     worker = ModelAgent(asks, name="worker", max_tokens=90)
