@@ -55,6 +55,7 @@ from sabot.jobs.shown_arguments import (
     added,
     changes_of,
     hidden_in,
+    holds_mask,
     is_same,
     packed_by_name,
     shown_form,
@@ -224,6 +225,10 @@ class Ask(EffectState):
         self.args, self.kwargs = recorded_arguments(self.tool, self.args, self.kwargs, recorded, changed)
         if self.tool.parameters is None:
             now = own_arguments(self.tool, self.args, self.kwargs)
+            if masked := next((name for name in changed if holds_mask(now.get(name))), ""):
+                raise UserError(
+                    f"it was judged with a secret in {masked}, which no journal has, and the program has another one now"
+                )
             self.args, self.kwargs = sent_arguments(self.tool, self.args, self.kwargs, (), now)
         self.body = intent.body  # type: ignore[assignment]
         return self._added(now, recorded | ({REST: rest} if rest else {})) if told else ""

@@ -148,6 +148,23 @@ def hidden_in(value: Any, shown: Any, path: str = "") -> list[str]:
     return [path] if starred and not (isinstance(own, str | bytes) and own == shown) else []
 
 
+def holds_mask(value: Any, within: frozenset[int] = frozenset()) -> bool:
+    """Returns True if a secret in a value is the mask under which it is shown: it was made of a recorded form. `within`: the
+    ids of the objects around it.
+    """
+    if id(value) in within:
+        return False
+    within |= {id(value)}
+    if _is_root(value):
+        value = value.root
+    if hasattr(type(value), "get_secret_value"):
+        kept = value.get_secret_value()
+        return (kept.decode(errors="replace") if isinstance(kept, bytes) else kept) == str(value) != ""
+    if isinstance(value, list | tuple | deque | set | frozenset):
+        return any(holds_mask(each, within) for each in value)
+    return any(holds_mask(each, within) for each in _own_parts(value).values())
+
+
 def _own_parts(value: Any) -> Mapping[str, Any]:
     if isinstance(value, Mapping):
         return value

@@ -223,6 +223,51 @@ async def test_stars_are_refused_in_a_change_only_where_the_question_has_them_in
     assert len(made) == (0 if where else 1)
 
 
+class Keys(pydantic.BaseModel):
+    keys: list[pydantic.SecretStr] = []
+    n: int = 1
+
+
+KEY = pydantic.SecretStr("k")
+
+
+@pytest.mark.parametrize(
+    ("kind", "before", "after", "paid"),
+    [
+        (list[pydantic.SecretStr], [KEY], [KEY], True),
+        (list[pydantic.SecretStr], [KEY], [KEY, KEY], False),
+        (dict[str, pydantic.SecretStr], {"a": KEY}, {"b": KEY}, False),
+        (Keys, Keys(keys=[KEY]), Keys(keys=[KEY], n=2), False),
+        (pydantic.SecretStr, KEY, pydantic.SecretStr(""), False),
+        (pydantic.SecretBytes, pydantic.SecretBytes(b"k"), pydantic.SecretBytes(b""), False),
+    ],
+    ids=["same", "list", "dict", "model", "text", "bytes"],
+)
+async def test_an_approved_call_is_not_made_with_the_mask_of_a_secret_after_a_deploy(
+    kind: Any, before: Any, after: Any, paid: bool
+) -> None:
+    """The default is another one, so that the recorded one was taken: the stars of its secrets."""
+    made: list[Any] = []
+
+    def job(default: Any) -> Any:
+        def refund(order: str, by: Any = default) -> None:
+            made.append(by)
+
+        refund.__annotations__["by"] = kind
+        return calls(tool(refund), ("o-1",))
+
+    home, policy = MemoryStorage(), PolicyEngine([ASKS])
+    async with hosting(home, Owner(job(before)), guard=policy) as jobs:
+        jobs.begin("j")
+        await jobs.parks("j")
+    async with hosting(home, Owner(job(after)), guard=policy) as jobs:
+        await answer(jobs, home, b'{"approved": true}')
+        await jobs.over("j")
+        found = jobs.agent.done["j"][0]
+    assert made == ([before] if paid else [])
+    assert paid or "it was judged with a secret in by, which no journal has" in found
+
+
 async def test_a_rule_that_asks_about_the_change_too_is_satisfied_and_texts_in_it_are_hidden() -> None:
     made: list[Any] = []
     rules = [ConstraintPolicy(["refund"], "amount", max=60, otherwise="ask"), RedactionPolicy(["4711"])]
