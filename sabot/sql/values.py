@@ -163,8 +163,9 @@ class Binder:
 
     def _as_shown(self, bound: TypedExpr) -> TypedExpr:
         columns = bound.expr.columns
-        computed = bound.expr.column is None  # such as window_time, the end less a millisecond
-        if not columns or not columns <= self._shown.keys() or (computed and not is_local(bound.type)):
+        # window_time is the end less a millisecond, and ARRAY_AGG is NULL for an empty list
+        takes = bound.expr.column is not None or is_local(bound.type) or pa.types.is_list(bound.type)
+        if not columns or not columns <= self._shown.keys() or not takes:
             return bound
         type = self._shown[next(iter(columns))]
         return TypedExpr(bound.expr.cast(type), type)
@@ -262,6 +263,8 @@ class Binder:
             return self._compared(node)
         if operator.endswith("DISTINCT FROM"):
             return self._distinct_from(node)
+        if operator == "OVERLAPS":
+            return self._overlapping(node)
         if (moved := self._moved_by_months(node)) is not None:
             return moved
         left_, right_ = self.bind(node.left), self.bind(node.right)
@@ -284,6 +287,28 @@ class Binder:
         if any(pa.types.is_date(each.type) for each in (left_, right_)) and _is_of_days(node.left, node.right):
             made = made.cast("date32")  # a date and whole days are a date
         return self.typed(made, node.span)
+
+    def _overlapping(self, node: Binary) -> TypedExpr:
+        """Returns (a, b) OVERLAPS (c, d) as comparisons: each span ends when the other one begins, or later. A span is
+        between two times, whichever is earlier, or it is a time and an interval.
+        """
+        spans = []
+        for tree in (node.left, node.right):
+            hint = "(a, b) OVERLAPS (c, INTERVAL '1' HOUR)"
+            if not isinstance(tree, Items) or tree.kind != "ROW" or len(tree.items) != 2:
+                raise SqlFault(tree.span, "OVERLAPS compares two spans of time", hint)
+            one, other = tree.items
+            type = self.bind(one).type
+            if not pa.types.is_temporal(type):
+                raise SqlFault(one.span, f"OVERLAPS compares spans of time, and this is {sql_type(type)}", hint)
+            other = Binary("+", one, other, tree.span) if isinstance(other, Interval) else other
+            ordered = Binary("<=", one, other, tree.span)
+            spans.append(
+                [Case(None, ((ordered, pair[0]),), pair[1], tree.span) for pair in ((one, other), (other, one))]
+            )
+        (begin, end), (its_begin, its_end) = spans
+        reached, reaches = Binary(">=", end, its_begin, node.span), Binary(">=", its_end, begin, node.span)
+        return self.bind(Binary("AND", reached, reaches, node.span))
 
     def _folded(self, node: Binary, value: int, type: pa.DataType) -> TypedExpr:
         """Returns the result of arithmetic with constants. Raises SqlFault if it exceeds their type, where Flink's wraps."""

@@ -4,7 +4,10 @@ Each is called with the values of one row; the result is null if one of them is 
 """
 
 import base64
+import calendar
+import datetime
 import hashlib
+import json
 import re
 import urllib.parse
 from collections.abc import Callable
@@ -15,7 +18,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from sabot.api.expr import Expr
-from sabot.errors import UserError
+from sabot.errors import DataError, UserError
 from sabot.operators.expressions.node import Compiled, Steps, apply, to_type
 
 _TEXT, _BYTES, _WHOLE = pa.string(), pa.binary(), pa.int64()
@@ -73,6 +76,26 @@ def _overlaid(text: str, part: str, start: int, length: int) -> str:
     if not 1 <= start <= len(text):
         return text
     return text[: start - 1] + part + (text[start - 1 + length :] if length > 0 else "")
+
+
+def _json_object(members: list[str]) -> str:
+    """Returns members such as `"a":1` as an object of JSON."""
+    read, keys = json.JSONDecoder().raw_decode, set()
+    for member in members:
+        key = read(member)[0]
+        if key is None or key in keys:
+            what = "a key is NULL" if key is None else f"the key {key!r} comes twice"
+            raise DataError(f"{what} in one object of JSON", hint="FILTER (WHERE …) behind JSON_OBJECTAGG")
+        keys.add(key)
+    return f"{{{','.join(members)}}}"
+
+
+def _months_later(time: datetime.datetime, months: int) -> datetime.datetime:
+    """Moves a time by months, to the last day of a month that is shorter: 31 January and one month is 29 February."""
+    year, month = divmod(12 * time.year + time.month - 1 + months, 12)
+    if not datetime.MINYEAR <= year <= datetime.MAXYEAR:
+        raise DataError(f"{time} and {months:,} months are in the year {year}, which no time has")
+    return time.replace(year=year, month=month + 1, day=min(time.day, calendar.monthrange(year, month + 1)[1]))
 
 
 def _truncated(number: float, digits: int) -> float:
@@ -152,6 +175,8 @@ FUNCTIONS = {
     "repeat": SingleValue(_repeated, (_TEXT, _WHOLE), _TEXT),
     "translate": SingleValue(_translated, (_TEXT, _TEXT, _TEXT), _TEXT),
     "overlay": SingleValue(_overlaid, (_TEXT, _TEXT, _WHOLE, _WHOLE), _TEXT),
+    "add_months": SingleValue(_months_later, (pa.timestamp("us"), _WHOLE), pa.timestamp("us")),
+    "json_object": SingleValue(_json_object, (pa.list_(_TEXT),), _TEXT),
     "truncate": SingleValue(_truncated, (pa.float64(), _WHOLE), pa.float64()),
 }
 

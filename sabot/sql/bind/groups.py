@@ -64,6 +64,8 @@ class GroupBinder:
         self._floats: dict[Any, pa.DataType] = {}
         self._lists: dict[Any, tuple[str, bool | Sequence[Sort] | None]] = {}
         """The separator of each LISTAGG and its order (`_order_of_list`), by `key_of` of the call."""
+        self._listed: dict[Any, Call] = {}
+        """The calls of other aggregates that list values, by `key_of`."""
         self._arguments: dict[str, tuple[pa.DataType, pa.DataType]] = {}
         """The types, in the engine and in SQL, of arguments of aggregates that have two, by the aggregate's column."""
 
@@ -124,7 +126,9 @@ class GroupBinder:
             replaced[key] = TypedExpr(col(name), schema.field(name).type)
         for key, name in known.items():
             replaced[key] = functions.as_argument(TypedExpr(col(name), schema.field(name).type), self._floats.get(key))
-            if str(key[1]).upper() == "LISTAGG":
+            if key in self._listed:
+                replaced[key] = functions.finished(self._listed[key], replaced[key])
+            if key in self._lists:
                 separator, order = self._lists[key]
                 texts = col(name)
                 if isinstance(order, bool):
@@ -200,8 +204,10 @@ class GroupBinder:
             self._lists[key] = separator, self._order_of_list(call, relation)
             call = replace(call, arguments=(call.arguments[0], *call.arguments[2:]))
         functions.check_arguments(call)
-        argument = None if call.star else binder.bind(call.arguments[0])
+        argument = functions.argument_of(call, binder.bind, self._context.zone)
         predicate = None if call.filter is None else binder.predicate(call.filter)
+        if name in functions.LISTED and name != "LISTAGG":
+            self._listed[key] = call
         if name == "AVG" and argument is not None and pa.types.is_integer(argument.type):
             total, number = names.free(f"{wanted}_sum"), names.free(f"{wanted}_count")
             base = replace(call, filter=None)
@@ -212,7 +218,9 @@ class GroupBinder:
             means[key] = (total, number, argument.type)
             return
         column = names.free(wanted)
-        shown = None if argument is None else binder.shown_type(call.arguments[0], argument.type)
+        shown = (
+            None if argument is None or len(call.arguments) > 1 else binder.shown_type(call.arguments[0], argument.type)
+        )
         if argument is not None and shown is not None:
             self._arguments[column] = argument.type, shown
         order = self._lists[key][1] if key in self._lists else None

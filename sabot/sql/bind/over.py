@@ -8,7 +8,7 @@ from typing import Any, Literal, cast
 import pyarrow as pa
 
 from sabot.api.expr import Expr, col
-from sabot.api.over import lag, lead
+from sabot.api.over import lag, lead, row_number
 from sabot.sql import functions
 from sabot.sql.bind.rankings import PLACES, keyed
 from sabot.sql.bind.select_list import OutputColumn, ranked_output
@@ -147,15 +147,21 @@ class OverBinder:
         elif functions.is_aggregate(name):
             if name != "LISTAGG":
                 functions.check_arguments(call)
-            argument = binder.bind(call.arguments[0]) if call.arguments else None
+            first = None
+            if call.distinct and name in functions.FIRST_ONES:
+                relation, first = self._first_of_each(relation, call, window, partition)
+                call, binder = replace(call, distinct=False), Binder(self._context, relation)
+            argument = functions.argument_of(call, binder.bind, self._context.zone)
             predicate = None if call.filter is None else binder.predicate(call.filter)
+            if first is not None:
+                predicate = first if predicate is None else predicate & first
             with at(call.span):
                 made = functions.aggregate(call, argument, predicate, self._context.zone)
                 if name == "AVG" and argument is not None and pa.types.is_integer(argument.type) and not call.distinct:
                     kinds = [replace(call, name=replace(call.name, text=kind)) for kind in ("SUM", "COUNT")]
                     mean_of = argument.type
                     parts = [functions.aggregate(each, argument, predicate, self._context.zone) for each in kinds]
-            if isinstance(made, Expr) or name == "LISTAGG":
+            if isinstance(made, Expr) or name in functions.LISTED:
                 what = "DISTINCT" if call.distinct else name
                 raise SqlFault(call.span, f"{what} has no value after each row", f"{name} in GROUP BY of a window")
         else:
@@ -180,10 +186,31 @@ class OverBinder:
                 stream = stream.with_columns(**{column: value.expr}).drop(*columns)
         shown = None
         if call.arguments:
-            node, type = call.arguments[0], binder.bind(call.arguments[0]).type
+            node, type = call.arguments[0], Binder(self._context, relation).bind(call.arguments[0]).type
             shown = functions.shown_aggregate(value.type, type, binder.shown_type(node, type))
         fields = (*relation.fields, TableColumn("", column, column, value.type, shown=shown))
         return replace(relation, stream=stream, fields=fields)
+
+    def _first_of_each(
+        self, relation: Relation, call: Call, window: Window, partition: tuple[str, ...]
+    ) -> tuple[Relation, Expr]:
+        """Returns the rows with a column of the number of each row among those of its key with the same arguments, and the
+        condition that a row is the first of them. The aggregate of these rows is that of the different values.
+
+            COUNT(DISTINCT x) OVER (PARTITION BY k ORDER BY ts)
+        as
+            COUNT(x) FILTER (WHERE n = 1) OVER (PARTITION BY k ORDER BY ts), where
+            n is ROW_NUMBER() OVER (PARTITION BY k, x ORDER BY ts)
+        """
+        if _preceding(window, self._context, relation)[0] is not None:
+            hint = "ROWS UNBOUNDED PRECEDING, or GROUP BY of a window"
+            raise SqlFault(call.span, "DISTINCT of a frame with a begin has no value after each row", hint)
+        counted = [*call.arguments] if call.filter is None else [*call.arguments, call.filter]
+        columns, relation = columns_of(self._context, relation, counted)
+        place = names_of(relation).free("place")
+        with at(call.span):
+            stream = keyed(relation.stream, (*partition, *columns)).over(**{place: row_number()})
+        return replace(relation, stream=stream), col(place) == 1
 
     def _constants_of_lag(self, call: Call, binder: Binder, value: TypedExpr) -> Iterator[Any]:
         """Yields the arguments of LAG or LEAD behind the first one, which are constants. `value`: the first one."""

@@ -11,9 +11,13 @@ The meaning of each is that of Flink's documentation ("System (Built-in) Functio
 
 from sabot.sql.functions.aggregates import (
     AGGREGATES,
+    FIRST_ONES,
+    LISTED,
     aggregate,
+    argument_of,
     as_argument,
     check_arguments,
+    finished,
     is_aggregate,
     listed,
     mean_of,
@@ -30,13 +34,16 @@ from sabot.sql.functions.times import plus_months
 
 __all__ = [
     "AGGREGATES",
+    "FIRST_ONES",
     "FUNCTIONS",
+    "LISTED",
     "MOMENTS",
     "OF_ONE_TYPE",
     "ArgumentOf",
     "CallArguments",
     "Function",
     "aggregate",
+    "argument_of",
     "array_of",
     "as_argument",
     "as_text",
@@ -46,6 +53,7 @@ __all__ = [
     "check_arguments",
     "divided",
     "element",
+    "finished",
     "is_aggregate",
     "is_known",
     "is_number",

@@ -13,7 +13,9 @@ from sabot.api.expr import Expr, coalesce, lit, struct, when
 from sabot.sql.functions.arguments import ArgumentOf, CallArguments, balanced
 from sabot.sql.functions.conversions import as_text, cast
 from sabot.sql.scope import TypedExpr
-from sabot.sql.syntax.tree import Argument, Call, Word
+from sabot.sql.syntax.text import SqlFault
+from sabot.sql.syntax.tree import Argument, Call, Expression, Word
+from sabot.sql.types import sql_type
 
 
 def _json_path(arguments: CallArguments) -> str:
@@ -170,20 +172,49 @@ def _encoded(expr: Expr) -> Expr:
     return struct(v=expr).struct.json_encode().str.slice(5).str.replace(r"\}$", "")
 
 
+def listed_member(call: Call, values: Sequence[TypedExpr]) -> Expr:
+    """Returns what a row adds to JSON_ARRAYAGG or JSON_OBJECTAGG: a value, or a key and a value; NULL if it is absent."""
+    last = call.arguments[-1]
+    keyed = len(values) == 2
+    absent = last.text == "ABSENT" if isinstance(last, Word) else not keyed
+    key = lit("")
+    if keyed:
+        if not (pa.types.is_string(values[0].type) or pa.types.is_null(values[0].type)):
+            message = f"a key of JSON_OBJECTAGG is a text, and this is {sql_type(values[0].type)}"
+            raise SqlFault(call.arguments[0].span, message, "CAST(… AS STRING)")
+        key = _encoded(values[0].expr) + lit(":")
+    expr = values[-1].expr
+    value = expr.fill_null("null") if _is_json(call.arguments[len(values) - 1]) else _encoded(expr)
+    made = key + value if keyed else value
+    return when(expr.is_not_null()).then(made).otherwise(lit(None)) if absent else made
+
+
+def arrayed(members: Expr) -> Expr:
+    return lit("[") + members.list.join(",") + lit("]")
+
+
+def members_joined(members: Expr) -> Expr:
+    """Returns members as an object of JSON. Fails for a row whose keys are NULL or not all different, as Flink does."""
+    return Expr("value.json_object", (members,))
+
+
 def _without_on_null(arguments: CallArguments, absent: bool) -> tuple[list[ArgumentOf], bool]:
     last = arguments.items[-1].tree if arguments.items else None
     return (arguments.items[:-1], last.text == "ABSENT") if isinstance(last, Word) else (arguments.items, absent)
 
 
-_MADE_JSON = ("JSON_OBJECT", "JSON_ARRAY", "JSON_QUERY")
+_MADE_JSON = ("JSON_OBJECT", "JSON_ARRAY", "JSON_QUERY", "JSON_OBJECTAGG", "JSON_ARRAYAGG")
+
+
+def _is_json(tree: Expression) -> bool:
+    return isinstance(tree, Call) and tree.name.text.upper() in _MADE_JSON
 
 
 def _member(key: str, item: ArgumentOf, absent: bool) -> Expr:
     """Returns a comma, the key and the value as JSON; "" for NULL if it is `absent`."""
     assert item.bound is not None
-    expr, tree = item.bound.expr, item.tree
-    is_json = isinstance(tree, Call) and tree.name.text.upper() in _MADE_JSON
-    value = expr.fill_null("null") if is_json else _encoded(expr)
+    expr = item.bound.expr
+    value = expr.fill_null("null") if _is_json(item.tree) else _encoded(expr)
     made = lit(f",{key}") + value
     return when(expr.is_null()).then(lit("")).otherwise(made) if absent else made
 

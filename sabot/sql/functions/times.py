@@ -215,26 +215,37 @@ def _is_early(start: Expr, end: Expr, after_start: Expr, after_end: Expr) -> Exp
     return after_end < when(whole_days > 0).then(after_start - whole_days).otherwise(after_start)
 
 
-def plus_months(time: TypedExpr, months: int, zone: str) -> Expr:
-    """Returns a time moved by months; a TIMESTAMP_LTZ on the clock of the session's zone, so that its time of day stays.
+def plus_months(time: TypedExpr, months: int | Expr, zone: str) -> Expr:
+    """Returns a time moved by months (a number, or one of each row); a TIMESTAMP_LTZ on the clock of the session's zone,
+    so that its time of day stays.
 
     zone Europe/Berlin     2024-03-15 12:00 there (11:00Z) + 1 MONTH     ->     2024-04-15 12:00 there (10:00Z)
     """
-    if not months:
+    if isinstance(months, int) and not months:
         return time.expr
-    moved = on_the_clock(time, zone).expr.dt.offset_by(f"{months}mo")
+    clock = on_the_clock(time, zone)
+    if isinstance(months, int):
+        moved = clock.expr.dt.offset_by(f"{months}mo")
+    else:
+        moved = Expr("value.add_months", (clock.expr.cast(pa.timestamp("us")), months)).cast(clock.type)
     return instant(moved, zone) if is_local(time.type) and zone != UTC else moved
 
 
 def timestampadd(arguments: CallArguments) -> Expr:
-    amount = arguments.expr(1).option("value") if arguments.expr(1).kind == "lit" else None
+    number, type = arguments.bound(1)
+    amount = number.option("value") if number.kind == "lit" else None
     span = arguments.items[1].tree.span
-    if not isinstance(amount, int):
-        hint = "a column there needs a function of Python: app.register"
-        raise SqlFault(span, "the number of TIMESTAMPADD is a constant integer", hint)
+    if not pa.types.is_integer(type):
+        raise SqlFault(
+            span, f"the number of TIMESTAMPADD is a whole one, and this is {sql_type(type)}", "CAST(… AS INT)"
+        )
     if (months := _UNIT_MONTHS.get(arguments.word(0))) is not None:
-        return plus_months(arguments.bound(2), months_within(amount * months, span), arguments.zone)
-    ms = ms_within(amount * _unit_ms(arguments), span)
-    made = arguments.expr(2) + lit(datetime.timedelta(milliseconds=ms))
+        moved = number.cast("int64") * lit(months) if amount is None else months_within(amount * months, span)
+        return plus_months(arguments.bound(2), moved, arguments.zone)
+    if amount is None:
+        time = number.cast("int64") * lit(datetime.timedelta(milliseconds=_unit_ms(arguments)))
+    else:
+        time = lit(datetime.timedelta(milliseconds=ms_within(amount * _unit_ms(arguments), span)))
+    made = arguments.expr(2) + time
     is_date = pa.types.is_date(arguments.bound(2).type) and _unit_ms(arguments) % _DAY_MS == 0
     return made.cast("date32") if is_date else made

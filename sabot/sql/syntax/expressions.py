@@ -130,6 +130,10 @@ class Expressions(TokenCursor):
         if word == "AT" and self.is_word("AT", "TIME", "ZONE"):
             hint = "CAST(ts AS TIMESTAMP(3)) of a TIMESTAMP_LTZ is on the clock of SET 'table.local-time-zone'"
             raise SqlFault(self.expect_word("AT", "TIME", "ZONE"), "AT TIME ZONE is not supported", hint)
+        if word == "OVERLAPS" and loosest <= _COMPARE:
+            self.next()
+            right = self.expression(_COMPARE + 1)
+            return Binary(word, left, right, left.span.to(right.span))
         negated = word == "NOT"
         if (self.peek().word if negated else word) in ("BETWEEN", "IN", "LIKE", "SIMILAR") and loosest <= _RANGE:
             if negated:
@@ -362,6 +366,9 @@ class Expressions(TokenCursor):
             if not distinct and self.is_word("ALL") and not self.is_symbol(",", 1):
                 self.take_word("ALL")
             arguments = self.several(self.argument)
+            if name.text.upper() == "ARRAY_AGG" and any(self.is_word(each, "NULLS") for each in ("IGNORE", "RESPECT")):
+                treatment = self.next()
+                arguments = (*arguments, Word(treatment.word, self.expect_word("NULLS")))
         if self.is_word("AS"):
             hint = (
                 "TRY_CAST(x AS INT)" if name.text.upper() == "SAFE_CAST" else "a value has its alias in the select list"
@@ -626,6 +633,15 @@ class Expressions(TokenCursor):
             arguments.append(self.expression())
         return (*arguments, *self._on_null())
 
+    def _json_arrayagg(self) -> tuple[Expression, ...]:
+        return (self.expression(), *self._on_null())
+
+    def _json_objectagg(self) -> tuple[Expression, ...]:
+        self.take_word("KEY")
+        key = self.expression()
+        self.expect_word("VALUE", where="of JSON_OBJECTAGG")
+        return (key, self.expression(), *self._on_null())
+
     def _on_null_follows(self) -> bool:
         return any(self.is_word(word, "ON", "NULL") for word in ("NULL", "ABSENT"))
 
@@ -709,6 +725,8 @@ _ARGUMENTS: dict[str, Callable[[Expressions], tuple[Expression, ...]]] = {
     "JSON_QUERY": Expressions._json_query,
     "JSON_OBJECT": Expressions._json_object,
     "JSON_ARRAY": Expressions._json_array,
+    "JSON_ARRAYAGG": Expressions._json_arrayagg,
+    "JSON_OBJECTAGG": Expressions._json_objectagg,
 }
 """Functions whose arguments have words between them."""
 
@@ -723,6 +741,8 @@ _FORMS = {
     **dict.fromkeys(("JSON_VALUE", "JSON_QUERY", "JSON_EXISTS"), "JSON_VALUE(text, '$.name')"),
     "JSON_OBJECT": "JSON_OBJECT(KEY 'a' VALUE x)",
     "JSON_ARRAY": "JSON_ARRAY(x, y)",
+    "JSON_ARRAYAGG": "JSON_ARRAYAGG(x)",
+    "JSON_OBJECTAGG": "JSON_OBJECTAGG(KEY k VALUE x)",
 }
 """How the functions of `_ARGUMENTS` are written."""
 

@@ -744,9 +744,39 @@ WRONG = [
         "SUM(x) FILTER (WHERE kind = 'a') AS a, …",
     ),
     (
-        "SELECT COUNT(DISTINCT carrier, origin) FROM flights",
-        "1:8: COUNT takes one argument, or *",
-        "SELECT COUNT(*) FROM (SELECT DISTINCT a, b FROM t)",
+        "SELECT COUNT(DISTINCT carrier, ARRAY[delay]) FROM flights",
+        "1:32: COUNT of several values takes no ARRAY<BIGINT>",
+        "JSON_STRING(…) of it, or its parts",
+    ),
+    (
+        "SELECT JSON_OBJECTAGG(delay VALUE carrier) FROM flights",
+        "1:23: a key of JSON_OBJECTAGG is a text, and this is BIGINT",
+        "CAST(… AS STRING)",
+    ),
+    (
+        "SELECT JSON_OBJECTAGG(carrier) FROM flights",
+        "1:30: expected VALUE of JSON_OBJECTAGG, found )",
+        "JSON_OBJECTAGG(KEY k VALUE x)",
+    ),
+    (
+        "SELECT carrier OVERLAPS carrier FROM flights",
+        "1:8: OVERLAPS compares two spans of time",
+        "(a, b) OVERLAPS (c, INTERVAL '1' HOUR)",
+    ),
+    (
+        "SELECT (delay, delay) OVERLAPS (delay, delay) FROM flights",
+        "1:9: OVERLAPS compares spans of time, and this is BIGINT",
+        "(a, b) OVERLAPS (c, INTERVAL '1' HOUR)",
+    ),
+    (
+        "SELECT TIMESTAMPADD(DAY, 1.5, ts) FROM flights",
+        "1:26: the number of TIMESTAMPADD is a whole one, and this is DECIMAL(2, 1)",
+        "CAST(… AS INT)",
+    ),
+    (
+        "SELECT COUNT(DISTINCT delay) OVER (ORDER BY ts ROWS 3 PRECEDING) FROM flights",
+        "1:8: DISTINCT of a frame with a begin has no value after each row",
+        "ROWS UNBOUNDED PRECEDING, or GROUP BY of a window",
     ),
     (
         "SELECT SUM(delay) OVER (PARTITION BY carrier) FROM flights",
@@ -1179,6 +1209,9 @@ AT_RUN_TIME = [
         "SQL:1:1: a sum is more than BIGINT holds: its key is k='a' ",
         "(SUM(CAST(x AS DOUBLE)), or of a wider DECIMAL)",
     ),
+    ("SELECT JSON_OBJECTAGG('k' VALUE n) AS j FROM g", "SQL:1:1: column 'j': the key 'k' comes twice in one object of JSON", "(FILTER"),
+    ("SELECT JSON_OBJECTAGG(NULLIF(k, 'a') VALUE n) AS j FROM g", "SQL:1:1: column 'j': a key is NULL in one object", "(FILTER"),
+    ("SELECT TIMESTAMPADD(YEAR, n * 5000, DATE '2024-01-01') AS j FROM g WHERE n < 9", "SQL:1:1: column 'j': 2024-01-01 00:00:00 and", ""),
     ("SELECT JSON_VALUE(s, '$.x' ERROR ON ERROR) AS j FROM g", "SQL:1:1: column 'j': no scalar at '$.x' of 'x'; ", "(NULL ON"),
 ]  # fmt: skip
 
