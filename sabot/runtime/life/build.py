@@ -128,7 +128,8 @@ class Build:
     @property
     def tasks(self) -> list[StreamTask]:
         """Returns all tasks of this process, upstream first."""
-        return [task for built in self.stages.values() for task in built.tasks.values()]
+        # A copy first: figures are asked for on the event loop while the thread of `open` still adds stages.
+        return [task for built in list(self.stages.values()) for task in built.tasks.values()]
 
     def open(self, restored: Manifest | None) -> None:
         """Determines the columns of the sources, opens everything, and restores positions and state from the

@@ -15,6 +15,7 @@ from sabot.checkpoint import Coordinator
 from sabot.clock import ManualClock
 from sabot.errors import UserError
 from sabot.runtime.agents.source import AgentSource
+from sabot.runtime.life.build import Build
 from sabot.runtime.tasks.chain import Chain, Output
 from sabot.runtime.tasks.event_time import SourceTime
 from sabot.runtime.tasks.reading import SourceInput
@@ -237,3 +238,20 @@ def test_a_source_that_waits_longer_than_it_may_is_found_out(monkeypatch):
     assert input.statistics()["overdue_seconds"] == 0.0
     input.next(0.05)
     assert input.statistics()["overdue_seconds"] == pytest.approx(0.45)
+
+
+def test_tasks_are_listed_while_the_thread_of_the_start_adds_stages() -> None:
+    """Seen before: `App.statistics()` during a start raised RuntimeError, of a dictionary that changed while it was read."""
+    build = Build.__new__(Build)
+
+    class Adding:
+        """A stage during whose turn the thread comes and adds the next."""
+
+        @property
+        def tasks(self) -> dict[int, str]:
+            build.stages[f"stage {len(build.stages)}"] = SimpleNamespace(tasks={0: "later"})
+            return {0: "first"}
+
+    build.stages = {"stage 0": Adding()}
+    assert build.tasks == ["first"]
+    assert len(build.stages) == 2
