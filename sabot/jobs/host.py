@@ -12,7 +12,7 @@ behind.
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -101,8 +101,9 @@ class JobHost(HostState):
         - `guard`: decides which effects may be made; None allows all.
         - `use_of`: makes the usage of an answer of a model that no guard has counted; None records none.
         - `make_run`: makes the JobRun of a job.
-        - `on_letter`: a function that is called when a letter has begun a job, for the first time or again. It has to call
-          `resume` as soon as the job may run. None for a host whose jobs are not begun by letters.
+        - `on_letter`: a function that is called when a letter has begun a job, for the first time or again, and when a job
+          of another worker goes on here (`fresh` is False). It has to call `resume` as soon as the job may run. None for
+          a host whose jobs are not begun by letters.
         """
         super().__init__(journal, clock, on_broken)
         self._stop_grace_s = stop_grace_s
@@ -160,26 +161,57 @@ class JobHost(HostState):
     async def _opened(
         self, positions: Mapping[int, int] | None, unapplied: Mapping[str, Position] | None
     ) -> list[OpenJob]:
-        found = await run_to_end(run_in_thread(self._read, dict(positions or {}), dict(unapplied or {})))
+        jobs: list[str] | None = [] if self.journal.begins.shared else None  # a worker has none when it starts
+        found = await run_to_end(run_in_thread(self._read, dict(positions or {}), dict(unapplied or {}), jobs))
         await self.log.open()
-        for job in found:
-            if not job.cut:
-                self.jobs.add(job.job_id, job.agent, begun=True, cancelled=job.cancelled)
-        self._republished = {job.job_id for job in found}
+        self._add_open(found)
         self.log.unapplied = {job.job_id: job.ended_at for job in found if job.ended_at is not None}
         await run_to_end(run_in_thread(self.parking.open, found))
         await self._effects.take(found)
         return found
 
-    def _read(self, positions: Mapping[int, int], unapplied: Mapping[str, Position]) -> list[OpenJob]:
-        """Returns the jobs of `open`. Blocks. Also removes the notes about blocked jobs: they were about the code of an
-        earlier start, and this one tries again to continue them.
+    def _add_open(self, found: Iterable[OpenJob]) -> None:
+        for job in found:
+            if not job.cut:
+                self.jobs.add(job.job_id, job.agent, begun=True, cancelled=job.cancelled)
+        self._republished.update(job.job_id for job in found)
+
+    async def _take_over(self, jobs: Collection[str]) -> None:
+        """Goes on with the open jobs of a worker that is gone."""
+        positions = await run_in_thread(self.journal.positions)
+        found = await run_to_end(run_in_thread(self._read, positions, {}, jobs))
+        self._add_open(found)
+        await self._effects.take(found)
+        for job in found:
+            if job.cut:
+                self.end_cut(job)
+            elif job.agent in self.owners and self._on_letter is not None:
+                self._on_letter(job)
+            elif job.agent:
+                _log.error(
+                    "job %s goes on nowhere: this worker has taken it, and has no agent %s", job.job_id, job.agent
+                )
+
+    def end_cut(self, job: OpenJob) -> None:
+        """Ends a job that a crash has cut short while its first entries were copied."""
+        why = "a crash has cut short what it was to go on from"
+        self.put(Arrived(End(job.job_id, self.now_ms(), "cancelled", why)))
+
+    def _read(
+        self, positions: Mapping[int, int], unapplied: Mapping[str, Position], jobs: Collection[str] | None
+    ) -> list[OpenJob]:
+        """Returns the jobs of `open`, or those of `jobs` if it is not None. Blocks. Also removes the notes about blocked
+        jobs: they were about the code of an earlier start, and this one tries again to continue them.
         """
-        blocked = self.journal.logged(JobQuery(status=BLOCKED), EVERY)
+        blocked = [
+            mark.job
+            for mark in self.journal.logged(JobQuery(status=BLOCKED), EVERY)
+            if jobs is None or mark.job in jobs
+        ]
         if blocked:
-            self.journal.note_blocked({mark.job: "" for mark in blocked})
+            self.journal.note_blocked(dict.fromkeys(blocked, ""))
         kept, own = self.journal.approvals(), list[Approval]()
-        found = open_jobs(self.journal, positions, unapplied, own, whole=kept is None)
+        found = open_jobs(self.journal, positions, unapplied, own, whole=kept is None, jobs=jobs)
         if kept is None:
             self.journal.keep_approvals(own)
         else:
@@ -464,6 +496,9 @@ class JobHost(HostState):
     async def _take_letters(self, posted_by: str) -> None:
         for position, begin in await self._letters.take():
             self._begun_by_letter(position, begin)
+        if jobs := self.journal.begins.taken_over:
+            self.journal.begins.taken_over = []
+            await self._judged(self._take_over(jobs))
         self.deliver()
         if posted_by and self._letters.taken(posted_by):
             self.parking.letters_taken(posted_by)

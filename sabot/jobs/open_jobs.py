@@ -50,6 +50,7 @@ def open_jobs(
     approvals: list[Approval] | None = None,
     *,
     whole: bool = False,
+    jobs: Collection[str] | None = None,
 ) -> list[OpenJob]:
     """Returns all jobs of a journal that have not ended, and those whose end is not part of a checkpoint, in the
     order in which they began. Reads their entries, and blocks meanwhile.
@@ -58,9 +59,10 @@ def open_jobs(
     `unapplied`: the jobs whose end is not part of the checkpoint although it is before `positions` (the result of
     `unapplied_jobs`). `approvals`: a list, to which the approvals for whole scopes and sessions are added that these
     jobs have got. `whole`: True to read the whole log, and to add those that any job has got.
+    `jobs`: the ids of the open jobs that are read; None for all.
     """
     whole = whole or not positions
-    chosen = set[str]() if whole else {*reader.unfinished(positions), *unapplied}
+    chosen = set[str]() if whole else {*(reader.unfinished(positions) if jobs is None else jobs), *unapplied}
     asked: dict[str, Intent] = {}
     asking: dict[
         tuple[str, int], tuple[str, str]
@@ -126,7 +128,7 @@ def open_jobs(
                 ends.pop(entry.job, None)
             else:
                 ends.setdefault(entry.job, (position, entry))
-    jobs = []
+    found = []
     for job_id, (position, begin) in begun.items():
         ended_at, end = ends.get(job_id, (None, None))
         fresh = position.offset >= positions.get(position.partition, 0)
@@ -135,8 +137,8 @@ def open_jobs(
         noted = decided.get(job_id, {})
         last, cut = lasts[job_id], missing.get(job_id, 0) > 0
         told = begin.at_ms, behalf, noted, begin.run, cut, job_id in cancelled
-        jobs.append(OpenJob(job_id, *facts, end, ended_at, last, *told))
-    return sorted(jobs, key=lambda job: job.began)
+        found.append(OpenJob(job_id, *facts, end, ended_at, last, *told))
+    return sorted(found, key=lambda job: job.began)
 
 
 def standing_place(begin: Begin, word: object, name: str) -> tuple[str, str, str] | None:

@@ -12,9 +12,9 @@ from collections.abc import Callable
 from functools import partial
 
 from sabot.base.supervision import watch_call
+from sabot.errors import TransientError
 from sabot.jobs.events import Due, LettersCame
 from sabot.jobs.host_state import HostState
-from sabot.jobs.journal_calls import call_journal
 
 _LOOK_SECONDS = 0.02
 _PRUNE_FROM = 4096  # timers
@@ -41,7 +41,6 @@ class JobTimers:
         self._looking: asyncio.TimerHandle | None = None
         self._running = self._asking = False
         self._ask_at = 0.0  # by the event loop's clock
-        self._has_letters = False  # the last look has found some: not all of them may have been taken
 
     def __len__(self) -> int:
         return len(self._heap)
@@ -107,9 +106,9 @@ class JobTimers:
             await (
                 self._host.journal.room()
             )  # raises where it has failed, which nobody else hears of while all jobs are parked
-            if self._host.journal.may_have_letters() or self._has_letters:
-                self._has_letters = bool(await call_journal(self._host.journal.letters))
-                if self._has_letters:
-                    self._host.put(LettersCame())
+            if await self._host.journal.look():
+                self._host.put(LettersCame())
+        except TransientError:
+            return  # the next look asks again; a journal whose server is away for too long fails by itself
         finally:
             self._asking = False

@@ -32,6 +32,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from sabot.base.accounts import Amounts
+from sabot.base.threads import run_in_thread
 from sabot.clock import Clock
 from sabot.errors import CorruptJournal, LetterRefused, OtherJournal
 from sabot.journal.ended_jobs import BLOCKED, OUTCOMES, EndedJob, HistoryBounds, JobQuery
@@ -351,11 +352,20 @@ class Beginnings:
 
     - `agents`: the ids of the agents whose jobs letters may begin. It is empty for an app.
     - `begun`: the number of jobs that letters have begun for the first time.
+    - `shared`: True if other workers append to the journal too. Each holds some of the jobs, and gets their letters.
+      Only then the others below have a meaning.
+    - `room`: returns how many more jobs of letters may begin now.
+    - `resumes`: True if this worker goes on with the jobs of workers that are gone.
+    - `taken_over`: the ids of open jobs of such workers that `Journal.take` has taken. From then on this worker holds them.
+      The host removes those with which it goes on.
     """
 
     def __init__(self, journal: "Journal") -> None:
         self.agents: frozenset[str] = frozenset()
         self.begun = 0
+        self.room: Callable[[], int] = lambda: EVERY
+        self.shared = self.resumes = False
+        self.taken_over: list[str] = []
         self._journal = journal
         self._taking = threading.Lock()  # held while the BEGIN entry of a letter is appended
         self._reserved: set[str] = set()
@@ -380,7 +390,7 @@ class Beginnings:
         if letter.kind != "begin":
             return append()
         if letter.name not in self.agents:
-            self._leave(letter)
+            self.leave(letter)
             return None
         while True:
             reservations, known = self._reservations, self._journal.job(letter.job) is not None
@@ -393,7 +403,8 @@ class Beginnings:
                 self.begun += 1
                 return at
 
-    def _leave(self, letter: Letter) -> None:
+    def leave(self, letter: Letter) -> None:
+        """Logs, once for each job, that its agent is not in `agents`, so that its letter stays in the inbox."""
         if letter.job not in self._left:
             self._left.add(letter.job)
             has = ", ".join(sorted(self.agents)) or "none whose jobs clients begin"
@@ -434,12 +445,12 @@ class Journal(JournalReader, Inbox):
         """
         self.close()
 
-    def may_have_letters(self) -> bool:
-        """Returns False if certainly no letter was posted since the last call of this method, and True otherwise. If
-        an implementation cannot find that out cheaply, it always returns True. Never waits for another machine or for
-        a disk. Must only be called by one thread.
+    async def look(self) -> bool:
+        """Returns True if there may be letters that `take` would take, or open jobs of workers that are gone. Changes
+        nothing in the journal. An implementation that finds out cheaply that nobody has posted since the last look asks no
+        further. Raises TransientError if a server does not answer; then the next look tells.
         """
-        return True
+        return bool(await run_in_thread(self.letters))
 
     def claim_left(self) -> float:
         """Returns the seconds for which this owner certainly still has the claim, by the machine's monotonic clock.
@@ -501,7 +512,8 @@ class Journal(JournalReader, Inbox):
     def take(self) -> list[tuple[Position, Entry]]:
         """Removes letters from the inbox, in the order in which they were posted, and appends an entry for each.
         Returns these entries with their places. They are not durable yet. Leaves letters there that it must not take
-        (`Beginnings.take`).
+        (`Beginnings.take`). A worker of a shared journal also takes the open jobs of workers that are gone
+        (`Beginnings.taken_over`).
 
         If too many bytes wait to become durable, the remaining letters stay in the inbox for a later call. After a
         crash, a letter whose entry was not durable is still in the inbox.

@@ -33,6 +33,11 @@ LISTED = 5
 APPROVED = 6
 """The first version of the tables' format that has approvals."""
 
+SHARED = 7
+"""The version of the tables of a journal that several workers share (`postgres_workers`). The places of its entries have
+gaps. Journals with one owner stay at the version before.
+"""
+
 _BLOCKED_UNKNOWN = 4
 
 _TABLES = (

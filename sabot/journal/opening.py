@@ -11,6 +11,7 @@ from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.errors import UserError
 from sabot.journal.base import Inbox, Journal, JournalReader
 from sabot.journal.postgres import PostgresInbox, PostgresJournal, PostgresReader
+from sabot.journal.postgres_workers import PostgresWorker
 from sabot.journal.sqlite import SqliteInbox, SqliteJournal, SqliteReader
 
 
@@ -52,6 +53,7 @@ def open_journal(
     clock: Clock = SYSTEM_CLOCK,
     kafka: Mapping[str, Any] | None = None,
     anew: bool = False,
+    shared: bool = False,
 ) -> Journal:
     """Opens the journal at an address as its owner. A missing journal is created: in the folder that the path names,
     in the topic (`{app}.journal` if the address names none), or in the schema `sabot_{app}` of the database. Returns
@@ -59,8 +61,15 @@ def open_journal(
 
     `anew`: True to delete the existing content first, and to give the journal a new identity. With True, raises
     UserError for a topic and a database, because other processes may read them.
+
+    `shared`: True to open it as one of several workers (PostgresWorker). Raises UserError for a folder and a topic.
     """
     scheme = _scheme(address)
+    if shared and scheme != "postgresql":
+        raise UserError(
+            f"{redacted_url(str(address))}: several workers share a journal in PostgreSQL only",
+            hint="postgresql://user@host/database?app=NAME",
+        )
     if anew and scheme:
         raise UserError(
             f"{redacted_url(str(address))}: a journal on another machine is not forgotten from here",
@@ -72,7 +81,8 @@ def open_journal(
 
             return KafkaJournal(str(address), app=app, clock=clock, kafka=kafka)
         case "postgresql":
-            return PostgresJournal(str(address), app or None, clock=clock)
+            kind = PostgresWorker if shared else PostgresJournal
+            return kind(str(address), app or None, clock=clock)
     return SqliteJournal(address, clock=clock, anew=anew)
 
 

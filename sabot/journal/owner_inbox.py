@@ -131,9 +131,9 @@ class SqlJournal(SqlReader, Journal):
         return self.writer.wait_durable(position.offset, timeout)
 
     async def flush(self) -> dict[int, int]:
-        last = self.writer.next_offset
-        await self.writer.durable(last - 1)
-        return {0: last}
+        last = self.writer.last_offset
+        await self.writer.durable(last)
+        return {0: last + 1}
 
     def positions(self) -> dict[int, int]:
         return {0: self.writer.durable_offset}
@@ -161,9 +161,13 @@ class SqlJournal(SqlReader, Journal):
                 break  # the other letters are taken when there is room
             if position is not None:
                 taken.append((position, entry))
-            self._last_letter = number
+            self.note_taken(number, position)
         self._letters += len(taken)
         return taken
+
+    def note_taken(self, number: int, position: Position | None) -> None:
+        """Notes that a letter was looked at. `position`: that of its entry, which is not durable yet; None if it stays."""
+        self._last_letter = number
 
     def note_blocked(self, reasons: Mapping[str, str]) -> None:
         self.inbox.note_blocked(reasons)

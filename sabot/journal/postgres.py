@@ -28,7 +28,7 @@ import os
 import socket
 import threading
 import uuid
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -85,12 +85,16 @@ _RELEASE = "UPDATE claim SET owner = '', life = '', until = 'epoch' WHERE owner 
 _SAFETY = (  # settings that make a commit safe: its disk, the standbys that it waits for, and those that exist
     "SELECT current_setting('fsync'), current_setting('synchronous_standby_names'), count(*) FROM pg_stat_replication"
 )
-_END_SESSIONS = (
+END_SESSIONS = (
     "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
     "WHERE application_name = %s AND state <> 'idle' AND pid <> pg_backend_pid()"
 )
 _ONE_LETTER = "SELECT 1 FROM meta WHERE name = 'identity' FOR UPDATE"
-_NO_ENTRIES = "SELECT 1 FROM claim FOR UPDATE"
+
+
+def session_of(owner: str) -> str:
+    """Returns the name that the connections of an owner for writing have on the server."""
+    return f"sabot-journal-{owner}"
 
 
 class PostgresReader(SqlReader):
@@ -136,24 +140,140 @@ class PostgresInbox(SqlInbox):
     `PostgresReader`, and the same errors are raised.
     """
 
+    no_entries = "SELECT 1 FROM claim FOR UPDATE"
+    """The statement after which no owner commits entries until the end of the transaction."""
+
     def __init__(self, url: str, app: str | None = None, *, clock: Clock = SYSTEM_CLOCK) -> None:
         self._place = JournalSchema(url, app)
         self.clock = clock
-        self._session = PostgresSession(self._place)
-        with self._session.using() as connection:
+        self.session = PostgresSession(self._place)
+        with self.session.using() as connection:
             self._place.known_facts(connection)
 
     @contextmanager
     def transaction(self, what: str) -> Iterator[Connection]:
-        with step("journal", f"{self._place.where}: {what}"), self._session.using("BEGIN") as connection:
+        with step("journal", f"{self._place.where}: {what}"), self.session.using("BEGIN") as connection:
             connection.execute(_ONE_LETTER)
             if what == "trim":
-                connection.execute(_NO_ENTRIES)
+                connection.execute(self.no_entries)
             yield Statements(connection)
             connection.execute("COMMIT")
 
     def close(self) -> None:
-        self._session.close()
+        self.session.close()
+
+
+class JournalLease:
+    """The claim of the one owner of a journal: the row of the table `claim`.
+
+    - `owner`: the id of this owner, in no other claim. `epoch`: the number of its session.
+    - `end`: the place behind the last entry of this owner that is durable.
+    - `renewed`, `asked`: the times of the last renewal, and of the last attempt, by `boot_seconds`.
+    - `predecessor_until`: the time until which the owner before may begin calls, by `boot_seconds`.
+    """
+
+    def __init__(self, place: JournalSchema, lease_s: float) -> None:
+        self.place, self.lease_s = place, lease_s
+        self.owner = uuid.uuid4().hex
+        self.described = f"process {os.getpid()} on {socket.gethostname()}"
+        self.epoch = self.end = 0
+        self.renewed = self.asked = 0.0
+        self.predecessor_until = -math.inf
+
+    def left_s(self) -> float:
+        """Returns the seconds for which the lease is certainly held."""
+        return max(0.0, self.renewed + self.lease_s * (1 - _MARGIN) - boot_seconds())
+
+    def is_due(self, now: float) -> bool:
+        """Returns True if a fifth of the lease has passed since the last attempt to renew it."""
+        return now >= self.asked + self.lease_s / _RENEWALS
+
+    def take(self, connection: Any, wait: Callable[[float], object]) -> None:
+        """Acquires the lease. If another owner has it, first waits until that lease has expired, or until the process
+        of that owner has certainly ended. Raises AppLocked if that owner renews it meanwhile. `wait`: waits for seconds.
+        """
+        run = connection.execute
+        mine = {
+            "mine": self.owner,
+            "described": self.described,
+            "life": life_of_this_process(),
+            "lease_s": self.lease_s,
+        }
+        seen = None
+        with self.place.server.explained():
+            while True:
+                asked = boot_seconds()
+                ((owner, described, life, until, left, over),) = run(_SEE_CLAIM).fetchall()
+                # our own claim: the connection broke after it was taken
+                gone = owner in ("", self.owner) or is_over(life)
+                if over or gone:
+                    with step("journal", f"{self.place.where}: claim"):
+                        run(END_SESSIONS, (session_of(owner),))  # a session that hangs holds the row
+                        taken = run(_TAKE_CLAIM, {**mine, "owner": owner, "gone": gone}).fetchall()
+                    if taken:
+                        break
+                    continue
+                if seen not in (None, until):
+                    raise AppLocked(f"{self.place.where} belongs to {described}", hint="stop that one first")
+                if seen is None:
+                    _log.warning("%s belongs to %s, whose lease ends in %.1f s", self.place.where, described, left)
+                seen = until
+                wait(min(max(left, 0.01), 0.2))
+            ((self.epoch, earlier_s),) = taken
+            self.renewed = self.asked = asked
+            self.predecessor_until = -math.inf if earlier_s is None else boot_seconds() + earlier_s
+
+    def bring_up_to_date(self, connection: Any) -> None:
+        """Brings the tables up to date. Renews the lease meanwhile, and raises JournalFailed if another owner has it."""
+
+        def renew(connection: Any) -> None:
+            asked = boot_seconds()
+            if self.is_due(asked):
+                if not connection.execute(*self.renewal()).fetchall():
+                    raise JournalFailed(
+                        f"{self.place.where}: another owner has taken the journal over during its migration"
+                    )
+                self.renewed = self.asked = asked
+
+        self.place.bring_up_to_date(connection, renew)
+        with self.place.server.explained():
+            self.end = end_of_log(Statements(connection))
+
+    def renews(self, now: float) -> bool:
+        """Returns True if a commit now renews the lease."""
+        return self.is_due(now)
+
+    def fence(self, behind: int, renews: bool) -> tuple[str, tuple[Any, ...]]:
+        """Returns the statement that a commit begins with, and its values. It fails if the lease is not held any more.
+        `behind`: the place behind the last entry of the commit. `renews`: the result of `renews`.
+        """
+        return (_RENEWING_FENCE, (self.lease_s, self.epoch)) if renews else (_FENCE, (self.epoch,))
+
+    def renewal(self) -> tuple[str, tuple[Any, ...]]:
+        """Returns the statement that renews the lease, and its values. It has a row if the lease is still held."""
+        return _RENEW, (self.lease_s, self.epoch)
+
+    def come_back(self, connection: Any) -> int:
+        """Renews the lease for a new session, so that the old one can commit nothing from now on. Returns the place behind
+        the last durable entry of this owner. Raises JournalFailed if another owner has the lease.
+        """
+        found = connection.execute(_COME_BACK, (self.lease_s, self.owner)).fetchall()
+        if not found:
+            ((described,),) = connection.execute("SELECT described FROM claim").fetchall()
+            raise self.lost(f"another owner has taken the journal over: {described}")
+        ((self.epoch,),) = found
+        return end_of_log(Statements(connection))
+
+    def lost(self, what: str) -> JournalFailed:
+        """Returns the error of an owner whose lease another one has ended, and notes that it is not held."""
+        self.renewed = -math.inf
+        return JournalFailed(
+            what, hint=f"this one was not heard of for {self.lease_s:g} s: it was paused, or had no connection"
+        )
+
+    def leave(self, connection: Any) -> None:
+        """Ends the lease, if this owner still has it."""
+        connection.execute(_RELEASE, (self.owner,))
 
 
 @answers_wrong_options
@@ -172,6 +292,8 @@ class PostgresJournal(PostgresReader, SqlJournal):
     """
 
     look_s = 0.1  # a look is a query
+    lease_type = JournalLease
+    inbox_type = PostgresInbox
 
     def __init__(
         self,
@@ -184,20 +306,16 @@ class PostgresJournal(PostgresReader, SqlJournal):
         patience_s: float = 300.0,
     ) -> None:
         place = self._place = JournalSchema(url, app)
-        self._owner = uuid.uuid4().hex
-        self._described = f"process {os.getpid()} on {socket.gethostname()}"
-        self._lease_s = lease_s
+        self.lease = self.lease_type(place, lease_s)
         self._patience_s = patience_s
         self._ending = threading.Event()
-        self._epoch = 0
-        self._renewed = self._asked = 0.0  # by `boot_seconds`: the last renewal of the claim, and the last attempt
         self._silent = False  # the server does not answer, and that was logged
         self._closed = False
         self._writing: Any = None
         began, failures, answered = boot_seconds(), 0, False
         while True:
             try:
-                self._writing = place.connect(self._session_of(self._owner))
+                self._writing = place.connect(session_of(self.lease.owner))
                 answered = True
                 self._open(url, app, clock, capacity_bytes)
                 return
@@ -211,35 +329,38 @@ class PostgresJournal(PostgresReader, SqlJournal):
             self._ending.wait(_BACKOFF.wait_s(failures))
 
     def _open(self, url: str, app: str | None, clock: Clock, capacity_bytes: int) -> None:
-        """Creates the journal if it is missing, acquires the claim, brings the tables up to date, and opens the reader,
+        """Creates the journal if it is missing, acquires the lease, brings the tables up to date, and opens the reader,
         the inbox and the writer. The connection for writing, `self._writing`, must be open already. If this raises an
         error, everything is closed again, that connection too. The parameters are those of the class.
         """
-        place = self._place
+        place, lease = self._place, self.lease
         with ExitStack() as opened:
             opened.callback(self._drop)
-            place.make(self._writing)
-            self._take_claim()
+            self.make_tables(self._writing, url, app)
+            lease.take(self._writing, self._ending.wait)
             opened.callback(self._release)
-            place.bring_up_to_date(self._writing, self._renew)
+            self._tell_of_safety()
+            lease.bring_up_to_date(self._writing)
             self._look_at(place)
             opened.callback(super().close)
             self.check_end()
-            inbox = PostgresInbox(url, app, clock=clock)
+            inbox = self.inbox_type(url, app, clock=clock)
             opened.callback(inbox.close)
-            # the place behind the last entry that this owner knows to be durable
-            (self._end,) = SqlReader.positions(self).values()
             writer = GroupWriter(
-                self.where, 0, self._end, self._commit, capacity_bytes, "server", idle=self._keep_claim
+                self.where, 0, lease.end, self._commit, capacity_bytes, "server", idle=self._keep_lease
             )
             self.start(writer, inbox, clock)
             opened.pop_all()  # nothing failed: keep everything open
 
+    def make_tables(self, connection: Any, url: str, app: str | None) -> None:
+        """Creates the journal if it is missing."""
+        self._place.make(connection)
+
     def claim_left(self) -> float:
-        return max(0.0, self._renewed + self._lease_s * (1 - _MARGIN) - boot_seconds())
+        return self.lease.left_s()
 
     def predecessor_left(self) -> float:
-        return self._predecessor_until - boot_seconds()
+        return self.lease.predecessor_until - boot_seconds()
 
     def append(self, entry: Entry) -> Position:
         for name in ("job", "token", "outcome", "result"):
@@ -283,47 +404,12 @@ class PostgresJournal(PostgresReader, SqlJournal):
         self._release()
         self._drop()
 
-    # -- the claim ---------------------------------------------------------------------------------------------------------
+    # -- the lease ---------------------------------------------------------------------------------------------------------
 
-    @staticmethod
-    def _session_of(owner: str) -> str:
-        return f"sabot-journal-{owner}"
-
-    def _take_claim(self) -> None:
-        """Acquires the claim. If another owner has it, first waits until that claim has expired, or until the process
-        of that owner has certainly ended. Raises AppLocked if that owner renews its claim meanwhile.
-        """
-        run = self._writing.execute
-        mine = {
-            "mine": self._owner,
-            "described": self._described,
-            "life": life_of_this_process(),
-            "lease_s": self._lease_s,
-        }
-        seen = None
+    def _tell_of_safety(self) -> None:
+        """Logs a warning if the server may lose what it has committed."""
         with self._place.server.explained():
-            while True:
-                asked = boot_seconds()
-                ((owner, described, life, until, left, over),) = run(_SEE_CLAIM).fetchall()
-                # our own claim: the connection broke after it was taken
-                gone = owner in ("", self._owner) or is_over(life)
-                if over or gone:
-                    with step("journal", f"{self._place.where}: claim"):
-                        run(_END_SESSIONS, (self._session_of(owner),))  # a session that hangs holds the row
-                        taken = run(_TAKE_CLAIM, {**mine, "owner": owner, "gone": gone}).fetchall()
-                    if taken:
-                        break
-                    continue
-                if seen not in (None, until):
-                    raise AppLocked(f"{self._place.where} belongs to {described}", hint="stop that one first")
-                if seen is None:
-                    _log.warning("%s belongs to %s, whose lease ends in %.1f s", self._place.where, described, left)
-                seen = until
-                self._ending.wait(min(max(left, 0.01), 0.2))
-            ((self._epoch, earlier_s),) = taken
-            self._renewed = self._asked = asked
-            self._predecessor_until = -math.inf if earlier_s is None else boot_seconds() + earlier_s
-            ((fsync, awaited, copies),) = run(_SAFETY).fetchall()
+            ((fsync, awaited, copies),) = self._writing.execute(_SAFETY).fetchall()
         if fsync == "off":
             _log.warning(
                 "%s: its server has fsync=off, and loses what was durable when its machine ends", self._place.where
@@ -336,44 +422,31 @@ class PostgresJournal(PostgresReader, SqlJournal):
                 copies,
             )
 
-    def _renew(self, connection: Any) -> None:
-        """Renews the lease of the claim on this connection, if that is due. Raises JournalFailed if another owner has it."""
-        asked = boot_seconds()
-        if self._is_due(asked):
-            if not connection.execute(_RENEW, (self._lease_s, self._epoch)).fetchall():
-                raise JournalFailed(
-                    f"{self._place.where}: another owner has taken the journal over during its migration"
-                )
-            self._renewed = self._asked = asked
-
-    def _is_due(self, now: float) -> bool:
-        return now >= self._asked + self._lease_s / _RENEWALS
-
-    def _keep_claim(self) -> None:
+    def _keep_lease(self) -> None:
         """Renews the lease of the claim if a fifth of its time has passed since the last renewal. Called in the
         thread of the GroupWriter while there is nothing to write. Raises JournalFailed if another owner has the
         claim.
         """
         asked = boot_seconds()
-        if not self._is_due(asked):
+        if not self.lease.is_due(asked):
             return
-        self._asked = asked
+        self.lease.asked = asked
         try:
             if self._writing is None:
                 self._come_back()
             else:
                 with self._place.server.explained():
-                    kept = self._writing.execute(_RENEW, (self._lease_s, self._epoch)).fetchall()
+                    kept = self._writing.execute(*self.lease.renewal()).fetchall()
                 if not kept:
                     self._come_back()
-                self._renewed = asked
+                self.lease.renewed = asked
         except TransientError as error:
             self._drop()
             self._tell_silence(error)
 
     def _come_back(self, behind: int | None = None) -> None:
         """Makes a new connection after an error, and ensures that the old connection can commit nothing from now on.
-        Sets `_end` to the end of the log.
+        Sets the end of the lease to the end of the log.
 
         `behind`: if it is unknown whether a group of entries was committed, the place behind the last entry of that
         group; else None. The log then ends there if the group was committed.
@@ -382,33 +455,25 @@ class PostgresJournal(PostgresReader, SqlJournal):
         the server does not answer.
         """
         self._drop()
-        connection = self._place.connect(self._session_of(self._owner))
+        lease, session = self.lease, session_of(self.lease.owner)
+        connection = self._place.connect(session)
         try:
             with self._place.server.explained():
-                connection.execute(_END_SESSIONS, (self._session_of(self._owner),))
+                connection.execute(END_SESSIONS, (session,))
                 asked = boot_seconds()
-                found = connection.execute(_COME_BACK, (self._lease_s, self._owner)).fetchall()
-                if not found:
-                    self._renewed = float("-inf")
-                    ((described,),) = connection.execute("SELECT described FROM claim").fetchall()
-                    raise JournalFailed(
-                        f"another owner has taken the journal over: {described}",
-                        hint=f"this one was not heard of for {self._lease_s:g} s: it was paused, or had no connection",
-                    )
-                end = end_of_log(Statements(connection))
+                end = lease.come_back(connection)
         except BaseException:
             connection.close()
             raise
         self._writing = connection
-        ((self._epoch,),) = found
-        self._renewed = asked
+        lease.renewed = asked
         self._reading.stale = True  # another server may have replaced the one that it is connected to
-        if end not in (self._end, behind):
+        if end not in (lease.end, behind):
             raise JournalFailed(
-                f"the log ends at {end}, and this owner has written up to {self._end}",
+                f"the log ends at {end}, and this owner has written up to {lease.end}",
                 hint="the server has lost what it had committed: it was restored, or another one has taken its place",
             )
-        self._end = end
+        lease.end = end
         if self._silent:
             self._silent = False
             _log.warning("%s answers again", self._place.where)
@@ -423,7 +488,7 @@ class PostgresJournal(PostgresReader, SqlJournal):
             return
         try:
             with self._place.server.explained(), step("journal", f"{self._place.where}: claim"):
-                self._writing.execute(_RELEASE, (self._owner,))
+                self.lease.leave(self._writing)
         except SabotError as error:
             _log.warning("%s: the claim ends with its lease only: %s", self._place.where, error)
 
@@ -447,9 +512,9 @@ class PostgresJournal(PostgresReader, SqlJournal):
             try:
                 if self._writing is None:
                     self._come_back(behind)
-                if self._end != behind:  # otherwise the group was committed
-                    self._write(rows)
-                self._end = behind
+                if self.lease.end != behind:  # otherwise the group was committed
+                    self.write(rows)
+                self.lease.end = behind
                 return
             except TransientError as error:
                 self._drop()
@@ -464,18 +529,24 @@ class PostgresJournal(PostgresReader, SqlJournal):
             failures += 1
             self._ending.wait(_BACKOFF.wait_s(failures))
 
-    def _write(self, rows: list[StoredEntry]) -> None:
-        connection, server = self._writing, self._place.server
+    def write(self, rows: list[StoredEntry]) -> None:
+        """Commits the rows of a group of entries in one transaction. Called in the thread of the GroupWriter."""
+        connection, server, lease = self._writing, self._place.server, self.lease
         asked = boot_seconds()
-        due = self._is_due(asked)
-        fence = (_RENEWING_FENCE, (self._lease_s, self._epoch)) if due else (_FENCE, (self._epoch,))
+        renews = lease.renews(asked)
         with step("journal", self.where), server.explained():
             with server.pipeline(connection):
                 connection.execute("BEGIN")
-                connection.execute(*fence)
-                add(Statements(connection), rows)
+                connection.execute(*lease.fence(rows[-1].place + 1, renews))
+                self.insert(connection, rows)
                 done = connection.execute("COMMIT")
             if done.statusmessage != "COMMIT":
                 raise JournalFailed(f"the server has answered {done.statusmessage} to a COMMIT")
-        if due:
-            self._renewed = self._asked = asked
+        if renews:
+            lease.renewed = lease.asked = asked
+
+    def insert(self, connection: Any, rows: list[StoredEntry]) -> None:
+        """Adds the rows of a group of entries to the tables, in a transaction that has begun. Called in the thread of the
+        GroupWriter.
+        """
+        add(Statements(connection), rows)

@@ -261,7 +261,7 @@ class SqliteJournal(SqliteReader, SqlJournal):
             with explained(self.where):
                 self._watching = connected(database, "ro")
             opened.callback(self._watching.close)
-            self._seen = 0
+            self._seen, self._has_letters = 0, False
             inbox = SqliteInbox(database, clock=clock)
             opened.callback(inbox.close)
             (first,) = TablesReader.positions(self).values()
@@ -310,16 +310,20 @@ class SqliteJournal(SqliteReader, SqlJournal):
         finally:
             self._claim.release()
 
-    def may_have_letters(self) -> bool:
-        """Returns True if another connection has committed since the last call. Reads no file: SQLite counts the
-        commits in memory that all processes share.
+    async def look(self) -> bool:
+        """Returns True as `Journal.look` does. Reads no file while no other connection has committed since the last look:
+        SQLite counts the commits in memory that all processes share. It reads the letters again if the last look has
+        found some, because not all of them may have been taken.
         """
         seen = self._seen
         try:
             ((self._seen,),) = self._watching.execute("PRAGMA data_version").fetchall()
         except sqlite3.Error:  # the reading of the letters will raise the error
-            return True
-        return self._seen != seen
+            self._has_letters = True
+        if self._has_letters or self._seen != seen:
+            self._has_letters = True
+            self._has_letters = await super().look()
+        return self._has_letters
 
     def _commit(self, group: list[Appended]) -> None:
         """Commits a group of entries in one transaction, with one fsync. While another process has locked the

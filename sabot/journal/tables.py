@@ -83,6 +83,7 @@ from sabot.journal.job_tables import (
     BELOW,
     LISTED,
     MARKS,
+    SHARED,
     TRIED,
     begin_values,
     bring_list_up_to_date,
@@ -272,10 +273,14 @@ class SqlReader(JournalReader):
     def positions(self) -> dict[int, int]:
         return {0: end_of_rows(self.select(ENDS, ()))}
 
+    def _is_counted(self) -> bool:
+        """Returns True if the places of the log have no gaps, and the tables say how many entries there are."""
+        return COUNTED <= self.format < SHARED
+
     def read(self, job: str | None = None, start: Mapping[int, int] | None = None) -> Iterator[tuple[Position, Entry]]:
         first = (start or {}).get(0, 0)
         chosen, values = ("", ()) if job is None else ("AND job = ? ", (job,))
-        counted = self.format >= COUNTED and job is None
+        counted = self._is_counted() and job is None
         end = (
             int(self.select(WRITTEN_END)[0][0]) if counted else 0
         )  # the end at this moment: entries may be added meanwhile
@@ -308,7 +313,7 @@ class SqlReader(JournalReader):
                 left = left[left.index(job) :]
 
     def unfinished(self, since: Mapping[int, int]) -> list[str]:
-        ((found, written),) = self.select(COUNTS) if self.format >= COUNTED else [(0, 0)]
+        ((found, written),) = self.select(COUNTS) if self._is_counted() else [(0, 0)]
         if found != written:
             for _ in SqlReader.read(self):  # tells which entry is missing
                 pass
@@ -334,7 +339,7 @@ class SqlReader(JournalReader):
         otherwise write new entries at their places.
         """
         (behind,) = SqlReader.positions(self).values()
-        if self.format >= COUNTED:
+        if self._is_counted():
             check_counted(self._gone, self.where, behind, (), int(self.select(WRITTEN_END)[0][0]))
 
     def trimmed(self) -> dict[int, int]:
@@ -567,14 +572,15 @@ def rows_of(group: Iterable[Appended]) -> list[StoredEntry]:
     return rows
 
 
-def add(connection: Connection, rows: Sequence[StoredEntry]) -> None:
+def add(connection: Connection, rows: Sequence[StoredEntry], *, numbered: bool = True) -> None:
     """Adds entries with their long bodies to the tables, and updates the tables that are indexes of the entries.
-    Marks the letters from which entries were made as taken.
+    Marks the letters from which entries were made as taken. `numbered`: False if the places of the log have gaps.
     """
     connection.executemany(
         _ENTRY, [(row.place, row.entry.job, checksum(row.place, row.entry.job, row.data), row.data) for row in rows]
     )
-    written(connection, rows[0].place, rows[-1].place + 1)
+    if numbered:
+        written(connection, rows[0].place, rows[-1].place + 1)
     for row in rows:
         named = body_of(row.entry)
         if isinstance(named, StoredBody):

@@ -77,12 +77,12 @@ class GroupWriter:
         self._noted: tuple[Approval, ...] = ()  # with the next entry
         self._waiting_bytes = 0
         self._next = self._durable = first
+        self._last = first - 1
         self._failed: JournalFailed | None = None
         self._closing = False
         self._awaited: dict[asyncio.AbstractEventLoop, list[tuple[int, asyncio.Future[None]]]] = {}
         self._roomless: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = []
-        self.commits = 0
-        self._first = first
+        self.commits = self._appended = 0
         self._thread = threads.spawn(f"sabot-journal {where}", self._turn)
         self._thread.start()
 
@@ -92,9 +92,16 @@ class GroupWriter:
         return self._durable
 
     @property
-    def next_offset(self) -> int:
-        """The offset behind the last entry that was appended."""
-        return self._next
+    def last_offset(self) -> int:
+        """The offset of the last entry that was appended; the one before the first if there is none."""
+        return self._last
+
+    def jump(self, offset: int) -> None:
+        """Lets the next entry have this offset, which is higher than all before, or another one above it."""
+        with self._changed:
+            self._next = max(self._next, offset)
+            if not self._queue:
+                self._durable = self._next
 
     def append(self, entry: Entry, letter: int = 0) -> Position:
         """Appends an entry as `Journal.append` does. `letter`: the number of the letter from which the entry was
@@ -113,8 +120,9 @@ class GroupWriter:
                 raise JournalFull(
                     f"{self._where}: {len(self._queue):,} entries with {self._waiting_bytes:,} bytes wait for its {self._store}"
                 )
-            offset = self._next
+            offset = self._last = self._next
             self._next += 1
+            self._appended += 1
             self._queue.append(Appended(offset, entry, data, letter, size, self._noted))
             self._noted = ()
             self._waiting_bytes += size
@@ -180,9 +188,9 @@ class GroupWriter:
         - `waiting`, `bytes_waiting`: the number of entries that are not durable yet, and the bytes of these.
         """
         return {
-            "entries": self._next - self._first,
+            "entries": self._appended,
             "commits": self.commits,
-            "waiting": self._next - self._durable,
+            "waiting": len(self._queue),
             "bytes_waiting": self._waiting_bytes,
         }
 
@@ -216,7 +224,7 @@ class GroupWriter:
             for each in group:
                 self._queue.popleft()
                 self._waiting_bytes -= each.size
-            self._durable = group[-1].offset + 1
+            self._durable = self._queue[0].offset if self._queue else self._next
             self.commits += 1
             ready = self._ready()
             self._changed.notify_all()

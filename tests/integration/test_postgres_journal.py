@@ -32,7 +32,7 @@ from sabot.journal import Letter, postgres
 from sabot.journal.base import EVERY, JobMark
 from sabot.journal.ended_jobs import JobQuery
 from sabot.journal.entries import Answer, Begin, EffectResult, End, Intent
-from sabot.journal.postgres import PostgresInbox, PostgresJournal, PostgresReader
+from sabot.journal.postgres import JournalLease, PostgresInbox, PostgresJournal, PostgresReader
 from sabot.journal.schemas import JournalSchema, Statements
 from tools.command_line import child
 from tools.older_journals import OLDER, without_list, write_given
@@ -135,8 +135,8 @@ def test_what_is_no_journal_of_ours_is_told(url: str, app: str) -> None:
     with pytest.raises(UserError, match="too long for a schema"):
         PostgresJournal(url, "a" * 60)
     PostgresJournal(url, app).close()
-    query(url, f"UPDATE \"sabot_{app}\".meta SET value = '7' WHERE name = 'format'")
-    with pytest.raises(UserError, match="has format 7, and this Sabot knows 6"):
+    query(url, f"UPDATE \"sabot_{app}\".meta SET value = '8' WHERE name = 'format'")
+    with pytest.raises(UserError, match="has format 8, and this Sabot knows 7"):
         PostgresJournal(url, app)
     query(url, f"DELETE FROM \"sabot_{app}\".meta WHERE name = 'key'")
     with pytest.raises(CorruptJournal, match="lost its identity"):
@@ -326,7 +326,7 @@ def test_a_worker_that_was_paused_for_longer_than_its_lease_writes_nothing_more(
 def test_a_worker_that_was_paused_in_a_transaction_holds_nobody_up(url: str, app: str) -> None:
     first = PostgresJournal(url, app, lease_s=LEASE_S)
     fill(first, 2)
-    first._asked = float("inf")  # it renews no more: as if it were paused
+    first.lease.asked = float("inf")  # it renews no more: as if it were paused
     first._writing.execute("BEGIN")
     first._writing.execute("UPDATE claim SET until = until")
     second = PostgresJournal(url, app, lease_s=LEASE_S)
@@ -371,8 +371,8 @@ def test_a_paused_owner_is_waited_for_by_the_successor_of_its_successor_too(url:
 
 def test_an_owner_without_work_keeps_its_claim(url: str, app: str) -> None:
     journal = PostgresJournal(url, app, lease_s=LEASE_S)
-    began = journal._renewed
-    until(lambda: journal._renewed > began + LEASE_S and journal.claim_left() > 0)
+    began = journal.lease.renewed
+    until(lambda: journal.lease.renewed > began + LEASE_S and journal.claim_left() > 0)
     with pytest.raises(AppLocked):
         PostgresJournal(url, app, lease_s=LEASE_S)
     fill(journal, 1)
@@ -504,7 +504,7 @@ def test_connections_that_are_cut_at_any_moment_lose_and_repeat_nothing(url: str
         work.more(chance.randrange(10))
         query(
             url,
-            f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'sabot-journal-{journal._owner}'",
+            f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'sabot-journal-{journal.lease.owner}'",
         )
     work.end()
     journal.close()
@@ -567,8 +567,8 @@ def test_a_commit_whose_outcome_is_unknown_is_looked_up(
     wire = Wire(int(number))
     journal = PostgresJournal(f"{before}:{wire.port}/{database}", app)
     groups: list[int] = []
-    write = journal._write
-    monkeypatch.setattr(journal, "_write", lambda rows: (groups.append(len(rows)), write(rows)))
+    write = journal.write
+    monkeypatch.setattr(journal, "write", lambda rows: (groups.append(len(rows)), write(rows)))
     for number in range(5):
         fill(journal, 1, 2 * number)
         wire.cut = cut
@@ -636,7 +636,7 @@ def test_a_server_that_has_lost_what_was_durable_ends_the_journal(url: str, app:
     query(url, f'UPDATE "sabot_{app}".log_end SET place = 3')
     query(
         url,
-        f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'sabot-journal-{journal._owner}'",
+        f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'sabot-journal-{journal.lease.owner}'",
     )
     with pytest.raises(JournalFailed, match="the log ends at 3, and this owner has written up to 5"):
         fill(journal, 1, 5)
@@ -807,6 +807,6 @@ def test_a_long_migration_keeps_the_claim(url: str, app: str, monkeypatch: pytes
         return run(self, statement, values)
 
     monkeypatch.setattr(Statements, "execute", execute)
-    monkeypatch.setattr(PostgresJournal, "_is_due", lambda self, now: True)
+    monkeypatch.setattr(JournalLease, "is_due", lambda self, now: True)
     PostgresJournal(url, app).close()
     assert len(set(renewals)) > 10

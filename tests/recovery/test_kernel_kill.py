@@ -1,6 +1,7 @@
 """A kernel killed with SIGKILL between two answers of its model, and the one that goes on."""
 
 import asyncio
+import contextlib
 import os
 import signal
 import subprocess
@@ -99,7 +100,7 @@ async def test_a_kernel_that_was_killed_goes_on_with_what_is_not_done(tmp_path: 
     assert world.words("asked") == [f"asked-{number}-{turn}" for number in range(JOBS) for turn in (0, 1)]
 
 
-def paying_in(folder: Path) -> RuntimeKernel:
+def paying_in(folder: Path, shared: str = "") -> RuntimeKernel:
     """A kernel whose jobs clients begin. Each pays an order, with a key by which the world would find it a second time."""
     world = World(folder)
 
@@ -111,11 +112,11 @@ def paying_in(folder: Path) -> RuntimeKernel:
     async def payer(ctx: Any) -> Any:
         return await ctx.call(pay, ctx.message)
 
-    return RuntimeKernel.create(agent=payer, journal=folder / "jobs")
+    return RuntimeKernel.create(agent=payer, journal=shared or folder / "jobs", shared=bool(shared), max_jobs=4)
 
 
-async def serve(folder: Path) -> None:
-    async with paying_in(folder) as kernel:
+async def serve(folder: Path, shared: str = "") -> None:
+    async with paying_in(folder, shared) as kernel:
         await kernel.resume()
         await asyncio.Event().wait()
 
@@ -205,9 +206,42 @@ async def test_a_tool_begins_no_other_job_after_it_was_killed(tmp_path: Path, ho
     assert len(world.words("attempt")) > 1
 
 
+@pytest.mark.slow  # it starts a server of PostgreSQL and five interpreters
+async def test_jobs_of_several_workers_are_done_once_while_these_are_killed(tmp_path: Path) -> None:
+    from tools.postgres import server_or_skip  # not in the processes that are started
+
+    environment, world, kills, a_kill = {**os.environ, "PYTHONPATH": str(ROOT)}, World(tmp_path), 3, 20
+    world.file.touch()
+    with server_or_skip().database() as url, contextlib.ExitStack() as serving:
+        async with paying_in(tmp_path, url):
+            pass
+        command = [sys.executable, __file__, str(tmp_path), "serve", url]
+
+        def worker() -> "subprocess.Popen[bytes]":
+            process = subprocess.Popen(command, env=environment)
+            serving.callback(process.wait)
+            serving.callback(process.kill)
+            return process
+
+        workers = [await asyncio.to_thread(worker) for _ in range(2)]
+        client, handles = JobClient(url), list[Any]()
+        for kill in range(kills):
+            for number in range(kill * a_kill, (kill + 1) * a_kill):
+                handles.append(await client.start("payer", number, idempotency_key=str(number)))
+            paid = await asyncio.to_thread(world.wait_for, kill * a_kill + 1)
+            assert paid
+            workers.pop(0).kill()
+            workers.append(await asyncio.to_thread(worker))
+        found = [(await handle.result()).output for handle in handles]
+        assert found == [f"order {number} is paid" for number in range(kills * a_kill)]
+        known = await client.jobs.find()
+    assert (len(known), {job.status for job in known}) == (len(handles), {"succeeded"})
+    assert len({word.rpartition("-")[2] for word in world.words("paid")}) == len(handles)
+
+
 if __name__ == "__main__":
-    place, how = Path(sys.argv[1]), "".join(sys.argv[2:])
+    place, how = Path(sys.argv[1]), "".join(sys.argv[2:3])
     if how in ("kernel", "client"):
         asyncio.run(begin(place, how))
     else:
-        asyncio.run((serve if how else until_killed)(place))
+        asyncio.run(serve(place, *sys.argv[3:]) if how else until_killed(place))

@@ -41,7 +41,6 @@ from sabot.base.threads import run_in_thread
 from sabot.calls.judging import repeated_around
 from sabot.clock import Clock
 from sabot.errors import IdempotencyConflict, InternalError, NonDeterminism, SabotError, UserError
-from sabot.jobs.events import Arrived
 from sabot.jobs.guard import Behalf, EffectGuard
 from sabot.jobs.host import JobHost
 from sabot.jobs.journal_calls import call_journal
@@ -105,7 +104,7 @@ class KernelHost:
         self._of_clients = 0  # that of the first time
         self._attempts = EarlierAttempts()
         self._agents, self._new, self._clock = agents, handle, clock
-        self._keep_jobs, self._dedupe_s, self._around = keep_jobs, dedupe_s, around
+        self._max_jobs, self._keep_jobs, self._dedupe_s, self._around = max_jobs, keep_jobs, dedupe_s, around
         self._children = children
         # by job that has asked no model yet: set when a caller has its handle
         self._given: dict[str, asyncio.Event] = {}
@@ -159,10 +158,10 @@ class KernelHost:
             for store in self._shown:
                 await store.leave()
             raise
+        self.journal.begins.room = lambda: self._max_jobs - self._admission.running - self._admission.waiting
         self._host.start()
         for job in cut:
-            why = "a crash has cut short what it was to go on from"
-            self._host.put(Arrived(End(job.job_id, self._host.now_ms(), "cancelled", why)))
+            self._host.end_cut(job)
 
     async def close(self, why: SabotError) -> None:
         """Stops the host. The stores of the program copy the last entries of the journal.
@@ -245,6 +244,11 @@ class KernelHost:
 
     async def execute(self, agent: KernelAgent, job_id: str, request: ExecutionRequest) -> ExecutionHandle:
         self._warn_of_open()
+        if request.idempotency_key and self.journal.begins.shared:
+            raise UserError(
+                "execute: an idempotency_key is decided in the journal where several workers share it",
+                hint='await JobClient(journal).start("AGENT", …, idempotency_key=…): any worker runs the job',
+            )
         record = encode_request(request)
         name = b""  # a digest is only needed for a request that may come again
         if request.idempotency_key:
@@ -412,7 +416,7 @@ class KernelHost:
         lost these events. These are the jobs whose END is among the last 1,024 entries of a partition of the journal.
         Only the first call does this.
         """
-        ends, self._positions = self._positions, {}
+        ends, self._positions = {} if self.journal.begins.shared else self._positions, {}
         start = {partition: max(0, end - _RETOLD_ENTRIES) for partition, end in ends.items()}
 
         def histories() -> list[list[tuple[Position, Entry]]]:
@@ -429,6 +433,7 @@ class KernelHost:
         the jobs began. A job waits for its turn if `max_jobs` jobs run. Raises UserError if the host is stopping.
         """
         self._check_begins()
+        self.journal.begins.resumes = True
         return [self._resume(self.open.pop(job_id)) for job_id in list(self.open)]
 
     def _resume(self, job: OpenJob, handle: ExecutionHandle | None = None) -> ExecutionHandle:
@@ -441,16 +446,18 @@ class KernelHost:
         return handle
 
     def _begun_by_letter(self, job: OpenJob) -> None:
-        """Lets a job that a letter has begun, for the first time or again, run as soon as fewer than `max_jobs` jobs run."""
-        job_id = job.job_id
+        """Lets a job that a letter has begun, for the first time or again, or that another worker had, run as soon as fewer
+        than `max_jobs` jobs run.
+        """
+        job_id, goes_on = job.job_id, job.run > 1 or not job.fresh
         self._by_letters += 1
-        self._of_clients += job.run == 1
+        self._of_clients += not goes_on
         if job_id not in self.handles:
             self.handles[job_id] = self._new(job_id, self._agents[job.agent], job.digest)
         self.handles[job_id].begun()
         given = self._given[job_id] = asyncio.Event()
         given.set()
-        self._wait(job_id, partial(self._host.resume, job), continues=job.run > 1)
+        self._wait(job_id, partial(self._host.resume, job), continues=goes_on)
 
     async def await_letter(self, job_id: str) -> ExecutionHandle | None:
         """Waits until a job begins whose beginning or retry is in the inbox of the journal, and returns the handle of this

@@ -84,6 +84,7 @@ class RuntimeKernel:
         dedupe: Duration = "7d",
         stop_grace: Duration = STOP_GRACE_SECONDS,
         version: str = "",
+        shared: bool = False,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         """Makes a kernel. Raises UserError if an argument is not valid.
@@ -112,6 +113,8 @@ class RuntimeKernel:
         - `dedupe`: the time for which the journal keeps the ids of ended jobs, and the histories of failed jobs.
         - `stop_grace`: the time that calls of tools and models have to finish when the kernel is closed.
         - `version`: the version of the code. With "" it is a digest of the code.
+        - `shared`: True for one of several workers: kernels of the same code over one journal in PostgreSQL. Each takes
+          jobs that clients begin, and after `resume` goes on with the jobs of workers that have ended.
         - `clock`: the clock of the kernel. A Journal that is passed as `journal` has its own clock, which is then used
           instead.
         """
@@ -123,7 +126,7 @@ class RuntimeKernel:
         ):
             if given is not None and (given == "" or not isinstance(given, kind)):
                 raise UserError(f"RuntimeKernel: {word}={short_repr(given)}", hint=hint)
-        self._shown = _stores_of(job_store, action_store)
+        self._shown, self._shared = _stores_of(job_store, action_store), shared
         if journal is None:
             journal = next((home for each in self._shown if (home := each.home) is not None), None)
         check("RuntimeKernel: max_jobs", max_jobs, Whole(1))
@@ -157,6 +160,18 @@ class RuntimeKernel:
             checked_budgets(budgets)
         if ledger_writer is not None:
             checked_writer(ledger_writer)
+        stores = {
+            "job_store": job_store,
+            "action_store": action_store,
+            "budgets": budgets,
+            "ledger_writer": ledger_writer,
+        }
+        alone = [f"{word}=" for word, value in stores.items() if value is not None]
+        if shared and alone:
+            raise UserError(
+                f"kernel {self.name} has shared=True and {', '.join(alone)}: they know of the jobs of one worker only",
+                hint="kernel.jobs and kernel.actions show the jobs of all workers; BudgetSpec limits each job",
+            )
         self.ledger: Ledger | None = budgets if isinstance(budgets, Ledger) else None
         if budgets is None and ledger_writer is not None:
             self._budgets = []
@@ -249,10 +264,13 @@ class RuntimeKernel:
         place, clock = self._place, self._options["clock"]
         if isinstance(place, Journal):
             opened.append(place)
-        elif isinstance(place, MemoryStorage):
+        elif isinstance(place, MemoryStorage) and not self._shared:
             opened.append(MemoryJournal(place))
         else:
-            opened.append(await run_in_thread(partial(open_journal, place, app=self.name, clock=clock)))
+            address = "the memory of this process" if isinstance(place, MemoryStorage) else place
+            opened.append(
+                await run_in_thread(partial(open_journal, address, app=self.name, clock=clock, shared=self._shared))
+            )
 
     async def _guards(self, limits: JobLimits) -> list[EffectGuard]:
         """Returns the objects that decide on each call of a job, in this order: the policy, the limits of jobs, and the
@@ -430,12 +448,15 @@ class RuntimeKernel:
             return known
         if job_id in host.open:
             raise UserError(f"job {job_id} is open, and not resumed", hint="await kernel.resume()")
-        if (begun := await host.await_letter(job_id)) is not None:
+        if not host.journal.begins.shared and (begun := await host.await_letter(job_id)) is not None:
             return begun
         begin = next((entry for entry in await self._entries(job_id) if isinstance(entry, Begin)), None)
         agent = None if begin is None else self._agents.get(begin.agent.removeprefix(f"{self.name}."))
         if agent is None:
             raise UserError(f"job {job_id}: there is none of this name in {host.journal.where}")
+        mark = await call_journal(host.journal.job, job_id)
+        if host.journal.begins.shared and mark is not None and not mark.outcome:
+            raise UserError(f"job {job_id} runs in another worker", hint="await JobClient(journal).handle(job_id)")
         handle = ExecutionHandle(self, job_id, agent)
         await host.settle_from_journal(handle)
         return handle

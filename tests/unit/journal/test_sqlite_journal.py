@@ -647,16 +647,26 @@ def test_a_reader_changes_nothing(tmp_path: Path) -> None:
     assert {path.name: path.read_bytes() for path in crashed.iterdir()} == before
 
 
-def test_an_idle_owner_knows_without_a_query_that_nobody_has_written(tmp_path: Path, journal: SqliteJournal) -> None:
+async def test_an_idle_owner_knows_without_a_query_that_nobody_has_written(
+    tmp_path: Path, journal: SqliteJournal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads: list[str] = []
+    letters = journal.letters
+    monkeypatch.setattr(journal, "letters", lambda: reads.append("letters") or letters())
     assert journal.wait_durable(journal.append(Intent("j", 0, 1, "ask", "confirm", token="t")), 60)
-    assert journal.may_have_letters()
-    assert [journal.may_have_letters() for _ in range(3)] == [False] * 3
+    assert [await journal.look() for _ in range(4)] == [False] * 4
+    assert len(reads) == 1  # an entry of its own made it look
     inbox = SqliteInbox(tmp_path / "journal")
     inbox.post(Letter("answer", "t"))
     inbox.close()
-    assert [journal.may_have_letters() for _ in range(3)] == [True, False, False]
+    assert [await journal.look() for _ in range(3)] == [True] * 3
+    assert len(reads) == 4, "letters that were not taken are looked at again"
+    assert journal.wait_durable(journal.take()[0][0], 60)
+    assert [await journal.look() for _ in range(3)] == [False] * 3
+    assert len(reads) == 5
     journal.close()
-    assert journal.may_have_letters(), "who looks is told by the look"
+    with pytest.raises(UserError, match="closed database"):
+        await journal.look()
 
 
 @pytest.mark.parametrize("name", ["jobs.db", "jobs.sqlite", "jobs.sqlite3"])

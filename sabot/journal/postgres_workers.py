@@ -1,0 +1,327 @@
+"""A journal in PostgreSQL that several workers share: each holds some of the jobs, and appends their entries.
+
+   workers       a row for each worker: its lease, and the place behind its last durable entry
+   jobs.worker   the worker that holds the job; the one that began it, or that took it last
+   inbox.worker  the worker that has claimed a letter which begins a job; 0 for none
+   places        a sequence of ranges of places
+
+**Queue.** A letter that begins a job is the job's place in the queue. A worker claims it, and appends BEGIN. Letters to a
+job are taken by its worker only.
+
+**Places** come in ranges, which a sequence of the database gives out. A worker draws another range when it takes jobs from
+another worker: so the entries that it appends to them have higher places than those before, and within a job places rise.
+Between jobs they have no order in time, and there are gaps: no reader looks for missing entries.
+
+**The fence** is the row of the worker, which each commit changes: from the place behind its last durable entry to that
+behind the group. It fails if the worker was declared dead, and it shows whether a commit was made whose outcome is unknown.
+
+**A dead worker**, whose lease is over or whose process has certainly ended, is marked as gone by another one, which locks its
+row: so either a commit of it comes before, or never. Jobs of workers that are gone belong to the first who takes them.
+"""
+
+import logging
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from sabot.base.proc import is_over, life_of_this_process
+from sabot.base.threads import run_in_thread
+from sabot.clock import Clock, boot_seconds
+from sabot.errors import TransientError
+from sabot.journal.base import EVERY, MAY_BEGIN_AGAIN, Position
+from sabot.journal.entries import Begin, Letter, decode_letter
+from sabot.journal.owner_inbox import OwnerInbox
+from sabot.journal.postgres import END_SESSIONS, JournalLease, PostgresInbox, PostgresJournal, session_of
+from sabot.journal.schemas import RANGE, Statements
+from sabot.journal.tables import SqlReader, StoredEntry, add
+from sabot.journal.writing import GroupWriter
+from sabot.steps import step
+
+_log = logging.getLogger(__name__)
+
+_MOST = 64  # letters that are claimed at once
+
+_ENTER = (
+    "INSERT INTO workers (owner, described, life, written, until) VALUES (%s, %s, %s, %s, "
+    "clock_timestamp() + %s * interval '1 second') ON CONFLICT (owner) DO UPDATE SET epoch = workers.epoch + 1, until = excluded.until, "
+    "written = excluded.written, gone = false RETURNING number, epoch"
+)
+_COME_BACK = (
+    "UPDATE workers SET epoch = epoch + 1, until = clock_timestamp() + %s * interval '1 second' "
+    "WHERE owner = %s AND NOT gone RETURNING epoch, written"
+)
+_RENEW = "UPDATE workers SET until = clock_timestamp() + %s * interval '1 second' WHERE number = %s AND epoch = %s AND NOT gone RETURNING 1"
+# an error, a division by zero, where the worker is gone or has another session
+_FENCE = (
+    "WITH mine AS (UPDATE workers SET written = %s, until = greatest(until, clock_timestamp() + %s * interval '1 second') "
+    "WHERE number = %s AND epoch = %s AND written = %s AND NOT gone RETURNING 1) SELECT 1 / count(*)::int FROM mine"
+)
+_HELD = "UPDATE jobs SET worker = %s WHERE job = ANY(%s) AND worker <> %s"
+_LEAVE = "UPDATE workers SET gone = true WHERE owner = %s"
+_MINE_FIRST = "SELECT 1 FROM workers WHERE number = %s AND NOT gone FOR SHARE"
+_DEAD = "other workers have declared this one dead, and go on with its jobs"
+
+_TO_ME = (  # letters that this worker takes
+    "SELECT i.number, i.letter FROM inbox i LEFT JOIN jobs j ON j.job = i.job WHERE i.taken = 0 "
+    "AND CASE WHEN starts_with(i.once, 'begin:') THEN i.worker = ? ELSE j.worker = ? END ORDER BY i.number"
+)
+_UNCLAIMED = (
+    "SELECT number, letter FROM inbox WHERE taken = 0 AND worker = 0 AND starts_with(once, 'begin:') AND number <> ALL(?) "
+    f"ORDER BY number LIMIT {_MOST}"
+)
+_CLAIM = (
+    "UPDATE inbox SET worker = %s WHERE number IN (SELECT number FROM inbox WHERE number = ANY(%s) AND worker = 0 AND taken = 0 "
+    "FOR UPDATE SKIP LOCKED)"
+)
+# a retry of a job whose worker is gone
+_ORPHANS = (
+    "SELECT DISTINCT j.job FROM inbox i JOIN jobs j ON j.job = i.job JOIN workers w ON w.number = j.worker "
+    "WHERE i.taken = 0 AND NOT starts_with(i.once, 'begin:') AND j.ended IS NOT NULL AND w.gone"
+)
+_ADOPT = (
+    "UPDATE jobs SET worker = %s WHERE job IN (SELECT j.job FROM jobs j JOIN workers w ON w.number = j.worker "
+    "WHERE j.job = ANY(%s) AND w.gone FOR UPDATE OF j SKIP LOCKED)"
+)
+_OTHERS = "SELECT number, owner, described, life, until < clock_timestamp() FROM workers WHERE NOT gone AND number <> ?"
+_BURY = (
+    "UPDATE workers SET gone = true, earlier = CASE WHEN %(certain)s THEN NULL ELSE clock_timestamp() + %(lease_s)s * interval '1 second' "
+    "END WHERE number IN (SELECT number FROM workers WHERE number = %(number)s AND NOT gone AND (%(certain)s OR until < clock_timestamp()) "
+    "FOR UPDATE SKIP LOCKED) RETURNING number"
+)
+_LEFT = (
+    "SELECT 1 WHERE EXISTS (SELECT 1 FROM workers w WHERE w.gone AND (EXISTS (SELECT 1 FROM jobs j WHERE j.worker = w.number "
+    "AND j.ended IS NULL) OR EXISTS (SELECT 1 FROM inbox i WHERE i.worker = w.number AND i.taken = 0)))"
+)
+_TAKE = (
+    "WITH dead AS (SELECT number, earlier FROM workers w WHERE gone AND EXISTS (SELECT 1 FROM jobs j WHERE j.worker = w.number "
+    "AND j.ended IS NULL) FOR UPDATE SKIP LOCKED) "
+    "UPDATE jobs SET worker = %s FROM dead WHERE jobs.worker = dead.number AND jobs.ended IS NULL "
+    "RETURNING jobs.job, extract(epoch FROM dead.earlier - clock_timestamp())::float8"
+)
+_ARE_MINE = "SELECT job FROM jobs WHERE worker = ? AND job = ANY(?) AND ended IS NULL"
+_FREE = (
+    "UPDATE inbox SET worker = 0 WHERE number IN (SELECT i.number FROM inbox i JOIN workers w ON w.number = i.worker "
+    "WHERE w.gone AND i.taken = 0 FOR UPDATE OF i SKIP LOCKED)"
+)
+
+
+_ENDED = (
+    "SELECT job FROM jobs WHERE ended IS NOT NULL AND ended_ms < ? AND created_ms IS NOT NULL "
+    f"AND (outcome NOT IN ({', '.join(map(repr, MAY_BEGIN_AGAIN))}) OR ended_ms < ?) LIMIT 200"
+)
+
+
+def drawn(connection: Any) -> int:
+    """Returns the first place of a range of places that nobody else has."""
+    ((number,),) = connection.execute("SELECT nextval('places')").fetchall()
+    return int(number) * RANGE
+
+
+class WorkersInbox(PostgresInbox):
+    """An inbox of a journal that several workers share."""
+
+    no_entries = "SELECT 1 FROM workers FOR UPDATE"
+
+
+class WorkerLease(JournalLease):
+    """The lease of one of several workers: a row of the table `workers`. `number`: the number of the worker."""
+
+    number = 0
+
+    def take(self, connection: Any, wait: Callable[[float], object]) -> None:
+        asked = boot_seconds()
+        with self.place.server.explained(), step("journal", f"{self.place.where}: claim"):
+            self.end = drawn(connection)
+            values = self.owner, self.described, life_of_this_process(), self.end, self.lease_s
+            ((self.number, self.epoch),) = connection.execute(_ENTER, values).fetchall()
+        self.renewed = self.asked = asked
+
+    def bring_up_to_date(self, connection: Any) -> None:
+        """Does nothing: the tables of a shared journal are up to date."""
+
+    def renews(self, now: float) -> bool:
+        return True
+
+    def fence(self, behind: int, renews: bool) -> tuple[str, tuple[Any, ...]]:
+        return _FENCE, (behind, self.lease_s, self.number, self.epoch, self.end)
+
+    def renewal(self) -> tuple[str, tuple[Any, ...]]:
+        return _RENEW, (self.lease_s, self.number, self.epoch)
+
+    def come_back(self, connection: Any) -> int:
+        found = connection.execute(_COME_BACK, (self.lease_s, self.owner)).fetchall()
+        if not found:
+            raise self.lost(_DEAD)
+        ((self.epoch, written),) = found
+        return int(written)
+
+    def leave(self, connection: Any) -> None:
+        connection.execute(_LEAVE, (self.owner,))
+
+
+class PostgresWorker(PostgresJournal):
+    """A worker of a journal in PostgreSQL that several processes share. A missing journal is created. A journal with one
+    owner becomes one that is shared, for good, unless it has an owner now: then the constructor raises AppLocked.
+
+    The parameters are those of PostgresJournal. `lease_s`: the jobs of this worker belong to others when it was not heard of
+    for this many seconds, or at once when its process has certainly ended.
+    """
+
+    look_s = 0.05
+    reap_s = 2.0
+    """The seconds between two looks for workers that are gone."""
+
+    lease: WorkerLease
+    lease_type = WorkerLease
+    inbox: WorkersInbox
+    inbox_type = WorkersInbox
+
+    def make_tables(self, connection: Any, url: str, app: str | None) -> None:
+        self.lease.place.share(connection, lambda: PostgresJournal(url, app).close())
+
+    def start(self, writer: GroupWriter, inbox: OwnerInbox, clock: Clock) -> None:
+        super().start(writer, inbox, clock)
+        self.begins.shared = True
+        self._seen: dict[int, int] = {}  # letters that became entries: the places of these
+        self._left: list[int] = []  # letters that begin jobs of agents that are not here
+        self._reaped = -math.inf
+        self._unsure: list[str] = []  # jobs that were taken, if the transaction was committed
+
+    # -- entries -----------------------------------------------------------------------------------------------------------
+
+    def insert(self, connection: Any, rows: list[StoredEntry]) -> None:
+        add(Statements(connection), rows, numbered=False)
+        if begun := [row.entry.job for row in rows if isinstance(row.entry, Begin)]:
+            connection.execute(_HELD, (self.lease.number, begun, self.lease.number))
+        if rows[-1].place % RANGE >= RANGE // 2:  # fewer entries than half a range wait
+            self.writer.jump(drawn(connection))
+
+    def positions(self) -> dict[int, int]:
+        return SqlReader.positions(self)
+
+    def unfinished(self, since: Mapping[int, int]) -> list[str]:
+        """Returns the ids of the jobs that this worker holds."""
+        return [
+            job
+            for (job,) in self.select("SELECT job FROM jobs WHERE worker = ? AND ended IS NULL", (self.lease.number,))
+        ]
+
+    def trim(self, before: Mapping[int, int], forget_before_ms: int = 0) -> int:
+        """Trims as `Journal.trim` does, by the time of the last job of this worker that has ended before the offset: the
+        places of other workers say nothing about it.
+        """
+        chosen = "SELECT max(ended_ms) FROM jobs WHERE worker = ? AND ended < ?"
+        ((self._ended_ms,),) = self.select(chosen, (self.lease.number, before.get(0, 0)))
+        return 0 if self._ended_ms is None else super().trim({0: EVERY}, forget_before_ms)
+
+    def ended(self, before: int, before_ms: int) -> list[str]:
+        return [job for (job,) in self.select(_ENDED, (self._ended_ms, before_ms))]
+
+    # -- letters and jobs --------------------------------------------------------------------------------------------------
+
+    def untaken(self, after: int = 0) -> list[tuple[int, Letter]]:
+        durable = self.writer.durable_offset
+        for number in [number for number, place in self._seen.items() if place < durable]:
+            del self._seen[number]
+        rows = self.select(_TO_ME, (self.lease.number, self.lease.number))
+        return [(number, decode_letter(data, self.where)) for number, data in rows if number not in self._seen]
+
+    def letters(self) -> list[Letter]:
+        """Returns the letters to all workers, for lists."""
+        return [letter for _, letter in SqlReader.untaken(self)]
+
+    async def look(self) -> bool:
+        return await run_in_thread(self._has_work)
+
+    def _has_work(self) -> bool:
+        if self.untaken() or self._claimable():
+            return True
+        return self._is_late() and (self.begins.resumes or bool(self.select(_ORPHANS)))
+
+    def _is_late(self) -> bool:
+        return boot_seconds() >= self._reaped + self.reap_s
+
+    def _claimable(self) -> list[int]:
+        """Returns the numbers of letters that begin jobs of the agents that are here, as many as there is room for."""
+        room = self.begins.room()
+        numbers = list[int]()
+        for number, data in self.select(_UNCLAIMED, (self._left,)) if room > 0 else ():
+            letter = decode_letter(data, self.where)
+            if letter.name in self.begins.agents:
+                numbers.append(number)
+            else:
+                self.begins.leave(letter)
+                self._left = [*self._left, number]
+        return numbers[:room]
+
+    def _dead(self) -> Iterator[tuple[int, str, str, bool]]:
+        """Yields the workers that have died and that nobody has declared dead: the number, the session and the words for each,
+        and whether it has certainly ended.
+        """
+        for number, owner, described, life, over in self.select(_OTHERS, (self.lease.number,)):
+            if (certain := is_over(life)) or over:
+                yield number, owner, described, certain
+
+    def take(self) -> list[tuple[Position, Any]]:
+        late = self._is_late()
+        try:
+            if late and self.begins.resumes and self.claim_left():
+                self.begins.taken_over += self._reap()
+            self.claim_letters(self.select(_ORPHANS) if late else [])
+        except TransientError:
+            return []
+        if late:
+            self._reaped = boot_seconds()
+        return super().take()
+
+    def claim_letters(self, orphans: list[tuple[str]]) -> None:
+        """Claims letters that begin jobs, as many as there is room for, and these jobs of workers that are gone."""
+        numbers = self._claimable()
+        if not numbers and not orphans:
+            return
+        with self.inbox.session.using() as connection, step("journal", f"{self.where}: take"):
+            if orphans:
+                self.writer.jump(drawn(connection))  # before the jobs are taken: entries of them may follow at once
+            with connection.transaction():
+                self._check_lease(connection)
+                if numbers:
+                    connection.execute(_CLAIM, (self.lease.number, numbers))
+                if orphans:
+                    connection.execute(_ADOPT, (self.lease.number, [job for (job,) in orphans]))
+
+    def note_taken(self, number: int, position: Position | None) -> None:
+        self._seen[number] = EVERY if position is None else position.offset
+
+    def _reap(self) -> list[str]:
+        """Takes the open jobs of workers that are gone, and returns their ids. If it was unknown whether an earlier call
+        has taken some, returns these too if it has.
+        """
+        taken = [job for (job,) in self.select(_ARE_MINE, (self.lease.number, self._unsure))] if self._unsure else []
+        dead = list(self._dead())
+        if dead or self.select(_LEFT):
+            with self.inbox.session.using() as connection, step("journal", f"{self.where}: take"):
+                self._bury(connection, dead)
+                self.writer.jump(drawn(connection))  # behind the last draw of workers that are gone
+                with connection.transaction():
+                    self._check_lease(connection)
+                    connection.execute(_FREE)
+                    found = connection.execute(_TAKE, (self.lease.number,)).fetchall()
+                    now = boot_seconds()
+                    ends = [now + earlier_s for _, earlier_s in found if earlier_s is not None]
+                    self.lease.predecessor_until = max([self.lease.predecessor_until, *ends])
+                    taken += [job for job, _ in found]
+                    self._unsure = taken
+        self._unsure = []
+        return taken
+
+    def _check_lease(self, connection: Any) -> None:
+        """Raises JournalFailed if other workers have declared this one dead. Until the end of the transaction they cannot."""
+        if not connection.execute(_MINE_FIRST, (self.lease.number,)).fetchall():
+            raise self.lease.lost(_DEAD)
+
+    def _bury(self, connection: Any, dead: list[tuple[int, str, str, bool]]) -> None:
+        for number, owner, described, certain in dead:
+            connection.execute(END_SESSIONS, (session_of(owner),))
+            facts = {"number": number, "certain": certain, "lease_s": self.lease.lease_s}
+            if connection.execute(_BURY, facts).fetchall():
+                _log.warning("%s: %s has ended without leaving: its jobs go on elsewhere", self.where, described)

@@ -1,0 +1,357 @@
+"""Several workers over one journal in PostgreSQL: each job is in one of them, and is not lost with it."""
+
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import Any
+
+import psycopg
+import pytest
+
+from sabot.agents import ExecutionRequest, JobClient, RuntimeKernel
+from sabot.agents.kernel.client import ClientHandle
+from sabot.errors import AppLocked, JournalFailed, TransientError, UserError
+from sabot.journal.entries import Answer, Attempt, Begin, End, Entry, Intent, Letter, encode_entry
+from sabot.journal.job_tables import APPROVED, SHARED
+from sabot.journal.postgres import PostgresInbox, PostgresJournal, PostgresReader
+from sabot.journal.postgres_workers import PostgresWorker
+from sabot.journal.schemas import JournalSchema
+from sabot.llm import tool
+from tools.agent_tools import until
+from tools.postgres import server_or_skip
+
+LEASE_S = 60.0
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    with server_or_skip().database() as found:
+        yield found
+
+
+@pytest.fixture
+def app() -> str:
+    return f"app-{uuid.uuid4().hex}"
+
+
+@pytest.fixture
+def worker(url: str, app: str) -> Iterator[Callable[[], PostgresWorker]]:
+    """Opens workers of one journal, which go on with the jobs of others. They are closed at the end."""
+    opened: list[PostgresWorker] = []
+
+    def open_worker() -> PostgresWorker:
+        made = PostgresWorker(url, app, lease_s=LEASE_S)
+        made.begins.agents, made.begins.resumes, made.reap_s = frozenset({"k.a"}), True, 0.0
+        opened.append(made)
+        return made
+
+    yield open_worker
+    for each in opened:
+        each.close()
+
+
+def post(url: str, app: str, *letters: Letter) -> None:
+    inbox = PostgresInbox(url, app)
+    for letter in letters:
+        inbox.post(letter)
+    inbox.close()
+
+
+def begins(*jobs: str) -> list[Letter]:
+    return [Letter("begin", job=job, name="k.a", body=encode_entry(Begin(job, 1, "k.a"))) for job in jobs]
+
+
+def written(journal: PostgresWorker, *entries: Entry) -> None:
+    positions = [journal.append(entry) for entry in entries]
+    assert journal.wait_durable(positions[-1], 60)
+
+
+def taken(journal: PostgresWorker) -> list[str]:
+    """Takes letters: the jobs to which they are. Their entries are durable."""
+    found = journal.take()
+    assert all(journal.wait_durable(position, 60) for position, _ in found)
+    return [entry.job for _, entry in found]
+
+
+def taken_over(journal: PostgresWorker) -> list[str]:
+    """The open jobs of workers that are gone, which it takes with the letters. There are no letters."""
+    assert taken(journal) == []
+    jobs, journal.begins.taken_over = journal.begins.taken_over, []
+    return sorted(jobs)
+
+
+def log(url: str, app: str, job: str | None = None) -> list[Entry]:
+    reader = PostgresReader(url, app)
+    try:
+        found = list(reader.read(job))
+        assert [position for position, _ in found] == sorted(position for position, _ in found)
+        return [entry for _, entry in found]
+    finally:
+        reader.close()
+
+
+def run(url: str, app: str, statement: str) -> None:
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(f'SET search_path = "sabot_{app}"')  # type: ignore[arg-type]
+        connection.execute(statement)  # type: ignore[arg-type]
+
+
+def dies(url: str, app: str, journal: PostgresWorker) -> None:
+    """The lease of this worker is over, though its process is there: as if it were paused."""
+    run(url, app, f"UPDATE workers SET until = 'epoch' WHERE number = {journal.lease.number}")
+
+
+async def test_each_letter_begins_one_job_in_one_worker(
+    url: str, app: str, worker: Callable[[], PostgresWorker]
+) -> None:
+    first, second = worker(), worker()
+    first.begins.room = second.begins.room = lambda: 2
+    post(url, app, *begins("a", "b", "c"))
+    assert await first.look()
+    assert await second.look()
+    assert (taken(first), taken(second), taken(first), taken(second)) == (["a", "b"], ["c"], [], [])
+    assert [entry.job for entry in log(url, app)] == ["a", "b", "c"]
+    assert (first.unfinished({}), second.unfinished({})) == (["a", "b"], ["c"])
+
+
+def test_letters_go_to_the_worker_that_holds_their_job(
+    url: str, app: str, worker: Callable[[], PostgresWorker]
+) -> None:
+    first, second = worker(), worker()
+    written(first, Begin("a", 1, "k.a"), Intent("a", 2, 1, "ask", "confirm", token="t"))
+    written(second, Begin("b", 1, "k.a"))
+    post(url, app, Letter("answer", "t", body=b"yes"), Letter("cancel", job="b"))
+    assert (taken(second), taken(first)) == (["b"], ["a"])
+    assert isinstance(log(url, app, "a")[-1], Answer)
+
+
+def test_jobs_of_a_worker_that_left_belong_to_the_first_who_takes_them(
+    url: str, app: str, worker: Callable[[], PostgresWorker]
+) -> None:
+    first, second, third = worker(), worker(), worker()
+    written(first, Begin("a", 1, "k.a"), Begin("a/1", 1, "k.a"), Begin("b", 1, "k.a"), End("b", 2, "succeeded"))
+    written(second, Begin("c", 1, "k.a"))
+    assert taken_over(second) == []
+    first.close()
+    assert taken_over(second) == ["a", "a/1"]
+    assert taken_over(third) == []
+    assert second.predecessor_left() < 0  # it has left: none of its calls begins any more
+    written(second, Attempt("a", 2, 0, 1))
+    assert log(url, app, "a") == [Begin("a", 1, "k.a"), Attempt("a", 2, 0, 1)]
+
+
+async def test_a_paused_worker_writes_nothing_after_its_jobs_were_taken(
+    url: str, app: str, worker: Callable[[], PostgresWorker]
+) -> None:
+    first, second = worker(), worker()
+    written(first, Begin("a", 1, "k.a"))
+    post(url, app, *begins("b"))
+    first.claim_letters([])  # it was paused before it made an entry of it
+    assert not taken(second)
+    dies(url, app, first)
+    assert await second.look()
+    assert taken(second) == ["b"]
+    assert second.begins.taken_over == ["a"]
+    assert 0 < second.predecessor_left() <= LEASE_S  # it may still be sending calls
+    position = first.append(Attempt("a", 2, 0, 1))
+    with pytest.raises(JournalFailed, match="other workers have declared this one dead"):
+        first.wait_durable(position, 60)
+    assert [type(entry) for entry in log(url, app, "a")] == [Begin]
+    assert first.claim_left() == 0
+
+
+def test_places_rise_within_a_job_that_goes_to_and_fro(
+    url: str, app: str, worker: Callable[[], PostgresWorker]
+) -> None:
+    """The worker that takes a job has drawn its places before those of the job's entries."""
+    second, first = worker(), worker()
+    written(second, Begin("b", 1, "k.a"))
+    written(first, Begin("a", 1, "k.a"))
+    first.close()
+    assert taken_over(second) == ["a"]
+    written(second, Attempt("a", 2, 0, 1))
+    assert [type(entry) for entry in log(url, app, "a")] == [Begin, Attempt]
+
+
+async def test_a_retry_of_a_job_whose_worker_is_gone_is_taken_by_another(
+    url: str, app: str, worker: Callable[[], PostgresWorker]
+) -> None:
+    first, second = worker(), worker()
+    written(first, Begin("a", 1, "k.a"), End("a", 2, "failed"))
+    first.close()
+    reader = PostgresReader(url, app)
+    mark = reader.job("a")
+    reader.close()
+    assert mark is not None
+    again = Begin("a", 3, "k.a", run=2)
+    post(url, app, Letter("retry", job="a", name=str(mark.began.offset), body=encode_entry(again)))
+    assert await second.look()
+    assert taken(second) == ["a"]
+    assert [type(entry) for entry in log(url, app, "a")] == [Begin, End, Begin]
+    assert second.unfinished({}) == ["a"]
+
+
+def test_a_commit_whose_answer_was_lost_is_made_once(url: str, app: str, worker: Callable[[], PostgresWorker]) -> None:
+    first = worker()
+    written(first, Begin("a", 1, "k.a"))
+    write = first.write
+
+    def lost(rows: list) -> None:  # type: ignore[type-arg]
+        write(rows)
+        first.write = write  # type: ignore[method-assign]
+        raise TransientError("the connection broke behind the COMMIT")
+
+    first.write = lost  # type: ignore[method-assign]
+    try:
+        written(first, Attempt("a", 2, 0, 1))
+    finally:
+        first.write = write  # type: ignore[method-assign]
+    written(first, Attempt("a", 3, 0, 2))
+    assert log(url, app, "a") == [Begin("a", 1, "k.a"), Attempt("a", 2, 0, 1), Attempt("a", 3, 0, 2)]
+
+
+def test_a_journal_with_one_owner_becomes_shared_with_its_open_jobs(
+    url: str, app: str, worker: Callable[[], PostgresWorker]
+) -> None:
+    owner = PostgresJournal(url, app)
+    owner.wait_durable(owner.append(Begin("a", 1, "k.a")), 60)
+    with pytest.raises(AppLocked):
+        PostgresWorker(url, app)
+    owner.close()
+    first = worker()
+    assert taken_over(first) == ["a"]
+    written(first, Attempt("a", 2, 0, 1))
+    assert log(url, app, "a") == [Begin("a", 1, "k.a"), Attempt("a", 2, 0, 1)]
+    with pytest.raises(UserError, match="several workers share"):
+        PostgresJournal(url, app)
+
+
+class Dying:
+    """A connection whose process ends before a statement."""
+
+    def __init__(self, connection: Any, statements: int) -> None:
+        self._connection, self.left = connection, statements
+
+    def execute(self, statement: str, values: Any = ()) -> Any:
+        if not self.left:
+            self._connection.close()
+            raise TransientError("killed")
+        self.left -= 1
+        return self._connection.execute(statement, values)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._connection, name)
+
+
+def test_a_journal_that_becomes_shared_is_whole_after_a_kill_at_each_statement(
+    url: str, app: str, worker: Callable[[], PostgresWorker]
+) -> None:
+    owner = PostgresJournal(url, app)
+    owner.wait_durable(owner.append(Begin("a", 1, "k.a")), 60)
+    owner.close()
+    place, formats = JournalSchema(url, app), list[int]()
+    while SHARED not in formats:
+        dying = Dying(place.connect(), len(formats))
+        with suppress(TransientError):
+            place.share(dying, lambda: None)
+        dying.close()
+        reader = PostgresReader(url, app)
+        formats.append(reader.format)
+        reader.close()
+    assert formats == [APPROVED] * (len(formats) - 1) + [SHARED], "nothing is shared before all is"
+    assert len(formats) > 10
+    first = worker()
+    assert taken_over(first) == ["a"]
+    assert log(url, app, "a") == [Begin("a", 1, "k.a")]
+
+
+def test_a_trim_keeps_what_is_open_and_what_ended_later(
+    url: str, app: str, worker: Callable[[], PostgresWorker]
+) -> None:
+    first, second = worker(), worker()
+    written(second, Begin("open", 1, "k.a"))
+    for number, at_ms in enumerate((2_000, 4_000, 5_000)):
+        written(first, Begin(f"a{number}", 1, "k.a"), End(f"a{number}", at_ms, "succeeded"))
+    written(second, Begin("early", 1, "k.a"), End("early", 1_000, "succeeded"))
+    written(second, Begin("late", 1, "k.a"), End("late", 6_000, "succeeded"))
+    before = first.writer.last_offset - 1  # two of its jobs had ended; the last of these stays
+    assert first.trim({0: before}, 1) == 4
+    assert {entry.job for entry in log(url, app)} == {"open", "a1", "a2", "late"}
+
+
+# -- kernels ------------------------------------------------------------------------------------------------------------
+
+
+class Shop:
+    """Kernels of one code, over one journal. An order is paid when a person has said so."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.paid: list[tuple[str, int]] = []  # the order, and the kernel
+        self.looked: list[int] = []
+
+    def kernel(self, number: int, *, max_jobs: int = 256) -> RuntimeKernel:
+        @tool(effect="unsafe")
+        async def pay(order: str) -> str:
+            self.paid.append((order, number))
+            return f"{order} is paid"
+
+        @tool(effect="read")
+        async def look(order: str) -> str:
+            self.looked.append(number)
+            return order
+
+        async def payer(ctx: Any) -> Any:
+            await ctx.call(look, ctx.message)
+            await ctx.ask("confirm", {"order": ctx.message})
+            return await ctx.call(pay, ctx.message)
+
+        return RuntimeKernel.create(agent=payer, journal=self.url, name="shop", shared=True, max_jobs=max_jobs)
+
+    async def answer(self, client: JobClient, handle: ClientHandle) -> str:
+        asked: list[Any] = []
+        while not asked:
+            asked = await handle.get_pending_actions()
+        await handle.resolve_action(asked[0].resume_token, {"order": "yes"})
+        return str((await handle.result()).output)
+
+
+@pytest.fixture
+def shop() -> Iterator[Shop]:
+    with server_or_skip().database() as url:
+        yield Shop(url)
+
+
+async def test_two_kernels_share_the_jobs_and_one_goes_on_with_those_of_the_other(shop: Shop) -> None:
+    first, second = shop.kernel(1), shop.kernel(2)
+    await first.start()
+    await first.resume()
+    client = JobClient(shop.url, name="shop")
+    before = [await client.start("payer", f"a{number}", idempotency_key=f"a{number}") for number in range(3)]
+    assert await shop.answer(client, before[0]) == "a0 is paid"
+    async with second:
+        await second.resume()
+        await until(lambda: len(shop.looked) == 3)
+        with pytest.raises(UserError, match="runs in another worker"):
+            await second.handle(before[1].job_id)
+        await first.close()  # two of its jobs wait for an answer
+        after = await client.start("payer", "b", idempotency_key="b")
+        again = await client.start("payer", "b", idempotency_key="b")
+        assert (again.job_id, again.created) == (after.job_id, False)
+        answers = [await shop.answer(client, each) for each in (*before[1:], after)]
+        assert answers == ["a1 is paid", "a2 is paid", "b is paid"]
+    assert shop.paid == [("a0", 1), ("a1", 2), ("a2", 2), ("b", 2)]
+    assert shop.looked == [1, 1, 1, 2]  # what was recorded was not done again
+    assert {job.status for job in await client.jobs.find()} == {"succeeded"}
+
+
+async def test_a_shared_kernel_refuses_what_knows_one_worker_only(shop: Shop) -> None:
+    with pytest.raises(UserError, match="share a journal in PostgreSQL only"):
+        await RuntimeKernel.create(agent=shop.kernel, shared=True).start()
+    with pytest.raises(UserError, match=r"shared=True and budgets=: they know of the jobs of one worker only"):
+        RuntimeKernel.create(agent=shop.kernel, shared=True, budgets=[])
+    async with shop.kernel(1) as kernel:
+        with pytest.raises(UserError, match="idempotency_key is decided in the journal"):
+            await kernel.execute(ExecutionRequest(prompt="a", idempotency_key="a"))
+        handle = await kernel.execute(ExecutionRequest(prompt="a"))
+        assert (await kernel.handle(handle.job_id)) is handle
