@@ -15,6 +15,8 @@ windows that close, results. The best pass counts.
     wide, by key    as "no keys" and "keys", of 60 panes; by key, each window has about 60 results
     200 panes, 1440 panes
                     as "no keys", of fewer rows
+    bursts, bursts of 1440 panes
+                    as "200 panes" and "1440 panes", of which each hundredth has 100 rows and half of the others one
     top             the greatest amount of each account, in tumbling windows; top of hopping: in those of 10 panes
     dense           as "keys", with 10,000 rows a window: ns a row
 
@@ -147,6 +149,7 @@ def main() -> None:
     disorder[options.split - 1 :: options.split] = each[options.split - 1 :: options.split] - 2_000  # no row is late
     late = each.copy()
     late[options.split :: 50] -= 60_000
+    bursts = START_MS + number // 150 * 100_000 + np.where(number % 150 < 100, number % 150, number % 150 % 100 * 2_000)
     days = number * 24_000 // options.rows * DAY_MS  # to 2035: clocks of later years are only rules
     account = ["account"]
     cases: dict[str, tuple[TimeWindow, list[str], list[AggregateColumn], Any, int]] = {
@@ -162,6 +165,8 @@ def main() -> None:
         "by key": (hopping("60s", "1s"), account, NUMBERS, disorder[: options.rows // 5], 0),
         "200 panes": (hopping("200s", "1s"), [], NUMBERS, disorder[: options.rows // 5], 0),
         "1440 panes": (hopping("24m", "1s"), [], NUMBERS, disorder[: options.rows // 20], 0),
+        "bursts": (hopping("200s", "1s"), [], NUMBERS, bursts[: options.rows // 10], 0),
+        "bursts of 1440 panes": (hopping("24m", "1s"), [], NUMBERS, bursts[: options.rows // 20], 0),
         "top": (tumbling("1s"), account, TOP, disorder, 0),
         "top of hopping": (hopping("10s", "1s"), account, TOP, disorder, 0),
     }

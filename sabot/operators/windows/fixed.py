@@ -5,7 +5,7 @@ windows with several panes are merged in a cache (`merged`). Panes with few rows
 """
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -57,6 +57,7 @@ from sabot.operators.state_parts import (
 from sabot.operators.windows.merged import MergedPanes
 from sabot.operators.windows.panes import (
     PANE_COLUMN,
+    Numbers,
     RowsOfPanes,
     shape_of,
     stored_window,
@@ -77,6 +78,10 @@ from sabot.operators.windows.sparse import (
 _INT64 = pa.int64()
 _NO_CHANGE = nullcontext()
 _WINDOW_TIME = pa.timestamp("ms", tz="UTC")
+# So many windows that end at one watermark are merged together, if they have half as many dense panes, with no more
+# groups than these. A dense pane takes about half as long as a window of its own.
+_MANY_WINDOWS = 16
+_MOST_TOGETHER = 65_536
 
 
 class WindowAggregate(StatefulOperator):
@@ -427,17 +432,36 @@ class WindowAggregate(StatefulOperator):
     def _results(self, ends: list[int], merged: MergedPanes) -> Iterator[pa.RecordBatch]:
         """Yields the results of windows, in order of their ends, in pieces."""
         panes = self._all_panes()
-        if panes is self._panes or self._sparse is None:
-            for end in ends:
-                yield from self._results_of(end, panes, merged)
-            return
-        for alone, run in self._sparse.runs(ends, self._panes):
-            if alone:
-                for columns, each in self._sparse.windows(run):
+        dense = self._merged_together(ends)
+        runs: Iterable[tuple[bool, Numbers]] = [(dense is not None, np.array(ends, np.int64))]
+        if dense is None and panes is not self._panes and self._sparse is not None:
+            runs = self._sparse.runs(ends, self._panes)
+        for together, run in runs:
+            if together and self._sparse is not None:
+                rows = ((pane, groups) for pane in dense or [] for groups in self._store.export(pane))
+                for columns, each in self._sparse.windows(run, rows):
                     yield self._result(columns, self._shape.starts_of(each), each)
             else:
                 for end in run.tolist():
                     yield from self._results_of(end, panes, merged)
+
+    def _merged_together(self, ends: list[int]) -> list[int] | None:
+        """Returns the dense panes of the windows with these ends, if these windows are merged together. Returns None if
+        `MergedPanes` takes less time for those with a dense pane, since it merges each pane once for the windows of all
+        watermarks.
+        """
+        if len(ends) < _MANY_WINDOWS or self._sparse is None or self._shape.is_one_pane or self._aggregator.needs_slots:
+            return None
+        panes = self._panes[bisect_left(self._panes, self._shape.start(ends[0])) : bisect_left(self._panes, ends[-1])]
+        if 2 * len(panes) > len(ends):
+            return None
+        groups = 0
+        for pane in panes:
+            table = self._store.whole(pane)
+            groups += _MOST_TOGETHER + 1 if table is None else len(table)
+            if groups > _MOST_TOGETHER:
+                return None
+        return panes
 
     def _results_of(self, end: int, panes: list[int], merged: MergedPanes) -> Iterator[pa.RecordBatch]:
         """Yields the results of a window that has a dense pane, or no sparse one. `panes`: all panes."""

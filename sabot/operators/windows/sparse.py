@@ -11,11 +11,12 @@ A pane is either dense or sparse. A sparse pane that gets more rows or groups be
 
 A window of several panes that are all sparse is merged anew, together with those that close at the same watermark
 (`SparsePanes.windows`), and each group is merged once for each watermark. Groups with extras, and the rows of a top_n,
-are merged once for each window, so such panes have few rows only if a window of them has few too. A window that has a
+are merged once for each window, so such panes have few rows only if a window of them has few too. Many windows that
+close together and have few dense panes get the groups of these beside the sparse ones; any other window that has a
 dense pane gets its sparse panes as tables (`SparsePanes.pane`).
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any, NamedTuple, TypeAlias
@@ -416,20 +417,32 @@ class SparsePanes(SparseState):
         """Yields the groups of a pane (`Aggregator.states`, without the column of the pane), in pieces."""
         return self._groups(self.slots_of(pane))
 
-    def windows(self, ends: Numbers) -> Iterator[tuple[list[pa.Array], Numbers]]:
-        """Yields the results of windows with these ends, all of whose panes are sparse, in pieces: their columns, keys
-        and aggregates, and the end of the window of each row. `ends`: ascending.
+    def windows(
+        self, ends: Numbers, dense: Iterable[tuple[int, pa.RecordBatch]] = ()
+    ) -> Iterator[tuple[list[pa.Array], Numbers]]:
+        """Yields the results of windows with these ends, in pieces: their columns, keys and aggregates, and the end of
+        the window of each row. `ends`: ascending. `dense`: the dense panes of these windows, and the groups of each
+        (`Aggregator.states`, without the column of the pane); empty if an aggregate has extras.
         """
         if self.aggregator.needs_slots:
             yield from self._windows_with_extras(ends)
             return
         place = len(self._names) - 1
         starts = self.shape.starts_of(ends)
-        slots, panes = self._by_pane(np.flatnonzero((self.pane_of >= starts[0]) & (self.pane_of < ends[-1])))
+        table, slots = self.known, np.flatnonzero((self.pane_of >= starts[0]) & (self.pane_of < ends[-1]))
+        slots, panes = self._by_pane(slots)
+        joined = [_with_pane(rows, pane, self.aggregator.states) for pane, rows in dense]
+        if joined:
+            table = self.aggregator.table()
+            joined.append(self.aggregator.export_slots(self.known, self._extras, pa.array(slots)))
+            slots = np.concatenate([table.merge(rows).to_numpy() for rows in joined])
+            panes = np.concatenate([rows.column(PANE_COLUMN).to_numpy() for rows in joined])
+            order = np.argsort(panes, kind="stable")
+            slots, panes = slots[order], panes[order]
         # A complete block is merged from its end, unless it is a cumulative window (as in MergedPanes).
         last = self.shape.blocks(ends - 1 if self.shape.grows else ends)
         times = (self.shape.blocks(panes), starts, ends, last)
-        merge = WindowMerge(self.known, pa.array(slots), *map(pa.array, times))
+        merge = WindowMerge(table, pa.array(slots), *map(pa.array, times))
         while (found := merge.read(CHUNK_ROWS)) is not None:
             columns, windows = found
             results = self.aggregator.compose(columns[place + 1 :], [])
@@ -513,6 +526,11 @@ class SparsePanes(SparseState):
     @property
     def nbytes(self) -> int:
         return self.known.nbytes + self._extras.nbytes + self.pane_of.nbytes
+
+
+def _with_pane(groups: pa.RecordBatch, pane: int, states: pa.Schema) -> pa.RecordBatch:
+    """Returns groups of a dense pane with the columns `states` of sparse ones."""
+    return groups.append_column(PANE_COLUMN, pa.array(np.full(groups.num_rows, pane))).select(states.names)
 
 
 class TouchedGroups:

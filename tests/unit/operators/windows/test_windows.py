@@ -534,10 +534,17 @@ def test_windows_with_a_row_each_close_together(window):
 
 
 @pytest.mark.one_in(8, "a quarter of a second of a core each")
-@pytest.mark.parametrize("calls", [KERNEL, GATHERED], ids=["kernel", "gathered"])
+@pytest.mark.parametrize(
+    ("calls", "many"),
+    [(KERNEL, 16), (KERNEL, 10_000), (GATHERED, 16)],
+    ids=["kernel, together", "kernel, alone", "gathered"],
+)
 @pytest.mark.parametrize("lateness", [0, 300])
 @pytest.mark.parametrize("window", [hopping("60ms", "10ms"), cumulative("60ms", "10ms", offset="3ms")], ids=str)
-def test_windows_with_panes_of_few_and_of_many_rows_give_what_duckdb_gives(tmp_path, window, lateness, calls):
+def test_windows_with_panes_of_few_and_of_many_rows_give_what_duckdb_gives(
+    tmp_path, monkeypatch, window, lateness, calls, many
+):
+    monkeypatch.setattr(fixed, "_MANY_WINDOWS", many)
     dice, data = random.Random(7), rows(7, 900, disorder=90)
     times = np.array(data.column(TIME_COLUMN).to_pylist())
     burst = np.flatnonzero((times > 800) & (times < 1_600))
@@ -562,7 +569,8 @@ def test_windows_with_panes_of_few_and_of_many_rows_give_what_duckdb_gives(tmp_p
         last[row["account"], row["kind"], row["window_start"], row["window_end"]] = row
     assert lateness or len(last) == len(found)
     check(list(last.values()), expected(data, window, ["account", "kind"], calls), ["account", "kind"])
-    assert lateness or sum(part.statistics()["merges"] for part in subtasks.parts) > 0  # some have a dense pane
+    alone = sum(part.statistics()["merges"] for part in subtasks.parts)
+    assert lateness or (alone == 0) == (calls == KERNEL and many == 16)  # some have a dense pane
 
 
 @pytest.mark.one_in(3, "a quarter of a second of a core each")
@@ -644,6 +652,62 @@ def test_a_restart_at_any_pane_changes_no_digit_of_a_window_with_many_rows(tmp_p
         assert outcome(restarts)[0] == wanted
     if calls == KERNEL:
         assert outcome(0, panes=10) == (wanted, 0)  # no pane is dense
+
+
+@pytest.mark.one_in(4, "half a second of a core each")
+@pytest.mark.parametrize(
+    "window",
+    [
+        hopping("400ms", "2ms", offset="7ms"),
+        cumulative("400ms", "2ms"),
+        hopping("1440ms", "1ms"),
+        hopping("400s", "2s", time_zone="Europe/Berlin"),
+    ],
+    ids=["hopping", "cumulative", "1440 panes", "Berlin"],
+)
+def test_windows_with_bursts_of_rows_are_merged_together_and_give_the_same_digits(tmp_path, window):
+    """Windows of which some panes have a hundred rows, and others one or none: those that end at one watermark are
+    merged together, and come out as if each were merged alone, also from panes on disk.
+    """
+    dice = random.Random(9)
+    pane = getattr(window, "slide_ms", 0) or window.step_ms
+    numbers = [
+        number for burst in range(6) for number in [100 * burst] * 100 + list(range(100 * burst + 3, 100 * burst + 40))
+    ]
+    times = [(50 + number) * pane + dice.randrange(pane) for number in numbers]
+    amounts = [dice.choice([-1, 1]) * dice.random() * 10 ** dice.randrange(9) for _ in times]
+    accounts = [dice.choice(["a", "b", None]) for _ in times]
+    data = batch_of(times, accounts)
+    data = data.set_column(SCHEMA.get_field_index("amount"), "amount", pa.array(amounts))
+    calls = [AggregateColumn(name, name, "amount") for name in ("count", "max", "sum", "mean", "variance")]
+
+    def outcome(each: int, place: Path | None = None) -> tuple[list[dict[str, Any]], int]:
+        """Returns the results if windows of so many panes end at a watermark, and the panes that were merged alone."""
+        subtasks = Subtasks(place, window, ["account"], calls, 60_000)
+        for rows in [data.slice(0, 274), data.slice(274)]:
+            last = rows.column(TIME_COLUMN)[-1].as_py()
+            subtasks.process(rows)
+            for watermark in range(50 * pane, last, each * pane):
+                subtasks.advance(watermark)
+            subtasks.advance(last - pane)
+        subtasks.advance(END_OF_TIME)
+        assert subtasks.late == []
+        return subtasks.results(), sum(part.statistics()["merges"] for part in subtasks.parts)
+
+    (found, merges), (alone, more), (on_disk, _) = outcome(1_000), outcome(10), outcome(1_000, tmp_path)
+    assert 2 * merges < more  # a few cumulative windows end at the last watermark
+    assert sorted(map(repr, found)) == sorted(map(repr, alone)) == sorted(map(repr, on_disk))
+    if "Berlin" not in str(window):
+        wanted: dict[tuple[Any, ...], list[float]] = defaultdict(list)
+        for time, account, amount in zip(times, accounts, amounts, strict=True):
+            for start, end in windows_of(time, window, pane):
+                wanted[account, start, end].append(amount)
+        got = {(row["account"], row["window_start"], row["window_end"]): row for row in found}
+        assert {key: (row["count"], row["max"]) for key, row in got.items()} == {
+            key: (len(some), max(some)) for key, some in wanted.items()
+        }
+        for key, some in wanted.items():
+            assert got[key]["sum"] == pytest.approx(sum(some), rel=1e-9, abs=1e-3)
 
 
 def test_a_window_with_a_row_may_get_many_more():
