@@ -30,6 +30,7 @@ from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sabot.base.redaction import scrubbed, visible
+from sabot.errors import UserError, short_repr
 from sabot.web.access import Access, ConsoleSession
 
 _log = logging.getLogger(__name__)
@@ -178,6 +179,8 @@ class Guard:
             return _text(408, "The form did not arrive in time.")
         except ClientDisconnect:
             return _text(400, "The form did not arrive whole.")
+        except UserError as error:
+            return _text(400, error.message)
         if form is None:
             return _text(413, "The form is too large.")
         if path == ENTER:
@@ -230,8 +233,9 @@ def cookie_name(port: int, app: str) -> str:
 
 
 async def _form(receive: Receive) -> dict[str, str] | None:
-    """Returns the fields of a form, the last of several values of one name; None if the body is too large. Raises
-    ClientDisconnect if the connection ends before the form does: without its last fields a form may select more.
+    """Returns the fields of a form; None if the body is too large. Raises ClientDisconnect if the connection ends before
+    the form does: without its last fields a form may select more. Raises UserError for a field with two values: which is
+    meant, an approval or a refusal, nobody knows.
     """
     body = b""
     while True:
@@ -247,6 +251,8 @@ async def _form(receive: Receive) -> dict[str, str] | None:
         fields = parse_qs(body.decode("ascii"), keep_blank_values=True, max_num_fields=1_000)
     except ValueError:
         return {}
+    if twice := next((name for name, values in fields.items() if len(set(values)) > 1), None):
+        raise UserError(f"The form has the field {short_repr(twice)} with two values.")
     return {name: values[-1] for name, values in fields.items()}
 
 

@@ -181,6 +181,8 @@ def _answer_of(word: str, form: Mapping[str, str]) -> dict[str, Any]:
     """Returns the answer that the form gives. Raises UserError for a word that is no answer, and for a value that is not JSON."""
     if word != "value" and word not in ANSWERS:
         raise UserError("the form has no answer", hint="send it by one of its buttons")
+    if word in ("approve", "reject") and form.get("value"):
+        raise UserError(f"the form has a value beside the answer {word!r}", hint="send one of the two")
     answer = dict(ANSWERS.get(word, {}))
     if word == "value" or (word == "done" and form.get("value")):
         value = _json_of(form.get("value", ""))

@@ -46,13 +46,13 @@ class Browser:
         self.answer_headers: dict[str, str] = {}
 
     def ask(
-        self, path: str, *, method: str = "GET", form: dict[str, str] | None = None, **headers: str | None
+        self, path: str, *, method: str = "GET", form: dict[str, Any] | None = None, **headers: str | None
     ) -> tuple[int, str]:
         """Sends a request with the headers of a browser; those that are None are left out."""
         own = {"Host": self.host, "Cookie": self.cookie or None}
         body = None
         if form is not None:
-            method, body = "POST", urlencode({"form": self.form, "action_key": self.key} | form)
+            method, body = "POST", urlencode({"form": self.form, "action_key": self.key} | form, doseq=True)
             own |= {"Origin": f"http://{self.host}", "Content-Type": "application/x-www-form-urlencoded"}
         own |= {name.replace("_", "-"): value for name, value in headers.items()}
         client = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)  # as long as a read may take
@@ -507,6 +507,13 @@ def test_links_and_forms_stay_below_the_path_of_their_app() -> None:
 @pytest.mark.parametrize("method", ["PUT", "DELETE", "OPTIONS", "TRACE", "PATCH"])
 def test_other_methods_are_refused(browser: Browser, method: str) -> None:
     assert browser.ask("/", method=method)[0] == 405
+
+
+def test_a_form_whose_field_has_two_values_is_refused(console: Console, browser: Browser) -> None:
+    """The last one decided: answer=reject&answer=approve was an approval."""
+    status, said = browser.ask("/act/answer", form={"answer": ["reject", "approve"]})[:2]
+    assert (status, said) == (400, "The form has the field 'answer' with two values.\n")
+    assert browser.ask("/act/stop", form={"x": ["1", "1"]})[0] == 200
 
 
 def test_a_form_that_is_too_large_or_slow_is_refused(console: Console, browser: Browser) -> None:

@@ -362,6 +362,8 @@ async def test_an_approval_may_change_the_arguments_and_hold_for_the_job(memory_
         ):
             shown = (await ask(browser, "/act/answer", {**form, "arguments": arguments}))[1]
             assert words in unescape(shown)
+        shown = (await ask(browser, "/act/answer", {**form, "value": '{"approved": false}'}))[1]
+        assert "the form has a value beside the answer 'approve'" in unescape(shown)
         await ask(browser, "/act/answer", {**form, "arguments": '{"order": "o-7"}', "always": "scope"})
         await until(lambda: values(app, "answers"))
         assert values(app, "answers") == ["refunded o-7"]
