@@ -22,10 +22,10 @@ from sabot.sql.bind.over import columns_of, complete_window, order_columns
 from sabot.sql.bind.patterns import bind_match
 from sabot.sql.bind.rankings import RankingBinder, keyed
 from sabot.sql.bind.select import SelectBinder
-from sabot.sql.bind.subqueries import check_one_row, with_value, without_partners
+from sabot.sql.bind.subqueries import check_one_row, with_value, with_values_of_no_rows, without_partners
 from sabot.sql.bind.windows import TABLE_WINDOWS, form_of, opened, positional, table_window
 from sabot.sql.functions import is_known
-from sabot.sql.registered import RegisteredModel, predicted
+from sabot.sql.registered import RegisteredModel, predicted, with_calls
 from sabot.sql.scope import (
     Names,
     Relation,
@@ -72,6 +72,7 @@ from sabot.sql.syntax.tree import (
     TableName,
     Unary,
     ValuesBody,
+    Window,
 )
 from sabot.sql.types import common_type, sql_type
 from sabot.sql.values import Binder, Context, alike, conjuncts, rebuilt, walk
@@ -459,8 +460,9 @@ class QueryBinder:
             return relation if source.alias is None else renamed(relation, source.alias)
         if isinstance(source, Derived):
             if source.lateral:
-                hint = "JOIN (SELECT … GROUP BY key) AS b ON a.key = b.key"
-                raise SqlFault(source.span, "LATERAL (SELECT …) is not supported", hint)
+                raise SqlFault(
+                    source.span, "LATERAL needs a table before it", "FROM a, LATERAL (SELECT … WHERE b.k = a.k)"
+                )
             if source.alias is None:
                 return self.query(source.query, waits=True)
             with part_of_statement(source.alias.name.text.lower()):
@@ -488,6 +490,8 @@ class QueryBinder:
             hint = f"there are {', '.join(TABLE_WINDOWS)}, ML_PREDICT"
             if source.lateral:
                 hint = "CROSS JOIN UNNEST(array) AS t (x), as of SPLIT(text, ',')"
+                if not is_known(name):
+                    hint = f'app.register("{source.call.name.text}", function) of one that returns an array; or {hint}'
             elif name.startswith(("READ_", "SCAN_")):
                 hint = "a file has quotes: FROM 'flights.csv'"
             raise SqlFault(source.call.name.span, f"there is no table function {source.call.name.text}", hint)
@@ -537,8 +541,14 @@ class QueryBinder:
         if left.ranking is not None:
             bounds = where if inner or join.kind == "LEFT" else []
             left, join = self._ranked_side(join, left, join.left, bounds, ("INNER", "RIGHT"))
-        if isinstance(join.right, TableFunction) and join.right.call.name.text.upper() == "UNNEST":
-            return self._unnested(join, left, join.right)
+        if isinstance(join.right, TableFunction):
+            call = join.right.call
+            if call.name.text.lower() in self._context.registered:  # LATERAL TABLE(f(x)): f returns an array
+                call = Call(Name("UNNEST", call.name.span), (call,), call.span)
+            if call.name.text.upper() == "UNNEST":
+                return self._unnested(join, left, replace(join.right, call=call))
+        if isinstance(join.right, Derived) and join.right.lateral:
+            return self._lateral(join, left, join.right, where if inner or join.kind == "LEFT" else [])
         if isinstance(join.right, TableName) and join.right.as_of is not None:
             return self._as_of(join, left, join.right)
         right = self._opened(join.right, self._source(join.right, where if inner else []))
@@ -597,11 +607,12 @@ class QueryBinder:
 
     def _unnested(self, join: JoinSource, left: Relation, table: TableFunction) -> Relation:
         """Returns the rows of `left` with those of UNNEST(array): a row for each element."""
-        is_true = isinstance(join.on, Constant) and join.on.text.upper() == "TRUE"
-        if join.kind not in ("CROSS", "COMMA", "INNER", "LEFT") or not (join.on is None or is_true) or join.using:
+        on_true = join.on is None or _is_true(join.on)
+        if join.kind not in ("CROSS", "COMMA", "INNER", "LEFT") or not on_true or join.using:
             raise SqlFault(join.span, "UNNEST is joined by CROSS JOIN, or by LEFT JOIN … ON TRUE")
         if len(table.call.arguments) != 1:
             raise SqlFault(table.span, "UNNEST has one array", "CROSS JOIN UNNEST(a) AS u (x)")
+        left = with_calls(self._context, left, table.call.arguments)
         binder = Binder(self._context, left)
         bound = binder.bind(table.call.arguments[0])
         if pa.types.is_map(bound.type):
@@ -694,30 +705,101 @@ class QueryBinder:
         if len(body.items) != 1:
             raise SqlFault(query.span, "a query as a value has one column")
         binder = self._with(query) if query.tables else self
+        body, pairs = binder._split(body, outer, "a value")
+        made = binder._select(replace(body, group=tuple(tree for _, tree in pairs)))
+        value, *columns = made.fields
+        bound = Binder(self._context, outer)
+        found = [
+            same_type(tree, bound.bind(mine), TypedExpr(col(field.column), field.type), self._context.zone)
+            for (mine, tree), field in zip(pairs, columns, strict=True)
+        ]
+        return replace(made, fields=(value,)), found
+
+    def _split(
+        self, body: SelectBody, outer: Relation, what: str
+    ) -> tuple[SelectBody, list[tuple[Expression, Expression]]]:
+        """Returns a SELECT that uses columns of the rows outside without the conditions that do, and with a column for its
+        side of each of them; and both sides of these conditions, the one of `outer` first.
+        """
         conditions = conjuncts(body.where)
         assert body.source is not None
-        inner = binder._source(body.source, list(conditions))
+        inner = self._source(body.source, list(conditions))
         kept: list[Expression] = []
-        pairs: list[tuple[Expression, TypedExpr]] = []
+        pairs: list[tuple[Expression, Expression]] = []
         for node in conditions:
             own = any(isinstance(each, Query) for each in walk(node)) or self._bound(node, inner) is not None
             if own:
                 kept.append(node)
                 continue
-            mine, _ = self._correlated(node, outer, inner, "a value")
+            self._correlated(node, outer, inner, what)
             assert isinstance(node, Binary)
-            left = self._bound(node.left, inner)
-            pairs.append((node.right if left is None else node.left, mine))
-        where = reduce(lambda one, other: Binary("AND", one, other, query.span), kept) if kept else None
-        keys = [Item(tree, Name(f"outer{i}", query.span, True), query.span) for i, (tree, _) in enumerate(pairs)]
-        grouped = replace(body, items=(*body.items, *keys), where=where, group=tuple(tree for tree, _ in pairs))
-        made = binder._select(grouped)
-        value, *columns = made.fields
-        found = [
-            same_type(tree, mine, TypedExpr(col(field.column), field.type), self._context.zone)
-            for (tree, mine), field in zip(pairs, columns, strict=True)
+            sides = (node.left, node.right)
+            pairs.append(sides if self._bound(node.left, inner) is None else sides[::-1])
+        where = reduce(lambda one, other: Binary("AND", one, other, body.span), kept) if kept else None
+        keys = [Item(tree, Name(f"outer{i}", body.span, True), body.span) for i, (_, tree) in enumerate(pairs)]
+        return replace(body, items=(*body.items, *keys), where=where), pairs
+
+    def _lateral(self, join: JoinSource, left: Relation, table: Derived, where: list[Expression]) -> Relation:
+        """Returns rows with those of a query for each of them, LATERAL (SELECT …): a join with the rows of the query for all
+        values of the columns that equal columns outside.
+
+            FROM a, LATERAL (SELECT y FROM b WHERE b.k = a.k ORDER BY y DESC LIMIT 3)
+        as
+            FROM a JOIN (SELECT y, k FROM b QUALIFY ROW_NUMBER() OVER (PARTITION BY k ORDER BY y DESC) <= 3) AS b ON b.k = a.k
+
+        An aggregate without GROUP BY has a row also if no row is equal.
+        """
+        query, body = table.query, table.query.body
+        form = "LATERAL (SELECT x FROM b WHERE b.k = a.k ORDER BY x DESC LIMIT 3)"
+        if not isinstance(body, SelectBody) or body.source is None or body.sets or query.offset is not None:
+            raise SqlFault(table.span, "LATERAL takes a SELECT … FROM … WHERE …", form)
+        if bool(query.order) != (query.limit is not None):
+            raise SqlFault(table.span, "LIMIT of LATERAL has an ORDER BY, and ORDER BY a LIMIT", form)
+        if join.kind not in ("CROSS", "COMMA", "INNER", "LEFT") or join.using:
+            raise SqlFault(join.span, "LATERAL is joined by CROSS JOIN, or by LEFT JOIN … ON TRUE", form)
+        binder = self._with(query) if query.tables else self
+        given = body
+        body, pairs = binder._split(body, left, "LATERAL")
+        if not pairs:
+            raise SqlFault(table.span, "the query of LATERAL has no column that equals one outside", form)
+        keys = tuple(tree for _, tree in pairs)
+        groups = bool(body.group) or has_aggregate(given.items)
+        single = groups and not body.group
+        if single and body.having is not None:
+            raise SqlFault(body.having.span, "LATERAL with HAVING needs GROUP BY", form)
+        if groups:
+            body = replace(body, group=(*body.group, *keys))
+        if query.limit is not None and not single:
+            body = replace(body, qualify=_among_first(body, keys, query, self._limit(query.limit)))
+        made = binder._select(body)
+        check_plain(made, table.span, "in LATERAL")
+        values = replace(made, fields=made.fields[: len(made.fields) - len(keys)])
+        values = values if table.alias is None else renamed(values, table.alias)
+        hidden = [replace(each, qualifier="", name="", merged=True) for each in made.fields[len(values.fields) :]]
+        right = replace(values, fields=(*values.fields, *hidden))
+        on = [
+            Binary("=", mine, Column((StarName("", tree.span, True, field),), tree.span), tree.span)
+            for (mine, tree), field in zip(pairs, hidden, strict=True)
         ]
-        return replace(made, fields=(value,)), found
+        own = [] if _is_true(join.on) else conjuncts(join.on)
+        kind: Any = "LEFT" if single else "INNER" if join.kind in ("CROSS", "COMMA") else join.kind
+        if single and own:
+            raise SqlFault(own[0].span, "LATERAL with an aggregate is joined ON TRUE", "conditions stand in WHERE")
+        condition = reduce(lambda one, other: Binary("AND", one, other, join.span), [*on, *own])
+        joined = JoinBinder(
+            self._context,
+            replace(join, kind=kind, on=condition),
+            left,
+            right,
+            where if kind == "INNER" else [],
+            self._ttl,
+            where,
+        ).bind()
+        kept = replace(joined, fields=joined.fields[: len(joined.fields) - len(hidden)])
+        if not single:
+            return kept
+        unmatched = col(joined.fields[-1].column).is_null()
+        return with_values_of_no_rows(self._context, kept, made, given, unmatched)
 
     def _uncorrelated(self, query: Query, outer: Relation) -> Relation | None:
         """Returns the rows of a query, or None if it uses columns of the query outside."""
@@ -959,6 +1041,24 @@ def _of_selected(node: Expression, body: SelectBody) -> Expression:
         return node
     place = next((i for i, item in enumerate(body.items, 1) if alike(item.expression, node)), None)
     return node if place is None or isinstance(node, Constant) else Constant("integer", str(place), node.span)
+
+
+def _is_true(node: Expression | None) -> bool:
+    return isinstance(node, Constant) and node.text.upper() == "TRUE"
+
+
+def _among_first(body: SelectBody, keys: Sequence[Expression], query: Query, most: int) -> Expression:
+    """Returns the condition that a row is one of the first ones of its keys, in the order of the query."""
+    aliases = {item.alias.text.lower(): item.expression for item in body.items if item.alias is not None}
+
+    def of_alias(node: Any) -> Any:
+        plain = isinstance(node, Column) and len(node.parts) == 1
+        return aliases.get(node.parts[0].text.lower(), node) if plain else node
+
+    order = tuple(replace(each, expression=of_alias(each.expression)) for each in query.order)
+    window = Window(None, tuple(keys), order, None, query.span)
+    place = Call(Name("ROW_NUMBER", query.span), (), query.span, over=window)
+    return Binary("<=", place, Constant("integer", str(most), query.span), query.span)
 
 
 def _is_over(node: Any) -> bool:

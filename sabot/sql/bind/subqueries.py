@@ -75,7 +75,7 @@ def with_value(
     (field,) = inner.fields
     names = names_of(relation)
     name, found = names.free("value"), names.free("found")
-    otherwise = _without_rows(context, inner, query)
+    otherwise = _without_rows(context, inner, query.body)
     columns = {name: col(field.column)} | ({} if otherwise is None else {found: lit(True)})
     places = [names.free("key") for _ in keys]
     columns |= {place: its.expr for place, (_, its) in zip(places, keys, strict=True)}
@@ -92,7 +92,26 @@ def with_value(
     return replace(relation, stream=stream, fields=(*relation.fields, added)), added
 
 
-def _without_rows(context: Context, inner: Relation, query: Query) -> Expr | None:
+def with_values_of_no_rows(
+    context: Context, relation: Relation, inner: Relation, body: SelectBody, unmatched: Expr
+) -> Relation:
+    """Returns the rows of a join with the aggregates of a SELECT without GROUP BY (LATERAL) whose values are those of no
+    rows where the SELECT has none, such as 0 for COUNT(*). `relation`: its last fields are those of the SELECT. `inner`:
+    the rows of the SELECT. `unmatched`: true in the rows of the join for which the SELECT has no row.
+    """
+    names, columns, fields = names_of(relation), {}, list(relation.fields)
+    for place, item in enumerate(body.items, len(fields) - len(body.items)):
+        otherwise = _without_rows(context, inner, replace(body, items=(item,)))
+        if otherwise is not None:
+            field, column = fields[place], names.free("value")
+            columns[column] = when(unmatched).then(otherwise.cast(field.type)).otherwise(col(field.column))
+            fields[place] = replace(field, column=column)
+    return (
+        replace(relation, stream=relation.stream.with_columns(**columns), fields=tuple(fields)) if columns else relation
+    )
+
+
+def _without_rows(context: Context, inner: Relation, body: Any) -> Expr | None:
     """Returns the value of a query with aggregates and without GROUP BY whose table has no rows, or None if it is NULL.
 
         SELECT COUNT(*) + 1                    1
@@ -101,7 +120,6 @@ def _without_rows(context: Context, inner: Relation, query: Query) -> Expr | Non
 
     The engine has no row for such a query until its table has one. `inner`: the rows of the query.
     """
-    body = query.body
     if not isinstance(body, SelectBody) or body.group or body.qualify is not None or not has_aggregate(body.items):
         return None
     made: Expression = body.items[0].expression

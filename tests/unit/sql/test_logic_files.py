@@ -96,7 +96,7 @@ ELSEWHERE = {
     *(f"{kind} by itself" for kind in ("DropStatement", "Explain", "Insert", "ModelArgument", "Parameter")),
     *(f"{kind} by itself" for kind in ("Show", "StatementSet", "Use", "WatermarkDefinition")),
     "SetOption.reset",
-    *("TableName.hints", "Derived.lateral", "TableFunction.lateral"),
+    *("TableName.hints", "TableFunction.lateral"),
 }
 """Parts of statements that give no rows, need a declared table or an app, or are read in order to be refused with a hint."""
 

@@ -38,6 +38,21 @@ def test_a_function_is_called_with_the_values_of_a_row(app):
     ]
 
 
+def test_a_function_that_returns_an_array_is_a_table_function(app):
+    app.register("letters", lambda text: None if text is None else [*text], returns=pa.list_(pa.string()))
+    assert rows(app, "SELECT id, x FROM t, LATERAL TABLE(letters(text)) AS w (x)") == [
+        *({"id": 1, "x": each} for each in "abcc"),
+        {"id": 4, "x": "c"},
+    ]
+    left = rows(
+        app, "SELECT t.id, x FROM t LEFT JOIN LATERAL TABLE(letters(LOWER(t.text))) AS w (x) ON TRUE WHERE id > 1"
+    )
+    assert left == [{"id": 2, "x": None}, {"id": 3, "x": None}, {"id": 4, "x": "c"}]
+    assert rows(app, "SELECT id, x FROM t CROSS JOIN UNNEST(letters(text)) AS w (x) WHERE id = 4") == [
+        {"id": 4, "x": "c"}
+    ]
+
+
 @pytest.mark.slow  # half a second of a core
 def test_a_function_is_called_in_each_clause(app):
     app.register("double", lambda n: None if n is None else 2 * n, returns="int64")

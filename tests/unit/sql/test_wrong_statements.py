@@ -735,8 +735,28 @@ WRONG = [
     ),
     (
         "SELECT * FROM flights, LATERAL (SELECT * FROM plain) AS p",
-        "1:24: LATERAL (SELECT …) is not supported",
-        "JOIN (SELECT … GROUP BY key) AS b ON a.key = b.key",
+        "1:24: the query of LATERAL has no column that equals one outside",
+        "LATERAL (SELECT x FROM b WHERE b.k = a.k ORDER BY x DESC LIMIT 3)",
+    ),
+    (
+        "SELECT * FROM flights, LATERAL (SELECT * FROM plain WHERE id > delay) AS p",
+        "1:59: the query of LATERAL is joined by equal columns only",
+        "write a join",
+    ),
+    (
+        "SELECT * FROM flights, LATERAL (SELECT * FROM plain WHERE id = delay LIMIT 3) AS p",
+        "1:24: LIMIT of LATERAL has an ORDER BY, and ORDER BY a LIMIT",
+        "LATERAL (SELECT x FROM b WHERE b.k = a.k ORDER BY x DESC LIMIT 3)",
+    ),
+    (
+        "SELECT * FROM flights RIGHT JOIN LATERAL (SELECT * FROM plain WHERE id = delay) AS p ON TRUE",
+        "1:15: LATERAL is joined by CROSS JOIN, or by LEFT JOIN … ON TRUE",
+        "LATERAL (SELECT x FROM b WHERE b.k = a.k ORDER BY x DESC LIMIT 3)",
+    ),
+    (
+        "SELECT * FROM LATERAL (SELECT * FROM plain) AS p",
+        "1:15: LATERAL needs a table before it",
+        "FROM a, LATERAL (SELECT … WHERE b.k = a.k)",
     ),
     (
         "SELECT * FROM flights PIVOT (AVG(delay) FOR carrier IN ('UA', 'AA'))",
