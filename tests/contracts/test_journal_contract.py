@@ -159,13 +159,7 @@ class InWorkers(InPostgres):
 
 
 FOREVER = {"cleanup.policy": "delete", "retention.ms": "-1", "retention.bytes": "-1"}
-HOMES = [
-    "memory",
-    "sqlite",
-    "postgres",
-    pytest.param("workers", marks=pytest.mark.slow),
-    pytest.param("kafka", marks=pytest.mark.kafka),
-]
+HOMES = ["memory", "sqlite", "postgres", pytest.param("kafka", marks=pytest.mark.kafka)]
 
 
 @pytest.fixture(scope="module")
