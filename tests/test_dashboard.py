@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from sabot.base.metrics import _KINDS
+from sabot.base.metrics import KINDS
 from tools.promql import Read, reads
 from tools.source_tree import PROJECT
 
@@ -23,12 +23,12 @@ def targets() -> list[tuple[str, dict[str, Any]]]:
 
 
 def kind_of(read: Read) -> tuple[str, str, set[str]]:
-    """The name in `_KINDS`, the type of the samples, and the labels that they have."""
+    """The name in `KINDS`, the type of the samples, and the labels that they have."""
     for ending, more in (("_bucket", {"le"}), ("_count", set()), ("_sum", set())):
         base = read.metric.removesuffix(ending)
-        if base != read.metric and base in _KINDS and _KINDS[base].type == "histogram":
-            return base, "counter", {"app", "worker", *_KINDS[base].labels, *more}
-    kind = _KINDS[read.metric]  # a name that does not exist fails here
+        if base != read.metric and base in KINDS and KINDS[base].type == "histogram":
+            return base, "counter", {"app", "worker", *KINDS[base].labels, *more}
+    kind = KINDS[read.metric]  # a name that does not exist fails here
     assert kind.type != "histogram", f"{read.metric} is served as _bucket, _count and _sum"
     return read.metric, kind.type, {"app", "worker", *kind.labels}
 
@@ -52,7 +52,7 @@ def test_an_expression_names_metrics_and_labels_that_there_are(title: str, targe
 
 def test_each_metric_is_on_the_dashboard() -> None:
     shown = {kind_of(read)[0] for _, target in targets() for read in reads(target["expr"])}
-    assert _KINDS.keys() - shown == set()
+    assert KINDS.keys() - shown == set()
 
 
 def test_the_variables_are_those_of_the_expressions() -> None:
@@ -63,7 +63,7 @@ def test_the_variables_are_those_of_the_expressions() -> None:
     query = re.fullmatch(r"label_values\((\w+), (\w+)\)", app["definition"])
     assert query is not None
     assert app["query"]["query"] == app["definition"]
-    assert query[1] in _KINDS
+    assert query[1] in KINDS
     assert query[2] == "app"
 
 

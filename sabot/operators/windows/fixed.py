@@ -80,7 +80,7 @@ _NO_CHANGE = nullcontext()
 _WINDOW_TIME = pa.timestamp("ms", tz="UTC")
 # So many windows that end at one watermark are merged together, if they have half as many dense panes, with no more
 # groups than these. A dense pane takes about half as long as a window of its own.
-_MANY_WINDOWS = 16
+MANY_WINDOWS = 16
 _MOST_TOGETHER = 65_536
 
 
@@ -450,7 +450,7 @@ class WindowAggregate(StatefulOperator):
         `MergedPanes` takes less time for those with a dense pane, since it merges each pane once for the windows of all
         watermarks.
         """
-        if len(ends) < _MANY_WINDOWS or self._sparse is None or self._shape.is_one_pane or self._aggregator.needs_slots:
+        if len(ends) < MANY_WINDOWS or self._sparse is None or self._shape.is_one_pane or self._aggregator.needs_slots:
             return None
         panes = self._panes[bisect_left(self._panes, self._shape.start(ends[0])) : bisect_left(self._panes, ends[-1])]
         if 2 * len(panes) > len(ends):

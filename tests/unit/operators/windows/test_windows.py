@@ -544,7 +544,7 @@ def test_windows_with_a_row_each_close_together(window):
 def test_windows_with_panes_of_few_and_of_many_rows_give_what_duckdb_gives(
     tmp_path, monkeypatch, window, lateness, calls, many
 ):
-    monkeypatch.setattr(fixed, "_MANY_WINDOWS", many)
+    monkeypatch.setattr(fixed, "MANY_WINDOWS", many)
     dice, data = random.Random(7), rows(7, 900, disorder=90)
     times = np.array(data.column(TIME_COLUMN).to_pylist())
     burst = np.flatnonzero((times > 800) & (times < 1_600))
