@@ -415,11 +415,54 @@ def exact_cast(array: pa.Array, type: pa.DataType) -> pa.Array:
     """Returns an array in another type. Raises ArrowInvalid for a value that the type would cut, wrap or round in silence, at each
     depth of structs and lists; floats of fewer bits are the nearest ones.
     """
-    if pa.types.is_decimal(array.type) and pa.types.is_floating(type):
-        return decimal_floats(array, type)
+    array = _with_nearest_floats(array, type)
     made = array.cast(type)
     _check_exact(array, made)
     return made
+
+
+def _with_nearest_floats(array: pa.Array, type: pa.DataType) -> pa.Array:
+    """Returns an array with floats in place of the decimals that `type` has as floats, at each depth: pyarrow's cast of structs and
+    lists would round them a second time.
+    """
+    types, kind = pa.types, array.type
+    if kind == type:
+        return array
+    if types.is_decimal(kind) and types.is_floating(type):
+        return decimal_floats(array, type)
+    if types.is_struct(kind) and types.is_struct(type):
+        given = [array.field(place) for place in range(kind.num_fields)]
+        places = [type.get_field_index(field.name) for field in kind]
+        made = [
+            values if place < 0 else _with_nearest_floats(values, type.field(place).type)
+            for values, place in zip(given, places, strict=True)
+        ]
+        if all(one.type == other.type for one, other in zip(given, made, strict=True)):
+            return array
+        fields = [field.with_type(values.type) for field, values in zip(kind, made, strict=True)]
+        return pa.StructArray.from_arrays(made, fields=fields, mask=array.is_null())
+    if _is_any_list(kind) and _is_any_list(type):
+        values = _with_nearest_floats(array.values, type.value_type)
+        if values.type == array.values.type:
+            return array
+        buffers = array.buffers()[: 1 if types.is_fixed_size_list(kind) else 2]
+        return pa.Array.from_buffers(_list_like(kind, values.type), len(array), buffers, -1, array.offset, [values])
+    if types.is_map(kind) and types.is_map(type):
+        items = _with_nearest_floats(array.items, type.item_type)
+        if items.type == array.items.type:
+            return array
+        found = pa.map_(kind.key_type, kind.item_field.with_type(items.type))
+        entries = pa.StructArray.from_arrays([array.keys, items], fields=[found.key_field, found.item_field])
+        return pa.Array.from_buffers(found, len(array), array.buffers()[:2], -1, array.offset, [entries])
+    return array
+
+
+def _list_like(kind: pa.DataType, values: pa.DataType) -> pa.DataType:
+    """Returns the type of a list with other values."""
+    field = kind.value_field.with_type(values)
+    if pa.types.is_fixed_size_list(kind):
+        return pa.list_(field, kind.list_size)
+    return pa.large_list(field) if pa.types.is_large_list(kind) else pa.list_(field)
 
 
 def _check_exact(given: pa.Array, made: pa.Array) -> None:
@@ -433,10 +476,19 @@ def _check_exact(given: pa.Array, made: pa.Array) -> None:
                 _check_exact(inner[field.name], values)
     elif _is_any_list(kind) and _is_any_list(type):
         _check_exact(given.flatten(), made.flatten())
+    elif types.is_map(kind) and types.is_map(type):
+        for before, after in zip(_entries(given), _entries(made), strict=True):
+            _check_exact(before, after)
     elif (lost := _lost_in_cast(given, made)) is not None:
         lost = pc.fill_null(lost, False)
         if (row := pc.index(lost, True).as_py()) >= 0:
             raise pa.ArrowInvalid(f"{shown(given[row])} would be {shown(made[row])} as {type}")
+
+
+def _entries(maps: pa.Array) -> tuple[pa.Array, pa.Array]:
+    """Returns the keys and the items of all these maps."""
+    first, last = maps.offsets[0].as_py(), maps.offsets[-1].as_py()
+    return maps.keys.slice(first, last - first), maps.items.slice(first, last - first)
 
 
 def _is_any_list(type: pa.DataType) -> bool:

@@ -1,6 +1,7 @@
 """What an agent gives is the source of a stream, without a topic: each row once, whatever dies, stops or waits."""
 
 import asyncio
+import datetime
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -63,14 +64,21 @@ async def test_the_columns_of_a_batch_agent_get_the_types_of_the_schema() -> Non
 
 
 @pytest.mark.parametrize(
-    ("schema", "says"), [({"gone": "int64"}, "there is no column 'gone'"), ({"word": "int64"}, "stream of one.give: ")]
+    ("schema", "says"),
+    [
+        ({"gone": "int64"}, "there is no column 'gone'"),
+        ({"word": "int64"}, "stream of one.give: "),
+        ({"at": "date32"}, "stream of one.give: .* would be .* as date32"),
+        ({"pairs": pa.list_(pa.float32())}, "stream of one.give: 1e\\+40 would be inf as float"),
+    ],
 )
 async def test_columns_that_do_not_fit_are_the_call_s_error(schema: Any, says: str) -> None:
     app = App("one")
 
     @app.agent(source(), batch=True, schema=COLUMNS)
     def give(batch: pa.RecordBatch, ctx: Any) -> Any:
-        return pa.RecordBatch.from_pydict({"word": ["no number"]})
+        at = datetime.datetime(2024, 1, 1, 5)
+        return pa.RecordBatch.from_pydict({"word": ["no number"], "at": [at], "pairs": [[1.0, 1e40]]})
 
     app.stream(give, schema=schema).to(ListSink())
     with pytest.raises(AgentFailed, match=says):
