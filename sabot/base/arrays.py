@@ -143,7 +143,7 @@ def table_of(rows: Any) -> pa.Table:
         type = table.schema.types[place]
         if kind == "object" and (pa.types.is_temporal(type) or pa.types.is_nested(type)):
             values = [None if _is_missing(value) else value for value in rows.iloc[:, place]]
-            if lost := _loss(values, type) or _mixed_zones(values, type):
+            if lost := _loss(values, type) or mixed_zones(name, values):
                 raise UserError(f"column {name!r} of the frame: {lost}", hint="give all values of the column one type")
     return table
 
@@ -155,12 +155,10 @@ def _is_missing(value: Any) -> bool:
     )
 
 
-def _mixed_zones(values: Sequence[Any], type: pa.DataType) -> str:
-    """Returns the message for times of which some have a time zone and others none, or ""."""
-    if not pa.types.is_timestamp(type):
-        return ""
+def mixed_zones(name: str, values: Sequence[Any]) -> str:
+    """Returns the message for a column of which some times have a zone and others none, or "": Arrow takes these for UTC."""
     zoned = {value.tzinfo is not None for value in values if isinstance(value, datetime.datetime)}
-    return "some of its times have a time zone, and others have none" if len(zoned) > 1 else ""
+    return f"some times of {name!r} have a time zone, and others have none" if len(zoned) > 1 else ""
 
 
 def _converted(values: Sequence[Any], type: pa.DataType | None) -> pa.Array:

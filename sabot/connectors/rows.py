@@ -4,14 +4,13 @@ import hashlib
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from typing import Any, Protocol, TypeAlias
 
 import pyarrow as pa
 
 from sabot._cython.arrow.batch import Batch
 from sabot._cython.groups.partition import hash_columns
-from sabot.base.arrays import column_of, exact_cast, table_of, twice_named
+from sabot.base.arrays import column_of, exact_cast, mixed_zones, table_of, twice_named
 from sabot.codecs.json import AbsentColumns
 from sabot.codecs.records import RECORD_SCHEMA, decode_json, iterate_records
 from sabot.connectors.base import Bounded, Positions, Sink, Source
@@ -195,24 +194,15 @@ def _table_of_dicts(rows: Sequence[Any], source: str, schema: pa.Schema | None) 
                 else f"stream: a value of {name!r} does not fit {schema.field(name).type}: {error}",
                 hint="give schema= the type that all values fit, or convert them before",
             ) from error
-        if pa.types.is_timestamp(made.type):
-            _check_zones(name, values)
+        if wrong := mixed_zones(name, values) if pa.types.is_timestamp(made.type) else "":
+            hint = 'give all of them one: datetime(…, tzinfo=ZoneInfo("Europe/Berlin")); or none, for UTC'
+            raise UserError(f"stream: {wrong}", hint=hint)
     if schema is not None:
         absent = AbsentColumns(f"stream {source}")
         absent.look_at(rows, schema.names)
         if not absent.is_done:
             absent.tell()
     return pa.table(columns, schema=schema)
-
-
-def _check_zones(name: str, values: list[Any]) -> None:
-    """Raises UserError if some of these times have a time zone and others none: they would be taken for UTC."""
-    zoned = {value.tzinfo is not None for value in values if isinstance(value, datetime)}
-    if len(zoned) > 1:
-        raise UserError(
-            f"stream: some times of {name!r} have a time zone, and others have none",
-            hint='give all of them one: datetime(…, tzinfo=ZoneInfo("Europe/Berlin")); or none, for UTC',
-        )
 
 
 def _checked(schema: pa.Schema) -> pa.Schema:

@@ -85,7 +85,7 @@ def test_an_index_of_pandas_that_counts_is_a_column_too_if_it_has_a_name():
         ([datetime.time(1, tzinfo=datetime.UTC)], "would lose its zone as time64"),
         (
             [datetime.datetime(2024, 1, 1), datetime.datetime(2024, 1, 1, tzinfo=datetime.UTC)],
-            "some of its times have a time zone",
+            "some times of 'v' have a time zone",
         ),
         ([pd.NaT, pd.Timestamp(1, unit="ns")], "would lose its nanoseconds as timestamp"),
         ([pd.Timedelta(1, unit="ns"), pd.NA], "would lose its nanoseconds as duration"),
