@@ -98,7 +98,8 @@ _TAKE = (
     "UPDATE jobs SET worker = %s FROM dead WHERE jobs.worker = dead.number AND jobs.ended IS NULL "
     "RETURNING jobs.job, extract(epoch FROM dead.earlier - clock_timestamp())::float8"
 )
-_ARE_MINE = "SELECT job FROM jobs WHERE worker = ? AND job = ANY(?) AND ended IS NULL"
+# without rows that a transaction whose connection has broken may still change: it has them locked
+_SETTLED = "SELECT job, worker = ? AND ended IS NULL FROM jobs WHERE job = ANY(?) FOR SHARE SKIP LOCKED"
 _FREE = (
     "UPDATE inbox SET worker = 0 WHERE number IN (SELECT i.number FROM inbox i JOIN workers w ON w.number = i.worker "
     "WHERE w.gone AND i.taken = 0 FOR UPDATE OF i SKIP LOCKED)"
@@ -294,9 +295,12 @@ class PostgresWorker(PostgresJournal):
 
     def _reap(self) -> list[str]:
         """Takes the open jobs of workers that are gone, and returns their ids. If it was unknown whether an earlier call
-        has taken some, returns these too if it has.
+        has taken some, returns these too if it has. That is decided when the server has ended the transaction of that call:
+        its COMMIT may arrive later than the error here.
         """
-        taken = [job for (job,) in self.select(_ARE_MINE, (self.lease.number, self._unsure))] if self._unsure else []
+        settled = dict(self.select(_SETTLED, (self.lease.number, self._unsure))) if self._unsure else {}
+        taken = [job for job, mine in settled.items() if mine]
+        unsure = [job for job in self._unsure if job not in settled]
         dead = list(self._dead())
         if dead or self.select(_LEFT):
             with self.inbox.session.using() as connection, step("journal", f"{self.where}: take"):
@@ -310,8 +314,8 @@ class PostgresWorker(PostgresJournal):
                     ends = [now + earlier_s for _, earlier_s in found if earlier_s is not None]
                     self.lease.predecessor_until = max([self.lease.predecessor_until, *ends])
                     taken += [job for job, _ in found]
-                    self._unsure = taken
-        self._unsure = []
+                    self._unsure = [*unsure, *taken]
+        self._unsure = [job for job in unsure if job not in taken]  # that transaction may have ended since the look
         return taken
 
     def _check_lease(self, connection: Any) -> None:

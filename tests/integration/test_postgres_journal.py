@@ -3,7 +3,6 @@
 import math
 import random
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -35,6 +34,7 @@ from sabot.journal.entries import Answer, Begin, EffectResult, End, Intent
 from sabot.journal.postgres import JournalLease, PostgresInbox, PostgresJournal, PostgresReader
 from sabot.journal.schemas import JournalSchema, Statements
 from tools.command_line import child
+from tools.commit_wire import CommitWire
 from tools.older_journals import OLDER, without_list, write_given
 from tools.postgres import Postgres, server_or_skip
 from tools.tcp_proxy import TcpProxy
@@ -513,59 +513,13 @@ def test_connections_that_are_cut_at_any_moment_lose_and_repeat_nothing(url: str
     assert len(found) >= work.told
 
 
-class Wire:
-    """Between a client and the server. `cut`: the connection that next sends a COMMIT breaks, "before" it passes or "behind" it, when the
-    server has answered and nobody was told.
-    """
-
-    def __init__(self, port: int) -> None:
-        self._port = port
-        self._listening = socket.create_server(("127.0.0.1", 0))
-        self.port = self._listening.getsockname()[1]
-        self.cut = ""
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                client, _ = self._listening.accept()
-            except OSError:
-                return
-            there = socket.create_connection(("127.0.0.1", self._port))
-            threading.Thread(target=self._pass, args=(client, there, True), daemon=True).start()
-            threading.Thread(target=self._pass, args=(there, client, False), daemon=True).start()
-
-    def _pass(self, source: socket.socket, target: socket.socket, from_client: bool) -> None:
-        try:
-            while data := source.recv(1 << 16):
-                cut = self.cut if from_client and b"COMMIT" in data else ""
-                if cut == "before":
-                    self.cut = ""
-                    break
-                if cut == "behind":
-                    self.cut = ""
-                    source.shutdown(socket.SHUT_RDWR)
-                    target.sendall(data)
-                    return  # the other thread reads the answer, cannot pass it on, and closes both
-                target.sendall(data)
-        except OSError:
-            pass
-        for each in (source, target):
-            each.close()
-
-    def close(self) -> None:
-        self._listening.close()
-
-
 @pytest.mark.parametrize(("cut", "sent"), [("before", 15), ("behind", 10)])
 def test_a_commit_whose_outcome_is_unknown_is_looked_up(
     url: str, app: str, cut: str, sent: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is sent again where it did not come through, and only there."""
-    before, _, port = url.rpartition(":")
-    number, _, database = port.partition("/")
-    wire = Wire(int(number))
-    journal = PostgresJournal(f"{before}:{wire.port}/{database}", app)
+    wire = CommitWire(url)
+    journal = PostgresJournal(wire.url, app)
     groups: list[int] = []
     write = journal.write
     monkeypatch.setattr(journal, "write", lambda rows: (groups.append(len(rows)), write(rows)))

@@ -1,5 +1,6 @@
 """Several workers over one journal in PostgreSQL: each job is in one of them, and is not lost with it."""
 
+import asyncio
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -11,6 +12,7 @@ import pytest
 from sabot.agents import ExecutionRequest, JobClient, RuntimeKernel
 from sabot.agents.kernel.client import ClientHandle
 from sabot.errors import AppLocked, JournalFailed, TransientError, UserError
+from sabot.jobs.values import pack
 from sabot.journal.entries import Answer, Attempt, Begin, End, Entry, Intent, Letter, encode_entry
 from sabot.journal.job_tables import APPROVED, SHARED
 from sabot.journal.postgres import PostgresInbox, PostgresJournal, PostgresReader
@@ -18,9 +20,11 @@ from sabot.journal.postgres_workers import PostgresWorker
 from sabot.journal.schemas import JournalSchema
 from sabot.llm import tool
 from tools.agent_tools import until
+from tools.commit_wire import CommitWire
 from tools.postgres import server_or_skip
 
 LEASE_S = 60.0
+IN_DOUBT = "datname = current_database() AND state = 'idle in transaction'"
 
 
 @pytest.fixture(scope="module")
@@ -208,6 +212,67 @@ def test_a_commit_whose_answer_was_lost_is_made_once(url: str, app: str, worker:
         first.write = write  # type: ignore[method-assign]
     written(first, Attempt("a", 3, 0, 2))
     assert log(url, app, "a") == [Begin("a", 1, "k.a"), Attempt("a", 2, 0, 1), Attempt("a", 3, 0, 2)]
+
+
+async def test_a_client_sees_the_end_of_a_job_whose_worker_writes_below_another(
+    url: str, app: str, worker: Callable[[], PostgresWorker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last place of the journal, by which a client saw that entries have come, does not change."""
+    first, second = worker(), worker()
+    written(second, Begin("b", 1, "k.a"))
+    written(first, Begin("a", 1, "k.a"))
+    looks, positions = list[int](), PostgresReader.positions
+
+    def look(reader: PostgresReader) -> dict[int, int]:
+        looks.append(1)
+        return positions(reader)
+
+    monkeypatch.setattr(PostgresReader, "positions", look)
+    handle = await JobClient(f"{url}?app={app}", name="k").handle("a")
+    result = asyncio.create_task(handle.result())
+    await until(lambda: len(looks) >= 2)
+    written(first, End("a", 2, "succeeded", body=pack(5, "x")))
+    assert (await result).output == 5
+
+
+@pytest.mark.parametrize("cut", ["before", "behind", "late", "undone"])
+def test_jobs_are_taken_once_by_a_take_whose_outcome_is_unknown(
+    url: str, app: str, worker: Callable[[], PostgresWorker], cut: str
+) -> None:
+    """The connection breaks around the COMMIT of the take. It was made or not; or it is made when the next take has looked
+    ("late"), which may say neither; or the server undoes the first take between the look and the take of the second.
+    """
+    first, third = worker(), worker()
+    written(first, Begin("a", 1, "k.a"), Begin("a~2", 1, "k.a"), Begin("b", 1, "k.a"))
+    first.close()
+    wire = CommitWire(url)
+    second = PostgresWorker(wire.url, app, lease_s=LEASE_S)
+    second.begins.agents, second.begins.resumes, second.reap_s = frozenset({"k.a"}), True, 0.0
+    wire.cut = "late" if cut == "undone" else cut
+    assert (taken_over(second), wire.cut) == ([], "")
+    if cut in ("late", "undone"):  # the transaction is open
+        assert (taken_over(second), taken_over(third)) == ([], [])
+    if cut == "late":
+        wire.deliver()
+    elif cut == "undone":
+        select = second.select
+
+        def undone(statement: str, values: Any = ()) -> list[tuple[Any, ...]]:
+            found = select(statement, values)
+            if "SKIP LOCKED" in statement:
+                run(url, app, f"SELECT pg_terminate_backend(pid, 60000) FROM pg_stat_activity WHERE {IN_DOUBT}")
+            return found
+
+        second.select = undone  # type: ignore[method-assign]
+    found: list[str] = []
+    while not found:
+        found = taken_over(second)
+    assert found == ["a", "a~2", "b"]
+    assert (taken_over(second), taken_over(third)) == ([], [])
+    written(second, *(Attempt(job, 2, 0, 1) for job in found))
+    second.close()
+    wire.close()
+    assert [len(log(url, app, job)) for job in found] == [2, 2, 2]
 
 
 def test_a_journal_with_one_owner_becomes_shared_with_its_open_jobs(

@@ -42,7 +42,9 @@ from sabot.jobs.log import notices_of
 from sabot.jobs.open_jobs import begun_or_queued, jobs_begun_within, whole_entry
 from sabot.journal import Inbox, Journal, JournalReader, Position
 from sabot.journal.entries import REQUEST, Begin, End, Letter, encode_entry
+from sabot.journal.job_tables import SHARED
 from sabot.journal.memory import MemoryStorage
+from sabot.journal.tables import SqlReader
 
 T = TypeVar("T")
 
@@ -292,7 +294,7 @@ class _Look:
 
 class _Looks:
     """Looks into the journal while somebody awaits something in it: one task and one reader for all. Only the journal's
-    positions are read while it gets no entry.
+    positions are read while it gets no entry, if it has one owner.
     """
 
     def __init__(self, store: KernelStore) -> None:
@@ -364,8 +366,10 @@ def _found(reader: JournalReader, looks: Iterable[_Look]) -> dict[_Look, Any]:
     Raises TransientError.
     """
     at, found = reader.positions(), dict[_Look, Any]()
+    # an entry of one of several workers may have a lower place than the last one of another
+    rises = not (isinstance(reader, SqlReader) and reader.format == SHARED)
     for look in looks:
-        if look.at == at:  # no entry has come since
+        if rises and look.at == at:  # no entry has come since
             continue
         try:
             result = look.find(reader)
