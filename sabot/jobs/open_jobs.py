@@ -202,17 +202,14 @@ def begun_or_queued(reader: JournalReader, job_id: str) -> tuple[JobMark | None,
     return reader.job(job_id), begin if isinstance(begin, Begin) else None
 
 
-def jobs_begun_within(reader: JournalReader) -> dict[str, frozenset[str]]:
-    """Returns the jobs of a journal that tools of effects have begun by idempotency keys, by the key of the effect
-    (`Begin.within`). Reads the whole log, and blocks meanwhile.
+def jobs_begun_within(reader: JournalReader, effect: str) -> frozenset[str]:
+    """Returns the jobs of a journal that the tool of an effect has begun by idempotency keys, or that wait in the inbox
+    until they begin. `effect`: the key of the effect (`Begin.within`). Blocks.
     """
-    found: dict[str, set[str]] = {}
     # letters first: see `begun_or_queued`
     queued = [entry_of_letter(each, None, 0) for each in reader.letters() if each.kind == "begin"]
-    for entry in (*queued, *(entry for _, entry in reader.read())):
-        if isinstance(entry, Begin) and entry.within:
-            found.setdefault(entry.within, set()).add(entry.job)
-    return {key: frozenset(jobs) for key, jobs in found.items()}
+    begun = {entry.job for entry in queued if isinstance(entry, Begin) and entry.within == effect}
+    return frozenset(begun.union(reader.begun_within(effect)))
 
 
 def next_begin(reader: JournalReader, job_id: str) -> Begin | None:

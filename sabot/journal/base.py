@@ -281,6 +281,13 @@ class JournalReader(ABC):
     def logged_below(self, jobs: Collection[str]) -> list[str]:
         """Returns the ids of the descendants of these jobs that have entries in the log."""
 
+    def begun_within(self, effect: str) -> list[str]:
+        """Returns the jobs that the tool of an effect has begun by idempotency keys (`Begin.within`). `effect`: the key of
+        the effect. Reads the whole log, unless the journal keeps these jobs elsewhere.
+        """
+        begins = [entry for _, entry in self.read() if isinstance(entry, Begin) and entry.within] if effect else []
+        return list({entry.job for entry in begins if entry.within == effect})
+
     @abstractmethod
     def begun_again(self) -> list[str]:
         """Returns the jobs with entries in the log that may also be in the history, because they have begun again."""

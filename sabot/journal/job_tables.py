@@ -6,6 +6,7 @@ that write the entries. So a list, a count or a look for open questions reads ro
    jobs.tried, again     0 or 1, as in `JobMark`
    jobs.asks             the number of its open questions to people
    jobs.blocked          the reason why it cannot continue, or ""; no entry has it
+   jobs.within           the key of the effect whose tool has begun it (`Begin.within`), or ""; it stays with the row
    approvals             approvals of people that hold for other jobs too, by their digests (`base.Approval`)
    questions.place       the place of the INTENT entry: a question from before the job's last BEGIN entry is not counted
 
@@ -33,10 +34,16 @@ LISTED = 5
 APPROVED = 6
 """The first version of the tables' format that has approvals."""
 
-SHARED = 7
+WITHIN = 8
+"""The first version of the tables' format whose jobs have the column `within`. Journals with one owner have it."""
+
+SHARED = 9
 """The version of the tables of a journal that several workers share (`postgres_workers`). The places of its entries have
-gaps. Journals with one owner stay at the version before.
+gaps.
 """
+
+SHARED_BEFORE = 7
+"""The version of such tables without the column `within`. They have all that version 6 has."""
 
 _BLOCKED_UNKNOWN = 4
 
@@ -58,6 +65,10 @@ _APPROVALS_TABLES = (
     "CREATE TABLE approvals (name {blob} PRIMARY KEY, job {text} NOT NULL, approval {blob} NOT NULL)",
     "CREATE INDEX approvals_of_job ON approvals (job)",
 )
+_WITHIN_TABLES = (
+    "ALTER TABLE jobs ADD COLUMN within {text} NOT NULL DEFAULT ''",
+    "CREATE INDEX jobs_begun_within ON jobs (within) WHERE within <> ''",
+)
 _FACTS = "agent, scope, principal, session, key"
 _COUNTED = "token = ? AND questions.job = jobs.job AND closed = '' AND place > jobs.began"  # a question that is open
 _STATUS = (  # as `JobMark.status`
@@ -72,16 +83,19 @@ MARKS = (
 )
 """The statement that selects the rows for `mark_of_row`."""
 
+BEGUN_WITHIN = "SELECT job FROM jobs WHERE within = ? AND within <> ''"
+"""Selects the jobs that the tool of an effect has begun. The second condition is that of the index."""
+
 BELOW = "SELECT job FROM jobs WHERE job >= ? AND job < ? AND created_ms IS NOT NULL"
 """Selects the jobs with ids from one to before another (`ended_jobs.descendants`)."""
 
 BEGAN = (
-    f"INSERT INTO jobs (job, began, digest, {_FACTS}, created_ms, tried, again) "
-    "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, (SELECT count(*) FROM history WHERE job = ?)) ON CONFLICT (job) DO UPDATE SET "
+    f"INSERT INTO jobs (job, began, digest, {_FACTS}, created_ms, tried, within, again) "
+    "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, (SELECT count(*) FROM history WHERE job = ?)) ON CONFLICT (job) DO UPDATE SET "
     "began = excluded.began, digest = excluded.digest, ended = NULL, outcome = '', result = '', ended_ms = 0, "
     + ", ".join(f"{name} = excluded.{name}" for name in _FACTS.split(", "))
     + ", created_ms = coalesce(jobs.created_ms, excluded.created_ms), tried = excluded.tried, asks = 0, again = excluded.again, "
-    "blocked = ''"
+    "blocked = '', within = CASE excluded.within WHEN '' THEN jobs.within ELSE excluded.within END"
 )
 """Notes a BEGIN entry, with the values of `begin_values`."""
 
@@ -106,7 +120,8 @@ _NOTE_BLOCKED = "UPDATE jobs SET blocked = ? WHERE job = ? AND outcome = ''"
 
 def begin_values(offset: int, begin: Begin) -> tuple[Any, ...]:
     """Returns the values of the statement `BEGAN` for an entry at the place `offset`."""
-    return begin.job, offset, begin.digest, *facts_of(begin), created_of(begin), int(bool(begin.agent)), begin.job
+    tried, within = int(bool(begin.agent)), cut(begin.within)
+    return begin.job, offset, begin.digest, *facts_of(begin), created_of(begin), tried, within, begin.job
 
 
 def mark_of_row(row: Sequence[Any]) -> JobMark:
@@ -180,24 +195,33 @@ def make_list(connection: Connection, *, whole: str, text: str, blob: str) -> No
     """Adds the columns of the list and the table of approvals to the tables of a journal. `whole`, `text`, `blob`: the
     column types for integers of 63 bits, for texts that are sorted by their bytes, and for bytes.
     """
-    for statement in _TABLES + _BLOCKED_TABLES + _APPROVALS_TABLES:
+    for statement in _TABLES + _BLOCKED_TABLES + _APPROVALS_TABLES + _WITHIN_TABLES:
         connection.execute(statement.format(whole=whole, text=text, blob=blob))
 
 
 def bring_list_up_to_date(
     connection: Connection, form: int, entries: Iterable[tuple[Position, Entry]], *, whole: str, text: str, blob: str
 ) -> None:
-    """Adds what the list lacks in tables of an older format. `form`: the version of the format. `entries`: all entries
-    of the log, in order. `whole`, `text`, `blob`: as in `make_list`.
+    """Adds what the list lacks in tables of an older format. `form`: the version of the format. `entries`: the entries
+    of the log, in order; all but results if the tables have no list (`is_unlisted`), else those that begin jobs.
+    `whole`, `text`, `blob`: as in `make_list`.
 
     The table of approvals stays empty: the owner reads them from the entries (`Journal.keep_approvals`).
     """
-    if form < _BLOCKED_UNKNOWN:
+    if is_unlisted(form):
         make_list(connection, whole=whole, text=text, blob=blob)
         fill_list(connection, entries)
         return
-    for statement in (_BLOCKED_TABLES if form == _BLOCKED_UNKNOWN else ()) + _APPROVALS_TABLES:
+    blocked = _BLOCKED_TABLES if form == _BLOCKED_UNKNOWN else ()
+    for statement in blocked + (_APPROVALS_TABLES if form < APPROVED else ()) + _WITHIN_TABLES:
         connection.execute(statement.format(text=text, blob=blob))
+    within = {entry.job: cut(entry.within) for _, entry in entries if isinstance(entry, Begin) and entry.within}
+    _fill_all(connection, "jobs", "job, within", list(within.items()))
+
+
+def is_unlisted(form: int) -> bool:
+    """Returns True if tables of this version of the format have no list of jobs."""
+    return form < _BLOCKED_UNKNOWN
 
 
 def unlist(connection: Connection, jobs: Sequence[str]) -> None:
@@ -210,21 +234,27 @@ def fill_list(connection: Connection, entries: Iterable[tuple[Position, Entry]])
     """Fills the list from all entries of the log, in order: for a journal of an older format, and for a local copy whose
     tables were filled anew.
     """
-    known, places = JobMarks(), dict[str, int]()
+    known, places, within = JobMarks(), dict[str, int](), dict[str, str]()
     for position, entry in entries:
         known.apply(position.offset, entry)
         if isinstance(entry, Intent) and entry.token:
             places[entry.token] = position.offset
+        if isinstance(entry, Begin) and entry.within:
+            within[entry.job] = cut(entry.within)
     rows = [
         (mark.job, *(getattr(mark, name) for name in _FACTS.split(", ")), mark.created_ms, int(mark.tried), mark.asks)
         for mark in known.marks.values()
         if mark.created_ms is not None
     ]
-    for some in parts(rows, _AT_ONCE):
-        _fill(connection, "jobs", f"job, {_FACTS}, created_ms, tried, asks", some)
-    for asked in parts(list(places.items()), _AT_ONCE):
-        _fill(connection, "questions", "token, place", asked)
+    _fill_all(connection, "jobs", f"job, {_FACTS}, created_ms, tried, asks", rows)
+    _fill_all(connection, "jobs", "job, within", list(within.items()))
+    _fill_all(connection, "questions", "token, place", list(places.items()))
     connection.execute(_NOTE_AGAIN)
+
+
+def _fill_all(connection: Connection, table: str, columns: str, rows: Sequence[Sequence[Any]]) -> None:
+    for some in parts(rows, _AT_ONCE):
+        _fill(connection, table, columns, some)
 
 
 def _fill(connection: Connection, table: str, columns: str, rows: Sequence[Sequence[Any]]) -> None:

@@ -13,18 +13,19 @@ from typing import Any, Protocol
 from urllib.parse import unquote
 
 from sabot.base.checks import Of, check
+from sabot.base.proc import is_over
 from sabot.connectors.sql.database import quoted
 from sabot.connectors.sql.server import PostgresServer
 from sabot.errors import AppLocked, CorruptJournal, LetterRefused, TransientError, UserError
 from sabot.journal.entry_counts import make_tables
 from sabot.journal.history_tables import make_history
-from sabot.journal.job_tables import APPROVED, SHARED, make_list
+from sabot.journal.job_tables import SHARED, SHARED_BEFORE, WITHIN, make_list
 from sabot.journal.tables import bring_up_to_date
 from sabot.steps import step
 
 _log = logging.getLogger(__name__)
 
-_FORMAT = APPROVED
+_FORMAT = WITHIN
 _HISTORY_TYPES = {"whole": "bigint", "text": 'text COLLATE "C"', "blob": "bytea"}
 _LONGEST_NAME = 63  # bytes; PostgreSQL cuts longer names off
 # the advisory lock that is held while a journal is created, so that two processes do not create the same
@@ -70,6 +71,7 @@ _JOURNALS = (  # the schemas of all journals
     "SELECT nspname FROM pg_namespace n WHERE nspname LIKE 'sabot\\_%' AND EXISTS (SELECT 1 FROM pg_class c "
     "WHERE c.relnamespace = n.oid AND relname = 'claim') ORDER BY nspname"
 )
+_WORKERS_NOW = "SELECT described, life FROM workers WHERE NOT gone AND until > clock_timestamp()"
 _READABLE = (
     f"SELECT nspname FROM ({_JOURNALS}) j WHERE has_schema_privilege(nspname, 'USAGE') "
     "AND has_table_privilege(quote_ident(nspname) || '.meta', 'SELECT')"
@@ -239,31 +241,41 @@ class JournalSchema:
         """
         with self.server.explained(), step("journal", f"{self.where}: brought up to date"), connection.transaction():
             ((form,),) = connection.execute("SELECT value FROM meta WHERE name = 'format' FOR UPDATE").fetchall()
-            if int(form) == APPROVED:
+            if int(form) == WITHIN:
                 return
-            if int(form) == SHARED:
+            if int(form) in (SHARED_BEFORE, SHARED):
                 raise UserError(
                     f"{self.where} is one that several workers share",
                     hint="RuntimeKernel(…, shared=True) is a worker of it",
                 )
-            _log.warning(
-                "%s has format %s and is migrated to %d, which earlier versions of Sabot do not read",
-                *(self.where, form, APPROVED),
-            )
             with self.connect() as beside:
-                tables = _LeaseStatements(connection, partial(renew, beside))
-                bring_up_to_date(tables, int(form), self.where, **_HISTORY_TYPES)
-            connection.execute("UPDATE meta SET value = %s WHERE name = 'format'", (str(APPROVED),))
+                self._migrate(connection, _LeaseStatements(connection, partial(renew, beside)), int(form), WITHIN)
+
+    def _migrate(self, connection: Any, tables: Statements, form: int, to: int) -> None:
+        """Adds what tables of the format `form` lack of the format `to`, in a transaction that has begun."""
+        _log.warning(
+            "%s has format %d and is migrated to %d, which earlier versions of Sabot do not read",
+            *(self.where, form, to),
+        )
+        bring_up_to_date(tables, form, self.where, **_HISTORY_TYPES)
+        connection.execute("UPDATE meta SET value = %s WHERE name = 'format'", (str(to),))
 
     def share(self, connection: Any, own: Callable[[], object]) -> None:
         """Makes the journal one that several workers share, and creates it if it is missing. Does nothing if it is shared
-        already. `own`: opens the journal as its one owner, and closes it. Raises the errors of `own`.
+        already, but that it brings the tables of an older shared format up to date. `own`: opens the journal as its one
+        owner, and closes it. Raises the errors of `own`, and AppLocked if workers of an earlier Sabot have the journal.
         """
         self.make(connection)
         with self.server.explained():
             connection.execute("SELECT pg_advisory_lock(%s)", (_LOCK,))
         try:
-            if self.known_facts(connection)["format"] == str(SHARED):
+            form = int(self.known_facts(connection)["format"])
+            if form == SHARED:
+                return
+            if form == SHARED_BEFORE:
+                with self.server.explained(), connection.transaction():
+                    self._check_left(connection)
+                    self._migrate(connection, Statements(connection), form, SHARED)
                 return
             own()  # brings the tables up to date; nobody else has the claim
             with self.server.explained(), step("journal", f"{self.where}: shared"), connection.transaction():
@@ -277,6 +289,15 @@ class JournalSchema:
         finally:
             with self.server.explained():
                 connection.execute("SELECT pg_advisory_unlock(%s)", (_LOCK,))
+
+    def _check_left(self, connection: Any) -> None:
+        """Raises AppLocked if a worker has the journal: one of an earlier Sabot does not know the new columns."""
+        for described, life in connection.execute(_WORKERS_NOW).fetchall():
+            if not is_over(life):
+                raise AppLocked(
+                    f"{self.where} is shared by {described}, of an earlier Sabot, and its tables are to be brought up to date",
+                    hint="stop all workers, then start those of the new Sabot, which go on with the jobs",
+                )
 
 
 class TablesPlace(Protocol):

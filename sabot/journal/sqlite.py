@@ -32,7 +32,7 @@ from sabot.base.sqlite_files import HELD, is_held
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.errors import AppLocked, CorruptJournal, JournalFailed, SabotError, UserError
 from sabot.journal.entry_counts import Connection
-from sabot.journal.job_tables import APPROVED
+from sabot.journal.job_tables import WITHIN
 from sabot.journal.owner_inbox import SqlInbox, SqlJournal
 from sabot.journal.tables import (
     HISTORY_TYPES,
@@ -171,7 +171,7 @@ def _keep_copy(connection: sqlite3.Connection, database: Path, form: int) -> Non
     _log.warning(
         "%s has format %d and is migrated to %d, which earlier versions of Sabot do not read; it is kept as it was in %s "
         "until the next savepoint",
-        *(database, form, APPROVED, copy),
+        *(database, form, WITHIN, copy),
     )
 
 
@@ -247,14 +247,14 @@ class SqliteJournal(SqliteReader, SqlJournal):
                         f"the file system of {folder} has no shared memory for a write-ahead log",
                         hint="give a directory on a local disk",
                     )
-                if facts["format"] < APPROVED:
+                if facts["format"] < WITHIN:
                     _keep_copy(self._writing, database, facts["format"])
                 with transaction(self._writing):
                     self._epoch = int(facts["epoch"]) + 1
                     self._writing.execute("UPDATE meta SET value = ? WHERE name = 'epoch'", (self._epoch,))
-                    if facts["format"] < APPROVED:
+                    if facts["format"] < WITHIN:
                         bring_up_to_date(self._writing, facts["format"], f"journal {database}", **HISTORY_TYPES)
-                        self._writing.execute(f"PRAGMA user_version = {APPROVED}")
+                        self._writing.execute(f"PRAGMA user_version = {WITHIN}")
             super().__init__(database)
             opened.callback(super().close)
             self.check_end()

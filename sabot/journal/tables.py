@@ -36,7 +36,7 @@ from sabot.journal.base import (
     queued_mark,
     queued_once,
 )
-from sabot.journal.ended_jobs import EndedJob, JobQuery, descendants
+from sabot.journal.ended_jobs import EndedJob, JobQuery, cut, descendants
 from sabot.journal.entries import (
     Answer,
     Attempt,
@@ -80,16 +80,20 @@ from sabot.journal.job_tables import (
     APPROVED,
     ASKED,
     BEGAN,
+    BEGUN_WITHIN,
     BELOW,
     LISTED,
     MARKS,
     SHARED,
+    SHARED_BEFORE,
     TRIED,
+    WITHIN,
     begin_values,
     bring_list_up_to_date,
     decode_approval,
     fill_list,
     find_statement,
+    is_unlisted,
     make_list,
     mark_of_row,
     note_approvals,
@@ -99,11 +103,13 @@ from sabot.journal.job_tables import (
 from sabot.journal.writing import Appended
 
 _APPLICATION = 0x5AB07  # SQLite's application_id, which marks the databases of a program
-_FORMAT = APPROVED
+_FORMAT = WITHIN
 _WAIT_SECONDS = 30.0  # the wait for others that write to the same database: inboxes, a trim
 _LOG_BYTES = 64 << 20  # the most bytes that the write-ahead log keeps on the disk when it begins anew
 _CHUNK = 1000  # the most rows that are read at once
-_RESULT = b"\xa6result"  # the kind of an EffectResult, behind the version and the head of the array
+# conditions on the kind of an entry, which is behind the version and the head of the array
+_BUT_RESULTS = "substr(entry, 3, 7) <> ?", b"\xa6result"  # results are half of a log
+_BEGINNINGS = "substr(entry, 5, 6) = ?", b"\xa5begin"  # with 16 values or more: those that may have `within`
 _MOST_RANGES = 100  # of ids, in one statement
 _TRIMMED_AT_ONCE = 200  # the most jobs in one transaction: entries of the owner wait for it
 _DAMAGE = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_FORMAT}
@@ -235,17 +241,17 @@ def bring_up_to_date(connection: Connection, form: int, where: object, *, whole:
         begin_to_count(connection, whole)
     if form < KEPT:
         make_history(connection, whole=whole, text=text, blob=blob)
-    bring_list_up_to_date(connection, form, _listed_entries(connection, where), whole=whole, text=text, blob=blob)
+    entries = _entries(connection, where, *(_BUT_RESULTS if is_unlisted(form) else _BEGINNINGS))
+    bring_list_up_to_date(connection, form, entries, whole=whole, text=text, blob=blob)
 
 
-def _listed_entries(connection: Connection, where: object) -> Iterator[tuple[Position, Entry]]:
-    """Yields the entries of the log from which the list of jobs is made: all but results, which are half of a log."""
+def _entries(connection: Connection, where: object, chosen: str, kind: bytes) -> Iterator[tuple[Position, Entry]]:
+    """Yields the entries of the log that a condition on their kind selects. `chosen`: the condition. `kind`: its value."""
     first, rows = 0, [()]
     while rows:
         rows = connection.execute(
-            "SELECT place, job, sum, entry FROM entries WHERE place >= ? AND substr(entry, 3, 7) <> ? "
-            f"ORDER BY place LIMIT {_CHUNK}",
-            (first, _RESULT),
+            f"SELECT place, job, sum, entry FROM entries WHERE place >= ? AND {chosen} ORDER BY place LIMIT {_CHUNK}",
+            (first, kind),
         ).fetchall()
         yield from decoded(rows, where)
         first = rows[-1][0] + 1 if rows else first
@@ -258,7 +264,8 @@ class SqlReader(JournalReader):
     version COUNTED on, the tables record which entries were written and which were trimmed, so that a read of all
     jobs detects a missing entry (`entry_counts`). From the version KEPT on, `trim` can move the entries of ended jobs
     into tables of their own instead of deleting them. From the version LISTED on, lists of jobs read no entries
-    (`job_tables`); before, they read all. From the version APPROVED on, approvals for other jobs have rows.
+    (`job_tables`); before, they read all. From the version APPROVED on, approvals for other jobs have rows; from the
+    version WITHIN on, the jobs that the tool of an effect has begun are looked up.
     """
 
     format: int
@@ -275,7 +282,7 @@ class SqlReader(JournalReader):
 
     def _is_counted(self) -> bool:
         """Returns True if the places of the log have no gaps, and the tables say how many entries there are."""
-        return COUNTED <= self.format < SHARED
+        return self.format >= COUNTED and self.format not in (SHARED_BEFORE, SHARED)
 
     def read(self, job: str | None = None, start: Mapping[int, int] | None = None) -> Iterator[tuple[Position, Entry]]:
         first = (start or {}).get(0, 0)
@@ -381,6 +388,11 @@ class SqlReader(JournalReader):
             )
         }
         return sorted(found)
+
+    def begun_within(self, effect: str) -> list[str]:
+        if self.format < WITHIN:
+            return super().begun_within(effect)
+        return [job for (job,) in self.select(BEGUN_WITHIN, (cut(effect),))]
 
     def begun_again(self) -> list[str]:
         if self.format < LISTED:
@@ -720,7 +732,7 @@ def index_anew(connection: sqlite3.Connection, where: object) -> None:
     """
     count_anew(connection)
     count_history(connection)
-    fill_list(connection, _listed_entries(connection, where))
+    fill_list(connection, _entries(connection, where, *_BUT_RESULTS))
 
 
 def clear(connection: sqlite3.Connection, next_place: int, removed: int) -> None:

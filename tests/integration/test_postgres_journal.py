@@ -35,7 +35,7 @@ from sabot.journal.postgres import JournalLease, PostgresInbox, PostgresJournal,
 from sabot.journal.schemas import JournalSchema, Statements
 from tools.command_line import child
 from tools.commit_wire import CommitWire
-from tools.older_journals import OLDER, without_list, write_given
+from tools.older_journals import EFFECT, OLDER, without_list, write_given
 from tools.postgres import Postgres, server_or_skip
 from tools.tcp_proxy import TcpProxy
 
@@ -135,8 +135,8 @@ def test_what_is_no_journal_of_ours_is_told(url: str, app: str) -> None:
     with pytest.raises(UserError, match="too long for a schema"):
         PostgresJournal(url, "a" * 60)
     PostgresJournal(url, app).close()
-    query(url, f"UPDATE \"sabot_{app}\".meta SET value = '8' WHERE name = 'format'")
-    with pytest.raises(UserError, match="has format 8, and this Sabot knows 7"):
+    query(url, f"UPDATE \"sabot_{app}\".meta SET value = '10' WHERE name = 'format'")
+    with pytest.raises(UserError, match="has format 10, and this Sabot knows 9"):
         PostgresJournal(url, app)
     query(url, f"DELETE FROM \"sabot_{app}\".meta WHERE name = 'key'")
     with pytest.raises(CorruptJournal, match="lost its identity"):
@@ -699,16 +699,18 @@ def of_format(form: int, url: str, app: str) -> list[JobMark]:
     return found
 
 
-@pytest.mark.parametrize("form", [3, 4, 5])
+@pytest.mark.parametrize("form", [3, 4, 5, 6])
 def test_a_journal_of_an_older_format_gets_its_list_from_its_first_owner(url: str, app: str, form: int) -> None:
     listed = of_format(form, url, app)
     reader = PostgresReader(url, app)
     assert reader.logged(JobQuery(), EVERY) == listed
-    assert reader.logged_counts(JobQuery()) == {"queued": 1, "running": 1, "waiting_action": 1, "failed": 1}
+    assert reader.logged_counts(JobQuery()) == {"queued": 1, "running": 1, "waiting_action": 1, "failed": 2}
     journal = PostgresJournal(url, app)
-    assert (journal.format, journal.logged(JobQuery(), EVERY)) == (6, listed)
+    assert (journal.format, journal.logged(JobQuery(), EVERY)) == (8, listed)
+    for each in (reader, journal):
+        assert sorted(each.begun_within(EFFECT)) == ["again", "works"]
     assert journal.wait_durable(journal.append(Answer("asks", 6000, 2, "open")), 60)
-    assert journal.logged_counts(JobQuery()) == {"queued": 1, "running": 2, "failed": 1}
+    assert journal.logged_counts(JobQuery()) == {"queued": 1, "running": 2, "failed": 2}
     for each in (reader, journal):
         each.close()
 
@@ -744,7 +746,8 @@ def test_a_migration_whose_session_ends_at_any_statement_begins_anew(
         journal = PostgresJournal(url, app)  # begins anew by itself
         journal.close()
         reader = PostgresReader(url, app)
-        assert (reader.format, reader.logged(JobQuery(), EVERY)) == (6, listed)
+        assert (reader.format, reader.logged(JobQuery(), EVERY)) == (8, listed)
+        assert sorted(reader.begun_within(EFFECT)) == ["again", "works"]
         reader.close()
         if at > 40:
             break

@@ -14,13 +14,14 @@ from sabot.agents.kernel.client import ClientHandle
 from sabot.errors import AppLocked, JournalFailed, TransientError, UserError
 from sabot.jobs.values import pack
 from sabot.journal.entries import Answer, Attempt, Begin, End, Entry, Intent, Letter, encode_entry
-from sabot.journal.job_tables import APPROVED, SHARED
+from sabot.journal.job_tables import SHARED, SHARED_BEFORE, WITHIN
 from sabot.journal.postgres import PostgresInbox, PostgresJournal, PostgresReader
 from sabot.journal.postgres_workers import PostgresWorker
 from sabot.journal.schemas import JournalSchema
 from sabot.llm import tool
 from tools.agent_tools import until
 from tools.commit_wire import CommitWire
+from tools.older_journals import EFFECT, without_within
 from tools.postgres import server_or_skip
 
 LEASE_S = 60.0
@@ -323,11 +324,34 @@ def test_a_journal_that_becomes_shared_is_whole_after_a_kill_at_each_statement(
         reader = PostgresReader(url, app)
         formats.append(reader.format)
         reader.close()
-    assert formats == [APPROVED] * (len(formats) - 1) + [SHARED], "nothing is shared before all is"
+    assert formats == [WITHIN] * (len(formats) - 1) + [SHARED], "nothing is shared before all is"
     assert len(formats) > 10
     first = worker()
     assert taken_over(first) == ["a"]
     assert log(url, app, "a") == [Begin("a", 1, "k.a")]
+
+
+def test_a_shared_journal_of_the_first_such_format_is_brought_up_to_date_when_its_workers_have_left(
+    url: str, app: str, worker: Callable[[], PostgresWorker]
+) -> None:
+    """Not before: workers of the earlier Sabot would not note in the new column what begins within an effect."""
+    first = worker()
+    written(first, Begin("a", 1, "k.a", within=EFFECT), Begin("b", 1, "k.a"))
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(f'SET search_path = "sabot_{app}"')
+        without_within(connection.execute)  # type: ignore[arg-type]
+        connection.execute("UPDATE meta SET value = %s WHERE name = 'format'", (str(SHARED_BEFORE),))
+        reader = PostgresReader(url, app)
+        assert reader.begun_within(EFFECT) == ["a"]
+        with pytest.raises(AppLocked, match="of an earlier Sabot, and its tables are to be brought up to date"):
+            worker()
+        connection.execute("UPDATE workers SET until = 'epoch'")
+    second = worker()
+    assert (second.format, second.begun_within(EFFECT)) == (SHARED, ["a"])
+    assert taken_over(second) == ["a", "b"]
+    with pytest.raises(JournalFailed):
+        written(first, Begin("late", 1, "k.a"))
+    reader.close()
 
 
 def test_a_trim_keeps_what_is_open_and_what_ended_later(

@@ -46,7 +46,7 @@ from sabot.journal import JournalReader
 from sabot.journal.base import EVERY
 from sabot.journal.ended_jobs import JobQuery
 from sabot.journal.entries import Attempt, Begin, EffectResult, Intent, decode_entry, encode_entry
-from sabot.journal.job_tables import APPROVED
+from sabot.journal.job_tables import WITHIN
 from sabot.journal.opening import open_journal, open_reader
 from sabot.journal.sqlite import SqliteJournal, SqliteReader
 from sabot.testing import ManualClock
@@ -360,7 +360,7 @@ async def test_a_journal_is_kept_as_it_was_before_its_migration_until_a_savepoin
     journal = SqliteJournal(folder)
     journal.close()
     copy = folder / "journal.db.format-1"
-    assert f"journal.db has format 1 and is migrated to {APPROVED}" in caplog.text
+    assert f"journal.db has format 1 and is migrated to {WITHIN}" in caplog.text
     assert f"kept as it was in {copy} until the next savepoint" in caplog.text
     assert stat.S_IMODE(copy.stat().st_mode) == 0o600
     back = tmp_path / "back"

@@ -7,6 +7,9 @@ from sabot.journal.entries import Answer, Begin, EffectResult, End, Entry, Inten
 
 _COLUMNS = ("agent", "scope", "principal", "session", "key", "created_ms", "tried", "asks", "again")
 
+EFFECT = "sabot-6f1c"
+"""The key of an effect whose tool has begun the jobs "again" and "works"."""
+
 GIVEN: list[Entry] = [
     Begin("done", 1000, "shop.refund", scope="eu"),
     Begin("asks", 2000, "shop.refund", scope="us", principal="ann"),
@@ -15,9 +18,13 @@ GIVEN: list[Entry] = [
     Intent("asks", 2003, 2, "ask", "confirm", token="open"),
     Intent("asks", 2003, 3, "ask", "confirm", token="closed"),
     Answer("asks", 2004, 3, "closed"),
-    Begin("works", 3000, "shop.mail"),
+    Begin("works", 3000, "shop.mail", within=EFFECT),
     Intent("works", 3001, 1, "call", "send"),
     EffectResult("works", 3002, 1),
+    Begin("again", 3003, "shop.mail", within=EFFECT),
+    End("again", 3004, "failed", "ValueError"),
+    Begin("again", 3005, "shop.mail", run=2),
+    End("again", 3006, "failed", "ValueError"),
     Begin("requested", 4000, body=b'{"scope_id":"uk"}'),
     End("done", 5000, "failed", "ValueError"),
 ]
@@ -30,20 +37,29 @@ def write_given(journal: Journal) -> None:
     assert journal.wait_durable(places[-1], 60)
 
 
+def without_within(execute: Callable[[str], object]) -> None:
+    """Takes away what the formats 8 and 9 of a journal's tables have and the formats 6 and 7 have not. The caller notes
+    the format.
+    """
+    execute("DROP INDEX jobs_begun_within")
+    execute("ALTER TABLE jobs DROP COLUMN within")
+
+
 def without_approvals(execute: Callable[[str], object]) -> None:
-    """Takes away what the format 6 of a journal's tables has and the format 5 has not. The caller notes the format."""
+    """Takes away what the format 8 of a journal's tables has and the format 5 has not. The caller notes the format."""
+    without_within(execute)
     execute("DROP TABLE approvals")
     execute("DELETE FROM meta WHERE name = 'approvals'")
 
 
 def without_reasons(execute: Callable[[str], object]) -> None:
-    """Takes away what the format 6 of a journal's tables has and the format 4 has not. The caller notes the format."""
+    """Takes away what the format 8 of a journal's tables has and the format 4 has not. The caller notes the format."""
     without_approvals(execute)
     execute("ALTER TABLE jobs DROP COLUMN blocked")
 
 
 def without_list(execute: Callable[[str], object]) -> None:
-    """Takes away what the format 6 of a journal's tables has and the format 3 has not. The caller notes the format."""
+    """Takes away what the format 8 of a journal's tables has and the format 3 has not. The caller notes the format."""
     without_reasons(execute)
     for name in ("jobs_by_creation", "jobs_begun_again"):
         execute(f"DROP INDEX {name}")
@@ -52,5 +68,5 @@ def without_list(execute: Callable[[str], object]) -> None:
     execute("ALTER TABLE questions DROP COLUMN place")
 
 
-OLDER = {3: without_list, 4: without_reasons, 5: without_approvals}
+OLDER = {3: without_list, 4: without_reasons, 5: without_approvals, 6: without_within}
 """By a format of a journal's tables: the function that takes away what the tables of today have and it has not."""

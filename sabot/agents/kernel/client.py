@@ -19,7 +19,6 @@ from sabot.agents.events.job_events import JobEvents, events_of
 from sabot.agents.jobs import JobRecord, JobSpec
 from sabot.agents.kernel.handle import JobHandle, outcome_of
 from sabot.agents.kernel.jobs import (
-    EarlierAttempts,
     ExecutionRequest,
     ExecutionResult,
     check_attempts,
@@ -28,6 +27,7 @@ from sabot.agents.kernel.jobs import (
     effect_around,
     encode_request,
     job_id_of,
+    read_earlier_attempts,
     recorded_result,
 )
 from sabot.base.checks import Of, check
@@ -165,7 +165,7 @@ class JobClient:
             raise UserError(f"JobClient: journal={short_repr(journal)}", hint="a folder, or an address")
         self._store = KernelStore(journal, self.name, clock)
         self._durable = not isinstance(journal, MemoryStorage)
-        self._looks, self._attempts = _Looks(self._store), EarlierAttempts()
+        self._looks = _Looks(self._store)
         self.jobs, self.actions = AppJobs(self._store), ActionManager(self._store)
 
     @answers_wrong_options
@@ -228,14 +228,14 @@ class JobClient:
                     hint="start(…, idempotency_key=…), from the arguments of the tool, or `effect.key` of a parameter `effect: Effect`",
                 )
             if keyed:
-                await self._attempts.read(partial(run_in_thread, self._begun_within))
+                await read_earlier_attempts(lambda effect: run_in_thread(self._begun_within, effect))
                 check_attempts(job_id_of(f"{self.name}.{each.agent}", each))
         found = await run_in_thread(self._start_all, asked, effect_around() if self._durable else "")
         return [ClientHandle(self, job_id, self._looks, created=created) for job_id, created in found]
 
-    def _begun_within(self) -> dict[str, frozenset[str]]:
+    def _begun_within(self, effect: str) -> frozenset[str]:
         with self._store.reader() as reader:
-            return jobs_begun_within(reader)
+            return jobs_begun_within(reader, effect)
 
     def _start_all(self, requests: list[ExecutionRequest], within: str) -> list[tuple[str, bool]]:
         with self._store.reader() as reader, self._store.inbox() as inbox:

@@ -23,7 +23,6 @@ from sabot.agents.events.bus import InMemoryEventBus
 from sabot.agents.events.job_events import JobEvents
 from sabot.agents.kernel.handle import ExecutionHandle, outcome_of
 from sabot.agents.kernel.jobs import (
-    EarlierAttempts,
     ExecutionRequest,
     KernelAgent,
     check_attempts,
@@ -31,6 +30,7 @@ from sabot.agents.kernel.jobs import (
     digest_of,
     effect_around,
     encode_request,
+    read_earlier_attempts,
 )
 from sabot.agents.kernel.pieces import KeptPieces
 from sabot.agents.store import LentStore
@@ -102,7 +102,6 @@ class KernelHost:
         self.resumed = False
         self._by_letters = 0  # the number of jobs that letters have begun, for the first time or again
         self._of_clients = 0  # that of the first time
-        self._attempts = EarlierAttempts()
         self._agents, self._new, self._clock = agents, handle, clock
         self._max_jobs, self._keep_jobs, self._dedupe_s, self._around = max_jobs, keep_jobs, dedupe_s, around
         self._children = children
@@ -255,7 +254,7 @@ class KernelHost:
             name = digest_of(self.journal.key, agent.agent_id, request)
         keyed = bool(name) and not isinstance(self.journal, MemoryJournal)
         if keyed:
-            await self._attempts.read(partial(call_journal, jobs_begun_within, self.journal))
+            await read_earlier_attempts(lambda effect: call_journal(jobs_begun_within, self.journal, effect))
         while (other := self.handles.get(job_id)) is not None:
             self._check_same(request, other, other.digest)
             if await other.begins():

@@ -204,27 +204,18 @@ def effect_around() -> str:
     return "" if (call := CALL.get()) is None else call[0].key
 
 
-class EarlierAttempts:
-    """The jobs that a journal has from attempts of effects before the start of this process. They are read when a later
-    attempt first begins a job; the attempts of this process are in memory (`_begun_by`).
+async def read_earlier_attempts(read: Callable[[str], Awaitable[frozenset[str]]]) -> None:
+    """Notes what earlier attempts of the effect around have begun, if only the journal knows it: the attempts of this
+    process are in memory (`_begun_by`). `read`: reads them from the journal (`open_jobs.jobs_begun_within`), by the key of
+    the effect.
     """
-
-    def __init__(self) -> None:
-        self._found: dict[str, frozenset[str]] | None = None
-
-    async def read(self, read: Callable[[], Awaitable[dict[str, frozenset[str]]]]) -> None:
-        """Notes what earlier attempts of the effect around have begun, if only the journal knows it. `read`: reads the
-        journal (`open_jobs.jobs_begun_within`).
-        """
-        if (call := CALL.get()) is None or call[0].attempt == 1:
-            return
-        effect = call[0]
-        place = EffectId(effect.job, effect.ordinal)
-        if place in _begun_by:
-            return
-        if self._found is None:
-            self._found = await read()
-        _begun_by.setdefault(place, (effect.attempt, self._found.get(effect.key, frozenset()), set()))
+    if (call := CALL.get()) is None or call[0].attempt == 1:
+        return
+    effect = call[0]
+    place = EffectId(effect.job, effect.ordinal)
+    if place not in _begun_by:
+        found = await read(effect.key)
+        _begun_by.setdefault(place, (effect.attempt, found, set()))
 
 
 def check_attempts(job_id: str) -> None:

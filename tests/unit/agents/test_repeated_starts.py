@@ -9,7 +9,9 @@ import pytest
 
 from sabot import App
 from sabot.agents import ExecutionRequest, JobClient, PolicyEngine, RuntimeKernel, tool
-from sabot.agents.kernel.jobs import _begun_by
+from sabot.agents.kernel.jobs import _begun_by, effect_around
+from sabot.jobs.open_jobs import jobs_begun_within
+from sabot.journal.sqlite import SqliteReader
 from sabot.llm import Agent, ExecutionEngine, ScriptedProvider, ToolCall, assistant
 from tools.agent_tools import started, until
 
@@ -230,10 +232,11 @@ async def test_a_tool_begins_no_job_by_a_key_that_is_another_one_at_each_attempt
 @pytest.mark.parametrize("starts", ["kernel", "client"])
 async def test_a_key_of_before_a_crash_is_compared_too(starts: str, tmp_path: Path) -> None:
     """The attempts of a process were in its memory alone, so that the first one of the next process paid again."""
-    bank = Bank(journal=tmp_path)
+    bank, within = Bank(journal=tmp_path), set[str]()
 
     async def another_key() -> str:
         _begun_by.clear()  # what a crash takes
+        within.add(effect_around())
         key = f"o-1 {bank.attempts}"
         if starts == "kernel":
             return await bank.kernel(idempotency_key=key)
@@ -244,8 +247,9 @@ async def test_a_key_of_before_a_crash_is_compared_too(starts: str, tmp_path: Pa
         pass  # a client needs a journal
     words = await said(bank.in_a_job(another_key, "idempotent"))
     assert "no job was begun: an earlier attempt of effect 1 of job" in words
-    [begun] = JobClient(tmp_path)._begun_within().values()
-    assert len(begun) == 1
+    reader = SqliteReader(tmp_path)
+    assert (len(within), len(jobs_begun_within(reader, *within))) == (1, 1)
+    reader.close()
 
 
 async def test_a_tool_of_an_agent_outside_of_a_job_begins_no_job_by_another_key(tmp_path: Path) -> None:

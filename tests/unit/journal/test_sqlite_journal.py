@@ -26,7 +26,7 @@ from sabot.journal.sqlite import DATABASE, SqliteInbox, SqliteJournal, SqliteRea
 from sabot.journal.tables import checksum
 from sabot.journal.writing import Appended, GroupWriter
 from sabot.steps import watch
-from tools.older_journals import GIVEN, OLDER, write_given
+from tools.older_journals import EFFECT, GIVEN, OLDER, write_given
 
 
 @pytest.fixture
@@ -154,9 +154,9 @@ def test_what_is_no_journal_of_ours_is_told(tmp_path: Path) -> None:
 def test_a_later_format_is_refused_by_its_number(tmp_path: Path) -> None:
     SqliteJournal(tmp_path / "journal").close()
     with sqlite3.connect(tmp_path / "journal" / DATABASE) as database:
-        database.execute("PRAGMA user_version = 7")
+        database.execute("PRAGMA user_version = 9")
     database.close()
-    with pytest.raises(UserError, match="has format 7, and this Sabot knows 6"):
+    with pytest.raises(UserError, match="has format 9, and this Sabot knows 8"):
         SqliteJournal(tmp_path / "journal")
 
 
@@ -702,12 +702,13 @@ def of_format(form: int, folder: Path) -> list[JobMark]:
     return found
 
 
-@pytest.mark.parametrize("form", [3, 4, 5])
+@pytest.mark.parametrize("form", [3, 4, 5, 6])
 def test_a_journal_of_an_older_format_gets_its_list_from_its_first_owner(tmp_path: Path, form: int) -> None:
     folder = tmp_path / "journal"
     listed = of_format(form, folder)
     assert [(mark.job, mark.status) for mark in listed] == [
         ("requested", "queued"),
+        ("again", "failed"),
         ("works", "running"),
         ("asks", "waiting_action"),
         ("done", "failed"),
@@ -719,16 +720,18 @@ def test_a_journal_of_an_older_format_gets_its_list_from_its_first_owner(tmp_pat
     owner = SqliteJournal(folder)
     for each in (owner, reader):
         assert each.logged(JobQuery(), EVERY) == listed
+        assert sorted(each.begun_within(EFFECT)) == ["again", "works"]
+        assert each.begun_within("") == each.begun_within("sabot-other") == []
     assert owner.wait_durable(owner.append(Answer("asks", 6000, 2, "open")), 30)
-    assert owner.logged_counts(JobQuery()) == {"queued": 1, "running": 2, "failed": 1}
+    assert owner.logged_counts(JobQuery()) == {"queued": 1, "running": 2, "failed": 2}
     owner.note_blocked({"works": "another call"})
-    assert owner.logged_counts(JobQuery()) == {"queued": 1, "running": 1, "failed": 1, "blocked": 1}
+    assert owner.logged_counts(JobQuery()) == {"queued": 1, "running": 1, "failed": 2, "blocked": 1}
     for closed in (reader, owner):
         closed.close()
 
 
 @pytest.mark.one_in(3, "a fifth of a second of a core each")
-@pytest.mark.parametrize("form", [3, 4, 5])
+@pytest.mark.parametrize("form", [3, 4, 5, 6])
 def test_a_migration_that_is_killed_at_any_statement_begins_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: int
 ) -> None:
@@ -754,9 +757,10 @@ def test_a_migration_that_is_killed_at_any_statement_begins_anew(
     monkeypatch.setattr(sqlite, "connected", watched)
     SqliteJournal(folder).close()
     monkeypatch.undo()
-    assert len(killed) > {3: 20, 4: 4, 5: 3}[form]
+    assert len(killed) > {3: 20, 4: 4, 5: 3, 6: 3}[form]
     for copy in killed:
         owner = SqliteJournal(copy)
-        assert (owner.format, owner.logged(JobQuery(), EVERY)) == (6, listed)
+        assert (owner.format, owner.logged(JobQuery(), EVERY)) == (8, listed)
+        assert sorted(owner.begun_within(EFFECT)) == ["again", "works"]
         assert [entry for _, entry in owner.read()] == GIVEN
         owner.close()
