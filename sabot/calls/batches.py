@@ -6,17 +6,27 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from sabot.base.arrays import table_of
+from sabot.errors import UserError, message_of
+
+_ROWS = (pa.RecordBatch, pa.Table)
+
 
 def rows_of(value: Any) -> pa.Table | None:
     """Returns the rows of an Arrow batch or table, or of a data frame of pandas or polars, as a table. None for any other
-    value, also for a reader, which could be read only once.
+    value, also for a reader, which could be read only once, or a column alone. Raises UserError for a frame that holds
+    other values than its rows in Arrow would: whoever gets the frame sees what a rule would not.
     """
-    if not has_rows(type(value)):
+    if not has_rows(type(value)) or not hasattr(value, "schema" if isinstance(value, _ROWS) else "columns"):
         return None
     try:
-        return pa.table(value)
-    except (pa.ArrowException, TypeError, ValueError):  # a column alone; objects that Arrow has no type for
-        return None
+        return table_of(value)
+    except (pa.ArrowException, TypeError, ValueError) as error:  # objects that Arrow has no type for
+        kind = type(value)
+        raise UserError(
+            f"the rows of a {kind.__module__.partition('.')[0]}.{kind.__qualname__} cannot be read: {message_of(error)}",
+            hint="give the values of a column one type, and each column a name of its own",
+        ) from error
 
 
 def has_rows(kind: type) -> bool:

@@ -217,7 +217,8 @@ def values_at(value: Any, path: Sequence[str], kind: Any = Any, *, extremes: boo
         elif isinstance(value, Collection) and not isinstance(value, str | bytes) and not known:
             found = _in_items(value, first, kind)  # a deque, an array, a class with items of its own
         else:
-            has_fields = value is None or (first != REST and (known or hasattr(value, "__dict__")))
+            is_item = first == REST or first.isdecimal()
+            has_fields = value is None or (not is_item and (known or hasattr(value, "__dict__")))
             found = [(MISSING_VALUE if has_fields else CLOSED_VALUE, Any)]
     return [
         each

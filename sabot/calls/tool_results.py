@@ -9,13 +9,12 @@ from typing import Any
 
 import msgspec
 import numpy as np
-import pyarrow as pa
 
-from sabot.base.arrays import TEXTS, dumped_model, python_value
+from sabot.base.arrays import TEXTS, dumped_model, python_value, table_of
 from sabot.base.config import Secret
 from sabot.base.surrogates import whole_texts
 from sabot.calls.errors import ToolError
-from sabot.errors import message_of
+from sabot.errors import UserError, message_of
 
 
 def plain_form(value: Any) -> Any:
@@ -45,7 +44,7 @@ def plain_form(value: Any) -> Any:
             if callable(convert := getattr(value, method, None)):
                 return convert()
         if hasattr(value, "__arrow_c_stream__"):  # a frame of polars or pandas
-            return pa.table(value).to_pylist()
+            return table_of(value).to_pylist()
         if isinstance(value, Mapping):
             return dict(value)
         for kind, plain in _BASES:
@@ -119,5 +118,5 @@ def model_or_text(value: Any) -> Any:
     """
     try:
         return plain_form(value)
-    except TypeError:
+    except (TypeError, ValueError, UserError):  # a frame whose rows Arrow does not take
         return str(value)

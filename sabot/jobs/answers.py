@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from sabot.base.redaction import HIDDEN, scrubbed
+from sabot.base.surrogates import has_lone_halves
 from sabot.errors import UNREADABLE, UserError, short_repr
 from sabot.journal.entries import Answer
 
@@ -143,10 +144,16 @@ def refusal_words(answer: Answer) -> str:
 
 def json_value(text: str) -> Any:
     """Returns what a person has written as JSON. Raises UserError if it is not JSON, with what is wrong in it: also where
-    Python reads it, but takes the last of two fields of one name, and numbers that JSON does not have.
+    Python reads it, but takes the last of two fields of one name, numbers that JSON does not have, and halves of
+    surrogate pairs, which no journal can hold.
     """
     try:
-        return json.loads(text, parse_constant=_refused, parse_float=_finite, object_pairs_hook=_once_each)
+        found = json.loads(text, parse_constant=_refused, parse_float=_finite, object_pairs_hook=_once_each)
+        if has_lone_halves(text.encode(errors="surrogatepass")):
+            json.dumps(found, ensure_ascii=False).encode()
+        return found
+    except UnicodeEncodeError as error:
+        raise UserError("a text in it has half of a surrogate pair") from error
     except RecursionError as error:
         raise UserError("it is nested too deep") from error
     except ValueError as error:

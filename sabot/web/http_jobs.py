@@ -268,15 +268,13 @@ async def _body(request: Request, known: Sequence[str], needed: Sequence[str] = 
         if len(body) > _MOST_BODY:
             raise _Fault(413, f"the body is longer than {_MOST_BODY:,} bytes")
     try:
-        said = msgspec.json.decode(bytes(body) or b"{}")
-    except (ValueError, RecursionError):
-        raise _Fault(400, "the body is not JSON") from None
+        said = json_value(body.decode() or "{}")
+    except UnicodeDecodeError:
+        raise _Fault(400, "the body is not JSON: it is no UTF-8") from None
+    except UserError as error:
+        raise _Fault(400, f"the body is not JSON: {error.message}") from None
     if not isinstance(said, dict):
         raise _Fault(400, "the body is no JSON object")
-    try:
-        json_value(body.decode() or "{}")  # of two fields of one name, at any depth, nobody knows which is meant
-    except UserError as error:
-        raise _Fault(400, error.message) from None
     for name in said:
         if name not in known:
             raise _Fault(422, f"there is no field {short_repr(name)}", hint=f"the fields are {', '.join(known)}")

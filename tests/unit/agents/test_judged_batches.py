@@ -1,5 +1,6 @@
 """Bounds and redaction of Arrow batches, tables and data frames: they judge each row, by its columns."""
 
+import datetime
 import math
 from decimal import Decimal
 from typing import Any
@@ -10,7 +11,9 @@ import pyarrow as pa
 import pytest
 
 from sabot.agents import ConstraintPolicy, PolicyEngine, RedactionPolicy
+from sabot.calls.errors import ToolError
 from sabot.calls.fields import MISSING_VALUE, values_at
+from sabot.calls.tool_results import json_of_result, model_or_text
 from sabot.calls.tools import tool
 from sabot.errors import UserError
 from sabot.jobs.masking import mask
@@ -119,6 +122,46 @@ async def test_redaction_denies_a_number_of_a_column_that_matches_and_takes_the_
     for number, decision in ((4111, "allow"), (4111_1111_1111_1111, "deny")):
         rows = FORMS[form]({"card": [1, number]})
         assert (await policy.check_tool(payout, arguments={"rows": rows})).decision == decision
+
+
+class Money:
+    """A type that Arrow does not know."""
+
+
+DAY, NIGHT = datetime.date(2026, 1, 1), datetime.datetime(2026, 1, 1, 23)
+OTHER_IN_ARROW: dict[str, tuple[Any, str]] = {
+    "dates and times": (pd.DataFrame({"amount": [DAY, NIGHT]}), "would lose its hour"),
+    "zones": (
+        pd.DataFrame({"amount": pd.Series([NIGHT, NIGHT.replace(tzinfo=datetime.UTC)], dtype=object)}),
+        "some times of 'amount' have a time zone",
+    ),
+    "periods": (pd.DataFrame({"amount": pd.period_range("2026-01", periods=2, freq="M")}), "has periods"),
+    "objects of polars": (pl.DataFrame({"amount": [Money()]}, schema={"amount": pl.Object}), "has Python objects"),
+    "other objects": (pd.DataFrame({"amount": [Money()]}), "cannot be read"),
+    "numbers and texts": (pd.DataFrame({"amount": [1, "500"]}), "cannot be read"),
+    "two columns of one name": (pd.DataFrame([[1, 500]], columns=["amount", "amount"]), "cannot be read"),
+}
+"""Data frames of which Arrow sees other values than a tool, or none."""
+
+
+@pytest.mark.parametrize("kind", OTHER_IN_ARROW)
+async def test_a_frame_of_which_arrow_sees_other_values_than_the_tool_is_denied(kind: str) -> None:
+    """A bound on a date allowed a time of that day, and a bound on rows judged the names of the columns."""
+    frame, reason = OTHER_IN_ARROW[kind]
+    assert reason in await judged(frame, max=DAY)
+    assert reason in await judged(frame, "rows.*", denied=["a row"])
+    assert reason in await judged(frame, "rows.0.amount", max=DAY)
+    hidden = await PolicyEngine([RedactionPolicy(["4711"])]).check_tool(payout, arguments={"rows": frame})
+    assert (hidden.decision, reason in hidden.reason) == ("deny", True)
+    with pytest.raises(ToolError, match="the result of payout cannot be written as JSON"):
+        json_of_result("payout", frame)
+    assert model_or_text(frame) == str(frame)
+
+
+async def test_an_item_of_what_can_be_read_only_once_is_denied() -> None:
+    for given in (pl.DataFrame({"amount": [500]}).lazy(), pa.table({"amount": [500]}).to_reader()):
+        for field in ("rows.*.amount", "rows.0.amount"):
+            assert "is in the place of what has it" in await judged(given, field, max=50)
 
 
 @pytest.mark.parametrize("form", ["polars", "pandas"])
