@@ -899,7 +899,7 @@ async def test_a_job_of_an_app_without_budgets_says_what_it_has_used_in_its_hist
         assert (job.tokens, job.dollars) == (150, Decimal("0.0006"))
         for _ in range(4):  # the entries move into the history
             await checkpoint(app)
-        assert app.agent_runtime.runner.journal.history.find(JobQuery(), 9)
+        await until(lambda: app.agent_runtime.runner.journal.history.find(JobQuery(), 9))
         (job,) = await app.jobs.find()
         assert (job.tokens, job.dollars) == (150, Decimal("0.0006"))
 

@@ -61,7 +61,7 @@ async def asks(ctx: Any) -> Any:
     elif form == "task":
         left = asyncio.create_task(ctx.call(pay, "eve"))
     if form != "none":
-        await ctx.sleep("10ms")
+        await ctx.sleep("10ms")  # of a clock that stands still until the person was asked
     await ends(ctx, how)
     return how
 
@@ -109,12 +109,13 @@ def request(how: str, form: str) -> ExecutionRequest:
     "how", [each for each in ENDS if each != "time"]
 )  # time of waiting for a person does not count
 async def test_the_question_about_a_call_that_is_left_behind_is_withdrawn(tmp_path: Path, how: str, form: str) -> None:
-    policy = PolicyEngine([ToolPolicy(["pay"], require_approval=True)])
-    async with RuntimeKernel.create(agent=asks, journal=tmp_path / "jobs", policy=policy) as kernel:
+    policy, clock = PolicyEngine([ToolPolicy(["pay"], require_approval=True)]), ManualClock(1_000.0)
+    async with RuntimeKernel.create(agent=asks, journal=tmp_path / "jobs", policy=policy, clock=clock) as kernel:
         handle = await kernel.execute(request(how, form))
         asked = await first_question(kernel)
         await over(kernel, how, handle)
-        await asyncio.wait([asyncio.ensure_future(handle.result())])
+        result = asyncio.ensure_future(handle.result())
+        await until(lambda: clock.advance(0.01) or result.done())
         outcome = {"cancel": "cancelled", "raise": "failed"}.get(how, "succeeded")
         assert (await kernel.jobs.get(handle.job_id)).status == outcome  # what is durable, as the inbox reads it too
         with pytest.raises(LetterRefused):

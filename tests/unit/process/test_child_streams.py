@@ -2,6 +2,7 @@
 
 import asyncio
 import resource
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -103,7 +104,14 @@ async def test_who_reads_in_a_loop_misses_nothing(supervisor: Supervisor, count:
         assert handle.child.stdout.dropped_bytes == 0
 
 
-async def test_lines_of_who_is_slow_are_all_there(supervisor: Supervisor) -> None:
+@pytest.fixture
+def patience(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Sets for how many seconds a full stream waits for its reader."""
+    return lambda seconds: monkeypatch.setattr(streams, "_PATIENCE_SECONDS", seconds)
+
+
+async def test_lines_of_who_is_slow_are_all_there(supervisor: Supervisor, patience: Callable[[float], None]) -> None:
+    patience(60)  # else what a busy machine does not read in time is dropped
     child = await supervisor.spawn(sh("seq 1 3000", output_bytes=1000))
     assert child.stdout is not None
     seen = []
@@ -115,9 +123,9 @@ async def test_lines_of_who_is_slow_are_all_there(supervisor: Supervisor) -> Non
 
 
 async def test_who_reads_too_late_is_told_where_something_is_missing(
-    supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch
+    supervisor: Supervisor, patience: Callable[[float], None]
 ) -> None:
-    monkeypatch.setattr(streams, "_PATIENCE_SECONDS", 0.02)
+    patience(0.02)
     child = await supervisor.spawn(sh("echo first; seq 1 30000; read x; echo last", output_bytes=1000))
     assert child.stdout is not None
     before = await child.stdout.read(6)
@@ -137,9 +145,9 @@ async def test_who_reads_too_late_is_told_where_something_is_missing(
 
 
 async def test_who_has_read_once_and_then_waits_for_the_end_holds_no_child_up(
-    supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch
+    supervisor: Supervisor, patience: Callable[[float], None]
 ) -> None:
-    monkeypatch.setattr(streams, "_PATIENCE_SECONDS", 0.02)
+    patience(0.02)
     child = await supervisor.spawn(sh(f"echo ready; {FLOOD.format(3_000_000)}", output_bytes=1000))
     assert await line(child) == "ready"
     assert (await child.wait()).success

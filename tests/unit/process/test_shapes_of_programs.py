@@ -190,12 +190,12 @@ async def test_a_program_that_does_not_end_after_its_result_is_ended_and_the_ans
 async def test_a_limit_that_ends_a_program_after_its_result_leaves_the_answer(
     runner: LocalProcessRunner, program: Programs
 ) -> None:
-    program("claude", says(BEGIN, result("done")) + HANGS["hangs"])
-    handle = await spawned(runner, "claude", limits=ResourceLimits(max_runtime_secs=0.5))
-    assert await handle.answer() == "done"
-    program("claude", says(BEGIN) + HANGS["hangs"])
-    without = await spawned(runner, "claude", limits=ResourceLimits(max_runtime_secs=0.5))
-    with pytest.raises(ExecutionError, match="more than its max_task_duration"):
+    limits, goes_on = ResourceLimits(max_output_bytes=100_000), "exec yes ''"
+    program("claude", says(BEGIN, result("done")) + goes_on)
+    assert await (await spawned(runner, "claude", limits=limits)).answer() == "done"
+    program("claude", says(BEGIN) + goes_on)
+    without = await spawned(runner, "claude", limits=limits)
+    with pytest.raises(ExecutionError, match="more than its max_output_bytes"):
         await without.answer()
 
 
