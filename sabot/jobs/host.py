@@ -106,7 +106,7 @@ class JobHost(HostState):
           a host whose jobs are not begun by letters.
         """
         super().__init__(journal, clock, on_broken)
-        self._stop_grace_s = stop_grace_s
+        self.stop_grace_s = stop_grace_s
         self._make_run = make_run
         self._on_letter = on_letter
         self._unread: set[str] = set()  # jobs that a letter has begun, and whose history was not read since
@@ -242,7 +242,7 @@ class JobHost(HostState):
         self.log.stop_waiting()
         self._timers.stop()
         # before the task ends: the outcomes of these calls are events, which it still has to record
-        await self._effects.runner.close(self._stop_grace_s)
+        await self._effects.runner.close(self.stop_grace_s)
         if self._serving is None:
             return
         last: asyncio.Future[None] = self.loop.create_future()

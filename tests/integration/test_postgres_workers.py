@@ -18,11 +18,11 @@ from sabot.journal.job_tables import SHARED, SHARED_BEFORE, WITHIN
 from sabot.journal.postgres import PostgresInbox, PostgresJournal, PostgresReader
 from sabot.journal.postgres_workers import PostgresWorker
 from sabot.journal.schemas import JournalSchema
-from sabot.llm import tool
+from sabot.llm import Effect, tool
 from tools.agent_tools import until
 from tools.commit_wire import CommitWire
 from tools.older_journals import EFFECT, without_within
-from tools.postgres import server_or_skip
+from tools.postgres import Postgres, server_or_skip
 
 LEASE_S = 60.0
 IN_DOUBT = "datname = current_database() AND state = 'idle in transaction'"
@@ -380,6 +380,10 @@ class Shop:
         self.looked: list[int] = []
 
     def kernel(self, number: int, *, max_jobs: int = 256) -> RuntimeKernel:
+        payer = self.payer(number)
+        return RuntimeKernel.create(agent=payer, journal=self.url, name="shop", shared=True, max_jobs=max_jobs)
+
+    def payer(self, number: int) -> Callable[..., Any]:
         @tool(effect="unsafe")
         async def pay(order: str) -> str:
             self.paid.append((order, number))
@@ -395,7 +399,7 @@ class Shop:
             await ctx.ask("confirm", {"order": ctx.message})
             return await ctx.call(pay, ctx.message)
 
-        return RuntimeKernel.create(agent=payer, journal=self.url, name="shop", shared=True, max_jobs=max_jobs)
+        return payer
 
     async def answer(self, client: JobClient, handle: ClientHandle) -> str:
         asked: list[Any] = []
@@ -403,6 +407,14 @@ class Shop:
             asked = await handle.get_pending_actions()
         await handle.resolve_action(asked[0].resume_token, {"order": "yes"})
         return str((await handle.result()).output)
+
+
+@pytest.fixture
+def server() -> Iterator[Postgres]:
+    server_or_skip()
+    own = Postgres()
+    yield own
+    own.remove()
 
 
 @pytest.fixture
@@ -432,6 +444,65 @@ async def test_two_kernels_share_the_jobs_and_one_goes_on_with_those_of_the_othe
     assert shop.paid == [("a0", 1), ("a1", 2), ("a2", 2), ("b", 2)]
     assert shop.looked == [1, 1, 1, 2]  # what was recorded was not done again
     assert {job.status for job in await client.jobs.find()} == {"succeeded"}
+
+
+def workers(url: str, what: str = "count(*)") -> Any:
+    with psycopg.connect(url) as connection:
+        ((found,),) = connection.execute(f"SELECT {what} FROM sabot_shop.workers").fetchall()  # type: ignore[arg-type]
+    return found
+
+
+async def test_a_kernel_whose_lease_is_lost_begins_anew_as_another_worker(shop: Shop) -> None:
+    """What another worker does to one that was paused beyond its lease. The call under way is cut, and made again by its key."""
+    client, calls, go = JobClient(shop.url, name="shop"), list[str](), asyncio.Event()
+
+    @tool(effect="idempotent")
+    async def send(effect: Effect) -> str:
+        calls.append(effect.key)
+        await go.wait()
+        return "sent"
+
+    async def sender(ctx: Any) -> Any:
+        return await ctx.call(send)
+
+    options = {"agent": [shop.payer(1), sender], "journal": shop.url, "name": "shop", "shared": True}
+    async with RuntimeKernel.create(**options) as kernel:
+        await kernel.resume()
+        own = await kernel.execute(ExecutionRequest(prompt=None, agent="sender"))
+        asks = await client.start("payer", "a", idempotency_key="a")
+        await until(lambda: len(calls) == len(shop.looked) == 1)
+        run(shop.url, "shop", "UPDATE workers SET gone = true")
+        later = await client.start("payer", "b", idempotency_key="b")
+        with pytest.raises(JournalFailed, match="declared this one dead") as lost:
+            await own.result()
+        assert "goes on in another worker" in lost.value.hint
+        await until(lambda: len(calls) == len(shop.looked) == 2)
+        go.set()
+        assert (await (await client.handle(own.job_id)).result()).output == "sent"
+        assert [await shop.answer(client, each) for each in (asks, later)] == ["a is paid", "b is paid"]
+        assert (await (await kernel.execute(ExecutionRequest(prompt=None, agent="sender"))).result()).output == "sent"
+    assert (len(set(calls)), calls[0], len(calls)) == (2, calls[1], 3)
+    assert (shop.paid, workers(shop.url)) == ([("a", 1), ("b", 1)], 3)  # two, and the owner before
+
+
+@pytest.mark.slow  # it starts a server of its own
+async def test_kernels_go_on_when_their_server_was_restarted(server: Postgres) -> None:
+    """Both leases are over when it answers again: whoever looks first declares the other one dead, which begins anew."""
+    shop = Shop(server.url)
+    first, second, client = shop.kernel(1), shop.kernel(2), JobClient(server.url, name="shop")
+    async with first, second:
+        await first.resume()
+        await second.resume()
+        before = [await client.start("payer", f"a{number}", idempotency_key=f"a{number}") for number in range(6)]
+        await until(lambda: len(shop.looked) == 6)
+        for kill in (True, False):
+            await asyncio.to_thread(server.stop, kill=kill)
+            await asyncio.to_thread(server.start)
+            run(server.url, "shop", "UPDATE workers SET until = 'epoch'")
+        after = [await client.start("payer", f"b{number}", idempotency_key=f"b{number}") for number in range(6)]
+        answers = [await shop.answer(client, each) for each in (*before, *after)]
+    assert answers == [f"{letter}{number} is paid" for letter in "ab" for number in range(6)]
+    assert sorted(order for order, _ in shop.paid) == [f"{letter}{number}" for letter in "ab" for number in range(6)]
 
 
 async def test_a_shared_kernel_refuses_what_knows_one_worker_only(shop: Shop) -> None:

@@ -206,37 +206,97 @@ async def test_a_tool_begins_no_other_job_after_it_was_killed(tmp_path: Path, ho
     assert len(world.words("attempt")) > 1
 
 
+class Workers:
+    """Processes that are workers of the kernel `paying_in`. They end with the `with` block."""
+
+    def __init__(self, folder: Path, url: str) -> None:
+        self._environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        self._command = [sys.executable, __file__, str(folder), "serve", url]
+        self._started = contextlib.ExitStack()
+        self.url = url
+
+    def __enter__(self) -> "Workers":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._started.close()
+
+    async def start(self) -> "subprocess.Popen[bytes]":
+        process = await asyncio.to_thread(subprocess.Popen, self._command, env=self._environment)
+        self._started.callback(process.wait)
+        self._started.callback(process.kill)
+        return process
+
+    async def until(self, count: int, which: str = "true") -> None:
+        """Waits until the table has so many of these workers, besides that of the test and the owner before."""
+        import psycopg  # not in the processes that are started
+
+        found, deadline = 0, time.monotonic() + 60
+        with psycopg.connect(self.url, autocommit=True) as connection:
+            while found < count + 2 and time.monotonic() < deadline:
+                question = f"SELECT count(*) FROM sabot_kernel.workers WHERE {which}"
+                ((found,),) = connection.execute(question).fetchall()  # type: ignore[call-overload]
+                await asyncio.sleep(0.01)
+        assert found == count + 2
+
+
 @pytest.mark.slow  # it starts a server of PostgreSQL and five interpreters
 async def test_jobs_of_several_workers_are_done_once_while_these_are_killed(tmp_path: Path) -> None:
     from tools.postgres import server_or_skip  # not in the processes that are started
 
-    environment, world, kills, a_kill = {**os.environ, "PYTHONPATH": str(ROOT)}, World(tmp_path), 3, 20
+    world, kills, a_kill = World(tmp_path), 3, 20
     world.file.touch()
-    with server_or_skip().database() as url, contextlib.ExitStack() as serving:
+    with server_or_skip().database() as url, Workers(tmp_path, url) as workers:
         async with paying_in(tmp_path, url):
             pass
-        command = [sys.executable, __file__, str(tmp_path), "serve", url]
-
-        def worker() -> "subprocess.Popen[bytes]":
-            process = subprocess.Popen(command, env=environment)
-            serving.callback(process.wait)
-            serving.callback(process.kill)
-            return process
-
-        workers = [await asyncio.to_thread(worker) for _ in range(2)]
+        running = [await workers.start() for _ in range(2)]
         client, handles = JobClient(url), list[Any]()
         for kill in range(kills):
             for number in range(kill * a_kill, (kill + 1) * a_kill):
                 handles.append(await client.start("payer", number, idempotency_key=str(number)))
             paid = await asyncio.to_thread(world.wait_for, kill * a_kill + 1)
             assert paid
-            workers.pop(0).kill()
-            workers.append(await asyncio.to_thread(worker))
+            running.pop(0).kill()
+            running.append(await workers.start())
         found = [(await handle.result()).output for handle in handles]
         assert found == [f"order {number} is paid" for number in range(kills * a_kill)]
         known = await client.jobs.find()
     assert (len(known), {job.status for job in known}) == (len(handles), {"succeeded"})
     assert len({word.rpartition("-")[2] for word in world.words("paid")}) == len(handles)
+
+
+@pytest.mark.slow  # it starts a server of PostgreSQL and two interpreters, and waits for a lease of 10 s
+async def test_a_worker_that_was_stopped_beyond_its_lease_begins_anew(tmp_path: Path) -> None:
+    """Its jobs were done by the other one meanwhile. When that one is killed, it does the next ones."""
+    from tools.postgres import server_or_skip  # not in the processes that are started
+
+    world, jobs = World(tmp_path), 60
+    world.file.touch()
+    with server_or_skip().database() as url, Workers(tmp_path, url) as workers:
+        async with paying_in(tmp_path, url):
+            pass
+        client, handles = JobClient(url), list[Any]()
+        stopped = await workers.start()
+        await workers.until(1)
+        for number in range(jobs):
+            handles.append(await client.start("payer", number, idempotency_key=str(number)))
+            if number == 20:
+                paid = await asyncio.to_thread(world.wait_for, 1)
+                assert paid
+                stopped.send_signal(signal.SIGSTOP)
+                other = await workers.start()
+        found = [(await handle.result()).output for handle in handles]
+        assert found == [f"order {number} is paid" for number in range(jobs)]
+        await workers.until(1, "gone")
+        stopped.send_signal(signal.SIGCONT)
+        await workers.until(3)
+        other.kill()
+        last = [await client.start("payer", number, idempotency_key=str(number)) for number in range(jobs, jobs + 5)]
+        assert [(await handle.result()).output for handle in last] == [f"order {jobs + n} is paid" for n in range(5)]
+        assert stopped.poll() is None
+        known = await client.jobs.find()
+    assert (len(known), {job.status for job in known}) == (jobs + 5, {"succeeded"})
+    assert len({word.rpartition("-")[2] for word in world.words("paid")}) == jobs + 5
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ from sabot.base.supervision import unexpected_end, watch_task
 from sabot.base.threads import run_in_thread
 from sabot.calls.judging import repeated_around
 from sabot.clock import Clock
-from sabot.errors import IdempotencyConflict, InternalError, NonDeterminism, SabotError, UserError
+from sabot.errors import IdempotencyConflict, InternalError, JournalFailed, NonDeterminism, SabotError, UserError
 from sabot.jobs.guard import Behalf, EffectGuard
 from sabot.jobs.host import JobHost
 from sabot.jobs.journal_calls import call_journal
@@ -66,7 +66,8 @@ _TRIMS = 10  # times that the journal is trimmed while `keep_jobs` jobs end
 class KernelHost:
     """The part of a kernel that runs its jobs, while the kernel has its journal open. All methods are called on the
     event loop of the kernel. `open` contains, by id, the jobs that were open in the journal when the host was started
-    and were not resumed yet. `resumed` is True if the program has asked for that, or was warned that it has not.
+    and were not resumed yet. `resumed` is True if the program has asked for that, or was warned that it has not. `closed` is
+    True once the kernel has closed the host and its journal.
     """
 
     def __init__(
@@ -85,6 +86,7 @@ class KernelHost:
         policy: EffectGuard | None,
         around: dict[str, Any],
         children: ChildLimits,
+        on_lost: Callable[[], None] | None,
     ) -> None:
         """Makes a host. Arguments that are not explained here are those of `RuntimeKernel`.
 
@@ -93,18 +95,20 @@ class KernelHost:
         - `events`: the bus to which events are published.
         - `shown`: the stores of the program that also show the jobs of this kernel.
         - `around`: by job, the judge of the code that has begun it, if this code may be repeated (`JobLimits.around`).
+        - `on_lost`: a function that is called when this worker of a shared journal has lost its lease, and its host was
+          stopped: its jobs go on in others. None for an owner that ends then.
         - `dedupe_s`, `grace_s`: the options `dedupe` and `stop_grace` of `RuntimeKernel`, in seconds.
         """
         self.journal = journal
         self.open: dict[str, OpenJob] = {}
         self.handles: dict[str, ExecutionHandle] = {}  # by id, for jobs that have not ended; blocked ones too
         self.failure: SabotError | None = None
-        self.resumed = False
+        self.resumed = self.closed = False
         self._by_letters = 0  # the number of jobs that letters have begun, for the first time or again
         self._of_clients = 0  # that of the first time
         self._agents, self._new, self._clock = agents, handle, clock
         self._max_jobs, self._keep_jobs, self._dedupe_s, self._around = max_jobs, keep_jobs, dedupe_s, around
-        self._children = children
+        self._children, self._on_lost = children, on_lost
         # by job that has asked no model yet: set when a caller has its handle
         self._given: dict[str, asyncio.Event] = {}
         self._shown = shown
@@ -187,10 +191,16 @@ class KernelHost:
         """Stops the host after an unexpected error in one of its parts. All handles get an error that is made of
         `what`, the name of that part, and `error`.
         """
-        if self.failure is None:
-            self.failure = unexpected_end(what, error)
-            self._host.stopping = True
+        if self.failure is not None:
+            return
+        self.failure, self._host.stopping, left_s = unexpected_end(what, error), True, self.journal.claim_left()
+        if self._on_lost is None or left_s or not isinstance(self.failure, JournalFailed):
             self._end_all(self.failure)
+            return
+        self._host.stop_grace_s = 0.0  # no outcome can be recorded any more
+        hint = "await JobClient(journal).handle(job_id): the job goes on in another worker"
+        self._end_all(JournalFailed(self.failure.message, hint=hint))
+        self._on_lost()
 
     def _end_all(self, error: SabotError) -> None:
         for handle in list(self.handles.values()):

@@ -1,6 +1,7 @@
 """RuntimeKernel: the interface of a kernel."""
 
 import asyncio
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -26,13 +27,14 @@ from sabot.agents.kernel.jobs import ExecutionRequest, KernelAgent, job_id_of
 from sabot.agents.replay import JobCode, Recording, record_job
 from sabot.agents.store import LentStore
 from sabot.api.child_limits import ChildLimits, checked_limits
+from sabot.base.backoff import Backoff
 from sabot.base.checks import Of, Whole, check
 from sabot.base.config import Duration, checked_name, checked_text, parse_seconds
 from sabot.base.options import answers_wrong_options
 from sabot.base.threads import run_in_thread, run_to_end, threads
 from sabot.calls.judging import refuse_without_rules
 from sabot.clock import SYSTEM_CLOCK, Clock
-from sabot.errors import UserError, short_repr
+from sabot.errors import SabotError, TransientError, UserError, short_repr
 from sabot.jobs.guard import EffectGuard, checked_guard, guard_of
 from sabot.jobs.history import History
 from sabot.jobs.host import STOP_GRACE_SECONDS
@@ -49,6 +51,10 @@ from sabot.llm.agent import Agent
 from sabot.llm.engine import ExecutionEngine
 from sabot.runtime.life.host import interpreter
 from sabot.runtime.tasks.blocking import BlockingMonitor
+
+_log = logging.getLogger(__name__)
+
+_ANEW = Backoff(0.1, 5.0)  # the waits between attempts to open the journal again
 
 
 @answers_wrong_options
@@ -185,6 +191,7 @@ class RuntimeKernel:
         self._opening = asyncio.Lock()
         self._booking = asyncio.Lock()  # held while the ledger is made
         self._closed = False
+        self._anew: asyncio.Task[None] | None = None  # makes this kernel another worker, after it has lost its lease
 
     @classmethod
     def create(cls, *, agent: Any, engine: ExecutionEngine | None = None, **options: Any) -> "RuntimeKernel":
@@ -208,6 +215,8 @@ class RuntimeKernel:
         await self._started()
 
     async def _started(self) -> KernelHost:
+        if (anew := self._anew) is not None and anew.get_loop() is asyncio.get_running_loop():
+            await asyncio.wait([anew])
         if self._host is None:
             async with self._opening:
                 if self._host is None:
@@ -245,6 +254,7 @@ class RuntimeKernel:
             limits = JobLimits()
             policy = guard_of(await self._guards(limits))
             how = {**self._options, "policy": policy, "around": limits.around}
+            how["on_lost"] = self._lost if self._shared and journal is not place else None
             host = KernelHost(journal, agents, partial(ExecutionHandle, self), self.event_bus, self._shown, **how)
             await host.start()
         except BaseException:
@@ -258,6 +268,41 @@ class RuntimeKernel:
             self._watch = BlockingMonitor()
         interpreter.suit()
         return host
+
+    def _lost(self) -> None:
+        if not self._closed:
+            self._anew = asyncio.get_running_loop().create_task(
+                self._begin_anew(), name=f"kernel {self.name} begins anew"
+            )
+
+    async def _begin_anew(self) -> None:
+        """Makes this kernel another worker of its journal, after it has lost its lease: drops the jobs in memory, which go on
+        elsewhere. If it has called `resume`, so does the new one. Until then all calls of the kernel wait. They raise the
+        error that has stopped the old one if the journal cannot be opened again.
+        """
+        async with self._opening:
+            lost, failures = self._host, 0
+            assert lost is not None
+            assert lost.failure is not None
+            _log.warning("kernel %s begins anew, as another worker: %s", self.name, lost.failure)
+            resumes = lost.journal.begins.resumes
+            await run_to_end(self._drop(lost, lost.failure))
+            while True:
+                try:
+                    host = await self._opened()
+                    break
+                except TransientError as error:
+                    failures += 1
+                    _log.warning("kernel %s does not begin anew yet: %s", self.name, error)
+                    await asyncio.sleep(_ANEW.wait_s(failures))
+                except Exception:
+                    _log.exception("kernel %s does not begin anew", self.name)
+                    return
+            self._host = host
+            if resumes:
+                host.resumed = True
+                host.resume()
+            _log.warning("kernel %s goes on as another worker", self.name)
 
     async def _open_journal(self, opened: list[Journal]) -> None:
         """Opens the journal of this kernel, and appends it to `opened`."""
@@ -319,6 +364,10 @@ class RuntimeKernel:
         After everything is closed, raises the error that had stopped the kernel before. If `job_store` or
         `action_store` fails during the close, raises that error.
         """
+        anew = self._anew
+        if anew is not None and anew.get_loop() is asyncio.get_running_loop() and not anew.done():
+            anew.cancel()
+            await asyncio.wait([anew])
         async with self._opening:
             was_closed, self._closed = self._closed, True
             if self._host is None or was_closed:
@@ -326,22 +375,31 @@ class RuntimeKernel:
             why = UserError(
                 f"kernel {self.name} was closed before the end of the job", hint="await kernel.resume() goes on with it"
             )
-            journal, alive = self._host.journal, self._loop is asyncio.get_running_loop()
+            alive = self._loop is asyncio.get_running_loop()
             if not alive and self._loop is not None and not self._loop.is_closed():
                 self._closed = False
                 raise self._elsewhere()
-            if self._watch is not None:
-                self._watch.close()
-            try:
-                if alive:  # else its tasks have ended with their event loop
-                    await run_to_end(self._host.close(why))
-            finally:  # also if this call is cancelled: a second one does nothing
-                interpreter.restore()
-                if journal is not self._place:
-                    self._store.journal = None
-                    await run_to_end(run_in_thread(journal.close))
+            await self._drop(self._host, why if alive else None)
         if alive:
             self._host.check()
+
+    async def _drop(self, host: KernelHost, why: SabotError | None) -> None:
+        """Stops a host, and closes its journal. `why`: the error for its handles; None if its event loop has ended, and its
+        tasks with it.
+        """
+        if host.closed:
+            return
+        host.closed, journal = True, host.journal
+        if self._watch is not None:
+            self._watch.close()
+        try:
+            if why is not None:
+                await run_to_end(host.close(why))
+        finally:  # also if this call is cancelled: a second one does nothing
+            interpreter.restore()
+            if journal is not self._place:
+                self._store.journal = None
+                await run_to_end(run_in_thread(journal.close))
 
     # -- jobs ---------------------------------------------------------------------------------------------------------
 
