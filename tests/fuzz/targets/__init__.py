@@ -4,6 +4,7 @@ from targets.avro import Avro
 from targets.base import Target
 from targets.checkpoints import Checkpoints
 from targets.columns import Arrow, Parquet
+from targets.postgres import PostgresChanges
 from targets.protobuf import Protobuf
 from targets.records import DeadLetterRows, Packed, Payloads, Tables, Values
 from targets.saved import State
@@ -21,6 +22,7 @@ _ALL = (
     Parquet,
     Arrow,
     Payloads,
+    PostgresChanges,
     Protobuf,
     Tables,
     Values,
