@@ -82,8 +82,8 @@ class ChangeDecoder:
         Raises TypeError for a kind that does not fit its column, ValueError for the keys.
         """
     def use(self, relation: int, places: Sequence[int]) -> None:
-        """Decodes the rows of a relation from now on. `places`: for each of its columns the index of ours, or -1. Raises ValueError
-        unless each of ours is there once.
+        """Decodes the rows of a relation from now on. `places`: for each of its columns the index of ours, or -1. Columns of ours that it
+        does not have are null. Raises ValueError if a key is among these, or an index comes twice.
         """
     def ignore(self, relation: int) -> None:
         """Passes over the rows of a relation from now on."""

@@ -214,6 +214,7 @@ cdef class ChangeDecoder:
     cdef Decoder* decoder
     cdef readonly object schema
     cdef int64_t width
+    cdef frozenset needed  # the columns that cannot be null
 
     def __cinit__(self, columns, kinds, keys):
         self.decoder = new Decoder()
@@ -233,14 +234,18 @@ cdef class ChangeDecoder:
         self.decoder.root.add_child(ops)
         self.schema = columns.append(pa.field(OP, pa.int8(), nullable=False))
         self.width = len(columns)
+        self.needed = frozenset(number for number, field in enumerate(columns) if not field.nullable or field.name in keys)
 
     def __dealloc__(self):
         del self.decoder
 
     def use(self, uint32_t relation, places):
         """Decodes the rows of a relation from now on."""
-        if sorted(place for place in places if place >= 0) != list(range(self.width)) or min(places, default=0) < -1:
-            raise ValueError(f"relation {relation}: each of our {self.width} columns has to be in `places` once: {list(places)}")
+        found = sorted(place for place in places if place != -1)
+        if len(set(found)) != len(found) or found and not 0 <= found[0] <= found[len(found) - 1] < self.width:
+            raise ValueError(f"relation {relation}: `places` are columns of our {self.width}, each at most once, or -1: {list(places)}")
+        for number in self.needed.difference(found):
+            raise ValueError(f"relation {relation}: it has no column for {self.schema.names[number]}, which is a key")
         cdef vector[int] made = places
         self.decoder.use(relation, made)
 

@@ -13,6 +13,7 @@
    Layouts: PostgreSQL 18, chapter 54.9 (Logical Replication Message Formats) and COPY, "Binary Format". Nothing here needs the GIL. */
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <stdexcept>
@@ -112,8 +113,14 @@ class Decoder {
   public:
     Column root{static_cast<int>(Layout::struct_), false, 0}; /* the columns, and behind them the op */
 
-    void use(uint32_t relation, const std::vector<int>& places) { put_relation({relation, false, places}); }
-    void ignore(uint32_t relation) { put_relation({relation, true, {}}); }
+    /* Columns of ours that are not among the places have nulls in the rows of this relation. */
+    void use(uint32_t relation, const std::vector<int>& places) {
+        std::vector<int> missing;
+        for (int place = 0; place < static_cast<int>(root.children.size()) - 1; place++)
+            if (std::find(places.begin(), places.end(), place) == places.end()) missing.push_back(place);
+        put_relation({relation, false, places, missing});
+    }
+    void ignore(uint32_t relation) { put_relation({relation, true, {}, {}}); }
 
     void begin(uint64_t after, int64_t skip) {
         state_ = State();
@@ -164,7 +171,8 @@ class Decoder {
     struct Relation {
         uint32_t id;
         bool ignored;
-        std::vector<int> places; /* for each column of the table that of ours, or -1 */
+        std::vector<int> places;  /* for each column of the table that of ours, or -1 */
+        std::vector<int> missing; /* the columns of ours that the table does not have */
     };
     struct State {
         bool open = false, covered = false;
@@ -386,6 +394,8 @@ class Decoder {
         if (!is_deletion && !old_.empty())
             for (size_t k = 0; k < new_.size(); k++)
                 if (new_[k].state == Span::State::unchanged) new_[k] = old_[k];
+        if (SABOT_UNLIKELY(at_ >= root.cap)) root.reserve(root.doubled());
+        for (const int place : relation.missing) root.children[static_cast<size_t>(place)]->put_null(at_);
         row(relation.places, is_deletion ? old_ : new_, op, i, run);
     }
 

@@ -294,6 +294,23 @@ def test_other_tables_columns_and_messages_are_passed_over() -> None:
     assert run.next == len(log.sent)
 
 
+def test_columns_that_a_table_did_not_have_yet_are_null() -> None:
+    log = Wal(["int4"], ["id"], ["id"])
+    log.describe()
+    log.begin()
+    log.insert(1)
+    log.insert(2)
+    log.delete(1)
+    log.commit()
+    made = decoder()
+    made.use(log.relation, [0])
+    run = made.decode(log.sent, 1)
+    run.rows.validate(full=True)
+    assert changes([run]) == [(INSERT, 1, None, None), (INSERT, 2, None, None), (DELETE, 1, None, None)]
+    with pytest.raises(ValueError, match="it has no column for id, which is a key"):
+        made.use(log.relation, [1])
+
+
 def test_each_message_cut_at_each_byte_is_an_error_that_names_it_and_changes_nothing() -> None:
     log = wal()
     log.begin()
@@ -348,7 +365,7 @@ def test_a_decoder_is_not_made_of_kinds_and_keys_that_do_not_fit() -> None:
         ChangeDecoder(pa.schema([("x", pa.int32())]), ["int4"], ["y"])
     with pytest.raises(ValueError, match="column x is no key, and has to be nullable"):
         ChangeDecoder(pa.schema([pa.field("x", pa.int32(), nullable=False)]), ["int4"], [])
-    with pytest.raises(ValueError, match="each of our 3 columns has to be in `places` once"):
+    with pytest.raises(ValueError, match="`places` are columns of our 3, each at most once"):
         decoder().use(1, [0, 1, 1])
     with pytest.raises(TypeError, match="a message must be bytes, not bytearray"):
         decoder().copy([bytearray(b"x")])  # type: ignore[list-item]
