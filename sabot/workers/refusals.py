@@ -3,14 +3,17 @@
 from collections.abc import Sequence
 
 from sabot.api.agent import AgentSpec
+from sabot.api.nodes.calls import LookupAsync, MapAsync, MapLlm
 from sabot.api.nodes.read import Read, StreamEnd, Write
 from sabot.base.config import parse_broker
 from sabot.errors import UserError
 from sabot.plan import walk
 from sabot.runtime.app_spec import AppSpec
 
+_ASKING = MapAsync, LookupAsync, MapLlm  # steps that wait for models, or for functions that may ask them
 
-def refuse(app: AppSpec, ends: Sequence[StreamEnd], agents: Sequence[AgentSpec]) -> None:
+
+def refuse(app: AppSpec, ends: Sequence[StreamEnd], agents: Sequence[AgentSpec], workers: int) -> None:
     """Raises UserError if the app has anything that exists in one process only, such as a broker in memory."""
     if agents and app.state_backend is not None:
         raise UserError(
@@ -19,6 +22,17 @@ def refuse(app: AppSpec, ends: Sequence[StreamEnd], agents: Sequence[AgentSpec])
         )
     if any(spec.durable for spec in agents):
         app.durable_kind().refuses(agents)
+    asking = next((f"agent {spec.agent_id} with process=" for spec in agents if spec.process), "")
+    if not asking and workers > 1:
+        asking = next((f"step {node.text()}" for node in walk(ends) if isinstance(node, _ASKING)), "")
+    ledger = app.accounts
+    if asking and ledger is not None and ledger.budgets and not ledger.shared:
+        raise UserError(
+            f"app {app.id} has budgets= that count in one process, and {asking} may ask models in several, each of which "
+            "could use all of them",
+            hint='budgets=Ledger(SqliteLedgerWriter("ledger.db", shared=True), budgets=[…]) for one machine, or '
+            'PostgresLedgerWriter("postgresql://…", shared=True)',
+        )
     topics = [node.name for node in walk(ends) if isinstance(node, Read) and isinstance(node.source, str)]
     topics += [end.sink for end in ends if isinstance(end, Write) and isinstance(end.sink, str)]
     topics += [each for spec in agents for each in (*spec.inputs, *spec.sinks.values()) if isinstance(each, str)]

@@ -90,7 +90,7 @@ class _WorkerStreamsMaker:
     ) -> "WorkerStreams":
         app, asked = self._app, self._app.settings
         self._tries += 1
-        refuse(app, ends, [agent.spec for agent in agents.values() if agent.spec is not None])
+        refuse(app, ends, [agent.spec for agent in agents.values() if agent.spec is not None], self.workers)
         told = {
             "broker": asked.broker,
             "state": asked.state,
