@@ -137,6 +137,7 @@ OWN = {  # classes that no user names: what others share, and what `collect` and
     "KafkaWriter",
     "ListOfRows",
     "RowsSource",
+    "SavedTable",
     "SortedFiles",
     "StagedSink",
     "TableSink",

@@ -95,7 +95,7 @@ def state_rows(
         table = state_of(manifest, owner, key, _ALL_GROUPS)
         return StatePage(table.schema.names, _rows(manifest, owner, table.slice(0, most)))
     begin, end, skipped = _at(cursor)
-    size = end - begin if end else _groups_for(manifest, owner, most)
+    size = end - begin if end else groups_for(manifest, owner, most)
     columns: dict[str, None] = {}
     found: list[dict[str, Any]] = []
     while begin < KEY_GROUPS and len(found) < most:
@@ -125,7 +125,7 @@ def state_difference(before: Manifest, after: Manifest, owner: str, *, most: int
     columns: dict[str, None] = {}
     keys: dict[str, None] = {}
     found: list[KeyChange] = []
-    size = min(_groups_for(each, owner, _ROWS_AT_ONCE) for each in known)
+    size = min(groups_for(each, owner, _ROWS_AT_ONCE) for each in known)
     for begin in range(0, KEY_GROUPS, size):
         groups = range(begin, min(begin + size, KEY_GROUPS))
         rows: list[list[dict[str, Any]]] = []
@@ -191,7 +191,7 @@ def _opened(place: str, checkpoint_id: int) -> Iterator[Manifest]:
         app.storage.release_restored()
 
 
-def _groups_for(manifest: Manifest, owner: str, most: int) -> int:
+def groups_for(manifest: Manifest, owner: str, most: int) -> int:
     """Returns the number of key groups that have about `most` rows."""
     if not is_divided(manifest, owner):
         return KEY_GROUPS

@@ -40,7 +40,7 @@ def find_checkpoints(word: str, state: str | None = None) -> AppCheckpoints:
         return replace(find_checkpoints(at[1], state), chosen=int(at[2]))
     if state is not None:
         return find_checkpoints(state)
-    if is_script(word) or (_APP.fullmatch(word) and not Path(word).exists()):
+    if names_program(word):
         return _of_app(word)
     if "://" in word and not word.startswith(("file://", "rocksdb://")):
         return AppCheckpoints(word)
@@ -54,6 +54,11 @@ def find_checkpoints(word: str, state: str | None = None) -> AppCheckpoints:
         )
     below = path / "checkpoints"
     return AppCheckpoints(below if is_local_place(below) else path, state=path)
+
+
+def names_program(word: str) -> bool:
+    """Returns True if the argument APP is `module:app` or a file of SQL, and not a place of checkpoints."""
+    return is_script(word) or (_APP.fullmatch(word) is not None and not Path(word).exists())
 
 
 def _of_app(word: str) -> AppCheckpoints:

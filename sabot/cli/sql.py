@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from sabot.base.logs import set_up_logging
+from sabot.cli.attached import AttachedApp
 from sabot.cli.loading import WrongUse, use_functions
 from sabot.cli.options import Functions
 from sabot.cli.running import guarded, print_error
@@ -47,8 +48,22 @@ def sql(
     ] = "table",
     functions: Functions = None,
     changes: Annotated[bool, typer.Option("--changes", help="Print each change of a result as it comes.")] = False,
+    attach: Annotated[
+        str | None,
+        typer.Option(
+            metavar="APP", help="Ask the tables of this app, running or not, as its newest checkpoint has them."
+        ),
+    ] = None,
+    state: Annotated[
+        str | None, typer.Option(metavar="DIR", help="The state directory of the app of --attach.")
+    ] = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Ask the app of --attach for a checkpoint before each statement.")
+    ] = False,
 ) -> None:
     """Run SQL: in a shell, from a file, or with -c. A query runs until its input ends, or Ctrl-C.
+
+    --attach takes an APP as other commands do: module:app, a file of SQL, or the place of its checkpoints; APP@ID is an older one.
 
     With --changes, rows have the column `op`: insert, update_before, update_after or delete. Exit code 1 if a statement fails, 2 for
     wrong options.
@@ -60,7 +75,10 @@ def sql(
             raise WrongUse(f"--format {format}: there is no such form", hint=f"one of {', '.join(FORMATS)}")
         if file is not None and command is not None:
             raise WrongUse("give a file or -c, and not both")
-        program = SqlProgram("json" if changes and format == "table" else format, changes=changes)
+        if attach is None and (state is not None or fresh):
+            raise WrongUse(f"--{'fresh' if fresh else 'state'} is about the app of --attach", hint="--attach APP")
+        attached = None if attach is None else AttachedApp(attach, state, fresh=fresh)
+        program = SqlProgram("json" if changes and format == "table" else format, changes=changes, attached=attached)
         if command is not None:
             program.run(command, "-c")
         elif file is not None:

@@ -22,6 +22,7 @@ from sabot.api.stream import Stream
 from sabot.app import App
 from sabot.base.arrays import is_utc, time_texts
 from sabot.base.quantities import counted_words
+from sabot.cli.attached import AttachedApp
 from sabot.cli.loading import WrongUse, register_functions
 from sabot.cli.printing import columns
 from sabot.cli.running import drop_output
@@ -32,7 +33,7 @@ from sabot.sql.options import app_name
 from sabot.sql.scope import node_of
 from sabot.sql.session import Session
 from sabot.sql.syntax.parser import parse
-from sabot.sql.syntax.text import SqlError, SqlText
+from sabot.sql.syntax.text import Fault, SqlError, SqlText
 from sabot.sql.syntax.tree import CreateTable, CreateView, Insert, Query, Statement, StatementSet
 
 FORMATS = ("table", "json", "csv", "parquet")
@@ -46,14 +47,17 @@ _CHANGES_MAX = 100_000  # beyond twice the rows of a result
 class SqlProgram:
     """The tables that statements have declared so far, and the way in which results are printed.
 
-    `format`: one of FORMATS. `changes`: True to print each change of a result, as it comes, and not the table.
+    `format`: one of FORMATS. `changes`: True to print each change of a result, as it comes, and not the table. `attached`: the app
+    whose tables statements know too, or None.
     """
 
-    def __init__(self, format: str = "table", *, changes: bool = False) -> None:
+    def __init__(self, format: str = "table", *, changes: bool = False, attached: AttachedApp | None = None) -> None:
         self.format = format
         self.changes = changes
+        self._attached = attached
         self._kept: list[tuple[SqlText, Statement]] = []
         self._broken: dict[str, SqlError] = {}  # by the name in lower case, what no longer can be declared, and why
+        self._given: dict[str, Stream] = {}
         self._app, self._session = self._replayed("sql")
 
     def words(self) -> set[str]:
@@ -75,23 +79,33 @@ class SqlProgram:
     def _run(self, source: SqlText, statement: Statement) -> None:
         writes = isinstance(statement, Insert | StatementSet)
         if writes or isinstance(statement, Query) or (isinstance(statement, CreateTable) and statement.query):
-            app, session = self._replayed()
+            app, session = self._replayed(text=source.text)
             try:
-                result = session.execute(source, [statement], {})
+                result = session.execute(source, [statement], self._given)
             except SqlError as error:
                 for name, reason in self._broken.items():
                     if f'there is no table "{name}"' in str(error).lower():
                         raise reason from error
-                raise
+                raise self._explained(error) from error
+            try:
+                if isinstance(result, Stream):
+                    self._show_rows(app, result)
+                else:
+                    asyncio.run(app.run())
+            finally:
+                if self._attached is not None:
+                    self._attached.print_place()
+                    self._attached.release()
             if isinstance(result, Stream):
-                self._show_rows(app, result)
                 return
-            asyncio.run(app.run())
             if isinstance(statement, CreateTable):  # its rows are written: from now on it is a table
                 self._kept.append((source, replace(statement, query=None)))
                 self._app, self._session = self._replayed()
             return
-        result = self._session.execute(source, [statement], {})
+        try:
+            result = self._session.execute(source, [statement], self._given)
+        except SqlError as error:
+            raise self._explained(error) from error
         if result is None:
             self._kept.append((source, statement))
         elif isinstance(result, str):
@@ -99,17 +113,34 @@ class SqlProgram:
         else:
             self._print(result)
 
-    def _replayed(self, name: str = "") -> tuple[App, Session]:
+    def _explained(self, error: SqlError) -> SqlError:
+        """Returns the error with the tables of the attached app that can be asked, and why others cannot."""
+        if self._attached is None:
+            return error
+        faults, hint = [], f"there are {', '.join(self._attached.names) or 'none'}"
+        for fault in error.faults:
+            name = fault.message.removeprefix('there is no table "').removesuffix('"').lower()
+            why = self._attached.reasons.get(name)
+            if why is not None:
+                fault = Fault(fault.span, f"{name} cannot be asked: {why}", hint)
+            elif fault.message != name:
+                fault = Fault(fault.span, fault.message, hint)
+            faults.append(fault)
+        return SqlError(error.text, faults)
+
+    def _replayed(self, name: str = "", text: str = "") -> tuple[App, Session]:
         """Returns a new app that knows all tables so far, but for those of which it has an error, such as a view over a file
-        that has been deleted: other statements, and DROP VIEW, go on without it.
+        that has been deleted: other statements, and DROP VIEW, go on without it. `text`: that of the statement to run.
         """
         app = App(name or self._app.id, restart="none")
         register_functions(app)
         session = app.sql_session
         self._broken = {}
+        if self._attached is not None:
+            self._given = self._attached.streams(app, "\n".join([text, *(kept.text for kept, _ in self._kept)]))
         for source, statement in self._kept:
             try:
-                session.execute(source, [statement], {})
+                session.execute(source, [statement], self._given)
             except SqlError as error:
                 if isinstance(statement, CreateTable | CreateView):
                     self._broken[statement.name[-1].text.lower()] = error

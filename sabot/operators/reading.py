@@ -6,8 +6,8 @@ agents.
 """
 
 import json
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +21,7 @@ from sabot.base.os_errors import restoring
 from sabot.codecs.json import schema_of_text
 from sabot.errors import UNREADABLE, CorruptCheckpoint, UserError
 from sabot.operators.agents.timers import saved_timers, state_name
-from sabot.operators.base import OperatorContext, Restorable, Saved, StepInfo, without_marks
+from sabot.operators.base import GivesTable, OperatorContext, Restorable, Saved, StepInfo, without_marks
 from sabot.operators.layout.operator_table import reader_of
 from sabot.state.reading import SavedApp, json_column, key_candidates, namespaces_in, plain_column, read_namespaces
 
@@ -109,7 +109,10 @@ def state_of(manifest: SavedApp, operator: str, key: Any = None, groups: range |
     with _reading(manifest):
         parts = parts_of(manifest, operator)
         if any(part.facts for part in parts.values()):
-            return _stream_state(operator, [part for part in parts.values() if part.facts], key, groups)
+            with _reader_for(operator, list(parts.values()), key, groups) as (reader, columns, wanted):
+                pieces = [_matching(piece, wanted) for piece in reader.contents()]
+            table = pa.Table.from_batches(pieces) if pieces else columns.empty_table()
+            return table.select(without_marks(table.schema).names)
     if parts:
         raise UserError(f"{operator} keeps no state", hint=_names_hint(manifest))
     return _agent_state(manifest, operator, key, groups)
@@ -140,7 +143,14 @@ def _names_hint(manifest: SavedApp) -> str:
 # Streams
 
 
-def _stream_state(name: str, parts: list[Saved], key: Any, groups: range | None) -> pa.Table:
+@contextmanager
+def _reader_for(
+    name: str, parts: Sequence[Saved], key: Any = None, groups: range | None = None, *, restored: bool = True
+) -> Iterator[tuple[Restorable, pa.Schema, pa.RecordBatch | None]]:
+    """Returns an operator that reads the state of these parts, the columns of its results, and the wanted key as a row of
+    the key columns. `restored`: False if only its columns are asked for.
+    """
+    parts = [part for part in parts if part.facts]
     reader = parts[0].facts.get("reader")
     schema = parts[0].facts.get("schema")
     make = _reader_of(schema)
@@ -164,12 +174,41 @@ def _stream_state(name: str, parts: list[Saved], key: Any, groups: range | None)
         context.only = lambda hashes: pa.array(np.isin(hashes.to_numpy() % np.uint64(KEY_GROUPS), groups))
     columns = operator.open(context)
     try:
-        operator.restore(parts)
-        pieces = [_matching(piece, wanted) for piece in operator.contents()]
+        if restored:
+            operator.restore(parts)
+        yield operator, columns, wanted
     finally:
         operator.close()
-    table = pa.Table.from_batches(pieces) if pieces else columns.empty_table()
-    return table.select(without_marks(table.schema).names)
+
+
+def columns_of_table(manifest: SavedApp, operator: str) -> pa.Schema | None:
+    """Returns the columns of the table that a stream's operator keeps and emits the changes of; None if it keeps no such
+    table, or results of the program's own functions. Reads no rows. Raises CorruptCheckpoint.
+    """
+    with _reading(manifest):
+        parts = list(parts_of(manifest, operator).values())
+        reader = next((part.facts.get("reader") for part in parts if part.facts), None)
+        if not reader or any(each["kind"] == "user" for each in reader.get("calls", ())):
+            return None
+        with _reader_for(operator, parts, restored=False) as (made, columns, _):
+            return without_marks(columns) if isinstance(made, GivesTable) else None
+
+
+def table_of(manifest: SavedApp, operator: str, groups: range) -> pa.Table:
+    """Returns the rows of the table of `columns_of_table`, as they were at the checkpoint. `groups`: as for `state_of`, whose
+    errors it raises.
+    """
+    with _reading(manifest):
+        with _reader_for(operator, list(parts_of(manifest, operator).values()), None, groups) as (made, columns, _):
+            assert isinstance(made, GivesTable)
+            pieces = [batch.taken() for batch in made.table()]
+        names = without_marks(columns).names
+        return (pa.Table.from_batches(pieces) if pieces else columns.empty_table()).select(names)
+
+
+def has_rows(kind: str) -> bool:
+    """Returns True if state of this kind (`OperatorInfo.kind`) may have rows."""
+    return not isinstance(reader_of(kind), str)
 
 
 def _divides(reader: Mapping[str, Any]) -> bool:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pyarrow as pa
 
+from sabot.api.expr import col
 from sabot.api.model_engine import ModelEngine
 from sabot.api.nodes.node import time_column, walk
 from sabot.api.nodes.read import Read, Write
@@ -137,6 +138,18 @@ class Session:
         except UserError:
             return False
         return True
+
+    def tables(self) -> dict[str, Stream | None]:
+        """Returns the rows of each view by its name, with the names and types that its columns have in SQL. The rows are None for
+        a table, a registered stream, and a ranking that nothing bounds.
+        """
+        found: dict[str, Stream | None] = {}
+        for each in self._relations.values():
+            rows, found[each.name] = each.table, None
+            if isinstance(rows, Relation) and each.view is not None and rows.ranking is None:
+                names = {field.name: col(field.column) for field in rows.fields if not field.clock}
+                found[each.name] = as_shown(rows).select(**names)
+        return found
 
     def words(self) -> set[str]:
         """Returns the names of the tables, and of the columns that are known without reading, for completion."""
