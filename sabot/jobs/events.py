@@ -143,6 +143,14 @@ class Arrived(msgspec.Struct):
     ask: Ask | None = None
 
 
+class GiveBack(msgspec.Struct):
+    """The event that a host which is stopping gives the jobs back that have no call under way. Letters are handled before
+    or behind that. `done`: gets a result when the journal has them back.
+    """
+
+    done: asyncio.Future[None]
+
+
 Event = (
     RunningJob
     | Outcome
@@ -158,5 +166,6 @@ Event = (
     | Due
     | LettersCame
     | Arrived
+    | GiveBack
     | asyncio.Future[None]
 )

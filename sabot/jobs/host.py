@@ -26,7 +26,7 @@ from sabot.base.threads import run_in_thread, run_to_end
 from sabot.calls.effects import EffectId, digest
 from sabot.calls.judging import ValueCode, with_judge
 from sabot.clock import Clock
-from sabot.errors import NonDeterminism, SabotError
+from sabot.errors import NonDeterminism, SabotError, TransientError
 from sabot.jobs.core import APPROVAL, SEQUENCES_APART, LookedUp, Outcome, may_happen
 from sabot.jobs.effects import Effects
 from sabot.jobs.events import (
@@ -37,6 +37,7 @@ from sabot.jobs.events import (
     Due,
     EffectWaited,
     Event,
+    GiveBack,
     LastDurable,
     LettersCame,
     Loaded,
@@ -54,7 +55,7 @@ from sabot.jobs.owner import JobOwner, OpenJob, RunningJob
 from sabot.jobs.parking import ParkedNotes, Parking
 from sabot.jobs.run import Ask, JobRun
 from sabot.jobs.timers import JobTimers
-from sabot.jobs.tree import UNAWAITED_CHILD, is_retry, parent_of
+from sabot.jobs.tree import UNAWAITED_CHILD, first_of, is_retry, parent_of
 from sabot.jobs.values import as_before, pack_error, unpack_error
 from sabot.journal import Journal, Position
 from sabot.journal.base import EVERY, Approval, JobMark
@@ -68,6 +69,7 @@ _log = logging.getLogger(__name__)
 STOP_GRACE_SECONDS = 30.0
 
 _SLICE_SECONDS = 0.002  # then others get the event loop
+_GIVES_BACK_SECONDS = 0.2  # between two looks of a stopping worker for trees whose calls have ended
 _AGAIN_SECONDS = 0.05  # a timer of a job whose history is being read comes again so much later
 
 
@@ -113,6 +115,7 @@ class JobHost(HostState):
         self._blocked: dict[str, NonDeterminism] = {}
         self._unnoted: dict[str, str] = {}  # of blocked jobs: the reasons that the journal has not noted yet
         self._noting: asyncio.Task[None] | None = None
+        self._given_back: set[str] = set()  # jobs that other workers go on with
         self._republished: set[str] = set()  # jobs that were open at the start, which the listener is told of again
         self._serving: asyncio.Task[None] | None = None
         self._delivering = False
@@ -242,7 +245,10 @@ class JobHost(HostState):
         self.log.stop_waiting()
         self._timers.stop()
         # before the task ends: the outcomes of these calls are events, which it still has to record
-        await self._effects.runner.close(self.stop_grace_s)
+        closing = self.loop.create_task(self._effects.runner.close(self.stop_grace_s))
+        if self.journal.begins.shared:
+            await self._give_back_until(closing)
+        await closing
         if self._serving is None:
             return
         last: asyncio.Future[None] = self.loop.create_future()
@@ -251,6 +257,37 @@ class JobHost(HostState):
         self._serving.cancel()
         await asyncio.wait([self._serving])
         self._serving = None
+
+    async def _give_back_until(self, closing: "asyncio.Task[None]") -> None:
+        """Gives jobs back to the journal, so that other workers go on with them, until the calls of this one have ended: first
+        those that only wait, then each tree whose last call has ended.
+        """
+        while self._serving is not None and not self._serving.done() and self.journal.claim_left():
+            done: asyncio.Future[None] = self.loop.create_future()
+            self.put(GiveBack(done))
+            await asyncio.wait([done, self._serving], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([closing], timeout=_GIVES_BACK_SECONDS)
+            if closing.done():
+                return
+
+    async def _give_back(self, event: GiveBack) -> None:
+        try:
+            ending = (job_id for job_id, running in self.running.items() if running.ending)
+            busy = {first_of(job_id) for job_id in (*self._effects.runner.calling(), *ending)}
+            given = [job_id for job_id in self.jobs if first_of(job_id) not in busy and job_id not in self._given_back]
+            for job_id in given:
+                if (running := self.running.get(job_id)) is not None:
+                    self._remove(running)
+                    running.job.discard()
+            await self.journal.flush()
+            if given:
+                await run_in_thread(self.journal.begins.give_back, given)
+            self._given_back.update(given)
+        except TransientError as error:  # its lease ends with the stop, or by itself
+            _log.warning("%s: jobs are not given back before the stop: %s", self.journal.where, error)
+        finally:
+            if not event.done.done():
+                event.done.set_result(None)
 
     async def close(self) -> None:
         """Stops the host, removes all jobs from memory, and closes the guard. The jobs remain in the journal, and
@@ -485,6 +522,8 @@ class JobHost(HostState):
                 self._end_safely(running, error)
             case AttemptDue():
                 self._attempt(event)
+            case GiveBack():
+                return run_to_end(self._give_back(event))
             case Arrived(entry, ask):
                 self._arrived(entry, ask)
             case asyncio.Future():

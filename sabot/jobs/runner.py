@@ -325,6 +325,10 @@ class EffectRunner:
         """
         return self._in_flight
 
+    def calling(self) -> list[str]:
+        """Returns the ids of the jobs that have calls under way."""
+        return list(self._jobs)
+
     @property
     def left_behind(self) -> list[str]:
         """The calls that were cancelled and are still running. Each is a text with the name of the tool and the

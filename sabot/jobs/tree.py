@@ -8,7 +8,7 @@ The functions return the entries that follow from an event. The host appends all
 one. So no job of the tree can begin another one in between.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from sabot.api.child_limits import ChildLimits
 from sabot.errors import EffectError
@@ -71,6 +71,9 @@ class JobTree:
 
     def __contains__(self, job_id: str) -> bool:
         return job_id in self._agents
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._agents)
 
     def agent_of(self, job_id: str) -> str:
         """Returns the id of the job's agent; "" if the job has ended."""

@@ -363,6 +363,8 @@ class Beginnings:
       Only then the others below have a meaning.
     - `room`: returns how many more jobs of letters may begin now.
     - `resumes`: True if this worker goes on with the jobs of workers that are gone.
+    - `give_back`: gives jobs back, so that another worker takes them. All of their entries are durable, and this worker
+      appends no others. Blocks. Raises TransientError if a server does not answer: they may have been given back or not.
     - `taken_over`: the ids of open jobs of such workers that `Journal.take` has taken. From then on this worker holds them.
       The host removes those with which it goes on.
     """
@@ -372,6 +374,7 @@ class Beginnings:
         self.begun = 0
         self.room: Callable[[], int] = lambda: EVERY
         self.shared = self.resumes = False
+        self.give_back: Callable[[Collection[str]], None] = lambda jobs: None
         self.taken_over: list[str] = []
         self._journal = journal
         self._taking = threading.Lock()  # held while the BEGIN entry of a letter is appended

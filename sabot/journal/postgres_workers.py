@@ -16,12 +16,15 @@ Between jobs they have no order in time, and there are gaps: no reader looks for
 behind the group. It fails if the worker was declared dead, and it shows whether a commit was made whose outcome is unknown.
 
 **A dead worker**, whose lease is over or whose process has certainly ended, is marked as gone by another one, which locks its
-row: so either a commit of it comes before, or never. Jobs of workers that are gone belong to the first who takes them.
+row: so either a commit of it comes before, or never. Jobs that a stopping worker gives back belong to worker 0, which is gone.
+
+**Jobs of workers that are gone** are taken in turn: each worker takes its part of all open jobs, whole trees, at most 64 jobs at
+once and as many as it has room for. What is left behind after two seconds belongs to whoever has room: others may have none.
 """
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 from sabot.base.proc import is_over, life_of_this_process
@@ -39,7 +42,7 @@ from sabot.steps import step
 
 _log = logging.getLogger(__name__)
 
-_MOST = 64  # letters that are claimed at once
+_MOST = 64  # letters that are claimed, or jobs that are taken, at once
 
 _ENTER = (
     "INSERT INTO workers (owner, described, life, written, until) VALUES (%s, %s, %s, %s, "
@@ -57,7 +60,10 @@ _FENCE = (
     "WHERE number = %s AND epoch = %s AND written = %s AND NOT gone RETURNING 1) SELECT 1 / count(*)::int FROM mine"
 )
 _HELD = "UPDATE jobs SET worker = %s WHERE job = ANY(%s) AND worker <> %s"
-_LEAVE = "UPDATE workers SET gone = true WHERE owner = %s"
+_LEAVE = (
+    "WITH mine AS (UPDATE workers SET gone = true WHERE owner = %s RETURNING number) UPDATE inbox SET worker = 0 FROM mine "
+    "WHERE worker = mine.number AND taken = 0"
+)
 _MINE_FIRST = "SELECT 1 FROM workers WHERE number = %s AND NOT gone FOR SHARE"
 _DEAD = "other workers have declared this one dead, and go on with its jobs"
 
@@ -75,12 +81,12 @@ _CLAIM = (
 )
 # a retry of a job whose worker is gone
 _ORPHANS = (
-    "SELECT DISTINCT j.job FROM inbox i JOIN jobs j ON j.job = i.job JOIN workers w ON w.number = j.worker "
-    "WHERE i.taken = 0 AND NOT starts_with(i.once, 'begin:') AND j.ended IS NOT NULL AND w.gone"
+    "SELECT DISTINCT j.job FROM inbox i JOIN jobs j ON j.job = i.job LEFT JOIN workers w ON w.number = j.worker "
+    "WHERE i.taken = 0 AND NOT starts_with(i.once, 'begin:') AND j.ended IS NOT NULL AND w.gone IS NOT FALSE"
 )
 _ADOPT = (
-    "UPDATE jobs SET worker = %s WHERE job IN (SELECT j.job FROM jobs j JOIN workers w ON w.number = j.worker "
-    "WHERE j.job = ANY(%s) AND w.gone FOR UPDATE OF j SKIP LOCKED)"
+    "UPDATE jobs SET worker = %s WHERE job IN (SELECT j.job FROM jobs j WHERE j.job = ANY(%s) AND NOT EXISTS "
+    "(SELECT 1 FROM workers w WHERE w.number = j.worker AND NOT w.gone) FOR UPDATE OF j SKIP LOCKED)"
 )
 _OTHERS = "SELECT number, owner, described, life, until < clock_timestamp() FROM workers WHERE NOT gone AND number <> ?"
 _BURY = (
@@ -88,15 +94,27 @@ _BURY = (
     "END WHERE number IN (SELECT number FROM workers WHERE number = %(number)s AND NOT gone AND (%(certain)s OR until < clock_timestamp()) "
     "FOR UPDATE SKIP LOCKED) RETURNING number"
 )
-_LEFT = (
-    "SELECT 1 WHERE EXISTS (SELECT 1 FROM workers w WHERE w.gone AND (EXISTS (SELECT 1 FROM jobs j WHERE j.worker = w.number "
-    "AND j.ended IS NULL) OR EXISTS (SELECT 1 FROM inbox i WHERE i.worker = w.number AND i.taken = 0)))"
-)
+# True for a worker that holds open jobs. EXISTS would be a join with all open jobs.
+_HOLDS = "(SELECT true FROM jobs j WHERE j.worker = w.number AND j.ended IS NULL LIMIT 1)"
+_LEFT = f"SELECT 1 FROM workers w WHERE w.gone AND {_HOLDS} LIMIT 1"
+# the trees of some of these jobs; `~` begins the part of an id by which a job differs from its parent
 _TAKE = (
-    "WITH dead AS (SELECT number, earlier FROM workers w WHERE gone AND EXISTS (SELECT 1 FROM jobs j WHERE j.worker = w.number "
-    "AND j.ended IS NULL) FOR UPDATE SKIP LOCKED) "
-    "UPDATE jobs SET worker = %s FROM dead WHERE jobs.worker = dead.number AND jobs.ended IS NULL "
+    f"WITH dead AS MATERIALIZED (SELECT number, earlier FROM workers w WHERE gone AND {_HOLDS} FOR UPDATE SKIP LOCKED), "
+    "chosen AS (SELECT job FROM jobs JOIN dead ON worker = number WHERE ended IS NULL LIMIT %s), "
+    "roots AS MATERIALIZED (SELECT DISTINCT regexp_replace(job, '(~[1-9][0-9]*)+$', '') AS root FROM chosen) "
+    "UPDATE jobs SET worker = %s FROM roots, dead WHERE (jobs.job = root OR (jobs.job > root || '~' AND jobs.job < root || chr(127))) "
+    "AND jobs.worker = dead.number AND jobs.ended IS NULL "
     "RETURNING jobs.job, extract(epoch FROM dead.earlier - clock_timestamp())::float8"
+)
+# the part of a worker of all open jobs, and what it has of that
+_PART = (
+    "SELECT (count(*) + n - 1) / n, count(*) FILTER (WHERE worker = ?) FROM jobs, "
+    "(SELECT greatest(1, count(*)) AS n FROM workers WHERE NOT gone) AS living WHERE ended IS NULL GROUP BY n"
+)
+_GIVE_BACK = "UPDATE jobs SET worker = 0 WHERE worker = %s AND job = ANY(%s) AND ended IS NULL"
+_FORGET = (
+    f"DELETE FROM workers w WHERE gone AND number > 0 AND {_HOLDS} IS NULL "
+    "AND NOT EXISTS (SELECT 1 FROM inbox i WHERE i.worker = w.number AND i.taken = 0)"
 )
 # without rows that a transaction whose connection has broken may still change: it has them locked
 _SETTLED = "SELECT job, worker = ? AND ended IS NULL FROM jobs WHERE job = ANY(?) FOR SHARE SKIP LOCKED"
@@ -187,6 +205,9 @@ class PostgresWorker(PostgresJournal):
         self._left: list[int] = []  # letters that begin jobs of agents that are not here
         self._reaped = -math.inf
         self._unsure: list[str] = []  # jobs that were taken, if the transaction was committed
+        self._left_since = math.inf  # when jobs of workers that are gone were seen first
+        self._part = 0  # the number of these that belong to this worker
+        self.begins.give_back = self.give_back
 
     # -- entries -----------------------------------------------------------------------------------------------------------
 
@@ -237,10 +258,27 @@ class PostgresWorker(PostgresJournal):
     def _has_work(self) -> bool:
         if self.untaken() or self._claimable():
             return True
+        if self.begins.resumes and self._takes():
+            return True
         return self._is_late() and (self.begins.resumes or bool(self.select(_ORPHANS)))
 
     def _is_late(self) -> bool:
         return boot_seconds() >= self._reaped + self.reap_s
+
+    def _takes(self) -> int:
+        """Returns how many jobs of workers that are gone this one takes now: up to its part of all open jobs, and after
+        `reap_s` as many as there are.
+        """
+        if not self.select(_LEFT):
+            self._left_since = math.inf
+            return 0
+        now = boot_seconds()
+        if self._left_since == math.inf:
+            self._left_since = now
+            ((whole, mine),) = self.select(_PART, (self.lease.number,)) or [(0, 0)]
+            self._part = whole - mine
+        most = EVERY if now >= self._left_since + self.reap_s else self._part
+        return max(0, min(most, _MOST, self.begins.room()))
 
     def _claimable(self) -> list[int]:
         """Returns the numbers of letters that begin jobs of the agents that are here, as many as there is room for."""
@@ -266,8 +304,8 @@ class PostgresWorker(PostgresJournal):
     def take(self) -> list[tuple[Position, Any]]:
         late = self._is_late()
         try:
-            if late and self.begins.resumes and self.claim_left():
-                self.begins.taken_over += self._reap()
+            if self.begins.resumes and self.claim_left():
+                self.begins.taken_over += self._reap(late)
             self.claim_letters(self.select(_ORPHANS) if late else [])
         except TransientError:
             return []
@@ -293,28 +331,36 @@ class PostgresWorker(PostgresJournal):
     def note_taken(self, number: int, position: Position | None) -> None:
         self._seen[number] = EVERY if position is None else position.offset
 
-    def _reap(self) -> list[str]:
-        """Takes the open jobs of workers that are gone, and returns their ids. If it was unknown whether an earlier call
+    def give_back(self, jobs: Collection[str]) -> None:
+        with self.inbox.session.using() as connection, step("journal", f"{self.where}: give back"):
+            connection.execute(_GIVE_BACK, (self.lease.number, list(jobs)))
+
+    def _reap(self, late: bool) -> list[str]:
+        """Takes open jobs of workers that are gone, and returns their ids. If it was unknown whether an earlier call
         has taken some, returns these too if it has. That is decided when the server has ended the transaction of that call:
-        its COMMIT may arrive later than the error here.
+        its COMMIT may arrive later than the error here. `late`: True to look for workers that have died.
         """
         settled = dict(self.select(_SETTLED, (self.lease.number, self._unsure))) if self._unsure else {}
         taken = [job for job, mine in settled.items() if mine]
         unsure = [job for job in self._unsure if job not in settled]
-        dead = list(self._dead())
-        if dead or self.select(_LEFT):
+        if late:
+            dead = list(self._dead())
             with self.inbox.session.using() as connection, step("journal", f"{self.where}: take"):
                 self._bury(connection, dead)
+                connection.execute(_FREE)
+                connection.execute(_FORGET)
+        if most := self._takes():
+            with self.inbox.session.using() as connection, step("journal", f"{self.where}: take"):
                 self.writer.jump(drawn(connection))  # behind the last draw of workers that are gone
                 with connection.transaction():
                     self._check_lease(connection)
-                    connection.execute(_FREE)
-                    found = connection.execute(_TAKE, (self.lease.number,)).fetchall()
+                    found = connection.execute(_TAKE, (most, self.lease.number)).fetchall()
                     now = boot_seconds()
                     ends = [now + earlier_s for _, earlier_s in found if earlier_s is not None]
                     self.lease.predecessor_until = max([self.lease.predecessor_until, *ends])
                     taken += [job for job, _ in found]
                     self._unsure = [*unsure, *taken]
+            self._part -= len(found)
         self._unsure = [job for job in unsure if job not in taken]  # that transaction may have ended since the look
         return taken
 

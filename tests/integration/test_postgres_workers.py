@@ -145,6 +145,57 @@ def test_jobs_of_a_worker_that_left_belong_to_the_first_who_takes_them(
     assert log(url, app, "a") == [Begin("a", 1, "k.a"), Attempt("a", 2, 0, 1)]
 
 
+def test_the_jobs_of_a_dead_worker_are_spread_over_the_living(
+    url: str, app: str, worker: Callable[[], PostgresWorker]
+) -> None:
+    """Each takes its part of all open jobs, in whole trees. What one has no room for is taken by the others later."""
+    first, second, third, full = worker(), worker(), worker(), worker()
+    second.reap_s = third.reap_s = full.reap_s = 600.0
+    full.begins.room = lambda: 0
+    written(second, *(Begin(f"own-{number}", 1, "k.a") for number in range(20)))
+    trees = [(f"t{number}", f"t{number}~1", f"t{number}~1~2") for number in range(60)]
+    written(first, *(Begin(job, 1, "k.a") for tree in trees for job in tree))
+    first.close()
+    parts = [taken_over(each) for each in (second, third, full, third, second, full, third)]
+    assert [len(part) for part in parts] == [48, 66, 0, 3, 0, 0, 0]
+    second.reap_s = 0.0  # the others had their time
+    parts += [taken_over(second), taken_over(second)]
+    assert [len(part) for part in parts[7:]] == [63, 0]
+    for part in parts:
+        assert {job.partition("~")[0] for job in part} <= {tree[0] for tree in trees if {*tree} <= {*part}}
+    assert sorted(job for part in parts for job in part) == sorted(job for tree in trees for job in tree)
+
+
+def test_a_take_is_bounded(url: str, app: str, worker: Callable[[], PostgresWorker]) -> None:
+    first, second = worker(), worker()
+    written(first, *(Begin(f"t{number}", 1, "k.a") for number in range(150)))
+    first.close()
+    assert [len(taken_over(second)) for _ in range(4)] == [64, 64, 22, 0]
+    second.close()
+    third = worker()
+    third.begins.room = lambda: 3
+    assert [len(taken_over(third)) for _ in range(2)] == [3, 3]
+
+
+def test_rows_of_workers_that_hold_nothing_go(url: str, app: str, worker: Callable[[], PostgresWorker]) -> None:
+    first, second, third = worker(), worker(), worker()
+    written(first, Begin("a", 1, "k.a"), Begin("b", 1, "k.a"), End("b", 2, "failed"))
+    first.close()
+    second.close()
+    assert taken_over(third) == ["a"]
+    assert taken_over(third) == []
+    with psycopg.connect(url) as connection:
+        found = connection.execute(f'SELECT number FROM "sabot_{app}".workers ORDER BY 1').fetchall()  # type: ignore[arg-type]
+    assert found == [(0,), (third.lease.number,)]
+    reader = PostgresReader(url, app)
+    mark = reader.job("b")
+    reader.close()
+    assert mark is not None
+    again = Begin("b", 3, "k.a", run=2)
+    post(url, app, Letter("retry", job="b", name=str(mark.began.offset), body=encode_entry(again)))
+    assert taken(third) == ["b"]
+
+
 async def test_a_paused_worker_writes_nothing_after_its_jobs_were_taken(
     url: str, app: str, worker: Callable[[], PostgresWorker]
 ) -> None:
@@ -450,6 +501,43 @@ def workers(url: str, what: str = "count(*)") -> Any:
     with psycopg.connect(url) as connection:
         ((found,),) = connection.execute(f"SELECT {what} FROM sabot_shop.workers").fetchall()  # type: ignore[arg-type]
     return found
+
+
+async def test_a_kernel_that_stops_gives_its_jobs_back_while_its_last_call_runs(shop: Shop) -> None:
+    """A rolling update without a gap: a job that waits goes on at once, and the one of the call when that has ended, with what
+    it has returned. The call is unsafe: nobody is asked whether it was made.
+    """
+    calls, go, client = list[int](), asyncio.Event(), JobClient(shop.url, name="shop")
+
+    def kernel(number: int) -> RuntimeKernel:
+        @tool(effect="unsafe")
+        async def send() -> str:
+            calls.append(number)
+            await go.wait()
+            return f"sent by {number}"
+
+        async def sender(ctx: Any) -> Any:
+            return [await ctx.call(send), await ctx.call(send)]
+
+        return RuntimeKernel.create(agent=[shop.payer(number), sender], journal=shop.url, name="shop", shared=True)
+
+    first, second = kernel(1), kernel(2)
+    await first.resume()
+    waits = [await client.start("payer", f"a{number}", idempotency_key=f"a{number}") for number in range(5)]
+    sends = await client.start("sender", None)
+    await until(lambda: (len(shop.looked), calls) == (5, [1]))
+    async with second:
+        await second.resume()
+        closing = asyncio.create_task(first.close())
+        assert await shop.answer(client, waits[0]) == "a0 is paid"
+        assert (closing.done(), calls) == (False, [1])
+        go.set()
+        assert (await sends.result()).output == ["sent by 1", "sent by 2"]
+        await closing
+        assert [await shop.answer(client, each) for each in waits[1:]] == [
+            f"a{number} is paid" for number in range(1, 5)
+        ]
+    assert (sorted(shop.paid), shop.looked) == ([(f"a{number}", 2) for number in range(5)], [1] * 5)
 
 
 async def test_a_kernel_whose_lease_is_lost_begins_anew_as_another_worker(shop: Shop) -> None:
