@@ -336,7 +336,7 @@ def test_each_class_that_public_functions_take_or_return_has_a_public_name() -> 
     for each in things:
         for base in each.__mro__ if isinstance(each, type) and not issubclass(each, Exception) else ():
             functions += [
-                member.fget if isinstance(member, property) else member
+                member.fget if isinstance(member, property) else getattr(base, name)
                 for name, member in vars(base).items()
                 if base.__module__.startswith("sabot.") and (name == "__init__" or not name.startswith("_"))
             ]

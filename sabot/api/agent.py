@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Annotated, Any, Literal, TypedDict, Unpack, get_args
 
 import pyarrow as pa
@@ -13,6 +13,7 @@ from sabot.api.expr import as_type
 from sabot.api.formats import payload_format, sink_format
 from sabot.base.checks import FLAG, check, is_whole
 from sabot.base.config import NAME_BYTES, Duration, checked_name
+from sabot.base.dataclass import dataclass
 from sabot.base.options import declare, with_defaults
 from sabot.calls import CallOptions, Retry
 from sabot.calls.options import CALL_WORDS

@@ -7,7 +7,7 @@ group has no values, `count`, `count_distinct` and `approx_count_distinct` are 0
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from types import MappingProxyType
 from typing import Any, ClassVar
 
@@ -17,6 +17,7 @@ from sabot.api.expr import Expr, Operators, as_column, struct
 from sabot.api.expr.words import fraction_of
 from sabot.base.arrays import python_value
 from sabot.base.checks import is_whole
+from sabot.base.dataclass import dataclass
 from sabot.errors import UserError
 
 

@@ -1,8 +1,7 @@
 """The limits of the jobs that a durable agent begins for other agents."""
 
-from dataclasses import dataclass
-
 from sabot.base.checks import FLAG, Whole, check_fields
+from sabot.base.dataclass import dataclass
 from sabot.base.options import answers_wrong_options
 from sabot.errors import UserError, short_repr
 

@@ -19,7 +19,6 @@ The protocols below describe the `ctx` of a function. A `ProcessSpec` is the che
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
@@ -29,6 +28,7 @@ from sabot.api.arguments import check_called, is_async, optional_ms, schema_of
 from sabot.api.words import name_of
 from sabot.base.checks import FLAG, check
 from sabot.base.config import Duration, checked_name
+from sabot.base.dataclass import dataclass
 from sabot.errors import UserError
 
 Array: TypeAlias = pa.Array

@@ -1,7 +1,6 @@
 """The pages by which notebooks show apps and streams."""
 
 from collections.abc import Callable
-from html import escape
 
 from sabot.errors import SabotError
 
@@ -13,6 +12,8 @@ def html(text: str) -> str:
     """Returns a text of several lines as HTML. The text is escaped, because it may contain names and values from
     outside.
     """
+    from html import escape
+
     return f"<pre>{escape(text)}</pre>"
 
 
@@ -24,6 +25,8 @@ def page(heading: str, columns: str | None, draw: Callable[[], str], text: Calla
     as SVG. `text`: a function that returns the plan as text. If one of them raises an error of `FAILURES`, the page
     has the error's message instead of the plan.
     """
+    from html import escape
+
     parts = [f"<b>{escape(heading)}</b>", "" if columns is None else html(columns)]
     try:
         parts += [draw(), f"<details><summary>The plan as text</summary>{html(text())}</details>"]

@@ -8,7 +8,6 @@ If a value in the prompt of a row is null, the prompt is null, and the model is 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from string import Formatter
 from typing import Any, TypeAlias
 
@@ -20,6 +19,7 @@ from sabot.api.expr import Expr
 from sabot.api.nodes.node import Columns
 from sabot.api.words import name_of, no_column
 from sabot.base.arrays import empty_batch
+from sabot.base.dataclass import dataclass
 from sabot.errors import UserError, short_repr
 
 

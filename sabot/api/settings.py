@@ -1,7 +1,7 @@
 """The settings of an app, declared once for `App(...)`, `App.configure`, the command line and docs/settings.md."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -20,6 +20,7 @@ from sabot.base.config import (
     parse_restart,
     parse_seconds,
 )
+from sabot.base.dataclass import dataclass
 from sabot.base.options import check_values, option
 from sabot.connectors.places import Place, Start, Until, checked_start, checked_until
 from sabot.errors import UserError, short_repr

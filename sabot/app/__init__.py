@@ -6,7 +6,6 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
 from functools import partial
 from inspect import isgeneratorfunction
 from typing import TYPE_CHECKING, Any
@@ -28,6 +27,7 @@ from sabot.app.scripts import print_without_traceback
 from sabot.base.arrays import python_value
 from sabot.base.checks import Whole, check, is_number
 from sabot.base.config import checked_name, checked_topic
+from sabot.base.dataclass import dataclass
 from sabot.base.logs import name_program, set_up_logging
 from sabot.base.options import check_names, option, takes, takes_id_and
 from sabot.calls.judging import refuse_in_job

@@ -1,6 +1,6 @@
 """How long to wait before something that has failed is tried again, and how often it has failed in a row."""
 
-from dataclasses import dataclass
+from sabot.base.dataclass import dataclass
 
 _MOST_DOUBLINGS = 60  # more would overflow a float; any first wait above 0 has passed its limit long before
 
@@ -22,6 +22,9 @@ class Backoff:
         return min(self.longest_s, self.first_s * 2.0 ** min(failures - 1, _MOST_DOUBLINGS)) if failures > 0 else 0.0
 
 
+_NO_WAIT = Backoff(0.0, 0.0)
+
+
 class Failures:
     """The failures of one thing in a row, and the time before which it is not tried again.
 
@@ -29,7 +32,7 @@ class Failures:
     - `until_s`: the time before which the thing is not tried again, by the caller's clock.
     """
 
-    def __init__(self, backoff: Backoff = Backoff(0.0, 0.0)) -> None:
+    def __init__(self, backoff: Backoff = _NO_WAIT) -> None:
         self.count = 0
         self.why = ""
         self.until_s = 0.0

@@ -17,16 +17,16 @@ def _dataclass(cls: Any = None, /, *, frozen: bool = False, eq: bool = True, rep
     """Decorates a class as `dataclasses.dataclass` does, for which type checkers take it.
 
     Up to Python 3.12 that one writes up to six methods of each class as text and compiles them one by one: with the 170
-    classes that a short program loads an eighth of its start. Here `__init__` alone is compiled; the other methods are the
-    same functions in all classes. So a class of this kind is not known as frozen to the standard library: what inherits from
-    a frozen one is made here too.
+    classes that a short program loads an eighth of its start. Here `__init__` alone is compiled, when it is first asked
+    for; the other methods are the same functions in all classes. So a class of this kind is not known as frozen to the
+    standard library: what inherits from a frozen one is made here too.
     """
 
     def made(cls: Any) -> Any:
         hashes = "__hash__" in vars(cls) and not (cls.__hash__ is None and "__eq__" in vars(cls))  # by itself
         cls = dataclasses.dataclass(init=False, repr=False, eq=False, **options)(cls)
         fields = dataclasses.fields(cls)
-        methods: dict[str, Any] = {"__init__": _init_of(cls, fields, frozen, options.get("slots", False))}
+        methods: dict[str, Any] = {"__init__": _LateInit(cls, fields, frozen, options.get("slots", False))}
         if repr:
             methods["__repr__"] = _repr
         if eq:
@@ -48,6 +48,21 @@ if TYPE_CHECKING:
     from dataclasses import dataclass
 else:
     dataclass = _dataclass
+
+
+class _LateInit:
+    """The `__init__` of a class until it is asked for. Then the compiled one takes its place."""
+
+    __slots__ = ("_cls", "_fields", "_frozen", "_slots")
+
+    def __init__(self, cls: type, fields: tuple[Any, ...], frozen: bool, slots: bool) -> None:
+        self._cls, self._fields, self._frozen, self._slots = cls, fields, frozen, slots
+
+    def __get__(self, instance: Any, owner: Any = None) -> Any:
+        init = _init_of(self._cls, self._fields, self._frozen, self._slots)
+        if vars(self._cls).get("__init__") is self:  # else another thread was first
+            self._cls.__init__ = init
+        return init.__get__(instance, owner)
 
 
 def _init_of(cls: type, fields: tuple[Any, ...], frozen: bool, slots: bool) -> Callable[..., None]:

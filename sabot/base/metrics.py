@@ -31,6 +31,8 @@ _Key = tuple[str, str, str, str, str]  # name, operator, topic, partition, worke
 
 @dataclass(frozen=True, slots=True)
 class _Kind:
+    """A metric without its values."""
+
     type: Literal["counter", "gauge", "histogram"]
     labels: tuple[str, ...]
     text: str

@@ -17,13 +17,21 @@ import re
 import threading
 import weakref
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from difflib import get_close_matches
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 from urllib.parse import quote, quote_plus, unquote
 
 HIDDEN = "***"
+
+
+def _late(pattern: str, flags: int = 0) -> Callable[[], re.Pattern[str]]:
+    """Returns a function that compiles the pattern when it is called first: most programs search no text for secrets, and the
+    patterns are long.
+    """
+    return cache(lambda: re.compile(pattern, flags))
+
 
 _NAMES = "|".join(
     (
@@ -32,14 +40,14 @@ _NAMES = "|".join(
         r"(?<![A-Za-z0-9])sig(?![A-Za-z0-9])",
     )
 )
-_SECRET_NAME = re.compile(_NAMES, re.IGNORECASE)
-_SECRET = re.compile(rf"{_NAMES}|(?:^|[._-])(?:key|sas|pass|pw|creds?)(?:$|[._-])", re.IGNORECASE)
+_SECRET_NAME = _late(_NAMES, re.IGNORECASE)
+_SECRET = _late(rf"{_NAMES}|(?:^|[._-])(?:key|sas|pass|pw|creds?)(?:$|[._-])", re.IGNORECASE)
 # A part of a name that resembles one of these is taken for its misspelt form, except the words of `_NO_SECRETS`.
 _OFTEN_MISSPELT = ("password", "passphrase", "secret", "token", "credentials", "signature", "authorization", "apikey")
 _NO_SECRETS = {"secure", "section", "taken", "broken", "tokens"}
 _ALIKE = 0.8
 # Names of counts of a model's tokens, which are no secrets if the value is a number.
-_COUNT = re.compile(
+_COUNT = _late(
     r"(?:max|min|most|num|total|input|output|prompt|completion|cached?|reasoning|thinking|context|pending|reserved)[\w\-]{0,32}tokens"
     r"(?:_(?:hourly|daily|monthly))?"
     r"|tokens[_-](?:used|left|per[_-]\w{1,16})|token[_-](?:count|limit|budget)",
@@ -47,7 +55,7 @@ _COUNT = re.compile(
 )
 # An unknown name of these families is taken for the misspelt name of a secret.
 _FAMILIES = ("sasl", "ssl", "oauth")
-_IN_FAMILY = re.compile(rf"(?:^|\.)((?:{'|'.join(_FAMILIES)}).*)")
+_IN_FAMILY = _late(rf"(?:^|\.)((?:{'|'.join(_FAMILIES)}).*)")
 _HARMLESS = {
     "enable.sasl.oauthbearer.unsecure.jwt",
     "enable.ssl.certificate.verification",
@@ -82,7 +90,7 @@ _HARMLESS = {
     "sslsni",
 }
 _CHOICES = {"sasl.mechanism", "sasl.mechanisms", "sasl.oauthbearer.method", "security.protocol", "sslmode"}
-_CHOICE = re.compile(r"[A-Za-z0-9_-]{1,24}")
+_CHOICE = _late(r"[A-Za-z0-9_-]{1,24}")
 # Hidden where settings are shown, but not searched for in texts, because many texts contain these values.
 _NAMED = {"sasl.username", "sasl.oauthbearer.client.id", "sasl.kerberos.principal"}
 _WORDS = frozenset(
@@ -105,26 +113,26 @@ _FIRSTS = 64  # bytes of a form among which its pieces are chosen
 
 # These are linear in the length of a text, because it may quote a payload of an attacker.
 _QUOTED = r"'(?:[^'\\]|\\.){0,1024}'|\"(?:[^\"\\]|\\.){0,1024}\""
-_PAIR = re.compile(
+_PAIR = _late(
     rf"((?:{_NAMES})[\w.\-]{{0,64}})(\s{{0,8}}=\s{{0,8}}(?={_QUOTED})|=)({_QUOTED}|[^\s&;,'\"]+)", re.IGNORECASE
 )
-_NUMBER = re.compile(
+_NUMBER = _late(
     r"(['\"]?)(?:[+-]?(?:\d[\d_]{0,11}(?:\.\d{1,6})?(?:e[+-]?\d{1,3})?|inf|nan)|None|True|False)\1[)\]}>.:]*",
     re.IGNORECASE,
 )
-_END_OF_NAME = re.compile(r"[\w.\-]{0,64}$")
-_URL_IN_TEXT = re.compile(r"(://)[^\s/@:'\"]{0,256}:[^\s/@'\"]{1,1024}@")
+_END_OF_NAME = _late(r"[\w.\-]{0,64}$")
+_URL_IN_TEXT = _late(r"(://)[^\s/@:'\"]{0,256}:[^\s/@'\"]{1,1024}@")
 # Not behind a slash: `key=1` may be a folder of a partition.
-_ANY_PAIR = re.compile(rf"(?<![^?&;,\s])([\w.\-]{{1,128}})(\s{{0,8}}=\s{{0,8}}(?={_QUOTED})|=)({_QUOTED}|[^\s&;,'\"]+)")
-_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.\-:]*")  # jdbc:postgresql too
-_REFERENCE = re.compile(r"\$\{env:[A-Za-z_]\w*\}")
-_NAME = re.compile(r"[A-Za-z0-9_.\-]*")
+_ANY_PAIR = _late(rf"(?<![^?&;,\s])([\w.\-]{{1,128}})(\s{{0,8}}=\s{{0,8}}(?={_QUOTED})|=)({_QUOTED}|[^\s&;,'\"]+)")
+_SCHEME = _late(r"[A-Za-z][A-Za-z0-9+.\-:]*")  # jdbc:postgresql too
+_REFERENCE = _late(r"\$\{env:[A-Za-z_]\w*\}")
+_NAME = _late(r"[A-Za-z0-9_.\-]*")
 # Control characters, characters without width, those that turn the direction of text, line and paragraph breaks, surrogates, tags.
 _HIDING = (
     r"\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u2028-\u202e\u2060-\u206f\u3164"
     r"\ufeff\uffa0\ufff0-\ufffb\ud800-\udfff\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff"
 )
-_UNSEEN, _UNSEEN_IN_LINE = re.compile(f"[{_HIDING}]"), re.compile(f"[{_HIDING}\\t\\n]")
+_UNSEEN, _UNSEEN_IN_LINE = _late(f"[{_HIDING}]"), _late(f"[{_HIDING}\\t\\n]")
 _PLAIN = (str, int, float, bool, type(None))
 
 
@@ -284,7 +292,7 @@ def shown_setting(name: str, value: object) -> object:
     """Returns the value of a setting as messages, tables and pages may show it, as `redacted` does. A reference to a
     variable of the environment (`${env:NAME}`) stays.
     """
-    if isinstance(value, str) and _REFERENCE.fullmatch(value):
+    if isinstance(value, str) and _REFERENCE().fullmatch(value):
         return value
     if _is_secret(name, value) or setting_name(name) != name:
         return HIDDEN
@@ -327,14 +335,14 @@ def _is_address(text: str) -> bool:
     scheme, separator, _ = text.partition("://")
     if not separator:
         return text[:5].lower() == "jdbc:"
-    return _SCHEME.fullmatch(scheme) is not None or text[:5].lower() == "jdbc:"
+    return _SCHEME().fullmatch(scheme) is not None or text[:5].lower() == "jdbc:"
 
 
 def setting_name(text: str) -> str:
     """Returns the beginning of `text` that can be the name of a setting: of `sasl.password=…` only the part before
     `=`, because the rest is a value.
     """
-    match = _NAME.match(str(text))
+    match = _NAME().match(str(text))
     name = match[0] if match is not None else ""
     return name if name == text else f"{name}…"
 
@@ -345,9 +353,9 @@ def scrubbed(text: str) -> str:
     """
     text = _known.hide(text)
     if "://" in text:
-        text = _URL_IN_TEXT.sub(rf"\1{HIDDEN}@", text)
+        text = _URL_IN_TEXT().sub(rf"\1{HIDDEN}@", text)
     if "=" in text:
-        text = _PAIR.sub(_hide_value, text)
+        text = _PAIR().sub(_hide_value, text)
     return text
 
 
@@ -370,7 +378,7 @@ def visible(text: str, *, lines: bool = True) -> str:
     """
     if text.isprintable() and text.isascii():
         return text
-    return (_UNSEEN if lines else _UNSEEN_IN_LINE).sub(lambda found: ascii(found[0])[1:-1], text)
+    return (_UNSEEN if lines else _UNSEEN_IN_LINE)().sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 def without_secrets(text: str) -> str:
@@ -401,7 +409,7 @@ def holds_secret(name: object, value: object) -> bool:
     """Returns True if the value of a field of a record, or of a header, is secret by its name (`authorization`,
     `api_key`). Numbers, truth values and None are none. Fewer names count than for settings: a field may be a `key`.
     """
-    named = isinstance(name, str) and _SECRET_NAME.search(name) is not None
+    named = isinstance(name, str) and _SECRET_NAME().search(name) is not None
     return named and value is not None and not isinstance(value, bool | int | float)
 
 
@@ -430,14 +438,14 @@ def _is_secret(name: str, value: object) -> bool:
     words, any other value counts as a secret that was given under the wrong name.
     """
     name = str(name).lower()
-    if (inner := _IN_FAMILY.search(name)) is not None and name not in _HARMLESS:
+    if (inner := _IN_FAMILY().search(name)) is not None and name not in _HARMLESS:
         name = inner[1]
     name = name.removeprefix("key.")  # of SQL: what follows is an option for the keys of records
     if name in _CHOICES and isinstance(value, str):
-        return _CHOICE.fullmatch(value) is None
+        return _CHOICE().fullmatch(value) is None
     if name in _HARMLESS or _is_count(name, value):
         return False
-    return name.startswith(_FAMILIES) or _SECRET.search(name) is not None or _is_misspelt(name)
+    return name.startswith(_FAMILIES) or _SECRET().search(name) is not None or _is_misspelt(name)
 
 
 @lru_cache(maxsize=1024)
@@ -464,12 +472,12 @@ def _parts(rest: str) -> tuple[str, str]:
 
 def _pairs(text: str) -> Iterator["re.Match[str]"]:
     """Yields the matches of `password=…` and the like in the text."""
-    return (pair for pair in _PAIR.finditer(text) if not _says_count(pair))
+    return (pair for pair in _PAIR().finditer(text) if not _says_count(pair))
 
 
 def _secret_pairs(text: str) -> Iterator["re.Match[str]"]:
     """Yields the matches of `name=value` in an address whose name is one of a secret, also a misspelt one."""
-    return (pair for pair in _ANY_PAIR.finditer(text) if _is_secret(pair[1], pair[3].strip("'\"")))
+    return (pair for pair in _ANY_PAIR().finditer(text) if _is_secret(pair[1], pair[3].strip("'\"")))
 
 
 def _without_pairs(text: str) -> str:
@@ -479,17 +487,17 @@ def _without_pairs(text: str) -> str:
         secret = _is_secret(pair[1], pair[3].strip("'\""))
         return f"{pair[1]}{pair[2]}{HIDDEN}" if secret else pair[0]
 
-    return _PAIR.sub(_hide_value, _ANY_PAIR.sub(hide, text)) if "=" in text else text
+    return _PAIR().sub(_hide_value, _ANY_PAIR().sub(hide, text)) if "=" in text else text
 
 
 def _says_count(pair: "re.Match[str]") -> bool:
-    before = _END_OF_NAME.search(pair.string[max(0, pair.start() - 64) : pair.start()])
+    before = _END_OF_NAME().search(pair.string[max(0, pair.start() - 64) : pair.start()])
     return _is_count(f"{before[0] if before is not None else ''}{pair[1]}", pair[3])
 
 
 def _is_count(name: str, value: object) -> bool:
     """Returns True for a count of tokens, such as `max_tokens=5`."""
-    return _COUNT.fullmatch(name.rpartition(".")[2]) is not None and _NUMBER.fullmatch(str(value)) is not None
+    return _COUNT().fullmatch(name.rpartition(".")[2]) is not None and _NUMBER().fullmatch(str(value)) is not None
 
 
 def _hide_value(pair: "re.Match[str]") -> str:

@@ -37,6 +37,8 @@ _Statistics = Callable[[], dict[str, Any]]  # `ExecutionEngine.statistics`; whil
 
 @dataclass(frozen=True, slots=True)
 class _Member:
+    """An owner of figures of models, with its label."""
+
     label: _Label
     counts: _Counts
     statistics: "weakref.WeakMethod[_Statistics]"

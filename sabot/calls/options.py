@@ -1,13 +1,14 @@
 """The user's options for calls: concurrency, time-out, retries, rate. They are parsed and checked only here."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Literal, TypedDict
 
 from sabot.base.arrays import python_value
 from sabot.base.backoff import Backoff
 from sabot.base.checks import OneOf, Whole, check
 from sabot.base.config import Duration, parse_rate, parse_seconds
+from sabot.base.dataclass import dataclass
 from sabot.errors import UserError
 
 Trim = Literal["drop_oldest", "summarize", "refuse"]

@@ -79,6 +79,8 @@ class TaskSnapshot:
 
 @dataclass(frozen=True)
 class _Task:
+    """A task that takes part, by the functions that the coordinator calls."""
+
     inject: Callable[[int], None]
     abort: Callable[[int], None]
     hint: Callable[[], str] | None

@@ -4,7 +4,7 @@ import contextlib
 import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from sabot.api.settings import Settings
+from sabot.base.dataclass import dataclass
 from sabot.base.logs import LOG_LEVELS, as_json, name_program, set_up_logging
 from sabot.base.options import option, options_of
 from sabot.base.redaction import redacted_url, scrubbed, visible

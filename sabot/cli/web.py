@@ -6,7 +6,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,6 +14,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import typer
 
+from sabot.base.dataclass import dataclass
 from sabot.base.logs import set_up_logging
 from sabot.base.options import option
 from sabot.base.redaction import has_password, keep_url, redacted_url, visible, without_password

@@ -7,11 +7,10 @@ new end is a SIGBUS.
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from pyarrow import parquet as pq
 
 from sabot.base.arrays import broadcast, epoch
 from sabot.base.checks import OneOf, check
@@ -19,6 +18,9 @@ from sabot.connectors.files.columns import ColumnFormat, ColumnReader, Gathered,
 from sabot.connectors.files.format import FileReader, FoundRows, RowWriter, Share, no_place
 from sabot.connectors.files.paths import DataFile, RemotePath, codec_of, last_bytes
 from sabot.errors import UserError
+
+if TYPE_CHECKING:  # it is loaded with the first Parquet file
+    from pyarrow.parquet import ParquetFile
 
 _ROWS = 1 << 18  # of a row group
 _COMPRESSIONS = ("snappy", "zstd", "lz4", "gzip", "brotli", "none")
@@ -71,25 +73,33 @@ class ParquetFormat(ColumnFormat):
                     column.cast(pa.timestamp("ms", field.type.tz))
 
     def batches(self, path: Path) -> Iterator[pa.RecordBatch]:
-        with pq.ParquetFile(path) as opened:
+        from pyarrow.parquet import ParquetFile
+
+        with ParquetFile(path) as opened:
             yield from opened.iter_batches(use_threads=False)
 
     def columns_in(self, path: Path) -> list[str]:
+        from pyarrow.parquet import read_schema
+
         try:
-            return list(pq.read_schema(path).names)
+            return list(read_schema(path).names)
         except pa.ArrowInvalid as error:
             raise UserError(
                 f"file {os.fspath(path)!r} is damaged: {error}", hint="repair it or move it away"
             ) from error
 
     def writer(self, file: Any, schema: pa.Schema) -> RowWriter[pa.RecordBatch]:
-        return Gathered(pq.ParquetWriter(file, schema, compression=self._compression), file, _ROWS)
+        from pyarrow.parquet import ParquetWriter
+
+        return Gathered(ParquetWriter(file, schema, compression=self._compression), file, _ROWS)
 
 
-def _parquet(path: str, int96_unit: str = "us") -> pq.ParquetFile:
+def _parquet(path: str, int96_unit: str = "us") -> "ParquetFile":
     """Opens a file. `int96_unit`: the unit of its times in INT96, as Spark and Hive write them. They are of any year, and Arrow would
     make ns of them, which end in 2262: a later one came out as another time.
     """
+    from pyarrow.parquet import ParquetFile
+
     if codec_of(path) is not None:
         raise UserError(f"file {path!r}: Parquet is compressed inside, not as a whole", hint="decompress it")
     opened = (
@@ -97,7 +107,7 @@ def _parquet(path: str, int96_unit: str = "us") -> pq.ParquetFile:
     )  # ParquetFile closes the file only if it has opened it by its path
     # `pre_buffer` lets other threads fetch the columns of a row group at once: of a store that saves requests, of this machine it
     # costs more than it gives. Pages that have checksums are checked.
-    return pq.ParquetFile(
+    return ParquetFile(
         opened, pre_buffer=opened is not path, page_checksum_verification=True, coerce_int96_timestamp_unit=int96_unit
     )
 

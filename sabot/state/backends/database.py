@@ -15,28 +15,19 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from rocksdict import (
-    AccessType,
-    BlockBasedOptions,
-    Cache,
-    Checkpoint,
-    DbClosedError,
-    DBCompressionType,
-    IngestExternalFileOptions,
-    Options,
-    Rdict,
-    SstFileWriter,
-)
 
 from sabot.base.disk import TemporaryFolder, make_folder, private
 from sabot.base.inner_paths import wrong_path
 from sabot.base.os_errors import checkpoint_error
 from sabot.errors import UNREADABLE, CorruptCheckpoint, SabotError, UserError
 from sabot.state.files import link_for_reading
+
+if TYPE_CHECKING:  # it is loaded with the first database: the state of most programs that try Sabot out is in memory
+    from rocksdict import Options
 
 MARK_FILE = "sabot-state.json"
 _FORMAT = 1
@@ -58,7 +49,7 @@ Piece = tuple[Sequence[bytes], Sequence[bytes | None]]
 """Keys and their values; the value None deletes its key."""
 
 
-def database_options(cache_bytes: int, extra: Mapping[str, Any], *, lookups: bool = False) -> Options:
+def database_options(cache_bytes: int, extra: Mapping[str, Any], *, lookups: bool = False) -> "Options":
     """Returns the settings of a database. `extra`: arguments for `Options` setters by name. Raises UserError for an
     unknown setter.
 
@@ -66,7 +57,9 @@ def database_options(cache_bytes: int, extra: Mapping[str, Any], *, lookups: boo
     per key), and blocks are not compressed: a read took 1.9 us instead of 6.3 us with a million keys and a cache of
     32 MB.
     """
-    options = Options(raw_mode=True)
+    import rocksdict
+
+    options = rocksdict.Options(raw_mode=True)
     options.create_if_missing(True)
     options.create_missing_column_families(True)
     options.set_stats_dump_period_sec(0)
@@ -76,12 +69,12 @@ def database_options(cache_bytes: int, extra: Mapping[str, Any], *, lookups: boo
         1
     )  # RocksDB would make 16 files; if one cannot be made, it ends the process (SIGABRT)
     options.set_max_manifest_file_size(_MANIFEST_BYTES)
-    table = BlockBasedOptions()
+    table = rocksdict.BlockBasedOptions()
     table.set_bloom_filter(10, False)
-    table.set_block_cache(Cache(cache_bytes))
+    table.set_block_cache(rocksdict.Cache(cache_bytes))
     table.set_cache_index_and_filter_blocks(not lookups)
     if lookups:
-        options.set_compression_type(DBCompressionType.none())
+        options.set_compression_type(rocksdict.DBCompressionType.none())
     options.set_block_based_table_factory(table)
     for name, value in extra.items():
         setter = getattr(options, name if name.startswith("set_") else f"set_{name}", None)
@@ -99,7 +92,9 @@ class StateDatabase:
     values can then be removed.
     """
 
-    def __init__(self, directory: Path, options: Options, *, sealed: bool) -> None:
+    def __init__(self, directory: Path, options: "Options", *, sealed: bool) -> None:
+        from rocksdict import Rdict
+
         self.directory = directory
         self._options = options
         self._sealed = sealed
@@ -140,6 +135,8 @@ class StateDatabase:
 
     def statistics(self) -> dict[str, int]:
         """Returns RocksDB's own estimates; 0 once the database is closed."""
+        from rocksdict import DbClosedError
+
         figures = {"keys": 0, "bytes": 0}
         with suppress(DbClosedError):  # another thread may ask while the run ends
             for name, family in list(self._families.items()):
@@ -201,6 +198,8 @@ class StateDatabase:
 
     def checkpoint(self, directory: Path) -> None:
         """Makes a new directory with hard links to all files; it can be opened as a database of its own."""
+        from rocksdict import Checkpoint
+
         self._check_open()
         Checkpoint(self._db).create_checkpoint(str(directory))
         files = {file.name: file.stat().st_size for file in directory.iterdir()}
@@ -228,6 +227,8 @@ class StateDatabase:
 
     def _ingest(self, name: str, pieces: Iterable[Piece]) -> None:
         """Writes the pieces, which are in key order, to a file, and adds the file to the database."""
+        from rocksdict import IngestExternalFileOptions, SstFileWriter
+
         self._check_open()
         file = self.directory.with_name(f"{self.directory.name}.{next(_file_numbers)}.sst")
         writer = SstFileWriter(self._options)
@@ -283,6 +284,8 @@ def read_database(directory: Path) -> Iterator[tuple[str, bytes, bytes]]:
     """Yields the entries (namespace, key, stored value) of a checkpoint, without writing into it. Raises
     CorruptCheckpoint.
     """
+    from rocksdict import AccessType, Rdict
+
     options = database_options(8 << 20, {})
     with TemporaryFolder("sabot-database-") as folder:
         view = folder / "db"
