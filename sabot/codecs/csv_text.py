@@ -10,6 +10,7 @@ from pyarrow import csv
 
 from sabot._cython.arrow.batch import normalise
 from sabot.base.arrays import has_far_times, time_texts, to_unit
+from sabot.codecs.json import loses_digits, whole_number
 from sabot.errors import UserError
 
 _UNQUOTABLE = '"\r\n'
@@ -115,6 +116,38 @@ def _plausible(kind: Any) -> str | None:
     if pa.types.is_date(kind):
         return "^[-0-9]+$"
     return "^[0-9][-+0-9T:.Z ]*$" if pa.types.is_timestamp(kind) else None
+
+
+_INTEGER = r"^\s*-?[0-9]+\s*$"
+_CODE = r"^\s*(\+[0-9]+|[+-]?0[0-9]+|[+-]?0[xX][0-9a-fA-F]+)\s*$"  # whole numbers as no program writes them
+_LONG = r"^\s*-?[0-9]{16,}\s*$"
+
+
+def are_whole(texts: Any) -> bool:
+    """Returns True if all texts are whole numbers."""
+    return bool(pc.all(pc.match_substring_regex(texts, _INTEGER)).as_py())
+
+
+def codes(texts: Any) -> Any:
+    """Returns the indexes of texts that are codes: two of them may be one number, as 01234 and 1234 are."""
+    return _matching(texts, _CODE)
+
+
+def long_numbers(texts: Any) -> Any:
+    """Returns the indexes of texts that are whole numbers of which floats lose digits."""
+    found = _matching(texts, _LONG)
+    lost = [loses_digits(whole_number(text)) for text in texts.take(pa.array(found, pa.int64())).to_pylist()]
+    return found[np.array(lost, bool)]
+
+
+def _matching(texts: Any, pattern: str) -> Any:
+    return np.flatnonzero(np.asarray(pc.match_substring_regex(texts, pattern).fill_null(False)))
+
+
+def changed_texts(texts: Any, kind: Any) -> dict[int, str]:
+    """Returns the part that is lost of each text that is another one as a number of a type, by the index of the text."""
+    found = dict.fromkeys(codes(texts).tolist(), "zeros, a sign or hexadecimal digits")
+    return found | dict.fromkeys(long_numbers(texts).tolist() if pa.types.is_floating(kind) else (), "digits")
 
 
 def failing_texts(texts: pa.Array, kind: Any) -> list[int]:

@@ -14,7 +14,7 @@ from sabot.codecs.arrow import ArrowCodec, ArrowEncoder
 from sabot.codecs.base import Codec, Encoder, Format, LostFloats
 from sabot.codecs.csv import CsvCodec, CsvEncoder
 from sabot.codecs.csv_text import checked_delimiter, convert_options, refuse_csv_types
-from sabot.codecs.json import INFERENCE_ROWS, JsonCodec, JsonEncoder, TimesInJson, schema_of_text
+from sabot.codecs.json import INFERENCE_ROWS, InferredColumns, JsonCodec, JsonEncoder, TimesInJson, schema_of_text
 from sabot.codecs.raw import VALUE, RawCodec, RawEncoder
 from sabot.codecs.records import RECORD_SCHEMA, refuse_types
 from sabot.errors import UserError
@@ -44,7 +44,9 @@ class Json(Format):
     def codec(
         self, topic: str, schema: pa.Schema | None, columns: Sequence[str] | None = None, text: str | None = None
     ) -> Codec:
-        return JsonCodec(_selected(schema, columns, text), self.sample_rows)
+        found = _selected(schema, columns, text)
+        inferred = InferredColumns(topic, found) if schema is None and found is not None else None
+        return JsonCodec(found, self.sample_rows, name=topic, inferred=inferred)
 
     def encoder(self, topic: str) -> Encoder:
         return JsonEncoder(self.times)

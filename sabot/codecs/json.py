@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from itertools import islice
 from typing import Any, Literal, TypeAlias, get_args
@@ -21,11 +21,18 @@ _NAMED = 100  # from so many records of a batch the names of fields are taken
 TimesInJson = Literal["ms", "iso", "sql"]
 _NO_COLUMNS = pa.schema([])
 _Shape: TypeAlias = Any
-"""The type of a value: None, "bool", "int64", "decimal", "float64", "string", [shape of the items], {name: shape}."""
-_NUMBERS = ("int64", "decimal", "float64")  # each holds the ones before it
+"""The type of a value: None, "bool", one of _INTEGERS, "float64", "string", [shape of the items], {name: shape}."""
+_WIDE = (
+    "round",
+    "decimal",
+)  # integers of more than 64 bits; floats keep the digits of "int64" and "round", not of the others
+_LONG = ("long", "decimal")
+_INTEGERS = ("int64", *_WIDE, *_LONG)
 _TYPES = {"bool": pa.bool_(), "int64": pa.int64(), "float64": pa.float64(), "string": pa.string()}
-_TYPES["decimal"] = pa.decimal128(38, 0)
-_BIG = 1 << 64
+_TYPES |= {"long": pa.int64(), **dict.fromkeys(_WIDE, pa.decimal128(38, 0))}
+_MOST_DIGITS = 40  # more than a decimal has; Python refuses to read the longest
+_TOO_LONG = 10**_MOST_DIGITS + 1
+_TOLD = 10  # so many new fields are named
 
 
 class JsonCodec:
@@ -36,10 +43,22 @@ class JsonCodec:
     with the same schema.
     """
 
-    def __init__(self, schema: pa.Schema | None = None, sample_rows: int = INFERENCE_ROWS) -> None:
-        """`sample_rows`: the number of records from which a missing schema is inferred."""
+    def __init__(
+        self,
+        schema: pa.Schema | None = None,
+        sample_rows: int = INFERENCE_ROWS,
+        *,
+        name: str = "",
+        inferred: "InferredColumns | None" = None,
+    ) -> None:
+        """`sample_rows`: the number of records from which a missing schema is inferred. `name`: the topic, for the log. `inferred`: the
+        columns if `schema` was inferred before.
+        """
         self._sample_rows = sample_rows
-        self._decoder = None if schema is None else JsonDecoder(schema)
+        self._name = name
+        self._inferred = inferred
+        self._decoder = None if schema is None else decoder_of(schema, inferred)
+        self._others = 0
 
     @property
     def schema(self) -> pa.Schema | None:
@@ -54,7 +73,12 @@ class JsonCodec:
         return schema_text(self.schema)
 
     def another(self) -> "JsonCodec":
-        return JsonCodec(self.schema, self._sample_rows)
+        return JsonCodec(self.schema, self._sample_rows, name=self._name, inferred=self._inferred)
+
+    def take_inferred(self, inferred: "InferredColumns") -> None:
+        """Notes that the schema, which this codec was given, was inferred before. Called before `decode`."""
+        assert self.schema is not None
+        self._inferred, self._decoder = inferred, decoder_of(self.schema, inferred)
 
     def decode(self, batch: pa.RecordBatch) -> tuple[pa.RecordBatch, list[BadRow]]:
         """Decodes the column `payload`. Returns the good rows, in order, and the bad rows, which never stop a batch.
@@ -68,8 +92,60 @@ class JsonCodec:
                 return readable, bad
             unreadable = {row.row for row in bad}
             rows = [row for row in range(len(payloads)) if row not in unreadable][: self._sample_rows]
-            self._decoder = JsonDecoder(infer_schema(payloads.take(pa.array(rows, pa.int64())).to_pylist()))
-        return self._decoder.decode(payloads)
+            found = infer_schema(payloads.take(pa.array(rows, pa.int64())).to_pylist())
+            self._inferred = InferredColumns(self._name, found)
+            self._decoder = decoder_of(found, self._inferred)
+        decoded = self._decoder.decode(payloads)
+        if self._inferred is not None and self._decoder.others > self._others:
+            self._others = self._decoder.others
+            self._inferred.tell_others("the records have", self._decoder.other_names())
+        return decoded
+
+
+class InferredColumns:
+    """Columns that were inferred from the first records, and the fields of later ones that no column has: they are left out, and each is
+    logged once.
+
+    `name`: the name of the stream, for the log. `guessed`: the columns whose types were inferred too; None: all.
+    """
+
+    def __init__(self, name: str, schema: pa.Schema, guessed: Collection[str] | None = None) -> None:
+        self._name = name
+        self._known = set(paths_of(schema))
+        self._told: set[str] = set()
+        self.guessed = frozenset(schema.names if guessed is None else guessed)
+
+    def tell_others(self, where: str, names: Iterable[str], what: str = "field") -> None:
+        """Logs those of the names that no column has. `where`: what has them, with its verb."""
+        for name in names:
+            if name in self._known or name in self._told or len(self._told) > _TOLD:
+                continue
+            if any(name.startswith((f"{above}.", f"{above}[")) for above in self._told):
+                continue
+            self._told.add(name)
+            if len(self._told) > _TOLD:
+                _log.warning("stream %s: %s more such %ss, which are left out too", self._name, where, what)
+                return
+            _log.warning(
+                "stream %s: %s a %s %r that its columns lack, as they were inferred from earlier rows: it is left out (schema= takes it)",
+                *(self._name, where, what, name),
+            )
+
+
+def paths_of(fields: Iterable[Any], above: str = "") -> Iterator[str]:
+    """Yields the paths of fields and of those below them, as `JsonDecoder.other_names` has them. `above`: the path before them."""
+    for field in fields:
+        kind, path = field.type, f"{above}{field.name}"
+        yield path
+        while pa.types.is_list(kind):
+            kind, path = kind.value_type, f"{path}[]"
+        if pa.types.is_struct(kind):
+            yield from paths_of(kind, f"{path}.")
+
+
+def decoder_of(schema: pa.Schema, inferred: InferredColumns | None) -> JsonDecoder:
+    """Returns the decoder of these columns, of which some may have been inferred."""
+    return JsonDecoder(schema, () if inferred is None else inferred.guessed)
 
 
 _Path: TypeAlias = tuple[str, ...]
@@ -227,9 +303,10 @@ def infer_schema(payloads: Iterable[bytes | None]) -> pa.Schema:
     """Returns the narrowest schema that all valid payloads fit, of bool, int64, decimal128(38, 0), float64, string, list, struct and
     null.
 
-    Integers of which one needs more than 64 bits are decimals, because as floats two ids would be one; integers and floats together are
-    floats. Other types that disagree raise UserError naming the field and both types. Fields are in the order of their first
-    appearance. Payloads that are bad for every schema do not count; without a valid one the schema has no columns.
+    Integers of which one needs more than 64 bits are decimals, because as floats two ids would be one. Integers and floats together are
+    floats; if floats would lose digits of one of the integers, UserError is raised, which names the field and the integer. Other types that
+    disagree raise UserError naming the field and both types. Fields are in the order of their first appearance. Payloads that are bad
+    for every schema do not count; without a valid one the schema has no columns.
     """
     payloads = list(payloads)
     _, bad = JsonDecoder(_NO_COLUMNS).decode(payloads)
@@ -237,7 +314,13 @@ def infer_schema(payloads: Iterable[bytes | None]) -> pa.Schema:
     fields: _Shape = {}
     for number, payload in enumerate(payloads):
         if payload is not None and number not in skipped:
-            fields = _merged(fields, _shape(json.loads(payload, parse_int=_integer), ""), "")
+            try:
+                fields = _merged(fields, _shape(json.loads(payload, parse_int=whole_number), ""), "")
+            except _LosesDigits as error:
+                read = [
+                    each for at, each in enumerate(payloads[: number + 1]) if each is not None and at not in skipped
+                ]
+                raise _loses_digits(error.path, (json.loads(each, parse_int=str) for each in read)) from error
             if _count(fields) > FIELDS:
                 raise UserError(
                     f"columns cannot be inferred: the first {number + 1} records have more than {FIELDS} fields",
@@ -253,8 +336,53 @@ def _count(shape: _Shape) -> int:
     return _count(shape[0]) if isinstance(shape, list) else 0
 
 
-def _integer(text: str) -> int:
-    return int(text) if len(text) < 21 else _BIG  # Python refuses the longest
+def whole_number(text: str) -> int:
+    """Returns the whole number that a text is, or one that is as unfit for a decimal if it has more than 40 digits."""
+    return int(text) if len(text) <= _MOST_DIGITS else _TOO_LONG
+
+
+def loses_digits(value: int) -> bool:
+    """Returns True if the nearest float is not the number, and does not show its digits either, as 1.2345678901234567e+19 shows those of
+    12345678901234567000.
+    """
+    if -(2**53) <= value <= 2**53:
+        return False
+    digits = str(abs(value)).rstrip("0")
+    nearest = float(value)
+    return int(nearest) != value and repr(abs(nearest)).partition("e")[0].replace(".", "") != digits
+
+
+class _LosesDigits(Exception):
+    """Raised for a field with floats, and with an integer that loses digits as a float."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path)
+        self.path = path
+
+
+def _loses_digits(path: str, records: Iterable[Any]) -> UserError:
+    """Returns the error for a field, which names the first integer of its that loses digits as a float."""
+    texts = (text for record in records for at, text in _integers(record, "") if at == path)
+    text = next(each for each in texts if loses_digits(whole_number(each)))
+    decimal = f"decimal128(38, {max(0, min(18, 38 - len(text.lstrip('-'))))})"
+    number = text if len(text) <= _MOST_DIGITS else f"{text[:_MOST_DIGITS]}…"
+    return UserError(
+        f"field {path!r}: {number} in one row, and a number with a fraction or an exponent in another: floats, which hold both, would"
+        " lose digits of it, and make two such ids one",
+        hint=f'give a schema=, in which {path!r} is "{decimal}", or "float64" if the digits do not matter',
+    )
+
+
+def _integers(value: Any, path: str) -> Iterator[tuple[str, str]]:
+    """Yields the path and the text of each integer in a record that was read with integers as texts."""
+    if isinstance(value, dict):
+        for name, item in value.items():
+            yield from _integers(item, _below(path, name))
+    elif isinstance(value, list):
+        for item in value:
+            yield from _integers(item, f"{path}[]")
+    elif isinstance(value, str) and value.removeprefix("-").isdecimal():
+        yield path, value
 
 
 def _shape(value: object, path: str) -> _Shape:
@@ -263,7 +391,8 @@ def _shape(value: object, path: str) -> _Shape:
     if isinstance(value, bool):
         return "bool"
     if isinstance(value, int):
-        return "int64" if -(2**63) <= value < 2**63 else "decimal"
+        wide = not -(2**63) <= value < 2**63
+        return ("decimal" if wide else "long") if loses_digits(value) else "round" if wide else "int64"
     if isinstance(value, float):
         return "float64"
     if isinstance(value, str):
@@ -299,8 +428,13 @@ def _merged(a: _Shape, b: _Shape, path: str) -> _Shape:
         return merged
     if isinstance(a, list) and isinstance(b, list):
         return [_merged(a[0], b[0], f"{path}[]")]
-    if a in _NUMBERS and b in _NUMBERS:
-        return max(a, b, key=_NUMBERS.index)
+    if a in _INTEGERS and b in _INTEGERS:
+        long = a in _LONG or b in _LONG
+        return ("decimal" if long else "round") if a in _WIDE or b in _WIDE else "long"
+    if "float64" in (a, b) and (a in _INTEGERS or b in _INTEGERS):
+        if a in _LONG or b in _LONG:
+            raise _LosesDigits(path)
+        return "float64"
     raise UserError(
         f"field {path!r}: its type is {_arrow_type(a)} in one row and {_arrow_type(b)} in another",
         hint="give a schema",

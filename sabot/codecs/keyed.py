@@ -201,6 +201,11 @@ class _KeyedCodec:
         return whole.filter(pa.array(good)), bad
 
 
+def payload_codec(codec: Codec) -> Codec:
+    """Returns the codec of the payloads: that inside of a codec that reads keys too."""
+    return codec._payloads if isinstance(codec, _KeyedCodec) else codec
+
+
 def key_rows_of(format: Format, schema: pa.Schema, keys: Sequence[str]) -> KeyRows | None:
     """Returns the reader of the keys of records that a format brings, or None. `keys`: the columns of the key in `schema`.
 

@@ -21,7 +21,7 @@ After a crash no method is called: a new process opens the source at the positio
 # ruff: noqa: B027  a default that does nothing is what most connectors need
 
 from abc import ABC, abstractmethod, update_abstractmethods
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import wraps
 from typing import Any, Literal, TypeVar
@@ -329,6 +329,11 @@ class Scans(ABC):
 
     has_records: bool = True
     """True if the source returns undecoded records unless `scan` is called. False if its rows are always columns."""
+
+    guessed: Collection[str] = ()
+    """The columns of the `schema` that `scan` gets whose types were inferred, and not declared. In them a value that reads as another one
+    of the type, as 01234 reads as 1234, is one that does not fit. Set before `scan` is called.
+    """
 
     @abstractmethod
     def scan(self, schema: pa.Schema | None, columns: Sequence[str] | None) -> bool:
@@ -757,12 +762,17 @@ def start_of(source: Source, start: Place) -> Place:
     return "earliest" if isinstance(source, Bounded) and not isinstance(source, TakesBound) else start
 
 
-def scan(source: Source, schema: pa.Schema | None, columns: Sequence[str] | None) -> bool:
-    """Asks the source for decoded columns, as `Scans.scan`. For a source without that ability, returns True if it has
-    a schema of its own; then all its columns come. Raises UserError if such a source lacks a column of `schema`, or
-    has it with another type.
+def scan(
+    source: Source, schema: pa.Schema | None, columns: Sequence[str] | None, guessed: Collection[str] = ()
+) -> bool:
+    """Asks the source for decoded columns, as `Scans.scan`; `guessed`: as in Scans.
+
+    For a source without that ability, returns True if it has a schema of its own; then all its columns come. Raises
+    UserError if such a source lacks a column of `schema`, or has it with another type.
     """
     if isinstance(source, Scans):
+        if guessed:
+            source.guessed = guessed
         return source.scan(schema, columns)
     own = source.schema
     if own is None:

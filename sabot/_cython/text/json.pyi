@@ -1,4 +1,4 @@
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -45,10 +45,20 @@ class JsonDecoder:
     is not an object, nesting deeper than 512. An int fits a float column; a float without a fraction does not fit an
     int column. NaN and Infinity are not JSON. A byte order mark before a payload is skipped. Digits of a time beyond
     the column's unit are dropped.
+
+    `guessed`: the columns whose types were inferred, and not declared. In them an int makes a bad row if a float64 would
+    lose digits of it; else the nearest float is taken.
     """
 
     schema: pa.Schema
-    def __init__(self, schema: pa.Schema) -> None: ...
+    def __init__(self, schema: pa.Schema, guessed: Collection[str] = ()) -> None: ...
+    @property
+    def others(self) -> int:
+        """The number of names of unknown fields so far, of the first 1,024 names of each object, and shorter than 64 bytes."""
+
+    def other_names(self) -> list[str]:
+        """Returns these names as paths: "id", "order.items[].price". No call may decode meanwhile."""
+
     def decode(self, payloads: Sequence[bytes | None] | pa.Array[Any] | Any) -> tuple[pa.RecordBatch, list[BadRow]]:
         """Decodes payloads. Returns the good rows, in order, and the bad rows.
 

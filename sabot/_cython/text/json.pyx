@@ -58,6 +58,7 @@ cdef extern from "text/json_parse.h" namespace "sabot" nogil:
     cppclass Node:
         int precision
         int scale
+        cbool exact
         vector[ClockStep] clock
         Node(int kind, cbool nullable, int64_t per_second, const string& path, const string& type) except +
         void add_child(Node* child, const string& name) except +  # takes ownership
@@ -70,7 +71,10 @@ cdef extern from "text/json_parse.h" namespace "sabot" nogil:
 
     cppclass Decoder:
         Node root
+        int64_t others
         Decoder() except +
+        @staticmethod
+        void unwanted(const Node& node, vector[string]& paths) except +
         # Each may be called from any thread; concurrent calls wait for each other. `out` becomes a struct array that
         # owns its buffers.
         void rows[Offset](
@@ -222,9 +226,9 @@ def clock_of(zone):
     return steps
 
 
-cdef int add_fields(Node* parent, list fields, int depth=1) except -1:
-    """Adds a node to `parent` for each (field, path). Raises UserError for types that JSON cannot represent, and for
-    names given twice.
+cdef int add_fields(Node* parent, list fields, object guessed, int depth=1) except -1:
+    """Adds a node to `parent` for each (field, path). `guessed`: the names of the columns whose types were inferred, or True below such
+    a column. Raises UserError for types that JSON cannot represent, and for names given twice.
     """
     cdef Node* node
     cdef int kind
@@ -240,12 +244,14 @@ cdef int add_fields(Node* parent, list fields, int depth=1) except -1:
         node = new Node(kind, field.nullable, unit, path.encode(), str(field.type).encode())
         if kind == DECIMAL128 or kind == DECIMAL256:
             node.precision, node.scale = field.type.precision, field.type.scale
+        below = guessed if depth > 1 else field.name in guessed
+        node.exact = below
         if kind == TIMESTAMP and field.metadata and TIME_ZONE in field.metadata:
             for shown, ahead in clock_of(field.metadata[TIME_ZONE].decode()):
                 node.clock.push_back(ClockStep(shown, ahead))
         parent.add_child(node, field.name.encode())  # the parent owns the node from here on, even if the next line raises
         if kind == STRUCT_ or kind == LIST_:
-            add_fields(node, children_of(field.type, path), depth + 1)
+            add_fields(node, children_of(field.type, path), below, depth + 1)
     return 0
 
 
@@ -259,17 +265,26 @@ cdef class JsonDecoder:
     cdef Decoder* decoder
     cdef readonly object schema
 
-    def __cinit__(self, schema):
+    def __cinit__(self, schema, guessed=()):
         self.decoder = new Decoder()
 
-    def __init__(self, schema):
+    def __init__(self, schema, guessed=()):
         if not isinstance(schema, pa.Schema):
             raise TypeError(f"a schema must be a pyarrow.Schema, not a {type(schema).__name__}")
         self.schema = schema
-        add_fields(&self.decoder.root, [(field, field.name) for field in schema])
+        add_fields(&self.decoder.root, [(field, field.name) for field in schema], guessed)
 
     def __dealloc__(self):
         del self.decoder
+
+    @property
+    def others(self):
+        return self.decoder.others
+
+    def other_names(self):
+        cdef vector[string] paths
+        Decoder.unwanted(self.decoder.root, paths)
+        return [path.decode() for path in paths]
 
     def decode(self, payloads):
         """Decodes payloads. Returns the good rows, in order, and the bad rows.

@@ -24,6 +24,7 @@
 #include <charconv>
 #include <climits>
 #include <cmath>
+#include <cstdio>
 #include <cstring>
 #include <memory>
 #include <mutex>
@@ -183,6 +184,7 @@ struct Node : ColumnBuilder<Node> {
     std::string type;           /* the type in pyarrow's notation, for messages */
     Keys keys;                  /* for struct: the names of the children and of unknown fields */
     int precision = 0, scale = 0; /* decimals: the number of digits, and of digits after the point */
+    bool exact = false;         /* float64: a whole number of which the nearest float loses digits is of the wrong type */
     std::vector<ClockStep> clock; /* timestamp: the clock of texts without an offset, ascending; empty for UTC */
 
     Node(int kind_, bool nullable_, int64_t per_second_, const std::string& path_, const std::string& type_)
@@ -330,8 +332,8 @@ static inline bool nearest(const Number& number, T& value) {
 #endif
 }
 
-/* Computes the nearest double. Returns false if the number is larger than any. */
-static inline bool to_double(const Number& number, double& value) {
+/* Computes the double of a number without a rounding before it. Returns false for a number that needs `nearest`. */
+static inline bool to_short_double(const Number& number, double& value) {
     if (SABOT_LIKELY(number.digits <= 19 && number.mantissa <= (uint64_t{1} << 53) && number.exponent >= -22 &&
                      number.exponent <= 22)) {
         /* Both operands are exact, so the single rounding is correct (Clinger 1990). */
@@ -340,7 +342,35 @@ static inline bool to_double(const Number& number, double& value) {
         value = number.negative ? -d : d;
         return true;
     }
-    return nearest(number, value);
+    return false;
+}
+
+/* Computes the nearest double. Returns false if the number is larger than any. */
+static inline bool to_double(const Number& number, double& value) { return to_short_double(number, value) || nearest(number, value); }
+
+/* Returns true if the nearest double `d` of a whole number of more than 15 digits keeps them: it is equal to the number, or the number
+   is how it is written with the fewest digits, as JavaScript writes 12345678901234567000. */
+__attribute__((noinline, cold)) static bool keeps(const Number& number, double d) {
+    const char* const text = reinterpret_cast<const char*>(number.begin) + number.negative;
+    size_t digits = static_cast<size_t>(number.digits), rest;
+    char exactly[400]; /* the greatest double has 309 digits before the point */
+    const int n = std::snprintf(exactly, sizeof exactly, "%.0f", std::fabs(d));
+    if (n == number.digits && std::memcmp(exactly, text, digits) == 0) return true;
+    for (rest = digits; rest > 1 && text[rest - 1] == '0'; rest--) {}
+    if (rest <= 15) return true; /* such numbers are distinct as doubles */
+#if defined(__cpp_lib_to_chars)
+    char shortest[32];
+    const char* const stop = std::to_chars(shortest, shortest + sizeof shortest, std::fabs(d), std::chars_format::scientific).ptr;
+    size_t same = 0;
+    for (const char* p = shortest; p < stop && *p != 'e'; p++) {
+        if (*p == '.') continue;
+        if (same == rest || *p != text[same]) return false;
+        same++;
+    }
+    return same == rest;
+#else
+    return false;
+#endif
 }
 
 /* Computes the nearest float. Returns false if the number is larger than any. */
@@ -460,6 +490,14 @@ static inline bool read_iso(const uint8_t* p, const uint8_t* end, int64_t& secon
 class Decoder {
   public:
     Node root{static_cast<int>(Kind::struct_), false, 0, "", "object"};
+    int64_t others = 0; /* the number of names in all `keys` that are not wanted */
+
+    /* Adds the paths of the names that are not wanted, at all levels, in the order in which each object met them. */
+    static void unwanted(const Node& node, std::vector<std::string>& paths) {
+        for (const Key& key : node.keys.keys)
+            if (key.field < 0) paths.push_back(node.path.empty() ? key.name : node.path + "." + key.name);
+        for (const auto& child : node.children) unwanted(*child, paths);
+    }
 
     /* Decodes n values of a binary array. `offsets` has n + 1 entries; `validity` is null, or bits from `bit` on.
 
@@ -754,7 +792,10 @@ class Decoder {
         found = -1;
         if (lone_surrogate) return p; /* no schema can have such a name */
         found = keys.find(name, n);
-        if (found < 0 && keys.keys.size() < MAX_KEYS && n < 64) found = keys.add(name, n, -1);
+        if (found < 0 && keys.keys.size() < MAX_KEYS && n < 64) {
+            found = keys.add(name, n, -1);
+            others++;
+        }
         return p;
     }
 
@@ -940,7 +981,10 @@ class Decoder {
                 if (SABOT_UNLIKELY(after == nullptr)) return no_number(node, p, depth);
                 if (node.kind == Kind::float64) {
                     double d;
-                    if (SABOT_UNLIKELY(!to_double(number, d))) return wrong(node, p, depth, "the number is out of range for ");
+                    if (SABOT_UNLIKELY(!to_short_double(number, d))) {
+                        if (!nearest(number, d)) return wrong(node, p, depth, "the number is out of range for ");
+                        if (node.exact && number.whole && !keeps(number, d)) return wrong(node, p, depth, "the number would lose digits in ");
+                    }
                     node.append(d);
                 } else {
                     float f;

@@ -1,10 +1,14 @@
-/* Finds one part of each text between separators, without a list of all parts, and the elements of a JSON array. All
-   functions are `nogil`, and `noexcept` but for the vectors of ArrayScan. */
+/* Finds one part of each text between separators, without a list of all parts, the elements of a JSON array, and codes among the
+   fields of CSV. All functions are `nogil`, and `noexcept` but for the vectors of ArrayScan. */
 #pragma once
 
 #include <cstdint>
 #include <cstring>
 #include <vector>
+
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
 
 namespace sabot {
 
@@ -143,6 +147,83 @@ struct ArrayScan {
         if (low == high && !even_blank) return;
         starts.push_back(low);
         sizes.push_back(high - low);
+    }
+};
+
+/* A search for codes in CSV: fields that look like whole numbers as no program writes them, such as 01234, +4930123 and 0x1F. */
+struct CodeScan {
+    const uint8_t* data;
+    int64_t n;
+    uint8_t delimiter;
+    const uint8_t* wanted; /* 1 for each of `fields` fields of a record that is looked at */
+    int64_t fields;
+
+    static bool is_digit(uint8_t c) { return static_cast<uint8_t>(c - '0') < 10; }
+    static bool is_blank(uint8_t c) { return c == ' ' || c == '\t'; }
+    bool ends(int64_t at) const { return at < 0 || at >= n || data[at] == delimiter || data[at] == '\n' || data[at] == '\r'; }
+
+    /* Returns true if a code may be in a wanted field: where quotes leave it open which field it is in, it counts as one. */
+    bool any() const {
+        int64_t at = 0;
+        if (n > 0 && is_code(at++)) return true;
+#if defined(__SSE2__)
+        /* Blanks, quotes, line breaks, and all delimiters but those that are letters or signs of their own, are at most ','. */
+        const __m128i most = _mm_set1_epi8(','), separator = _mm_set1_epi8(static_cast<char>(delimiter));
+        const __m128i zero = _mm_set1_epi8('0'), plus = _mm_set1_epi8('+'), minus = _mm_set1_epi8('-');
+        for (; at + 16 <= n; at += 16) {
+            const __m128i before = _mm_loadu_si128(reinterpret_cast<const __m128i*>(data + at - 1));
+            const __m128i here = _mm_loadu_si128(reinterpret_cast<const __m128i*>(data + at));
+            const __m128i begins = _mm_or_si128(_mm_cmpeq_epi8(_mm_min_epu8(before, most), before), _mm_cmpeq_epi8(before, separator));
+            const __m128i starts =
+                _mm_or_si128(_mm_cmpeq_epi8(here, zero), _mm_or_si128(_mm_cmpeq_epi8(here, plus), _mm_cmpeq_epi8(here, minus)));
+            unsigned found = static_cast<unsigned>(_mm_movemask_epi8(_mm_and_si128(begins, starts)));
+            for (; found; found &= found - 1)
+                if (is_code(at + __builtin_ctz(found))) return true;
+        }
+#endif
+        for (; at < n; at++)
+            if (is_code(at)) return true;
+        return false;
+    }
+
+    /* Returns true if a code in a wanted field may have its sign, or without one its first 0, here. */
+    bool is_code(int64_t at) const {
+        int64_t begin = at - 1, end = at + 1;
+        if (data[at] == '-' || data[at] == '+') {
+            if (end == n || (data[at] == '-' && data[end] != '0')) return false;
+            end += data[end] == '0';
+        } else if (data[at] != '0') {
+            return false;
+        }
+        while (begin >= 0 && data[begin] != delimiter && is_blank(data[begin])) begin--;
+        if (begin >= 0 && data[begin] == '"') begin--;
+        if (!ends(begin)) return false;
+        const bool is_hex = data[end - 1] == '0' && end < n && (data[end] | 0x20) == 'x';
+        end += is_hex;
+        const int64_t first = end;
+        while (end < n && (is_digit(data[end]) || (is_hex && (data[end] | 0x20) >= 'a' && (data[end] | 0x20) <= 'f'))) end++;
+        if (end == first && data[at] != '+') return false;
+        while (end < n && data[end] != delimiter && is_blank(data[end])) end++;
+        if (end < n && data[end] == '"') end++;
+        return ends(end) && may_be_wanted(begin + 1);
+    }
+
+    /* Returns true if the field that begins here may be a wanted one. */
+    bool may_be_wanted(int64_t field) const {
+        int64_t at = field, number = 0;
+        while (at > 0 && data[at - 1] != '\n' && data[at - 1] != '\r') at--;
+        while (at < field) {
+            if (data[at] == '"') {
+                for (at++; at < field && (data[at] != '"' || data[at + 1] == '"'); at++) at += data[at] == '"';
+                at++;
+                if (at >= field || data[at] != delimiter) return true; /* the line begins, or the field lies, in a quoted field */
+            }
+            for (; data[at] != delimiter; at++)
+                if (data[at] == '"') return true;
+            at++;
+            number++;
+        }
+        return number >= fields || wanted[number];
     }
 };
 

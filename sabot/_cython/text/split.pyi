@@ -24,3 +24,9 @@ def elements(data: Any) -> tuple[pa.BinaryArray, npt.NDArray[np.int64], int]:
     `data` begins in the array and outside of an element. A blank element is an empty one, except before the closing
     bracket and at the end of `data`. The GIL is released.
     """
+
+def may_have_codes(data: Any, delimiter: bytes, wanted: bytes) -> bool:
+    """Returns False if no wanted field of these records of CSV is a code: a whole number as no program writes it, such as
+    01234, +4930123 or 0x1F. True is no promise. `data`: a buffer of whole records. `wanted`: for each field of a
+    record, 1 if it is looked at, else 0. The GIL is released.
+    """

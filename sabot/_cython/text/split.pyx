@@ -1,4 +1,4 @@
-"""One part of each text, and the elements of a JSON array. See split.pyi for the contract; the loops are in split.h."""
+"""One part of each text, the elements of a JSON array, and codes in CSV. See split.pyi for the contract; the loops are in split.h."""
 
 import numpy as np
 import pyarrow as pa
@@ -11,7 +11,7 @@ from libcpp.vector cimport vector
 from sabot._cython.arrow.batch cimport plain_array
 from sabot._cython.arrow.columns cimport TYPE_TEXT, View, open_view
 
-__all__ = ["element_end", "elements", "split_part"]
+__all__ = ["element_end", "elements", "may_have_codes", "split_part"]
 
 
 cdef extern from "text/split.h" namespace "sabot" nogil:
@@ -32,6 +32,14 @@ cdef extern from "text/split.h" namespace "sabot" nogil:
         int64_t close
         void scan(const uint8_t* data, int64_t n, int64_t most, cbool keep) except +
         void copy(const uint8_t* data, int32_t* offsets, uint8_t* out) noexcept
+
+    cppclass CodeScan:
+        const uint8_t* data
+        int64_t n
+        uint8_t delimiter
+        const uint8_t* wanted
+        int64_t fields
+        cbool any() noexcept
 
 
 def split_part(texts, bytes by not None, int64_t index):
@@ -94,3 +102,17 @@ def elements(const uint8_t[::1] data):
             begins[i] = found.starts[i]
         found.copy(&data[0], &ends[1], out)
     return pa.BinaryArray.from_buffers(pa.binary(), count, [None, pa.py_buffer(offsets), made]), starts, found.close
+
+
+def may_have_codes(const uint8_t[::1] data, bytes delimiter not None, bytes wanted not None):
+    """Returns False if no wanted field is a code; see split.pyi."""
+    cdef CodeScan codes
+    cdef cbool found
+    if not len(data):
+        return False
+    codes.data, codes.n = &data[0], len(data)
+    codes.delimiter = delimiter[0]
+    codes.wanted, codes.fields = <const uint8_t*> PyBytes_AS_STRING(wanted), PyBytes_GET_SIZE(wanted)
+    with nogil:
+        found = codes.any()
+    return found

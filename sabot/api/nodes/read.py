@@ -135,6 +135,12 @@ class Read(Node):
             found = found.set(place, found.field(place).with_type(kind))
         return found
 
+    @property
+    def guessed(self) -> list[str]:
+        """The columns of the payloads whose types were inferred, and not declared."""
+        declared = {name for name, _ in self.overrides}
+        return [name for name in self.schema.names if name not in declared] if self.inferred and self.schema else []
+
     @cached_property
     def columns(self) -> pa.Schema | None:
         """The columns of the payloads and those of `fields`; None if the columns of the payloads are unknown. Raises

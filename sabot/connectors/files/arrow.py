@@ -11,8 +11,9 @@ import pyarrow as pa
 from pyarrow import ipc
 
 from sabot.base.checks import OneOf, check
+from sabot.codecs.json import paths_of
 from sabot.connectors.files.columns import ColumnFormat, ColumnReader, Gathered, all_columns, width_of
-from sabot.connectors.files.format import FileReader, RowWriter, Share, no_place
+from sabot.connectors.files.format import FileReader, RowWriter, Share, no_place, tell_columns
 from sabot.connectors.files.paths import DataFile, codec_of, last_bytes, open_raw, open_stream
 from sabot.errors import UserError
 
@@ -43,8 +44,10 @@ class ArrowFormat(ColumnFormat):
 
     def open_file(self, file: DataFile, offset: int, share: Share, schema: pa.Schema | None) -> FileReader:
         assert schema is not None, "open asks for columns"
-        reader = _StreamReader if _is_stream(file.path) else _IpcReader
-        return reader(file, offset, share, schema, self.record_bytes)
+        made = _StreamReader if _is_stream(file.path) else _IpcReader
+        reader = made(file, offset, share, schema, self.record_bytes)
+        tell_columns(self.inferred, file, paths_of(reader.in_file))
+        return reader
 
     def infer(self, files: Sequence[DataFile]) -> pa.Schema:
         path = files[0].path
@@ -84,7 +87,7 @@ class _IpcReader(ColumnReader):
         self._share = share
         self._raw = open_raw(file.path)
         try:
-            whole = ipc.open_file(self._raw).schema
+            self.in_file = whole = ipc.open_file(self._raw).schema
             fields = [number for number, name in enumerate(whole.names) if name in schema.names]
             least = _narrowest(whole)  # an empty list would select all columns; to count rows, one is enough
             self._opened = ipc.open_file(self._raw, options=_only(fields or least))
@@ -128,7 +131,7 @@ class _StreamReader(ColumnReader):
         try:
             self._opened = ipc.open_stream(self._stream) if self._mine else None
             if self._opened is not None:
-                whole = self._opened.schema
+                self.in_file = whole = self._opened.schema
                 fields = [number for number, name in enumerate(whole.names) if name in schema.names]
                 self._raw.close()
                 self._raw, self._stream = open_stream(file.path)

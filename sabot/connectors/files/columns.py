@@ -220,6 +220,7 @@ class ColumnReader(FileReader):
 
     def __init__(self, file: DataFile, offset: int, schema: pa.Schema, record_bytes: int) -> None:
         self.file = file
+        self.in_file = schema  # all columns of the file, once it is open
         self._schema = schema
         self._is_canonical = canonical(schema).equals(schema)
         self._record_bytes = record_bytes

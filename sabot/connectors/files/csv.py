@@ -5,7 +5,7 @@ record a row.
 import codecs
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -14,20 +14,25 @@ import pyarrow.compute as pc
 from pyarrow import csv
 
 from sabot._cython.arrow.batch import Batch, normalise
+from sabot._cython.text.split import may_have_codes
 from sabot.base.arrays import empty_batch
 from sabot.base.checks import FLAG, TEXT, TEXTS, Whole, check
 from sabot.base.dataclass import dataclass
 from sabot.codecs.csv_text import (
+    are_whole,
+    changed_texts,
     checked_delimiter,
+    codes,
     convert_options,
     failing_texts,
     in_units,
+    long_numbers,
     parse_error,
     parse_options,
     plain_times,
     refuse_csv_types,
 )
-from sabot.connectors.files.format import FileReader, FoundRows, Share
+from sabot.connectors.files.format import FileReader, FoundRows, Share, note_inferred, tell_columns
 from sabot.connectors.files.paths import DataFile, bare_suffix
 from sabot.connectors.files.text import BLOCK_BYTES, BlockReader, Blocks, Buffer, NoBlocks, StreamedFile, TextFormat
 from sabot.errors import UserError
@@ -42,8 +47,7 @@ _CONVERSION = re.compile(
     r"In CSV column #(?P<column>\d+): Row #1: CSV conversion error to (?P<type>.*?): (?P<message>.*)", re.DOTALL
 )
 _NUMBERS = [pa.int64(), pa.decimal128(38, 0), pa.float64()]  # each holds the ones before it
-_INTEGER = r"^\s*-?[0-9]+\s*$"
-_CODE = r"^\s*(\+[0-9]+|[+-]?0[0-9]+|[+-]?0[xX][0-9a-fA-F]+)\s*$"  # whole numbers as no program writes them
+_EXACT_TO = float(2**53)  # floats hold all whole numbers up to this one
 _LONE_RETURN = re.compile(rb"\r(?!\n)")
 
 
@@ -90,7 +94,7 @@ class CsvFormat(TextFormat):
         wanted = schema
         assert wanted is not None, "open asks for columns"
         if not share.has(file.number, 0):
-            return _Rows(NoBlocks(offset), None, wanted, self._words)
+            return _Rows(NoBlocks(offset), None, wanted, self._words, ())
         dialect = self._dialect(file)
         for name in wanted.names:
             if dialect.names and name not in dialect.names:
@@ -98,9 +102,11 @@ class CsvFormat(TextFormat):
                     f"file {file.path!r} has no column {name!r}",
                     hint=f"its header has {', '.join(map(repr, dialect.names))}; all files of a source have the same columns",
                 )
+        tell_columns(self.inferred, file, dialect.names)
         begin = max(offset, dialect.header_bytes)
         stream = self._stream(file, begin, self._block_bytes, CsvRecords(dialect.delimiter))
-        return _Rows(stream, dialect, wanted, self._words)
+        guessed = () if self.inferred is None else self.inferred.guessed
+        return _Rows(stream, dialect, wanted, self._words, guessed)
 
     def _stream(self, file: DataFile, offset: int, block_bytes: int, records: "CsvRecords") -> StreamedFile:
         return StreamedFile(file, offset, block_bytes, records, self.record_bytes)
@@ -138,12 +144,12 @@ class CsvFormat(TextFormat):
                 file, dialect.header_bytes, max(self._block_bytes, BLOCK_BYTES), CsvRecords(dialect.delimiter)
             )
             types: list[pa.DataType] = []
-            rows = 0
+            rows, long = 0, set[str]()
             try:
                 while dialect.names and rows < (self.infer_rows or 1) and blocks.next():
                     if blocks.low == blocks.high:
                         continue  # this record is above the size bound
-                    read = self._sample(file, dialect, blocks)
+                    read = self._sample(file, dialect, blocks, long)
                     found = [_as_json_has(field) for field in read.schema]
                     types = found if not rows else [_both(*pair) for pair in zip(types, found, strict=True)]
                     rows += read.num_rows
@@ -151,15 +157,23 @@ class CsvFormat(TextFormat):
             finally:
                 blocks.close()
             if rows:
-                kinds = [pa.string() if pa.types.is_null(kind) else kind for kind in types]
-                schema = pa.schema(list(zip(dialect.names, kinds, strict=True)))
-                self.note_inferred(file, rows, schema)
+                text = {name for name, kind in zip(dialect.names, types, strict=True) if pa.types.is_null(kind)}
+                text |= {
+                    name
+                    for name, kind in zip(dialect.names, types, strict=True)
+                    if kind == pa.float64() and name in long
+                }
+                pairs = zip(dialect.names, types, strict=True)
+                schema = pa.schema([(name, pa.string() if name in text else kind) for name, kind in pairs])
+                note_inferred(self.name, file, rows, schema)
                 return schema
         names = self._dialect(files[0]).names
         return pa.schema([(name, pa.string()) for name in names])
 
-    def _sample(self, file: DataFile, dialect: "_Dialect", blocks: Blocks) -> pa.Table:
-        """Returns the rows of a block in inferred types; rows with more or fewer fields than the header are left out."""
+    def _sample(self, file: DataFile, dialect: "_Dialect", blocks: Blocks, long: set[str]) -> pa.Table:
+        """Returns the rows of a block in inferred types; rows with more or fewer fields than the header are left out. Adds to `long` the
+        columns with a whole number of which floats lose digits.
+        """
         low = _behind_mark(blocks.buffer, blocks.low)
         if low == blocks.high:
             return pa.table([pa.nulls(0)] * len(dialect.names), names=dialect.names)
@@ -178,11 +192,17 @@ class CsvFormat(TextFormat):
             if pa.types.is_binary(field.type):  # Arrow infers binary only for values that are not UTF-8
                 raise _no_utf8(file.path, f"column {field.name!r}")
         if numbers := [field.name for field in read.schema if field.type in _NUMBERS]:
-            read = self._with_ids(read, numbers, view, reading, parsing)
+            read = self._with_ids(read, numbers, view, reading, parsing, long)
         return read
 
     def _with_ids(
-        self, read: pa.Table, numbers: list[str], view: memoryview, reading: csv.ReadOptions, parsing: csv.ParseOptions
+        self,
+        read: pa.Table,
+        numbers: list[str],
+        view: memoryview,
+        reading: csv.ReadOptions,
+        parsing: csv.ParseOptions,
+        long: set[str],
     ) -> pa.Table:
         """Returns the rows with other types for columns whose numbers would merge two ids: texts if a value is an id or a code that
         looks like a number (01234, +4930123, 0x1F), and decimals if an integer needs more than 64 bits, for which Arrow infers floats.
@@ -192,9 +212,11 @@ class CsvFormat(TextFormat):
         texts = csv.read_csv(pa.py_buffer(view), reading, parsing, options)
         for name in numbers:
             at, given = read.schema.get_field_index(name), texts.column(name)
-            if pc.any(pc.match_substring_regex(given, _CODE)).as_py():
+            if len(long_numbers(given)):
+                long.add(name)
+            if len(codes(given)):
                 kind = pa.string()
-            elif read.schema.types[at] == pa.float64() and pc.all(pc.match_substring_regex(given, _INTEGER)).as_py():
+            elif read.schema.types[at] == pa.float64() and are_whole(given):
                 kind = _NUMBERS[1]
             else:
                 continue
@@ -374,9 +396,13 @@ class CsvRecords:
 
 
 class _Rows(BlockReader):
-    """A reader that decodes CSV records into columns."""
+    """A reader that decodes CSV records into columns. `guessed`: the columns whose types were inferred; in them a number that would be
+    another text as a number of its type, such as 01234, does not fit.
+    """
 
-    def __init__(self, blocks: Blocks, dialect: _Dialect | None, wanted: pa.Schema, words: CsvWords) -> None:
+    def __init__(
+        self, blocks: Blocks, dialect: _Dialect | None, wanted: pa.Schema, words: CsvWords, guessed: Collection[str]
+    ) -> None:
         super().__init__(blocks, CsvRecords(dialect.delimiter if dialect is not None else ","))
         self.wanted = wanted
         self.words = words
@@ -385,6 +411,9 @@ class _Rows(BlockReader):
             self.delimiter = dialect.delimiter
             self._parsing = parse_options(dialect.delimiter)
             self._converting = words.options(wanted, dialect.names)
+            self.numbers = [field.name for field in wanted if field.name in guessed and field.type in _NUMBERS]
+            self._floats = [name for name in self.numbers if wanted.field(name).type == pa.float64()]
+            self._may_be_code = bytes(name in self.numbers for name in dialect.names)
 
     def decode_block(self, blocks: Blocks, end: int) -> FoundRows:
         try:
@@ -399,7 +428,28 @@ class _Rows(BlockReader):
     def parsed(self, text: Any) -> pa.RecordBatch:
         """Returns the rows of the text in the wanted types. Raises ArrowInvalid if a row is bad."""
         rows = _one(self._table(text, self._parsing, self._converting).select(self.wanted.names))
+        if self.numbers and rows.num_rows and self._may_change(text, rows):
+            fields = self.fields(text)
+            for name in self.numbers:
+                texts = fields.column(name).view(pa.string())
+                for number, reason in self.changed(name, texts).items():
+                    raise pa.ArrowInvalid(f"field {name}: {reason}: {str(texts[number])!r}")
         return in_units(rows, self.wanted)
+
+    def _may_change(self, text: Any, rows: pa.RecordBatch) -> bool:
+        """Returns False if no number of the rows can be another text than its field."""
+        for name in self._floats:
+            bounds: Any = pc.min_max(rows.column(name))
+            if max(-(bounds["min"].as_py() or 0.0), bounds["max"].as_py() or 0.0) >= _EXACT_TO:
+                return True
+        return may_have_codes(text, self.delimiter.encode(), self._may_be_code)
+
+    def changed(self, name: str, texts: Any) -> dict[int, str]:
+        """Returns, by their indexes, the reasons against texts of a column that are other ones when they are read as its numbers."""
+        if name not in self.numbers:
+            return {}
+        kind = self.wanted.field(name).type
+        return {number: f"{what} would be lost in {kind}" for number, what in changed_texts(texts, kind).items()}
 
     def fields(self, text: Any) -> pa.RecordBatch:
         """Returns the wanted columns as bytes. Raises ArrowInvalid if a row has too many or too few fields."""
@@ -489,6 +539,10 @@ class _Apart:
                 pa.types.is_floating(field.type) or pa.types.is_decimal(field.type)
             ):
                 texts = pc.replace_substring(texts, ",", ".")
+            for number, reason in self._rows.changed(field.name, texts.view(pa.string())).items():
+                self._reasons.setdefault(
+                    int(left[number]), f"field {field.name}: {reason}: {texts[number].as_py().decode()!r}"
+                )
             failing = failing_texts(texts, field.type)
             for n, text in zip(
                 left[np.array(failing, dtype=np.int64)].tolist(),

@@ -4,7 +4,7 @@ format, and `formats` the table of them.
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, ClassVar, Generic, NamedTuple, Protocol, TypeVar
@@ -16,6 +16,7 @@ from sabot.base.arrays import empty_batch
 from sabot.base.config import RECORD_BYTES
 from sabot.base.dataclass import dataclass
 from sabot.base.os_errors import hint_of
+from sabot.codecs.json import InferredColumns
 from sabot.codecs.records import RECORD_SCHEMA, refuse_types
 from sabot.connectors.base import LostFloats
 from sabot.connectors.files.paths import DataFile, check_partitions
@@ -147,6 +148,8 @@ class FileFormat(ABC, Generic[Rows]):
     """True if types of columns are inferred from records."""
     infer_rows: int | None = None
     """The records that are looked at to infer columns; None: as many as the format says."""
+    inferred: InferredColumns | None = None
+    """The columns that were inferred, or None if all are declared. Each file that is opened tells it what these columns leave out."""
     record_bytes = RECORD_BYTES
     """The largest size of a record."""
 
@@ -159,13 +162,6 @@ class FileFormat(ABC, Generic[Rows]):
     @abstractmethod
     def infer(self, files: Sequence[DataFile]) -> pa.Schema:
         """Returns all columns of the first of these files, with canonical types. Calls `note_inferred` if it has inferred them."""
-
-    def note_inferred(self, file: DataFile, rows: int, schema: pa.Schema) -> None:
-        """Logs from how many rows of which file the columns were inferred."""
-        _log.info(
-            "stream %s: its %d columns were inferred from the first %s records of %s (infer= looks at more)",
-            *(self.name, len(schema), f"{rows:,}", file.path),
-        )
 
     def pieces(self, file: DataFile) -> bool:
         """Returns True if several readers can share this file."""
@@ -355,3 +351,17 @@ class FileFormat(ABC, Generic[Rows]):
                 f"file {self.name!r}: its format cannot represent a value: {error}",
                 hint="cast the column, or leave it out (select), before the sink",
             ) from error
+
+
+def note_inferred(name: str, file: DataFile, rows: int, schema: pa.Schema) -> None:
+    """Logs from how many rows of which file the columns were inferred. `name`: of the source."""
+    _log.info(
+        "stream %s: its %d columns were inferred from the first %s records of %s (infer= looks at more)",
+        *(name, len(schema), f"{rows:,}", file.path),
+    )
+
+
+def tell_columns(inferred: InferredColumns | None, file: DataFile, names: Iterable[str], what: str = "column") -> None:
+    """Logs those columns of a file that are left out, because the columns were inferred from earlier rows. `names`: their paths."""
+    if inferred is not None:
+        inferred.tell_others(f"file {file.path} has", names, what)

@@ -16,14 +16,31 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sabot._cython.arrow.batch import Batch
-from sabot._cython.text.json import JsonDecoder
+from sabot._cython.text.json import BadRow
 from sabot._cython.text.split import element_end, elements
 from sabot.base.arrays import empty_batch, integer_array
 from sabot.base.checks import Whole, check
 from sabot.clock import SYSTEM_CLOCK
-from sabot.codecs.json import INFERENCE_ROWS, AbsentColumns, JsonCodec, JsonEncoder, TimesInJson
+from sabot.codecs.json import (
+    INFERENCE_ROWS,
+    AbsentColumns,
+    InferredColumns,
+    JsonCodec,
+    JsonEncoder,
+    TimesInJson,
+    decoder_of,
+)
 from sabot.codecs.records import RECORD_SCHEMA, to_records
-from sabot.connectors.files.format import DAMAGED, FileReader, FoundRows, Share, position_of, unreadable
+from sabot.connectors.files.format import (
+    DAMAGED,
+    FileReader,
+    FoundRows,
+    Share,
+    note_inferred,
+    position_of,
+    tell_columns,
+    unreadable,
+)
 from sabot.connectors.files.paths import DataFile, codec_of, cut_anywhere, last_bytes, open_stream
 from sabot.connectors.files.text import (
     BlockReader,
@@ -114,7 +131,7 @@ class NdjsonFormat(TextFormat):
         # Columns that were inferred may first appear later, so only misspelt ones are told.
         absent = AbsentColumns(file.path, alike=True) if file.number == offset == share.index == 0 else None
         if begin := self._array_begin(file):
-            decoder = None if schema is None else JsonDecoder(schema)
+            decoder = None if schema is None else _Decoder(self.inferred, file, schema)
             array: _ArrayFile | NoBlocks = NoBlocks(max(offset, begin))
             if share.has(file.number, 0):
                 array = _ArrayFile(replace(file, whole=True), max(offset, begin), block_bytes, self.record_bytes)
@@ -122,7 +139,7 @@ class NdjsonFormat(TextFormat):
         blocks = open_blocks(file, offset, share, block_bytes, self.record_bytes)
         if schema is None:
             return _Payloads(blocks, file, share.index)
-        return _Columns(blocks, JsonDecoder(schema), absent)
+        return _Columns(blocks, _Decoder(self.inferred, file, schema), absent)
 
     def infer(self, files: Sequence[DataFile]) -> pa.Schema:
         """Returns the columns that are inferred from the first rows (1,000, or as `inferring` says) of the first file that has a JSON
@@ -151,7 +168,7 @@ class NdjsonFormat(TextFormat):
             except UserError as error:
                 raise UserError(f"file {file.path!r}: {error.message}", hint=error.hint) from error
             if codec.schema is not None:
-                self.note_inferred(file, count, codec.schema)
+                note_inferred(self.name, file, count, codec.schema)
                 return codec.schema
             wrong = wrong or _no_lines(file.path, first, bad[0].reason)
         if wrong is not None:
@@ -169,6 +186,26 @@ class NdjsonFormat(TextFormat):
                 payload = pc.replace_substring(payload, end, " ")
             lines = _join(payload)
         return lines
+
+
+class _Decoder:
+    """A decoder of the rows of one file, which logs the fields that inferred columns leave out."""
+
+    def __init__(self, inferred: InferredColumns | None, file: DataFile, schema: pa.Schema) -> None:
+        self._inferred, self._file, self._others = inferred, file, 0
+        self._decoder = decoder_of(schema, inferred)
+
+    def lines(self, view: memoryview) -> tuple[pa.RecordBatch, list[BadRow]]:
+        return self._told(self._decoder.decode_lines(view))
+
+    def payloads(self, payloads: Any) -> tuple[pa.RecordBatch, list[BadRow]]:
+        return self._told(self._decoder.decode(payloads))
+
+    def _told(self, decoded: tuple[pa.RecordBatch, list[BadRow]]) -> tuple[pa.RecordBatch, list[BadRow]]:
+        if self._decoder.others > self._others:
+            self._others = self._decoder.others
+            tell_columns(self._inferred, self._file, self._decoder.other_names(), "field")
+        return decoded
 
 
 def _join(payload: Any) -> bytes:
@@ -196,7 +233,7 @@ def _no_lines(path: str, first: bytes, reason: str) -> UserError:
 class _Columns(BlockReader):
     """A reader that decodes lines into columns."""
 
-    def __init__(self, blocks: Blocks, decoder: JsonDecoder, absent: AbsentColumns | None) -> None:
+    def __init__(self, blocks: Blocks, decoder: _Decoder, absent: AbsentColumns | None) -> None:
         super().__init__(blocks, _LINES)
         self._decoder = decoder
         self._absent = absent  # None when the first block has been looked at
@@ -204,7 +241,7 @@ class _Columns(BlockReader):
     def decode_block(self, blocks: Blocks, end: int) -> FoundRows:
         low = _behind_lone_mark(blocks, end)
         view = memoryview(blocks.buffer)[low:end]
-        data, bad = self._decoder.decode_lines(view)
+        data, bad = self._decoder.lines(view)
         if self._absent is not None and data.num_rows and not bad:
             first = bytes(view[:_LOOKED_AT_BYTES]).splitlines()
             whole = first if end - low <= _LOOKED_AT_BYTES else first[:-1]
@@ -312,7 +349,7 @@ class _ElementReader(BlockReader):
     def __init__(
         self,
         blocks: _ArrayFile | NoBlocks,
-        decoder: JsonDecoder | None,
+        decoder: _Decoder | None,
         file: DataFile,
         partition: int,
         again: bool,
@@ -365,7 +402,7 @@ class _ElementReader(BlockReader):
         """Returns the rows of elements, and the bad ones. `offsets`: of the elements in the file."""
         if self._decoder is None:
             return _records(payloads, offsets, self._file, self._partition), []
-        data, bad = self._decoder.decode(payloads)
+        data, bad = self._decoder.payloads(payloads)
         if self._absent is not None and data.num_rows:
             self._absent.look(data, data.schema.names, payloads.slice(0, INFERENCE_ROWS).drop_null().to_pylist)
             if not self._absent.is_done:

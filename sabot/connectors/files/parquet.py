@@ -14,8 +14,9 @@ import pyarrow.compute as pc
 
 from sabot.base.arrays import broadcast, epoch
 from sabot.base.checks import OneOf, check
+from sabot.codecs.json import paths_of
 from sabot.connectors.files.columns import ColumnFormat, ColumnReader, Gathered, all_columns, canonical, width_of
-from sabot.connectors.files.format import FileReader, FoundRows, RowWriter, Share, no_place
+from sabot.connectors.files.format import FileReader, FoundRows, RowWriter, Share, no_place, tell_columns
 from sabot.connectors.files.paths import DataFile, RemotePath, codec_of, last_bytes
 from sabot.errors import UserError
 
@@ -43,7 +44,9 @@ class ParquetFormat(ColumnFormat):
         assert schema is not None, "open asks for columns"
         given = file, offset, share, schema, self.record_bytes
         values = self.values_of(file)
-        return _ParquetReader(*given) if values is None else _FilledReader(*given, values)
+        reader = _ParquetReader(*given) if values is None else _FilledReader(*given, values)
+        tell_columns(self.inferred, file, paths_of(reader.in_file))
+        return reader
 
     def values_of(self, file: DataFile) -> Mapping[str, Any] | None:
         """Returns the values (scalars) of columns that are not in the file; others that it lacks are null. None, as here:
@@ -118,7 +121,8 @@ class _ParquetReader(ColumnReader):
         self._opened = _parquet(file.path)
         self._int96: _Int96 | None = None
         try:
-            names = self._opened.schema_arrow.names
+            self.in_file = self._opened.schema_arrow
+            names = self.in_file.names
             # `fitted` reports the columns that are missing.
             self._columns = [name for name in schema.names if name in names]
             types = [self._opened.schema_arrow.field(name).type for name in self._columns if names.count(name) == 1]

@@ -76,6 +76,7 @@ class SortedFiles(Source, Bounded, Scans):
                 hint=f"the columns are {', '.join(every.names)}",
             )
         wanted = list(every.names if columns is None else columns)
+        self._files.guessed = self.guessed
         self._files.scan(schema, wanted if self._by in wanted else [*wanted, self._by])
         found = self._files.schema
         assert found is not None, "the files have just been asked for columns"

@@ -30,6 +30,7 @@ from sabot._cython.arrow.batch import Batch
 from sabot.base.arrays import broadcast
 from sabot.base.config import FIELDS, RECORD_BYTES, parse_bytes
 from sabot.base.os_errors import restoring
+from sabot.codecs.json import InferredColumns
 from sabot.codecs.records import BAD_SCHEMA, build_records
 from sabot.connectors.base import Bounded, Positions, Scans, Sink, Source
 from sabot.connectors.files.columns import checked, picked
@@ -246,7 +247,10 @@ class FileSource(Source, Bounded, Scans):
         return found
 
     def scan(self, schema: pa.Schema | None, columns: Sequence[str] | None) -> bool:
-        wanted = checked(picked(self.infer_schema() if schema is None else schema, columns, self.name), self.name)
+        whole = self.infer_schema() if schema is None else schema
+        guessed = whole.names if schema is None else self.guessed
+        self.file_format.inferred = InferredColumns(self.name, whole, guessed) if guessed else None
+        wanted = checked(picked(whole, columns, self.name), self.name)
         named = [name for name in self._named_by_folders().names if name in wanted.names]
         own = self._own_names() if named else []
         named = [name for name in named if name not in own]

@@ -344,7 +344,7 @@ class Build:
         if isinstance(node, AgentRead):
             source = self.given[node.agent.agent_id] = AgentOutput(node.agent.agent_id, node.schema)
         codec: Codec | None = None
-        if not scan(source, node.schema, schema.names):
+        if not scan(source, node.schema, schema.names, node.guessed):
             before = [] if restored is None else readers_in(restored, node.name)
             codec = codec_of(node, schema, before, refresh=self.settings.app.refresh_schema)
         return source.readers(stage.parallelism), codec

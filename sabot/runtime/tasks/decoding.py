@@ -13,7 +13,8 @@ from sabot.codecs import Codec, TableCodec
 from sabot.codecs.base import Format
 from sabot.codecs.fields import FieldCodec
 from sabot.codecs.formats import JSON
-from sabot.codecs.keyed import key_rows_of
+from sabot.codecs.json import InferredColumns, JsonCodec
+from sabot.codecs.keyed import key_rows_of, payload_codec
 from sabot.errors import RegistryUnavailable
 
 _log = logging.getLogger(__name__)
@@ -49,6 +50,8 @@ def codec_of(node: Read, schema: pa.Schema, readers: Iterable[Mapping[str, Any]]
         codec: Codec = TableCodec(wanted, table.keys, table.format, node.time_column, key_rows=key_rows)
     else:
         codec = node.format.codec(node.name, every, wanted.names, text)
+        if node.inferred and isinstance(payloads := payload_codec(codec), JsonCodec):
+            payloads.take_inferred(InferredColumns(node.name, node.schema, node.guessed))
         if table is not None:
             codec = TableCodec(wanted, table.keys, table.format, node.time_column, codec, key_rows)
     return FieldCodec(codec, fields) if fields else codec

@@ -287,9 +287,9 @@ class Reader:
 
 
 _MISFIT = re.compile(r"field (?P<path>[^:]+): (?P<why>.*)", re.DOTALL)  # reasons of values that do not fit their column
-_FRACTION = re.compile(
-    r"a number with a fraction|the number is out of range|invalid value '[-+]?[\d.]+([eE][-+]?\d+)?' for int"
-)
+_FRACTION = re.compile(r"a number with a fraction|invalid value '-?\d*(\.\d*|[\d.]*[eE][-+]?\d+)' for int")
+_WIDE = re.compile(r"the number is out of range for u?int|invalid value '-?\d+' for int")  # an id of more than 64 bits
+_DIGITS = re.compile(r"the number would lose digits|digits would be lost")
 
 
 class SourceInput(Reader):
@@ -723,7 +723,8 @@ def _wider(reason: str) -> str:
     found = _MISFIT.match(reason)
     if found is None:
         return ""
-    kind = "float64" if _FRACTION.match(found["why"]) else "string"
+    kinds = {_FRACTION: "float64", _WIDE: "decimal128(38, 0)", _DIGITS: "decimal128(38, 18)"}
+    kind = next((kind for pattern, kind in kinds.items() if pattern.match(found["why"])), "string")
     nested = re.search(r"[.\[]", found["path"])
     fix = "" if nested else f'schema_overrides={{"{found["path"]}": "{kind}"}}, or '
     return f" (types were inferred from the first records: {fix}infer= looks at more of them)"
