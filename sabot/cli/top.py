@@ -6,11 +6,12 @@ import textwrap
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
+import msgspec
 import typer
 
 from sabot.base.logs import set_up_logging
@@ -25,6 +26,7 @@ from sabot.errors import UserError
 from sabot.plan.drawing import SHARES
 from sabot.runtime.watch.app_rates import AppRates, AppReading, TaskRates, rates_between
 from sabot.runtime.watch.bottleneck import NarrowPlace, narrow_places
+from sabot.runtime.watch.figures import CheckpointFigures
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -90,7 +92,7 @@ def _print_once(app: AppCheckpoints, interval: float, json: bool) -> None:
         typer.echo(plain(line))
     typer.echo()
     columns(_TITLES, [[name, *cells[:2], _time_words(shares), *cells[2:]] for name, cells, shares in _rows(rates)])
-    if workers := after.figures.get("workers"):
+    if workers := after.figures.workers:
         typer.echo()
         columns(WORKER_TITLES, worker_rows(workers))
 
@@ -100,39 +102,39 @@ def _record(reading: AppReading, rates: AppRates, places: Sequence[NarrowPlace])
         "app": reading.app,
         "seconds": rates.seconds,
         "restarts": reading.restarts,
-        "failure": reading.figures.get("failure"),
-        "checkpoints": reading.figures.get("checkpoints"),
+        "failure": reading.figures.failure,
+        "checkpoints": msgspec.to_builtins(reading.figures.checkpoints),
         "narrow_places": [asdict(place) for place in places],
         "tasks": [asdict(task) | {"steps": [asdict(step) for step in task.steps.values()]} for task in rates.tasks],
         "links": [
             {"origin": key.origin, "target": key.target, "branch": key.branch, **asdict(figures)}
             for key, figures in rates.links.items()
         ],
-        "workers": reading.figures.get("workers", []),
+        "workers": msgspec.to_builtins(reading.figures.workers),
     }
 
 
 def _heading(reading: AppReading, rates: AppRates, places: Sequence[NarrowPlace]) -> Iterator[str]:
     """Yields the lines about the whole app."""
     parts = [f"restarts {reading.restarts}", f"late rows {rates.late:,}", f"dead letters {rates.dead:,}"]
-    if workers := reading.figures.get("workers"):
+    if workers := reading.figures.workers:
         parts.insert(0, f"workers {len(workers)}")
     yield f"{reading.app}: {', '.join(parts)}"
-    yield _checkpoints(reading.figures.get("checkpoints", {}), reading.now_ms / 1000)
-    if reading.figures.get("failure"):
-        yield f"failure: {reading.figures['failure']}"
+    yield _checkpoints(reading.figures.checkpoints, reading.now_ms / 1000)
+    if reading.figures.failure:
+        yield f"failure: {reading.figures.failure}"
     for place in places[:1]:
         yield place.sentence
         yield f"what would help: {place.advice}"
 
 
-def _checkpoints(figures: Mapping[str, Any], now: float) -> str:
-    if not figures.get("completed"):
+def _checkpoints(figures: CheckpointFigures, now: float) -> str:
+    if not figures.completed:
         said = "none so far"
     else:
-        ago = f"{_span(now - figures['last_at'])} ago, " if figures.get("last_at") else ""
-        said = f"{figures['last_id']}, {ago}took {figures['last_seconds']:.2f} s, {bytes_words(int(figures['last_bytes']))}"
-    failed = f"; failed {figures['failed']}: {figures.get('last_error', '')}" if figures.get("failed") else ""
+        ago = f"{_span(now - figures.last_at)} ago, " if figures.last_at else ""
+        said = f"{figures.last_id}, {ago}took {figures.last_seconds:.2f} s, {bytes_words(figures.last_bytes)}"
+    failed = f"; failed {figures.failed}: {figures.last_error}" if figures.failed else ""
     return f"checkpoint: {said}{failed}"
 
 
@@ -257,7 +259,7 @@ def _table(readings: list[AppReading], age: float, wide: int, high: int) -> "Gro
     lines = list(_heading(last, rates, narrow_places(readings[0].figures, last.figures)))
     if age > _SILENT_SECONDS:
         lines.append(f"no answer for {age:.0f} s, these figures are old: a function may block the app's event loop")
-    workers = last.figures.get("workers", [])
+    workers = last.figures.workers
     heading = sum(len(textwrap.wrap(line, wide)) for line in lines)
     room = max(high - heading - 3 - (len(workers) + 2 if workers else 0), 1)
     rows = list(_rows(rates))

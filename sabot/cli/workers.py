@@ -1,6 +1,6 @@
 """`sabot workers` shows the worker processes of a running app; `sabot rescale` changes their number."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,6 +14,7 @@ from sabot.cli.app_checkpoints import AppWord, find_checkpoints
 from sabot.cli.printing import columns, json_line, plain
 from sabot.cli.running import guarded
 from sabot.errors import UserError
+from sabot.runtime.watch.figures import AppFigures, FlowFigures, WorkerFigures
 
 _ASK_SECONDS = 20.0
 
@@ -73,15 +74,15 @@ def running_control(app: AppCheckpoints, start: str) -> Path:
 
 
 def _print(answer: dict[str, Any], json: bool) -> None:
-    found = answer["workers"]
     if json:
-        for each in found:
+        for each in answer["workers"]:
             json_line({"app": answer["app"], "restarts": answer["restarts"], **each})
         return
+    found = AppFigures.of({"workers": answer["workers"]}).workers
     if not found:
         typer.echo(f"{plain(answer['app'])}: no workers: all tasks run in the process that was started")
         return
-    tasks = sum(len(each["tasks"]) for each in found)
+    tasks = sum(len(each.tasks) for each in found)
     typer.echo(
         f"{plain(answer['app'])}: workers {len(found)}, tasks {tasks}, restarts {answer['restarts']},"
         f" checkpoint {answer['checkpoint']}\n"
@@ -91,9 +92,9 @@ def _print(answer: dict[str, Any], json: bool) -> None:
     columns(
         ["task", "worker", "rows/s", "lag", "rows"],
         [
-            [task, each["worker"], *_flow(figures), _number(figures["rows"])]
+            [task, each.worker, *_flow(figures), _number(figures.rows)]
             for each in found
-            for task, figures in each["tasks"].items()
+            for task, figures in each.tasks.items()
         ],
     )
 
@@ -101,23 +102,23 @@ def _print(answer: dict[str, Any], json: bool) -> None:
 WORKER_TITLES = ["worker", "pid", "tasks", "rows/s", "lag", "cpu", "memory"]
 
 
-def worker_rows(workers: Sequence[Mapping[str, Any]]) -> list[list[object]]:
+def worker_rows(workers: Sequence[WorkerFigures]) -> list[list[object]]:
     """Returns a row of cells for each worker, under `WORKER_TITLES`."""
     return [
         [
-            each["worker"],
-            each["pid"],
-            len(each["tasks"]),
+            each.worker,
+            each.pid,
+            len(each.tasks),
             *_flow(each),
-            "-" if each["cpu_percent"] is None else f"{each['cpu_percent']:.0f} %",
-            "-" if each["memory_bytes"] is None else bytes_words(each["memory_bytes"]),
+            "-" if each.cpu_percent is None else f"{each.cpu_percent:.0f} %",
+            "-" if each.memory_bytes is None else bytes_words(each.memory_bytes),
         ]
         for each in workers
     ]
 
 
-def _flow(figures: Mapping[str, Any]) -> tuple[str, str]:
-    return _number(figures["rows_per_second"]), _number(figures["lag"])
+def _flow(figures: FlowFigures) -> tuple[str, str]:
+    return _number(figures.rows_per_second), _number(figures.lag)
 
 
 def _number(value: float | None) -> str:

@@ -101,7 +101,7 @@ class AppScreens:
             "earlier": run.restarts > 0 or kinds["start"] > 1,
             "killed": kinds["killed"],
             "sources": source_records(self._figures),
-            "agents": bool(self._figures.last.statistics["agents"]),
+            "agents": bool(self._figures.last.figures.agents),
             "places": self._narrow_places(),
             "known": self._figures.known,
             "curves": drawn,
@@ -110,16 +110,16 @@ class AppScreens:
             "event_words": _EVENTS,
             "keeps": self._app.checkpoints is not None,
             "refusal": self._app.refusal(),
-            "workers": len(self._figures.last.statistics["workers"]),
+            "workers": len(self._figures.last.figures.workers),
             "program": self._app.start_words(),
             "start": self._app.start_command,
-            "one_process": in_one_process(self._figures.last.statistics),
+            "one_process": in_one_process(self._figures.last.figures),
         }
 
     def _narrow_places(self) -> list[tuple[NarrowPlace, float]]:
         """Returns at most three narrow places, the narrowest first, each with the time since when it is one."""
         before, now = self._figures.span
-        places = narrow_places(before.statistics, now.statistics)[:3] if self._figures.known else []
+        places = narrow_places(before.figures, now.figures)[:3] if self._figures.known else []
         self._narrow_since = {
             (each.task, each.cause): self._narrow_since.get((each.task, each.cause), now.at) for each in places
         }

@@ -70,7 +70,7 @@ class BudgetScreens:
         return {
             "limits": [each for each in used.limits or () if wanted in each.scope.casefold()],
             "asked": used.limits is not None,
-            "workers": len(self._app.figures.last.statistics["workers"]),
+            "workers": len(self._app.figures.last.figures.workers),
             "curves": _curves(used.days),
             "sums": found[:_MOST_SUMS],
             "found": len(found),

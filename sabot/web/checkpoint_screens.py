@@ -129,8 +129,8 @@ class CheckpointScreens:
         return ScreenGroup({"checkpoints": screen, "checkpoint": one, "checkpoint-plan": plan}, actions)
 
     def _checkpoints_facts(self, query: Query) -> dict[str, Any]:
-        statistics = self._app.figures.last.statistics["checkpoints"]
-        self._kept.read_if_new(statistics["last_id"])
+        statistics = self._app.figures.last.figures.checkpoints
+        self._kept.read_if_new(statistics.last_id)
         return {
             "kept": list(reversed(self._kept.records)),
             "damaged": self._kept.damaged,

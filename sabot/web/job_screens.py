@@ -112,7 +112,7 @@ class JobScreens:
             "table": Markup(table),  # rendered by the templates, which escape
             "found": page.found,
             "counts": page.counts,
-            "waiting": 0 if filters else self._figures.last.statistics.get("jobs", {}).get("waiting", 0),
+            "waiting": 0 if filters else self._figures.last.figures.jobs.waiting,
             "open": sum(count for name, count in counts.items() if name not in ENDS),
             "failed": counts.get(JobStatus.FAILED, 0) if self._live is not None else 0,
             "filters": filters,

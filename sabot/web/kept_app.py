@@ -1,9 +1,9 @@
 """An app of another process, or a dead one, as the screens see it: made of its places, and read anew each second."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from markupsafe import Markup
 
@@ -45,7 +45,6 @@ class KeptApp(ShownApp):
 
     def __init__(self, places: AppPlaces, payloads: Payloads) -> None:
         from sabot.agents.app_jobs import AppJobs, AppJobStore, JournalAddress
-        from sabot.app import App
 
         self.id = places.id
         self.payloads = payloads
@@ -54,8 +53,7 @@ class KeptApp(ShownApp):
         self.here = False
         self.state = places.state
         self.program, self.folder = places.program, Path.cwd()
-        self._empty: Mapping[str, Any] = App("none").statistics()
-        self.figures = FigureRings(lambda: self._empty)
+        self.figures = FigureRings(dict)
         self.log = LogRing()
         self._places = places
         self._record: RunRecord | None = None
@@ -102,7 +100,7 @@ class KeptApp(ShownApp):
         self._problem, self._seen, self._record, self._tasks = "", seen, record, tasks
         if self.live is None:
             self.id = record.app  # until its first start has written the record, its name is that of the folder
-        self.figures.load(record.run, record.figures, self._empty)
+        self.figures.load(record.run, record.figures)
         self.log.load(record.log)
 
     def run(self) -> RunFacts:

@@ -9,7 +9,9 @@ from sabot.base.metrics import Durations
 from sabot.calls.names import SERVERS
 from sabot.jobs.history import ASKS
 from sabot.process.tree import below, facts_of
+from sabot.runtime.watch.app_rates import rate_of
 from sabot.runtime.watch.figure_rings import FigureRings, Tick
+from sabot.runtime.watch.figures import CalledFigures, EngineFigures, ToolCalls
 from sabot.web.screen import Query, Rows, Screen, ScreenGroup
 from sabot.web.shown import ShownApp
 
@@ -154,41 +156,33 @@ def call_figures(figures: FigureRings) -> list[CallCounts]:
     """Returns the figures of the models that were called, then those of the tools of durable agents."""
     before, now = figures.span
     span = now.steady - before.steady
-    engines, old = now.statistics.get("engines", {}), before.statistics.get("engines", {})
-    found = [_of_model(name, each, old.get(name, {}), span) for name, each in sorted(engines.items())]
-    tools, old = _tools(now), _tools(before)
-    return found + [_of_tool(name, each, old.get(name, {}), span) for name, each in sorted(tools.items())]
+    found = [
+        _of_model(name, each, before.figures.engines.get(name, EngineFigures()), span)
+        for name, each in sorted(now.figures.engines.items())
+    ]
+    tools = now.figures.jobs.tools.keys() - {ASKS}  # which jobs count in the same way
+    return found + [_of_tool(name, now, before, span) for name in sorted(tools)]
 
 
-def _tools(tick: Tick) -> Mapping[str, Mapping[str, Any]]:
-    """Returns the figures of tools, without the calls of models, which jobs make in the same way."""
-    found: Mapping[str, Mapping[str, Any]] = tick.statistics.get("jobs", {}).get("tools", {})
-    return {name: each for name, each in found.items() if name != ASKS}
-
-
-def _of_model(name: str, now: Mapping[str, Any], old: Mapping[str, Any], span: float) -> CallCounts:
+def _of_model(name: str, now: EngineFigures, old: EngineFigures, span: float) -> CallCounts:
     counted = {
-        each: now[each]
+        each: getattr(now, each)
         for each in ("calls", "in_flight", "failed", "limit", "waiting", "retries", "overloads", "fallbacks")
     }
-    rate, tokens = _rate(now, old, span), now["input_tokens"] + now["output_tokens"]
-    times = _times(now, old)
-    return CallCounts("model", name, rate=rate, tokens=tokens, dollars=float(now["cost"]), **counted, **times)
+    rate, tokens = rate_of(old.calls, now.calls, span), now.input_tokens + now.output_tokens
+    return CallCounts("model", name, rate=rate, tokens=tokens, dollars=now.cost, **counted, **_times(now, old))
 
 
-def _of_tool(name: str, now: Mapping[str, Any], old: Mapping[str, Any], span: float) -> CallCounts:
-    counted = {each: now[each] for each in ("calls", "in_flight", "failed", "unknown")}
-    return CallCounts("tool", name, rate=_rate(now, old, span), **counted, **_times(now, old))
+def _of_tool(name: str, after: Tick, before: Tick, span: float) -> CallCounts:
+    now, old = (each.figures.jobs.tools.get(name, ToolCalls()) for each in (after, before))
+    counted = {each: getattr(now, each) for each in ("calls", "in_flight", "failed", "unknown")}
+    return CallCounts("tool", name, rate=rate_of(old.calls, now.calls, span), **counted, **_times(now, old))
 
 
-def _rate(now: Mapping[str, Any], old: Mapping[str, Any], span: float) -> float:
-    return max(0, now["calls"] - old.get("calls", 0)) / span if span > 0 else 0.0
-
-
-def _times(now: Mapping[str, Any], old: Mapping[str, Any]) -> dict[str, Any]:
+def _times(now: CalledFigures, old: CalledFigures) -> dict[str, Any]:
     """Returns the mean and the percentiles of the calls that have ended between two readings, else of all calls; None if none has ended."""
-    durations = now.get("durations") or (0.0,)  # a record of an earlier version has none
-    before = old.get("durations") or (0.0,) * len(durations)
+    durations = now.durations or (0.0,)  # a record of an earlier version has none
+    before = old.durations or (0.0,) * len(durations)
     lately = [max(0.0, last - first) for last, first in zip(durations, before, strict=True)]
     figures = lately if any(lately[:-1]) else durations
     count = sum(figures[:-1])

@@ -9,8 +9,9 @@ from sabot.base.redaction import scrubbed
 from sabot.clock import SYSTEM_CLOCK
 from sabot.plan.drawing import SHARES, PlanFigures
 from sabot.runtime.tasks.taps import TapPoint
-from sabot.runtime.watch.app_rates import AppReading, rates_between
-from sabot.runtime.watch.figure_rings import FigureRings, Tick, lag_of, rows_read, time_of, watermark_of
+from sabot.runtime.watch.app_rates import AppReading, lag_of, rate_of, rates_between, shares_of
+from sabot.runtime.watch.figure_rings import FigureRings, Tick, rows_read, time_of, unread, watermark_of
+from sabot.runtime.watch.figures import AgentFigures, AppFigures, StepFigures, TaskFigures, ThreadFigures
 
 if TYPE_CHECKING:
     from sabot.web.shown import RunFacts
@@ -103,9 +104,8 @@ STEP_COLUMNS = tuple(each.name for each in fields(StepRecord) if each.name != "s
 def app_record(id: str, run: "RunFacts", figures: FigureRings) -> AppRecord:
     """Returns the record of an app."""
     before, now = figures.span
-    statistics = now.statistics
-    checkpoints = statistics["checkpoints"]
-    watermark = watermark_of(statistics)
+    checkpoints = now.figures.checkpoints
+    watermark = watermark_of(now.figures)
     span = now.steady - before.steady
     steps = step_records(figures)
     return AppRecord(
@@ -116,17 +116,17 @@ def app_record(id: str, run: "RunFacts", figures: FigureRings) -> AppRecord:
         at=now.at,
         began=run.began,
         restarts=run.restarts,
-        rows_per_second=max(0, rows_read(statistics) - rows_read(before.statistics)) / span if span else 0.0,
-        rows=rows_read(statistics),
-        lag=lag_of(statistics),
+        rows_per_second=rate_of(rows_read(before.figures), rows_read(now.figures), span),
+        rows=rows_read(now.figures),
+        lag=unread(now.figures),
         watermark=None if watermark is None else watermark / 1000,
         memory_bytes=figures.curves["memory"].fine[-1] if figures.curves["memory"].fine else None,
-        checkpoint=checkpoints["last_id"] or None,
-        checkpoint_at=checkpoints["last_at"],
-        checkpoint_seconds=checkpoints["last_seconds"],
-        checkpoint_bytes=checkpoints["last_bytes"],
-        checkpoints_failed=checkpoints["failed"],
-        checkpoint_error=scrubbed(checkpoints["last_error"]),
+        checkpoint=checkpoints.last_id or None,
+        checkpoint_at=checkpoints.last_at,
+        checkpoint_seconds=checkpoints.last_seconds,
+        checkpoint_bytes=checkpoints.last_bytes,
+        checkpoints_failed=checkpoints.failed,
+        checkpoint_error=scrubbed(checkpoints.last_error),
         late_rows=sum(each.late_rows for each in steps),
         dead_letters=sum(each.dead_letters for each in steps),
         late_most=max((each.late_most for each in steps if each.late_most is not None), default=None),
@@ -140,16 +140,16 @@ def source_records(figures: FigureRings) -> list[SourceRecord]:
     span = now.steady - before.steady
     readers: dict[str, set[str]] = defaultdict(set)
     rows: dict[str, list[int]] = defaultdict(lambda: [0, 0])
-    for at, each in enumerate((before.statistics, now.statistics)):
-        for task, facts in each["streams"].items():
-            if "source" in (source := facts.get("input", {})):
-                rows[source["source"]][at] += source["rows_in"]
-                readers[source["source"]].add(task.rpartition("/")[0])
-        for name, facts in each["sources"].items():  # of agents
+    for at, each in enumerate((before.figures, now.figures)):
+        for task, facts in each.streams.items():
+            if source := facts.input.source:
+                rows[source][at] += facts.input.rows_in
+                readers[source].add(task.rpartition("/")[0])
+        for name, of_agent in each.sources.items():
             agent, _, topic = name.rpartition("/")
-            rows[topic][at] += facts.get("rows_in", 0)
+            rows[topic][at] += of_agent.rows_in
             readers[topic].add(agent)
-    found = [SourceRecord(name, len(readers[name]), new, _rate(new, old, span)) for name, (old, new) in rows.items()]
+    found = [SourceRecord(name, len(readers[name]), new, rate_of(old, new, span)) for name, (old, new) in rows.items()]
     return sorted(found, key=lambda each: -each.rows_per_second)
 
 
@@ -158,13 +158,12 @@ def step_records(figures: FigureRings) -> list[StepRecord]:
     before, now = figures.span
     span = now.steady - before.steady
     found: list[StepRecord] = []
-    for name, task in now.statistics["streams"].items():
+    for name, task in now.figures.streams.items():
         stage, _, subtask = name.rpartition("/")
-        if "operators" in task:
-            old = before.statistics["streams"].get(name, {})
-            found += _steps_of(stage or name, int(subtask) if subtask.isdigit() else 0, task, old, span, now.at)
-    for name, agent in now.statistics["agents"].items():
-        found.append(_agent_step(name, agent, now.statistics, before.statistics, span))
+        old = before.figures.streams.get(name, TaskFigures())
+        found += _steps_of(stage or name, int(subtask) if subtask.isdigit() else 0, task, old, span, now.at)
+    for name, agent in now.figures.agents.items():
+        found.append(_agent_step(name, agent, now.figures, before.figures, span))
     return found
 
 
@@ -236,51 +235,48 @@ def flat(step: StepRecord) -> dict[str, Any]:
 
 
 def _steps_of(
-    stage: str, subtask: int, task: Mapping[str, Any], old: Mapping[str, Any], span: float, at: float
+    stage: str, subtask: int, task: TaskFigures, old: TaskFigures, span: float, at: float
 ) -> Iterable[StepRecord]:
-    shares = _shares(task.get("time", {}), old.get("time", {}), span)
-    source = task.get("input", {})
-    common: dict[str, Any] = {"task": stage, "subtask": subtask, "shares": shares}
-    if "source" in source:
-        rows, lags = source["rows_in"], [each for each in (source.get("lag") or {}).values() if each is not None]
+    source = task.input
+    common: dict[str, Any] = {"task": stage, "subtask": subtask, "shares": _shares(old, task, span)}
+    if source.source:
         yield StepRecord(
-            step=source["source"],
+            step=source.source,
             kind="source",
-            rows_in=rows,
+            rows_in=source.rows_in,
             rows_out=None,
-            rows_per_second=_rate(rows, old.get("input", {}).get("rows_in", 0), span),
+            rows_per_second=rate_of(old.input.rows_in, source.rows_in, span),
             seconds=None,
-            behind=_behind(time_of(source), at),
+            behind=_behind(time_of(source.watermark_ms), at),
             fill=None,
             queue=None,
-            lag=sum(lags) if lags else None,
+            lag=lag_of(source),
             state_keys=None,
             state_bytes=None,
             late_rows=0,
-            dead_letters=source.get("dead_letters", 0),
+            dead_letters=source.dead_letters,
             **common,
         )
-    for step, operator in task["operators"].items():
-        earlier = old.get("operators", {}).get(step, {})
-        seconds = None if not span else min(1.0, max(0.0, operator["seconds"] - earlier.get("seconds", 0.0)) / span)
+    for step, operator in task.operators.items():
+        earlier = old.operators.get(step, StepFigures())
         yield StepRecord(
-            step=operator.get("sink", step),
-            kind="sink" if "sink" in operator else "step",
-            rows_in=operator["rows_in"],
-            rows_out=operator["rows_out"],
-            rows_per_second=_rate(operator["rows_in"], earlier.get("rows_in", 0), span),
-            seconds=seconds,
-            behind=_behind(time_of(operator), at),
-            fill=source.get("fill"),
-            queue=None if "source" in source else source.get("rows"),
+            step=operator.sink or step,
+            kind="sink" if operator.sink else "step",
+            rows_in=operator.rows_in,
+            rows_out=operator.rows_out,
+            rows_per_second=rate_of(earlier.rows_in, operator.rows_in, span),
+            seconds=min(1.0, rate_of(earlier.seconds, operator.seconds, span)) if span else None,
+            behind=_behind(time_of(operator.watermark_ms), at),
+            fill=source.fill,
+            queue=None if source.source else source.rows,
             lag=None,
-            state_keys=operator.get("state_keys"),
-            state_bytes=operator.get("state_bytes"),
-            late_rows=operator.get("late_rows", 0),
-            dead_letters=operator.get("dead_rows", 0),
-            watermark=_seconds(time_of(operator)),
-            late_half=_seconds(operator.get("late_p50_ms")),
-            late_most=_seconds(operator.get("late_most_ms")),
+            state_keys=operator.state_keys,
+            state_bytes=operator.state_bytes,
+            late_rows=operator.late_rows,
+            dead_letters=operator.dead_rows,
+            watermark=_seconds(time_of(operator.watermark_ms)),
+            late_half=_seconds(operator.late_p50_ms),
+            late_most=_seconds(operator.late_most_ms),
             **common,
         )
 
@@ -289,34 +285,31 @@ def _seconds(ms: int | None) -> float | None:
     return None if ms is None else ms / 1000
 
 
-def _agent_step(
-    name: str, agent: Mapping[str, Any], now: Mapping[str, Any], before: Mapping[str, Any], span: float
-) -> StepRecord:
-    operator = now["operators"].get(name, {})
-    earlier = before["agents"].get(name, {}).get("messages_processed", 0)
-    tasks = now.get("agent_tasks", {})
-    task = (
-        name if name in tasks else next(iter(tasks), "") if len(tasks) == 1 else ""
-    )  # without workers one task has all agents
-    told, old = tasks.get(task, {}), before.get("agent_tasks", {}).get(task, {})
+def _agent_step(name: str, agent: AgentFigures, now: AppFigures, before: AppFigures, span: float) -> StepRecord:
+    lanes = now.operators.get(name)
+    earlier = before.agents.get(name, AgentFigures()).messages_processed
+    tasks = now.agent_tasks
+    one = next(iter(tasks), "") if len(tasks) == 1 else ""  # without workers one task has all agents
+    task = name if name in tasks else one
+    told, old = (each.agent_tasks.get(task, ThreadFigures()) for each in (now, before))
     return StepRecord(
         step=name,
         kind="agent",
         task=name,
         subtask=0,
-        rows_in=agent["messages_processed"],
-        rows_out=operator.get("rows_out"),
-        rows_per_second=_rate(agent["messages_processed"], earlier, span),
+        rows_in=agent.messages_processed,
+        rows_out=None if lanes is None else lanes.rows_out,
+        rows_per_second=rate_of(earlier, agent.messages_processed, span),
         seconds=None,
-        shares=_shares(told.get("time", {}), old.get("time", {}), span),
+        shares=_shares(old, told, span),
         behind=None,
         fill=None,
-        queue=operator.get("rows"),
+        queue=None if lanes is None else lanes.rows,
         lag=None,
         state_keys=None,
         state_bytes=None,
         late_rows=0,
-        dead_letters=agent["dead_letters"],
+        dead_letters=agent.dead_letters,
     )
 
 
@@ -329,10 +322,10 @@ def plan_figures(figures: FigureRings) -> PlanFigures:
 def tap_points(figures: FigureRings) -> dict[TapPoint, str]:
     """Returns the points of the running streams at which rows can be copied, in the order of the plan, and their names."""
     found: dict[TapPoint, str] = {}
-    for name, task in figures.last.statistics["streams"].items():
-        stage, source = name.rpartition("/")[0], task.get("input", {}).get("source", "")
-        for edge in task.get("edges", ()):
-            point = TapPoint(edge["from"], edge["branch"])
+    for name, task in figures.last.figures.streams.items():
+        stage, source = name.rpartition("/")[0], task.input.source
+        for edge in task.edges:
+            point = TapPoint(edge.origin, edge.branch)
             if point.origin != stage:
                 found.setdefault(point, f"{point.origin}{', ' + point.branch if point.branch else ''}")
             elif not point.branch:  # the dead letters of a task are no rows
@@ -341,18 +334,12 @@ def tap_points(figures: FigureRings) -> dict[TapPoint, str]:
 
 
 def _reading(tick: Tick) -> AppReading:
-    return AppReading("", tick.steady, tick.at * 1000, 0, tick.statistics)
+    return AppReading("", tick.steady, tick.at * 1000, 0, tick.figures)
 
 
-def _shares(now: Mapping[str, float], before: Mapping[str, float], span: float) -> dict[str, float]:
+def _shares(before: ThreadFigures, now: ThreadFigures, span: float) -> dict[str, float]:
     """Returns the part of the time in each state since `before`; since the start of the task if there is no span."""
-    spent = {name: max(0.0, seconds - (before.get(name, 0.0) if span else 0.0)) for name, seconds in now.items()}
-    total = sum(spent.values())
-    return {name: seconds / total for name, seconds in spent.items()} if total > 0 else {}
-
-
-def _rate(now: float, before: float, span: float) -> float:
-    return max(0.0, now - before) / span if span > 0 else 0.0
+    return shares_of(before if span else ThreadFigures(), now)
 
 
 def _behind(watermark_ms: int | None, now: float) -> float | None:

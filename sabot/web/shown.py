@@ -143,7 +143,7 @@ class LiveApp(ShownApp):
         return RunFacts(
             version=self._app.settings.version,
             state=runner.state,
-            why=scrubbed(self.figures.last.statistics["failure"] or ""),
+            why=scrubbed(self.figures.last.figures.failure or ""),
             began=runner.recorder.began,
             restarts=runner.restarts,
             events=runner.recorder.events,

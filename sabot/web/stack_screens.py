@@ -17,7 +17,7 @@ _LOOP = "event loop"
 
 def has_stacks(app: ShownApp) -> bool:
     """Returns True if the tasks of an app run in this process, and not in workers: only there their stacks can be looked at."""
-    return app.here and app.live is not None and not app.figures.last.statistics["workers"]
+    return app.here and app.live is not None and not app.figures.last.figures.workers
 
 
 class StackScreens:
@@ -57,5 +57,5 @@ class StackScreens:
             return None
         if task == _LOOP:
             return self._app.live.agent_runtime.runner.loop_thread
-        tasks = self._app.figures.last.statistics["streams"]
+        tasks = self._app.figures.last.figures.streams
         return next((each.ident for each in threading.enumerate() if task in tasks and each.name == task), None)

@@ -55,6 +55,7 @@ from sabot.runtime.tasks.blocking import BlockingMonitor
 from sabot.runtime.tasks.inference import StoppedEarly
 from sabot.runtime.tasks.taps import TapPoint
 from sabot.runtime.watch.app_rates import AppReading
+from sabot.runtime.watch.figures import AppFigures
 from sabot.runtime.watch.guarantees import guarantees_of
 from sabot.runtime.watch.reports import Reporter, Summary, screen_of_person, summary_of
 
@@ -694,15 +695,19 @@ class AppRunner:
             "failure": None if failure is None else str(failure),
         }
 
+    def figures(self) -> AppFigures:
+        """Returns what `report` tells, as structs. From any thread."""
+        return AppFigures.of(self.report())
+
     @property
     def summary(self) -> Summary:
         """The counts of this run or the last one. From any thread."""
         end = self._ended if self._run is None else self.app.clock.monotonic()
-        return summary_of(self.app.id, self.report(), end - self._began, self.restarts)
+        return summary_of(self.app.id, self.figures(), end - self._began, self.restarts)
 
     def _read(self) -> AppReading:
         clock = self.app.clock
-        return AppReading(self.app.id, clock.monotonic(), clock.time() * 1000, self.restarts, self.report())
+        return AppReading(self.app.id, clock.monotonic(), clock.time() * 1000, self.restarts, self.figures())
 
     def _print_summary(self) -> None:
         said, screen = str(self.summary), screen_of_person()

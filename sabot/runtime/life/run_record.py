@@ -260,7 +260,7 @@ class RunRecorder:
             at=self._clock.time(),
             began=self.began,
             state=self._state(),
-            why=scrubbed(str(figures.ticks[-1].statistics.get("failure") or "") if figures.ticks else ""),
+            why=scrubbed(str(figures.ticks[-1].figures.failure or "") if figures.ticks else ""),
             restarts=self._restarts(),
             figures=figures,
             settings=shown_settings(settings),

@@ -1,4 +1,4 @@
-"""Rates of a running app, from two readings of its figures (`App.statistics`): per task, step and link of the plan.
+"""Rates of a running app, from two readings of its figures: per task, step and link of the plan. All rates are made here.
 
 The subtasks of a task are folded into one row. Nothing here waits or asks the app.
 """
@@ -11,6 +11,18 @@ from typing import Any
 from sabot.base.dataclass import dataclass
 from sabot.operators.base import END_OF_TIME, START_OF_TIME
 from sabot.plan.drawing import AGENT_SINK, SHARES, BoxFigures, LinkFigures, LinkKey, PlanFigures
+from sabot.runtime.watch.figures import (
+    AgentFigures,
+    AgentSinkFigures,
+    AgentSourceFigures,
+    AppFigures,
+    EdgeFigures,
+    InputFigures,
+    LaneFigures,
+    StepFigures,
+    TaskFigures,
+    ThreadFigures,
+)
 
 
 @dataclass(frozen=True)
@@ -21,12 +33,13 @@ class AppReading:
     seconds: float
     now_ms: float
     restarts: int
-    figures: Mapping[str, Any]
+    figures: AppFigures
 
     @classmethod
     def of(cls, answer: Mapping[str, Any]) -> "AppReading":
         """Returns the reading in an answer of the app (`AppRequests`)."""
-        return cls(answer["app"], answer["seconds"], answer["now_ms"], answer["restarts"], answer["figures"])
+        figures = AppFigures.of(answer["figures"])
+        return cls(answer["app"], answer["seconds"], answer["now_ms"], answer["restarts"], figures)
 
 
 @dataclass
@@ -117,9 +130,7 @@ class AppRates:
 
 
 def rates_between(before: AppReading, after: AppReading) -> AppRates:
-    """Returns the rates between two readings of one app. A counter that has gone back, because the app has restarted
-    meanwhile, gives 0.
-    """
+    """Returns the rates between two readings of one app."""
     seconds = max(after.seconds - before.seconds, 1e-9)
     tasks = _StreamRates(before, after, seconds)
     agents = _agent_tasks(before.figures, after.figures, seconds)
@@ -127,10 +138,24 @@ def rates_between(before: AppReading, after: AppReading) -> AppRates:
     return AppRates(seconds, [*tasks.found.values(), *agents], links)
 
 
-def _rate(before: Mapping[str, Any], after: Mapping[str, Any], name: str, seconds: float) -> float | None:
-    """Returns the growth of a counter per second, or None if the app does not count it."""
-    now = after.get(name)
-    return None if now is None else max(0.0, now - before.get(name, 0)) / seconds
+def rate_of(before: float, now: float, seconds: float) -> float:
+    """Returns the growth of a count per second. One that has gone back, because the app has restarted meanwhile, and no
+    time, give 0.
+    """
+    return max(0.0, now - before) / seconds if seconds > 0 else 0.0
+
+
+def shares_of(before: ThreadFigures, now: ThreadFigures) -> dict[str, float]:
+    """Returns the shares of time by state between two readings of one thread, or {} if it did not run."""
+    spent = {name: max(0.0, now.time.get(name, 0.0) - before.time.get(name, 0.0)) for name in SHARES}
+    whole = sum(spent.values())
+    return {name: value / whole for name, value in spent.items()} if whole > 0 else {}
+
+
+def lag_of(source: InputFigures | AgentSourceFigures) -> float | None:
+    """Returns the rows, or bytes, that a source has not read, or None if it does not know."""
+    known = [each for each in (source.lag or {}).values() if each is not None]
+    return sum(known) if known else None
 
 
 def _plus(one: float | None, other: float | None) -> float | None:
@@ -141,14 +166,6 @@ def _most(one: float | None, other: float | None) -> float | None:
     return other if one is None else one if other is None else max(one, other)
 
 
-def _shares(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, float]:
-    """Returns the shares of time by state between two readings of one subtask, or {} if it did not run."""
-    then, now = before.get("time", {}), after.get("time", {})
-    spent = {name: max(0.0, now.get(name, 0.0) - then.get(name, 0.0)) for name in SHARES}
-    whole = sum(spent.values())
-    return {name: value / whole for name, value in spent.items()} if whole > 0 else {}
-
-
 class _StreamRates:
     """Folds the subtasks of the tasks of streams."""
 
@@ -157,9 +174,8 @@ class _StreamRates:
         self._seconds = seconds
         self._rates: defaultdict[LinkKey, float] = defaultdict(float)
         self._fills: dict[LinkKey, float] = {}
-        then = before.figures.get("streams", {})
-        for name, now in after.figures.get("streams", {}).items():
-            self._add(name, then.get(name, {}), now, after.now_ms)
+        for name, now in after.figures.streams.items():
+            self._add(name, before.figures.streams.get(name, TaskFigures()), now, after.now_ms)
         for task in self.found.values():
             task.shares = {name: value / task.subtasks for name, value in task.shares.items()}
             for step in task.steps.values():
@@ -168,107 +184,90 @@ class _StreamRates:
     def links(self) -> dict[LinkKey, LinkFigures]:
         return {key: LinkFigures(rate, self._fills.get(key)) for key, rate in self._rates.items()}
 
-    def _add(self, name: str, before: Mapping[str, Any], after: Mapping[str, Any], now_ms: float) -> None:
+    def _add(self, name: str, before: TaskFigures, after: TaskFigures, now_ms: float) -> None:
         id = name.rpartition("/")[0]
-        given = after.get("input", {})
-        kind = "source" if "source" in given else "task"
-        task = self.found.setdefault(id, TaskRates(id, kind, given.get("source", "")))
+        given = after.input
+        task = self.found.setdefault(id, TaskRates(id, "source" if given.source else "task", given.source))
         task.subtasks += 1
-        task.rows_in = _plus(task.rows_in, _rate(before, after, "rows", self._seconds))
-        for state, share in _shares(before, after).items():
+        task.rows_in = _plus(task.rows_in, rate_of(before.rows, after.rows, self._seconds))
+        for state, share in shares_of(before, after).items():
             task.shares[state] = task.shares.get(state, 0.0) + share
-        task.fill = _most(task.fill, given.get("fill"))
-        if "lag" in given:
-            task.lag = _plus(task.lag, sum(given["lag"].values()))
-            task.lag_unit = given.get("lag_unit", "rows")
-        watermark = after.get("watermark_ms")
+        task.fill = _most(task.fill, given.fill)
+        if given.lag is not None:
+            task.lag = _plus(task.lag, lag_of(given) or 0)
+            task.lag_unit = given.lag_unit
+        watermark = after.watermark_ms
         if watermark is not None and START_OF_TIME < watermark < END_OF_TIME:
             task.behind_s = _most(task.behind_s, (now_ms - watermark) / 1000)
-        task.dead += given.get("dead_letters", 0)
-        if after.get("worker") is not None and after["worker"] not in task.workers:
-            task.workers.append(after["worker"])
-        then = before.get("operators", {})
-        for step, figures in after.get("operators", {}).items():
-            self._add_step(task, step, then.get(step, {}), figures)
-        self._add_links(task, before.get("edges", ()), after.get("edges", ()))
+        task.dead += given.dead_letters
+        if after.worker is not None and after.worker not in task.workers:
+            task.workers.append(after.worker)
+        for step, figures in after.operators.items():
+            self._add_step(task, step, before.operators.get(step, StepFigures()), figures)
+        self._add_links(task, before.edges, after.edges)
 
-    def _add_step(self, task: TaskRates, id: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
+    def _add_step(self, task: TaskRates, id: str, before: StepFigures, after: StepFigures) -> None:
         step = task.steps.setdefault(id, StepRates(id))
-        step.rows_in = _plus(step.rows_in, _rate(before, after, "rows_in", self._seconds))
-        step.rows_out = _plus(step.rows_out, _rate(before, after, "rows_out", self._seconds))
-        step.share = _plus(step.share, _rate(before, after, "seconds", self._seconds))
-        if "sink" in after:
-            task.kind, task.name = "sink", after["sink"]
-        step.late += after.get("late_rows", 0)
-        step.dead += after.get("dead_rows", 0)
-        task.late += after.get("late_rows", 0)
-        task.dead += after.get("dead_rows", 0)
+        step.rows_in = _plus(step.rows_in, rate_of(before.rows_in, after.rows_in, self._seconds))
+        step.rows_out = _plus(step.rows_out, rate_of(before.rows_out, after.rows_out, self._seconds))
+        step.share = _plus(step.share, rate_of(before.seconds, after.seconds, self._seconds))
+        if after.sink:
+            task.kind, task.name = "sink", after.sink
+        step.late += after.late_rows
+        step.dead += after.dead_rows
+        task.late += after.late_rows
+        task.dead += after.dead_rows
 
-    def _add_links(
-        self, task: TaskRates, before: Iterable[Mapping[str, Any]], after: Iterable[Mapping[str, Any]]
-    ) -> None:
-        then = dict(_by_key(before))
-        for key, edge in _by_key(after):
-            rate = _rate(then.get(key, {}), edge, "rows", self._seconds) or 0.0
+    def _add_links(self, task: TaskRates, before: Iterable[EdgeFigures], after: Iterable[EdgeFigures]) -> None:
+        then = {_key(edge): edge.rows for edge in before}
+        for edge in after:
+            key = _key(edge)
+            rate = rate_of(then.get(key, 0), edge.rows, self._seconds)
             self._rates[key] += rate
-            if "fill" in edge:
-                self._fills[key] = max(self._fills.get(key, 0.0), edge["fill"])
+            if edge.fill is not None:
+                self._fills[key] = max(self._fills.get(key, 0.0), edge.fill)
                 if not key.branch:
                     task.rows_out = _plus(task.rows_out, rate)
 
 
-def _by_key(edges: Iterable[Mapping[str, Any]]) -> Iterator[tuple[LinkKey, Mapping[str, Any]]]:
-    for edge in edges:
-        yield LinkKey(edge["from"], edge["to"], edge["branch"]), edge
+def _key(edge: EdgeFigures) -> LinkKey:
+    return LinkKey(edge.origin, edge.to, edge.branch)
 
 
-def _agent_tasks(before: Mapping[str, Any], after: Mapping[str, Any], seconds: float) -> Iterator[TaskRates]:
+def _agent_tasks(before: AppFigures, after: AppFigures, seconds: float) -> Iterator[TaskRates]:
     """Yields the sources of agents, the tasks of agents, and the sinks of agents."""
-
-    def of(section: str, name: str) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-        return before.get(section, {}).get(name, {}), after.get(section, {}).get(name, {})
-
-    for name in after.get("sources", {}):
-        then, now = of("sources", name)
-        rate = _rate(then, now, "rows_in", seconds)
-        lag = sum(now.get("lag", {}).values())
-        yield TaskRates(name, "agent's source", "", 1, rate, rate, _shares(then, now), lag=lag)
     fills: dict[str, float] = defaultdict(float)
-    for name, figures in after.get("sources", {}).items():
-        fills[name.partition("/")[0]] = max(fills[name.partition("/")[0]], _fill(figures.get("channel", {})))
+    for name, source in after.sources.items():
+        then = before.sources.get(name, AgentSourceFigures())
+        rate = rate_of(then.rows_in, source.rows_in, seconds)
+        yield TaskRates(name, "agent's source", "", 1, rate, rate, shares_of(then, source), lag=lag_of(source) or 0)
+        agent = name.partition("/")[0]
+        fills[agent] = max(fills[agent], source.channel.fill)
     agents: dict[str, StepRates] = {}
-    for name in after.get("operators", {}):
-        told = of("agents", name)
-        rows_in = _rate(*told, "messages_processed", seconds)
-        rows_out = _rate(*of("operators", name), "rows_out", seconds)
-        agents[name] = StepRates(name, rows_in, rows_out, None, dead=told[1].get("dead_letters", 0))
-    tasks = after.get("agent_tasks", {})
-    for task in tasks:
-        steps = agents if len(tasks) == 1 else {task: agents[task]} if task in agents else {}
-        rates = TaskRates(task, "agents", "", 1, shares=_shares(*of("agent_tasks", task)), steps=steps)
+    for name, lanes in after.operators.items():
+        told, earlier = (each.agents.get(name, AgentFigures()) for each in (after, before))
+        rows_in = rate_of(earlier.messages_processed, told.messages_processed, seconds)
+        rows_out = rate_of(before.operators.get(name, LaneFigures()).rows_out, lanes.rows_out, seconds)
+        agents[name] = StepRates(name, rows_in, rows_out, None, dead=told.dead_letters)
+    for task, thread in after.agent_tasks.items():
+        one = len(after.agent_tasks) == 1
+        steps = agents if one else {task: agents[task]} if task in agents else {}
+        shares = shares_of(before.agent_tasks.get(task, ThreadFigures()), thread)
+        rates = TaskRates(task, "agents", "", 1, shares=shares, steps=steps)
         for name, step in steps.items():
             rates.rows_in = _plus(rates.rows_in, step.rows_in)
             rates.rows_out = _plus(rates.rows_out, step.rows_out)
             rates.fill = _most(rates.fill, fills.get(name))
             rates.dead += step.dead
         yield rates
-    for name in after.get("sinks", {}):
-        then, now = of("sinks", name)
-        rate = _rate(then, now, "rows_out", seconds)
-        yield TaskRates(name, "agent's sink", "", 1, rate, rate, _shares(then, now), fill=_fill(now.get("channel", {})))
+    for name, sink in after.sinks.items():
+        was = before.sinks.get(name, AgentSinkFigures())
+        rate = rate_of(was.rows_out, sink.rows_out, seconds)
+        yield TaskRates(name, "agent's sink", "", 1, rate, rate, shares_of(was, sink), fill=sink.channel.fill)
 
 
-def _agent_links(
-    before: Mapping[str, Any], after: Mapping[str, Any], seconds: float
-) -> Iterator[tuple[LinkKey, LinkFigures]]:
+def _agent_links(before: AppFigures, after: AppFigures, seconds: float) -> Iterator[tuple[LinkKey, LinkFigures]]:
     """Yields the links from topics to agents."""
-    then = before.get("sources", {})
-    for name, now in after.get("sources", {}).items():
-        rate = _rate(then.get(name, {}), now, "rows_in", seconds)
-        yield LinkKey(name, name.partition("/")[0]), LinkFigures(rate, _fill(now.get("channel", {})))
-
-
-def _fill(channel: Mapping[str, Any]) -> float:
-    """Returns how full a channel is, in rows or in bytes, 0 to 1."""
-    pairs = (("rows", "capacity_rows"), ("bytes", "capacity_bytes"))
-    return max((channel[held] / channel[most] for held, most in pairs if channel.get(most)), default=0.0)
+    for name, now in after.sources.items():
+        rate = rate_of(before.sources.get(name, AgentSourceFigures()).rows_in, now.rows_in, seconds)
+        yield LinkKey(name, name.partition("/")[0]), LinkFigures(rate, now.channel.fill)

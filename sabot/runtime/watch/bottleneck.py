@@ -1,6 +1,6 @@
 """The narrow place of a running app in words: the task that sets the pace of everything else, and why.
 
-`narrow_places` compares two readings of `App.statistics()` that are some seconds apart. It is a pure function, so any
+`narrow_places` compares two readings of an app's figures that are some seconds apart. It is a pure function, so any
 viewer can call it: the command line, a page, a log.
 
 A task is a candidate if its own time is used up and rows wait for it: its input is full, or the tasks before it wait
@@ -12,7 +12,13 @@ from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from enum import StrEnum
 from statistics import median
-from typing import Any
+from typing import TypeVar
+
+from sabot.plan.drawing import SHARES
+from sabot.runtime.watch.app_rates import lag_of, rate_of, shares_of
+from sabot.runtime.watch.figures import AppFigures, CallLoad, EdgeFigures, StepFigures, TaskFigures, ThreadFigures
+
+_T = TypeVar("_T")
 
 _MOST = 3  # places in a rank
 _BUSY = 0.7  # the share of time from which on a task has little left
@@ -68,13 +74,13 @@ class NarrowPlace:
     advice: str
 
 
-def narrow_places(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[NarrowPlace]:
+def narrow_places(before: AppFigures, now: AppFigures) -> list[NarrowPlace]:
     """Returns at most three narrow places of an app, the narrowest first; none if nothing limits the app.
 
-    `before`, `now`: two results of `App.statistics()`, some seconds apart. Tasks that are not in both are left out,
+    `before`, `now`: two readings, some seconds apart. Tasks that are not in both are left out,
     so nothing is said right after a start or a rescale.
     """
-    app = _AppShares(before, now)
+    app = _AppSpan(before, now)
     found = [*app.sinks(), *app.computing(), *app.waiting(), *app.exchanges(), *app.agents()]
     found += app.aligning({place.task for place in found})
     found = sorted(found, key=lambda place: -place.share)
@@ -88,23 +94,20 @@ def narrow_places(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Nar
     return (rank or [*app.partitions()] or [*app.starved()])[:_MOST]
 
 
-def in_one_process(statistics: Mapping[str, Any]) -> bool:
+def in_one_process(figures: AppFigures) -> bool:
     """Returns True if the app cannot have workers because its topics are at memory://, in its own process."""
-    return bool(statistics.get("broker", {}).get("topics"))
+    return figures.broker.topics > 0
 
 
-class _TaskShares:
+class _ThreadSpan:
     """The figures of one task over the time between two readings."""
 
-    def __init__(self, name: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-        self.name, self.before, self.now = name, before, now
-        self.stage = _stage(name)
-        spent = {state: max(0.0, now["time"][state] - before["time"][state]) for state in now["time"]}
-        self.seconds = sum(spent.values())
-        self.shares = {state: used / self.seconds if self.seconds else 0.0 for state, used in spent.items()}
-        queued = now.get("queued_seconds", 0.0) - before.get("queued_seconds", 0.0)
-        self.queued = min(1.0, max(0.0, queued) / self.seconds) if self.seconds else 0.0
-        self.turns = max(0, now["turns"] - before["turns"]) if "turns" in now and "turns" in before else None
+    def __init__(self, name: str, before: ThreadFigures, now: ThreadFigures) -> None:
+        self.name, self.stage = name, _stage(name)
+        self.seconds = max(0.0, sum(now.time.values()) - sum(before.time.values()))
+        self.shares = dict.fromkeys(SHARES, 0.0) | shares_of(before, now)
+        self.queued = min(1.0, rate_of(before.queued_seconds, now.queued_seconds, self.seconds))
+        self.turns = None if now.turns is None or before.turns is None else max(0, now.turns - before.turns)
 
     @property
     def wakes_for_lock(self) -> bool:
@@ -120,43 +123,45 @@ class _TaskShares:
         """The share of time in which the thread computed, or was ready to compute."""
         return self.shares["busy"] + self.shares["contended"]
 
-    @property
-    def rows(self) -> int:
-        return int(self.now.get("rows", 0) - self.before.get("rows", 0))
+
+class _TaskSpan(_ThreadSpan):
+    """A task of streams."""
+
+    def __init__(self, name: str, before: TaskFigures, now: TaskFigures) -> None:
+        super().__init__(name, before, now)
+        self.before, self.now = before, now
+        self.rows = now.rows - before.rows
+        self.lag = {name: rows for name, rows in (now.input.lag or {}).items() if rows is not None}
 
     @property
     def fill(self) -> float | None:
         """The mean fill of its input at the two readings, from 0 to 1, or None if it reads a source."""
-        fills = [float(each["input"]["fill"]) for each in (self.before, self.now) if "fill" in each.get("input", {})]
+        fills = [each.input.fill for each in (self.before, self.now) if each.input.fill is not None]
         return sum(fills) / 2 if len(fills) == 2 else None
-
-    @property
-    def lag(self) -> dict[str, int]:
-        """The unread rows of its source by partition."""
-        found: dict[str, int] = self.now.get("input", {}).get("lag", {})
-        return found
 
     def late(self) -> dict[str, float]:
         """Returns the seconds for which it waited for a barrier of each task before it."""
-        before, now = (each.get("input", {}).get("late_seconds", {}) for each in (self.before, self.now))
-        return {name: seconds - before.get(name, 0.0) for name, seconds in now.items()}
+        before = self.before.input.late_seconds
+        return {name: seconds - before.get(name, 0.0) for name, seconds in self.now.input.late_seconds.items()}
 
     @property
-    def targets(self) -> list[Mapping[str, Any]]:
+    def targets(self) -> list[EdgeFigures]:
         """The edges to other tasks."""
-        return [edge for edge in self.now.get("edges", ()) if "fill" in edge]
+        return [edge for edge in self.now.edges if edge.fill is not None]
 
     def work(self) -> dict[str, float]:
-        """The seconds of each piece of its work: steps by their id, "reading", "snapshots", and "to STAGE"."""
-        found: dict[str, float] = {}
-        for id, figures in self.now.get("operators", {}).items():
-            found[id] = figures["seconds"] - self.before["operators"].get(id, {}).get("seconds", 0.0)
-        for own, before in zip(self.now.get("edges", ()), self.before.get("edges", ()), strict=False):
-            if "fill" in own:
-                place = f"to {own['to']}"
-                found[place] = found.get(place, 0.0) + own["seconds"] - before.get("seconds", 0.0)
-        for name in ("reading", "cutting"):
-            found[name] = self.now.get(f"{name}_seconds", 0.0) - self.before.get(f"{name}_seconds", 0.0)
+        """The seconds of each piece of its work: steps by their id, "reading", "cutting", and "to STAGE"."""
+        before, now = self.before, self.now
+        found = {
+            id: figures.seconds - before.operators.get(id, StepFigures()).seconds
+            for id, figures in now.operators.items()
+        }
+        for own, was in zip(now.edges, before.edges, strict=False):
+            if own.fill is not None:
+                place = f"to {own.to}"
+                found[place] = found.get(place, 0.0) + own.seconds - was.seconds
+        found["reading"] = now.reading_seconds - before.reading_seconds
+        found["cutting"] = now.cutting_seconds - before.cutting_seconds
         return found
 
     def main_work(self) -> tuple[str, float]:
@@ -167,41 +172,44 @@ class _TaskShares:
         return name, work[name] / total if name and total > 0 else 0.0
 
 
-class _AppShares:
+class _AppSpan:
     """The tasks of an app over the time between two readings."""
 
-    def __init__(self, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    def __init__(self, before: AppFigures, now: AppFigures) -> None:
         self.before, self.now = before, now
         self.alone = in_one_process(now)
-        self.tasks = _tasks(before.get("streams", {}), now.get("streams", {}))
-        self.senders: dict[str, list[_TaskShares]] = {}  # by stage: the tasks that send it rows
+        self.tasks = [
+            task
+            for name, (was, is_) in _both(before.streams, now.streams)
+            if was.time and is_.state and (task := _TaskSpan(name, was, is_)).seconds >= _LEAST_SECONDS
+        ]
+        self.senders: dict[str, list[_TaskSpan]] = {}  # by stage: the tasks that send it rows
         for task in self.tasks:
             for edge in task.targets:
-                if task not in self.senders.setdefault(edge["to"], []):
-                    self.senders[edge["to"]].append(task)
+                if task not in self.senders.setdefault(edge.to, []):
+                    self.senders[edge.to].append(task)
 
     # -- what presses ---------------------------------------------------------------------------------------------------
 
-    def pressed(self, task: _TaskShares) -> bool:
+    def pressed(self, task: _TaskSpan) -> bool:
         """Returns True if rows wait for the task: its input is full, and the tasks before it wait for room."""
         senders = self.senders.get(task.stage, ())
         waits = max((each.shares["backpressured"] for each in senders), default=0.0)
         fill = task.fill or 0.0
         return fill >= _FULL or (waits >= _PRESSED and fill >= _FULL / 2)
 
-    def cpu(self, task: _TaskShares) -> float | None:
+    def cpu(self, task: _TaskSpan) -> float | None:
         """Returns how many processors the process of the task used, or None if that is not known."""
-        worker = task.now.get("worker")
-        if worker is not None:
-            found = [each["cpu_percent"] for each in self.now.get("workers", ()) if each["worker"] == worker]
-            return None if not found or found[0] is None else float(found[0]) / 100
-        used = [each.get("process", {}).get("cpu_seconds") for each in (self.before, self.now)]
-        return None if None in used or not task.seconds else (used[1] - used[0]) / task.seconds
+        if task.now.worker is not None:
+            found = next((each.cpu_percent for each in self.now.workers if each.worker == task.now.worker), None)
+            return None if found is None else found / 100
+        before, now = self.before.process.cpu_seconds, self.now.process.cpu_seconds
+        return None if before is None or now is None or not task.seconds else (now - before) / task.seconds
 
-    def cpus(self, task: _TaskShares) -> float:
+    def cpus(self, task: _TaskSpan) -> float:
         """Returns the number of processors that the process of the task may use; infinite if that is not known."""
-        known = self.now.get("process", {}).get("cpus")
-        return float("inf") if known is None or "worker" in task.now else float(known)
+        known = self.now.process.cpus
+        return float("inf") if known is None or task.now.worker is not None else float(known)
 
     # -- the candidates -------------------------------------------------------------------------------------------------
 
@@ -211,28 +219,29 @@ class _AppShares:
             if task.load < _BUSY or task.shares["backpressured"] > _PRESSED or not (task.targets or task.fill is None):
                 continue
             main, part = task.main_work()
-            function = task.now.get("operators", {}).get(main, {}).get("function", "") if part >= _MAIN else ""
+            step = task.now.operators.get(main)
+            function = step.function if step is not None and part >= _MAIN else ""
             if task.fill is None and not self._reads_on(task, bool(function)):
                 continue
             if task.fill is not None and not self.pressed(task):
                 continue
             yield self._skewed(task) or self._computes(task, main if part >= _MAIN else "", function)
 
-    def _reads_on(self, task: _TaskShares, calls: bool) -> bool:
+    def _reads_on(self, task: _TaskSpan, calls: bool) -> bool:
         """Returns True if the source has more rows than the task could read: the source is bounded, or it lags behind.
         If the source does not tell, a task that mostly calls a function (`calls`) must have no time left.
         """
-        if task.now.get("input", {}).get("ends"):
+        if task.now.input.ends:
             return True
         return sum(task.lag.values()) > max(1, task.rows) if task.lag else calls and task.load >= _SPENT
 
-    def _computes(self, task: _TaskShares, main: str, function: str) -> NarrowPlace:
-        behind = _behind(task)
+    def _computes(self, task: _TaskSpan, main: str, function: str) -> NarrowPlace:
+        behind = _behind(task.fill)
         contended = task.shares["contended"]
         cpu = self.cpu(task)
-        beside = [each for each in self.tasks if each.now.get("worker") == task.now.get("worker")]
+        beside = [each for each in self.tasks if each.now.worker == task.now.worker]
         others = None if cpu is None else max(0.0, cpu - task.shares["busy"])
-        if others is not None and "worker" in task.now:  # the threads of the exchange do not need the lock
+        if others is not None and task.now.worker is not None:  # the threads of the exchange do not need the lock
             others = min(others, sum(each.shares["busy"] for each in beside if each is not task))
         if main.startswith("to "):
             stage = main.removeprefix("to ")
@@ -316,22 +325,19 @@ class _AppShares:
             "checkpoints less often" if main == "cutting" else f"less work in this step; {self._more_subtasks(task)}",
         )
 
-    def _more_subtasks(self, task: _TaskShares) -> str:
+    def _more_subtasks(self, task: _TaskSpan) -> str:
         """Returns the part of an advice that says how a task gets more subtasks, or why it gets none."""
         if self.alone:
             return _WITHOUT_WORKERS
         subtasks = [each for each in self.tasks if each.stage == task.stage]
         partitions = {name for each in subtasks for name in each.lag}
-        input = task.now.get("input", {})
-        if (
-            not partitions or input.get("ends") or len(subtasks) < len(partitions)
-        ):  # the lag of files is not by partition
+        input = task.now.input
+        if not partitions or input.ends or len(subtasks) < len(partitions):  # the lag of files is not by partition
             return "or a higher parallelism with --workers"
         count = "1 partition" if len(partitions) == 1 else f"{len(partitions)} partitions"
-        topic = input.get("source", "")
-        return f"or more partitions: topic {topic} has {count}, so more workers do not help"
+        return f"or more partitions: topic {input.source} has {count}, so more workers do not help"
 
-    def _skewed(self, task: _TaskShares) -> NarrowPlace | None:
+    def _skewed(self, task: _TaskSpan) -> NarrowPlace | None:
         """Returns a narrow place for the subtask if it has far more rows than the other subtasks of its stage, else
         None.
         """
@@ -348,14 +354,12 @@ class _AppShares:
             task.load,
             "",
             f"{task.name} is the narrow place: few keys have most rows, so it gets {times} rows as the other subtasks of "
-            f"{task.stage}, and {_computing(task)}{_behind(task)}",
+            f"{task.stage}, and {_computing(task)}{_behind(task.fill)}",
             "combine rows of a key before this step (two aggregations), or a further key column",
         )
 
     def _by_key(self, stage: str) -> bool:
-        return any(
-            edge["to"] == stage and edge.get("keys") for each in self.senders.get(stage, ()) for edge in each.targets
-        )
+        return any(edge.to == stage and edge.keys for each in self.senders.get(stage, ()) for edge in each.targets)
 
     def sinks(self) -> Iterator[NarrowPlace]:
         """Yields the tasks of sinks that wait for their receivers, or compute, while rows wait for them."""
@@ -365,46 +369,45 @@ class _AppShares:
             waits = task.shares["backpressured"]
             if waits + task.load < _BUSY or waits < task.load / 2:
                 if task.load >= _BUSY:
-                    yield self._computes(task, next(iter(task.now["operators"]), ""), "")
+                    yield self._computes(task, next(iter(task.now.operators), ""), "")
                 continue
-            cuts = (task.now["cut_seconds_total"] - task.before["cut_seconds_total"]) / task.seconds
+            cuts = (task.now.cut_seconds_total - task.before.cut_seconds_total) / task.seconds
             does = "its commits take" if cuts >= waits / 2 else "its receiver takes"
             yield _place(
                 task,
                 Cause.SLOW_SINK,
                 waits,
-                next(iter(task.now["operators"]), ""),
-                f"sink {task.name} is the narrow place: {does} {_percent(waits)} of the time{_behind(task)}",
+                next(iter(task.now.operators), ""),
+                f"sink {task.name} is the narrow place: {does} {_percent(waits)} of the time{_behind(task.fill)}",
                 "checkpoints less often" if cuts >= waits / 2 else "a faster receiver, or larger batches into it",
             )
-        for name, sink in _both(self.before.get("sinks", {}), self.now.get("sinks", {})):
-            if "time" in sink[1]:
-                task = _TaskShares(f"sink {name}", *sink)
-                fill = _fill(sink[1]["channel"])
-                if task.shares["backpressured"] >= _WAITS and (fill >= _FULL or sink[1]["waiting"]):
-                    share = task.shares["backpressured"]
+        for name, (was, sink) in _both(self.before.sinks, self.now.sinks):
+            if sink.time:
+                thread, fill = _ThreadSpan(f"sink {name}", was, sink), sink.channel.fill
+                if thread.shares["backpressured"] >= _WAITS and (fill >= _FULL or sink.waiting):
+                    share = thread.shares["backpressured"]
                     yield NarrowPlace(
-                        task.name,
+                        thread.name,
                         Cause.SLOW_SINK,
                         share,
                         fill,
                         name,
-                        f"{task.name} is the narrow place: its receiver takes {_percent(share)} of the time, and agents "
+                        f"{thread.name} is the narrow place: its receiver takes {_percent(share)} of the time, and agents "
                         "wait for room",
                         "a faster receiver, or larger batches into it",
                     )
         readers = [task for task in self.tasks if task.fill is None and task.shares["backpressured"] >= _WAITS]
-        if readers and not any(edge["fill"] >= _FULL for task in readers for edge in task.targets):
-            for track, (_, figures) in _both(self.before.get("delivery", {}), self.now.get("delivery", {})):
-                if figures["undelivered_rows"]:
+        if readers and not any((edge.fill or 0.0) >= _FULL for task in readers for edge in task.targets):
+            for track, (_, figures) in _both(self.before.delivery, self.now.delivery):
+                if figures.undelivered_rows:
                     share = max(task.shares["backpressured"] for task in readers)
                     yield NarrowPlace(
                         track,
                         Cause.SLOW_SINK,
                         share,
                         None,
-                        figures["sink"],
-                        f"the delivery into sink {figures['sink']} is the narrow place: {figures['undelivered_rows']:,} rows "
+                        figures.sink,
+                        f"the delivery into sink {figures.sink} is the narrow place: {figures.undelivered_rows:,} rows "
                         f"wait for it, and the sources have waited {_percent(share)} of the time",
                         "a faster receiver; the rows that wait are safe in checkpoints",
                     )
@@ -414,36 +417,37 @@ class _AppShares:
         for task in self.tasks:
             if task.shares["waiting"] < _WAITS:
                 continue
-            for id, (before, now) in _both(task.before.get("operators", {}), task.now.get("operators", {})):
-                if "in_flight" in now and now["in_flight"] + 1e-9 >= _MAIN * now["limit"]:
-                    yield self._calls(task, now.get("function", id), before, now)
+            for id, (before, now) in _both(task.before.operators, task.now.operators):
+                if now.limit is not None and now.in_flight + 1e-9 >= _MAIN * now.limit:
+                    yield self._calls(task, now.function or id, before, now, task.fill)
 
     def _calls(
-        self, task: _TaskShares, name: str, before: Mapping[str, Any], now: Mapping[str, Any], agent: str = ""
+        self, task: _ThreadSpan, name: str, before: CallLoad, now: CallLoad, fill: float | None, agent: str = ""
     ) -> NarrowPlace:
         """Returns the narrow place of a task whose calls are at their limit. `name`: the step or agent that makes
-        them. `before`, `now`: its figures in both readings. `agent`: the id of the agent, or "" for a step.
+        them. `before`, `now`: its figures in both readings. `fill`: how full the queue before it is. `agent`: the id of
+        the agent, or "" for a step.
         """
         share, who = task.shares["waiting"], f"agent {agent}" if agent else task.name
-        place, fill = agent or task.name, _fill(now) if agent else task.fill
-        ended = now.get("attempts", 0) - before.get("attempts", 0)
-        seconds = now.get("attempt_seconds", 0.0) - before.get("attempt_seconds", 0.0)
+        place = agent or task.name
+        ended, seconds = now.attempts - before.attempts, now.attempt_seconds - before.attempt_seconds
         each = f", {seconds / ended:.2g} s each" if ended > 0 else ""
         of = "" if agent else f" of {name}"
-        behind = f", and {now['rows']:,} records wait" if agent else _behind(task)
-        refused = now.get("overloads", 0) - before.get("overloads", 0)
-        for engine, (was, figures) in _both(self.before.get("engines", {}), self.now.get("engines", {})):
-            refused += figures["overloads"] - was["overloads"]
-            if figures["overloads"] > was["overloads"] or figures["waiting"]:
-                turned = f"{figures['overloads'] - was['overloads']} calls were turned away (429)"
-                waits = f"{figures['waiting']} calls wait for its limit of {figures['limit']}"
+        behind = f", and {now.rows:,} records wait" if agent else _behind(fill)
+        refused = now.overloads - before.overloads
+        for engine, (was, figures) in _both(self.before.engines, self.now.engines):
+            overloads = figures.overloads - was.overloads
+            refused += overloads
+            if overloads > 0 or figures.waiting:
+                turned = f"{overloads} calls were turned away (429)"
+                waits = f"{figures.waiting} calls wait for its limit of {figures.limit}"
                 return NarrowPlace(
                     place,
                     Cause.MODEL_LIMIT,
                     share,
                     fill,
                     engine,
-                    f"the limit of model {engine} is the narrow place: {turned if figures['overloads'] > was['overloads'] else waits}, "
+                    f"the limit of model {engine} is the narrow place: {turned if overloads > 0 else waits}, "
                     f"and {who} waits for its calls {_percent(share)} of the time",
                     "a higher limit at the provider, a fallback model, or a cache",
                 )
@@ -464,8 +468,8 @@ class _AppShares:
             share,
             fill,
             name,
-            f"{who} is the narrow place: it waits {_percent(share)} of the time for calls{of} ({now['in_flight']} of "
-            f"{now['limit']} run{each}){behind}",
+            f"{who} is the narrow place: it waits {_percent(share)} of the time for calls{of} ({now.in_flight} of "
+            f"{now.limit} run{each}){behind}",
             "a higher concurrency=, if what is called allows it",
         )
 
@@ -476,7 +480,7 @@ class _AppShares:
         """
         for task in self.tasks:
             share = task.shares["aligning"]
-            if share < _ALIGNS or task.fill is None or not task.rows or task.now.get("input", {}).get("inputs", 1) < 2:
+            if share < _ALIGNS or task.fill is None or not task.rows or task.now.input.inputs < 2:
                 continue
             late = task.late()
             name = max(late, key=lambda each: late[each], default="")
@@ -495,7 +499,7 @@ class _AppShares:
                 "checkpoints less often, or smaller batches in the slow input",
             )
 
-    def _has_no_time(self, task: _TaskShares) -> bool:
+    def _has_no_time(self, task: _TaskSpan) -> bool:
         """Returns True if the task has no time left, or little while its input fills, as it does at first before it is full."""
         return task.load + task.shares["backpressured"] >= _SPENT or (
             task.load >= _BUSY and (task.fill or 0.0) >= _FULL / 2
@@ -505,56 +509,53 @@ class _AppShares:
         """Yields tasks that wait for a channel to another process, whose reader has room."""
         for task in self.tasks:
             share = task.shares["backpressured"]
-            if share < _WAITS or "worker" not in task.now:
+            if share < _WAITS or task.now.worker is None:
                 continue
             for edge in task.targets:
-                readers = [each for each in self.tasks if each.stage == edge["to"]]
-                if edge["fill"] >= _FULL and readers and all(self._awaits(each, task) for each in readers):
+                readers = [each for each in self.tasks if each.stage == edge.to]
+                if (edge.fill or 0.0) >= _FULL and readers and all(self._awaits(each, task) for each in readers):
                     yield _place(
                         task,
                         Cause.SLOW_EXCHANGE,
                         share,
-                        edge["to"],
-                        f"the exchange from {task.name} to {edge['to']} is the narrow place: its channel is full, and the tasks "
+                        edge.to,
+                        f"the exchange from {task.name} to {edge.to} is the narrow place: its channel is full, and the tasks "
                         "behind it have room",
                         "fewer columns before the exchange (select), or a faster network between the workers",
                     )
 
-    def _awaits(self, reader: _TaskShares, sender: _TaskShares) -> bool:
+    def _awaits(self, reader: _TaskSpan, sender: _TaskSpan) -> bool:
         """Returns True if the reader has time left, and waits for rows or for the barriers of the sender."""
         late = reader.late().get(sender.name, 0.0)
         return reader.load < _BUSY / 2 and max(reader.shares["idle"], late / reader.seconds) >= _PRESSED
 
     def agents(self) -> Iterator[NarrowPlace]:
         """Yields agents that are at their limit of calls while rows wait, and an event loop that is always busy."""
-        tasks = [
-            _TaskShares(name, *each)
-            for name, each in _both(self.before.get("agent_tasks", {}), self.now.get("agent_tasks", {}))
-        ]
+        tasks = [_ThreadSpan(name, *each) for name, each in _both(self.before.agent_tasks, self.now.agent_tasks)]
         waits = max(tasks, key=lambda task: task.shares["waiting"] + task.load, default=None)
         if waits is None or not waits.seconds:
             return
-        for id, (before, now) in _both(self.before.get("operators", {}), self.now.get("operators", {})):
-            if now["rows"] <= now.get("in_flight", 0) or waits.shares["backpressured"] > _PRESSED:
+        share = min(1.0, waits.shares["waiting"] + waits.load)
+        if share < _WAITS or waits.shares["backpressured"] > _PRESSED:
+            return
+        for id, (before, now) in _both(self.before.operators, self.now.operators):
+            if now.limit is None or now.rows <= now.in_flight:
                 continue
-            share = min(1.0, waits.shares["waiting"] + waits.load)
-            seconds = now.get("attempt_seconds", 0.0) - before.get("attempt_seconds", 0.0)
-            alone = now.get("limit", 1) > 1 and now.get("in_flight", 0) <= 1 and seconds <= _ALONE * waits.seconds
-            if share < _WAITS or "limit" not in now:
-                continue
+            seconds = now.attempt_seconds - before.attempt_seconds
+            alone = now.limit > 1 and now.in_flight <= 1 and seconds <= _ALONE * waits.seconds
             if alone and seconds >= _BUSY * waits.seconds:
                 yield NarrowPlace(
                     id,
                     Cause.SLOW_FUNCTION,
                     min(1.0, seconds / waits.seconds),
-                    _fill(now),
+                    now.fill,
                     id,
                     f"agent {id} is the narrow place: its function holds the event loop, so its calls run one after the other, and "
-                    f"{now['rows']:,} records wait",
+                    f"{now.rows:,} records wait",
                     "await in the function, asyncio.to_thread(…) for what computes, or batch=True",
                 )
-            elif now["in_flight"] >= _MAIN * now["limit"]:
-                yield self._calls(waits, f"agent {id}", before, now, id)
+            elif now.in_flight >= _MAIN * now.limit:
+                yield self._calls(waits, f"agent {id}", before, now, now.fill, id)
 
     def partitions(self) -> Iterator[NarrowPlace]:
         """Yields sources most of whose unread rows are in one partition."""
@@ -577,15 +578,15 @@ class _AppShares:
     def starved(self) -> Iterator[NarrowPlace]:
         """Yields sources that have unread rows and deliver them too slowly, while every task has time left."""
         for task in self.tasks:
-            figures = task.now.get("input", {})
-            if task.fill is not None or task.shares["idle"] < _BUSY or figures.get("exhausted") or figures.get("ahead"):
+            figures, before = task.now.input, task.before.input
+            if task.fill is not None or task.shares["idle"] < _BUSY or figures.exhausted or figures.ahead:
                 continue
-            overdue = figures.get("overdue_seconds", 0.0) - task.before.get("input", {}).get("overdue_seconds", 0.0)
-            lags = [sum(each.get("input", {}).get("lag", {}).values()) for each in (task.before, task.now)]
+            overdue = figures.overdue_seconds - before.overdue_seconds
+            lags = [lag_of(each) or 0 for each in (before, figures)]
             behind = min(lags) > max(1, task.rows)
-            if behind or figures.get("ends") or overdue >= _WAITS * task.seconds:
+            if behind or figures.ends or overdue >= _WAITS * task.seconds:
                 why = f", and has {lags[1]:,} unread rows" if behind else ""
-                source = figures.get("source", "its source")
+                source = figures.source or "its source"
                 yield _place(
                     task,
                     Cause.STARVED_SOURCE,
@@ -597,19 +598,11 @@ class _AppShares:
                 )
 
 
-def _place(task: _TaskShares, cause: Cause, share: float, step: str, sentence: str, advice: str) -> NarrowPlace:
+def _place(task: _TaskSpan, cause: Cause, share: float, step: str, sentence: str, advice: str) -> NarrowPlace:
     return NarrowPlace(task.name, cause, min(1.0, share), task.fill, step, sentence, advice)
 
 
-def _tasks(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[_TaskShares]:
-    """Returns the tasks that both readings have and that have not ended."""
-    found = [
-        _TaskShares(name, *each) for name, each in _both(before, now) if "time" in each[0] and each[1].get("state")
-    ]
-    return [task for task in found if task.seconds >= _LEAST_SECONDS]
-
-
-def _both(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[str, tuple[Any, Any]]]:
+def _both(before: Mapping[str, _T], now: Mapping[str, _T]) -> list[tuple[str, tuple[_T, _T]]]:
     return [(name, (before[name], now[name])) for name in now if name in before]
 
 
@@ -618,27 +611,19 @@ def _stage(task: str) -> str:
     return stage if slash and number.isdigit() else task
 
 
-def _behind(task: _TaskShares) -> str:
-    """Returns the part of a sentence that says what waits for the task."""
-    if task.fill is None:
+def _behind(fill: float | None) -> str:
+    """Returns the part of a sentence that says what waits for a task whose input is so full; None: it reads a source."""
+    if fill is None:
         return "; the tasks behind it wait"
-    return (
-        f"; its input is {'full' if task.fill >= 0.9 else f'{_percent(task.fill)} full'}, and the tasks before it wait"
-    )
+    return f"; its input is {'full' if fill >= 0.9 else f'{_percent(fill)} full'}, and the tasks before it wait"
 
 
-def _computing(task: _TaskShares) -> str:
+def _computing(task: _TaskSpan) -> str:
     """Returns the part of a sentence that says for how long a task computed, or was ready to compute."""
     if task.shares["contended"] < _PRESSED / 3:
         return f"computes {_percent(task.load)} of the time"
     waited = _percent(task.shares["contended"])
     return f"computes {_percent(task.shares['busy'])} of the time, and is contended (could compute, but has to wait) {waited}"
-
-
-def _fill(figures: Mapping[str, Any]) -> float:
-    """Returns how full a channel or the queue of an agent is."""
-    rows, nbytes = figures["rows"] / figures["capacity_rows"], figures["bytes"] / figures["capacity_bytes"]
-    return float(min(1.0, max(rows, nbytes)))
 
 
 def _percent(share: float) -> str:

@@ -5,12 +5,16 @@ import threading
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import field, replace
+from dataclasses import field
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from sabot.base.dataclass import dataclass
 from sabot.clock import SYSTEM_CLOCK, Clock
+from sabot.runtime.watch.app_rates import lag_of, rate_of
+from sabot.runtime.watch.figures import AppFigures
 
 _FINE = 900  # values of one second each: 15 minutes
 _COARSE = 720  # values of ten seconds each: two hours
@@ -19,16 +23,15 @@ _RATE_SECONDS = 10  # rates and shares of time are those of so many last seconds
 _YEAR_10000_MS = 253_402_300_800_000  # an input that has ended has a watermark of no calendar
 
 
-@dataclass(frozen=True)
-class Tick:
-    """The statistics of an app at one time. `number`: 1, 2, …, one for each second of the run. `at`: seconds since 1970. `steady`:
+class Tick(msgspec.Struct, frozen=True):
+    """The figures of an app at one time. `number`: 1, 2, …, one for each second of the run. `at`: seconds since 1970. `steady`:
     the seconds of a steady clock.
     """
 
     number: int
     at: float
     steady: float
-    statistics: Mapping[str, Any]
+    figures: AppFigures = msgspec.field(name="statistics")
 
 
 @dataclass
@@ -81,30 +84,30 @@ class FigureRings:
             curves = {name: (_rounded(each.fine), _rounded(each.coarse)) for name, each in self.curves.items()}
         return KeptFigures(ticks, curves)
 
-    def load(self, run: str, kept: KeptFigures, empty: Mapping[str, Any]) -> None:
-        """Replaces all figures by those of a file. `run`: the run that they are of. `empty`: figures in the place of missing ones."""
+    def load(self, run: str, kept: KeptFigures) -> None:
+        """Replaces all figures by those of a file. `run`: the run that they are of."""
         with self._taking:
             self.run = run
             self._ticks.clear()
-            self._ticks.extend(replace(each, statistics={**empty, **each.statistics}) for each in kept.ticks)
+            self._ticks.extend(kept.ticks)
             for name, curve in self.curves.items():
                 fine, coarse = kept.curves.get(name, ((), ()))
                 curve.fine, curve.coarse = deque(fine, maxlen=_FINE), deque(coarse, maxlen=_COARSE)
 
     def _take(self) -> Tick:
         self._number += 1
-        tick = Tick(self._number, self._clock.time(), self._clock.monotonic(), self._statistics())
+        tick = Tick(self._number, self._clock.time(), self._clock.monotonic(), AppFigures.of(self._statistics()))
         self._ticks.append(tick)
         before, rate = (
             self._ticks[0],
             None,
-        )  # as the rates of the pages: a source may read many rows at once, and then none for seconds
+        )  # as on the pages: a source may read many rows at once, and then none for seconds
         if tick.steady > before.steady:
-            rate = max(0, rows_read(tick.statistics) - rows_read(before.statistics)) / (tick.steady - before.steady)
-        watermark = watermark_of(tick.statistics)
+            rate = rate_of(rows_read(before.figures), rows_read(tick.figures), tick.steady - before.steady)
+        watermark = watermark_of(tick.figures)
         values = {
             "rows": rate,
-            "lag": lag_of(tick.statistics),
+            "lag": unread(tick.figures),
             "watermark_lag": None if watermark is None else max(0.0, tick.at - watermark / 1000),
             "memory": memory_bytes(),
         }
@@ -133,37 +136,26 @@ def _rounded(values: Iterable[float | None]) -> list[float | None]:
     return [None if each is None else round(each, 3) for each in list(values)]
 
 
-def inputs_of(statistics: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """Returns the figures of the sources of streams and agents."""
-    streams = [each["input"] for each in statistics["streams"].values() if "source" in each.get("input", {})]
-    return [*streams, *statistics["sources"].values()]
-
-
-def rows_read(statistics: Mapping[str, Any]) -> int:
+def rows_read(figures: AppFigures) -> int:
     """Returns the number of rows that all sources have read."""
-    return sum(each.get("rows_in", 0) for each in inputs_of(statistics))
+    return sum(each.rows_in for each in figures.inputs)
 
 
-def lag_of(statistics: Mapping[str, Any]) -> float | None:
+def unread(figures: AppFigures) -> float | None:
     """Returns the rows, or bytes of files, that sources have not read, or None if no source knows."""
-    known = [
-        lag
-        for each in inputs_of(statistics)
-        for lag in (each.get("lag") or {}).values()
-        if isinstance(lag, int | float)
-    ]
+    known = [lag for each in figures.inputs if (lag := lag_of(each)) is not None]
     return sum(known) if known else None
 
 
-def watermark_of(statistics: Mapping[str, Any]) -> int | None:
+def watermark_of(figures: AppFigures) -> int | None:
     """Returns the least watermark of all sources of streams, in milliseconds since 1970, or None if there is none."""
-    return min((each for each in map(time_of, inputs_of(statistics)) if each is not None), default=None)
+    found = (time_of(each.watermark_ms) for each in figures.inputs)
+    return min((each for each in found if each is not None), default=None)
 
 
-def time_of(figures: Mapping[str, Any]) -> int | None:
-    """Returns the watermark in these figures; None if there is none yet, or if it is that of an input that has ended."""
-    found = figures.get("watermark_ms")
-    return found if isinstance(found, int) and 0 < found < _YEAR_10000_MS else None
+def time_of(watermark_ms: int | None) -> int | None:
+    """Returns the watermark; None if there is none yet, or if it is that of an input that has ended."""
+    return watermark_ms if watermark_ms is not None and 0 < watermark_ms < _YEAR_10000_MS else None
 
 
 def memory_bytes() -> float | None:

@@ -6,13 +6,14 @@ import threading
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import field
-from typing import Any, TextIO
+from typing import TextIO
 
 from sabot.base.dataclass import dataclass
 from sabot.base.logs import log_is_json
 from sabot.base.quantities import bytes_words, count_words, counted_words, duration_words
 from sabot.clock import Clock
 from sabot.runtime.watch.app_rates import AppReading, rates_between
+from sabot.runtime.watch.figures import AppFigures
 
 _log = logging.getLogger(__name__)
 
@@ -74,47 +75,42 @@ def _places(sinks: tuple[str, ...]) -> str:
     return f" in {', '.join(sinks)}" if sinks else ""
 
 
-def summary_of(app: str, figures: Mapping[str, Any], seconds: float, restarts: int) -> Summary:
-    """Returns the summary of the figures of an app (`App.statistics`)."""
-    streams = figures.get("streams", {}).values()
-    sources = [task.get("input", {}) for task in streams if "source" in task.get("input", {})]
-    operators = [pair for task in streams for pair in task.get("operators", {}).items()]
-    dead = {edge["to"] for task in streams for edge in task.get("edges", ()) if edge["branch"] == _DEAD_LETTERS}
+def summary_of(app: str, figures: AppFigures, seconds: float, restarts: int) -> Summary:
+    """Returns the summary of the figures of an app."""
+    streams = figures.streams.values()
+    sources = [task.input for task in streams if task.input.source]
+    operators = [pair for task in streams for pair in task.operators.items()]
+    dead = {edge.to for task in streams for edge in task.edges if edge.branch == _DEAD_LETTERS}
     out: defaultdict[str, int] = defaultdict(int)
     for step, each in operators:
-        if "sink" in each and step not in dead:
-            out[each["sink"]] += each["rows_out"]
-    ports = figures.get("sinks", {}).items()  # of agents; one without a time leads to a stream or its sink
+        if each.sink and step not in dead:
+            out[each.sink] += each.rows_out
+    ports = figures.sinks.items()  # of agents; one without a time leads to a stream or its sink
     for name, sink in ports:
-        if "time" in sink and not sink.get("dead_letters"):
-            out[name] += sink["rows_out"]
+        if sink.time and not sink.dead_letters:
+            out[name] += sink.rows_out
     late: dict[str, Late] = {}
     for step, each in operators:
-        if rows := each.get("late_rows", 0):
+        if each.late_rows:
             former = late.get(step, Late(0, 0))
-            late[step] = Late(former.rows + rows, max(former.most_ms, each.get("late_most_ms", 0)))
+            late[step] = Late(former.rows + each.late_rows, max(former.most_ms, each.late_most_ms or 0))
     reasons: Counter[str] = Counter()
     for source in sources:
-        reasons.update(source.get("dead_letter_reasons", {}))
+        reasons.update(source.dead_letter_reasons)
     for _, each in operators:
-        reasons.update(each.get("dead_row_reasons", {}))
-    for name, agent in figures.get("agents", {}).items():
-        if letters := agent.get("dead_letters", 0):
-            reasons[f"records of agent {name}"] += letters
-    letters_in = [each["sink"] for step, each in operators if step in dead and "sink" in each]
+        reasons.update(each.dead_row_reasons)
+    for name, agent in figures.agents.items():
+        if agent.dead_letters:
+            reasons[f"records of agent {name}"] += agent.dead_letters
+    letters_in = [each.sink for step, each in operators if step in dead and each.sink]
     return Summary(
         app,
         seconds,
-        sum(source.get("rows_in", 0) for source in sources)
-        + sum(source.get("rows_in", 0) for source in figures.get("sources", {}).values()),
+        sum(source.rows_in for source in figures.inputs),
         dict(out),
         late,
         dict(reasons),
-        tuple(
-            dict.fromkeys(
-                [*letters_in, *(name for name, sink in ports if sink.get("dead_letters") and sink["rows_out"])]
-            )
-        ),
+        tuple(dict.fromkeys([*letters_in, *(name for name, sink in ports if sink.dead_letters and sink.rows_out)])),
         restarts,
     )
 
@@ -139,10 +135,10 @@ def figures_line(before: AppReading, after: AppReading) -> str:
     behind = [task.behind_s for task in rates.tasks if task.behind_s is not None]
     if behind:
         words.append(f"watermark {duration_words(max(behind))} behind the clock")
-    checkpoints = after.figures.get("checkpoints", {})
-    if checkpoints.get("last_at") is not None:
-        ago = after.now_ms / 1000 - checkpoints["last_at"]
-        words.append(f"checkpoint {checkpoints['last_id']} complete {duration_words(max(ago, 0.0))} ago")
+    checkpoints = after.figures.checkpoints
+    if checkpoints.last_at is not None:
+        ago = after.now_ms / 1000 - checkpoints.last_at
+        words.append(f"checkpoint {checkpoints.last_id} complete {duration_words(max(ago, 0.0))} ago")
     words += [counted_words(rates.late, "late row")] * bool(rates.late)
     words += [counted_words(rates.dead, "dead letter")] * bool(rates.dead)
     words += [counted_words(after.restarts, "restart")] * bool(after.restarts)

@@ -26,6 +26,7 @@ from sabot.plan.drawing import frames_of
 from sabot.plan.drawing.render import svg
 from sabot.runtime.watch.app_rates import AppReading, rates_between
 from sabot.runtime.watch.bottleneck import Cause, NarrowPlace
+from sabot.runtime.watch.figures import AppFigures
 from sabot.testing import MemoryBroker
 from tools.agent_tools import until
 from tools.command_line import ENV, SABOT, sabot_says
@@ -101,7 +102,7 @@ async def test_the_rates_are_drawn_into_the_plan(shop: App) -> None:
     def drawn() -> Any:
         answer = {"app": "shop", "restarts": 0, "seconds": 1.0, "now_ms": 1e12, "figures": shop.statistics()}
         reading = AppReading.of(answer)
-        return rates_between(replace(reading, seconds=0.0, figures={}), reading).drawn()
+        return rates_between(replace(reading, seconds=0.0, figures=AppFigures()), reading).drawn()
 
     await until(lambda: 'class="idle"' in svg(plan_of(shop), drawn()), "a task that has been idle for most of its time")
     figures = drawn()
@@ -243,7 +244,8 @@ def many(tasks: int, workers: int = 0) -> AppReading:
     }
     of_process = {"rows_per_second": 1.0, "lag": 5, "cpu_percent": 3.0, "memory_bytes": 10**8, "tasks": {}}
     members = [{"worker": n, "pid": 4000 + n, **of_process} for n in range(workers)]
-    return AppReading("shop", 1.0, 1e12, 0, {"streams": streams, "workers": members, "failure": "it broke " * 20})
+    told = {"streams": streams, "workers": members, "failure": "it broke " * 20}
+    return AppReading("shop", 1.0, 1e12, 0, AppFigures.of(told))
 
 
 @pytest.mark.one_in(4, "hundredths of a second of a core each")

@@ -4,10 +4,12 @@ from typing import Any
 
 from sabot.plan.drawing import BoxFigures, LinkFigures, LinkKey
 from sabot.runtime.watch.app_rates import AppReading, rates_between
+from sabot.runtime.watch.figures import AppFigures
 
 
 def reading(seconds: float, streams: dict[str, Any] | None = None, **parts: Any) -> AppReading:
-    return AppReading("shop", seconds, 1_000_000.0 + seconds * 1000, 0, {"streams": streams or {}, **parts})
+    figures = AppFigures.of({"streams": streams or {}, **parts})
+    return AppReading("shop", seconds, 1_000_000.0 + seconds * 1000, 0, figures)
 
 
 def task(rows: int = 0, time: dict[str, float] | None = None, **more: Any) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import pytest
 
 from sabot.runtime.tasks.task_times import TaskState
 from sabot.runtime.watch.bottleneck import Cause, NarrowPlace, narrow_places
+from sabot.runtime.watch.figures import AppFigures
 
 SECONDS = 4.0
 
@@ -74,7 +75,7 @@ def places(cpu: float = 0.5, **figures: Any) -> list[NarrowPlace]:
     """cpu: how many of the four processors the app used."""
     now = {"process": {"cpu_seconds": cpu * SECONDS, "cpus": 4}, **figures}
     before = {**{name: at_zero(each) for name, each in now.items() if name != "workers"}}
-    return narrow_places(before, now)
+    return narrow_places(AppFigures.of(before), AppFigures.of(now))
 
 
 def first(**figures: Any) -> tuple[str, Cause]:
@@ -414,7 +415,7 @@ def test_a_task_behind_the_narrow_place_is_not_named_and_no_more_than_three_are(
 
 
 def test_readings_that_are_too_close_or_of_other_tasks_say_nothing() -> None:
-    now = {"streams": {"read-1/0": task("write-1", busy=0.9, input={"ends": True})}}
+    now = AppFigures.of({"streams": {"read-1/0": task("write-1", busy=0.9, input={"ends": True})}})
     assert narrow_places(now, now) == []
-    assert narrow_places({"streams": {}}, now) == []
-    assert narrow_places({}, {}) == []
+    assert narrow_places(AppFigures(), now) == []
+    assert narrow_places(AppFigures(), AppFigures()) == []

@@ -8,6 +8,7 @@ import pytest
 
 from sabot import App, NdjsonSink, NdjsonSource
 from sabot.runtime.watch.app_rates import AppReading
+from sabot.runtime.watch.figures import AppFigures
 from sabot.runtime.watch.reports import (
     Late,
     Reporter,
@@ -35,7 +36,7 @@ def test_the_progress_has_share_rows_rate_and_time_left(figures: tuple[float, ..
 
 
 def reading(seconds: float, **figures: object) -> AppReading:
-    return AppReading("shop", seconds, 1000 * seconds, 1, figures)
+    return AppReading("shop", seconds, 1000 * seconds, 1, AppFigures.of(figures))
 
 
 def task(rows: int, **more: object) -> dict[str, object]:
@@ -132,7 +133,7 @@ def test_a_summary_folds_subtasks_and_names_late_rows_and_dead_letters() -> None
             "write-2/0": {"input": {}, "operators": {"write-2": {"sink": "counts", "rows_out": 10}}},
         }
     }
-    found = summary_of("shop", figures, 75.0, 2)
+    found = summary_of("shop", AppFigures.of(figures), 75.0, 2)
     expected = Summary(
         "shop", 75.0, 150, {"counts": 10}, {"tumbling-1": Late(5, 98_000)}, {"invalid JSON": 3}, ("bad",), 2
     )

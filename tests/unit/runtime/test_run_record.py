@@ -47,8 +47,8 @@ async def test_a_run_leaves_its_figures_its_plan_and_the_end_of_its_log(
     record = record_in(tmp_path)
     assert (record.app, record.version, record.state, record.why) == ("shop", "v7", "stopped", "")
     kept = FigureRings(dict)
-    kept.load(record.run, record.figures, {})
-    assert kept.last.statistics["checkpoints"]["completed"] >= 1
+    kept.load(record.run, record.figures)
+    assert kept.last.figures.checkpoints.completed >= 1
     drawn = render(frames_of(app.plan()))
     assert render(frames_from(record.plan)) == drawn
     assert dict((name, value) for name, value, _ in record.settings)["checkpoint_interval"] == ""
@@ -69,7 +69,7 @@ async def test_a_secret_that_is_a_word_of_the_record_leaves_the_record_readable(
     await shop(tmp_path, journal="postgresql://user:hunter-two@localhost/jobs").run()
     record = record_in(tmp_path)
     assert [each.id for each in frames_from(record.plan)]
-    assert record.figures.ticks[-1].statistics["checkpoints"]["completed"] >= 1
+    assert record.figures.ticks[-1].figures.checkpoints.completed >= 1
 
 
 async def test_a_failed_run_and_a_killed_one_are_told_by_the_next(tmp_path: Path) -> None:

@@ -99,7 +99,7 @@ async def test_the_page_says_that_reservations_of_workers_are_not_in_it(
         browser = await enter(console, "act")
         assert "The app has workers" not in (await ask(browser, "/budgets"))[1]
         figures = app.agent_runtime.runner.recorder.figures
-        report = app.statistics() | {"workers": [{"worker": "w-1"}]}
+        report = app.statistics() | {"workers": [{"worker": 1}]}
         monkeypatch.setattr(figures, "_statistics", lambda: report)
         figures.take()
         assert "reservations and decisions are those of the coordinator" in (await ask(browser, "/budgets"))[1]

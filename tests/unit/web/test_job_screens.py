@@ -260,7 +260,7 @@ async def test_records_that_wait_for_a_job_of_their_key_are_counted(memory_url: 
         publish(app, "tickets", [{"customer": "ann"}])
         await until(lambda: app.statistics()["jobs"]["waiting"] == 1)
         figures = app.agent_runtime.runner.recorder.figures
-        await until(lambda: figures.last.statistics.get("jobs", {}).get("waiting") == 1)
+        await until(lambda: figures.last.figures.jobs.waiting == 1)
         assert "1 record without a job yet" in (await ask(browser, "/jobs"))[1]
         assert "without a job yet" not in (await ask(browser, "/jobs?key=ann"))[1]
 
