@@ -160,6 +160,31 @@ def shapes() -> set[str]:
     return found
 
 
+def repeated_docstrings() -> list[str]:
+    """The methods that override one of ours, and whose docstrings have its words alone."""
+    classes = {node.name: node for path in sources(".py").values() for node in nodes_of(path, ast.ClassDef)}
+
+    def words(node: ast.ClassDef) -> dict[str, str]:
+        methods = (each for each in node.body if isinstance(each, ast.FunctionDef | ast.AsyncFunctionDef))
+        return {each.name: " ".join(re.findall(r"\w+", ast.get_docstring(each) or "")) for each in methods}
+
+    def above(node: ast.ClassDef) -> dict[str, str]:
+        """Of all classes from which this one inherits: the words of each method."""
+        names = (ast.unparse(base).partition("[")[0].rpartition(".")[2] for base in node.bases)
+        found: dict[str, str] = {}
+        for base in (classes[name] for name in names if name != node.name and name in classes):
+            found = {**above(base), **words(base), **found}
+        return found
+
+    return [
+        f"{node.name}.{name}"
+        for node in classes.values()
+        for inherited in [above(node)]
+        for name, said in words(node).items()
+        if said and not name.startswith("__") and inherited.get(name, "").startswith(said)
+    ]
+
+
 def test_a_package_offers_no_more_names_than_its_budget() -> None:
     found = stubs()
     assert found.keys() == NAMES.keys(), (
@@ -210,6 +235,10 @@ def test_tests_name_no_more_privates_than_their_budget() -> None:
     reads, patches = private_names()
     assert len(reads) <= PRIVATE_READS, f"read a public name, or look at what a user sees: {reads}"
     assert len(patches) <= PATCHES, f"plant the fault at a public name, or outside the program: {patches}"
+
+
+def test_no_docstring_repeats_that_of_the_method_that_is_overridden() -> None:
+    assert repeated_docstrings() == [], "delete it: help() shows that of the method above"
 
 
 def test_a_job_has_no_more_shapes_than_its_budget() -> None:

@@ -135,7 +135,6 @@ class App(AgentDeclarations, HasStreams, HasTopics, NamedElsewhere):
 
     @property
     def clock(self) -> Clock:
-        """The clock of the app."""
         return self.spec.clock
 
     @property
@@ -225,7 +224,6 @@ class App(AgentDeclarations, HasStreams, HasTopics, NamedElsewhere):
         return end.input
 
     def explain(self, node: Node) -> str:
-        """Returns the plan of the steps up to this node; called by `Stream.explain`."""
         plan = self._plan_of(node)
         plan.check()
         return plan.text()
@@ -254,7 +252,6 @@ class App(AgentDeclarations, HasStreams, HasTopics, NamedElsewhere):
 
     @contextmanager
     def captured(self) -> Iterator[list[StreamEnd]]:
-        """Returns a context in which streams that are written do not become a part of the app, but are in the list."""
         found: list[StreamEnd] = []
         self._captured = found
         try:
