@@ -284,6 +284,7 @@ class Explode(Node):
     """A step that makes a row of each value of a list, for the lists in these columns."""
 
     word = "explode"
+    takes_changes = True
     input: Node
     columns: tuple[str, ...]
     empty_as_null: bool = False
@@ -292,6 +293,10 @@ class Explode(Node):
     def text(self) -> str:
         said = [*(["empty as null"] if self.empty_as_null else []), *([] if self.keep_nulls else ["without nulls"])]
         return f"explode {', '.join([*self.columns, *said])}"
+
+    @cached_property
+    def changes(self) -> bool:
+        return self.input.changes
 
     @property
     def mentioned(self) -> tuple[frozenset[str], ...]:

@@ -12,9 +12,10 @@ from sabot._cython.arrow.batch import Batch
 from sabot.api.arguments import RowPolicy
 from sabot.api.nodes import rows as nodes
 from sabot.errors import DataError, UserError
-from sabot.operators.base import CHUNK_ROWS, Operator, OperatorContext
+from sabot.operators.base import CHUNK_ROWS, OP_COLUMN, Operator, OperatorContext
 from sabot.operators.layout.plan_points import Planners, PlanPoint
 from sabot.operators.rows.bad import BadRows, row_place
+from sabot.operators.rows.marked import pairs_split
 from sabot.operators.rows.origin import of_selected
 
 
@@ -23,7 +24,8 @@ class Explode(Operator):
     different lengths, it is set apart as `on_error` says.
 
     `empty_as_null`: True if an empty list makes one row with null, False if it makes no row. `keep_nulls`: the same
-    for a list that is null.
+    for a list that is null. A change of a row is one of each of its values; an update becomes deletes and inserts, because
+    the two lists of a pair may differ in length.
     """
 
     def __init__(
@@ -61,6 +63,8 @@ class Explode(Operator):
 
     def process(self, batch: Batch) -> None:
         batch = of_selected(batch, batch.taken())
+        if OP_COLUMN in batch.schema.names:
+            batch = pairs_split(batch)
         data = batch.data
         lists = [_as_lists(data.column(index)) for index in self._indices]
         sizes = [pc.fill_null(pc.list_value_length(each), 0).to_numpy() for each in lists]

@@ -158,6 +158,8 @@ class JoinBinder:
     ) -> None:
         self._context = context
         self._ttl = ttl or {}
+        if join.natural:
+            join = replace(join, using=_common_names(left, right, join.span))
         self._join = join
         self._how = _HOW[join.kind]
         own = conjuncts(join.on)
@@ -737,6 +739,15 @@ def _with_nulls(node: Expression, left: TypedExpr, right: TypedExpr) -> list[tup
     nulls = [TypedExpr(each.expr.is_null(), pa.bool_()) for each in (left, right)]
     values = [TypedExpr(coalesce(each.expr, lit(instead)), type) for each in (left, right)]
     return [(node, nulls[0], nulls[1]), (node, values[0], values[1])]
+
+
+def _common_names(left: Relation, right: Relation, span: Span) -> tuple[Name, ...]:
+    """Returns the names of the columns that both tables of a NATURAL JOIN have. Raises SqlFault if there are none."""
+    known = {each.name for each in right.fields if not each.merged}
+    found = dict.fromkeys(each.name for each in left.fields if not each.merged and each.name in known)
+    if not found:
+        raise SqlFault(span, "the two tables of NATURAL JOIN have no column of one name", "JOIN … ON a.id = b.key")
+    return tuple(Name(name, span, True) for name in found)
 
 
 def _merged(joined: Relation, join: JoinSource, split: int) -> Relation:

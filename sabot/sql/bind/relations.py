@@ -9,7 +9,7 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from sabot.api.aggregates import sum
-from sabot.api.expr import Expr, col, lit, when
+from sabot.api.expr import Expr, col, lit, min_horizontal, when
 from sabot.api.nodes.changes import SortRows
 from sabot.api.nodes.read import endless_read
 from sabot.api.stream import Stream
@@ -244,9 +244,6 @@ class QueryBinder:
         return Relation(stream, tuple(TableColumn("", name, name, each.type) for name, each in made.items()))
 
     def _set_operation(self, body: SetOperation) -> Relation:
-        if body.all and body.operator != "UNION":  # it counts equal rows
-            hint = "SELECT x, COUNT(*) … GROUP BY x of each side, and a JOIN of the counts"
-            raise SqlFault(body.span, f"{body.operator} ALL is not supported", hint)
         relations = [self._body(body.left), self._body(body.right)]
         fields = _common_fields(relations, body)
         columns = [each.column for each in fields]
@@ -261,7 +258,8 @@ class QueryBinder:
         return Relation(stream, tuple(fields))
 
     def _compared(self, streams: Sequence[Stream], columns: Sequence[str], body: SetOperation) -> Stream:
-        """Returns the different rows of the left query that the right one has (INTERSECT) or has not (EXCEPT).
+        """Returns the different rows of the left query that the right one has (INTERSECT) or has not (EXCEPT). With ALL a row
+        comes as often as in the query that has it less often, or as often as the left query has it more often.
 
         GROUP BY takes two NULL for the same, as INTERSECT does and a join does not.
         """
@@ -275,8 +273,13 @@ class QueryBinder:
         hint = "a join by time keeps those within its bounds"
         warn_of_growth(both, body.operator, "all different rows of both queries", hint)
         grouped = both.group_by(*columns).aggregate(**{name: sum(name) for name in counts})
-        mine, its = (col(name) > 0 for name in counts)
-        return grouped.filter(mine & (its if body.operator == "INTERSECT" else ~its)).select(*columns)
+        mine, its = map(col, counts)
+        if not body.all:
+            return grouped.filter((mine > 0) & (its > 0 if body.operator == "INTERSECT" else its == 0)).select(*columns)
+        times = min_horizontal(mine, its) if body.operator == "INTERSECT" else mine - its
+        each = names.free("each")  # a list with a value for each time that the row comes
+        repeated = grouped.filter(times > 0).with_columns(**{each: Expr("value.repeat", (lit(","), times - 1))})
+        return repeated.with_columns(**{each: col(each).str.split(",")}).explode(each).select(*columns)
 
     def _as_columns(self, relation: Relation, fields: Sequence[TableColumn]) -> Stream:
         """Returns the rows with these columns, in their order, with their types."""

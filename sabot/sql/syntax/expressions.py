@@ -7,12 +7,14 @@ Operators bind as in Flink's parser (Calcite), from loose to tight: OR, AND, NOT
 import re
 from abc import abstractmethod
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Literal, cast
 
 from sabot.sql.syntax.cursor import NOT_AN_ALIAS, TokenCursor
 from sabot.sql.syntax.text import Span, SqlFault, near_names
 from sabot.sql.syntax.tokens import TokenKind
 from sabot.sql.syntax.tree import (
+    Alias,
     Argument,
     Between,
     Binary,
@@ -21,6 +23,7 @@ from sabot.sql.syntax.tree import (
     Cast,
     Column,
     Constant,
+    Derived,
     Descriptor,
     Exists,
     Expression,
@@ -30,12 +33,14 @@ from sabot.sql.syntax.tree import (
     Index,
     Interval,
     Is,
+    Item,
     Items,
     Like,
     ModelArgument,
     Name,
     Parameter,
     Query,
+    SelectBody,
     Sort,
     Star,
     Subquery,
@@ -115,6 +120,9 @@ class Expressions(TokenCursor):
             if (operator, quantifier) in _AS_IN:
                 self.next()
                 return In(left, self.subquery(), operator == "<>", self.since(left.span))
+            if quantifier in _QUANTIFIED and operator in _COMPARED:
+                every = self.next().word == "ALL"
+                return _quantified(left, operator, every, self.subquery(), self.since(left.span))
             right = self.expression(binds + 1)
             return Binary(operator, left, right, left.span.to(right.span))
         word = token.word
@@ -345,7 +353,7 @@ class Expressions(TokenCursor):
         name = self.expect_name("a function")
         self.expect_symbol("(")
         if name.text.upper() in _QUANTIFIED and self.at_query():
-            hint = "> ANY is > (SELECT MIN(x) …), > ALL is > (SELECT MAX(x) …); there are = ANY and <> ALL"
+            hint = f"it stands behind a comparison: x > {name.text.upper()} (SELECT …)"
             raise SqlFault(name.span, f"{name.text.upper()} (SELECT …) is not supported", hint)
         if name.text.upper() in _QUANTIFIED and not name.quoted:
             raise SqlFault(name.span, f"{name.text.upper()} (…) is not supported", "x IN ('a', 'b')")
@@ -746,6 +754,55 @@ _FORMS = {
 }
 """How the functions of `_ARGUMENTS` are written."""
 
+
+def _quantified(left: Expression, operator: str, every: bool, query: Query, span: Span) -> Expression:
+    """Returns `left operator ALL (query)`, or ANY, by the number of rows, of those that are not NULL, and the extreme value.
+
+    x > ALL (q)  CASE WHEN n = 0 THEN TRUE  WHEN NOT x > max THEN FALSE WHEN values < n THEN NULL ELSE x > max END
+    x > ANY (q)  CASE WHEN n = 0 THEN FALSE WHEN x > min THEN TRUE      WHEN values < n THEN NULL ELSE x > min END
+    """
+    if operator in ("=", "<>"):  # = ALL is <= ALL and >= ALL, and <> ANY is its opposite
+        below, above = (_quantified(left, each, True, query, span) for each in ("<=", ">="))
+        equal = Binary("AND", below, above, span)
+        return equal if every else Unary("NOT", equal, span)
+    first = Constant("integer", "1", span), Constant("integer", "0", span)
+    truth = {each: Constant("boolean", str(each).upper(), span) for each in (True, False)}
+    rows, values = (_value_of(query, "COUNT", star=star) for star in (True, False))
+    extreme = _value_of(query, "MAX" if every == operator.startswith(">") else "MIN")
+    compared = Binary(operator, left, extreme, span)
+    branches = (
+        (Binary("=", rows, first[1], span), truth[every]),
+        (Unary("NOT", compared, span) if every else compared, truth[not every]),
+        (Binary("<", values, rows, span), Constant("null", "NULL", span)),
+    )
+    return Case(None, branches, compared, span)
+
+
+def _value_of(query: Query, function: str, *, star: bool = False) -> Subquery:
+    """Returns an aggregate of the one column of a query, as a query in the place of a value."""
+    span, body = query.span, query.body
+    if isinstance(body, SelectBody) and len(body.items) > 1:
+        raise SqlFault(span, "a query behind ALL or ANY has one column")
+    if isinstance(body, SelectBody) and not query.order and query.limit is None and _is_plain(body):
+        (item,) = body.items
+        source, inner, tables = body, item.expression, query.tables
+    else:
+        name = Name("value", span, True)
+        made = Derived(query, Alias(Name("values", span, True), (name,)), False, span)
+        source = SelectBody(False, (), made, None, (), None, (), None, (), None, span)
+        inner, tables = Column((name,), span), ()
+    call = Call(Name(function, span), () if star else (inner,), span, star=star)
+    return Subquery(Query(tables, replace(source, items=(Item(call, None, span),)), (), None, None, span), span)
+
+
+def _is_plain(body: SelectBody) -> bool:
+    """Returns True for SELECT column FROM … WHERE …, whose rows an aggregate in the place of the column sees."""
+    item = body.items[0].expression
+    grouped = body.group or body.having is not None or body.qualify is not None or body.distinct or body.sets
+    return len(body.items) == 1 and isinstance(item, Column) and not grouped and body.emit_on_close is None
+
+
+_COMPARED = ("=", "<>", "<", "<=", ">", ">=")
 _AS_IN = (("=", "ANY"), ("=", "SOME"), ("<>", "ALL"))
 _QUANTIFIED = ("ANY", "SOME", "ALL")
 _SIDES = ("BOTH", "LEADING", "TRAILING")

@@ -276,8 +276,8 @@ class Queries(Expressions):
         return left
 
     def _join(self, left: Source) -> Source:
-        if self.is_word("NATURAL"):
-            raise SqlFault(self.token.span, "NATURAL JOIN is not supported", "write JOIN … USING (column)")
+        start = self.token.span
+        natural = self.take_word("NATURAL")
         kind = "INNER"
         if self.token.word in ("LEFT", "RIGHT", "FULL"):
             kind = self.next().word
@@ -285,13 +285,20 @@ class Queries(Expressions):
                 word = "IN (SELECT …)" if self.token.word == "SEMI" else "NOT EXISTS (SELECT …)"
                 raise SqlFault(self.token.span, f"{kind} {self.token.word} JOIN is not supported", f"write {word}")
             self.take_word("OUTER")
-        elif self.token.word in ("CROSS", "INNER"):
+        elif self.token.word == "INNER" or (self.token.word == "CROSS" and not natural):
             kind = self.next().word
         self.expect_word("JOIN")
         right = self._table()
+        lateral = isinstance(right, Derived | TableFunction) and right.lateral
+        if natural and (lateral or not self._needs_condition(right) or getattr(right, "as_of", None) is not None):
+            raise SqlFault(
+                start.to(right.span),
+                "NATURAL JOIN takes tables, views and queries",
+                "write JOIN … ON, or USING (column)",
+            )
         on: Expression | None = None
         using: tuple[Name, ...] = ()
-        if kind != "CROSS":
+        if kind != "CROSS" and not natural:
             if self.take_word("ON"):
                 on = self.expression()
             elif self.take_word("USING"):
@@ -303,7 +310,7 @@ class Queries(Expressions):
                 if self.is_word("FOR"):
                     hint = "CREATE VIEW v AS SELECT …, and JOIN v FOR SYSTEM_TIME AS OF a.ts ON a.id = v.id"
                 self.expected("ON or USING", "behind the joined table", hint)
-        return JoinSource(kind, left, right, on, using, self.since(left.span))
+        return JoinSource(kind, left, right, on, using, self.since(left.span), natural)
 
     def _needs_condition(self, right: Source) -> bool:
         return not (isinstance(right, TableFunction) and right.call.name.text.upper() == "UNNEST")

@@ -410,7 +410,9 @@ class TableFunction:
 
 @dataclass(frozen=True, slots=True)
 class JoinSource:
-    """A join. `kind`: "INNER", "LEFT", "RIGHT", "FULL", "CROSS" or "COMMA" (a, b)."""
+    """A join. `kind`: "INNER", "LEFT", "RIGHT", "FULL", "CROSS" or "COMMA" (a, b). `natural`: True for NATURAL, the USING of all
+    names that both tables have.
+    """
 
     kind: str
     left: "Source"
@@ -418,6 +420,7 @@ class JoinSource:
     on: Expression | None
     using: tuple[Name, ...]
     span: Span
+    natural: bool = False
 
 
 @dataclass(frozen=True, slots=True)

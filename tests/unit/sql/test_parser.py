@@ -101,7 +101,7 @@ def test_a_token_that_is_replaced_is_noticed(text):
         ("UPDATE t SET a = 1", "1:1", "UPDATE is not supported"),
         ("CREATE TABLE t (a INT, PRIMARY KEY (a)) WITH ('x' = 'y')", "1:38", "needs NOT ENFORCED"),
         ("WITH RECURSIVE x AS (SELECT 1 FROM t) SELECT * FROM x", "1:6", "recursive"),
-        ("SELECT a FROM t NATURAL JOIN u", "1:17", "USING"),
+        ("SELECT a FROM t NATURAL CROSS JOIN u", "1:25", "expected JOIN"),
         ("SELECT /* no end", "1:8", "this comment has no end"),
         ("CREATE FUNCTION f", "1:18", "expected AS"),
         ("INSERT INTO t", "1:14", "expected SELECT or VALUES"),

@@ -133,9 +133,14 @@ WRONG = [
         "NULLS is a word of SQL, and a name in quotes: AS `nulls`",
     ),
     (
-        "SELECT carrier FROM flights INTERSECT ALL SELECT origin FROM flights",
-        "1:1: INTERSECT ALL is not supported",
-        "SELECT x, COUNT(*) … GROUP BY x of each side, and a JOIN of the counts",
+        "SELECT * FROM flights NATURAL JOIN UNNEST(SPLIT(carrier, ','))",
+        "1:23: NATURAL JOIN takes tables, views and queries",
+        "write JOIN … ON, or USING (column)",
+    ),
+    (
+        "SELECT * FROM (SELECT delay AS d FROM flights) NATURAL JOIN plain",
+        "1:15: the two tables of NATURAL JOIN have no column of one name",
+        "JOIN … ON a.id = b.key",
     ),
     (
         "SELECT f.delay FROM flights f LEFT JOIN rates FOR SYSTEM_TIME AS OF f.ts AS r ON f.carrier = r.carrier AND r.rate > 1",
@@ -839,9 +844,9 @@ WRONG = [
         "the clauses stand in this order: FROM, WHERE, GROUP BY, HAVING, QUALIFY, ORDER BY, LIMIT",
     ),
     (
-        "SELECT carrier FROM flights WHERE delay > ANY (SELECT id FROM plain)",
+        "SELECT carrier FROM flights WHERE delay + ANY (SELECT id FROM plain)",
         "1:43: ANY (SELECT …) is not supported",
-        "> ANY is > (SELECT MIN(x) …), > ALL is > (SELECT MAX(x) …); there are = ANY and <> ALL",
+        "it stands behind a comparison: x > ANY (SELECT …)",
     ),
     (
         "SELECT f.carrier FROM flights AS f JOIN plain AS p FOR SYSTEM_TIME AS OF f.delay ON f.origin = p.name",
