@@ -113,7 +113,7 @@ class HasStreams(Owner):
         self,
         source: str | Source | Rows,
         *,
-        key: str | Sequence[str],
+        key: str | Sequence[str] | None = None,
         schema: Schema | None = None,
         format: str | Format = "json",
         key_format: str | Format | None = None,
@@ -150,7 +150,8 @@ class HasStreams(Owner):
         ```
 
         - `source`: a topic, a Source with columns (files), or a table in memory. A later row replaces the earlier row of its key.
-        - `key`: the columns of the key. Key columns that a payload lacks are read from the key of the record.
+        - `key`: the columns of the key. Key columns that a payload lacks are read from the key of the record. A Source of changes, such
+          as `PostgresChanges`, has a key of its own.
         - `schema`: the columns of the table.
         - `format`: the format of the payloads, as in `stream`, if each payload is a row; or "debezium", if each payload is an envelope
           with the row before and after a change (docs/changes.md describes the setup of the connector).

@@ -234,6 +234,9 @@ class Source(ABC):
         """
         return None
 
+    app: str = ""
+    """The id of the app. The engine sets it before `readers` and `open`, for what a source keeps at its server under a name."""
+
     # -- delivery: what complete checkpoints let the source publish
 
     def commit(self, positions: Positions) -> None:
@@ -254,6 +257,14 @@ class Source(ABC):
         of its columns, and the engine drops those that no step uses.
         """
         return None
+
+    @property
+    def keys(self) -> Sequence[str]:
+        """The columns of the key of a source whose batches are changes of a table; () for a source of rows. The batches then have
+        `__op` (int8) as their last column, behind those of `schema`: 0 and 2 add the row or replace that of its key, 3 removes it, and has
+        only the key. `app.table` takes such a source, and `app.stream` if all ops are 0. May block, and raises as `open` does.
+        """
+        return ()
 
     record_bytes: int = RECORD_BYTES
     """The largest size of a record that is decoded, in bytes. A larger record becomes a dead letter with its first bytes."""
@@ -279,6 +290,12 @@ class Source(ABC):
         that cannot tell. The figures of several readers add up. Never blocks; called from any thread.
         """
         return None
+
+    def figures(self) -> Mapping[str, int | float | str]:
+        """Returns more figures for `App.statistics`, by name, such as what a server keeps for the source. Never blocks; called from any
+        thread.
+        """
+        return {}
 
     def as_sink(self) -> "Sink | None":
         """Returns the sink that writes to the same place, for `to(source)`; None if there is none. Called when the

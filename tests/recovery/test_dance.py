@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import psycopg
 import pytest
 import redis
 
 from sabot.testing.connectors import Dance, Danced
+from tools.postgres import Postgres
+from tools.postgres import server_or_skip as postgres_or_skip
 from tools.redis_server import Redis, server_or_skip
 
 KILLS = 20
@@ -25,6 +28,7 @@ PROGRAM = """
 import asyncio
 import sabot
 from sabot import App, files
+from sabot.connectors.postgres import PostgresChanges
 from sabot.connectors.redis import RedisStreamSink, RedisStreamSource
 from sabot.connectors.sql import SqlSink
 
@@ -137,6 +141,57 @@ def through_redis(folder: Path, server: Redis, seed: int) -> Dance:
     return Dance(program, folder, put=put, rows=rows, expected=row, server=server, seed=seed)
 
 
+class PostgresKilled:
+    """A server of PostgreSQL for a dance."""
+
+    def __init__(self, server: Postgres) -> None:
+        self.server = server
+
+    def stop(self) -> None:
+        self.server.stop(kill=True)
+
+    def start(self) -> None:
+        self.server.start()
+
+
+def from_postgres(folder: Path, server: Postgres, url: str, seed: int) -> Dance:
+    """Two tables: rows that are only added, and rows that change, whose keys change, and that are deleted."""
+    with psycopg.connect(url) as connection:
+        connection.execute("CREATE TABLE ins (n int PRIMARY KEY, key int)")
+        connection.execute("CREATE TABLE stock (id int PRIMARY KEY, key int, amount int)")
+
+    def put(numbers: Sequence[int]) -> None:
+        first, last = min(numbers), max(numbers)
+        with psycopg.connect(url) as connection:  # one transaction, in which the rows that are counted come last
+            connection.execute("UPDATE stock SET amount = amount + 1 WHERE id %% 5 = %s", (first % 5,))
+            connection.execute("UPDATE stock SET key = (key + 1) %% 3 WHERE id %% 7 = %s", (last % 7,))
+            connection.execute("UPDATE stock SET id = -id WHERE id %% 11 = %s", (last % 11,))
+            connection.execute("INSERT INTO stock SELECT 1000000 + g, 0, 1 FROM generate_series(1, 20) g")
+            connection.execute("DELETE FROM stock WHERE id > 1000000")
+            for n in numbers:
+                connection.execute("INSERT INTO stock VALUES (%s, %s, %s)", (n + 1, n % 3, n))
+                connection.execute("INSERT INTO ins VALUES (%s, %s)", (n, n % KEYS))
+
+    def rows() -> Sequence[Hashable]:
+        """The rows of one output, as many as the other one has too."""
+        with contextlib.suppress(psycopg.errors.UndefinedTable), psycopg.connect(url) as connection:
+            every = connection.execute("SELECT n, count FROM every").fetchall()
+            [(count,)] = connection.execute("SELECT coalesce(sum(count), 0)::int FROM totals").fetchall()
+            return every[:count]
+        return []
+
+    program = PROGRAM.format(
+        source=f'PostgresChanges("{url}", "ins")',
+        sink=f'SqlSink("{url}", table="every")',
+        more=f"""
+stock = app.table(PostgresChanges("{url}", "stock"))
+totals = stock.group_by("key").aggregate(count=sabot.count(), amount=sabot.sum("amount"))
+totals.upsert("key").to(SqlSink("{url}", table="totals"))
+""",
+    )
+    return Dance(program, folder, put=put, rows=rows, expected=row, server=PostgresKilled(server), seed=seed)
+
+
 def check(danced: Danced, kills: int) -> None:
     assert (danced.lost, danced.repeated, danced.wrong) == ([], [], [])
     assert danced.app_kills + danced.server_kills >= kills
@@ -164,3 +219,16 @@ def test_an_app_and_a_redis_server_that_are_killed_again_and_again_lose_and_repe
         check(through_redis(tmp_path, server, 53).run(KILLS), KILLS)
     finally:
         server.remove()
+
+
+@pytest.mark.slow  # 22 processes, and as many starts of a server
+def test_an_app_and_a_postgres_server_that_are_killed_again_and_again_lose_and_repeat_no_change(tmp_path: Path) -> None:
+    server = postgres_or_skip()
+    with server.database() as url:
+        check(from_postgres(tmp_path, server, url, 53).run(KILLS), KILLS)
+        with psycopg.connect(url) as connection:
+            totals = connection.execute("SELECT key, count, amount FROM totals ORDER BY key").fetchall()
+            own = connection.execute(
+                "SELECT key, count(*), sum(amount) FROM stock GROUP BY key ORDER BY key"
+            ).fetchall()
+    assert totals == own

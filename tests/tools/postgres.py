@@ -47,6 +47,7 @@ class Postgres:
 
     def start(self) -> None:
         settings = ["listen_addresses=127.0.0.1", "unix_socket_directories=", "fsync=off", "max_connections=40"]
+        settings += ["wal_level=logical", "max_wal_senders=20", "max_replication_slots=20"]
         settings.append("dynamic_shared_memory_type=mmap")  # files in its folder, which go with it; not in /dev/shm
         settings += self._settings
         command = [self._bin / "postgres", "-D", "data", "-p", str(self.port)]
@@ -87,6 +88,11 @@ class Postgres:
             connection.execute(f"CREATE DATABASE {name}")
         yield self.url.replace("/postgres", f"/{name}")
         with self.connect() as connection:
+            slots = f"FROM pg_replication_slots WHERE database = '{name}'"
+            connection.execute(f"SELECT pg_terminate_backend(active_pid) {slots}")
+            while connection.execute(f"SELECT 1 {slots} AND active").fetchone():
+                pass
+            connection.execute(f"SELECT pg_drop_replication_slot(slot_name) {slots}")
             connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
     def _run(self, program: str, *words: str) -> None:

@@ -123,7 +123,7 @@ class Upsert(ByKey):
 
 def table_node(
     source: str | Source,
-    key: str | Sequence[str],
+    key: str | Sequence[str] | None,
     format: str | Format,
     key_format: str | Format | None = None,
     **options: Any,
@@ -135,6 +135,11 @@ def table_node(
     Raises UserError for a format whose records contain several rows. Also raises it for "debezium" without `schema=`,
     with `fields=`, or with a Source of rows.
     """
+    if key is None:
+        key = source.keys if isinstance(source, Source) else ()
+        if not key:
+            name = source if isinstance(source, str) else source.name
+            raise UserError(f"table: key= is left out, and {name} does not say what its key is", hint='key="id"')
     keys = column_names(flat([key]), "table: key")
     if not keys:
         raise UserError("table: key=[] has no columns", hint='key="id", or key=["shop", "id"]')

@@ -127,12 +127,8 @@ class PostgresServer:
         try:
             connection = self._driver.connect(self._conninfo, autocommit=True)
         except self._driver.Error as error:
-            message = f"PostgreSQL at {self.where}: {error}".strip()
-            if not isinstance(error, self._driver.OperationalError) or _REFUSED.search(str(error)):
-                raise UserError(
-                    message, hint=f"check the address given for {self._what}, and the server's pg_hba.conf"
-                ) from clean_cause(error)
-            raise BrokerUnavailable(message) from clean_cause(error)
+            passing = isinstance(error, self._driver.OperationalError)
+            raise self.not_connected(str(error), passing=passing) from clean_cause(error)
         try:
             with self.explained():
                 named = {"application_name": session} if session else {}
@@ -148,6 +144,29 @@ class PostgresServer:
                 raise BrokerUnavailable(f"PostgreSQL at {self.where}: {error}") from error
             raise
         return connection
+
+    def not_connected(self, why: str, *, passing: bool = True) -> UserError | BrokerUnavailable:
+        """Returns the error for a connection that could not be made. `passing`: True if that may be otherwise later, unless `why`
+        is a refusal.
+        """
+        message = f"PostgreSQL at {self.where}: {why}".strip()
+        if passing and not _REFUSED.search(why):
+            return BrokerUnavailable(message)
+        return UserError(message, hint=f"check the address given for {self._what}, and the server's pg_hba.conf")
+
+    @property
+    def errors(self) -> type[Exception]:
+        """The class of the driver's errors."""
+        found: type[Exception] = self._driver.Error
+        return found
+
+    def begun(self, session: str, **settings: str) -> Any:
+        """Returns a connection of libpq (`psycopg.pq.PGconn`) that is being made: its owner polls it, and so is never held by a server
+        that does not answer. `settings`: more parameters of libpq, such as replication="database".
+        """
+        words = {"application_name": session, "client_encoding": "UTF8", **settings}
+        made = self._driver.conninfo.make_conninfo(self._conninfo, **words)
+        return self._driver.pq.PGconn.connect_start(made.encode())
 
     @contextmanager
     def explained(self) -> Iterator[None]:

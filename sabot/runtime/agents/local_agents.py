@@ -229,6 +229,7 @@ class LocalAgents:
         meta = None if stored is None else stored.meta
         until = self.settings.app.end_at if spec.until is None and isinstance(entry, str) else spec.until
         source = up_to(self._open_source(spec, entry) if isinstance(entry, str) else entry, until)
+        source.app = self.settings.app_id
         if source.name in self.settings.app.skipping and isinstance(source, TakesBound):
             source.skip_removed()
         await run_to_end(run_in_thread(scan_columns, source, spec))

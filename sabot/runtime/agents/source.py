@@ -27,7 +27,7 @@ from sabot.errors import InternalError, UserError
 from sabot.operators.agents.batches import decoded
 from sabot.operators.agents.operator import AgentOperator
 from sabot.runtime.tasks.chain import Chain, Output
-from sabot.runtime.tasks.reading import Reader
+from sabot.runtime.tasks.reading import Reader, insertions
 from sabot.runtime.tasks.task import StreamTask, close_tasks
 
 _STOP_SECONDS = 30.0
@@ -74,6 +74,8 @@ class _RecordInput(Reader):
         if not batch.topic:
             batch = Batch(batch.data, batch.offsets, self.source.name, bad=batch.bad)
         if not batch.data.schema.equals(RECORD_SCHEMA):
+            if (rows := insertions(batch.data, self.source)) is not batch.data:
+                batch = Batch(rows, batch.offsets, batch.topic, bad=batch.bad)
             return batch if self._record_clock is None else self._as_records(batch, self._record_clock)
         if batch.bad is None:
             batch = bounded(batch, self.record_bytes)

@@ -88,6 +88,7 @@ class RunSettings:
         """Returns the source of a stream, not open yet. All streams of an app form one consumer group."""
         given = node.source
         source = given if isinstance(given, Source) else self.open_source(given, f"{self.app_id}-group")
+        source.app = self.app_id
         return up_to(source, node.until)
 
 

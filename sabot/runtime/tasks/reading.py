@@ -32,7 +32,7 @@ from sabot.connectors.places import Place
 from sabot.errors import RegistryUnavailable, UserError
 from sabot.letters.form import letters_of
 from sabot.letters.log import LetterLog, ReasonCounts
-from sabot.operators.base import COMPLETE, INSERT, OP_COLUMN, START_OF_TIME, TIME_COLUMN
+from sabot.operators.base import COMPLETE, DELETE, INSERT, OP_COLUMN, START_OF_TIME, TIME_COLUMN
 from sabot.operators.event_time import FAR_MS
 from sabot.operators.rows.origin import RowOrigin
 from sabot.runtime.tasks.alignment import Alignment
@@ -289,6 +289,18 @@ class Reader:
         self.source.close()
 
 
+def insertions(data: pa.RecordBatch, source: Source) -> pa.RecordBatch:
+    """Returns the rows of a source for a stream, which has no changes. Raises UserError for changes that are no insertions."""
+    if OP_COLUMN not in data.schema.names:
+        return data
+    if pc.any(pc.not_equal(data.column(OP_COLUMN), INSERT), min_count=0).as_py():
+        raise UserError(
+            f"source {source.name}: a row was changed or deleted, and a stream or an agent takes only rows that are added",
+            hint="read it as a table: app.table(source)",
+        )
+    return data.drop_columns([OP_COLUMN])
+
+
 _MISFIT = re.compile(r"field (?P<path>[^:]+): (?P<why>.*)", re.DOTALL)  # reasons of values that do not fit their column
 _FRACTION = re.compile(r"a number with a fraction|invalid value '-?\d*(\.\d*|[\d.]*[eE][-+]?\d+)' for int")
 _WIDE = re.compile(r"the number is out of range for u?int|invalid value '-?\d+' for int")  # an id of more than 64 bits
@@ -364,6 +376,7 @@ class SourceInput(Reader):
             "watermark_ms": self._told.watermark_ms if self._told.watermark_ms > START_OF_TIME else None,
             "lag": self.lag(),
             "lag_unit": self.source.lag_unit,
+            "figures": dict(self.source.figures()),
             "overdue_seconds": self.overdue_seconds,
             "ends": ends(self.source),
             "exhausted": self.exhausted,
@@ -555,8 +568,10 @@ class SourceInput(Reader):
             )
         else:
             data = normalise(batch.data)
-            # A table that a source gives as columns: each row replaces the earlier row of its key.
-            if OP_COLUMN in self._schema.names:
+            if OP_COLUMN not in self._schema.names:
+                data = insertions(data, self.source)
+            elif OP_COLUMN not in data.schema.names:
+                # A table that a source gives as rows: each row replaces the earlier row of its key.
                 data = data.append_column(OP_COLUMN, pa.array(np.full(data.num_rows, INSERT, np.int8)))
         if self._timed:
             data, records = self._with_time(data, records, batch)
@@ -585,6 +600,8 @@ class SourceInput(Reader):
         why: Mapping[int, str] = {}
         if self._time is not None:
             times, why = self._time.of(data, records)
+            if records is None and OP_COLUMN in data.schema.names:
+                times = self._with_deletions(times, data.column(OP_COLUMN))
         elif records is not None:
             times = records.column("timestamp")
         else:
@@ -602,6 +619,15 @@ class SourceInput(Reader):
         self._tell_time(now_ms)
         self._note_unread(True)
         return data, records
+
+    def _with_deletions(self, times: Any, ops: Any) -> Any:
+        """Returns event times in which a deletion that has only its key has the latest time before it."""
+        missing = pc.and_(times.is_null(), pc.equal(ops, DELETE))
+        if not missing.true_count:
+            return times
+        known = times.fill_null(START_OF_TIME).to_numpy()
+        latest = np.maximum.accumulate(np.maximum(known, max(self.watermarks.latest_ms, 1 - FAR_MS)))
+        return pc.if_else(missing, pa.array(latest, times.type), times)
 
     def _in_time(
         self, data: pa.RecordBatch, times: Any, why: Mapping[int, str], records: pa.RecordBatch | None, batch: Batch

@@ -1,0 +1,677 @@
+"""PostgresChanges beside a real server: what a crash does at each moment, and what the start refuses."""
+
+import json
+import logging
+import os
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import psycopg
+import pytest
+
+from sabot.clock import SYSTEM_CLOCK
+from sabot.connectors.base import Positions
+from sabot.connectors.places import Bound
+from sabot.connectors.postgres import PostgresChanges, changes
+from sabot.errors import BrokerUnavailable, UserError
+from tools.postgres import Postgres, server_or_skip
+
+WAIT = 20.0  # seconds; only a test that fails waits so long
+INSERT, UPDATE, DELETE = 0, 2, 3
+Row = tuple[Any, ...]
+
+
+@pytest.fixture(scope="module")
+def server() -> Postgres:
+    return server_or_skip()
+
+
+@pytest.fixture
+def url(server: Postgres) -> Iterator[str]:
+    with server.database() as address:
+        yield address
+
+
+@pytest.fixture
+def sql(url: str) -> Iterator[Callable[..., Any]]:
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("CREATE TABLE orders (id int PRIMARY KEY, shop int, amount bigint)")
+
+        def run(statement: str, *values: Any) -> Any:
+            cursor = connection.execute(statement, values or None)  # type: ignore[arg-type]
+            return cursor.fetchall() if cursor.description else None
+
+        yield run
+
+
+@pytest.fixture
+def read(url: str) -> Iterator["Readers"]:
+    readers = Readers(url)
+    yield readers
+    readers.close()
+
+
+class Reader:
+    """A reader of a table that keeps the rows, by key. It fails for a row that comes twice, or is changed before it came."""
+
+    def __init__(self, source: PostgresChanges) -> None:
+        self.source = source
+        self.rows: dict[Any, Row] = {}
+        self.memory: Mapping[tuple[str, int], bytes] = {}
+        self.positions: Positions = {}
+        self.ops: list[tuple[int, Row]] = []
+        self.letters: list[tuple[bytes, str]] = []
+        self.note()
+
+    def note(self) -> None:
+        """What a checkpoint would have now."""
+        self.positions, self.memory = self.source.positions(), self.source.remember()
+
+    def step(self, max_rows: int = 1000, timeout: float = 0.2) -> int | None:
+        """Reads a batch. Returns its rows, or None if there is none."""
+        batch = self.source.read_batch(max_rows, timeout)
+        if batch is None:
+            return None
+        assert batch.offsets == self.source.positions()
+        keys = self.source.keys
+        for each in batch.data.to_pylist():
+            op = each.pop("__op")
+            key = tuple(each[name] for name in keys)
+            self.ops.append((op, tuple(each.values())))
+            assert (key in self.rows) == (op != INSERT), f"{op} of {key}"
+            if op == DELETE:
+                del self.rows[key]
+            else:
+                self.rows[key] = tuple(each.values())
+        if batch.bad is not None:
+            self.letters += zip(*(batch.bad.column(name).to_pylist() for name in ("payload", "reason")), strict=True)
+        self.note()
+        return batch.data.num_rows
+
+    def until(self, done: Callable[[], bool], max_rows: int = 1000) -> "Reader":
+        end = SYSTEM_CLOCK.monotonic() + WAIT
+        while not done():
+            assert SYSTEM_CLOCK.monotonic() < end, (self.rows, self.positions)
+            self.step(max_rows)
+        return self
+
+    def all(self, expected: Callable[[], list[Row]], max_rows: int = 1000) -> "Reader":
+        """Reads until the rows are those of the database."""
+        return self.until(
+            lambda: not self.source.backlog() and sorted(self.rows.values()) == sorted(expected()), max_rows
+        )
+
+
+class Readers:
+    """Makes readers of one database, and closes them."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.made: list[PostgresChanges] = []
+
+    def __call__(self, table: str = "orders", before: Reader | None = None, app: str = "shop", **more: Any) -> Reader:
+        """`before`: the reader whose checkpoint is restored; it counts as killed."""
+        start, until = more.pop("start", "earliest"), more.pop("until", None)
+        source = PostgresChanges(self.url, table, **more)
+        source.app = app
+        self.made.append(source)
+        if until is not None:
+            source.end_at(Bound(until))
+        if before is not None:
+            before.source.close()
+            source.recall(before.memory)
+        source.open(before.positions if before is not None else None, start)
+        reader = Reader(source)
+        if before is not None:
+            reader.rows, reader.ops = dict(before.rows), list(before.ops)
+        return reader
+
+    def close(self) -> None:
+        for each in self.made:
+            each.close()
+
+
+def of(sql: Callable[..., Any], table: str = "orders") -> Callable[[], list[Row]]:
+    return lambda: sql(f"SELECT * FROM {table}")
+
+
+def slots(sql: Callable[..., Any]) -> list[str]:
+    return [name for (name,) in sql("SELECT slot_name FROM pg_replication_slots WHERE database = current_database()")]
+
+
+def publications(sql: Callable[..., Any]) -> list[str]:
+    return [name for (name,) in sql("SELECT pubname FROM pg_publication")]
+
+
+def end_connections(sql: Callable[..., Any]) -> None:
+    """Ends all connections of sources, as a network that breaks."""
+    sql(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'sabot %' AND pid <> pg_backend_pid()"
+    )
+
+
+# -- rows and changes -------------------------------------------------------------------------------------------------
+
+
+def test_the_rows_come_first_and_then_each_change(sql: Any, read: Readers) -> None:
+    sql("INSERT INTO orders SELECT g, g % 7, g * 10 FROM generate_series(1, 100) g")
+    reader = read().all(of(sql), 30)
+    assert len(reader.ops) == 100
+    assert slots(sql) == publications(sql) == ["sabot_shop_orders"]
+    sql("INSERT INTO orders VALUES (101, 1, NULL)")
+    sql("UPDATE orders SET amount = 5 WHERE id < 3")
+    sql("UPDATE orders SET id = 102 WHERE id = 1")
+    sql("DELETE FROM orders WHERE id = 50")
+    reader.all(of(sql))
+    assert reader.ops[100:] == [
+        (INSERT, (101, 1, None)),
+        (UPDATE, (1, 1, 5)),
+        (UPDATE, (2, 2, 5)),
+        (DELETE, (1, None, None)),
+        (INSERT, (102, 1, 5)),
+        (DELETE, (50, None, None)),
+    ]
+
+
+def test_rows_that_are_written_while_the_first_rows_are_read_count_once(sql: Any, read: Readers) -> None:
+    sql("INSERT INTO orders SELECT g, 0, g FROM generate_series(1, 20) g")
+    reader = read()
+    for n in range(10):
+        sql("INSERT INTO orders VALUES (%s, 1, 0)", 100 + n)
+        sql("UPDATE orders SET amount = -1 WHERE id = %s", 20 - n)
+        sql("DELETE FROM orders WHERE id = %s", n + 1)
+        assert reader.step(2) == 2
+    reader.all(of(sql))
+
+
+@pytest.mark.parametrize("keys", ["id, shop", "shop, id"])
+def test_a_key_of_several_columns_and_of_texts_in_the_order_of_a_collation(sql: Any, read: Readers, keys: str) -> None:
+    sql(f'CREATE TABLE "OddNames" (id text COLLATE "C", shop numeric(9, 2), "a ""b" text, PRIMARY KEY ({keys}))')
+    words = ["", "a", "B", "é", "a\\b", "it's", "\U0001f600"]
+    for n, word in enumerate(words):
+        sql("INSERT INTO \"OddNames\" VALUES (%s, %s, 'x')", word, n)
+    sql('ALTER TABLE "OddNames" REPLICA IDENTITY FULL')
+    reader = read("OddNames")
+    while reader.step(1):
+        sql("INSERT INTO \"OddNames\" VALUES (%s, %s, 'y')", f"{len(reader.rows)}", -len(reader.rows))
+        reader = read("OddNames", before=reader)
+    reader.all(of(sql, '"OddNames"'))
+
+
+# -- crashes ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_start_behind_each_change_goes_on_there(sql: Any, read: Readers) -> None:
+    sql("INSERT INTO orders SELECT g, 0, g FROM generate_series(1, 3) g")
+    reader = read().all(of(sql))
+    sql(
+        "BEGIN; INSERT INTO orders VALUES (4, 1, 1), (5, 1, 1); UPDATE orders SET id = 6 WHERE id = 1;"
+        "DELETE FROM orders WHERE id = 2; COMMIT"
+    )
+    sql("INSERT INTO orders VALUES (7, 1, 1)")
+    sql("BEGIN; UPDATE orders SET amount = 9; INSERT INTO orders VALUES (8, 1, 1); COMMIT")
+    starts = 0
+    while sorted(reader.rows.values()) != sorted(of(sql)()):
+        if reader.step(1):
+            reader.source.commit(reader.positions)
+            reader = read(before=reader)
+            starts += 1
+    assert starts == 5 + 1 + 6
+    assert len(reader.ops) == 3 + starts
+
+
+@pytest.mark.parametrize("committed", [True, False])
+def test_rows_that_are_read_in_many_passes_and_changed_between_them_count_once(
+    sql: Any, read: Readers, committed: bool
+) -> None:
+    """Before each pass, and within each, keys are written that were read, and that were not."""
+    sql("INSERT INTO orders SELECT g * 10, 0, g FROM generate_series(1, 12) g")
+    reader, new = read(), iter(range(1, 1000))
+    passes = 0
+
+    def write() -> None:
+        at = max((key for (key,) in reader.rows), default=0)
+        for key in (at - 9, at + 9):
+            sql(
+                "INSERT INTO orders VALUES (%s, 1, %s) ON CONFLICT (id) DO UPDATE SET amount = EXCLUDED.amount",
+                key,
+                next(new),
+            )
+        sql("UPDATE orders SET amount = -%s WHERE id IN (%s, %s)", next(new), at, at + 10)
+        sql("UPDATE orders SET id = %s WHERE id = (SELECT min(id) FROM orders WHERE id > %s)", 500 + next(new), at)
+        sql("UPDATE orders SET id = %s WHERE id = (SELECT max(id) FROM orders)", -next(new))
+        sql("DELETE FROM orders WHERE id = (SELECT max(id) FROM orders WHERE id < %s)", at)
+
+    while reader.step(1):
+        write()
+        if committed:
+            reader.source.commit(reader.positions)
+        reader.source.close()
+        write()
+        reader = read(before=reader)
+        passes += 1
+        write()
+    assert reader.source.backlog() > 0  # what is left out is still to come
+    assert passes > 10
+    reader.all(of(sql))
+    sql("INSERT INTO orders VALUES (10000, 1, 1)")
+    reader = read(before=reader).all(of(sql))
+
+
+def test_a_start_without_a_checkpoint_begins_anew_in_place_of_the_one_that_still_reads(sql: Any, read: Readers) -> None:
+    sql("INSERT INTO orders VALUES (1, 1, 1)")
+    first = read().all(of(sql))
+    first.until(
+        lambda: (
+            sql("SELECT count(*) FROM pg_replication_slots WHERE active AND database = current_database()") == [(1,)]
+        )
+    )
+    sql("INSERT INTO orders VALUES (2, 1, 1)")
+    second = read().all(of(sql))
+    assert second.ops == [(INSERT, (1, 1, 1)), (INSERT, (2, 1, 1))]
+    assert slots(sql) == publications(sql) == ["sabot_shop_orders"]
+
+
+def test_a_start_that_fails_leaves_nothing_at_the_server(
+    sql: Any, read: Readers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*given: object) -> None:
+        raise BrokerUnavailable("the server went away")
+
+    monkeypatch.setattr(changes, "TableScan", fail)
+    with pytest.raises(BrokerUnavailable, match="went away"):
+        read()
+    assert slots(sql) == publications(sql) == []
+
+
+def test_a_connection_that_ends_is_made_again(sql: Any, read: Readers) -> None:
+    sql("INSERT INTO orders SELECT g, 0, g FROM generate_series(1, 100) g")
+    reader = read()
+    for n in (10, 30, 50):
+        assert reader.step(10)
+        end_connections(sql)
+        sql("UPDATE orders SET amount = amount + 1")
+        reader.until(lambda n=n: len(reader.rows) > n, 10)
+    reader.all(of(sql))
+    for n in range(200, 203):
+        end_connections(sql)
+        sql(
+            "BEGIN; INSERT INTO orders VALUES (%s, 1, 1); UPDATE orders SET amount = amount + 1; COMMIT".replace(
+                "%s", str(n)
+            )
+        )
+        reader.all(of(sql), 7)
+    assert reader.source.figures()["reconnects"] in (1, 2, 3)  # one that ended before it had begun is not counted
+
+
+def test_a_server_that_is_killed_is_waited_for(
+    sql: Any, read: Readers, server: Postgres, url: str, caplog: Any
+) -> None:
+    caplog.set_level(logging.INFO)
+    sql("INSERT INTO orders VALUES (1, 1, 1)")
+    reader = read().all(of(sql))
+    server.stop(kill=True)
+    assert reader.step() is None
+    reader.until(lambda: "is tried again until it answers" in caplog.text)
+    server.start()
+    with psycopg.connect(url, autocommit=True) as again:
+        again.execute("INSERT INTO orders VALUES (2, 1, 1)")
+    reader.until(lambda: len(reader.rows) == 2)
+    assert caplog.text.count("is tried again until it answers") == caplog.text.count("answers again") == 1
+
+
+@pytest.mark.parametrize("rows", [True, False])
+def test_no_call_waits_for_a_server_that_is_paused(sql: Any, read: Readers, rows: bool) -> None:
+    sql("INSERT INTO orders SELECT g, 0, g FROM generate_series(1, 200000) g")
+    reader = read(start="earliest" if rows else "latest")
+    if not rows:
+        sql("UPDATE orders SET amount = 0")
+    assert reader.source.read_batch(10, WAIT) is not None
+    pids = [pid for (pid,) in sql("SELECT pid FROM pg_stat_activity WHERE application_name LIKE 'sabot %'")]
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        began = SYSTEM_CLOCK.monotonic()
+        while reader.source.read_batch(100_000, 0.05) is not None:
+            assert SYSTEM_CLOCK.monotonic() - began < WAIT
+        assert reader.source.read_batch(1000, 0.05) is None
+        began = SYSTEM_CLOCK.monotonic()
+        reader.source.close()
+        assert SYSTEM_CLOCK.monotonic() - began < 10
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+
+
+# -- the slot ---------------------------------------------------------------------------------------------------------
+
+
+def confirmed(sql: Any) -> int:
+    [(at,)] = sql("SELECT confirmed_flush_lsn - '0/0' FROM pg_replication_slots WHERE slot_name = 'sabot_shop_orders'")
+    return int(at)
+
+
+def test_the_server_may_forget_only_what_a_checkpoint_covers(sql: Any, read: Readers) -> None:
+    reader = read().all(of(sql))
+    begun = confirmed(sql)
+    for n in range(20):
+        sql("INSERT INTO orders VALUES (%s, 1, 1)", n)
+    [(end,)] = sql("SELECT pg_current_wal_flush_lsn() - '0/0'")
+    reader.until(lambda: reader.positions["public.orders", 0] >= end)
+    place = reader.positions["public.orders", 0]
+    for _ in range(10):  # statuses are sent
+        reader.step()
+    assert confirmed(sql) == begun < end
+    reader.source.commit({("public.orders", 0): place})
+    reader.until(lambda: confirmed(sql) == place)
+
+
+def test_the_position_of_an_idle_table_moves_with_the_log(sql: Any, read: Readers) -> None:
+    reader = read().all(of(sql))
+    before = reader.positions["public.orders", 0]
+    sql("CREATE TABLE busy AS SELECT generate_series(1, 10000) n")
+    reader.until(lambda: reader.positions["public.orders", 0] > before + 100_000)
+    assert not reader.ops
+    sql("INSERT INTO orders VALUES (1, 1, 1)")
+    reader = read(before=reader).all(of(sql))
+
+
+def test_a_slot_that_was_confirmed_behind_the_checkpoint_is_an_error(sql: Any, read: Readers) -> None:
+    reader = read().all(of(sql))
+    old = dict(reader.positions), reader.memory
+    sql("INSERT INTO orders VALUES (1, 1, 1)")
+    reader.until(lambda: reader.positions["public.orders", 0] > old[0]["public.orders", 0])
+    reader.source.commit(reader.positions)
+    reader.until(lambda: confirmed(sql) > old[0]["public.orders", 0])
+    reader.positions, reader.memory = old
+    with pytest.raises(UserError, match=r"is confirmed to \w+/\w+, behind the position \w+/\w+ of the checkpoint"):
+        read(before=reader)
+
+
+def test_a_slot_that_is_gone_is_an_error(sql: Any, read: Readers) -> None:
+    reader = read().all(of(sql))
+    reader.source.close()
+    end_connections(sql)
+    sql("SELECT pg_drop_replication_slot('sabot_shop_orders')")
+    with pytest.raises(UserError, match="slot sabot_shop_orders is gone") as raised:
+        read(before=reader)
+    assert "--fresh" in str(raised.value)
+
+
+def test_a_publication_that_is_gone_is_an_error(sql: Any, read: Readers) -> None:
+    reader = read().all(of(sql))
+    sql("DROP PUBLICATION sabot_shop_orders")
+    with pytest.raises(UserError, match="publication sabot_shop_orders is gone"):
+        read(before=reader)
+
+
+@pytest.mark.parametrize(
+    ("place", "other", "error"),
+    [
+        (0, "7", "the server is another one: its system is"),
+        (1, 7, "a standby was promoted, or a backup restored"),
+        (2, 7, "the table was made again"),
+    ],
+)
+def test_another_server_and_another_table_are_an_error(
+    sql: Any, read: Readers, place: int, other: Any, error: str
+) -> None:
+    reader = read().all(of(sql))
+    facts = json.loads(reader.memory["public.orders", 0])
+    facts[place] = other
+    reader.memory = {("public.orders", 0): json.dumps(facts).encode()}
+    with pytest.raises(UserError, match=error):
+        read(before=reader)
+
+
+def test_a_slot_is_read_by_one_app(sql: Any, read: Readers) -> None:
+    sql("INSERT INTO orders VALUES (1, 1, 1)")
+    first = read(slot="shared").all(of(sql))
+    with pytest.raises(UserError, match="there is a slot shared already, and this app has not made it"):
+        read(app="other", slot="shared")
+    sql("INSERT INTO orders VALUES (2, 1, 1)")
+    first.all(of(sql))
+    second = read(app="other").all(of(sql))
+    assert slots(sql) == ["shared", "sabot_other_orders"]
+    sql("INSERT INTO orders VALUES (3, 1, 1)")
+    first.all(of(sql))
+    second.all(of(sql))
+
+
+def test_an_app_that_restores_while_another_process_reads_its_slot_is_refused(sql: Any, read: Readers) -> None:
+    first = read(slot="shared").all(of(sql))
+    thief = PostgresChanges(read.url, "orders", slot="shared")
+    thief.app = "other"
+    thief.recall(first.memory)
+    first.until(lambda: sql("SELECT active FROM pg_replication_slots WHERE slot_name = 'shared'") == [(True,)])
+    with pytest.raises(UserError, match=r"slot shared is read by another process: sabot shop public\.orders"):
+        thief.open(first.positions)
+
+
+def test_a_slot_that_holds_wal_gets_an_empty_transaction(sql: Any, read: Readers) -> None:
+    reader = read(heartbeat="50ms").all(of(sql))
+    sql("CREATE TABLE busy (n int, t text)")
+    end = SYSTEM_CLOCK.monotonic() + WAIT
+    for _ in range(6):
+        sql("INSERT INTO busy SELECT g, repeat('x', 1000) FROM generate_series(1, 16000) g; CHECKPOINT")
+        reader.step()
+        reader.source.commit(reader.positions)
+    while reader.source.figures().get("held_wal_bytes", 1 << 40) > 48 << 20:  # type: ignore[operator]
+        assert SYSTEM_CLOCK.monotonic() < end, reader.source.figures()
+        reader.step()
+        reader.source.commit(reader.positions)
+        sql("CHECKPOINT")
+    assert reader.source.figures()["wal_status"] == "reserved"
+
+
+# -- refusals of a start ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("statements", "table", "error", "hint"),
+    [
+        ("", "nothing", "there is no such table", "public.orders"),
+        ("CREATE VIEW v AS SELECT * FROM orders", "v", "it is no table", "tables behind it"),
+        ("CREATE TABLE t (id int)", "t", "has no primary key", "ADD PRIMARY KEY"),
+        ("CREATE UNLOGGED TABLE t (id int PRIMARY KEY)", "t", "unlogged", "SET LOGGED"),
+        ("CREATE TABLE t (id int PRIMARY KEY, s text)", "t", "a large value of s", "REPLICA IDENTITY FULL"),
+        (
+            "CREATE TABLE t (id int PRIMARY KEY, n int GENERATED ALWAYS AS (id + 1) STORED)",
+            "t",
+            "column n is generated",
+            "compute it",
+        ),
+        (
+            "ALTER TABLE orders REPLICA IDENTITY NOTHING",
+            "orders",
+            "the replica identity is public.orders NOTHING",
+            "ALTER TABLE public.orders REPLICA IDENTITY DEFAULT",
+        ),
+        (
+            "CREATE TABLE t (id int PRIMARY KEY) PARTITION BY RANGE (id); CREATE TABLE t1 PARTITION OF t DEFAULT;"
+            "ALTER TABLE t1 REPLICA IDENTITY FULL",
+            "t",
+            "the replica identity is public.t DEFAULT, public.t1 FULL",
+            "ALTER TABLE public.t REPLICA IDENTITY FULL",
+        ),
+    ],
+)
+def test_a_table_whose_changes_would_be_incomplete_is_refused_with_the_statement_that_helps(
+    sql: Any, read: Readers, statements: str, table: str, error: str, hint: str
+) -> None:
+    if statements:
+        sql(statements)
+    with pytest.raises(UserError, match=error) as raised:
+        read(table)
+    assert hint in str(raised.value)
+    assert slots(sql) == publications(sql) == []
+
+
+def test_a_column_that_the_program_does_not_use_refuses_nothing(sql: Any, read: Readers) -> None:
+    sql("CREATE TABLE t (id int PRIMARY KEY, s text, n int)")
+    sql("INSERT INTO t VALUES (1, 'x', 2)")
+    source = PostgresChanges(read.url, "t")
+    assert source.scan(None, ["n"])
+    source.app = "shop"
+    read.made.append(source)
+    source.open(None)
+    batch = source.read_batch(10, WAIT)
+    assert batch is not None
+    assert batch.data.to_pylist() == [{"n": 2, "__op": INSERT}]
+
+
+def test_the_password_is_in_no_message(sql: Any, read: Readers) -> None:
+    address = read.url.replace("sabot@", "sabot:hunter2-secret@")
+    source = PostgresChanges(address, "nothing")
+    with pytest.raises(UserError) as raised:
+        source.open(None)
+    assert "hunter2" not in repr(raised.value) + str(raised.value)
+    with pytest.raises(BrokerUnavailable) as away:
+        PostgresChanges(address.replace(str(psycopg.conninfo.conninfo_to_dict(address)["port"]), "1"), "orders").open(
+            None
+        )
+    assert "hunter2" not in str(away.value)
+
+
+# -- the table changes ------------------------------------------------------------------------------------------------
+
+
+def test_a_large_value_that_an_update_leaves_alone_comes_from_the_old_row(sql: Any, read: Readers) -> None:
+    sql("CREATE TABLE t (id int PRIMARY KEY, s text, n int); ALTER TABLE t REPLICA IDENTITY FULL")
+    sql("ALTER TABLE t ALTER s SET STORAGE EXTERNAL")
+    sql("INSERT INTO t VALUES (1, repeat('x', 100000), 1)")
+    reader = read("t").all(of(sql, "t"))
+    sql("UPDATE t SET n = 2")
+    sql("UPDATE t SET id = 2")
+    reader.all(of(sql, "t"))
+    assert reader.rows == {(2,): (2, "x" * 100_000, 2)}
+
+
+def test_a_new_column_is_left_out_with_one_warning(sql: Any, read: Readers, caplog: Any) -> None:
+    sql("INSERT INTO orders VALUES (1, 1, 1)")
+    reader = read()
+    sql("ALTER TABLE orders ADD more int; INSERT INTO orders VALUES (2, 1, 1, 7)")
+    sql(
+        "BEGIN; INSERT INTO orders VALUES (3, 1, 1, 7); ALTER TABLE orders ADD yet int; INSERT INTO orders VALUES (4, 1, 1, 7, 8); COMMIT"
+    )
+    begun = reader.positions, reader.memory, dict(reader.rows)
+    reader.all(lambda: sql("SELECT id, shop, amount FROM orders"))
+    reader.positions, reader.memory, reader.rows = begun
+    reader = read(before=reader)  # which knows the columns, and reads from before they were there
+    sql("INSERT INTO orders VALUES (5, 1, 1, 7, 8)")
+    reader.until(lambda: len(reader.rows) == 5)
+    assert [reader.rows[n,][3:] for n in range(1, 6)] == [(None, None), (7, None), (7, None), (7, 8), (7, 8)]
+    assert caplog.text.count("its new column more is not read") == 1
+    assert caplog.text.count("its new column yet is not read") == 1
+
+
+@pytest.mark.parametrize(
+    ("statement", "error"),
+    [
+        ("ALTER TABLE orders DROP amount", "it has no column amount, which the program uses"),
+        ("ALTER TABLE orders RENAME amount TO total", "it has no column amount, which the program uses"),
+        ("ALTER TABLE orders ALTER amount TYPE text", "column amount, which the program uses, is not bigint"),
+        (
+            "CREATE UNIQUE INDEX other ON orders (shop); ALTER TABLE orders ALTER shop SET NOT NULL; "
+            "ALTER TABLE orders REPLICA IDENTITY USING INDEX other",
+            "an UPDATE or a DELETE brings shop, and the key is id",
+        ),
+    ],
+)
+@pytest.mark.parametrize("inside", [True, False])
+def test_a_column_that_the_program_uses_and_that_changes_is_an_error(
+    sql: Any, read: Readers, statement: str, error: str, inside: bool
+) -> None:
+    reader = read().all(of(sql))
+    change = f"{statement}; INSERT INTO orders VALUES (2, 2)"
+    sql(f"BEGIN; INSERT INTO orders VALUES (1, 1, 1); {change}; COMMIT" if inside else change)
+    for _ in range(2):
+        with pytest.raises(UserError, match=error):
+            reader.until(lambda: False)
+    assert len(reader.rows) == int(inside)
+
+
+def test_truncate_is_an_error_or_is_passed_over(sql: Any, read: Readers, caplog: Any) -> None:
+    sql("INSERT INTO orders VALUES (1, 1, 1)")
+    reader = read().all(of(sql))
+    sql("BEGIN; INSERT INTO orders VALUES (2, 1, 1); TRUNCATE orders; INSERT INTO orders VALUES (3, 1, 1); COMMIT")
+    with pytest.raises(UserError, match="a TRUNCATE behind") as raised:
+        reader.until(lambda: False)
+    assert 'on_truncate="ignore"' in str(raised.value)
+    assert len(reader.rows) == 2
+    reader = read(before=reader, on_truncate="ignore")
+    reader.until(lambda: (3,) in reader.rows)
+    assert len(reader.rows) == 3
+    assert "a TRUNCATE is passed over" in caplog.text
+
+
+def test_the_rows_of_partitions_are_those_of_their_table(sql: Any, read: Readers) -> None:
+    sql(
+        "CREATE TABLE t (id int PRIMARY KEY, n int) PARTITION BY RANGE (id);"
+        "CREATE TABLE t1 PARTITION OF t FOR VALUES FROM (0) TO (10); CREATE TABLE t2 PARTITION OF t FOR VALUES FROM (10) TO (100)"
+    )
+    sql("INSERT INTO t SELECT g, g FROM generate_series(5, 15) g")
+    reader = read("t")
+    reader.step(3)
+    reader = read("t", before=reader).all(of(sql, "t"), 2)
+    sql("CREATE TABLE t3 PARTITION OF t FOR VALUES FROM (100) TO (1000)")
+    sql("INSERT INTO t VALUES (101, 1)")
+    sql("UPDATE t SET id = id + 50, n = 0")
+    sql("DELETE FROM t WHERE id < 60")
+    reader.all(of(sql, "t"))
+
+
+def test_rows_of_tables_that_inherit_are_not_those_of_the_table(sql: Any, read: Readers) -> None:
+    sql("CREATE TABLE child (PRIMARY KEY (id)) INHERITS (orders)")
+    sql("INSERT INTO child VALUES (1, 1, 1); INSERT INTO orders VALUES (2, 1, 1)")
+    reader = read().all(lambda: sql("SELECT * FROM ONLY orders"))
+    sql("INSERT INTO child VALUES (3, 1, 1); INSERT INTO orders VALUES (4, 1, 1)")
+    reader.all(lambda: sql("SELECT * FROM ONLY orders"))
+
+
+# -- other starts -----------------------------------------------------------------------------------------------------
+
+
+def test_until_now_reads_the_rows_without_a_slot_and_goes_on_behind_the_last_key(sql: Any, read: Readers) -> None:
+    sql("INSERT INTO orders SELECT g, 0, g FROM generate_series(1, 10) g")
+    reader = read(until="now")
+    assert reader.step(4) == 4
+    sql("INSERT INTO orders VALUES (11, 1, 1)")
+    reader = read(before=reader, until="now")
+    reader.until(lambda: reader.source.exhausted, 3)
+    assert len(reader.rows) == 11
+    assert slots(sql) == publications(sql) == []
+    assert read(before=reader, until="now").source.exhausted
+    with pytest.raises(UserError, match="has read rows only"):
+        read(before=reader)
+
+
+def test_latest_reads_only_changes(sql: Any, read: Readers) -> None:
+    sql("INSERT INTO orders VALUES (1, 1, 1)")
+    reader = read(start="latest")
+    sql("INSERT INTO orders VALUES (2, 1, 1)")
+    reader.until(lambda: bool(reader.rows))
+    assert reader.rows == {(2,): (2, 1, 1)}
+
+
+def test_a_publication_of_the_users(sql: Any, read: Readers) -> None:
+    with pytest.raises(UserError, match="there is no publication own") as raised:
+        read(publication="own")
+    assert "CREATE PUBLICATION" in str(raised.value)
+    sql("CREATE PUBLICATION own FOR TABLE orders (id, shop)")
+    with pytest.raises(UserError, match="publication own leaves out column amount"):
+        read(publication="own")
+    sql("ALTER PUBLICATION own SET TABLE orders WHERE (id > 5)")
+    with pytest.raises(UserError, match="leaves out rows"):
+        read(publication="own")
+    sql("ALTER PUBLICATION own SET TABLE orders; ALTER PUBLICATION own SET (publish = 'insert')")
+    with pytest.raises(UserError, match="leaves out some kinds of changes"):
+        read(publication="own")
+    assert slots(sql) == []
+    sql("ALTER PUBLICATION own SET (publish = 'insert, update, delete, truncate')")
+    sql("INSERT INTO orders VALUES (1, 1, 1)")
+    reader = read(publication="own").all(of(sql))
+    sql("INSERT INTO orders VALUES (2, 1, 1)")
+    read(publication="own", before=reader).all(of(sql))
+    assert publications(sql) == ["own"]
