@@ -23,7 +23,7 @@ import pyarrow as pa
 import pydantic
 import pytest
 
-from sabot import App, Overloaded, RowErrors, Sink, files, lit
+from sabot import App, Batch, Overloaded, RowErrors, Sink, Source, files, lit
 from sabot.agents import (
     AgentPolicy,
     BudgetSpec,
@@ -43,6 +43,8 @@ from sabot.agents import (
     ToolPolicy,
 )
 from sabot.calls.tools import Tool
+from sabot.connectors import Bounded
+from sabot.connectors.base import Positions
 from sabot.connectors.memory import MemoryBroker
 from sabot.errors import EffectError, NotSent, SabotError, UserError
 from sabot.jobs import loop as job_loop
@@ -877,6 +879,14 @@ def _in_batches(app: App, desks: Mapping[str, Desk], done: dict[str, str]) -> No
     app.stream("ways", schema=COLUMNS).map_batches(pays, schema=COLUMNS).to("out")
 
 
+def _processed(app: App, desks: Mapping[str, Desk], done: dict[str, str]) -> None:
+    def pays(row: dict[str, Any], ctx: Any) -> dict[str, Any]:
+        done[row["way"]] = _tried(row["way"], desks[row["way"]])
+        return row
+
+    app.stream("ways", schema=COLUMNS).key_by("way").process(pays, schema=COLUMNS).to("out")
+
+
 def _prompted(app: App, desks: Mapping[str, Desk], done: dict[str, str]) -> None:
     def prompt(batch: pa.RecordBatch) -> list[str]:
         for way in batch["way"].to_pylist():
@@ -931,6 +941,7 @@ WITHOUT_JOBS: Mapping[str, tuple[Callable[..., None], list[str]]] = {
     "batch agent": (_batch, WAYS),
     "map_async": (_mapped, WAYS),
     "map_batches": (_in_batches, list(SYNC)),
+    "process": (_processed, list(SYNC)),
     "map_llm": (_prompted, list(SYNC)),
 }
 
@@ -1238,6 +1249,52 @@ async def test_a_rule_holds_for_a_sink_of_an_agent(durable: bool, memory_url: st
     assert desk.made == []
     assert done.keys() >= {"open", "write", "close"}
     assert all(SAYS["denied"] in each for each in done.values()), done
+
+
+class _PayingSource(Source, Bounded):
+    """A source that calls the tool in each of its methods."""
+
+    name = "paying"
+    schema = COLUMNS
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk, self._next = desk, 0
+        self.done: dict[str, str] = {}
+
+    def _pays(self, method: str) -> None:
+        self.done[method] = _tried(next(iter(SYNC)), self._desk)
+
+    def open(self, positions: Positions | None, start: str | int = "earliest") -> None:
+        self._pays("open")
+
+    def read_batch(self, max_rows: int, timeout: float) -> Batch | None:
+        self._pays("read_batch")
+        self._next += 1
+        rows = pa.RecordBatch.from_pylist([{"way": "plain"}], COLUMNS)
+        return Batch(rows, self.positions(), self.name) if self._next == 1 else None
+
+    @property
+    def exhausted(self) -> bool:
+        self._pays("exhausted")
+        return self._next > 1
+
+    def positions(self) -> Positions:
+        return {(self.name, 0): self._next}
+
+    def close(self) -> None:
+        self._pays("close")
+
+
+async def test_a_rule_holds_for_a_source_of_a_stream() -> None:
+    desk = Desk()
+    source, app = _PayingSource(desk), App("shop", policy=RULES["denied"], state="memory")
+    app.stream(source).to(ListSink("out"))
+    source.done.clear()  # what the program itself has called
+    desk.made.clear()
+    await app.run()
+    assert desk.made == []
+    assert source.done.keys() == {"open", "read_batch", "exhausted", "close"}
+    assert all(SAYS["denied"] in each for each in source.done.values()), source.done
 
 
 @pytest.mark.parametrize("rule", ["none", "denied"])

@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 from sabot._cython.arrow.batch import Batch, normalise
 from sabot._cython.flow.channel import ACTIVE, END, Barrier
 from sabot.base.arrays import scalar_of
+from sabot.calls.judging import JUDGE, with_judge
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.codecs import Codec
 from sabot.codecs.arrow import ArrowCodec
@@ -90,6 +91,7 @@ class Reader:
         )
         self.outage = Outage(name)
         self.times = TaskTimes()
+        self._close: Callable[[], None] = self._close_source
 
     # -- from any thread ----------------------------------------------------------------------------------------------
 
@@ -103,6 +105,7 @@ class Reader:
 
         `facts`: the facts about the source's log in the checkpoint of the positions (`log_facts`), or None.
         """
+        self._close = with_judge(self._close_source, JUDGE.get())  # the thread that closes it may have no context
         self.topic_id = open_log(self.source, positions, start, facts)
         self._look_at_memory()
         self.remembered = self._memory_read
@@ -285,6 +288,9 @@ class Reader:
         return memory_of(self.source, self.name, self.remembered)
 
     def close(self) -> None:
+        self._close()
+
+    def _close_source(self) -> None:
         self._serve()  # commits the positions of the last checkpoint
         self.source.close()
 
