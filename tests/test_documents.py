@@ -34,6 +34,7 @@ from sabot.connectors.memory import MemoryBroker
 from sabot.mcp import ToolServer, state_tools
 from tools.broker import Broker
 from tools.command_line import child
+from tools.postgres import server_or_skip as postgres_or_skip
 from tools.redis_server import server_or_skip
 from tools.source_tree import sources, text_of
 
@@ -127,6 +128,8 @@ def test_the_code_of_a_page_runs_from_top_to_bottom_like_a_notebook(
             server = server_or_skip(keeps=True)
             servers.callback(server.remove)
             monkeypatch.setenv("REDIS_URL", server.url)
+        if "POSTGRES_URL" in page.read_text():
+            monkeypatch.setenv("POSTGRES_URL", servers.enter_context(postgres_or_skip().database()))
         run_cells(page.name, programs(page))
 
 

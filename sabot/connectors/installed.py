@@ -67,6 +67,7 @@ OURS = (
     Connector("duckdb", sink=_SQL, extra="duckdb"),
     Connector("postgres", sink=_SQL, extra="postgres"),
     Connector("jdbc", sink=_SQL),
+    Connector("postgres-cdc", "sabot.connectors.postgres:PostgresChanges", extra="postgres"),
     Connector(
         "redis-streams",
         "sabot.connectors.redis:RedisStreamSource",

@@ -688,6 +688,12 @@ def _read_faker(options: Options, statement: CreateTable) -> OpenRead:
     return read_faker(options, statement)
 
 
+def _read_postgres_changes(options: Options, statement: CreateTable) -> OpenRead:
+    from sabot.sql.database_tables import read_postgres_changes
+
+    return read_postgres_changes(options, statement)
+
+
 _TOPIC = TableConnector(_read_topic, _write_topic)
 _MEMORY = TableConnector(_read_topic, _write_topic)
 _FILES = TableConnector(_read_files, _write_files)
@@ -709,6 +715,7 @@ CONNECTORS: dict[str, TableConnector] = {
     "duckdb": _SQL,
     "postgres": _SQL,
     "jdbc": _SQL,
+    "postgres-cdc": TableConnector(_read_postgres_changes, None),
     "delta": _DELTA,
     "datagen": TableConnector(_read_datagen, None),
     "faker": TableConnector(_read_faker, None),

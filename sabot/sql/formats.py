@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from sabot.api.expr import col
+from sabot.api.expr import Expr, col
 from sabot.api.stream import Stream
 from sabot.codecs.avro import avro_schema
 from sabot.codecs.base import Format
@@ -267,12 +267,7 @@ def stream_of(
     same = all(found.field(each.name).type == each.type for each in wanted)
     timed = {} if time is None else {"time": time, "lateness": lateness}
     stream = read(source, **given, **(timed if same else {}), format=format)
-    columns = {}
-    for each in wanted:
-        bound = TypedExpr(col(each.name), found.field(each.name).type)
-        if bound.type != each.type and not _may_be(bound.type, each.type):
-            raise _unlike(statement, each.name, f"the schema in the registry says {sql_type(bound.type)}", "")
-        columns[each.name] = bound.expr if bound.type == each.type else cast(bound, each.type, UTC, strict=True)
+    columns = declared_columns(found, wanted, statement, "the schema in the registry")
     stream = stream.select(**columns, **{name: col(name) for name in given.get("fields", {})})
     return stream if same or time is None else stream.with_time(time, lateness=lateness)
 
@@ -295,6 +290,19 @@ def _raw(
     return stream.select(**columns, **{field: col(field) for field in given.get("fields", {})})
 
 
+def declared_columns(found: pa.Schema, wanted: pa.Schema, statement: CreateTable, where: str) -> dict[str, Expr]:
+    """Returns the columns of a table with the types that the statement declares. `found`: those that `where` has. Raises SqlFault for a
+    type that its values may not have.
+    """
+    columns = {}
+    for each in wanted:
+        bound = TypedExpr(col(each.name), found.field(each.name).type)
+        if bound.type != each.type and not _may_be(bound.type, each.type):
+            raise _unlike(statement, each.name, f"{where} says {sql_type(bound.type)}", "")
+        columns[each.name] = bound.expr if bound.type == each.type else cast(bound, each.type, UTC, strict=True)
+    return columns
+
+
 def _may_be(found: pa.DataType, wanted: pa.DataType) -> bool:
     number = pa.types.is_integer(found) or pa.types.is_floating(found) or pa.types.is_decimal(found)
     if number:
@@ -305,4 +313,4 @@ def _may_be(found: pa.DataType, wanted: pa.DataType) -> bool:
 def _unlike(statement: CreateTable, name: str, why: str, hint: str) -> SqlFault:
     column = next(each for each in statement.columns if each.name.text == name)
     type = "" if column.type is None else sql_type(arrow_type(column.type))
-    return SqlFault(column.span, f"column {name} is {type}, and {why}", hint or "declare the type of the schema")
+    return SqlFault(column.span, f"column {name} is {type}, and {why}", hint or "declare the type of that column")

@@ -1,7 +1,9 @@
 """Values of each type of PostgreSQL, as the server sends them: by COPY, and as changes of a replication slot."""
 
+import re
 from collections.abc import Iterator
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -234,6 +236,14 @@ def test_each_type_is_read_by_copy_and_by_replication_as_the_server_shows_it(ser
     assert (run.next, run.stop, run.bad) == (len(messages), None, [])
     assert run.rows.equals(copied.rows)
     assert first.position or run.position
+
+
+def test_the_table_of_types_in_the_documents_has_types_that_are_read_here() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "postgres-changes.md").read_text()
+    lines = re.findall(r"^\| `([\w\[\](), ]+)` \| ([^|]+) \|$", text.partition("## Types")[2], re.MULTILINE)
+    assert len(lines) > 25
+    for declared, shown in lines:
+        assert shown.startswith(str(TYPES[declared][0])), declared
 
 
 def test_values_that_arrow_lacks_are_refused_with_the_row_and_the_reason(server: Postgres) -> None:

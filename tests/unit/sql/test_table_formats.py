@@ -144,7 +144,7 @@ REGISTERS = "'avro-confluent.properties.auto.register.schemas' = 'no'"
     ("columns", "options", "message", "hint"),
     [
         ("amuont INT", (), "column amuont is INT, and the schema in the registry lacks it", "did you mean amount"),
-        ("account BIGINT", (), "column account is BIGINT, and the schema in the registry says STRING", "declare the type of the schema"),
+        ("account BIGINT", (), "column account is BIGINT, and the schema in the registry says STRING", "declare the type of that column"),
         ("id BIGINT", (f"{UNKNOWN} = 'x'",), f"there is no option {UNKNOWN}", "avro-confluent"),
         ("id BIGINT", (REGISTERS,), "'auto.register.schemas' cannot be 'no'", "'true' or 'false'"),
         ("id BIGINT", ("'avro-confluent.schema' = '{'",), "the schema is not JSON", "a dict, its JSON text"),
