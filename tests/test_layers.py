@@ -111,7 +111,7 @@ THIRD_PARTIES = {
     "cedarpy": {"specified.cedar"},
     "confluent_kafka": {"kafka"},
     "deltalake": {"connectors"},
-    "duckdb": {"connectors"},
+    "duckdb": {"connectors", "demos"},
     "genai_prices": {"llm"},
     "google": {"codecs"},  # google.protobuf
     "httpx2": {"mcp"},

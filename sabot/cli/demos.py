@@ -75,6 +75,26 @@ def agents(
     _show(lambda: demo.run(tickets, json=json, web=web), json, web, loglevel)
 
 
+@demos.command()
+def orders(
+    url: Annotated[
+        str,
+        typer.Argument(
+            metavar="URL", help="A database of PostgreSQL with wal_level=logical: postgresql://user@host/database."
+        ),
+    ],
+    changes: Annotated[int, typer.Option(min=1, metavar="N", help="The number of changes.")] = 3000,
+    seed: Annotated[int, typer.Option(metavar="S", help="The seed of the changes.")] = 0,
+    json: Json = False,
+    web: Web = False,
+    loglevel: LogLevel = "warning",
+) -> None:
+    """Follow two tables of PostgreSQL into sums in DuckDB. The app is killed twice, and its sums are compared with the database's own."""
+    from sabot.demos.orders import demo
+
+    _show(lambda: demo.run(url, changes, seed, json=json, web=web), json, web, loglevel)
+
+
 def _show(run: Callable[[], Any], json: bool, web: bool, loglevel: str) -> NoReturn:
     """Runs a demo and exits with its code. `json`: True to print nothing but the figures that `run` returns; not with `web`."""
 

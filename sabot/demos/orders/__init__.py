@@ -1,0 +1,1 @@
+"""Orders of a shop in PostgreSQL, summed by country in DuckDB while both tables change."""
