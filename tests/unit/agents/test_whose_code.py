@@ -299,3 +299,35 @@ async def test_what_a_kernel_calls_for_no_job_is_judged() -> None:
     assert spy.said.keys() == parts_seen
     assert all("tool pay_now is denied" in each for said in spy.said.values() for each in said), spy.said
     assert spy.bank.made == ["model"]
+
+
+async def test_a_journal_that_the_program_reaches_is_its_own_and_otherwise_judged() -> None:
+    """`execute` and the stores of a kernel wait for the journal in the task of the program. It calls there as it likes."""
+    bank, program, said = Bank(), asyncio.current_task(), dict[str, set[str]]()
+
+    def pays(part: str) -> None:
+        whose = "program" if asyncio.current_task() is program else "kernel"
+        try:
+            said.setdefault(f"{part} of the {whose}", set()).add(bank.pay_now(part))
+        except PolicyDenied:
+            said.setdefault(f"{part} of the {whose}", set()).add("denied")
+
+    class OwnJournal(MemoryJournal):
+        async def flush(self) -> dict[int, int]:
+            pays("flush")
+            return await super().flush()
+
+        def append(self, *entry: Any, **options: Any) -> Any:
+            pays("append")
+            return super().append(*entry, **options)
+
+    async def work(ctx: Any) -> Any:
+        return await ctx.step(lambda: "done")
+
+    async with RuntimeKernel.create(agent=work, policy=POLICY, journal=OwnJournal(MemoryStorage())) as kernel:
+        handle = await kernel.execute(ExecutionRequest(prompt="go"))
+        assert (await handle.result()).output == "done"
+    assert said.pop("append of the kernel") == {"denied"}
+    assert said.pop("flush of the program") == {"paid"}
+    assert said.pop("flush of the kernel", {"denied"}) == {"denied"}
+    assert said == {}
