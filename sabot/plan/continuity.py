@@ -82,7 +82,7 @@ def _over_changes(
         if old is not None and old.groups and (broken or behind or verdict.outcome == "refuse" or new.id in asked):
             again = _filled(new, begun, known, found, _ALL)
             lacks = refills and not broken and (verdict.outcome != "refuse" or verdict.lacks_columns)
-            lacks = lacks and _has_all_rows(new, again, found, refilled)
+            lacks = lacks and has_all_rows(new, again, found, refilled)
             broken += [f"its rows are of {maker}, which is filled again" for maker in behind]
             if (new.keeps_copy and again.fills and again.outcome != "refuse") or lacks:
                 broken += ["a step behind it needs the rows so far"] if new.id in asked else []
@@ -107,7 +107,7 @@ def _over_changes(
     return list(found.values()), refilled, frozenset(wanted)
 
 
-def _has_all_rows(new: Planned, again: Verdict, verdicts: Mapping[str, Verdict], refilled: Mapping[str, str]) -> bool:
+def has_all_rows(new: Planned, again: Verdict, verdicts: Mapping[str, Verdict], refilled: Mapping[str, str]) -> bool:
     """Returns True if a step that begins anew gets all rows so far: from the tables above it, which are in the checkpoint, or
     from steps that are filled again themselves. `again`: the verdict on the step that begins anew.
     """

@@ -17,11 +17,13 @@ from sabot.checkpoint import CheckpointStorage
 from sabot.connectors.files import files
 from sabot.connectors.memory import MemoryBroker, MemorySink
 from sabot.connectors.sql import SqlSink
+from sabot.errors import InternalError
 from sabot.operators.reading import state_of
 from sabot.plan import make_plan
 from sabot.runtime.life.outcomes import outcomes_of
 from sabot.runtime.life.refilling import Refilling
 from sabot.runtime.life.restore import Asked
+from sabot.runtime.tasks.reading import Reader, SourceInput
 from tools.agent_tools import bounded, publish, until, values
 from tools.command_line import sabot_says
 
@@ -279,6 +281,26 @@ async def test_a_join_with_a_table_that_is_read_first_is_refilled(
     assert len(before) == 5
     await lives.live(program, {}, refill=["sums"])
     assert lives.kept("sums") == before
+
+
+async def test_a_planted_reader_that_never_says_that_its_table_has_been_read_is_found(
+    lives: Lives, memory_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A planted fault of the test before this one: a reader that is at the checkpoint waits for the end of its source."""
+    right, asked = SourceInput.next, 0
+
+    def faulty(self: SourceInput, wait_seconds: float) -> Any:
+        nonlocal asked
+        if self.replay is None or not self.awaited_by:
+            return right(self, wait_seconds)
+        asked += self.exhausted
+        if asked > 20:
+            raise RuntimeError("asked 20 times at the checkpoint")
+        return Reader.next(self, wait_seconds)
+
+    monkeypatch.setattr(SourceInput, "next", faulty)
+    with pytest.raises(InternalError, match="asked 20 times"):
+        await test_a_join_with_a_table_that_is_read_first_is_refilled(lives, memory_url, 1)
 
 
 async def test_a_step_whose_topic_the_checkpoint_does_not_know_is_refilled_with_none_of_its_rows(
