@@ -190,6 +190,7 @@ ABOUT_JOBS = {  # modules of these rooms that are about jobs of durable agents, 
                 "letters",
                 "replaying",
                 "serving",
+                "working",
                 "states",
             )
         ),

@@ -39,7 +39,7 @@ from sabot.journal.entries import Letter
 from sabot.journal.sqlite import DATABASE
 from sabot.runtime.life.restore import check_app
 
-jobs = typer.Typer(help="List, show and steer the jobs of a journal.", no_args_is_help=True, rich_markup_mode=None)
+jobs = typer.Typer(help="Run, list and steer jobs of a journal.", no_args_is_help=True, rich_markup_mode=None)
 
 _SHOWN = 2  # the number of open effects that a list shows of a job
 

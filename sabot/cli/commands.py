@@ -64,7 +64,7 @@ LATE = {
     "dlq": LateCommand("List, show and redrive dead letters.", ("letters",), "dlq"),
     "journal": LateCommand("Show the journal of a durable job.", ("journal",), "journal"),
     "jobs": LateCommand(
-        "List, show and steer the jobs of a journal.", ("replaying", "states", "serving", "agent_jobs"), "jobs"
+        "Run, list and steer jobs of a journal.", ("replaying", "states", "serving", "working", "agent_jobs"), "jobs"
     ),
     "topics": LateCommand("List, make and read the topics of a Kafka broker.", ("topics",), "topics"),
     "actions": LateCommand("List and answer questions to people.", ("actions",), "actions"),

@@ -89,6 +89,7 @@ _ADOPT = (
     "(SELECT 1 FROM workers w WHERE w.number = j.worker AND NOT w.gone) FOR UPDATE OF j SKIP LOCKED)"
 )
 _OTHERS = "SELECT number, owner, described, life, until < clock_timestamp() FROM workers WHERE NOT gone AND number <> ?"
+_OF_OTHERS = "SELECT 1 FROM jobs WHERE worker <> ? AND ended IS NULL LIMIT 1"
 _BURY = (
     "UPDATE workers SET gone = true, earlier = CASE WHEN %(certain)s THEN NULL ELSE clock_timestamp() + %(lease_s)s * interval '1 second' "
     "END WHERE number IN (SELECT number FROM workers WHERE number = %(number)s AND NOT gone AND (%(certain)s OR until < clock_timestamp()) "
@@ -205,6 +206,7 @@ class PostgresWorker(PostgresJournal):
         self._left: list[int] = []  # letters that begin jobs of agents that are not here
         self._reaped = -math.inf
         self._unsure: list[str] = []  # jobs that were taken, if the transaction was committed
+        self._warned = False  # that open jobs wait for `resume`
         self._left_since = math.inf  # when jobs of workers that are gone were seen first
         self._part = 0  # the number of these that belong to this worker
         self.begins.give_back = self.give_back
@@ -258,9 +260,27 @@ class PostgresWorker(PostgresJournal):
     def _has_work(self) -> bool:
         if self.untaken() or self._claimable():
             return True
-        if self.begins.resumes and self._takes():
-            return True
-        return self._is_late() and (self.begins.resumes or bool(self.select(_ORPHANS)))
+        if self.begins.resumes:
+            return self._takes() > 0 or self._is_late()
+        if not self._is_late() or self.select(_ORPHANS):
+            return self._is_late()
+        self._reaped = boot_seconds()
+        self._warn_of_open()
+        return False
+
+    def _warn_of_open(self) -> None:
+        """Logs, once, that jobs are open with which no worker goes on. Not at the first call: `resume` may follow."""
+        living = len(self.select(_OTHERS, (self.lease.number,))) - len(list(self._dead()))
+        if self._warned or living or not self.select(_OF_OTHERS, (self.lease.number,)):
+            return
+        if self._left_since == math.inf:
+            self._left_since = boot_seconds()
+            return
+        self._warned = True
+        _log.warning(
+            "%s has open jobs, and no worker goes on with them before `await kernel.resume()`: call it once after each start",
+            self.where,
+        )
 
     def _is_late(self) -> bool:
         return boot_seconds() >= self._reaped + self.reap_s

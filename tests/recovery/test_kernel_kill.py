@@ -206,12 +206,20 @@ async def test_a_tool_begins_no_other_job_after_it_was_killed(tmp_path: Path, ho
     assert len(world.words("attempt")) > 1
 
 
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    """Ends a process, and those that it has started."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
 class Workers:
     """Processes that are workers of the kernel `paying_in`. They end with the `with` block."""
 
-    def __init__(self, folder: Path, url: str) -> None:
+    def __init__(self, folder: Path, url: str, command: list[str] | None = None) -> None:
         self._environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        self._command = [sys.executable, __file__, str(folder), "serve", url]
+        self._command = command or [sys.executable, __file__, str(folder), "serve", url]
+        self._folder = folder
         self._started = contextlib.ExitStack()
         self.url = url
 
@@ -222,22 +230,21 @@ class Workers:
         self._started.close()
 
     async def start(self) -> "subprocess.Popen[bytes]":
-        process = await asyncio.to_thread(subprocess.Popen, self._command, env=self._environment)
-        self._started.callback(process.wait)
-        self._started.callback(process.kill)
+        how = {"env": self._environment, "cwd": self._folder, "start_new_session": True}
+        process = await asyncio.to_thread(subprocess.Popen, self._command, **how)
+        self._started.callback(_end, process)
         return process
 
-    async def until(self, count: int, which: str = "true") -> None:
-        """Waits until the table has so many of these workers, besides that of the test and the owner before."""
+    async def until(self, what: str) -> None:
+        """Waits until this is so of the table of workers: SQL. The number of the worker of the test is 1."""
         import psycopg  # not in the processes that are started
 
-        found, deadline = 0, time.monotonic() + 60
+        found, deadline = False, time.monotonic() + 60
         with psycopg.connect(self.url, autocommit=True) as connection:
-            while found < count + 2 and time.monotonic() < deadline:
-                question = f"SELECT count(*) FROM sabot_kernel.workers WHERE {which}"
-                ((found,),) = connection.execute(question).fetchall()  # type: ignore[call-overload]
+            while not found and time.monotonic() < deadline:
+                ((found,),) = connection.execute(f"SELECT {what} FROM sabot_kernel.workers").fetchall()  # type: ignore[call-overload]
                 await asyncio.sleep(0.01)
-        assert found == count + 2
+        assert found
 
 
 @pytest.mark.slow  # it starts a server of PostgreSQL and five interpreters
@@ -277,7 +284,7 @@ async def test_a_worker_that_was_stopped_beyond_its_lease_begins_anew(tmp_path: 
             pass
         client, handles = JobClient(url), list[Any]()
         stopped = await workers.start()
-        await workers.until(1)
+        await workers.until("max(number) = 2")
         for number in range(jobs):
             handles.append(await client.start("payer", number, idempotency_key=str(number)))
             if number == 20:
@@ -287,9 +294,9 @@ async def test_a_worker_that_was_stopped_beyond_its_lease_begins_anew(tmp_path: 
                 other = await workers.start()
         found = [(await handle.result()).output for handle in handles]
         assert found == [f"order {number} is paid" for number in range(jobs)]
-        await workers.until(1, "gone")
+        await workers.until("count(*) FILTER (WHERE number = 2 AND NOT gone) = 0")
         stopped.send_signal(signal.SIGCONT)
-        await workers.until(3)
+        await workers.until("max(number) = 4")
         other.kill()
         last = [await client.start("payer", number, idempotency_key=str(number)) for number in range(jobs, jobs + 5)]
         assert [(await handle.result()).output for handle in last] == [f"order {jobs + n} is paid" for n in range(5)]
@@ -297,6 +304,159 @@ async def test_a_worker_that_was_stopped_beyond_its_lease_begins_anew(tmp_path: 
         known = await client.jobs.find()
     assert (len(known), {job.status for job in known}) == (jobs + 5, {"succeeded"})
     assert len({word.rpartition("-")[2] for word in world.words("paid")}) == jobs + 5
+
+
+DESK = """
+from sabot.agents import RuntimeKernel
+from sabot.llm import Effect, tool
+
+WORLD = {world!r}
+
+@tool(effect="unsafe")
+async def pay(order: int) -> str:
+    with open(WORLD, "ab") as file:
+        file.write(f"paid-{{order}}\\n".encode())
+    return f"order {{order}} is paid"
+
+async def payer(ctx):
+    await ctx.ask("confirm", {{"order": ctx.message}})
+    return await ctx.call(pay, ctx.message)
+
+kernel = RuntimeKernel.create(agent=payer, journal={url!r}, shared=True)
+"""
+
+
+@pytest.mark.slow  # it starts a server of PostgreSQL and five interpreters
+async def test_jobs_are_spread_over_the_workers_that_are_left(tmp_path: Path) -> None:
+    """`sabot jobs work` four times: one is killed, one is stopped by SIGTERM, and one joins. Each job waits for a person."""
+    import psycopg  # not in the processes that are started
+
+    from tools.command_line import SABOT
+    from tools.postgres import server_or_skip
+
+    jobs, world = 40, World(tmp_path)
+    world.file.touch()
+    with server_or_skip().database() as url, Workers(tmp_path, url, [*SABOT, "jobs", "work", "desk:kernel"]) as workers:
+        (tmp_path / "desk.py").write_text(DESK.format(world=str(world.file), url=url))
+        async with paying_in(tmp_path, url):
+            pass
+        killed, stopped = await workers.start(), await workers.start()
+        await workers.until("max(number) = 3")
+        client = JobClient(url)
+        handles = [await client.start("payer", number, idempotency_key=str(number)) for number in range(jobs)]
+
+        async def held() -> list[int]:
+            """The jobs of each worker, when all jobs ask and belong to one that lives."""
+            with psycopg.connect(url, autocommit=True) as connection:
+                connection.execute("SET search_path = sabot_kernel")
+                while True:
+                    asked = connection.execute("SELECT count(*) FROM questions WHERE closed = ''").fetchall()
+                    found = connection.execute(
+                        "SELECT count(*) FROM jobs JOIN workers ON worker = number WHERE ended IS NULL AND NOT gone GROUP BY worker"
+                    ).fetchall()
+                    counts = sorted(count for (count,) in found)
+                    if asked == [(jobs,)] and sum(counts) == jobs:
+                        return counts
+                    await asyncio.sleep(0.01)
+
+        assert len(await held()) == 2
+        joined = await workers.start()
+        await workers.until("max(number) = 4")
+        killed.kill()
+        killed.wait()
+        first, second = await held()
+        assert (first + second, killed.returncode) == (jobs, -signal.SIGKILL)
+        last = await workers.start()
+        await workers.until("max(number) = 5")
+        stopped.terminate()
+        assert await asyncio.to_thread(stopped.wait) == 0
+        parts = await held()
+        assert (sum(parts), len(parts)) == (jobs, 2)
+        for handle in handles:
+            (question,) = await handle.get_pending_actions()
+            await handle.resolve_action(question.resume_token, {"order": "yes"})
+        assert [(await handle.result()).output for handle in handles] == [f"order {n} is paid" for n in range(jobs)]
+        for process in (joined, last):
+            process.terminate()
+            assert await asyncio.to_thread(process.wait) == 0
+    assert world.words("paid") == sorted(f"paid-{number}" for number in range(jobs))
+
+
+WEB = """
+from contextlib import asynccontextmanager
+from starlette.applications import Starlette
+from starlette.routing import Mount
+from desk import kernel
+from sabot.agents import JobClient
+from sabot.web import Caller, jobs_app
+
+@asynccontextmanager
+async def lifespan(app):
+    async with kernel:
+        await kernel.resume()
+        yield
+
+site = jobs_app(JobClient({url!r}), who=lambda request: Caller("ann"))
+app = Starlette(lifespan=lifespan, routes=[Mount("/api", site)])
+"""
+
+
+@pytest.mark.slow  # it starts a server of PostgreSQL and six interpreters
+async def test_a_web_server_of_four_processes_does_each_job_once(tmp_path: Path) -> None:
+    """`uvicorn web:app --workers 4`. One process is killed while jobs wait; uvicorn starts another one."""
+    import httpx2
+    import psycopg  # not in the processes that are started
+
+    from tools.broker import free_ports
+    from tools.postgres import server_or_skip
+
+    jobs, world, (port,) = 24, World(tmp_path), free_ports(1)
+    world.file.touch()
+    command = [
+        sys.executable,
+        "-m",
+        "uvicorn",
+        "web:app",
+        "--workers",
+        "4",
+        "--port",
+        str(port),
+        "--log-level",
+        "warning",
+    ]
+    with server_or_skip().database() as url, Workers(tmp_path, url, command) as workers:
+        (tmp_path / "desk.py").write_text(DESK.format(world=str(world.file), url=url))
+        (tmp_path / "web.py").write_text(WEB.format(url=url))
+        async with paying_in(tmp_path, url):
+            pass
+        served = await workers.start()
+        await workers.until("max(number) = 5")
+        async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}/api", timeout=60) as site:
+            ids = []
+            for number in range(jobs):
+                asked = {"agent": "payer", "message": number, "idempotency_key": str(number)}
+                said = [await site.post("/jobs", json=asked) for _ in range(2)]
+                assert [each.status_code for each in said] == [202, 200]
+                ids.append(said[0].json()["url_id"])
+            with psycopg.connect(url) as connection:
+                ((described,),) = connection.execute(
+                    "SELECT described FROM sabot_kernel.workers WHERE number = 3"
+                ).fetchall()
+            os.kill(int(described.split()[1]), signal.SIGKILL)
+            await workers.until("max(number) = 6")
+            actions: list[Any] = []
+            for _ in range(6_000):
+                if len(actions := (await site.get("/actions?status=pending")).json()["actions"]) == jobs:
+                    break
+                await asyncio.sleep(0.01)
+            for each in actions:
+                yes = {"resolution": {"order": "yes"}}
+                assert (await site.post(f"/actions/{each['token']}", json=yes)).status_code == 200
+            results = [(await site.get(f"/jobs/{each}/result?wait=60")).json() for each in ids]
+            assert [each["output"] for each in results] == [f"order {number} is paid" for number in range(jobs)]
+        served.terminate()
+        assert await asyncio.to_thread(served.wait) in (0, -signal.SIGTERM)
+    assert world.words("paid") == sorted(f"paid-{number}" for number in range(jobs))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,55 @@
+"""`sabot jobs work`: runs the jobs of a kernel."""
+
+import asyncio
+import signal
+from contextlib import suppress
+from typing import Annotated
+
+import typer
+
+from sabot.agents.kernel.kernel import RuntimeKernel
+from sabot.cli.agent_jobs import jobs
+from sabot.cli.journal import quietly
+from sabot.cli.loading import WrongUse, load_program
+
+_LOOK_SECONDS = 1.0  # between two looks whether the kernel has failed
+
+
+@jobs.command("work")
+def work(
+    target: Annotated[str, typer.Argument(metavar="MODULE:KERNEL", help="The module and the RuntimeKernel in it.")],
+) -> None:
+    """Run the jobs of a kernel until SIGTERM or Ctrl-C: those that clients begin, and those that are open.
+
+    A kernel with shared=True becomes one more worker of its journal. A stop gives the calls under way the stop_grace of the
+    kernel; a second signal ends the process at once.
+    """
+
+    def run() -> None:
+        kernel = load_program(target)
+        if not isinstance(kernel, RuntimeKernel):
+            raise WrongUse(f"{target} is an App, and no kernel", hint=f"sabot run {target}")
+        asyncio.run(_work(kernel))
+
+    quietly(run)
+
+
+async def _work(kernel: RuntimeKernel) -> None:
+    loop, stop = asyncio.get_running_loop(), asyncio.Event()
+
+    def stops(number: int) -> None:
+        for each in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(each)
+        typer.echo(f"sabot: kernel {kernel.name} stops: {signal.Signals(number).name}", err=True)
+        stop.set()
+
+    for each in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(each, stops, each)
+    async with kernel:
+        await kernel.resume()
+        typer.echo(f"sabot: kernel {kernel.name} runs jobs", err=True)
+        while not stop.is_set():
+            await kernel.start()  # raises the error that has stopped it
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_LOOK_SECONDS):
+                    await stop.wait()
