@@ -1,21 +1,25 @@
 """PostgresChanges beside a real server: what a crash does at each moment, and what the start refuses."""
 
+import asyncio
 import json
 import logging
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import psycopg
 import pytest
 
+from sabot import App
 from sabot.clock import SYSTEM_CLOCK
 from sabot.connectors.base import Positions
 from sabot.connectors.places import Bound
 from sabot.connectors.postgres import PostgresChanges, changes
 from sabot.errors import BrokerUnavailable, UserError
 from tools.postgres import Postgres, server_or_skip
+from tools.tcp_proxy import TcpProxy
 
 WAIT = 20.0  # seconds; only a test that fails waits so long
 INSERT, UPDATE, DELETE = 0, 2, 3
@@ -305,19 +309,160 @@ def test_a_connection_that_ends_is_made_again(sql: Any, read: Readers) -> None:
     assert reader.source.figures()["reconnects"] in (1, 2, 3)  # one that ended before it had begun is not counted
 
 
+def test_a_network_that_is_cut_or_reset_is_waited_for(sql: Any, url: str) -> None:
+    facts = psycopg.conninfo.conninfo_to_dict(url)
+    with TcpProxy(f"127.0.0.1:{facts['port']}") as proxy:
+        readers = Readers(url.replace(f"127.0.0.1:{facts['port']}", proxy.address))
+        reader = readers().all(of(sql))
+        sql("INSERT INTO orders VALUES (1, 1, 1)")
+        reader.all(of(sql))
+        proxy.cut()
+        sql("INSERT INTO orders VALUES (2, 1, 1)")
+        assert not reader.step()
+        proxy.mend()
+        reader.all(of(sql))
+        proxy.reset()
+        sql("INSERT INTO orders VALUES (3, 1, 1)")
+        reader.all(of(sql))
+        readers.close()
+
+
+@pytest.mark.slow  # a server of its own, and some seconds without a reader
+def test_a_large_transaction_comes_to_an_app_that_is_held_for_longer_than_the_server_waits() -> None:
+    server = Postgres("wal_sender_timeout=1s")
+    try:
+        with psycopg.connect(server.url, autocommit=True) as connection:
+            connection.execute("CREATE TABLE orders (id int PRIMARY KEY, shop int, amount bigint)")
+            readers = Readers(server.url)
+            reader = readers()
+            reader.until(lambda: reader.source.backlog() == 0)
+            connection.execute("INSERT INTO orders SELECT g, g, g FROM generate_series(1, 1000000) g")
+            reader.until(lambda: bool(reader.rows), 1)  # the buffer fills, and stays full
+            threading.Event().wait(5)
+            assert reader.source.figures()["buffered_bytes"] in range(60 << 20, 70 << 20)
+            left = 1_000_000 - len(reader.rows)
+            while left:
+                batch = reader.source.read_batch(32_768, WAIT)
+                assert batch is not None
+                left -= batch.num_rows
+            assert reader.source.figures()["reconnects"] == 0
+            readers.close()
+    finally:
+        server.remove()
+
+
+@pytest.mark.slow  # a server of its own
+def test_a_standby_is_refused_and_a_promoted_one_has_another_log() -> None:
+    server = Postgres()
+    readers = Readers(server.url)
+    try:
+        with psycopg.connect(server.url, autocommit=True) as connection:
+            connection.execute("CREATE TABLE orders (id int PRIMARY KEY, shop int, amount bigint)")
+        reader = readers()
+        reader.until(lambda: reader.source.backlog() == 0)
+        readers.close()
+        server.stop()
+        (server.folder / "data" / "standby.signal").touch()
+        server.start()
+        with pytest.raises(UserError, match="the server is a standby"):
+            readers(app="other")
+        with psycopg.connect(server.url, autocommit=True) as connection:
+            connection.execute("SELECT pg_promote()")
+        with pytest.raises(UserError, match="has timeline 2, and that of the checkpoint 1: a standby was promoted"):
+            readers(before=reader)
+    finally:
+        readers.close()
+        server.remove()
+
+
+@pytest.mark.slow  # a server of its own, which writes 200 MB
+def test_a_slot_whose_wal_runs_out_warns_and_is_an_error_when_it_is_lost(caplog: Any) -> None:
+    server = Postgres("max_slot_wal_keep_size=96MB", "max_wal_size=64MB", "min_wal_size=32MB")
+    readers = Readers(server.url)
+    try:
+        with psycopg.connect(server.url, autocommit=True) as connection:
+            connection.execute("CREATE TABLE orders (id int PRIMARY KEY, shop int, amount bigint)")
+            connection.execute("CREATE TABLE busy (n int, t text)")
+
+            def write() -> None:
+                connection.execute("INSERT INTO busy SELECT g, repeat('x', 1000) FROM generate_series(1, 16000) g")
+                connection.execute("CHECKPOINT")
+
+            reader = readers(heartbeat="20ms")
+            reader.until(lambda: reader.source.backlog() == 0)
+            for _ in range(4):
+                write()
+            reader.until(lambda: "and the server keeps" in caplog.text)  # nothing is confirmed
+            readers.close()
+            for _ in range(12):
+                write()
+            with pytest.raises(UserError, match="the server has removed WAL that sabot_shop_orders had not read"):
+                readers(before=reader)
+    finally:
+        readers.close()
+        server.remove()
+
+
+@pytest.mark.parametrize(
+    ("mutation", "error"),
+    [("taken", r"of \(1,\)"), ("last key", r"of \(1,\)"), ("passes", r"of \(2,\)"), ("early", "is confirmed to")],
+)
+def test_a_source_that_breaks_a_promise_is_found(sql: Any, read: Readers, mutation: str, error: str) -> None:
+    """It forgets the rows taken of a transaction, the last key, or which changes the rows have; or it confirms before a checkpoint."""
+
+    def broken(reader: Reader, place: int, value: Any) -> Reader:
+        facts = json.loads(reader.memory["public.orders", 0])
+        facts[place] = value(facts[place])
+        reader.memory = {("public.orders", 0): json.dumps(facts).encode()}
+        return read(before=reader)
+
+    def run() -> None:
+        if mutation in ("last key", "passes"):
+            sql("INSERT INTO orders VALUES (1, 1, 1), (3, 1, 1)")
+        reader = read()
+        if mutation in ("taken", "early"):
+            reader.until(lambda: reader.source.backlog() == 0)
+            sql("INSERT INTO orders VALUES (1, 1, 1), (2, 1, 1)")
+            if mutation == "taken":
+                broken(reader.until(lambda: bool(reader.rows), 1), 5, lambda taken: 0).all(of(sql))
+            else:
+                old = reader.positions, reader.memory
+                reader.until(lambda: reader.positions != old[0])
+                reader.source.commit(reader.positions)
+                reader.until(lambda: confirmed(sql) == reader.positions["public.orders", 0])
+                reader.positions, reader.memory = old
+                read(before=reader)
+            return
+        assert reader.step(1, WAIT) == 1
+        sql("INSERT INTO orders VALUES (2, 1, 1)")
+        if mutation == "last key":
+            broken(reader, 3, lambda passes: [[lsn, []] for lsn, _ in passes]).all(of(sql))
+        else:
+            second = read(before=reader)
+            assert second.step(1, WAIT) == 1
+            broken(second, 3, lambda passes: [[passes[0][0], last] for _, last in passes]).all(of(sql))
+
+    with pytest.raises((UserError, AssertionError), match=error):
+        run()
+
+
+@pytest.mark.parametrize("kill", [True, False])
 def test_a_server_that_is_killed_is_waited_for(
-    sql: Any, read: Readers, server: Postgres, url: str, caplog: Any
+    sql: Any, read: Readers, server: Postgres, url: str, caplog: Any, kill: bool
 ) -> None:
     caplog.set_level(logging.INFO)
     sql("INSERT INTO orders VALUES (1, 1, 1)")
     reader = read().all(of(sql))
-    server.stop(kill=True)
-    assert reader.step() is None
-    reader.until(lambda: "is tried again until it answers" in caplog.text)
-    server.start()
+    sql("INSERT INTO orders VALUES (0, 1, 1)")
+    reader.all(of(sql))
+    server.stop(kill=kill)  # a shutdown does not wait for our next checkpoint
+    try:
+        reader.until(lambda: "is tried again until it answers" in caplog.text)
+    finally:
+        server.start()
     with psycopg.connect(url, autocommit=True) as again:
         again.execute("INSERT INTO orders VALUES (2, 1, 1)")
-    reader.until(lambda: len(reader.rows) == 2)
+    reader.until(lambda: len(reader.rows) == 3)
     assert caplog.text.count("is tried again until it answers") == caplog.text.count("answers again") == 1
 
 
@@ -675,3 +820,50 @@ def test_a_publication_of_the_users(sql: Any, read: Readers) -> None:
     sql("INSERT INTO orders VALUES (2, 1, 1)")
     read(publication="own", before=reader).all(of(sql))
     assert publications(sql) == ["own"]
+
+
+# -- in an app --------------------------------------------------------------------------------------------------------
+
+
+def test_a_table_takes_its_key_from_the_source_and_a_stream_its_rows(sql: Any, url: str) -> None:
+    sql("INSERT INTO orders VALUES (1, 1, 10), (2, 1, 20)")
+    rows = [{"id": 1, "shop": 1, "amount": 10}, {"id": 2, "shop": 1, "amount": 20}]
+    assert App("a").table(PostgresChanges(url, "orders"), until="now").materialize().collect().to_pylist() == rows
+    assert App("b").stream(PostgresChanges(url, "orders"), until="now").collect().to_pylist() == rows
+    with pytest.raises(UserError, match="until=5 is no place in a table"):
+        App("c").stream(PostgresChanges(url, "orders"), until=5).collect()
+    with pytest.raises(UserError, match="amount is int64, and schema= of the stream says string"):
+        App("d").stream(PostgresChanges(url, "orders"), schema={"amount": "string"}, until="now").collect()
+
+
+async def test_a_stream_stops_at_a_change_that_is_no_insertion(sql: Any, url: str) -> None:
+    sql("INSERT INTO orders VALUES (1, 1, 10)")
+    app = App("shop")
+    out: list[Any] = []
+    app.stream(PostgresChanges(url, "orders")).to(out)
+    running = asyncio.create_task(app.run())
+    end = SYSTEM_CLOCK.monotonic() + WAIT
+    while not out:
+        assert SYSTEM_CLOCK.monotonic() < end
+        await asyncio.sleep(0.02)
+    sql("UPDATE orders SET amount = 2")
+    with pytest.raises(UserError, match="a row was changed or deleted"):
+        await asyncio.wait_for(running, WAIT)
+
+
+async def test_a_deletion_without_an_event_time_has_the_latest_one_before_it(sql: Any, url: str) -> None:
+    sql("CREATE TABLE t (id int PRIMARY KEY, at timestamptz)")
+    sql("INSERT INTO t VALUES (1, '2026-01-01'), (2, '2026-01-02')")
+    app = App("shop")
+    out: list[Any] = []
+    app.table(PostgresChanges(url, "t"), time="at").changelog().to(out)
+    running = asyncio.create_task(app.run())
+    end = SYSTEM_CLOCK.monotonic() + WAIT
+    for statement, rows in (("DELETE FROM t WHERE id = 1", 2), ("SELECT 1", 3)):
+        while len(out) < rows:
+            assert SYSTEM_CLOCK.monotonic() < end
+            await asyncio.sleep(0.02)
+        sql(statement)
+    assert [(each["op"], each["id"]) for each in out] == [("insert", 1), ("insert", 2), ("delete", 1)]
+    await app.stop()
+    await asyncio.wait_for(running, WAIT)

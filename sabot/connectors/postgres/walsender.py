@@ -22,6 +22,7 @@ _log = logging.getLogger(__name__)
 
 BUFFER_BYTES = 64 << 20
 _CHUNK_BYTES = 1 << 20
+_OBJECT_BYTES = 48  # of a message in memory, beside its text
 _PAUSE_SECONDS = 0.5  # between two tries to reach a server that is away
 _ASK_SECONDS = 1.0  # after so long without a message the server is asked how far its log has gone
 _STATUS_SECONDS = 10.0
@@ -224,7 +225,7 @@ class WalReceiver:
         return asks
 
     def _give(self, messages: list[bytes], end: int) -> None:
-        size = sum(map(len, messages))
+        size = sum(map(len, messages)) + _OBJECT_BYTES * len(messages)
         if messages:
             self._received = max(self._received, _START.unpack_from(messages[-1], 1)[0])
         if not messages and end <= self.end:

@@ -70,7 +70,7 @@ def run(url: str, changes: int = 3000, seed: int = 0, *, json: bool = False, web
     }
 
 
-class _Shop:
+class _ShopOfOrders:
     """The two tables, in a schema of their own, and the programs that would change them."""
 
     def __init__(self, connection: Any, seed: int) -> None:
@@ -129,12 +129,12 @@ class _Shop:
 
 
 @contextmanager
-def _shop(url: str, seed: int) -> Iterator[_Shop]:
+def _shop(url: str, seed: int) -> Iterator[_ShopOfOrders]:
     """Makes the tables, and removes them and what the app has made beside them at the end."""
     server = PostgresServer(url, "sabot demo orders", "sabot demo orders")
     connection = server.connect("sabot demo orders")
     try:
-        shop = _Shop(connection, seed)
+        shop = _ShopOfOrders(connection, seed)
         with server.explained():
             try:
                 shop.make()
@@ -162,7 +162,7 @@ class _Follower:
         self.program.kill()
         self.program.start()
 
-    def equal(self, shop: _Shop) -> Sums:
+    def equal(self, shop: _ShopOfOrders) -> Sums:
         """Waits until the sums of the app are those of the database, and returns them."""
         wanted = shop.sums()
         self._wait(lambda: self._written() == wanted, "the sums of the app are not those of the database")
@@ -192,7 +192,7 @@ class _Follower:
             return []
 
 
-def _change(shop: _Shop, app: _Follower, changes: int, console: Console) -> None:
+def _change(shop: _ShopOfOrders, app: _Follower, changes: int, console: Console) -> None:
     """Makes the changes while the app runs, and kills its process twice."""
     kills_at = [int(share * changes) for share in _KILLED_AT]
     app.program.start()

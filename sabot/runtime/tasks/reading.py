@@ -583,7 +583,7 @@ class SourceInput(Reader):
             data, records = self._with_time(data, records, batch)
         # No operator needs event time, but rows without it are refused all the same.
         elif self._time is not None:
-            times, why = self._time.of(data, records)
+            times, why = self._times(self._time, data, records)
             data, _, records = self._in_time(data, times, why, records, batch)
         data = data.select(self._schema.names)
         if not data.schema.equals(self._schema):  # with no columns, rows would not survive this
@@ -605,9 +605,7 @@ class SourceInput(Reader):
         """
         why: Mapping[int, str] = {}
         if self._time is not None:
-            times, why = self._time.of(data, records)
-            if records is None and OP_COLUMN in data.schema.names:
-                times = self._with_deletions(times, data.column(OP_COLUMN))
+            times, why = self._times(self._time, data, records)
         elif records is not None:
             times = records.column("timestamp")
         else:
@@ -626,14 +624,19 @@ class SourceInput(Reader):
         self._note_unread(True)
         return data, records
 
-    def _with_deletions(self, times: Any, ops: Any) -> Any:
-        """Returns event times in which a deletion that has only its key has the latest time before it."""
-        missing = pc.and_(times.is_null(), pc.equal(ops, DELETE))
+    def _times(
+        self, time: SourceTime, data: pa.RecordBatch, records: pa.RecordBatch | None
+    ) -> tuple[Any, Mapping[int, str]]:
+        """Returns the event times as `SourceTime.of`. A deletion that has neither a time nor a record has the latest time before it."""
+        times, why = time.of(data, records)
+        if records is not None or OP_COLUMN not in data.schema.names:
+            return times, why
+        missing = pc.and_(times.is_null(), pc.equal(data.column(OP_COLUMN), DELETE))
         if not missing.true_count:
-            return times
+            return times, why
         known = times.fill_null(START_OF_TIME).to_numpy()
         latest = np.maximum.accumulate(np.maximum(known, max(self.watermarks.latest_ms, 1 - FAR_MS)))
-        return pc.if_else(missing, pa.array(latest, times.type), times)
+        return pc.if_else(missing, pa.array(latest, times.type), times), why
 
     def _in_time(
         self, data: pa.RecordBatch, times: Any, why: Mapping[int, str], records: pa.RecordBatch | None, batch: Batch
