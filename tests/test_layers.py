@@ -53,6 +53,7 @@ ORDER = [
     "specified",  # its `__init__`, which imports nothing
     "specified.processes",
     "base.arrays",
+    "base.column_types",
     "base.object_stores",
     "_cython",
     "codecs",

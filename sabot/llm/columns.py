@@ -1,20 +1,13 @@
 """Answers of models as columns. The columns of an `output=` are known before a model is asked."""
 
-import dataclasses
-import datetime
-import decimal
-import enum
-import types
-import typing
-import uuid
-from collections.abc import Mapping, Sequence, Set
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from collections.abc import Mapping
+from typing import Any
 
-import msgspec
 import pyarrow as pa
 
 from sabot.base.arrays import as_type, column_of, typed_fields
 from sabot.base.checks import FLAG, check
+from sabot.base.column_types import arrow_type, fields_of_class
 from sabot.calls.errors import ContentFiltered, MalformedAnswer
 from sabot.calls.schema import Schema
 from sabot.errors import UserError, short_repr
@@ -27,17 +20,6 @@ FINISH_REASON = "finish_reason"
 _HINT = (
     '{"label": "string", "score": "float64"}; a Struct, dataclass, TypedDict or pydantic model; or a name for the text'
 )
-_PLAIN: dict[Any, pa.DataType] = {
-    str: pa.string(),
-    bool: pa.bool_(),
-    int: pa.int64(),
-    float: pa.float64(),
-    bytes: pa.binary(),
-    datetime.datetime: pa.timestamp("us", "UTC"),
-    datetime.date: pa.date32(),
-    datetime.time: pa.time64("us"),
-    uuid.UUID: pa.string(),
-}
 _ALWAYS_FIT = (pa.string(), pa.large_string(), pa.bool_(), pa.float64(), pa.int32(), pa.int16(), pa.int8())
 _NOT_CONVERTED = (pa.ArrowException, TypeError, ValueError, OverflowError)
 
@@ -122,7 +104,7 @@ def _schemas(of: Any, where: str) -> tuple[Schema, pa.Schema]:
         _check_types(of, where)
         output = Schema(dict(of))
         return output, pa.schema([(name, as_type(kind)) for name, kind in of.items()])
-    fields = _fields(of)
+    fields = fields_of_class(of)
     if fields is None:
         raise UserError(f"{where}: output={short_repr(of)} makes no columns", hint=_HINT)
     if not fields:
@@ -131,7 +113,7 @@ def _schemas(of: Any, where: str) -> tuple[Schema, pa.Schema]:
     if output.json.get("properties", {}).keys() != fields.keys():
         raise UserError(f"{where}: the JSON of output={output.name} is not an object with its fields", hint=_HINT)
     name = getattr(of, "__name__", "output")
-    return output, pa.schema([(each, _arrow(kind, f"{where}: {name}.{each}")) for each, kind in fields.items()])
+    return output, pa.schema([(each, arrow_type(kind, f"{where}: {name}.{each}")) for each, kind in fields.items()])
 
 
 def _check_types(columns: Mapping[Any, Any], where: str) -> None:
@@ -142,64 +124,3 @@ def _check_types(columns: Mapping[Any, Any], where: str) -> None:
             as_type(kind)
         except UserError as error:
             raise UserError(f"{where}: output: column {name!r} has unknown type {kind!r}", hint=error.hint) from error
-
-
-# -- types ------------------------------------------------------------------------------------------------------------
-
-
-def _fields(kind: Any) -> dict[str, Any] | None:
-    """Returns the types of the fields of a class, by the names of the fields in JSON. Returns None if `kind` is not a
-    Struct, pydantic model, dataclass or TypedDict.
-    """
-    if not isinstance(kind, type):
-        return None
-    if issubclass(kind, msgspec.Struct):
-        return {field.encode_name: field.type for field in msgspec.structs.fields(kind)}
-    if hasattr(kind, "model_fields"):
-        return {name: field.annotation for name, field in kind.model_fields.items()}
-    if not dataclasses.is_dataclass(kind) and not typing.is_typeddict(kind):
-        return None
-    known = get_type_hints(kind, include_extras=True)
-    return (
-        {field.name: known[field.name] for field in dataclasses.fields(kind)}
-        if dataclasses.is_dataclass(kind)
-        else known
-    )
-
-
-def _arrow(kind: Any, where: str) -> pa.DataType:
-    """Returns the type of an Arrow column that can store values of the Python type `kind`. None in a union is ignored,
-    because each column can contain nulls. Raises UserError if no Arrow type can store the values. `where`: the text
-    with which the error message begins.
-    """
-    origin, arguments = get_origin(kind), get_args(kind)
-    if origin in (Annotated, typing.Required, typing.NotRequired):
-        return _arrow(arguments[0], where)
-    if origin is Literal:
-        return _one_of({type(value) for value in arguments if value is not None}, kind, where)
-    if origin in (Union, types.UnionType):
-        some = [each for each in arguments if each not in (type(None), msgspec.UnsetType)]
-        return _one_of(some, kind, where)
-    if isinstance(kind, typing.NewType):
-        return _arrow(kind.__supertype__, where)
-    if isinstance(kind, type) and issubclass(kind, enum.Enum):
-        return _one_of({type(member.value) for member in kind}, kind, where)
-    if origin in (list, set, frozenset, Sequence, Set) or (origin is tuple and arguments[1:] == (...,)):
-        return pa.list_(_arrow(arguments[0], where))
-    if isinstance(kind, type) and kind in _PLAIN:
-        return _PLAIN[kind]
-    if fields := _fields(kind):
-        return pa.struct([(name, _arrow(each, f"{where}.{name}")) for name, each in fields.items()])
-    hint = "text, bool, numbers, dates, times, lists, enums, or types of such fields"
-    if kind is decimal.Decimal:
-        hint = '{"price": "float64"}, or {"price": pa.decimal128(10, 2)}: a column of decimals has a precision'
-    raise UserError(f"{where}: {getattr(kind, '__name__', kind)} is no type of a column", hint=hint)
-
-
-def _one_of(kinds: Any, of: Any, where: str) -> pa.DataType:
-    found = {_arrow(kind, where) for kind in kinds}
-    if found == {pa.int64(), pa.float64()}:
-        return pa.float64()
-    if len(found) != 1:
-        raise UserError(f"{where}: {of} has values of several types", hint="all values of a column have one type")
-    return found.pop()

@@ -7,15 +7,18 @@ A call of a registered function has its own step before the SELECT that uses it:
 
 import inspect
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
+from functools import wraps
 from typing import Any
 
+import msgspec
 import pyarrow as pa
 
 from sabot.api.expr import Expr, col, lit
 from sabot.api.stream import Stream
 from sabot.base.arrays import as_type, column_of, exact_cast
+from sabot.base.column_types import arrow_type
 from sabot.errors import UserError
 from sabot.sql import functions
 from sabot.sql.scope import Relation, TableColumn, TypedExpr, at, names_of, node_of
@@ -85,13 +88,15 @@ def registered_function(name: str, function: Callable[..., Any], options: Mappin
     if batch and is_async:
         raise UserError(f"register({name!r}): an async function is called for each row", hint="leave batch= out")
     if returns is None and not batch:
-        returns = _annotated(target)
+        returns = _annotated(target, f"register({name!r})")
     if returns is None:
         raise UserError(
             f"register({name!r}): the type of the results is not known",
             hint='returns="int64", or an annotation: def f(x: str) -> int',
         )
     kind = "async" if is_async else "batch" if batch else "row"
+    if kind == "row" and pa.types.is_nested(as_type(returns)):
+        function = _plain_results(function)
     return RegisteredFunction(name, function, as_type(returns), kind, given)
 
 
@@ -117,13 +122,49 @@ def predicted(relation: Relation, model: RegisteredModel, columns: Sequence[tupl
     return Relation(stream, (*fields, *added))
 
 
-def _annotated(function: Callable[..., Any]) -> Any:
+def _annotated(function: Callable[..., Any], where: str) -> pa.DataType | None:
+    """Returns the type of the results that the annotation says, or None without one. An iterator, as of a function with
+    `yield`, is an array of its values. Raises UserError for a type that no column has.
+    """
     try:
-        found = typing.get_type_hints(function).get("return")
+        found = typing.get_type_hints(function, include_extras=True).get("return")
     except (NameError, TypeError):
         return None
-    inner = [each for each in typing.get_args(found) if each is not type(None)]
-    return inner[0] if len(inner) == 1 and type(None) in typing.get_args(found) else found
+    if found is None or isinstance(found, pa.DataType):
+        return found
+    many = typing.get_origin(found) in _ITERATORS
+    try:
+        type = arrow_type(typing.get_args(found)[0] if many else found, where)
+    except UserError as error:
+        raise UserError(error.message, hint=f"{error.hint}; or returns= with a type of Arrow") from error
+    return pa.list_(type) if many else type
+
+
+def _plain_results(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns the function with results that Arrow takes as arrays and rows: lists for iterators and sets, and dicts for
+    objects with fields.
+    """
+
+    @wraps(function)
+    def call(*values: Any) -> Any:
+        return _plain(function(*values))
+
+    return call
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Iterator | list | tuple | set | frozenset):
+        return [_plain(each) for each in value]
+    if isinstance(value, msgspec.Struct):
+        value = msgspec.structs.asdict(value)
+    elif is_dataclass(value) and not isinstance(value, type):
+        value = {field.name: getattr(value, field.name) for field in fields(value)}
+    elif hasattr(type(value), "model_fields"):
+        value = {name: getattr(value, name) for name in type(value).model_fields}
+    return {name: _plain(each) for name, each in value.items()} if isinstance(value, dict) else value
+
+
+_ITERATORS = (Iterator, Iterable, Generator)
 
 
 def _columns_added(

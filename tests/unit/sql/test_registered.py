@@ -1,6 +1,11 @@
 """Functions and agents of a program in SQL."""
 
 import asyncio
+import datetime
+from collections.abc import Iterator
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import TypedDict
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -8,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from sabot import App, UserError, files
+from sabot.sql.registered import registered_function
 from sabot.sql.syntax.text import SqlError
 
 ROWS = {"id": [1, 2, 3, 4], "text": ["abcc", "", None, "c"], "n": [3, None, 5, 7], "k": [1, 1, 2, 2]}
@@ -51,6 +57,70 @@ def test_a_function_that_returns_an_array_is_a_table_function(app):
     assert rows(app, "SELECT id, x FROM t CROSS JOIN UNNEST(letters(text)) AS w (x) WHERE id = 4") == [
         {"id": 4, "x": "c"}
     ]
+
+
+class Word(TypedDict):
+    word: str
+    size: int | None
+
+
+@dataclass
+class Placed:
+    word: str
+    places: set[int]
+
+
+def words(text: str | None) -> Iterator[Word]:
+    for each in (text or "").split("-"):
+        yield {"word": each, "size": len(each) or None}
+
+
+def placed(text: str | None) -> list[Placed] | None:
+    return None if text is None else [Placed(text, {len(text)})]
+
+
+def test_a_table_function_with_several_columns_has_those_of_its_annotation(app):
+    app.register("words", words)
+    app.register("placed", placed)
+    assert rows(app, "SELECT id, word, size FROM t, LATERAL TABLE(words(text)) WHERE id = 1") == [
+        {"id": 1, "word": "abcc", "size": 4}
+    ]
+    renamed = (
+        "SELECT id, w, s FROM t LEFT JOIN LATERAL TABLE(words(CONCAT(text, '-'))) AS q (w, s) ON TRUE WHERE id = 1"
+    )
+    assert rows(app, renamed) == [{"id": 1, "w": "", "s": None}, {"id": 1, "w": "abcc", "s": 4}]
+    assert rows(app, "SELECT id, q.* FROM t CROSS JOIN UNNEST(placed(text)) AS q WHERE id < 3") == [
+        {"id": 1, "word": "abcc", "places": [4]},
+        {"id": 2, "word": "", "places": [0]},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("result", "type"),
+    [
+        (list[str], pa.list_(pa.string())),
+        (Iterator[int], pa.list_(pa.int64())),
+        (Word, pa.struct([("word", pa.string()), ("size", pa.int64())])),
+        (datetime.date | None, pa.date32()),
+        (datetime.datetime, pa.timestamp("us", "UTC")),
+        (bytes, pa.binary()),
+    ],
+    ids=str,
+)
+def test_an_annotation_is_the_type_of_the_results(result, type):
+    def function(text: str) -> result: ...
+
+    assert registered_function("f", function, {}).type == type
+
+
+@pytest.mark.parametrize("result", [Decimal, tuple[str, int], dict[str, int], object], ids=str)
+def test_an_annotation_that_is_no_type_of_a_column_is_refused(result):
+    def function(text: str) -> result: ...
+
+    with pytest.raises(
+        UserError, match=r"register\('f'\): .* is no type of a column .*or returns= with a type of Arrow"
+    ):
+        registered_function("f", function, {})
 
 
 @pytest.mark.slow  # half a second of a core
