@@ -128,26 +128,27 @@ def are_whole(texts: Any) -> bool:
     return bool(pc.all(pc.match_substring_regex(texts, _INTEGER)).as_py())
 
 
-def codes(texts: Any) -> Any:
+def codes(texts: Any) -> list[int]:
     """Returns the indexes of texts that are codes: two of them may be one number, as 01234 and 1234 are."""
     return _matching(texts, _CODE)
 
 
-def long_numbers(texts: Any) -> Any:
+def long_numbers(texts: Any) -> list[int]:
     """Returns the indexes of texts that are whole numbers of which floats lose digits."""
-    found = _matching(texts, _LONG)
-    lost = [loses_digits(whole_number(text)) for text in texts.take(pa.array(found, pa.int64())).to_pylist()]
-    return found[np.array(lost, bool)]
+    return [at for at in _matching(texts, _LONG) if loses_digits(whole_number(texts[at].as_py()))]
 
 
-def _matching(texts: Any, pattern: str) -> Any:
-    return np.flatnonzero(np.asarray(pc.match_substring_regex(texts, pattern).fill_null(False)))
+def _matching(texts: Any, pattern: str) -> list[int]:
+    """Returns the indexes of texts that match. Neither makes an array of values of Python nor one of numpy, for which pyarrow loads pandas,
+    where that is installed.
+    """
+    return pc.indices_nonzero(pc.match_substring_regex(texts, pattern)).to_pylist()  # type: ignore[no-any-return]
 
 
 def changed_texts(texts: Any, kind: Any) -> dict[int, str]:
     """Returns the part that is lost of each text that is another one as a number of a type, by the index of the text."""
-    found = dict.fromkeys(codes(texts).tolist(), "zeros, a sign or hexadecimal digits")
-    return found | dict.fromkeys(long_numbers(texts).tolist() if pa.types.is_floating(kind) else (), "digits")
+    found = dict.fromkeys(codes(texts), "zeros, a sign or hexadecimal digits")
+    return found | dict.fromkeys(long_numbers(texts) if pa.types.is_floating(kind) else (), "digits")
 
 
 def failing_texts(texts: pa.Array, kind: Any) -> list[int]:
