@@ -36,6 +36,7 @@ from sabot.jobs.url_ids import stored_id
 from sabot.journal.base import JournalReader
 from sabot.journal.ended_jobs import STATUSES, JobQuery
 from sabot.journal.entries import Letter
+from sabot.journal.postgres_workers import workers_of
 from sabot.journal.sqlite import DATABASE
 from sabot.runtime.life.restore import check_app
 
@@ -73,19 +74,26 @@ def list_jobs(
     ] = None,
     json: Json = False,
 ) -> None:
-    """List the jobs of a journal, the oldest first: the progress of each, and its open effects or its outcome."""
+    """List the jobs of a journal, the oldest first: the progress of each, and its open effects or its outcome.
+
+    Behind them are the workers of a journal that several share, with the number of open jobs that each holds.
+    """
 
     def work() -> None:
         if wrong := set(status or ()).difference(STATUSES):
             raise WrongUse(f"--status {min(wrong)}: no status of a job", hint=f"one of {', '.join(STATUSES)}")
         with reading(place, kafka) as reader:
             found, known = find_jobs(reader, agent=agent, scope=scope, statuses=status or ())
+            workers = workers_of(reader)
         if json:
             for job in found:
                 json_line(_facts(job))
             return
         titles = ["job", "of", "status", "attempt", "effects", "created", "updated", "open, or its outcome"]
         columns(titles, [_row(job, known) for job in found])
+        if workers:
+            typer.echo()
+            columns(["worker", "process", "state", "open jobs"], [list(each) for each in workers])
 
     quietly(work)
 

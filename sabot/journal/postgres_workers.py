@@ -31,10 +31,18 @@ from sabot.base.proc import is_over, life_of_this_process
 from sabot.base.threads import run_in_thread
 from sabot.clock import Clock, boot_seconds
 from sabot.errors import TransientError
-from sabot.journal.base import EVERY, MAY_BEGIN_AGAIN, Position
+from sabot.journal.base import EVERY, MAY_BEGIN_AGAIN, JournalReader, Position
 from sabot.journal.entries import Begin, Letter, decode_letter
+from sabot.journal.job_tables import SHARED
 from sabot.journal.owner_inbox import OwnerInbox
-from sabot.journal.postgres import END_SESSIONS, JournalLease, PostgresInbox, PostgresJournal, session_of
+from sabot.journal.postgres import (
+    END_SESSIONS,
+    JournalLease,
+    PostgresInbox,
+    PostgresJournal,
+    PostgresReader,
+    session_of,
+)
 from sabot.journal.schemas import RANGE, Statements
 from sabot.journal.tables import SqlReader, StoredEntry, add
 from sabot.journal.writing import GroupWriter
@@ -129,6 +137,22 @@ _ENDED = (
     "SELECT job FROM jobs WHERE ended IS NOT NULL AND ended_ms < ? AND created_ms IS NOT NULL "
     f"AND (outcome NOT IN ({', '.join(map(repr, MAY_BEGIN_AGAIN))}) OR ended_ms < ?) LIMIT 200"
 )
+
+
+_WORKERS = (
+    "SELECT number, described, CASE WHEN gone THEN 'has ended' WHEN until < clock_timestamp() THEN 'is not heard of' ELSE 'runs' END, "
+    "(SELECT count(*) FROM jobs j WHERE j.worker = w.number AND j.ended IS NULL) FROM workers w "
+    f"WHERE NOT gone OR {_HOLDS} ORDER BY number"
+)
+
+
+def workers_of(reader: JournalReader) -> list[tuple[int, str, str, int]]:
+    """Returns the workers of a journal that several share, and those that have ended and whose jobs nobody has taken yet: the
+    number, the process, the state in words, and the number of open jobs of each. Returns [] for other journals. Blocks.
+    """
+    if not isinstance(reader, PostgresReader) or reader.format != SHARED:
+        return []
+    return [(number, described, state, held) for number, described, state, held in reader.select(_WORKERS)]
 
 
 def drawn(connection: Any) -> int:

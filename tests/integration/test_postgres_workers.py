@@ -1,6 +1,8 @@
 """Several workers over one journal in PostgreSQL: each job is in one of them, and is not lost with it."""
 
 import asyncio
+import os
+import socket
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -8,9 +10,11 @@ from typing import Any
 
 import psycopg
 import pytest
+from typer.testing import CliRunner
 
 from sabot.agents import ExecutionRequest, JobClient, RuntimeKernel
 from sabot.agents.kernel.client import ClientHandle
+from sabot.cli import commands
 from sabot.errors import AppLocked, JournalFailed, TransientError, UserError
 from sabot.jobs.values import pack
 from sabot.journal.entries import Answer, Attempt, Begin, End, Entry, Intent, Letter, encode_entry
@@ -190,6 +194,21 @@ def test_a_take_is_bounded(url: str, app: str, worker: Callable[[], PostgresWork
     third = worker()
     third.begins.room = lambda: 3
     assert [len(taken_over(third)) for _ in range(2)] == [3, 3]
+
+
+def test_a_list_of_jobs_names_the_workers_that_hold_them(
+    url: str, app: str, worker: Callable[[], PostgresWorker]
+) -> None:
+    first, second, third = worker(), worker(), worker()
+    written(first, Begin("a", 1, "k.a"), Begin("b", 1, "k.a"), End("b", 2, "succeeded"))
+    written(second, Begin("c", 1, "k.a"))
+    third.close()
+    first.close()
+    done = CliRunner().invoke(commands.cli, ["jobs", "list", "--journal", f"{url}?app={app}"])
+    rows = [line.split("  ") for line in done.output.partition("\nworker")[2].splitlines()[1:]]
+    found = [[word.strip() for word in row if word.strip()] for row in rows]
+    process = f"process {os.getpid()} on {socket.gethostname()}"
+    assert found == [["1", process, "has ended", "1"], ["2", process, "runs", "1"]]
 
 
 def test_rows_of_workers_that_hold_nothing_go(url: str, app: str, worker: Callable[[], PostgresWorker]) -> None:
