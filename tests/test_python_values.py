@@ -35,6 +35,7 @@ KNOWN = {
     "jobs/masking.py": "L",
     "letters/form.py": "R",
     "letters/refused.py": "L",
+    "connectors/postgres/changes.py": "L",
     "connectors/redis/source.py": "LLL",
     "connectors/rows.py": "L",
     "connectors/sql/duckdb_values.py": "L",
