@@ -38,6 +38,7 @@ from sabot.sql.syntax.tree import CreateTable, CreateView, Insert, Query, Statem
 
 FORMATS = ("table", "json", "csv", "parquet")
 
+_NO_TABLE = 'there is no table "'
 _REFRESH_SECONDS = 0.5
 _OP = "op"
 _ROWS_SHOWN = 1000
@@ -86,7 +87,7 @@ class SqlProgram:
                 for name, reason in self._broken.items():
                     if f'there is no table "{name}"' in str(error).lower():
                         raise reason from error
-                raise self._explained(error) from error
+                raise self._explained(error) from None
             try:
                 if isinstance(result, Stream):
                     self._show_rows(app, result)
@@ -105,7 +106,7 @@ class SqlProgram:
         try:
             result = self._session.execute(source, [statement], self._given)
         except SqlError as error:
-            raise self._explained(error) from error
+            raise self._explained(error) from None
         if result is None:
             self._kept.append((source, statement))
         elif isinstance(result, str):
@@ -119,12 +120,10 @@ class SqlProgram:
             return error
         faults, hint = [], f"there are {', '.join(self._attached.names) or 'none'}"
         for fault in error.faults:
-            name = fault.message.removeprefix('there is no table "').removesuffix('"').lower()
-            why = self._attached.reasons.get(name)
-            if why is not None:
-                fault = Fault(fault.span, f"{name} cannot be asked: {why}", hint)
-            elif fault.message != name:
-                fault = Fault(fault.span, fault.message, hint)
+            if fault.message.startswith(_NO_TABLE):
+                name = fault.message.removeprefix(_NO_TABLE).removesuffix('"')
+                why = self._attached.reasons.get(name.lower())
+                fault = Fault(fault.span, f"{name} cannot be asked: {why}" if why else fault.message, hint)
             faults.append(fault)
         return SqlError(error.text, faults)
 

@@ -127,6 +127,13 @@ def test_a_table_that_is_not_kept_is_refused_with_those_that_are(shop: Path, tab
     assert said.splitlines()[-1].startswith("  hint: there are totals, best, whole, sums, kept_sums, bests, counts, ")
 
 
+def test_other_errors_keep_their_hints(shop: Path) -> None:
+    assert refusal("SELECT Totl FROM totals").splitlines()[::3] == [
+        '-c:1:8: there is no column "Totl"',
+        "  hint: did you mean total?",
+    ]
+
+
 def test_a_view_that_has_changed_since_the_checkpoint_is_refused(shop: Path) -> None:
     (shop / "shop.sql").write_text(SCRIPT.replace("FROM orders GROUP BY", "FROM orders WHERE amount > 3 GROUP BY"))
     assert "has no table of 'group by account" in refusal("SELECT * FROM totals")
