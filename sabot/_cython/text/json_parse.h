@@ -981,10 +981,7 @@ class Decoder {
                 if (SABOT_UNLIKELY(after == nullptr)) return no_number(node, p, depth);
                 if (node.kind == Kind::float64) {
                     double d;
-                    if (SABOT_UNLIKELY(!to_short_double(number, d))) {
-                        if (!nearest(number, d)) return wrong(node, p, depth, "the number is out of range for ");
-                        if (node.exact && number.whole && !keeps(number, d)) return wrong(node, p, depth, "the number would lose digits in ");
-                    }
+                    if (SABOT_UNLIKELY(!to_short_double(number, d))) return long_double(node, number, p, depth);
                     node.append(d);
                 } else {
                     float f;
@@ -1019,6 +1016,15 @@ class Decoder {
     __attribute__((always_inline)) static inline const uint8_t* scan(const uint8_t* p, Number& number) {
         const uint8_t* unused;
         return scan_number(p, number, unused);
+    }
+
+    /* Appends a double of many digits. It is apart, so that it does not change what is inlined for others. */
+    __attribute__((noinline)) const uint8_t* long_double(Node& node, const Number& number, const uint8_t* p, int depth) {
+        double d;
+        if (!nearest(number, d)) return wrong(node, p, depth, "the number is out of range for ");
+        if (node.exact && number.whole && !keeps(number, d)) return wrong(node, p, depth, "the number would lose digits in ");
+        node.append(d);
+        return number.end;
     }
 
     /* Reports that a number was expected: there is another value, or a syntax error, whose text skip() makes. */
