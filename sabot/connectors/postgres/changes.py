@@ -19,6 +19,7 @@ import pyarrow as pa
 
 from sabot._cython.arrow.batch import Batch
 from sabot._cython.binary.pgoutput import ChangeDecoder, ChangeRun, SentRelation, Truncate
+from sabot.base.arrays import empty_batch
 from sabot.base.checks import TEXT, check
 from sabot.base.config import Duration, parse_ms
 from sabot.base.dataclass import dataclass
@@ -436,7 +437,7 @@ class PostgresChanges(Source, Scans, TakesBound):
             if len(self._passes) == 1 and self._passes[0].lsn <= self._position:
                 self._passes = []  # one snapshot, whose place is that of the slot
             self._receive()
-        return self._batch(pa.RecordBatch.from_pylist([], self._decoder.schema), None)
+        return self._batch(empty_batch(self._decoder.schema), None)
 
     def _renewed(self, until: float) -> bool:
         """Returns True if there is another pass. Makes it in a thread, because the server makes a snapshot only when the
@@ -490,7 +491,7 @@ class PostgresChanges(Source, Scans, TakesBound):
         self._position = end
         self._pass_over()
         assert self._decoder is not None
-        return self._batch(pa.RecordBatch.from_pylist([], self._decoder.schema), None)
+        return self._batch(empty_batch(self._decoder.schema), None)
 
     def _note(self, run: ChangeRun) -> None:
         if run.transactions:
