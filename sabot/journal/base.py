@@ -219,8 +219,24 @@ class JournalReader(ABC):
     def trimmed(self) -> dict[int, int]:
         """Returns, by partition, the offset behind the last END entry of the jobs that `trim` has removed. A checkpoint
         from before this offset cannot be restored any more if it needs the entries of these jobs (see `check_place`).
-        For a partition in which no job was removed, the offset is 0 or is left out.
+        For a partition in which no job was removed, the offset is 0 or is left out. Of a journal that several workers share:
+        by run (`ends`), the offset behind the last entry that was removed.
         """
+
+    def ends(self) -> dict[int, int]:
+        """Returns, by run, the offset of the last durable entry plus 1. Within a run, entries become durable in the order of
+        their offsets, so a reader that remembers the ends goes on from there. A run is a partition; or if several workers
+        share the journal, a range of offsets of one of them, because another may write below the last entry. Entries of a
+        job in a higher run come later. If nothing was trimmed, two results are equal only if no entry came between them.
+        """
+        return self.positions()
+
+    def read_run(self, run: int, first: int) -> Iterator[tuple[Position, Entry]]:
+        """Yields the durable entries of a run (`ends`) from the offset `first` on, as `read` does. A reader of several runs
+        stops at the ends that it knows: else it may find a later entry of a job, and not an earlier one in a lower run.
+        """
+        start = {**self.positions(), run: first}
+        return ((position, entry) for position, entry in self.read(start=start) if position.partition == run)
 
     @property
     def is_new(self) -> bool:

@@ -33,7 +33,6 @@ from sabot.clock import Clock, boot_seconds
 from sabot.errors import TransientError
 from sabot.journal.base import EVERY, MAY_BEGIN_AGAIN, JournalReader, Position
 from sabot.journal.entries import Begin, Letter, decode_letter
-from sabot.journal.job_tables import SHARED
 from sabot.journal.owner_inbox import OwnerInbox
 from sabot.journal.postgres import (
     END_SESSIONS,
@@ -92,10 +91,6 @@ _ORPHANS = (
     "SELECT DISTINCT j.job FROM inbox i JOIN jobs j ON j.job = i.job LEFT JOIN workers w ON w.number = j.worker "
     "WHERE i.taken = 0 AND NOT starts_with(i.once, 'begin:') AND j.ended IS NOT NULL AND w.gone IS NOT FALSE"
 )
-_ADOPT = (
-    "UPDATE jobs SET worker = %s WHERE job IN (SELECT j.job FROM jobs j WHERE j.job = ANY(%s) AND NOT EXISTS "
-    "(SELECT 1 FROM workers w WHERE w.number = j.worker AND NOT w.gone) FOR UPDATE OF j SKIP LOCKED)"
-)
 _OTHERS = "SELECT number, owner, described, life, until < clock_timestamp() FROM workers WHERE NOT gone AND number <> ?"
 _OF_OTHERS = "SELECT 1 FROM jobs WHERE worker <> ? AND ended IS NULL LIMIT 1"
 _BURY = (
@@ -106,21 +101,31 @@ _BURY = (
 # True for a worker that holds open jobs. EXISTS would be a join with all open jobs.
 _HOLDS = "(SELECT true FROM jobs j WHERE j.worker = w.number AND j.ended IS NULL LIMIT 1)"
 _LEFT = f"SELECT 1 FROM workers w WHERE w.gone AND {_HOLDS} LIMIT 1"
-# the trees of some of these jobs; `~` begins the part of an id by which a job differs from its parent
+# Trees move whole, with the jobs that have ended: one of these may be retried, and runs where the others are. So one worker at a
+# time takes trees, behind the lock of the row of worker 0. `~` begins the part of an id by which a job differs from its parent.
+_ONE_TAKES = "SELECT 1 FROM workers WHERE number = 0 FOR UPDATE SKIP LOCKED"
+_ROOT = "regexp_replace(job, '(~[1-9][0-9]*)+$', '')"
+_IN_TREE = "(jobs.job = root OR (jobs.job > root || '~' AND jobs.job < root || chr(127)))"
+_CHOSEN = (
+    f"WITH dead AS MATERIALIZED (SELECT number FROM workers w WHERE gone AND {_HOLDS}) "
+    "SELECT job FROM jobs JOIN dead ON worker = number WHERE ended IS NULL LIMIT %s"
+)
 _TAKE = (
-    f"WITH dead AS MATERIALIZED (SELECT number, earlier FROM workers w WHERE gone AND {_HOLDS} FOR UPDATE SKIP LOCKED), "
-    "chosen AS (SELECT job FROM jobs JOIN dead ON worker = number WHERE ended IS NULL LIMIT %s), "
-    "roots AS MATERIALIZED (SELECT DISTINCT regexp_replace(job, '(~[1-9][0-9]*)+$', '') AS root FROM chosen) "
-    "UPDATE jobs SET worker = %s FROM roots, dead WHERE (jobs.job = root OR (jobs.job > root || '~' AND jobs.job < root || chr(127))) "
-    "AND jobs.worker = dead.number AND jobs.ended IS NULL "
-    "RETURNING jobs.job, extract(epoch FROM dead.earlier - clock_timestamp())::float8"
+    f"WITH roots AS MATERIALIZED (SELECT DISTINCT {_ROOT} AS root FROM jobs WHERE job = ANY(%s)), "
+    f"theirs AS MATERIALIZED (SELECT jobs.job, w.earlier FROM roots JOIN jobs ON {_IN_TREE} LEFT JOIN workers w ON w.number = jobs.worker "
+    "WHERE w.gone IS NOT FALSE) "
+    "UPDATE jobs SET worker = %s FROM theirs WHERE jobs.job = theirs.job "
+    "RETURNING jobs.job, jobs.ended IS NULL, extract(epoch FROM theirs.earlier - clock_timestamp())::float8"
 )
 # the part of a worker of all open jobs, and what it has of that
 _PART = (
     "SELECT (count(*) + n - 1) / n, count(*) FILTER (WHERE worker = ?) FROM jobs, "
     "(SELECT greatest(1, count(*)) AS n FROM workers WHERE NOT gone) AS living WHERE ended IS NULL GROUP BY n"
 )
-_GIVE_BACK = "UPDATE jobs SET worker = 0 WHERE worker = %s AND job = ANY(%s) AND ended IS NULL"
+_GIVE_BACK = (
+    f"WITH roots AS MATERIALIZED (SELECT DISTINCT {_ROOT} AS root FROM unnest(%s::text[]) AS given (job)) "
+    f"UPDATE jobs SET worker = 0 FROM roots WHERE {_IN_TREE} AND worker = %s"
+)
 _FORGET = (
     f"DELETE FROM workers w WHERE gone AND number > 0 AND {_HOLDS} IS NULL "
     "AND NOT EXISTS (SELECT 1 FROM inbox i WHERE i.worker = w.number AND i.taken = 0)"
@@ -150,7 +155,7 @@ def workers_of(reader: JournalReader) -> list[tuple[int, str, str, int]]:
     """Returns the workers of a journal that several share, and those that have ended and whose jobs nobody has taken yet: the
     number, the process, the state in words, and the number of open jobs of each. Returns [] for other journals. Blocks.
     """
-    if not isinstance(reader, PostgresReader) or reader.format != SHARED:
+    if not isinstance(reader, PostgresReader) or not reader.is_shared:
         return []
     return [(number, described, state, held) for number, described, state, held in reader.select(_WORKERS)]
 
@@ -348,65 +353,79 @@ class PostgresWorker(PostgresJournal):
     def take(self) -> list[tuple[Position, Any]]:
         late = self._is_late()
         try:
-            if self.begins.resumes and self.claim_left():
+            if self.claim_left():
                 self.begins.taken_over += self._reap(late)
-            self.claim_letters(self.select(_ORPHANS) if late else [])
+            self.claim_letters()
         except TransientError:
             return []
         if late:
             self._reaped = boot_seconds()
         return super().take()
 
-    def claim_letters(self, orphans: list[tuple[str]]) -> None:
-        """Claims letters that begin jobs, as many as there is room for, and these jobs of workers that are gone."""
-        numbers = self._claimable()
-        if not numbers and not orphans:
-            return
-        with self.inbox.session.using() as connection, step("journal", f"{self.where}: take"):
-            if orphans:
-                self.writer.jump(drawn(connection))  # before the jobs are taken: entries of them may follow at once
-            with connection.transaction():
+    def claim_letters(self) -> None:
+        """Claims letters that begin jobs, as many as there is room for."""
+        if numbers := self._claimable():
+            with (
+                self.inbox.session.using() as connection,
+                step("journal", f"{self.where}: take"),
+                connection.transaction(),
+            ):
                 self._check_lease(connection)
-                if numbers:
-                    connection.execute(_CLAIM, (self.lease.number, numbers))
-                if orphans:
-                    connection.execute(_ADOPT, (self.lease.number, [job for (job,) in orphans]))
+                connection.execute(_CLAIM, (self.lease.number, numbers))
 
     def note_taken(self, number: int, position: Position | None) -> None:
         self._seen[number] = EVERY if position is None else position.offset
 
     def give_back(self, jobs: Collection[str]) -> None:
         with self.inbox.session.using() as connection, step("journal", f"{self.where}: give back"):
-            connection.execute(_GIVE_BACK, (self.lease.number, list(jobs)))
+            connection.execute(_GIVE_BACK, (list(jobs), self.lease.number))
 
     def _reap(self, late: bool) -> list[str]:
-        """Takes open jobs of workers that are gone, and returns their ids. If it was unknown whether an earlier call
-        has taken some, returns these too if it has. That is decided when the server has ended the transaction of that call:
-        its COMMIT may arrive later than the error here. `late`: True to look for workers that have died.
+        """Takes trees of workers that are gone: of open jobs, if this worker goes on with these, and of jobs that are to be
+        retried. Returns the ids of the open jobs. If it was unknown whether an earlier call has taken some, returns these too
+        if it has. That is decided when the server has ended the transaction of that call: its COMMIT may arrive later than the
+        error here. `late`: True to look for workers that have died, and for retries.
         """
         settled = dict(self.select(_SETTLED, (self.lease.number, self._unsure))) if self._unsure else {}
         taken = [job for job, mine in settled.items() if mine]
         unsure = [job for job in self._unsure if job not in settled]
-        if late:
+        if late and self.begins.resumes:
             dead = list(self._dead())
             with self.inbox.session.using() as connection, step("journal", f"{self.where}: take"):
                 self._bury(connection, dead)
                 connection.execute(_FREE)
                 connection.execute(_FORGET)
-        if most := self._takes():
-            with self.inbox.session.using() as connection, step("journal", f"{self.where}: take"):
-                self.writer.jump(drawn(connection))  # behind the last draw of workers that are gone
-                with connection.transaction():
-                    self._check_lease(connection)
-                    found = connection.execute(_TAKE, (most, self.lease.number)).fetchall()
-                    now = boot_seconds()
-                    ends = [now + earlier_s for _, earlier_s in found if earlier_s is not None]
-                    self.lease.predecessor_until = max([self.lease.predecessor_until, *ends])
-                    taken += [job for job, _ in found]
-                    self._unsure = [*unsure, *taken]
-            self._part -= len(found)
+        retried = [job for (job,) in self.select(_ORPHANS)] if late else []
+        most = self._takes() if self.begins.resumes else 0
+        if most or retried:
+            with (
+                self.inbox.session.using() as connection,
+                step("journal", f"{self.where}: take"),
+                connection.transaction(),
+            ):
+                self._check_lease(connection)
+                found = self._take_trees(connection, most, retried)
+                now = boot_seconds()
+                ends = [now + earlier_s for _, _, earlier_s in found if earlier_s is not None]
+                self.lease.predecessor_until = max([self.lease.predecessor_until, *ends])
+                went_on = [job for job, is_open, _ in found if is_open]
+                taken += went_on
+                self._unsure = [*unsure, *taken]
+            self._part -= len(went_on)
         self._unsure = [job for job in unsure if job not in taken]  # that transaction may have ended since the look
         return taken
+
+    def _take_trees(self, connection: Any, most: int, jobs: list[str]) -> list[tuple[str, bool, float | None]]:
+        """Takes the trees of up to `most` open jobs of workers that are gone, and those of `jobs`. Returns for each job in
+        them its id, whether it is open, and the seconds for which its worker may still begin calls, or None.
+        """
+        if not connection.execute(_ONE_TAKES).fetchall():
+            return []
+        self.writer.jump(drawn(connection))  # behind the last draw of workers that are gone
+        chosen = [job for (job,) in connection.execute(_CHOSEN, (most,)).fetchall()] if most else []
+        found: list[tuple[str, bool, float | None]]
+        found = connection.execute(_TAKE, ([*jobs, *chosen], self.lease.number)).fetchall()
+        return found
 
     def _check_lease(self, connection: Any) -> None:
         """Raises JournalFailed if other workers have declared this one dead. Until the end of the transaction they cannot."""

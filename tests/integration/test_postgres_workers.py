@@ -5,7 +5,7 @@ import os
 import socket
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from typing import Any
 
 import psycopg
@@ -13,8 +13,11 @@ import pytest
 from typer.testing import CliRunner
 
 from sabot.agents import ExecutionRequest, JobClient, RuntimeKernel
+from sabot.agents.inbox import OpenQuestions
+from sabot.agents.job_view import JobView
 from sabot.agents.kernel.client import ClientHandle
 from sabot.cli import commands
+from sabot.codecs.records import iterate_records
 from sabot.errors import AppLocked, JournalFailed, TransientError, UserError
 from sabot.jobs.values import pack
 from sabot.journal.entries import Answer, Attempt, Begin, End, Entry, Intent, Letter, encode_entry
@@ -22,6 +25,7 @@ from sabot.journal.job_tables import SHARED, SHARED_BEFORE, WITHIN
 from sabot.journal.postgres import PostgresInbox, PostgresJournal, PostgresReader
 from sabot.journal.postgres_workers import PostgresWorker
 from sabot.journal.schemas import JournalSchema
+from sabot.journal.source import JournalRow, JournalSource
 from sabot.llm import Effect, tool
 from tools.agent_tools import until
 from tools.commit_wire import CommitWire
@@ -64,6 +68,15 @@ def post(url: str, app: str, *letters: Letter) -> None:
     for letter in letters:
         inbox.post(letter)
     inbox.close()
+
+
+def retry(url: str, app: str, job: str) -> None:
+    reader = PostgresReader(url, app)
+    mark = reader.job(job)
+    reader.close()
+    assert mark is not None
+    again = Begin(job, 3, "k.a", run=2)
+    post(url, app, Letter("retry", job=job, name=str(mark.began.offset), body=encode_entry(again)))
 
 
 def begins(*jobs: str) -> list[Letter]:
@@ -221,12 +234,7 @@ def test_rows_of_workers_that_hold_nothing_go(url: str, app: str, worker: Callab
     with psycopg.connect(url) as connection:
         found = connection.execute(f'SELECT number FROM "sabot_{app}".workers ORDER BY 1').fetchall()  # type: ignore[arg-type]
     assert found == [(0,), (third.lease.number,)]
-    reader = PostgresReader(url, app)
-    mark = reader.job("b")
-    reader.close()
-    assert mark is not None
-    again = Begin("b", 3, "k.a", run=2)
-    post(url, app, Letter("retry", job="b", name=str(mark.began.offset), body=encode_entry(again)))
+    retry(url, app, "b")
     assert taken(third) == ["b"]
 
 
@@ -236,7 +244,7 @@ async def test_a_paused_worker_writes_nothing_after_its_jobs_were_taken(
     first, second = worker(), worker()
     written(first, Begin("a", 1, "k.a"))
     post(url, app, *begins("b"))
-    first.claim_letters([])  # it was paused before it made an entry of it
+    first.claim_letters()  # it was paused before it made an entry of it
     assert not taken(second)
     dies(url, app, first)
     assert await second.look()
@@ -269,12 +277,7 @@ async def test_a_retry_of_a_job_whose_worker_is_gone_is_taken_by_another(
     first, second = worker(), worker()
     written(first, Begin("a", 1, "k.a"), End("a", 2, "failed"))
     first.close()
-    reader = PostgresReader(url, app)
-    mark = reader.job("a")
-    reader.close()
-    assert mark is not None
-    again = Begin("a", 3, "k.a", run=2)
-    post(url, app, Letter("retry", job="a", name=str(mark.began.offset), body=encode_entry(again)))
+    retry(url, app, "a")
     assert await second.look()
     assert taken(second) == ["a"]
     assert [type(entry) for entry in log(url, app, "a")] == [Begin, End, Begin]
@@ -307,18 +310,104 @@ async def test_a_client_sees_the_end_of_a_job_whose_worker_writes_below_another(
     first, second = worker(), worker()
     written(second, Begin("b", 1, "k.a"))
     written(first, Begin("a", 1, "k.a"))
-    looks, positions = list[int](), PostgresReader.positions
+    looks, ends = list[int](), PostgresReader.ends
 
     def look(reader: PostgresReader) -> dict[int, int]:
         looks.append(1)
-        return positions(reader)
+        return ends(reader)
 
-    monkeypatch.setattr(PostgresReader, "positions", look)
+    monkeypatch.setattr(PostgresReader, "ends", look)
     handle = await JobClient(f"{url}?app={app}", name="k").handle("a")
     result = asyncio.create_task(handle.result())
     await until(lambda: len(looks) >= 2)
     written(first, End("a", 2, "succeeded", body=pack(5, "x")))
     assert (await result).output == 5
+
+
+def out_of_order(first: PostgresWorker, second: PostgresWorker) -> Iterator[list[Entry]]:
+    """Two connections write in turns, the second at higher places than the first: the entries that are new each time."""
+    steps: list[tuple[PostgresWorker, Entry]] = [
+        (second, Begin("b", 1, "k.a")),
+        (first, Begin("a", 1, "k.a")),
+        (second, Intent("b", 2, 1, "ask", "confirm", token="tb")),
+        (first, Intent("a", 2, 1, "ask", "confirm", token="ta")),
+        (first, End("a", 3, "succeeded")),
+    ]
+    for journal, entry in steps:
+        written(journal, entry)
+        yield [entry]
+    written(first, Begin("c", 1, "k.a"))
+    written(second, Begin("d", 1, "k.a"), End("d", 2, "failed"))
+    yield [Begin("c", 1, "k.a"), Begin("d", 1, "k.a"), End("d", 2, "failed")]
+
+
+def test_a_stream_of_entries_has_those_that_become_durable_below_others(
+    url: str, app: str, worker: Callable[[], PostgresWorker]
+) -> None:
+    """Also where another source goes on from its positions, as after a crash."""
+    source = JournalSource(
+        "k",
+        lambda: closing(PostgresReader(url, app)),
+        lambda entry: [JournalRow(encode_entry(entry), b"", entry.at_ms)],
+    )
+    positions: Any = None
+    for new in out_of_order(worker(), worker()):
+        source.open(positions)
+        batch = source.read_batch(10, 0.0)
+        assert batch is not None
+        assert [each.payload for each in iterate_records(batch.data, batch.topic)] == [
+            encode_entry(each) for each in new
+        ]
+        assert source.read_batch(10, 0.0) is None
+        positions = source.positions()
+        source.close()
+
+
+def test_a_view_that_goes_on_has_the_jobs_of_all_workers(
+    url: str, app: str, worker: Callable[[], PostgresWorker]
+) -> None:
+    first, second = worker(), worker()
+    reader, view, asked = PostgresReader(url, app), JobView(), OpenQuestions()
+    questions = list[list[str]]()
+    for new in out_of_order(first, second):
+        assert {*view.follow(reader)} == {each.job for each in new}
+        questions.append([each.action.job_id for each in asked.read(reader)])
+    assert [view.states[job].status.value for job in "abcd"] == ["succeeded", "waiting_action", "running", "failed"]
+    assert questions == [[], [], ["b"], ["b", "a"], ["b"], ["b"]]
+    assert not view.has_missed(reader)
+    written(first, End("c", 9, "cancelled"))
+    first.trim({0: first.writer.last_offset + 1}, 8)  # all of it but "c", the last that has ended
+    assert [job for job in ("a", "c") if log(url, app, job)] == ["c"]
+    assert not view.has_missed(reader), "it has read all that was removed"
+    written(first, Begin("e", 9, "k.a"), End("e", 10, "succeeded"), Begin("f", 10, "k.a"), End("f", 11, "succeeded"))
+    first.trim({0: first.writer.last_offset + 1}, 8)
+    assert view.has_missed(reader)
+    assert [each.action.job_id for each in asked.read(reader)] == ["b"]
+    assert [*view.follow(reader)] == ["c", "f"]
+    reader.close()
+
+
+@pytest.mark.parametrize("goes_on", [True, False])
+def test_a_tree_moves_whole(url: str, app: str, worker: Callable[[], PostgresWorker], goes_on: bool) -> None:
+    """The first job of a tree has failed, and one below it, which may outlive it, is open. When the first is retried, both are
+    in one worker, whoever of two has seen what first, and whether or not that worker goes on with the jobs of others.
+    """
+    first, second, third = worker(), worker(), worker()
+    written(first, Begin("a", 1, "k.a"), Begin("a~1", 1, "k.a"), Begin("a~2", 1, "k.a"), End("a", 2, "failed"))
+    written(first, End("a~1", 2, "succeeded"))
+    if goes_on:
+        first.give_back(["a~2"])  # as a worker that stops does
+        assert taken_over(second) == ["a~2"]
+    first.close()
+    second.begins.resumes = goes_on
+    retry(url, app, "a")
+    assert taken(third if goes_on else second) == ([] if goes_on else ["a"])
+    if goes_on:
+        assert taken(second) == ["a"]
+    else:
+        assert second.begins.taken_over == ["a~2"]
+    assert taken_over(third) == []
+    assert sorted(second.unfinished({})) == ["a", "a~2"]
 
 
 @pytest.mark.parametrize("cut", ["before", "behind", "late", "undone"])

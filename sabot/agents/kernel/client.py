@@ -42,9 +42,7 @@ from sabot.jobs.log import notices_of
 from sabot.jobs.open_jobs import begun_or_queued, jobs_begun_within, whole_entry
 from sabot.journal import Inbox, Journal, JournalReader, Position
 from sabot.journal.entries import REQUEST, Begin, End, Letter, encode_entry
-from sabot.journal.job_tables import SHARED
 from sabot.journal.memory import MemoryStorage
-from sabot.journal.tables import SqlReader
 
 T = TypeVar("T")
 
@@ -282,7 +280,7 @@ class JobClient:
 @dataclass(slots=True, eq=False)
 class _Look:
     """A look into the journal that is made again until it finds something. `since_s`: since when, and `due_s`: when the next
-    one is due, by the clock of the event loop. `at`: the positions of the journal at the last one.
+    one is due, by the clock of the event loop. `at`: the ends of the journal at the last one.
     """
 
     find: Callable[[JournalReader], Any]
@@ -294,7 +292,7 @@ class _Look:
 
 class _Looks:
     """Looks into the journal while somebody awaits something in it: one task and one reader for all. Only the journal's
-    positions are read while it gets no entry, if it has one owner.
+    ends are read while it gets no entry.
     """
 
     def __init__(self, store: KernelStore) -> None:
@@ -365,11 +363,9 @@ def _found(reader: JournalReader, looks: Iterable[_Look]) -> dict[_Look, Any]:
     """Returns what looks have found, or the error that they have raised. Leaves those out that have found nothing. Blocks.
     Raises TransientError.
     """
-    at, found = reader.positions(), dict[_Look, Any]()
-    # an entry of one of several workers may have a lower place than the last one of another
-    rises = not (isinstance(reader, SqlReader) and reader.format == SHARED)
+    at, found = reader.ends(), dict[_Look, Any]()
     for look in looks:
-        if rises and look.at == at:  # no entry has come since
+        if look.at == at:  # no entry has come since
             continue
         try:
             result = look.find(reader)

@@ -103,6 +103,7 @@ class KernelHost:
         self.open: dict[str, OpenJob] = {}
         self.handles: dict[str, ExecutionHandle] = {}  # by id, for jobs that have not ended; blocked ones too
         self.failure: SabotError | None = None
+        self.failed = asyncio.Event()  # set with `failure`
         self.resumed = self.closed = False
         self._by_letters = 0  # the number of jobs that letters have begun, for the first time or again
         self._of_clients = 0  # that of the first time
@@ -194,6 +195,7 @@ class KernelHost:
         if self.failure is not None:
             return
         self.failure, self._host.stopping, left_s = unexpected_end(what, error), True, self.journal.claim_left()
+        self.failed.set()
         if self._on_lost is None or left_s or not isinstance(self.failure, JournalFailed):
             self._end_all(self.failure)
             return

@@ -214,6 +214,14 @@ class RuntimeKernel:
         """
         await self._started()
 
+    async def serve(self) -> None:
+        """Runs the jobs of the journal: those that are open, as after `resume`, and those that clients begin. Never returns.
+        Cancel it to stop, and close the kernel. Raises the error that stops the kernel, and the errors of `start`.
+        """
+        await self.resume()
+        while True:
+            await (await self._started()).failed.wait()
+
     async def _started(self) -> KernelHost:
         if (anew := self._anew) is not None and anew.get_loop() is asyncio.get_running_loop():
             await asyncio.wait([anew])
