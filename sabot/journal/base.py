@@ -381,6 +381,7 @@ class Beginnings:
     - `resumes`: True if this worker goes on with the jobs of workers that are gone.
     - `give_back`: gives jobs back, so that another worker takes them. All of their entries are durable, and this worker
       appends no others. Blocks. Raises TransientError if a server does not answer: they may have been given back or not.
+    - `rests`: notes that all functions of a job wait for something that takes long, so that it does not kill this worker.
     - `taken_over`: the ids of open jobs of such workers that `Journal.take` has taken. From then on this worker holds them.
       The host removes those with which it goes on.
     """
@@ -391,6 +392,7 @@ class Beginnings:
         self.room: Callable[[], int] = lambda: EVERY
         self.shared = self.resumes = False
         self.give_back: Callable[[Collection[str]], None] = lambda jobs: None
+        self.rests: Callable[[str], None] = lambda job: None
         self.taken_over: list[str] = []
         self._journal = journal
         self._taking = threading.Lock()  # held while the BEGIN entry of a letter is appended

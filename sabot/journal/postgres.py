@@ -46,7 +46,8 @@ from sabot.errors import (
     short_repr,
 )
 from sabot.journal.base import Approval, Position
-from sabot.journal.entries import Entry
+from sabot.journal.crashes import tries_again
+from sabot.journal.entries import Entry, Letter
 from sabot.journal.entry_counts import Connection, end_of_log
 from sabot.journal.job_tables import SHARED, SHARED_BEFORE
 from sabot.journal.owner_inbox import SqlInbox, SqlJournal
@@ -92,7 +93,8 @@ END_SESSIONS = (
 )
 _RUNS = (  # the ranges of places that have entries, and the place behind the last one of each: two seeks for a range
     f"WITH RECURSIVE runs (run) AS ((SELECT place / {RANGE} FROM entries ORDER BY place LIMIT 1) UNION ALL "
-    f"SELECT (SELECT place / {RANGE} FROM entries WHERE place >= (run + 1) * {RANGE} ORDER BY place LIMIT 1) FROM runs WHERE run IS NOT NULL) "
+    f"SELECT (SELECT place / {RANGE} FROM entries WHERE place >= (run + 1) * {RANGE} ORDER BY place LIMIT 1) FROM runs "
+    "WHERE run IS NOT NULL) "
     f"SELECT run, (SELECT max(place) + 1 FROM entries WHERE place >= run * {RANGE} AND place < (run + 1) * {RANGE}) "
     "FROM runs WHERE run IS NOT NULL"
 )
@@ -188,7 +190,14 @@ class PostgresInbox(SqlInbox):
         self.clock = clock
         self.session = PostgresSession(self._place)
         with self.session.using() as connection:
-            self._place.known_facts(connection)
+            self._shared = int(self._place.known_facts(connection)["format"]) == SHARED
+
+    def post(self, letter: Letter) -> None:
+        if letter.kind == "retry" and self._shared:
+            with self.transaction("letter") as connection:
+                if tries_again(connection, letter.job):
+                    return
+        super().post(letter)
 
     @contextmanager
     def transaction(self, what: str) -> Iterator[Connection]:

@@ -4,6 +4,7 @@
    jobs.worker   the worker that holds the job; the one that began it, or that took it last
    inbox.worker  the worker that has claimed a letter which begins a job; 0 for none
    places        a sequence of ranges of places
+   crashes       jobs with which workers have died (`crashes`)
 
 **Queue.** A letter that begins a job is the job's place in the queue. A worker claims it, and appends BEGIN. Letters to a
 job are taken by its worker only.
@@ -32,7 +33,8 @@ from sabot.base.threads import run_in_thread
 from sabot.clock import Clock, boot_seconds
 from sabot.errors import TransientError
 from sabot.journal.base import EVERY, MAY_BEGIN_AGAIN, JournalReader, Position
-from sabot.journal.entries import Begin, Letter, decode_letter
+from sabot.journal.crashes import ASIDE, IN_TREE, MOST, ROOT, SUSPECTS, Suspects, blame
+from sabot.journal.entries import Begin, Entry, Letter, decode_letter
 from sabot.journal.owner_inbox import OwnerInbox
 from sabot.journal.postgres import (
     END_SESSIONS,
@@ -86,13 +88,14 @@ _CLAIM = (
     "UPDATE inbox SET worker = %s WHERE number IN (SELECT number FROM inbox WHERE number = ANY(%s) AND worker = 0 AND taken = 0 "
     "FOR UPDATE SKIP LOCKED)"
 )
-# a retry of a job whose worker is gone
+# a retry of a job whose worker is gone, and a cancel of one that is set aside
 _ORPHANS = (
     "SELECT DISTINCT j.job FROM inbox i JOIN jobs j ON j.job = i.job LEFT JOIN workers w ON w.number = j.worker "
-    "WHERE i.taken = 0 AND NOT starts_with(i.once, 'begin:') AND j.ended IS NOT NULL AND w.gone IS NOT FALSE"
+    "WHERE i.taken = 0 AND NOT starts_with(i.once, 'begin:') AND w.gone IS NOT FALSE "
+    f"AND (j.ended IS NOT NULL OR (j.worker = {ASIDE} AND starts_with(i.once, 'cancel:')))"
 )
 _OTHERS = "SELECT number, owner, described, life, until < clock_timestamp() FROM workers WHERE NOT gone AND number <> ?"
-_OF_OTHERS = "SELECT 1 FROM jobs WHERE worker <> ? AND ended IS NULL LIMIT 1"
+_OF_OTHERS = f"SELECT 1 FROM jobs WHERE worker <> ? AND worker <> {ASIDE} AND ended IS NULL LIMIT 1"
 _BURY = (
     "UPDATE workers SET gone = true, earlier = CASE WHEN %(certain)s THEN NULL ELSE clock_timestamp() + %(lease_s)s * interval '1 second' "
     "END WHERE number IN (SELECT number FROM workers WHERE number = %(number)s AND NOT gone AND (%(certain)s OR until < clock_timestamp()) "
@@ -100,31 +103,31 @@ _BURY = (
 )
 # True for a worker that holds open jobs. EXISTS would be a join with all open jobs.
 _HOLDS = "(SELECT true FROM jobs j WHERE j.worker = w.number AND j.ended IS NULL LIMIT 1)"
-_LEFT = f"SELECT 1 FROM workers w WHERE w.gone AND {_HOLDS} LIMIT 1"
+_LEFT = f"SELECT DISTINCT w.number = {SUSPECTS} FROM workers w WHERE w.gone AND {_HOLDS}"
 # Trees move whole, with the jobs that have ended: one of these may be retried, and runs where the others are. So one worker at a
-# time takes trees, behind the lock of the row of worker 0. `~` begins the part of an id by which a job differs from its parent.
+# time takes trees, behind the lock of the row of worker 0.
 _ONE_TAKES = "SELECT 1 FROM workers WHERE number = 0 FOR UPDATE SKIP LOCKED"
-_ROOT = "regexp_replace(job, '(~[1-9][0-9]*)+$', '')"
-_IN_TREE = "(jobs.job = root OR (jobs.job > root || '~' AND jobs.job < root || chr(127)))"
 _CHOSEN = (
-    f"WITH dead AS MATERIALIZED (SELECT number FROM workers w WHERE gone AND {_HOLDS}) "
+    f"WITH dead AS MATERIALIZED (SELECT number FROM workers w WHERE gone AND number >= 0 AND {_HOLDS}) "
     "SELECT job FROM jobs JOIN dead ON worker = number WHERE ended IS NULL LIMIT %s"
 )
+_OF_SUSPECTS = f"FROM jobs LEFT JOIN crashes ON tree = {ROOT} WHERE worker = {SUSPECTS} AND ended IS NULL"
+_SUSPECT = f"SELECT job {_OF_SUSPECTS} ORDER BY count, job LIMIT 1"
 _TAKE = (
-    f"WITH roots AS MATERIALIZED (SELECT DISTINCT {_ROOT} AS root FROM jobs WHERE job = ANY(%s)), "
-    f"theirs AS MATERIALIZED (SELECT jobs.job, w.earlier FROM roots JOIN jobs ON {_IN_TREE} LEFT JOIN workers w ON w.number = jobs.worker "
-    "WHERE w.gone IS NOT FALSE) "
+    f"WITH roots AS MATERIALIZED (SELECT DISTINCT {ROOT} AS root FROM jobs WHERE job = ANY(%s)), "
+    f"theirs AS MATERIALIZED (SELECT jobs.job, w.earlier FROM roots JOIN jobs ON {IN_TREE} LEFT JOIN workers w "
+    f"ON w.number = CASE WHEN jobs.worker = {ASIDE} THEN {SUSPECTS} ELSE jobs.worker END WHERE w.gone IS NOT FALSE) "
     "UPDATE jobs SET worker = %s FROM theirs WHERE jobs.job = theirs.job "
     "RETURNING jobs.job, jobs.ended IS NULL, extract(epoch FROM theirs.earlier - clock_timestamp())::float8"
 )
 # the part of a worker of all open jobs, and what it has of that
 _PART = (
     "SELECT (count(*) + n - 1) / n, count(*) FILTER (WHERE worker = ?) FROM jobs, "
-    "(SELECT greatest(1, count(*)) AS n FROM workers WHERE NOT gone) AS living WHERE ended IS NULL GROUP BY n"
+    f"(SELECT greatest(1, count(*)) AS n FROM workers WHERE NOT gone) AS living WHERE ended IS NULL AND worker <> {ASIDE} GROUP BY n"
 )
 _GIVE_BACK = (
-    f"WITH roots AS MATERIALIZED (SELECT DISTINCT {_ROOT} AS root FROM unnest(%s::text[]) AS given (job)) "
-    f"UPDATE jobs SET worker = 0 FROM roots WHERE {_IN_TREE} AND worker = %s"
+    f"WITH roots AS MATERIALIZED (SELECT DISTINCT {ROOT} AS root FROM unnest(%s::text[]) AS given (job)) "
+    f"UPDATE jobs SET worker = 0 FROM roots WHERE {IN_TREE} AND worker = %s"
 )
 _FORGET = (
     f"DELETE FROM workers w WHERE gone AND number > 0 AND {_HOLDS} IS NULL "
@@ -145,7 +148,8 @@ _ENDED = (
 
 
 _WORKERS = (
-    "SELECT number, described, CASE WHEN gone THEN 'has ended' WHEN until < clock_timestamp() THEN 'is not heard of' ELSE 'runs' END, "
+    "SELECT number, described, CASE WHEN number < 0 THEN 'waits' WHEN gone THEN 'has ended' "
+    "WHEN until < clock_timestamp() THEN 'is not heard of' ELSE 'runs' END, "
     "(SELECT count(*) FROM jobs j WHERE j.worker = w.number AND j.ended IS NULL) FROM workers w "
     f"WHERE NOT gone OR {_HOLDS} ORDER BY number"
 )
@@ -238,9 +242,15 @@ class PostgresWorker(PostgresJournal):
         self._warned = False  # that open jobs wait for `resume`
         self._left_since = math.inf  # when jobs of workers that are gone were seen first
         self._part = 0  # the number of these that belong to this worker
-        self.begins.give_back = self.give_back
+        self._suspects = Suspects()
+        self.begins.give_back, self.begins.rests = self.give_back, self._suspects.rests
 
     # -- entries -----------------------------------------------------------------------------------------------------------
+
+    def append(self, entry: Entry) -> Position:
+        position = super().append(entry)
+        self._suspects.sees(entry)
+        return position
 
     def insert(self, connection: Any, rows: list[StoredEntry]) -> None:
         add(Statements(connection), rows, numbered=False)
@@ -289,8 +299,10 @@ class PostgresWorker(PostgresJournal):
     def _has_work(self) -> bool:
         if self.untaken() or self._claimable():
             return True
+        if self._suspects.has_cleared:
+            return True
         if self.begins.resumes:
-            return self._takes() > 0 or self._is_late()
+            return self._takes() != (0, False) or self._is_late()
         if not self._is_late() or self.select(_ORPHANS):
             return self._is_late()
         self._reaped = boot_seconds()
@@ -314,20 +326,22 @@ class PostgresWorker(PostgresJournal):
     def _is_late(self) -> bool:
         return boot_seconds() >= self._reaped + self.reap_s
 
-    def _takes(self) -> int:
+    def _takes(self) -> tuple[int, bool]:
         """Returns how many jobs of workers that are gone this one takes now: up to its part of all open jobs, and after
-        `reap_s` as many as there are.
+        `reap_s` as many as there are. And whether it takes a tree to try it alone.
         """
-        if not self.select(_LEFT):
+        left, room = {suspect for (suspect,) in self.select(_LEFT)}, self.begins.room()
+        alone = True in left and room > 0 and not self._suspects.alone
+        if False not in left:
             self._left_since = math.inf
-            return 0
+            return 0, alone
         now = boot_seconds()
         if self._left_since == math.inf:
             self._left_since = now
             ((whole, mine),) = self.select(_PART, (self.lease.number,)) or [(0, 0)]
             self._part = whole - mine
         most = EVERY if now >= self._left_since + self.reap_s else self._part
-        return max(0, min(most, _MOST, self.begins.room()))
+        return max(0, min(most, _MOST, room)), alone
 
     def _claimable(self) -> list[int]:
         """Returns the numbers of letters that begin jobs of the agents that are here, as many as there is room for."""
@@ -395,16 +409,19 @@ class PostgresWorker(PostgresJournal):
                 self._bury(connection, dead)
                 connection.execute(_FREE)
                 connection.execute(_FORGET)
+        if self._suspects.has_cleared:
+            with self.inbox.session.using() as connection:
+                self._suspects.clear(connection)
         retried = [job for (job,) in self.select(_ORPHANS)] if late else []
-        most = self._takes() if self.begins.resumes else 0
-        if most or retried:
+        most, alone = self._takes() if self.begins.resumes else (0, False)
+        if most or alone or retried:
             with (
                 self.inbox.session.using() as connection,
                 step("journal", f"{self.where}: take"),
                 connection.transaction(),
             ):
                 self._check_lease(connection)
-                found = self._take_trees(connection, most, retried)
+                found = self._take_trees(connection, most, alone, retried)
                 now = boot_seconds()
                 ends = [now + earlier_s for _, _, earlier_s in found if earlier_s is not None]
                 self.lease.predecessor_until = max([self.lease.predecessor_until, *ends])
@@ -415,16 +432,21 @@ class PostgresWorker(PostgresJournal):
         self._unsure = [job for job in unsure if job not in taken]  # that transaction may have ended since the look
         return taken
 
-    def _take_trees(self, connection: Any, most: int, jobs: list[str]) -> list[tuple[str, bool, float | None]]:
-        """Takes the trees of up to `most` open jobs of workers that are gone, and those of `jobs`. Returns for each job in
-        them its id, whether it is open, and the seconds for which its worker may still begin calls, or None.
+    def _take_trees(
+        self, connection: Any, most: int, alone: bool, jobs: list[str]
+    ) -> list[tuple[str, bool, float | None]]:
+        """Takes the trees of up to `most` open jobs of workers that are gone, and those of `jobs`; with `alone` also one with
+        which workers have died. Returns for each job in them its id, whether it is open, and the seconds for which its worker
+        may still begin calls, or None.
         """
         if not connection.execute(_ONE_TAKES).fetchall():
             return []
         self.writer.jump(drawn(connection))  # behind the last draw of workers that are gone
-        chosen = [job for (job,) in connection.execute(_CHOSEN, (most,)).fetchall()] if most else []
+        chosen = connection.execute(_CHOSEN, (most,)).fetchall() if most else []
+        chosen += connection.execute(_SUSPECT).fetchall() if alone else []
         found: list[tuple[str, bool, float | None]]
-        found = connection.execute(_TAKE, ([*jobs, *chosen], self.lease.number)).fetchall()
+        found = connection.execute(_TAKE, ([*jobs, *(job for (job,) in chosen)], self.lease.number)).fetchall()
+        self._suspects.add(connection, [job for job, is_open, _ in found if is_open])
         return found
 
     def _check_lease(self, connection: Any) -> None:
@@ -436,5 +458,13 @@ class PostgresWorker(PostgresJournal):
         for number, owner, described, certain in dead:
             connection.execute(END_SESSIONS, (session_of(owner),))
             facts = {"number": number, "certain": certain, "lease_s": self.lease.lease_s}
-            if connection.execute(_BURY, facts).fetchall():
-                _log.warning("%s: %s has ended without leaving: its jobs go on elsewhere", self.where, described)
+            with connection.transaction():
+                if not connection.execute(_BURY, facts).fetchall():
+                    continue
+                aside = blame(connection, number)
+            _log.warning("%s: %s has ended without leaving: its jobs go on elsewhere", self.where, described)
+            for tree in aside:
+                _log.error(
+                    "%s: job %s is set aside: %d workers in a row have died while they ran it; see their logs, then retry it",
+                    *(self.where, tree, MOST),
+                )

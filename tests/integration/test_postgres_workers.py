@@ -20,7 +20,9 @@ from sabot.cli import commands
 from sabot.codecs.records import iterate_records
 from sabot.errors import AppLocked, JournalFailed, TransientError, UserError
 from sabot.jobs.values import pack
-from sabot.journal.entries import Answer, Attempt, Begin, End, Entry, Intent, Letter, encode_entry
+from sabot.journal.crashes import MOST, SUSPECTS
+from sabot.journal.ended_jobs import BLOCKED
+from sabot.journal.entries import Answer, Attempt, Begin, EffectResult, End, Entry, Intent, Letter, encode_entry
 from sabot.journal.job_tables import SHARED, SHARED_BEFORE, WITHIN
 from sabot.journal.postgres import PostgresInbox, PostgresJournal, PostgresReader
 from sabot.journal.postgres_workers import PostgresWorker
@@ -233,7 +235,7 @@ def test_rows_of_workers_that_hold_nothing_go(url: str, app: str, worker: Callab
     assert taken_over(third) == []
     with psycopg.connect(url) as connection:
         found = connection.execute(f'SELECT number FROM "sabot_{app}".workers ORDER BY 1').fetchall()  # type: ignore[arg-type]
-    assert found == [(0,), (third.lease.number,)]
+    assert found == [(SUSPECTS,), (0,), (third.lease.number,)]
     retry(url, app, "b")
     assert taken(third) == ["b"]
 
@@ -385,6 +387,60 @@ def test_a_view_that_goes_on_has_the_jobs_of_all_workers(
     assert [each.action.job_id for each in asked.read(reader)] == ["b"]
     assert [*view.follow(reader)] == ["c", "f"]
     reader.close()
+
+
+def reason(url: str, app: str, job: str) -> str:
+    """The reason why a job is blocked, as lists show it."""
+    reader = PostgresReader(url, app)
+    mark = reader.job(job)
+    reader.close()
+    assert mark is not None
+    assert (mark.status == BLOCKED) == bool(mark.blocked)
+    return mark.blocked
+
+
+def counted(url: str, app: str) -> dict[str, int]:
+    with psycopg.connect(url) as connection:
+        return dict(connection.execute(f'SELECT tree, count FROM "sabot_{app}".crashes').fetchall())  # type: ignore[arg-type]
+
+
+def test_a_job_that_kills_its_workers_is_set_aside_with_its_reason(
+    url: str, app: str, worker: Callable[[], PostgresWorker]
+) -> None:
+    """Of these, "a" kills whoever runs it, the others do not. All are blamed until it is tried alone. Progress and rest clear the
+    others, a tree when all of its jobs rest.
+    """
+    journal, takes, counts = worker(), list[tuple[list[str], list[str]]](), list[dict[str, int]]()
+    written(journal, *(Begin(job, 1, "k.a") for job in ("a", "b", "c", "d", "d~1")))
+    for number in range(MOST):
+        dies(url, app, journal)
+        journal = worker()
+        first = taken_over(journal)
+        if number == 1:
+            written(journal, EffectResult("c", 2, 1))
+        for job in ["b", "d"] if number == 1 else ["b", "c", "d", "d~1"] if number > 1 else []:
+            journal.begins.rests(job)
+        takes.append((first, taken_over(journal)))
+        counts.append(counted(url, app))
+    every = ["a", "b", "c", "d", "d~1"]
+    assert takes[:4] == [(every, []), (every, []), (["a", "b", "c"], []), (["b", "c", "d", "d~1"], ["a"])]
+    assert takes[4:] == [*[(every, [])] * 5, (every[1:], [])]
+    assert counts[:4] == [dict.fromkeys("abcd", 1), {"a": 2, "d": 2}, {"a": 3, "d": 3}, {"a": 4}]
+    assert counts[4:] == [{"a": number} for number in range(5, MOST + 1)]
+    assert "set aside: 10 workers in a row have ended while they ran it" in reason(url, app, "a")
+    retry(url, app, "a")  # somebody has read the logs
+    assert (reason(url, app, "a"), taken_over(journal), counted(url, app)["a"]) == ("", ["a"], 3)
+    written(journal, End("a", 9, "succeeded"))
+    assert (taken_over(journal), counted(url, app)) == ([], {})
+
+
+def test_a_cancel_ends_a_job_that_was_set_aside(url: str, app: str, worker: Callable[[], PostgresWorker]) -> None:
+    first, second = worker(), worker()
+    written(first, Begin("a", 1, "k.a"))
+    run(url, app, "UPDATE jobs SET worker = -1, blocked = 'set aside'")
+    assert taken_over(second) == []
+    post(url, app, Letter("cancel", job="a"))
+    assert (taken(second), second.begins.taken_over) == (["a"], ["a"])
 
 
 @pytest.mark.parametrize("goes_on", [True, False])
@@ -575,10 +631,15 @@ class Shop:
 
         return payer
 
+    async def asked(self, handle: ClientHandle) -> list[Any]:
+        """Waits until the job asks: what it has done before is durable."""
+        found: list[Any] = []
+        while not found:
+            found = await handle.get_pending_actions()
+        return found
+
     async def answer(self, client: JobClient, handle: ClientHandle) -> str:
-        asked: list[Any] = []
-        while not asked:
-            asked = await handle.get_pending_actions()
+        asked = await self.asked(handle)
         await handle.resolve_action(asked[0].resume_token, {"order": "yes"})
         return str((await handle.result()).output)
 
@@ -681,6 +742,7 @@ async def test_a_kernel_whose_lease_is_lost_begins_anew_as_another_worker(shop: 
         await kernel.resume()
         own = await kernel.execute(ExecutionRequest(prompt=None, agent="sender"))
         asks = await client.start("payer", "a", idempotency_key="a")
+        await shop.asked(asks)
         await until(lambda: len(calls) == len(shop.looked) == 1)
         run(shop.url, "shop", "UPDATE workers SET gone = true")
         later = await client.start("payer", "b", idempotency_key="b")

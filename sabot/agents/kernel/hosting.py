@@ -541,6 +541,7 @@ class KernelHost:
             handle.begun()
 
     def rests(self, job_id: str) -> None:
+        self.journal.begins.rests(job_id)
         self._leave(job_id)
 
     def wakes(self, job_id: str) -> None:
