@@ -532,6 +532,14 @@ class JobHost(HostState):
             self.deliver()
         return None
 
+    async def take_letters(self) -> None:
+        """Takes the letters that are in the inbox now, before the next look for them is due."""
+        done: asyncio.Future[None] = self.loop.create_future()
+        self.put(LettersCame())
+        self.put(done)
+        if self._serving is not None:
+            await asyncio.wait([done, self._serving], return_when=asyncio.FIRST_COMPLETED)
+
     async def _take_letters(self, posted_by: str) -> None:
         for position, begin in await self._letters.take():
             self._begun_by_letter(position, begin)

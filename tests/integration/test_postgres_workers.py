@@ -16,9 +16,10 @@ from sabot.agents import ExecutionRequest, JobClient, RuntimeKernel
 from sabot.agents.inbox import OpenQuestions
 from sabot.agents.job_view import JobView
 from sabot.agents.kernel.client import ClientHandle
+from sabot.agents.kernel.handle import JobHandle
 from sabot.cli import commands
 from sabot.codecs.records import iterate_records
-from sabot.errors import AppLocked, JournalFailed, TransientError, UserError
+from sabot.errors import AppLocked, IdempotencyConflict, JobCancelled, JournalFailed, TransientError, UserError
 from sabot.jobs.values import pack
 from sabot.journal.crashes import MOST, SUSPECTS
 from sabot.journal.ended_jobs import BLOCKED
@@ -631,7 +632,7 @@ class Shop:
 
         return payer
 
-    async def asked(self, handle: ClientHandle) -> list[Any]:
+    async def asked(self, handle: JobHandle) -> list[Any]:
         """Waits until the job asks: what it has done before is durable."""
         found: list[Any] = []
         while not found:
@@ -668,8 +669,6 @@ async def test_two_kernels_share_the_jobs_and_one_goes_on_with_those_of_the_othe
     async with second:
         await second.resume()
         await until(lambda: len(shop.looked) == 3)
-        with pytest.raises(UserError, match="runs in another worker"):
-            await second.handle(before[1].job_id)
         await first.close()  # two of its jobs wait for an answer
         after = await client.start("payer", "b", idempotency_key="b")
         again = await client.start("payer", "b", idempotency_key="b")
@@ -679,6 +678,55 @@ async def test_two_kernels_share_the_jobs_and_one_goes_on_with_those_of_the_othe
     assert shop.paid == [("a0", 1), ("a1", 2), ("a2", 2), ("b", 2)]
     assert shop.looked == [1, 1, 1, 2]  # what was recorded was not done again
     assert {job.status for job in await client.jobs.find()} == {"succeeded"}
+
+
+async def test_one_idempotency_key_is_one_job_whichever_workers_are_asked(shop: Shop) -> None:
+    """At once, and again when it has ended. Each worker that was asked has its result, its events and its questions."""
+    first, second = shop.kernel(1), shop.kernel(2)
+    async with first, second:
+        await first.resume()
+        await second.resume()
+        for number in range(3):
+            request = ExecutionRequest(prompt=f"a{number}", idempotency_key=f"a{number}")
+            handles = await asyncio.gather(*(kernel.execute(request) for kernel in (first, second, first, second)))
+            assert {handle.job_id for handle in handles} == {handles[0].job_id}
+            elsewhere = handles[number % 2]
+            await shop.asked(elsewhere)
+            (question,) = await elsewhere.get_pending_actions()
+            await elsewhere.resolve_action(question.resume_token, {"order": "yes"})
+            assert [(await handle.result()).output for handle in handles] == [f"a{number} is paid"] * 4
+            assert all(handle.done for handle in handles)
+            told = [[event.type.value async for event in handle.events()] for handle in handles]
+            assert told == [told[0]] * 4
+            assert told[0][-1] == "final.result"
+        again = await second.execute(request)
+        assert (await again.result()).output == "a2 is paid"
+        assert (await (await first.handle(again.job_id)).result()).output == "a2 is paid"
+        with pytest.raises(IdempotencyConflict):
+            await second.execute(ExecutionRequest(prompt="another", idempotency_key="a0"))
+    assert sorted(order for order, _ in shop.paid) == ["a0", "a1", "a2"]
+
+
+async def test_a_handle_to_a_job_of_another_worker_cancels_it_and_follows_it_when_it_moves(shop: Shop) -> None:
+    first, second, third = shop.kernel(1), shop.kernel(2), shop.kernel(3)
+    await first.start()
+    async with second, third:
+        await third.resume()
+        own = [await first.execute(ExecutionRequest(prompt=f"a{number}")) for number in range(2)]
+        moves, ends = [await second.handle(handle.job_id) for handle in own]
+        await shop.asked(moves)
+        await ends.cancel("not needed")
+        with pytest.raises(JobCancelled):
+            await ends.result()
+        assert not moves.done
+        await first.close()
+        (question,) = await moves.get_pending_actions()
+        await moves.resolve_action(question.resume_token, {"order": "yes"})
+        assert (await moves.result()).output == "a0 is paid"
+        left = await second.handle((await third.execute(ExecutionRequest(prompt="b"))).job_id)
+    with pytest.raises(UserError, match="closed before the end of the job"):
+        await left.result()
+    assert shop.paid == [("a0", 3)]
 
 
 def last_worker(url: str) -> Any:
@@ -784,7 +832,5 @@ async def test_a_shared_kernel_refuses_what_knows_one_worker_only(shop: Shop) ->
     with pytest.raises(UserError, match=r"shared=True and budgets=: they know of the jobs of one worker only"):
         RuntimeKernel.create(agent=shop.kernel, shared=True, budgets=[])
     async with shop.kernel(1) as kernel:
-        with pytest.raises(UserError, match="idempotency_key is decided in the journal"):
-            await kernel.execute(ExecutionRequest(prompt="a", idempotency_key="a"))
         handle = await kernel.execute(ExecutionRequest(prompt="a"))
         assert (await kernel.handle(handle.job_id)) is handle

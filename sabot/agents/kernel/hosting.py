@@ -255,11 +255,6 @@ class KernelHost:
 
     async def execute(self, agent: KernelAgent, job_id: str, request: ExecutionRequest) -> ExecutionHandle:
         self._warn_of_open()
-        if request.idempotency_key and self.journal.begins.shared:
-            raise UserError(
-                "execute: an idempotency_key is decided in the journal where several workers share it",
-                hint='await JobClient(journal).start("AGENT", …, idempotency_key=…): any worker runs the job',
-            )
         record = encode_request(request)
         name = b""  # a digest is only needed for a request that may come again
         if request.idempotency_key:
@@ -290,6 +285,10 @@ class KernelHost:
             return await self._begun(handle, inputs, request)
         finally:
             self.journal.begins.release(job_id)
+
+    async def take_letters(self) -> None:
+        """Takes the letters that are in the inbox now, as far as there is room for the jobs that they begin."""
+        await self._host.take_letters()
 
     async def take_over(self, agent: KernelAgent, entries: Sequence[Entry]) -> ExecutionHandle:
         """Begins a new job with entries that were copied from the history of another job (`jobs.fork_history`). The new
