@@ -381,6 +381,9 @@ class Beginnings:
     - `resumes`: True if this worker goes on with the jobs of workers that are gone.
     - `give_back`: gives jobs back, so that another worker takes them. All of their entries are durable, and this worker
       appends no others. Blocks. Raises TransientError if a server does not answer: they may have been given back or not.
+    - `version`: the version of the code of this worker.
+    - `refuse`: gives back jobs that this version cannot continue, for workers of another one. It gets, for each tree, the id of
+      a job in it and the reason. As `give_back` otherwise.
     - `rests`: notes that all functions of a job wait for something that takes long, so that it does not kill this worker.
     - `taken_over`: the ids of open jobs of such workers that `Journal.take` has taken. From then on this worker holds them.
       The host removes those with which it goes on.
@@ -392,6 +395,8 @@ class Beginnings:
         self.room: Callable[[], int] = lambda: EVERY
         self.shared = self.resumes = False
         self.give_back: Callable[[Collection[str]], None] = lambda jobs: None
+        self.version = ""
+        self.refuse: Callable[[Mapping[str, str]], None] = lambda reasons: None
         self.rests: Callable[[str], None] = lambda job: None
         self.taken_over: list[str] = []
         self._journal = journal

@@ -45,11 +45,15 @@ _KEEP_EARLIER = (
     "UPDATE workers SET earlier = greatest(earlier, (SELECT earlier FROM workers WHERE number = %s)) "
     f"WHERE number = {SUSPECTS}"
 )
+KEEP_EARLIER = (
+    "UPDATE workers SET earlier = greatest(earlier, clock_timestamp() + %s * interval '1 second') "
+    f"WHERE number = {SUSPECTS}"
+)
 _COUNTED = "SELECT tree, count FROM crashes WHERE tree = ANY(%s)"
 _CLEAR = "DELETE FROM crashes WHERE tree = ANY(%s)"
 _ONE_TREE = "(SELECT %s::text AS root) AS trees"
 _OF_SUSPECT = f"UPDATE jobs SET worker = {SUSPECTS}, blocked = ''"
-_TRY_AGAIN = f"{_OF_SUSPECT} FROM {_ONE_TREE} WHERE {IN_TREE} AND worker = {ASIDE} RETURNING 1"
+_TRY_AGAIN = f"{_OF_SUSPECT} FROM {_ONE_TREE} WHERE {IN_TREE} AND worker IN ({ASIDE}, -3) RETURNING 1"
 _AS_SUSPECT = f"UPDATE crashes SET count = {MOST_TOGETHER} WHERE tree = %s"
 
 
@@ -91,7 +95,9 @@ def _why() -> str:
 
 
 def tries_again(connection: Any, job: str) -> bool:
-    """Lets the tree of a job that was set aside be tried again, and returns True. Returns False for another job."""
+    """Lets the tree of a job that was set aside, or that the code of workers has refused (`refusals`), be tried again, and
+    returns True. Returns False for another job.
+    """
     tree = tree_of(job)
     if not connection.execute(_TRY_AGAIN, (tree,)).fetchall():
         return False

@@ -5,6 +5,7 @@
    inbox.worker  the worker that has claimed a letter which begins a job; 0 for none
    places        a sequence of ranges of places
    crashes       jobs with which workers have died (`crashes`)
+   refusals      jobs that the code of workers cannot continue (`refusals`)
 
 **Queue.** A letter that begins a job is the job's place in the queue. A worker claims it, and appends BEGIN. Letters to a
 job are taken by its worker only.
@@ -33,7 +34,7 @@ from sabot.base.threads import run_in_thread
 from sabot.clock import Clock, boot_seconds
 from sabot.errors import TransientError
 from sabot.journal.base import EVERY, MAY_BEGIN_AGAIN, JournalReader, Position
-from sabot.journal.crashes import ASIDE, IN_TREE, MOST, ROOT, SUSPECTS, Suspects, blame
+from sabot.journal.crashes import ASIDE, IN_TREE, KEEP_EARLIER, MOST, ROOT, SUSPECTS, Suspects, blame
 from sabot.journal.entries import Begin, Entry, Letter, decode_letter
 from sabot.journal.owner_inbox import OwnerInbox
 from sabot.journal.postgres import (
@@ -44,6 +45,7 @@ from sabot.journal.postgres import (
     PostgresReader,
     session_of,
 )
+from sabot.journal.refusals import REFUSED, refuse, to_try
 from sabot.journal.schemas import RANGE, Statements
 from sabot.journal.tables import SqlReader, StoredEntry, add
 from sabot.journal.writing import GroupWriter
@@ -76,6 +78,8 @@ _LEAVE = (
 _MINE_FIRST = "SELECT 1 FROM workers WHERE number = %s AND NOT gone FOR SHARE"
 _DEAD = "other workers have declared this one dead, and go on with its jobs"
 
+_UNTAKEN = f"{ASIDE}, {REFUSED}"  # of these no job is taken without a reason
+
 _TO_ME = (  # letters that this worker takes
     "SELECT i.number, i.letter FROM inbox i LEFT JOIN jobs j ON j.job = i.job WHERE i.taken = 0 "
     "AND CASE WHEN starts_with(i.once, 'begin:') THEN i.worker = ? ELSE j.worker = ? END ORDER BY i.number"
@@ -92,10 +96,10 @@ _CLAIM = (
 _ORPHANS = (
     "SELECT DISTINCT j.job FROM inbox i JOIN jobs j ON j.job = i.job LEFT JOIN workers w ON w.number = j.worker "
     "WHERE i.taken = 0 AND NOT starts_with(i.once, 'begin:') AND w.gone IS NOT FALSE "
-    f"AND (j.ended IS NOT NULL OR (j.worker = {ASIDE} AND starts_with(i.once, 'cancel:')))"
+    f"AND (j.ended IS NOT NULL OR (j.worker IN ({_UNTAKEN}) AND starts_with(i.once, 'cancel:')))"
 )
 _OTHERS = "SELECT number, owner, described, life, until < clock_timestamp() FROM workers WHERE NOT gone AND number <> ?"
-_OF_OTHERS = f"SELECT 1 FROM jobs WHERE worker <> ? AND worker <> {ASIDE} AND ended IS NULL LIMIT 1"
+_OF_OTHERS = f"SELECT 1 FROM jobs WHERE worker <> ? AND worker NOT IN ({_UNTAKEN}) AND ended IS NULL LIMIT 1"
 _BURY = (
     "UPDATE workers SET gone = true, earlier = CASE WHEN %(certain)s THEN NULL ELSE clock_timestamp() + %(lease_s)s * interval '1 second' "
     "END WHERE number IN (SELECT number FROM workers WHERE number = %(number)s AND NOT gone AND (%(certain)s OR until < clock_timestamp()) "
@@ -116,14 +120,15 @@ _SUSPECT = f"SELECT job {_OF_SUSPECTS} ORDER BY count, job LIMIT 1"
 _TAKE = (
     f"WITH roots AS MATERIALIZED (SELECT DISTINCT {ROOT} AS root FROM jobs WHERE job = ANY(%s)), "
     f"theirs AS MATERIALIZED (SELECT jobs.job, w.earlier FROM roots JOIN jobs ON {IN_TREE} LEFT JOIN workers w "
-    f"ON w.number = CASE WHEN jobs.worker = {ASIDE} THEN {SUSPECTS} ELSE jobs.worker END WHERE w.gone IS NOT FALSE) "
+    f"ON w.number = CASE WHEN jobs.worker < 0 THEN {SUSPECTS} ELSE jobs.worker END WHERE w.gone IS NOT FALSE) "
     "UPDATE jobs SET worker = %s FROM theirs WHERE jobs.job = theirs.job "
     "RETURNING jobs.job, jobs.ended IS NULL, extract(epoch FROM theirs.earlier - clock_timestamp())::float8"
 )
 # the part of a worker of all open jobs, and what it has of that
 _PART = (
     "SELECT (count(*) + n - 1) / n, count(*) FILTER (WHERE worker = ?) FROM jobs, "
-    f"(SELECT greatest(1, count(*)) AS n FROM workers WHERE NOT gone) AS living WHERE ended IS NULL AND worker <> {ASIDE} GROUP BY n"
+    "(SELECT greatest(1, count(*)) AS n FROM workers WHERE NOT gone) AS living "
+    f"WHERE ended IS NULL AND worker NOT IN ({_UNTAKEN}) GROUP BY n"
 )
 _GIVE_BACK = (
     f"WITH roots AS MATERIALIZED (SELECT DISTINCT {ROOT} AS root FROM unnest(%s::text[]) AS given (job)) "
@@ -243,7 +248,7 @@ class PostgresWorker(PostgresJournal):
         self._left_since = math.inf  # when jobs of workers that are gone were seen first
         self._part = 0  # the number of these that belong to this worker
         self._suspects = Suspects()
-        self.begins.give_back, self.begins.rests = self.give_back, self._suspects.rests
+        self.begins.give_back, self.begins.rests, self.begins.refuse = self.give_back, self._suspects.rests, self.refuse
 
     # -- entries -----------------------------------------------------------------------------------------------------------
 
@@ -394,6 +399,16 @@ class PostgresWorker(PostgresJournal):
         with self.inbox.session.using() as connection, step("journal", f"{self.where}: give back"):
             connection.execute(_GIVE_BACK, (list(jobs), self.lease.number))
 
+    def refuse(self, reasons: Mapping[str, str]) -> None:
+        with (
+            self.inbox.session.using() as connection,
+            step("journal", f"{self.where}: give back"),
+            connection.transaction(),
+        ):
+            self._check_lease(connection)
+            connection.execute(KEEP_EARLIER, (max(0.0, self.predecessor_left()),))
+            refuse(connection, reasons, self.begins.version, self.lease.number)
+
     def _reap(self, late: bool) -> list[str]:
         """Takes trees of workers that are gone: of open jobs, if this worker goes on with these, and of jobs that are to be
         retried. Returns the ids of the open jobs. If it was unknown whether an earlier call has taken some, returns these too
@@ -413,6 +428,9 @@ class PostgresWorker(PostgresJournal):
             with self.inbox.session.using() as connection:
                 self._suspects.clear(connection)
         retried = [job for (job,) in self.select(_ORPHANS)] if late else []
+        if late and self.begins.resumes and (room := min(_MOST, self.begins.room())) > 0:
+            asked = to_try(self.lease.number, self.begins.version, room)
+            retried += [job for (job,) in self.select(*asked)]
         most, alone = self._takes() if self.begins.resumes else (0, False)
         if most or alone or retried:
             with (

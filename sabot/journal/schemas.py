@@ -21,6 +21,7 @@ from sabot.journal.crashes import make_crashes
 from sabot.journal.entry_counts import make_tables
 from sabot.journal.history_tables import make_history
 from sabot.journal.job_tables import SHARED, SHARED_BEFORE, WITHIN, make_list
+from sabot.journal.refusals import make_refusals
 from sabot.journal.tables import bring_up_to_date
 from sabot.steps import step
 
@@ -273,12 +274,14 @@ class JournalSchema:
             form = int(self.known_facts(connection)["format"])
             if form == SHARED:
                 make_crashes(connection)
+                make_refusals(connection)
                 return
             if form == SHARED_BEFORE:
                 with self.server.explained(), connection.transaction():
                     self._check_left(connection)
                     self._migrate(connection, Statements(connection), form, SHARED)
                     make_crashes(connection)
+                    make_refusals(connection)
                 return
             own()  # brings the tables up to date; nobody else has the claim
             with self.server.explained(), step("journal", f"{self.where}: shared"), connection.transaction():
@@ -289,6 +292,7 @@ class JournalSchema:
                 for statement in filter(str.strip, _SHARED.format(first=last // RANGE + 1).split(";")):
                     connection.execute(statement)
                 make_crashes(connection)
+                make_refusals(connection)
                 connection.execute("UPDATE meta SET value = %s WHERE name = 'format'", (str(SHARED),))
         finally:
             with self.server.explained():

@@ -729,6 +729,61 @@ async def test_a_handle_to_a_job_of_another_worker_cancels_it_and_follows_it_whe
     assert shop.paid == [("a0", 3)]
 
 
+async def test_a_job_goes_to_workers_whose_code_can_continue_it(shop: Shop) -> None:
+    """A rolling update in which the code of a job changes, and which has a new agent: each worker that takes a job of the other
+    version gives it back before anything is written, with the reason, and no job runs in both.
+    """
+    client, went_on = JobClient(shop.url, name="shop"), list[str]()
+
+    def kernel(version: str) -> RuntimeKernel:
+        @tool(effect="unsafe")
+        async def done(what: str) -> str:
+            went_on.append(f"{what} {version}")
+            return what
+
+        async def changed(ctx: Any) -> Any:
+            await ctx.ask("before" if version == "old" else "now", {})
+            return await ctx.call(done, "changed")
+
+        async def added(ctx: Any) -> Any:
+            await ctx.ask("confirm", {})
+            return await ctx.call(done, "added")
+
+        agents = [shop.payer(1), changed, *([added] if version == "new" else [])]
+        return RuntimeKernel.create(agent=agents, journal=shop.url, name="shop", shared=True)
+
+    async def answer(handle: ClientHandle) -> Any:
+        (question,) = await shop.asked(handle)
+        await handle.resolve_action(question.resume_token, {})
+        return (await handle.result()).output
+
+    async def blocked(handle: ClientHandle) -> str:
+        why = ""
+        while not why:
+            why = (await client.jobs.get(handle.job_id)).blocked
+        return why
+
+    old, other = kernel("old"), kernel("old")
+    await old.resume()
+    before = await client.start("changed", None)
+    await shop.asked(before)
+    new = kernel("new")
+    await new.start()
+    await old.close()
+    await new.resume()
+    assert "at step 1, ask before, the function asks for ask now" in await blocked(before)
+    later = await client.start("added", None)
+    await shop.asked(later)
+    await other.resume()  # the update was taken back in this process: an old one again
+    assert await answer(before) == "changed"
+    await new.close()
+    assert "no agent shop.added" in await blocked(later)
+    async with other, kernel("new") as last:
+        await last.resume()
+        assert await answer(later) == "added"
+    assert went_on == ["changed old", "added new"]
+
+
 def last_worker(url: str) -> Any:
     with psycopg.connect(url) as connection:
         ((found,),) = connection.execute("SELECT max(number) FROM sabot_shop.workers").fetchall()  # type: ignore[arg-type]

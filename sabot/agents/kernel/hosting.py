@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from hashlib import blake2b
 from typing import Any
 
 import msgspec
@@ -42,11 +43,13 @@ from sabot.calls.judging import repeated_around
 from sabot.clock import Clock
 from sabot.errors import IdempotencyConflict, InternalError, JournalFailed, NonDeterminism, SabotError, UserError
 from sabot.jobs.guard import Behalf, EffectGuard
+from sabot.jobs.history import History
 from sabot.jobs.host import JobHost
 from sabot.jobs.journal_calls import call_journal
 from sabot.jobs.log import Blocked, EarlierEnd, Fragment, Notice
 from sabot.jobs.open_jobs import begun_or_queued, jobs_begun_within, last_begin, next_begin, whole_entries
 from sabot.jobs.owner import OpenJob
+from sabot.jobs.run import JobRun
 from sabot.jobs.tree import first_of, parent_of
 from sabot.jobs.values import pack_error
 from sabot.journal import Journal, Position
@@ -118,7 +121,8 @@ class KernelHost:
         self._listener = _KernelEvents(events, self._given, self._look_at, self._show if shown else None)
         how: dict[str, Any] = {"clock": clock, "stop_grace_s": grace_s, "listener": self._listener, "guard": policy}
         how["use_of"] = use_of_answer
-        self._host = JobHost(journal, on_broken=self._broke, on_letter=self._begun_by_letter, **how)
+        how["on_letter"], how["refusal"] = self._begun_by_letter, self._refusal
+        self._host = JobHost(journal, on_broken=self._broke, **how)
         for agent in agents.values():
             agent.watch = self
             self._host.register(agent.agent_id, agent, children)
@@ -163,6 +167,8 @@ class KernelHost:
                 await store.leave()
             raise
         self.journal.begins.room = lambda: self._max_jobs - self._admission.running - self._admission.waiting
+        codes = sorted((agent_id, agent.code) for agent_id, agent in self._agents.items())
+        self.journal.begins.version = blake2b(repr(codes).encode(), digest_size=16).hexdigest()
         self._host.start()
         for job in cut:
             self._host.end_cut(job)
@@ -468,6 +474,22 @@ class KernelHost:
         given = self._given[job_id] = asyncio.Event()
         given.set()
         self._wait(job_id, partial(self._host.resume, job), continues=goes_on)
+
+    async def _refusal(self, job: OpenJob) -> str:
+        """Returns the reason why the agents here cannot continue a job of another worker, or "". Runs it over its recorded
+        results, before it is in memory, so that nothing of it has to be taken back.
+        """
+        agent = self._agents.get(job.agent)
+        if agent is None:
+            return f"this code has no agent {job.agent}"
+        entries = [entry for _, entry in await call_journal(whole_entries, self.journal, job.job_id)]
+        history = History.of(job.job_id, entries, parked=len(entries))
+        run = JobRun(job.job_id, history, key=self.journal.key, code=agent.code)
+        try:
+            run.start(agent.coroutine)
+        finally:
+            run.discard()
+        return "" if run.blocked is None else str(run.blocked)
 
     async def await_letter(self, job_id: str) -> ExecutionHandle | None:
         """Waits until a job begins whose beginning or retry is in the inbox of the journal, and returns the handle of this
