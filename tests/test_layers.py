@@ -128,9 +128,11 @@ THIRD_PARTIES = {
     "psycopg": {"connectors"},
     "pydantic": {"calls", "mcp"},  # types of tools and answers; the messages of MCP
     "ray": {"workers"},
+    "pyiceberg": {"connectors"},
     "redis": {"connectors"},
     "rich": {"cli", "demos"},
     "rocksdict": {"state"},
+    "sqlalchemy": {"connectors"},  # errors of a catalog in a database
     "starlette": {"mcp", "web"},  # two servers: of MCP, and of the console
     "typer": {"cli"},
     "typing_extensions": {"calls"},  # that of type checkers: no program imports it

@@ -62,7 +62,7 @@ from sabot.sql.syntax.tree import (
     Star,
     WatermarkDefinition,
 )
-from sabot.sql.table_options import Options
+from sabot.sql.table_options import YES_OR_NO, Options, delivery_of
 from sabot.sql.topic_options import (
     CONSUMERS,
     Place,
@@ -95,8 +95,6 @@ _NOT_KEPT = {
     "timestamp-type": "leave the column out",
 }
 """Keys of METADATA columns of Flink that records do not have here, and what to do instead."""
-
-_YES_OR_NO = {"true": True, "false": False}
 
 
 class BlackholeSink(Sink):
@@ -194,7 +192,7 @@ def _check_options(statement: CreateTable) -> None:
     if not known:
         raise missing[0]
     known[0].check_known(*known[1:])
-    if statement.partition and _connector(_options_of(statement)) not in (_FILES, _DELTA):
+    if statement.partition and _connector(_options_of(statement)) not in (_FILES, _DELTA, _ICEBERG):
         _log.warning("table %s: PARTITIONED BY has no effect: it names the folders of files", statement.name[-1].text)
 
 
@@ -447,7 +445,7 @@ def _of_declared(connector: Connector) -> TableConnector:
 
     def write(options: Options, statement: CreateTable) -> OpenWrite:
         written: dict[str, Any] = {}
-        _delivery(options, written)
+        written |= delivery_of(options)
         sink = made(options, Sink)
         return lambda app: (sink, written)
 
@@ -545,7 +543,7 @@ def _write_topic(options: Options, statement: CreateTable) -> OpenWrite:
         raise SqlFault(options.value_span("format"), "'format' = 'debezium-json' can be read, and not written", hint)
     format, key = with_keys(options, statement, format, reads=False)
     written |= {name: value for name, value in {"format": format, "key": key}.items() if value is not None}
-    _delivery(options, written)
+    written |= delivery_of(options)
 
     def open_sink(app: "HasStreams") -> tuple[str | Sink, dict[str, Any]]:
         from sabot.kafka import KafkaSink
@@ -560,15 +558,6 @@ def _write_topic(options: Options, statement: CreateTable) -> OpenWrite:
         return sink(topic, address, format=written.get("format"), **of_producer), to
 
     return open_sink
-
-
-_GUARANTEES = {"exactly-once": "exactly_once", "at-least-once": "at_least_once", "none": "at_least_once"}
-
-
-def _delivery(options: Options, written: dict[str, Any]) -> None:
-    older = options.choose("sink.semantic", _GUARANTEES)
-    if (delivery := options.choose("sink.delivery-guarantee", _GUARANTEES, older)) is not None:
-        written["delivery"] = delivery
 
 
 def _path(options: Options) -> str:
@@ -603,8 +592,7 @@ def _write_files(options: Options, statement: CreateTable) -> OpenWrite:
     options.take("source.monitor-interval")  # for those who read the table
     if format is None:
         raise SqlFault(options.span, f"table {options.table} needs the option 'format'", "'format' = 'parquet'")
-    written: dict[str, Any] = {}
-    _delivery(options, written)
+    written = delivery_of(options)
     more: dict[str, Any] = {"partition_by": [name.text for name in statement.partition]} if statement.partition else {}
     if format == "ndjson":
         more["times"] = times_of(options)
@@ -612,7 +600,7 @@ def _write_files(options: Options, statement: CreateTable) -> OpenWrite:
     if format == "csv" and delimiter != ",":
         more["delimiter"] = delimiter
     if format == "parquet":
-        more["evolve"] = options.choose("evolve", _YES_OR_NO, False)
+        more["evolve"] = options.choose("evolve", YES_OR_NO, False)
     return lambda app: (sink_of(format, path, **more), written)
 
 
@@ -625,36 +613,29 @@ def _write_sql(options: Options, statement: CreateTable) -> OpenWrite:
     user, password = options.take("username", "user"), options.take("password")
     if user is not None or password is not None:
         url = _with_login(url, user, password)
-    written: dict[str, Any] = {}
-    _delivery(options, written)
-    evolve = options.choose("evolve", _YES_OR_NO, False)
+    written = delivery_of(options)
+    evolve = options.choose("evolve", YES_OR_NO, False)
     with at(span):
         sink = SqlSink(url, table, evolve=evolve)
     return lambda app: (sink, written)
 
 
 def _read_delta(options: Options, statement: CreateTable) -> OpenRead:
-    from sabot.connectors.delta import DeltaSource
+    from sabot.sql.lake_tables import read_delta
 
-    path = options.need("table-path", "path")
-    version = options.number("versionAsOf")
-    stored = options.prefixed("storage.")
-    given_version = None if version is None else int(version)
-    return lambda app, given: app.stream(DeltaSource(path, version=given_version, storage_options=stored), **given)
+    return read_delta(options, statement)
 
 
 def _write_delta(options: Options, statement: CreateTable) -> OpenWrite:
-    from sabot.connectors.delta import DeltaSink
+    from sabot.sql.lake_tables import write_delta
 
-    path = options.need("table-path", "path")
-    written: dict[str, Any] = {}
-    _delivery(options, written)
-    evolve = options.choose("evolve", _YES_OR_NO, False)
-    stored = options.prefixed("storage.")
-    partitions = [name.text for name in statement.partition]
-    with at(options.span):
-        sink = DeltaSink(path, partition_by=partitions, evolve=evolve, storage_options=stored)
-    return lambda app: (sink, written)
+    return write_delta(options, statement)
+
+
+def _write_iceberg(options: Options, statement: CreateTable) -> OpenWrite:
+    from sabot.sql.lake_tables import write_iceberg
+
+    return write_iceberg(options, statement)
 
 
 def _with_login(url: str, user: str | None, password: str | None) -> str:
@@ -699,6 +680,7 @@ _MEMORY = TableConnector(_read_topic, _write_topic)
 _FILES = TableConnector(_read_files, _write_files)
 _SQL = TableConnector(None, _write_sql)
 _DELTA = TableConnector(_read_delta, _write_delta)
+_ICEBERG = TableConnector(None, _write_iceberg)
 _PRINT = TableConnector(None, lambda options, statement: lambda app: (ConsoleSink(times="sql"), {}))
 
 _WITH_OP = (None, "json", "csv", "arrow")
@@ -717,6 +699,7 @@ CONNECTORS: dict[str, TableConnector] = {
     "jdbc": _SQL,
     "postgres-cdc": TableConnector(_read_postgres_changes, None),
     "delta": _DELTA,
+    "iceberg": _ICEBERG,
     "datagen": TableConnector(_read_datagen, None),
     "faker": TableConnector(_read_faker, None),
     "print": _PRINT,

@@ -24,7 +24,7 @@ from sabot.sql.functions import cast
 from sabot.sql.scope import TypedExpr, at
 from sabot.sql.syntax.text import Span, SqlFault, list_names
 from sabot.sql.syntax.tree import CreateTable
-from sabot.sql.table_options import Options
+from sabot.sql.table_options import YES_OR_NO, Options
 from sabot.sql.types import arrow_type, sql_type
 from sabot.sql.zones import UTC
 
@@ -33,7 +33,6 @@ DEBEZIUM = "debezium"
 
 _AVRO, _CONFLUENT = "avro", "avro-confluent"
 _FORMATS = {**{name: name for name in ("json", "csv", "raw", "arrow", _AVRO, _CONFLUENT)}, "debezium-json": DEBEZIUM}
-_YES_OR_NO = {"true": True, "false": False}
 
 
 _TIMES: dict[str, TimesInJson] = {"SQL": "sql", "ISO-8601": "iso", "EPOCH-MILLIS": "ms"}
@@ -174,8 +173,8 @@ def times_of(options: Options) -> TimesInJson:
     found: TimesInJson | None = None
     for prefix in ("value.json.", "json."):
         found = options.choose(f"{prefix}timestamp-format.standard", _TIMES, found)
-        options.choose(f"{prefix}encode.decimal-as-plain-number", _YES_OR_NO)  # all digits are written either way
-        options.choose(f"{prefix}{_NO_NULLS}", _YES_OR_NO)
+        options.choose(f"{prefix}encode.decimal-as-plain-number", YES_OR_NO)  # all digits are written either way
+        options.choose(f"{prefix}{_NO_NULLS}", YES_OR_NO)
     return found or "sql"
 
 
@@ -226,9 +225,9 @@ def _confluent(options: Options, prefix: str = "value.") -> Avro:
     if token is not None:
         settings |= {"bearer.auth.credentials.source": "STATIC_TOKEN", "bearer.auth.token": token}
     register = settings.pop("auto.register.schemas", "true")
-    if register not in _YES_OR_NO:
+    if register not in YES_OR_NO:
         raise SqlFault(options.span, f"'auto.register.schemas' cannot be '{register}'", "'true' or 'false'")
-    given: dict[str, Any] = {"auto_register": _YES_OR_NO[register]}
+    given: dict[str, Any] = {"auto_register": YES_OR_NO[register]}
     if (subject := options.take(*names("subject"))) is not None:
         given["subject"] = subject
     login = None if user is None else (user.partition(":")[0], user.partition(":")[2])

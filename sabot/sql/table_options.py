@@ -28,6 +28,8 @@ _IGNORED = (
 """Options of Flink that have no meaning here, or whose meaning the engine always has."""
 
 
+YES_OR_NO = {"true": True, "false": False}
+_GUARANTEES = {"exactly-once": "exactly_once", "at-least-once": "at_least_once", "none": "at_least_once"}
 _UNITS = {
     **{"ms": "ms", "milli": "ms", "millisecond": "ms", "s": "s", "sec": "s", "second": "s", "min": "m", "m": "m"},
     **{"minute": "m", "h": "h", "hour": "h", "d": "d", "day": "d"},
@@ -154,3 +156,10 @@ class Options:
 
 def _is_ignored(option: str) -> bool:
     return any(pattern.fullmatch(option) for pattern in _IGNORED)
+
+
+def delivery_of(options: Options) -> dict[str, str]:
+    """Returns the guarantee that a table which is written asks for, as an argument of `to`; {} for that of its sink."""
+    older = options.choose("sink.semantic", _GUARANTEES)
+    delivery = options.choose("sink.delivery-guarantee", _GUARANTEES, older)
+    return {} if delivery is None else {"delivery": delivery}

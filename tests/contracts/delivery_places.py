@@ -22,10 +22,12 @@ import redis
 from sabot.connectors.base import Sink
 from sabot.connectors.delta import DeltaSink
 from sabot.connectors.files import ObjectSink
+from sabot.connectors.iceberg import IcebergSink
 from sabot.connectors.memory import MemoryBroker, MemorySink
 from sabot.connectors.redis import RedisStreamSink
 from sabot.connectors.sql import SqlSink
 from tools.checkpoint_tools import in_memory
+from tools.iceberg_lake import lake_of, rows_in_lake
 from tools.postgres import server_or_skip
 from tools.redis_server import server_or_skip as redis_server
 
@@ -171,6 +173,23 @@ class DeltaDelivery:
         return connection.execute("SELECT n, text FROM read_parquet(?) ORDER BY n", [files]).fetchall()
 
 
+class IcebergDelivery:
+    """A table of Iceberg, in a catalog in a SQLite file."""
+
+    fences = True
+
+    def __init__(self, folder: Path) -> None:
+        self._catalog = lake_of(folder)
+        self._table = f"lake.t{uuid.uuid4().hex}"
+
+    def sink(self) -> Sink:
+        return IcebergSink(self._catalog, self._table, schema=pa.schema([("n", pa.int64()), ("text", pa.string())]))
+
+    def rows(self) -> list[Row]:
+        found = rows_in_lake(self._catalog, self._table)
+        return sorted(((row["n"], row["text"]) for row in found), key=lambda row: row[0])
+
+
 class DocumentedDelivery:
     """The sink of a user's own that docs/sinks.md shows."""
 
@@ -209,6 +228,7 @@ PLACES: dict[str, Callable[[Path], contextlib.AbstractContextManager[Callable[[]
     "postgres": _postgres,
     "redis": lambda folder: contextlib.nullcontext(partial(RedisDelivery, redis_server().url)),
     "delta": lambda folder: contextlib.nullcontext(lambda: DeltaDelivery(folder)),
+    "iceberg": lambda folder: contextlib.nullcontext(lambda: IcebergDelivery(folder)),
     "objects": lambda folder: contextlib.nullcontext(ObjectDelivery),
     "documented": lambda folder: contextlib.nullcontext(lambda: DocumentedDelivery(folder)),
 }

@@ -15,6 +15,7 @@ import pytest
 import redis
 
 from sabot.testing.connectors import Dance, Danced
+from tools.iceberg_lake import lake_of, rows_in_lake
 from tools.postgres import Postgres
 from tools.postgres import server_or_skip as postgres_or_skip
 from tools.redis_server import Redis, server_or_skip
@@ -26,14 +27,17 @@ GUARD_SECONDS = 60.0
 # Each row comes out with the number of rows of its key so far: a row that counts twice in the state, or not at all, shows.
 PROGRAM = """
 import asyncio
+import pyarrow as pa
 import sabot
 from sabot import App, files
+from sabot.connectors.iceberg import IcebergSink
 from sabot.connectors.postgres import PostgresChanges
 from sabot.connectors.redis import RedisStreamSink, RedisStreamSource
 from sabot.connectors.sql import SqlSink
 
 app = App("danced", state="state", checkpoint_interval="50ms")
 SCHEMA = {{"n": "int64", "key": "int64"}}
+COUNTED = pa.schema([("n", pa.int64()), ("count", pa.int64())])
 
 
 @app.agent({source}, key="key", sink={sink}, schema=SCHEMA, concurrency=4)
@@ -122,6 +126,20 @@ def into_sqlite(folder: Path, seed: int) -> Dance:
     return Dance(program, folder, put=Files(folder).put, rows=rows, expected=row, seed=seed)
 
 
+def into_iceberg(folder: Path, seed: int) -> Dance:
+    lake = lake_of(folder)
+
+    def rows() -> Sequence[Hashable]:
+        return [(each["n"], each["count"]) for each in rows_in_lake(lake, "lake.every")]
+
+    program = PROGRAM.format(
+        source='files("in/*.ndjson", follow="20ms")',
+        sink=f'IcebergSink({lake!r}, "lake.every", schema=COUNTED)',
+        more="",
+    )
+    return Dance(program, folder, put=Files(folder).put, rows=rows, expected=row, seed=seed)
+
+
 def through_redis(folder: Path, server: Redis, seed: int) -> Dance:
     client = redis.Redis.from_url(server.url)
 
@@ -198,7 +216,7 @@ def check(danced: Danced, kills: int) -> None:
 
 
 @pytest.mark.slow  # 22 processes
-@pytest.mark.parametrize("dance", [into_duckdb, into_sqlite])
+@pytest.mark.parametrize("dance", [into_duckdb, into_sqlite, into_iceberg])
 def test_an_app_that_is_killed_again_and_again_loses_and_repeats_no_row(
     dance: Callable[[Path, int], Dance], tmp_path: Path
 ) -> None:

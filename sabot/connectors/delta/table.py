@@ -10,6 +10,7 @@ from typing import Any
 
 from sabot.base.os_errors import hint_of
 from sabot.base.redaction import clean_cause, keep_settings, keep_url, redacted_url, scrubbed
+from sabot.connectors.lake.sink import LakePlace
 from sabot.errors import MissingExtra, TransientError, UserError
 
 _REFUSED = "does the table have a rule that the rows break, or a feature that deltalake does not support?"
@@ -17,7 +18,7 @@ _COLOUR = re.compile(r"\x1b\[[0-9;]*m|↳")
 _WORDS = 600  # characters of an error of the driver, which may quote rows
 
 
-class DeltaPlace:
+class DeltaPlace(LakePlace):
     """The place of a table: a folder, or an address in an object store. `options`: settings for the object store.
     `feature`: the feature that needs deltalake, for the error if it is missing.
     """
@@ -34,9 +35,6 @@ class DeltaPlace:
         keep_url(self.uri)
         keep_settings(self.options)
         self.name = redacted_url(self.uri) if "://" in self.uri else self.uri
-        """The address without secrets."""
-        self.where = f"table {self.name}"
-        """The words for the table in messages."""
 
     @property
     def folder(self) -> str | None:

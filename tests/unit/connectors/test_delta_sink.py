@@ -148,7 +148,7 @@ def test_at_least_once_there_is_a_commit_for_each_flush(table: Path) -> None:
 
 
 def test_at_least_once_enough_rows_are_committed_before_the_flush(table: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sabot.connectors.delta.sink._WAITING_BYTES", 100)
+    monkeypatch.setattr("sabot.connectors.lake.sink._WAITING_BYTES", 100)
     sink = DeltaSink(table, schema=SCHEMA)
     sink.open()
     for n in range(50):

@@ -13,6 +13,7 @@ import pytest
 from sabot import App, col
 from sabot.sql.syntax.text import SqlError
 from sabot.testing import MemoryBroker
+from tools.iceberg_lake import lake_of, rows_in_lake, table_of
 
 TABLES = """
 CREATE TABLE flights (
@@ -333,6 +334,43 @@ async def test_a_script_writes_into_a_delta_table_with_its_partitions_and_new_co
     await later.run()
     rows = polars.read_delta("lake").sort("delay", "minutes").rows()
     assert rows == [("AA", None, 300), ("UA", None, 1200), ("AA", 5, None), ("UA", 20, None)]
+
+
+async def test_a_script_writes_into_an_iceberg_table_with_its_partitions_and_new_columns(app, tmp_path):
+    lake = lake_of(tmp_path)
+    catalog = f"""'connector' = 'iceberg', 'catalog-name' = 'default', 'catalog-type' = 'jdbc', 'uri' = 'jdbc:{lake["uri"]}',
+        'warehouse' = '{lake["warehouse"]}', 'catalog-database' = 'db'"""
+    app.sql(f"""
+        CREATE TABLE lake (carrier STRING, delay BIGINT) PARTITIONED BY (carrier) WITH ({catalog});
+        INSERT INTO lake SELECT carrier, delay FROM flights;
+    """)
+    await app.run()
+    found = table_of(lake, "db.lake")
+    assert [field.name for field in found.spec().fields] == ["carrier"]
+    assert sorted(found.scan().to_arrow()["delay"].to_pylist()) == [5, 20]
+    later = App("later")
+    later.sql(TABLES)
+    later.sql(f"""
+        CREATE TABLE more (carrier STRING, minutes BIGINT) WITH ({catalog}, 'catalog-table' = 'lake', 'evolve' = 'true');
+        INSERT INTO more SELECT carrier, minutes FROM flights;
+    """)
+    await later.run()
+    rows = sorted((str(row["delay"]), row["minutes"]) for row in rows_in_lake(lake, "db.lake"))
+    assert rows == [("20", None), ("5", None), ("None", 300), ("None", 1200)]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ("'catalog-type' = 'rest', 'write.upsert.enabled' = 'true'", "rows of a table of Iceberg are not replaced"),
+        ("'catalog-type' = 'hadoop'", "'catalog-type' cannot be 'hadoop'"),
+        ("'catalog-database' = 'db'", "needs the option 'catalog-type'"),
+        ("'catalog-type' = 'rest', 'warehose' = 'lake'", "there is no option 'warehose'"),
+    ],
+)
+def test_options_of_an_iceberg_table_that_cannot_be_are_refused(app, options, said):
+    with pytest.raises(SqlError, match=said):
+        app.sql(f"CREATE TABLE lake (delay BIGINT) WITH ('connector' = 'iceberg', {options})")
 
 
 @pytest.mark.parametrize(

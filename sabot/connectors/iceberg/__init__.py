@@ -1,0 +1,5 @@
+"""Tables of Iceberg. The sink writes exactly once: the rows and the track's token are in one commit of the catalog."""
+
+from sabot.connectors.iceberg.sink import IcebergSink
+
+__all__ = ["IcebergSink"]

@@ -1,0 +1,207 @@
+"""What Sabot does with pyiceberg: files that are on the disk before a commit names them, and commits that are tried once.
+
+This module is imported when a table is used, as pyiceberg takes a second to import.
+
+pyiceberg tries a commit that has failed again by itself. It builds the snapshot anew, but not the tag beside it, so a part could be
+there without its token: `Commit` does one try, and the sink looks at the table between two. And a transaction of pyiceberg keeps one
+requirement of each kind, so of a branch and a tag only the first would be asked for: `Commit` has its own list.
+"""
+
+import io
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pyarrow as pa
+from pyiceberg import exceptions
+from pyiceberg.catalog import load_catalog
+from pyiceberg.expressions import AlwaysTrue
+from pyiceberg.io.pyarrow import PyArrowFile, PyArrowFileIO, _dataframe_to_data_files, schema_to_pyarrow
+from pyiceberg.table import Table, Transaction
+from pyiceberg.table.refs import SnapshotRefType
+from pyiceberg.table.update import AssertRefSnapshotId, AssertTableUUID, SetSnapshotRefUpdate
+from pyiceberg.transforms import IdentityTransform, VoidTransform, parse_transform
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
+
+from sabot.base.disk import sync
+
+__all__ = [
+    "LATER",
+    "REFUSED",
+    "Commit",
+    "catalog_of",
+    "columns_of",
+    "create",
+    "data_files",
+    "exceptions",
+    "partitions_of",
+]
+
+LATER = (
+    exceptions.CommitFailedException,
+    exceptions.CommitStateUnknownException,
+    exceptions.ServerError,
+    exceptions.ServiceUnavailableError,
+    exceptions.TooManyRequestsError,
+    exceptions.WaitingForLockException,
+    OperationalError,
+    OSError,
+)
+"""Errors that may be over at another try."""
+
+REFUSED = (
+    exceptions.RESTError,
+    exceptions.ValidationError,
+    exceptions.ValidationException,
+    exceptions.NoSuchTableError,
+    exceptions.NoSuchNamespaceError,
+    exceptions.NoSuchPropertyException,
+    exceptions.NotInstalledError,
+    exceptions.TableAlreadyExistsError,
+    SQLAlchemyError,
+)
+"""Errors that stay."""
+
+_MAIN = "main"
+_FOREVER = 2**63 - 1  # ms: what expires old snapshots never takes the tag
+_BY = re.compile(r"(year|month|day|hour|bucket|truncate)\((?:(\d+), *)?([^()]+)\)")
+_PROPERTIES = {
+    "format-version": "2",
+    "commit.manifest-merge.enabled": "true",  # else each commit has a manifest more to name, and is slower than the one before
+    "write.metadata.delete-after-commit.enabled": "true",
+}
+"""Properties of a table that is made."""
+
+
+class _OnDisk(io.FileIO):
+    """A file that is on the disk when it is closed."""
+
+    def close(self) -> None:
+        if not self.closed:
+            self.flush()
+            os.fsync(self.fileno())
+            super().close()
+            sync(Path(str(self.name)).parent)
+
+
+class _OnDiskFile(PyArrowFile):  # type: ignore[misc]
+    def __init__(self, location: str, path: str, files: Any) -> None:
+        super().__init__(location, path, files)
+        self._local = path
+
+    def create(self, overwrite: bool = False) -> Any:
+        os.makedirs(os.path.dirname(self._local), exist_ok=True)
+        return io.BufferedWriter(_OnDisk(self._local, "w" if overwrite else "x"))
+
+
+class OnDisk(PyArrowFileIO):  # type: ignore[misc]
+    """Files of a table on this machine, which outlive a loss of power once a commit names them."""
+
+    def new_output(self, location: str) -> PyArrowFile:
+        scheme, host, path = self.parse_location(location, self.properties)
+        if scheme != "file":
+            return super().new_output(location)
+        return _OnDiskFile(location, path, self.fs_by_scheme(scheme, host))
+
+
+class Commit(Transaction):  # type: ignore[misc]
+    """One try of one commit. `tag`: the name of a tag that the commit moves to its snapshot, or None.
+
+    The commit fails if another one came behind the `table` that it was made for, or if the tag is not where this table has it.
+    """
+
+    def __init__(self, table: Table, tag: str | None) -> None:
+        super().__init__(table)
+        self._before = table
+        self._tag = tag
+
+    def add(self, files: Sequence[Any], summary: Mapping[str, str]) -> int:
+        """Adds a snapshot with the files, and `summary` in its summary. Returns its id."""
+        append = self.update_snapshot(snapshot_properties=dict(summary)).merge_append()
+        for file in files:
+            append.append_data_file(file)
+        append.commit()
+        found: int = append.snapshot_id
+        if self._tag is not None:
+            update = SetSnapshotRefUpdate(
+                ref_name=self._tag, type=SnapshotRefType.TAG, snapshot_id=found, max_ref_age_ms=_FOREVER
+            )
+            self._updates += (update,)
+        return found
+
+    def remove_all(self) -> None:
+        """Adds a snapshot without files. The tag stays where it is."""
+        self.delete(AlwaysTrue())
+
+    def commit_transaction(self) -> Table:
+        table, before = self._before, self._before.metadata
+        if not self._updates:
+            return table
+        refs = [_MAIN] if self._tag is None or not before.snapshots else [_MAIN, self._tag]
+        seen = {name: before.refs[name].snapshot_id if name in before.refs else None for name in refs}
+        required = [AssertRefSnapshotId(ref=name, snapshot_id=found) for name, found in seen.items()]
+        table.catalog.commit_table(table, (AssertTableUUID(uuid=before.table_uuid), *required), self._updates)
+        return table
+
+
+def catalog_of(settings: str | Mapping[str, str]) -> Any:
+    """Returns a catalog. `settings`: its properties, or its name in the configuration of pyiceberg."""
+    if isinstance(settings, str):
+        return load_catalog(settings)
+    given = {name: str(value) for name, value in settings.items()}
+    if (warehouse := given.get("warehouse", "")) and "://" not in warehouse and given.get("type") == "sql":
+        given["warehouse"] = os.path.abspath(
+            warehouse
+        )  # the metadata keeps it, and another process may stand elsewhere
+        given.setdefault("py-io-impl", f"{OnDisk.__module__}.{OnDisk.__name__}")
+    return load_catalog(given.pop("name", "default"), **given)
+
+
+def columns_of(table: Table) -> pa.Schema:
+    """Returns the columns of a table."""
+    return schema_to_pyarrow(table.schema(), include_field_ids=False)
+
+
+def split(by: str) -> tuple[str, str]:
+    """Returns (transform, column) of an item of `partition_by`: "day(ts)" is ("day", "ts"), "region" ("identity", "region")."""
+    if (found := _BY.fullmatch(by)) is None:
+        return "identity", by
+    name, width, column = found.groups()
+    return (name if width is None else f"{name}[{width}]"), column.strip()
+
+
+def partitions_of(table: Table) -> list[str]:
+    """Returns that by which a table is partitioned, as `split` takes it."""
+    found = []
+    for field in table.spec().fields:
+        column = str(table.schema().find_column_name(field.source_id))
+        if isinstance(field.transform, IdentityTransform):
+            found.append(column)
+        elif not isinstance(field.transform, VoidTransform):
+            name, _, width = str(field.transform).partition("[")
+            found.append(f"{name}({width.rstrip(']')}, {column})" if width else f"{name}({column})")
+    return found
+
+
+def create(catalog: Any, name: str, schema: pa.Schema, by: Sequence[str]) -> Table:
+    """Makes a table, and its namespace if that is missing."""
+    namespace = name.rpartition(".")[0]
+    if not catalog.namespace_exists(namespace):
+        catalog.create_namespace_if_not_exists(namespace)
+    making = catalog.create_table_transaction(name, schema, properties=_PROPERTIES)
+    if by:
+        with making.update_spec() as spec:
+            for transform, column in map(split, by):
+                kind = transform.partition("[")[0]
+                spec.add_field(column, parse_transform(transform), column if kind == "identity" else f"{column}_{kind}")
+    return making.commit_transaction()
+
+
+def data_files(table: Table, rows: Sequence[pa.RecordBatch]) -> list[Any]:
+    """Writes rows, which have all columns of the table, into files. Returns these for `Commit.add`."""
+    if not rows:
+        return []
+    return list(_dataframe_to_data_files(table.metadata, pa.Table.from_batches(rows), table.io, uuid4()))

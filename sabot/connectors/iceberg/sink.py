@@ -1,0 +1,247 @@
+"""`IcebergSink`: appends rows to a table of Iceberg.
+
+The token of a track is in the summary of a snapshot, to which a *tag* of the table points: `sabot.<app>.<sink>`. The summary has
+
+    sabot.owner          a random number: the process that has claimed the track last
+    sabot.part           the number of the last part
+    sabot.incarnation    the incarnation that sent this part
+
+A delivery is one commit of the catalog: it adds a snapshot, and moves the branch `main` and the tag to it. The catalog refuses it
+unless `main` and the tag are still where the sink saw them. So a process that has lost the track cannot commit any more, as the claim of
+its successor, a snapshot without files, has moved the tag; and what expires old snapshots leaves those of tags.
+
+If the answer to a commit is lost, the sink loads the table, and the tag says whether the commit took effect. Data files of a commit that
+did not are used again; those that a killed process leaves are in no snapshot, and the removal of orphan files takes them.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from sabot.connectors.base import Token, Track
+from sabot.connectors.files.columns import canonical
+from sabot.connectors.iceberg.table import IcebergPlace
+from sabot.connectors.iceberg.types import iceberg_schema, takes, widens
+from sabot.connectors.lake.sink import LakeSink, has_reached
+from sabot.errors import TransientError, UserError
+from sabot.steps import step
+
+__all__ = ["IcebergSink"]
+
+_ATTEMPTS = 20  # of a commit, while others commit in between or answers are lost
+_OWNER, _PART, _INCARNATION = "sabot.owner", "sabot.part", "sabot.incarnation"
+
+
+@dataclass(frozen=True, slots=True)
+class _CommitMark:
+    """The mark of a commit: its track, the owner, and the number of the part, or None to leave the token as it is."""
+
+    track: Track
+    owner: int
+    seq: int | None
+
+
+class IcebergSink(LakeSink):
+    """A sink that appends rows to a table of Iceberg: `IcebergSink(catalog, "lake.orders", partition_by=["day(ts)"])`.
+
+    `catalog`: its properties, as pyiceberg takes them, such as {"type": "sql", "uri": "sqlite:///lake.db", "warehouse": "lake"} or
+    {"type": "rest", "uri": "https://…", "token": "…"}; or the name of a catalog in the configuration of pyiceberg. `table`: its
+    namespace and name. `partition_by`: that by which the files of a new table are divided: columns, or year(ts), month(ts), day(ts),
+    hour(ts), bucket(16, id), truncate(4, name). `schema`: the columns, if the plan does not know them. `evolve`: True to add columns
+    that come and that an existing table lacks, and to widen integers, floats and decimals. `overwrite`: True to remove all rows from the
+    table when the app starts without a checkpoint.
+
+    The table and its namespace are made if they are missing. Columns of the table that do not come are null. Rows are only added, so
+    changes are refused.
+
+    Exactly once: the rows of a part and its token are one commit. At least once: there is a commit at each checkpoint, or for 64 MiB of
+    rows.
+    """
+
+    lake = "Iceberg"
+
+    def __init__(
+        self,
+        catalog: str | Mapping[str, str],
+        table: str,
+        *,
+        partition_by: Sequence[str] = (),
+        schema: pa.Schema | None = None,
+        evolve: bool = False,
+        overwrite: bool = False,
+    ) -> None:
+        self._place = IcebergPlace(catalog, table, "a sink into Iceberg")
+        super().__init__(self._place, partition_by, schema, evolve, overwrite)
+
+    @property
+    def address(self) -> str:
+        return self._place.address
+
+    # -- the format -----------------------------------------------------------------------------------------------------
+
+    def typed(self, schema: pa.Schema) -> pa.Schema:
+        return iceberg_schema(schema)
+
+    def _columns(self, table: Any) -> pa.Schema:
+        return canonical(self._place.driver.columns_of(table))
+
+    def _partitions(self, table: Any) -> list[str]:
+        found: list[str] = self._place.driver.partitions_of(table)
+        return found
+
+    def _check(self, table: Any) -> None:
+        super()._check(table)
+        self._check_columns(self.partition_by if table is None else self._partitions(table))
+
+    def _check_columns(self, partitions: Sequence[str]) -> None:
+        columns = [self._place.driver.split(by)[1] for by in partitions]
+        if twice := [name for name in columns if columns.count(name) > 1]:
+            raise UserError(
+                f"{self.where} is partitioned twice by {twice[0]}, which pyiceberg does not write",
+                hint="partition it by one transform of each column",
+            )
+
+    def _check_partitions(self, schema: pa.Schema) -> None:
+        self._check_columns(self.partition_by)
+        for by in self.partition_by:
+            transform, column = self._place.driver.split(by)
+            if column not in schema.names:
+                raise UserError(
+                    f"{self.where}: partition_by names {column!r}, but the rows have {', '.join(schema.names)}",
+                    hint="add it before the sink: with_columns(day=…)",
+                )
+            kind = self.typed(schema).field(column).type
+            if not takes(transform, kind):
+                raise UserError(
+                    f"{self.where}: partition_by: {by} cannot be: column {column!r} is {kind}",
+                    hint="year, month, day and hour take timestamps (the first three also dates); bucket(16, id) and "
+                    "truncate(4, name) texts and whole numbers",
+                )
+
+    def _promoted(self, columns: pa.Schema, schema: pa.Schema) -> pa.Schema:
+        kinds = {field.name: field.type for field in schema}
+        return pa.schema(
+            [
+                each.with_type(kind) if widens(each.type, kind := kinds.get(each.name, each.type)) else each
+                for each in columns
+            ]
+        )
+
+    def _fence(self, track: Track, owner: int) -> _CommitMark:
+        return _CommitMark(track, owner, None)
+
+    def _mark(self, track: Track, seq: int) -> _CommitMark:
+        return _CommitMark(track, self.owner, seq)
+
+    def _token(self, table: Any, track: Track) -> Token | None:
+        found = _summary(table, track)
+        return Token(int(found[_PART]), found[_INCARNATION]) if _PART in found else None
+
+    def _owner_of(self, table: Any, track: Track) -> int | None:
+        owner = _summary(table, track).get(_OWNER)
+        return None if owner is None else int(owner)
+
+    # -- commits --------------------------------------------------------------------------------------------------------
+
+    def _created(self, schema: pa.Schema, mark: _CommitMark | None) -> Any:
+        driver, place = self._place.driver, self._place
+        try:
+            with step("create", self.name):
+                table = driver.create(place.catalog, self.name, schema, self.partition_by)
+        except driver.exceptions.TableAlreadyExistsError:  # meanwhile, or the answer of an earlier try was lost
+            table = place.found()
+            self._check(table)
+        if mark is not None:
+            self._claim(table, mark)
+        return table
+
+    def _claimed(self, track: Track, owner: int, *, again: bool) -> Any:
+        """Makes `owner` the owner of the track. If another commit comes in between, tries again."""
+        mark = self._fence(track, owner)
+        for _ in range(_ATTEMPTS):
+            table = self._place.found()
+            if again:
+                self.check_owner(table, track, owner)
+            self._check(table)
+            if table is None:
+                return self.made(mark)
+            try:
+                self._claim(table, mark)
+            except self._place.driver.exceptions.CommitFailedException:
+                continue
+            return table
+        raise TransientError(f"{self.where}: other processes commit so often that {track.key!r} cannot be claimed")
+
+    def _claim(self, table: Any, mark: _CommitMark) -> None:
+        with step("claim", mark.track.key):
+            self._try(table, [], mark)
+
+    def _refresh(self) -> Any:
+        self.table = self._place.found()
+        return self.opened()
+
+    def _files(self, table: Any) -> int:
+        snapshot = table.current_snapshot()
+        return 0 if snapshot is None else int(snapshot.summary.get("total-data-files") or 0)
+
+    def _empty(self, mark: _CommitMark | None) -> None:
+        if mark is not None:
+            self.check_owner(self.table, mark.track, mark.owner)
+        with step("commit", self.name), self._place.driver.Commit(self.table, _tag(mark)) as commit:
+            commit.remove_all()
+
+    def _add(self, fields: pa.Schema) -> None:
+        with step("commit", self.name), self.table.update_schema() as update:
+            update.union_by_name(fields)
+        self._refresh()
+
+    def _commit(self, rows: Sequence[pa.RecordBatch], mark: _CommitMark | None) -> None:
+        """Commits rows and mark. Tries again, with the same files, if another commit came in between; and, if there is a token that
+        says what took effect, if the answer was lost.
+        """
+        driver, table = self._place.driver, self.table
+        with step("write", self.name):
+            files = driver.data_files(table, rows)
+        spec = table.metadata.default_spec_id
+        for _ in range(_ATTEMPTS):
+            try:
+                with step("commit", self.name):
+                    return self._try(table, files, mark)
+            except driver.exceptions.CommitFailedException:
+                pass
+            except driver.LATER:
+                if mark is None:
+                    raise
+            table = self._refresh()
+            if mark is not None:
+                self.check_owner(table, mark.track, mark.owner)
+                assert mark.seq is not None
+                if has_reached(self._token(table, mark.track), mark.track, mark.seq):
+                    return None
+            if table.metadata.default_spec_id != spec:
+                raise TransientError(f"{self.where}: its partitions were changed while rows were written")
+        raise TransientError(f"{self.where}: other processes commit so often that no commit of ours comes through")
+
+    def _try(self, table: Any, files: Sequence[Any], mark: _CommitMark | None) -> None:
+        """Tries a commit once."""
+        summary: dict[str, str] = {}
+        if mark is not None:
+            before = _summary(table, mark.track)
+            summary = {name: before[name] for name in (_PART, _INCARNATION) if name in before}
+            summary[_OWNER] = str(mark.owner)
+            if mark.seq is not None:
+                summary |= {_PART: str(mark.seq), _INCARNATION: mark.track.incarnation}
+        with self._place.driver.Commit(table, _tag(mark)) as commit:
+            commit.add(files, summary)
+
+
+def _tag(mark: _CommitMark | None) -> str | None:
+    return None if mark is None else mark.track.key
+
+
+def _summary(table: Any, track: Track) -> Mapping[str, str]:
+    """Returns the summary of the snapshot with the tag of the track; {} if there is none."""
+    found = table.snapshot_by_name(track.key)
+    return {} if found is None else found.summary.additional_properties

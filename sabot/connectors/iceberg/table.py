@@ -1,0 +1,89 @@
+"""A table of Iceberg: its catalog, its name, and the errors of pyiceberg as those of Sabot."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from sabot.base.os_errors import hint_of
+from sabot.base.redaction import clean_cause, keep_settings, redacted_url, scrubbed
+from sabot.connectors.lake.sink import LakePlace
+from sabot.errors import MissingExtra, TransientError, UserError
+
+_CHARACTERS = 600  # of an error of the driver, which may quote rows
+
+
+class IcebergPlace(LakePlace):
+    """The place of a table: its catalog, and its name there, such as "lake.orders". `feature`: the feature that needs pyiceberg, for
+    the error if it is missing.
+    """
+
+    def __init__(self, catalog: str | Mapping[str, str], table: str, feature: str) -> None:
+        try:
+            import pyiceberg.table  # noqa: F401
+            import sqlalchemy  # noqa: F401  of catalogs in a database, whose errors are explained
+        except ImportError as error:
+            raise MissingExtra(feature, "iceberg") from error
+        from sabot.connectors.iceberg import driver
+
+        self.driver: Any = driver
+        self.name = table
+        if not all(table.split(".")[0:2]) or "." not in table:
+            raise UserError(f"table {table!r} has no namespace", hint='"lake.orders": the namespace, and the table')
+        self.settings = catalog if isinstance(catalog, str) else dict(catalog)
+        if isinstance(catalog, Mapping):
+            keep_settings(catalog)
+        self._catalog: Any = None
+
+    @property
+    def address(self) -> str:
+        """The catalog and the name, without secrets."""
+        settings = self.settings
+        where = settings if isinstance(settings, str) else redacted_url(str(settings.get("uri", "")))
+        return f"{where}/{self.name}"
+
+    @property
+    def catalog(self) -> Any:
+        """The catalog, which is opened at its first use."""
+        if self._catalog is None:
+            self._catalog = self.driver.catalog_of(self.settings)
+        return self._catalog
+
+    def found(self) -> Any:
+        try:
+            return self.catalog.load_table(self.name)
+        except self.driver.exceptions.NoSuchTableError:
+            return None
+
+    def close(self) -> None:
+        catalog, self._catalog = self._catalog, None
+        if catalog is not None:
+            catalog.close()
+
+    @contextmanager
+    def explained(self) -> Iterator[None]:
+        driver = self.driver
+        try:
+            yield
+        except FileNotFoundError as error:
+            raise UserError(
+                f"{self.where}: a file that it names is gone: {_plain(error)}",
+                hint="was the table, or a file below it, removed by hand?",
+            ) from clean_cause(error)
+        except driver.exceptions.CommitFailedException as error:
+            text = f"{self.where}: another process has changed it: {_plain(error)}"
+            raise TransientError(text) from clean_cause(error)
+        except driver.LATER as error:
+            hint = "check the address of the catalog and of the warehouse, and their keys"
+            raise TransientError(
+                f"{self.where} cannot be reached: {_plain(error)}",
+                hint=hint_of(error, hint) if isinstance(error, OSError) else hint,
+            ) from clean_cause(error)
+        except driver.REFUSED as error:
+            raise UserError(f"{self.where}: {_plain(error)}", hint="see the settings of the catalog") from clean_cause(
+                error
+            )
+
+
+def _plain(error: Exception) -> str:
+    """Returns the text of an error in one line, without secrets."""
+    return scrubbed(" ".join(str(error).split()))[:_CHARACTERS]

@@ -1,0 +1,81 @@
+"""Tables of lakehouses: 'connector' = 'delta' and 'iceberg', with the options of Flink's connectors of these names."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from sabot.sql.scope import at
+from sabot.sql.syntax.text import SqlFault
+from sabot.sql.syntax.tree import CreateTable
+from sabot.sql.table_options import YES_OR_NO, Options, delivery_of
+
+if TYPE_CHECKING:
+    from sabot.api.stream import Stream
+    from sabot.connectors.base import Sink
+
+_CATALOGS = {"rest": "rest", "jdbc": "sql", "sql": "sql", "glue": "glue", "hive": "hive"}
+_OF_CATALOGS = ("token", "credential", "scope", "oauth2-server-uri", "user", "password")
+_FAMILIES = ("s3.", "gcs.", "adls.", "hdfs.", "glue.", "rest.", "header.", "client.")
+
+
+def read_delta(options: Options, statement: CreateTable) -> "Callable[[Any, dict[str, Any]], Stream]":
+    """Returns the reader of a table of Delta Lake. Raises SqlFault."""
+    from sabot.connectors.delta import DeltaSource
+
+    path = options.need("table-path", "path")
+    version = options.number("versionAsOf")
+    stored = options.prefixed("storage.")
+    given_version = None if version is None else int(version)
+    return lambda app, given: app.stream(DeltaSource(path, version=given_version, storage_options=stored), **given)
+
+
+def write_delta(options: Options, statement: CreateTable) -> "Callable[[Any], tuple[Sink, dict[str, Any]]]":
+    """Returns the writer of a table of Delta Lake. Raises SqlFault."""
+    from sabot.connectors.delta import DeltaSink
+
+    path = options.need("table-path", "path")
+    written = delivery_of(options)
+    evolve = options.choose("evolve", YES_OR_NO, False)
+    stored = options.prefixed("storage.")
+    partitions = [name.text for name in statement.partition]
+    with at(options.span):
+        sink = DeltaSink(path, partition_by=partitions, evolve=evolve, storage_options=stored)
+    return lambda app: (sink, written)
+
+
+def write_iceberg(options: Options, statement: CreateTable) -> "Callable[[Any], tuple[Sink, dict[str, Any]]]":
+    """Returns the writer of a table of Iceberg. Raises SqlFault."""
+    from sabot.connectors.iceberg import IcebergSink
+
+    if options.given("write.upsert.enabled") == "true":
+        raise SqlFault(
+            options.key_span("write.upsert.enabled"),
+            "rows of a table of Iceberg are not replaced",
+            "a view whose rows are final, or a table of 'connector' = 'jdbc'",
+        )
+    options.take("write.upsert.enabled")
+    catalog, table = _iceberg_table(options)
+    written = delivery_of(options)
+    evolve = options.choose("evolve", YES_OR_NO, False)
+    partitions = [name.text for name in statement.partition]
+    with at(options.span):
+        sink = IcebergSink(catalog, table, partition_by=partitions, evolve=evolve)
+    return lambda app: (sink, written)
+
+
+def _iceberg_table(options: Options) -> "tuple[str | dict[str, str], str]":
+    """Returns the properties of the catalog, or its name in the configuration of pyiceberg, and the name of the table."""
+    table = f"{options.take('catalog-database') or 'default'}.{options.take('catalog-table') or options.table}"
+    name = options.take("catalog-name")
+    if options.given("catalog-type") is None and options.given("uri") is None:
+        if name is None:
+            options.need("catalog-type")
+        return str(name), table
+    settings = {"type": options.choose("catalog-type", _CATALOGS, "rest"), "name": name or "default"}
+    for each in ("uri", "warehouse", *_OF_CATALOGS):
+        if (value := options.take(each)) is not None:
+            settings[each] = value
+    for family in _FAMILIES:
+        settings |= {f"{family}{each}": value for each, value in options.prefixed(family).items()}
+    if settings["type"] == "sql":
+        settings["uri"] = settings.get("uri", "").removeprefix("jdbc:")
+    return settings, table
