@@ -32,7 +32,8 @@ from sabot.runtime.life.restore import Asked, known_columns, plan_of
 from tools.agent_tools import bounded, until
 
 SEEDS = int(os.environ.get("SABOT_HINT_SEEDS", "20"))
-TOPICS = ("orders", "customers", "clicks")
+TOPICS = ("orders", "customers", "clicks", "visits", "homes")
+TIME = {"ts": "timestamp[ms]"}
 OPTION = re.compile(r"--(refill|drop|reemit) ('[^']*'|[^\s;,)]+)")
 SOURCES = """
 CREATE TABLE orders (id BIGINT, customer BIGINT, amount BIGINT, kind BIGINT, PRIMARY KEY (id) NOT ENFORCED)
@@ -41,13 +42,19 @@ CREATE TABLE customers (id BIGINT, city BIGINT, PRIMARY KEY (id) NOT ENFORCED)
     WITH ('connector' = 'upsert-kafka', 'topic' = 'customers', 'key.format' = 'json', 'value.format' = 'json');
 CREATE TABLE clicks (customer BIGINT, kind BIGINT, amount BIGINT)
     WITH ('connector' = 'memory', 'topic' = 'clicks', 'format' = 'json');
+CREATE TABLE visits (customer BIGINT, kind BIGINT, amount BIGINT, ts TIMESTAMP(3), WATERMARK FOR ts AS ts)
+    WITH ('connector' = 'memory', 'topic' = 'visits', 'format' = 'json', 'scan.watermark.idle-timeout' = '1 h');
+CREATE TABLE homes (id BIGINT, city BIGINT, ts TIMESTAMP(3), PRIMARY KEY (id) NOT ENFORCED, WATERMARK FOR ts AS ts)
+    WITH ('connector' = 'upsert-kafka', 'topic' = 'homes', 'key.format' = 'json', 'value.format' = 'json',
+        'scan.watermark.idle-timeout' = '1 h');
 """
 
 
 @dataclass(frozen=True)
 class Statement:
-    """A table that a program writes. kind: "group", "join" (a group over a join), "left", "rows", "pairs" (a join) or "clicks"
-    (a group over rows that are only added). above: rows must have a greater amount; None: all.
+    """A table that a program writes. kind: "group", "join" (a group over a join), "left", "rows", "pairs" (a join), "clicks"
+    (a group over rows that are only added) or "asof" (over such rows, and a table as it was at their time).
+    above: rows must have a greater amount; None: all.
     """
 
     kind: str = "group"
@@ -64,7 +71,7 @@ class Statement:
         needs = {"amount"} if self.above is not None else set()
         if self.kind in ("rows", "pairs") or {"s", "m"} & set(self.aggregates):
             needs.add(self.column)
-        return self.kind != "clicks" and column in needs
+        return self.kind not in ("clicks", "asof") and column in needs
 
     def sql(self, name: str) -> tuple[str, str]:
         """CREATE TABLE and INSERT INTO."""
@@ -80,6 +87,8 @@ class Statement:
             "rows": f"SELECT o.id AS k, o.{self.column} AS v FROM orders AS o{where}",
             "pairs": f"SELECT o.id AS k, o.{self.column} AS v, c.city AS w FROM {joined}",
             "clicks": f"SELECT o.customer AS k, {aggregates} FROM clicks AS o{where} GROUP BY o.customer",
+            "asof": f"SELECT c.city AS k, {aggregates} FROM visits AS o JOIN homes FOR SYSTEM_TIME AS OF o.ts AS c "
+            f"ON o.customer = c.id{where} GROUP BY c.city",
         }[self.kind]
         columns = ", ".join(f"{each} BIGINT" for each in self.columns)
         table = (
@@ -92,16 +101,18 @@ class Statement:
         """The same as steps of Python."""
         made = {"n": sabot.count(), "s": sabot.sum(self.column), "m": sabot.max(self.column)}
         aggregates = {each: made[each] for each in self.aggregates}
-        orders = tables["clicks" if self.kind == "clicks" else "orders"].rename({"customer": "k"})
+        orders = tables[{"clicks": "clicks", "asof": "visits"}.get(self.kind, "orders")].rename({"customer": "k"})
         rows = orders if self.above is None else orders.filter(col("amount") > self.above)
         cities = tables["customers"].rename({"id": "k"})
         if self.kind in ("join", "pairs"):
             rows = rows.join(cities, on="k")
         elif self.kind == "left":
             rows = cities.join(rows, on="k", how="left")
+        elif self.kind == "asof":
+            rows = rows.join_asof(tables["homes"].rename({"id": "k"}), on="k", how="inner")
         if self.kind in ("group", "clicks", "left"):
             return rows.group_by("k").aggregate(**aggregates).upsert("k")
-        if self.kind == "join":
+        if self.kind in ("join", "asof"):
             return rows.drop("k").rename({"city": "k"}).group_by("k").aggregate(**aggregates).upsert("k")
         values = {"k": col("id"), "v": col(self.column), **({"w": col("city")} if self.kind == "pairs" else {})}
         return rows.select(**values).upsert("k")
@@ -111,7 +122,7 @@ Program = dict[str, Statement]
 
 
 def drawn(rng: random.Random) -> Statement:
-    kind = rng.choice(["group", "join", "left", "rows", "pairs", "clicks"])
+    kind = rng.choice(["group", "join", "left", "rows", "pairs", "clicks", "asof"])
     return Statement(kind, some(rng), rng.choice([None, None, 30, 60]), rng.choice(["amount", "amount", "kind"]))
 
 
@@ -163,6 +174,8 @@ def in_python(app: App, program: Program, database: str) -> None:
         "orders": app.table("orders", key="id", schema={"id": "int64", **numbers}),
         "customers": app.table("customers", key="id", schema={"id": "int64", "city": "int64"}),
         "clicks": app.stream("clicks", schema=numbers),
+        "visits": app.stream("visits", schema=numbers | TIME, time="ts", idle="1h"),
+        "homes": app.table("homes", key="id", schema={"id": "int64", "city": "int64"} | TIME, time="ts", idle="1h"),
     }
     for name, each in program.items():
         each.stream(tables).to(SqlSink(f"sqlite:{database}", table=name, evolve=True))
@@ -176,6 +189,7 @@ class Lives:
     broker: str
     folder: Path
     rng: random.Random
+    seconds: int = 0  # the event time of the last row: none is late
     tried: list[str] = field(default_factory=list)
     said: dict[str, str] = field(default_factory=dict)  # the tables that are not complete since the last start
 
@@ -186,9 +200,12 @@ class Lives:
         for _ in range(count):
             topic, id = rng.choice(["orders", *TOPICS]), rng.randrange(40)
             row = {"customer": rng.randrange(12), "amount": rng.randrange(100), "kind": rng.randrange(5)}
-            if topic == "customers":
+            if topic in ("customers", "homes"):
                 id, row = id % 12, {"city": rng.randrange(4)}
-            key = None if topic == "clicks" else json.dumps({"id": id}).encode()
+            if topic in ("visits", "homes"):
+                self.seconds += rng.randrange(3)
+                row["ts"] = f"2024-01-01 00:{self.seconds // 60:02}:{self.seconds % 60:02}"
+            key = None if topic in ("clicks", "visits") else json.dumps({"id": id}).encode()
             broker.publish(topic, [row if key is None else {"id": id, **row}], key=key)
 
     async def live(self, program: Program, options: Mapping[str, list[str]], folder: Path | None = None) -> App:

@@ -98,6 +98,41 @@ async def test_silence_behind_a_restart_closes_windows_without_a_new_row(memory_
     assert sorted((row["k"], row["n"]) for row in found) == [("a", 67), ("b", 67), ("c", 66)]
 
 
+def priced(sales: Stream, prices: Stream) -> Stream:
+    return sales.join_asof(prices.upsert("k"), on="k").select("n", price=col("n_right"))
+
+
+def together(sales: Stream, prices: Stream) -> Stream:
+    return sales.union(prices).window(tumbling("5s")).aggregate(n=sabot.sum("n")).select("n")
+
+
+@pytest.mark.parametrize(
+    ("steps", "before", "after"),
+    [(priced, [(1, 10)], [(0, None), (2, 10)]), (together, [(1 + 10,)], [(2,)])],
+)
+async def test_a_stream_that_is_silent_behind_a_restart_holds_back_only_what_it_held_back_before(
+    memory_url: str, tmp_path: Path, steps: Any, before: list[Any], after: list[Any]
+) -> None:
+    """Its readers told no watermark before it grew, so that what was complete waited for a row of it, or its idleness."""
+    clock, broker = ManualClock(), MemoryBroker.get(memory_url)
+    for topic in ("sales", "prices"):
+        broker.create_topic(topic, partitions=1)
+
+    async def live(rows: int, expected: list[Any]) -> None:
+        app = App("silent", memory_url, clock=clock, checkpoint_dir=tmp_path)
+        sales, prices = (app.stream(topic, schema=SCHEMA, time="ts", idle="1h") for topic in ("sales", "prices"))
+        steps(sales, prices).to("out")
+        async with started(app):
+            await until(lambda: sum(_rows_in(app)) == rows and len(records(app, "out")) >= len(expected), "the results")
+        assert [tuple(record.value.values()) for record in records(app, "out")] == expected
+
+    broker.publish("prices", [{"n": 10, "k": "a", "ts": 0}, {"n": 0, "k": "a", "ts": 12_000}])
+    broker.publish("sales", [{"n": 1, "k": "a", "ts": 4_000}, {"n": 0, "k": "b", "ts": 5_000}])
+    await live(4, before)
+    broker.publish("sales", [{"n": 2, "k": "a", "ts": 7_000}, {"n": 0, "k": "b", "ts": 11_000}])
+    await live(2, [*before, *after])
+
+
 def _rows_in(app: App) -> list[int]:
     return [
         task["input"]["rows_in"] for task in app.statistics()["streams"].values() if "rows_in" in task.get("input", {})

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sabot._cython.arrow.batch import Batch, normalise
-from sabot._cython.flow.channel import ACTIVE, END, Barrier
+from sabot._cython.flow.channel import ACTIVE, END, Barrier, Watermark
 from sabot.base.arrays import scalar_of
 from sabot.calls.judging import JUDGE, with_judge
 from sabot.clock import SYSTEM_CLOCK, Clock
@@ -416,6 +416,10 @@ class SourceInput(Reader):
             greatest_ms, silent_ms = facts["greatest_ms"], facts.get("silent_ms", [])
             latest_ms = facts.get("latest_ms", START_OF_TIME)
             self.watermarks.restore(facts["watermark_ms"], greatest_ms, silent_ms, now_ms, latest_ms)
+            if self._told.watermark_ms > START_OF_TIME:
+                # The steps behind it know no watermark of this source. A join whose other source goes on would wait for rows of this
+                # one, or for its idleness, before it emits what had been complete.
+                self._marks.append(Watermark(self._told.watermark_ms))
         self.watermarks.know(self._positions, now_ms)
         if facts is not None and facts.get("over"):
             self._has_ended()
