@@ -558,7 +558,9 @@ def _with_refills(
     refill: Collection[str],
     verdicts: list[Verdict],
 ) -> list[Verdict]:
-    """Returns the verdicts, where refusals say which steps have to be refilled for them to go away, if that is possible."""
+    """Returns the verdicts, where refusals say which steps have to be refilled for them to go away, if that is possible. State that
+    could have been that of a refilled step, and is nobody's then, has a verdict of its own.
+    """
     names: dict[str, None] = {}
     now = verdicts
     while refused := [each.id for each in now if each.loses and each.outcome == "refuse" and each.id not in names]:
@@ -568,9 +570,11 @@ def _with_refills(
         except UserError:
             del names[refused[0]]
             break
-    helped = {each.id for each in verdicts if each.loses} - {each.id for each in now if each.loses}
+    lost = {each.id for each in verdicts if each.loses}
+    helped = lost - {each.id for each in now if each.loses}
     ways = tuple(dict.fromkeys([*sorted(refill), *names]))
-    return [replace(each, refills=ways) if each.id in helped else each for each in verdicts]
+    left = [each for each in now if each.loses and each.outcome == "drop" and each.id not in lost] if helped else []
+    return [*(replace(each, refills=ways) if each.id in helped else each for each in verdicts), *left]
 
 
 def _with_drops(
