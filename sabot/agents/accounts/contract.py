@@ -7,7 +7,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import msgspec
 
 from sabot.base.accounts import Amounts
-from sabot.errors import UserError, short_repr
+from sabot.errors import AppLocked, UserError, short_repr
 
 LedgerEventType = Literal["model", "tool", "doubt"]
 
@@ -104,6 +104,10 @@ Durable = Callable[[], Awaitable[object]]
 class LedgerWriter(Protocol):
     """A store for the rows of a ledger. Each row has an id. If a row with the same id is stored already, a new row is
     ignored. There is one exception: a new row with the known outcome of a call replaces a stored row of type "doubt".
+
+    A writer that other processes can open too may have a method `async def claim(self) -> None`. A ledger with budgets
+    that are not shared awaits it before the first call. It raises AppLocked while another writer has the claim of the
+    same rows, and `close` gives the claim up.
     """
 
     async def write(self, events: Sequence[LedgerEvent]) -> None:
@@ -150,6 +154,16 @@ def refuse_redis(given: object) -> None:
             hint="processes share PostgresLedgerWriter('postgresql://user@host/database', shared=True); those of one machine "
             "also SqliteLedgerWriter('ledger.db', shared=True)",
         )
+
+
+def counted_elsewhere(where: str, holder: str) -> AppLocked:
+    """Returns the error for a ledger whose budgets are counted by another one, which does not know of its calls."""
+    return AppLocked(
+        f"{where}: {holder} counts budgets over these rows by itself, so each could use all of a budget",
+        hint="give both kernels or apps one Ledger; in several processes give each its own Ledger over a writer with "
+        "shared=True: SqliteLedgerWriter('ledger.db', shared=True), PostgresLedgerWriter(url, shared=True); or close "
+        "the other one first",
+    )
 
 
 def checked_writer(given: Any) -> LedgerWriter:

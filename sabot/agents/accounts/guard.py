@@ -168,11 +168,18 @@ class LedgerGuard(EffectGuard):
             return NO_OBJECTION
         if call.kind == "tool":
             return self._decided(call, NOTHING, ALLOWED)
+        if not (self.ledger.is_alone or self._counted):
+            return self._claimed_and_decided(call)
         opened = _Open(
             call.scope, call.principal, call.agent, call.kind, call.name, most_use(call), call.effect.attempt
         )
         found = self._judged(call.effect, opened, partial(self._decided, call, opened.wanted))
         return found if isinstance(found, GuardVerdict) else self._decided_and_held(call, found)
+
+    async def _claimed_and_decided(self, call: GuardedCall) -> GuardVerdict:
+        await self.ledger.claim()
+        found = self.decide(call)
+        return found if isinstance(found, GuardVerdict) else await found
 
     async def _decided_and_held(self, call: GuardedCall, found: Awaitable[GuardVerdict]) -> GuardVerdict:
         verdict = await found
@@ -431,6 +438,7 @@ class LedgerGuard(EffectGuard):
         are loaded, which another attempt of a call needs.
         """
         if not self._counted:
+            await self.ledger.claim()
             await update_ledger(self.ledger, journal)
         self._durable = journal.flush
         await super().take(journal, jobs, calls)

@@ -10,6 +10,7 @@ Otherwise this process keeps its own (`local.py`).
 import asyncio
 import logging
 import uuid
+import weakref
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -25,7 +26,7 @@ from sabot.agents.accounts.budgets import (
     Standing,
     is_pattern,
 )
-from sabot.agents.accounts.contract import Durable, LedgerEvent, LedgerWriter, checked_writer
+from sabot.agents.accounts.contract import Durable, LedgerEvent, LedgerWriter, checked_writer, counted_elsewhere
 from sabot.agents.accounts.local import LocalAccounts
 from sabot.agents.accounts.owners import BudgetOwner, SettledRow
 from sabot.agents.accounts.shared import BACKOFF, SharedAccounts
@@ -38,7 +39,7 @@ from sabot.base.quantities import counted_words
 from sabot.calls.errors import BudgetExceeded
 from sabot.calls.usage import Usage
 from sabot.clock import SYSTEM_CLOCK, Clock
-from sabot.errors import BrokerUnavailable, DataError, TransientError, UserError, message_of, short_repr
+from sabot.errors import AppLocked, BrokerUnavailable, DataError, TransientError, UserError, message_of, short_repr
 from sabot.jobs.guard import Decision
 
 BudgetExceededError = BudgetExceeded
@@ -51,6 +52,7 @@ _MOST_LISTED = 100  # the most scopes of a pattern in a list of budgets
 _MOST_WARNED = 30_000  # windows of scopes
 _MOST_WAITING = 10_000  # waiting rows at which no further call may begin
 _CONTEXT = "ExecutionContext(scope_id=…)"
+_counting: "weakref.WeakValueDictionary[int, Ledger]" = weakref.WeakValueDictionary()  # by id of the writer
 _Who = tuple[str, str, str]  # the scope, the principal and the job of a context
 BUDGETS = (
     '[Budget("scope", max_cost_daily=Decimal("10"))], or a Ledger; a BudgetSpec is one job\'s of a kernel: '
@@ -112,6 +114,8 @@ class Ledger:
         self._asked: dict[str, asyncio.Event] = {}
         self._named: set[str] = set()  # the ids of rows that wait for the writer
         self._warned: dict[tuple[str, Window], float] = {}  # by scope and window: the begin of that of the last warning
+        self.is_alone = self.shared
+        """True if no other ledger counts these budgets by itself (`claim`), or if the budgets are shared."""
         self.refused_rows = 0
         self.judged: deque[JudgedCall] = deque(maxlen=_MOST_JUDGED)
         for budget in merge_budgets(budgets):
@@ -146,6 +150,7 @@ class Ledger:
         scope so far counts in the new budget. Raises UserError for a value that is not a Budget.
         """
         self._table.set(_checked(budget))
+        self.is_alone = self.shared or _counting.get(id(self.writer)) is self
 
     @property
     def budgets(self) -> list[Budget]:
@@ -241,6 +246,35 @@ class Ledger:
 
     # -- before a call ------------------------------------------------------------------------------------------------
 
+    async def claim(self) -> None:
+        """Makes this ledger the only one that counts budgets over its writer, until it is closed. Repeated calls do nothing,
+        and so does a ledger that has no budgets, or shares them.
+
+        A ledger that is not shared reads the rows of its writer once, and then counts by itself. Two of them over one
+        writer would let a scope use its budget twice. So the second one raises AppLocked here. Raises the error of the writer
+        if it does not answer.
+        """
+        if self.is_alone or not self.budgets:
+            self.is_alone = True
+            return
+        other = _counting.setdefault(id(self.writer), self)
+        if other is not self:
+            raise counted_elsewhere(
+                getattr(self.writer, "where", short_repr(self.writer)), "another ledger of this process"
+            )
+        try:
+            if (claim := getattr(self.writer, "claim", None)) is not None:
+                await claim()
+        except BaseException:
+            self._unclaim()
+            raise
+        self.is_alone = True
+
+    def _unclaim(self) -> None:
+        if _counting.get(id(self.writer)) is self:
+            del _counting[id(self.writer)]
+        self.is_alone = self.shared
+
     async def ready(self, scope_id: str) -> None:
         """Waits until the usage of the scope (a tenant) is loaded from the stored rows. If several processes share
         the budgets, waits instead until the shared writer has stored all reservations that this ledger has made so
@@ -335,11 +369,14 @@ class Ledger:
 
         Each `record_model_usage` with the same scope, principal and job ends one such reservation, the oldest. A
         reservation also ends after `reservation_timeout`. Raises BudgetUnavailable if a shared budget cannot be read,
-        and UserError for a context or an amount that is not valid.
+        UserError for a context or an amount that is not valid, and AppLocked if another ledger counts budgets over the same
+        writer (`claim`).
         """
         check("check_budget: context", context, Of(ExecutionContext, _CONTEXT))
         cost = amount("pending_cost", pending_cost) or Decimal(0)
         check("pending_tokens", pending_tokens, Whole())
+        if not self.is_alone:
+            await self.claim()
         who, call = _who(context), uuid.uuid4().hex
         wanted = Amounts(pending_tokens, cost, 1)
         found = self.reserve(call, context.scope_id, wanted, [_in_doubt(call, context, wanted)] if self.shared else ())
@@ -513,6 +550,8 @@ class Ledger:
                 self._named.difference_update(row.event.event_id for row, _ in rows)
                 rows = []
         except Exception as error:
+            if isinstance(error, AppLocked):
+                self._unclaim()  # another ledger has it since: the next call is judged by a claim
             _log.warning("ledger: %s could not be written yet: %s", counted_words(len(rows), "row"), message_of(error))
             return error
         finally:
@@ -545,6 +584,7 @@ class Ledger:
         try:
             await self.flush()
         finally:
+            self._unclaim()
             await self._accounts.close()
             await self.writer.close()
 

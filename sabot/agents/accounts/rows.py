@@ -1,6 +1,7 @@
 """The writers that keep the rows of a ledger in memory, or in the table `runtime_ledger` of a SQLite database."""
 
 import json
+import os
 import sqlite3
 import threading
 import time
@@ -12,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sabot.agents.accounts.contract import LedgerEvent, LedgerSum, refuse_redis
+from sabot.agents.accounts.contract import LedgerEvent, LedgerSum, counted_elsewhere, refuse_redis
 from sabot.agents.accounts.owners import (
     AccountStore,
     BatchResult,
@@ -24,9 +25,11 @@ from sabot.agents.accounts.owners import (
 )
 from sabot.agents.accounts.tables import TableAccountStore, tables_of_budgets
 from sabot.base.accounts import WINDOWS, Account, Amounts, Window
+from sabot.base.claims import FileClaim
 from sabot.base.config import checked_path
 from sabot.base.disk import private
 from sabot.base.options import answers_wrong_options
+from sabot.base.os_errors import hint_of
 from sabot.base.threads import run_in_thread, run_to_end
 from sabot.errors import DataError, UserError, message_of, short_repr
 from sabot.journal.tables import connected, explained, transaction
@@ -305,6 +308,26 @@ class SqliteLedgerWriter:
         self._lock = threading.Lock()
         self.where = self._where = f"ledger {self.path}"
         self._opened: sqlite3.Connection | None = None
+        self._claim = FileClaim(
+            self.path.with_name(f"{self.path.name}.lock"),
+            f"process {os.getpid()}",
+            lambda holder: counted_elsewhere(self._where, holder or "another process"),
+        )
+
+    async def claim(self) -> None:
+        """Locks a file beside the database until `close`, or until this process ends (`LedgerWriter`). Raises AppLocked if
+        another writer holds the lock.
+        """
+        await run_to_end(run_in_thread(self._claimed))
+
+    def _claimed(self) -> None:
+        with self._connection():  # makes the folder
+            try:
+                self._claim.take()
+            except OSError as error:
+                raise UserError(
+                    f"{self._where} cannot be locked: {error.strerror or error}", hint=hint_of(error)
+                ) from error
 
     @contextmanager
     def _connection(self) -> Iterator[sqlite3.Connection]:
@@ -407,6 +430,7 @@ class SqliteLedgerWriter:
             if self._opened is not None:
                 self._opened.close()
             self._opened = None
+            self._claim.release()
 
 
 def contradicted(rows: Iterable[tuple[Any, ...]], kept: Mapping[str, tuple[Any, ...]]) -> set[str]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -34,7 +35,7 @@ from sabot.base.options import answers_wrong_options
 from sabot.base.threads import run_in_thread, run_to_end, threads
 from sabot.calls.judging import refuse_without_rules
 from sabot.clock import SYSTEM_CLOCK, Clock
-from sabot.errors import SabotError, TransientError, UserError, short_repr
+from sabot.errors import AppLocked, SabotError, TransientError, UserError, short_repr
 from sabot.jobs.guard import EffectGuard, checked_guard, guard_of
 from sabot.jobs.history import History
 from sabot.jobs.host import STOP_GRACE_SECONDS
@@ -54,6 +55,7 @@ from sabot.runtime.tasks.blocking import BlockingMonitor
 
 _log = logging.getLogger(__name__)
 
+_running: "weakref.WeakValueDictionary[int, RuntimeKernel]" = weakref.WeakValueDictionary()  # by id of the journal
 _ANEW = Backoff(0.1, 5.0)  # the waits between attempts to open the journal again
 
 
@@ -251,6 +253,7 @@ class RuntimeKernel:
         try:
             await run_to_end(self._open_journal(opened))
             journal = opened[0]
+            self._claim(journal)
             limits = JobLimits()
             policy = guard_of(await self._guards(limits))
             how = {**self._options, "policy": policy, "around": limits.around}
@@ -268,6 +271,23 @@ class RuntimeKernel:
             self._watch = BlockingMonitor()
         interpreter.suit()
         return host
+
+    def _claim(self, journal: Journal) -> None:
+        """Raises AppLocked if another kernel of this process runs over the same Journal: each would make the calls of all of
+        its jobs.
+        """
+        other = _running.get(id(journal))
+        if other is not None and other is not self and other._runs:
+            raise AppLocked(
+                f"kernel {self.name}: the {journal.where} belongs to kernel {other.name} of this process",
+                hint="give one kernel all agents, RuntimeKernel.create(agent=[…]); or close that one first",
+            )
+        _running[id(journal)] = self
+
+    @property
+    def _runs(self) -> bool:
+        alive = self._loop is not None and not self._loop.is_closed()
+        return alive and self._host is not None and self._host.failure is None
 
     def _lost(self) -> None:
         if not self._closed:
@@ -390,6 +410,8 @@ class RuntimeKernel:
         if host.closed:
             return
         host.closed, journal = True, host.journal
+        if _running.get(id(journal)) is self:
+            del _running[id(journal)]
         if self._watch is not None:
             self._watch.close()
         try:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from decimal import Decimal
 from typing import Any
 
-from sabot.agents.accounts.contract import LedgerEvent, LedgerSum, refuse_redis
+from sabot.agents.accounts.contract import LedgerEvent, LedgerSum, counted_elsewhere, refuse_redis
 from sabot.agents.accounts.owners import BatchResult, BudgetBatch, batch_of_rows, check_skew, work
 from sabot.agents.accounts.rows import GROUPS, SETTLES, checked_groups, contradicted, sum_of_row
 from sabot.agents.accounts.tables import TableAccountStore, tables_of_budgets
@@ -57,6 +57,7 @@ _COLUMNS = (  # the columns of _KEPT and of a row, in order
     "at_ms",
 )
 _KNOWN = "SELECT event_id FROM runtime_ledger WHERE event_id = ANY(%s) AND type <> 'doubt'"
+_CLAIM = "SELECT pg_advisory_lock((368561::bigint << 32) + 'runtime_ledger'::regclass::oid::bigint)"
 _USED = (
     "SELECT coalesce(sum(CASE type WHEN 'doubt' THEN reserved_tokens ELSE total_tokens END), 0)::bigint, coalesce(sum(cost), 0), "
     f"count(*) FILTER (WHERE type <> 'tool') FROM runtime_ledger WHERE scope_id = %s AND timestamp >= {_SINCE}"
@@ -109,6 +110,17 @@ class PostgresLedgerWriter:
         if not self._makes:
             raise UserError(f"{self.where}: it was made with make=False, and makes no tables")
         await run_to_end(run_in_thread(self._tables.create))
+
+    async def claim(self) -> None:
+        """Takes an advisory lock of the table until `close`, or until the session of this process ends (`LedgerWriter`).
+        Raises AppLocked if another session has held it for 5 seconds.
+        """
+        await run_to_end(run_in_thread(self._claimed))
+
+    def _claimed(self) -> None:
+        with self._tables.transaction():  # makes the table
+            pass
+        self._tables.hold(_CLAIM, lambda: counted_elsewhere(self.where, "another process"))
 
     async def work(self, batch: BudgetBatch) -> BatchResult:
         """Applies a batch of changes to the shared budgets and their rows, in one transaction, and returns their

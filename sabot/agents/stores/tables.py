@@ -3,16 +3,21 @@ it breaks.
 """
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from sabot.connectors.sql.server import PostgresServer, address_of
+from sabot.errors import AppLocked
 from sabot.journal.schemas import PostgresSession
 
 _log = logging.getLogger(__name__)
 
 _LOCK = 0x5AB08  # the advisory lock that is held while tables are created, so that two processes do not create the same
+LOCK_SECONDS = 5.0
+"""The seconds for which a start waits for the session of a process that was killed."""
+
+_NO_LOCK = "55P03"
 _MISSING = (  # from the catalog, since `to_regclass` does not see at once what another session has created
     "SELECT name FROM unnest(%s::text[]) AS name WHERE NOT EXISTS (SELECT 1 FROM pg_class c JOIN pg_namespace n ON c.relnamespace = n.oid "
     "WHERE relname = name AND nspname = ANY (current_schemas(false)))"
@@ -54,10 +59,49 @@ class PostgresTables:
         self._wide = [(table, column) for table, columns in (wide or {}).items() for column in columns]
         self._made = False
         self._session: PostgresSession | None = None
+        self._held: tuple[str, Callable[[], AppLocked]] | None = None
 
     def connect(self) -> Any:
-        """Opens and returns a new connection. The server ends a transaction on it that has been idle for 20 seconds."""
-        return self.server.connect("", {"idle_in_transaction_session_timeout": "20s"})
+        """Opens and returns a new connection. The server ends a transaction on it that has been idle for 20 seconds. If a lock
+        is held (`hold`), the new connection takes it first.
+        """
+        settings = {"idle_in_transaction_session_timeout": "20s"}
+        if self._held is None:
+            return self.server.connect("", settings)
+        # the server ends the session of a machine that is gone, and so its lock, after half a minute
+        alive = {"tcp_keepalives_idle": "10", "tcp_keepalives_interval": "5", "tcp_keepalives_count": "4"}
+        connection = self.server.connect("", settings | alive | {"lock_timeout": f"{round(LOCK_SECONDS * 1000)}ms"})
+        try:
+            with self.server.explained():
+                self._lock(connection, *self._held)
+                connection.execute("SELECT set_config('lock_timeout', '0', false)")
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def hold(self, lock: str, taken: Callable[[], AppLocked]) -> None:
+        """Takes an advisory lock for the session, also for each one that follows after an error, until `close`. `lock`: the
+        statement that takes it. Raises `taken()` if another session has held it for 5 seconds.
+        """
+        if self._held is None:
+            self.close()
+            self._held = lock, taken
+        try:
+            with self.transaction():
+                pass
+        except AppLocked:
+            self._held = None
+            raise
+
+    @staticmethod
+    def _lock(connection: Any, lock: str, taken: Callable[[], AppLocked]) -> None:
+        try:
+            connection.execute(lock)
+        except connection.OperationalError as error:
+            if error.sqlstate != _NO_LOCK:
+                raise
+            raise taken() from None
 
     @contextmanager
     def transaction(self, *, look: bool = False) -> Iterator[Any]:
@@ -111,6 +155,6 @@ class PostgresTables:
 
     def close(self) -> None:
         """Closes the connection to the database. The next use opens a new one."""
-        session, self._session = self._session, None
+        session, self._session, self._held = self._session, None, None
         if session is not None:
             session.close()

@@ -24,6 +24,7 @@ from sabot.agents import (
     LetterRefused,
     PolicyEngine,
     RuntimeKernel,
+    SqliteLedgerWriter,
     ToolPolicy,
 )
 from sabot.calls.errors import BudgetExceeded, RequestRefused
@@ -981,6 +982,31 @@ async def test_open_jobs_of_an_agent_that_is_gone_refuse_the_start(tmp_path):
         await RuntimeKernel.create(agent=g, journal=tmp_path).start()
     async with RuntimeKernel.create(agent=[g, f], journal=tmp_path) as kernel:
         assert len(await kernel.resume()) == 1
+
+
+async def test_two_kernels_of_a_process_have_neither_one_journal_nor_one_uncounted_ledger(tmp_path):
+    """Each made the calls of all jobs of the journal, and each let a tenant use the whole budget."""
+
+    async def work(ctx):
+        return "done"
+
+    with closing(open_journal(tmp_path / "jobs", app="shop")) as journal:
+        first, second = (RuntimeKernel.create(agent=work, name="shop", journal=journal) for _ in range(2))
+        await run(first)
+        with pytest.raises(AppLocked, match=r"belongs to kernel shop of this process(.|\n)*close that one first"):
+            await second.start()
+        await first.close()
+        assert (await run(second)).output == "done"
+        await second.close()
+    budgets = [Budget("*", max_calls_daily=1)]
+    for writers in ([SqliteLedgerWriter(tmp_path / "ledger.db") for _ in range(2)], [InMemoryLedgerWriter()] * 2):
+        first, second = (RuntimeKernel.create(agent=work, budgets=budgets, ledger_writer=each) for each in writers)
+        async with first:
+            with pytest.raises(AppLocked, match="counts budgets over these rows by itself"):
+                await second.start()
+        again = RuntimeKernel.create(agent=work, budgets=budgets, ledger_writer=writers[1])
+        assert (await run(again)).output == "done"
+        await again.close()
 
 
 async def test_a_start_that_is_given_up_leaves_the_journal_to_the_next_one(tmp_path, monkeypatch):

@@ -1,7 +1,7 @@
 """Budgets and the ledger: what fits, when, beside what is in flight; and rows that are kept once."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -29,7 +29,7 @@ from sabot.agents.accounts.reads import limit_records
 from sabot.base.accounts import Amounts
 from sabot.clock import ManualClock
 from sabot.connectors.sql.server import PostgresServer
-from sabot.errors import BrokerUnavailable, DataError, TransientError, UserError
+from sabot.errors import AppLocked, BrokerUnavailable, DataError, TransientError, UserError
 from sabot.journal.memory import MemoryJournal
 from sabot.llm import BudgetExceeded, Usage
 from tools.postgres import server_or_skip
@@ -39,17 +39,24 @@ TENANT = ExecutionContext(scope_id="tenant", principal_id="ann", job_id="job")
 
 
 @pytest.fixture(params=["memory", "sqlite", "postgres"])
-async def writer(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[LedgerWriter]:
+def another(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[[], LedgerWriter]]:
+    """A function that makes a writer over the same rows, as another process has it; in memory it is the same object."""
     with ExitStack() as open_now:
-        made: LedgerWriter
         if request.param == "memory":
-            made = InMemoryLedgerWriter()
+            kept = InMemoryLedgerWriter()
+            yield lambda: kept
         elif request.param == "sqlite":
-            made = SqliteLedgerWriter(tmp_path / "a" / "ledger.db")
+            yield lambda: SqliteLedgerWriter(tmp_path / "a" / "ledger.db")
         else:
-            made = PostgresLedgerWriter(open_now.enter_context(server_or_skip().database()))
-        yield made
-        await made.close()
+            url = open_now.enter_context(server_or_skip().database())
+            yield lambda: PostgresLedgerWriter(url)
+
+
+@pytest.fixture
+async def writer(another: Callable[[], LedgerWriter]) -> AsyncIterator[LedgerWriter]:
+    made = another()
+    yield made
+    await made.close()
 
 
 def ledger(clock: ManualClock | None = None, writer: LedgerWriter | None = None, **limits: Any) -> Ledger:
@@ -61,6 +68,69 @@ def row(event_id: str, **fields: Any) -> LedgerEvent:
     return LedgerEvent(
         event_id=event_id, **{"type": "model", "scope_id": "tenant", "at_ms": round(NOON * 1000), **fields}
     )
+
+
+# -- ledgers over one writer -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("same", [True, False], ids=["one object", "two objects"])
+async def test_one_ledger_at_a_time_counts_budgets_over_a_writer_that_is_not_shared(
+    another: Callable[[], LedgerWriter], same: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of several kernels over one file counted by itself: five calls passed with a limit of three."""
+    monkeypatch.setattr("sabot.agents.stores.tables.LOCK_SECONDS", 0.05)
+    one = another()
+    two = one if same else another()
+    first, second, notes = (
+        ledger(writer=one, max_calls_daily=1),
+        ledger(writer=two, max_calls_daily=1),
+        ledger(writer=two),
+    )
+    assert await first.check_budget(TENANT) is not BudgetDecision.DENY
+    with pytest.raises(AppLocked, match=r"counts budgets over these rows by itself(.|\n)*shared=True"):
+        await second.check_budget(TENANT)
+    assert await notes.check_budget(TENANT) is BudgetDecision.ALLOW, "it has no budgets, and only records"
+    notes.set_budget(Budget("tenant", max_calls_daily=1))
+    with pytest.raises(AppLocked):
+        await notes.check_budget(TENANT)
+    await first.record_model_usage(TENANT, Usage(1))
+    await first.close()
+    assert await second.check_budget(TENANT) is BudgetDecision.DENY, "it reads what the first one has used"
+    with pytest.raises(AppLocked):
+        await first.check_budget(TENANT)
+    await second.close()
+
+
+async def test_a_ledger_whose_session_of_postgresql_has_ended_counts_on_only_if_no_other_does(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("sabot.agents.stores.tables.LOCK_SECONDS", 0.05)
+    with server_or_skip().database() as url:
+
+        def ended() -> None:
+            """Ends the session that has the lock, and returns when it has ended."""
+            admin = PostgresServer(url, "test", "test").connect("")
+            admin.execute(
+                "SELECT pg_terminate_backend(pid, 5000) FROM pg_locks JOIN pg_database d ON d.oid = database "
+                "WHERE locktype = 'advisory' AND datname = current_database()"
+            )
+            admin.close()
+
+        first, second = (ledger(writer=PostgresLedgerWriter(url), max_calls_daily=9) for _ in range(2))
+        assert await first.check_budget(TENANT) is BudgetDecision.ALLOW
+        ended()
+        await first.record_model_usage(TENANT, Usage(1))  # by another session, which has taken the lock again
+        with pytest.raises(AppLocked):
+            await second.check_budget(TENANT)
+        ended()
+        assert await second.check_budget(TENANT) is BudgetDecision.ALLOW
+        with pytest.raises(AppLocked):
+            await first.record_model_usage(TENANT, Usage(1))
+        with pytest.raises(AppLocked):
+            await first.check_budget(TENANT)
+        await second.close()
+        assert await first.check_budget(TENANT) is BudgetDecision.ALLOW, "now it has the lock again"
+        await first.close()
 
 
 # -- what fits -------------------------------------------------------------------------------------------------------------
@@ -326,6 +396,7 @@ async def test_what_is_recorded_under_one_name_counts_once_also_in_memory_and_ov
     await asyncio.gather(record(books), record(books), record(books))
     await record(books)
     assert ((await books.used("tenant"))["daily"], await writer.used("tenant", 0)) == (once, once)
+    await books.close()
     again = ledger(writer=writer, max_tokens_daily=100)
     await record(again)
     assert (await again.used("tenant"))["daily"] == once
@@ -358,7 +429,7 @@ async def test_a_name_with_a_nul_is_refused_where_it_comes_in() -> None:
             await ledger().record_model_usage(TENANT, Usage(1), **names)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("writer", ["sqlite", "postgres"], indirect=True)
+@pytest.mark.parametrize("another", ["sqlite", "postgres"], indirect=True)
 async def test_a_row_that_cannot_be_kept_for_what_it_says_is_left_out_and_the_others_are_kept(
     writer: LedgerWriter, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -590,6 +661,7 @@ async def test_a_pattern_is_a_budget_for_each_scope_that_matches_and_a_name_stan
         await books.record_model_usage(of(scope), Usage(most))
         assert (await books.used(scope))["daily"].tokens == most, "each has its own account"
     assert (books.budget("tenant-a").scope_id, books.budget("tenant-a").max_tokens_daily) == ("tenant-a", 200)
+    await books.close()
     again = Ledger(writer, budgets=budgets, clock=ManualClock(NOON))  # after a restart
     assert await again.check_budget(of("tenant-a"), 1) is BudgetDecision.DENY
     assert (await again.used("tenant-b"))["daily"].tokens == 200

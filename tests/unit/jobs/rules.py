@@ -5,6 +5,7 @@ import random
 import re
 from collections import Counter
 from collections.abc import Awaitable, Collection, Iterator, Sequence
+from copy import copy
 from typing import Any
 
 from sabot.agents.accounts.budgets import Budget
@@ -107,9 +108,8 @@ class Judges(EffectGuards):
     """The guard of one life: the ledger, and behind it the rules."""
 
     def __init__(self, law: Law) -> None:
-        self.ledger = LedgerGuard(
-            Ledger(law.writer, budgets=[Budget(SCOPE, max_tokens_monthly=law.limit or _NO_LIMIT)])
-        )
+        writer = copy(law.writer)  # the same rows: the ledger of the life before has ended with its process
+        self.ledger = LedgerGuard(Ledger(writer, budgets=[Budget(SCOPE, max_tokens_monthly=law.limit or _NO_LIMIT)]))
         super().__init__((self.ledger, _Rules(law)))
 
     def check_nothing_reserved(self, law: Law) -> None:
