@@ -431,7 +431,8 @@ class AppJobs(JobManager):
           number.
 
         Returns the job as it was before. The request is durable when this method returns; the process that owns the journal
-        takes it soon, or at its next start. There, `RuntimeKernel.handle` returns the handle of the next run.
+        takes it soon, or at its next start. There, `RuntimeKernel.handle` returns the handle of the next run. A job that was
+        set aside, since several workers have died with it, goes on as it was, with the limits that it has.
 
         Raises LetterRefused if the journal has no such job, if the job has succeeded ("closed"), or if it has not ended or
         was retried already ("second"). Raises UserError for limits that are not valid, for a child, whose first parent has

@@ -277,7 +277,9 @@ class JobView:
         self.actions: dict[str, ActionRecord] = {}
         self.cancelled: dict[str, str] = {}
         self._tokens: dict[str, str] = {}
-        self._ends: dict[int, int] = {}  # by partition: the offset behind the last entry that `follow` has taken
+        self._ends: dict[
+            int, int
+        ] = {}  # by run of the journal: the offset behind the last entry that `follow` has taken
 
     @classmethod
     def of(cls, reader: JournalReader, job_id: str | None = None) -> Self:
@@ -328,18 +330,25 @@ class JobView:
 
         Raises CorruptJournal for an entry that cannot be read. The next call continues with the entry after it.
         """
-        last: dict[str, int] = {}
-        for position, entry in reader.read(start=self._ends):
-            self._ends[position.partition] = position.offset + 1
-            self.apply(entry)
-            last[entry.job] = position.offset
+        last, before = dict[str, int](), {} if self._ends else reader.trimmed()
+        for run, end in sorted(reader.ends().items()):
+            if self._ends.get(run, 0) >= end:
+                continue
+            for position, entry in reader.read_run(run, self._ends.get(run, 0)):
+                if position.offset >= end:
+                    break
+                self._ends[run] = position.offset + 1
+                self.apply(entry)
+                last[entry.job] = position.offset
+        for run, behind in before.items():  # a view that is new misses nothing of that
+            self._ends[run] = max(self._ends.get(run, 0), behind)
         return last
 
     def has_missed(self, reader: JournalReader) -> bool:
         """Returns True if entries were removed from the journal's log before `follow` had read them. Then the view is
         incomplete.
         """
-        return any(offset > self._ends.get(partition, 0) for partition, offset in reader.trimmed().items())
+        return any(offset > self._ends.get(run, 0) for run, offset in reader.trimmed().items())
 
     def seen(self) -> Iterator[JobRecord]:
         """Yields the records of all jobs whose BEGIN entry the view has applied, in the order in which

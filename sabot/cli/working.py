@@ -2,7 +2,6 @@
 
 import asyncio
 import signal
-from contextlib import suppress
 from typing import Annotated
 
 import typer
@@ -11,8 +10,6 @@ from sabot.agents.kernel.kernel import RuntimeKernel
 from sabot.cli.agent_jobs import jobs
 from sabot.cli.journal import quietly
 from sabot.cli.loading import WrongUse, load_program
-
-_LOOK_SECONDS = 1.0  # between two looks whether the kernel has failed
 
 
 @jobs.command("work")
@@ -48,8 +45,9 @@ async def _work(kernel: RuntimeKernel) -> None:
     async with kernel:
         await kernel.resume()
         typer.echo(f"sabot: kernel {kernel.name} runs jobs", err=True)
-        while not stop.is_set():
-            await kernel.start()  # raises the error that has stopped it
-            with suppress(TimeoutError):
-                async with asyncio.timeout(_LOOK_SECONDS):
-                    await stop.wait()
+        serving, stopped = asyncio.create_task(kernel.serve()), asyncio.create_task(stop.wait())
+        await asyncio.wait([serving, stopped], return_when=asyncio.FIRST_COMPLETED)
+        stopped.cancel()
+        if serving.done():
+            await serving  # raises the error that has stopped the kernel
+        serving.cancel()

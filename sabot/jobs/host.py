@@ -91,6 +91,7 @@ class JobHost(HostState):
         use_of: UseOf | None = None,
         make_run: Callable[..., JobRun] = JobRun,
         on_letter: Callable[[OpenJob], None] | None = None,
+        refusal: Callable[[OpenJob], Awaitable[str]] | None = None,
     ) -> None:
         """Makes a host for a journal.
 
@@ -106,15 +107,19 @@ class JobHost(HostState):
         - `on_letter`: a function that is called when a letter has begun a job, for the first time or again, and when a job
           of another worker goes on here (`fresh` is False). It has to call `resume` as soon as the job may run. None for
           a host whose jobs are not begun by letters.
+        - `refusal`: returns the reason why the code here cannot continue a job of another worker; "" if it can.
         """
         super().__init__(journal, clock, on_broken)
         self.stop_grace_s = stop_grace_s
         self._make_run = make_run
-        self._on_letter = on_letter
+        self._on_letter, self._refusal = on_letter, refusal
         self._unread: set[str] = set()  # jobs that a letter has begun, and whose history was not read since
         self._blocked: dict[str, NonDeterminism] = {}
         self._unnoted: dict[str, str] = {}  # of blocked jobs: the reasons that the journal has not noted yet
         self._noting: asyncio.Task[None] | None = None
+        self._refusing: dict[
+            str, str
+        ] = {}  # by tree that other workers shall have: why this one does not go on with it
         self._given_back: set[str] = set()  # jobs that other workers go on with
         self._republished: set[str] = set()  # jobs that were open at the start, which the listener is told of again
         self._serving: asyncio.Task[None] | None = None
@@ -183,17 +188,34 @@ class JobHost(HostState):
         """Goes on with the open jobs of a worker that is gone."""
         positions = await run_in_thread(self.journal.positions)
         found = await run_to_end(run_in_thread(self._read, positions, {}, jobs))
+        refused = await self._refused(found)
+        found = [job for job in found if first_of(job.job_id) not in refused]
         self._add_open(found)
         await self._effects.take(found)
         for job in found:
             if job.cut:
                 self.end_cut(job)
-            elif job.agent in self.owners and self._on_letter is not None:
+            elif job.agent and self._on_letter is not None:
                 self._on_letter(job)
-            elif job.agent:
-                _log.error(
-                    "job %s goes on nowhere: this worker has taken it, and has no agent %s", job.job_id, job.agent
-                )
+
+    async def _refused(self, found: Sequence[OpenJob]) -> Mapping[str, str]:
+        """Gives the trees back that the code of this worker cannot continue. Returns the reasons by the first job of each."""
+        reasons, refusal = dict[str, str](), self._refusal
+        for job in found if refusal is not None else ():
+            if job.agent and not job.cut and refusal is not None and (why := await refusal(job)):
+                _log.warning("job %s is left to workers of other code: %s", job.job_id, why)
+                reasons.setdefault(first_of(job.job_id), why)
+        self._refusing.update(reasons)
+        await self._give_refused()
+        return reasons
+
+    async def _give_refused(self) -> None:
+        if self._refusing:
+            try:
+                await run_in_thread(self.journal.begins.refuse, dict(self._refusing))
+                self._refusing.clear()
+            except TransientError as error:  # the next look for letters tries again
+                _log.warning("%s: jobs are not given back yet: %s", self.journal.where, error)
 
     def end_cut(self, job: OpenJob) -> None:
         """Ends a job that a crash has cut short while its first entries were copied."""
@@ -532,9 +554,18 @@ class JobHost(HostState):
             self.deliver()
         return None
 
+    async def take_letters(self) -> None:
+        """Takes the letters that are in the inbox now, before the next look for them is due."""
+        done: asyncio.Future[None] = self.loop.create_future()
+        self.put(LettersCame())
+        self.put(done)
+        if self._serving is not None:
+            await asyncio.wait([done, self._serving], return_when=asyncio.FIRST_COMPLETED)
+
     async def _take_letters(self, posted_by: str) -> None:
         for position, begin in await self._letters.take():
             self._begun_by_letter(position, begin)
+        await self._give_refused()
         if jobs := self.journal.begins.taken_over:
             self.journal.begins.taken_over = []
             await self._judged(self._take_over(jobs))

@@ -219,8 +219,24 @@ class JournalReader(ABC):
     def trimmed(self) -> dict[int, int]:
         """Returns, by partition, the offset behind the last END entry of the jobs that `trim` has removed. A checkpoint
         from before this offset cannot be restored any more if it needs the entries of these jobs (see `check_place`).
-        For a partition in which no job was removed, the offset is 0 or is left out.
+        For a partition in which no job was removed, the offset is 0 or is left out. Of a journal that several workers share:
+        by run (`ends`), the offset behind the last entry that was removed.
         """
+
+    def ends(self) -> dict[int, int]:
+        """Returns, by run, the offset of the last durable entry plus 1. Within a run, entries become durable in the order of
+        their offsets, so a reader that remembers the ends goes on from there. A run is a partition; or if several workers
+        share the journal, a range of offsets of one of them, because another may write below the last entry. Entries of a
+        job in a higher run come later. If nothing was trimmed, two results are equal only if no entry came between them.
+        """
+        return self.positions()
+
+    def read_run(self, run: int, first: int) -> Iterator[tuple[Position, Entry]]:
+        """Yields the durable entries of a run (`ends`) from the offset `first` on, as `read` does. A reader of several runs
+        stops at the ends that it knows: else it may find a later entry of a job, and not an earlier one in a lower run.
+        """
+        start = {**self.positions(), run: first}
+        return ((position, entry) for position, entry in self.read(start=start) if position.partition == run)
 
     @property
     def is_new(self) -> bool:
@@ -365,6 +381,10 @@ class Beginnings:
     - `resumes`: True if this worker goes on with the jobs of workers that are gone.
     - `give_back`: gives jobs back, so that another worker takes them. All of their entries are durable, and this worker
       appends no others. Blocks. Raises TransientError if a server does not answer: they may have been given back or not.
+    - `version`: the version of the code of this worker.
+    - `refuse`: gives back jobs that this version cannot continue, for workers of another one. It gets, for each tree, the id of
+      a job in it and the reason. As `give_back` otherwise.
+    - `rests`: notes that all functions of a job wait for something that takes long, so that it does not kill this worker.
     - `taken_over`: the ids of open jobs of such workers that `Journal.take` has taken. From then on this worker holds them.
       The host removes those with which it goes on.
     """
@@ -375,6 +395,9 @@ class Beginnings:
         self.room: Callable[[], int] = lambda: EVERY
         self.shared = self.resumes = False
         self.give_back: Callable[[Collection[str]], None] = lambda jobs: None
+        self.version = ""
+        self.refuse: Callable[[Mapping[str, str]], None] = lambda reasons: None
+        self.rests: Callable[[str], None] = lambda job: None
         self.taken_over: list[str] = []
         self._journal = journal
         self._taking = threading.Lock()  # held while the BEGIN entry of a letter is appended

@@ -46,11 +46,13 @@ from sabot.errors import (
     short_repr,
 )
 from sabot.journal.base import Approval, Position
-from sabot.journal.entries import Entry
+from sabot.journal.crashes import tries_again
+from sabot.journal.entries import Entry, Letter
 from sabot.journal.entry_counts import Connection, end_of_log
+from sabot.journal.job_tables import SHARED, SHARED_BEFORE
 from sabot.journal.owner_inbox import SqlInbox, SqlJournal
-from sabot.journal.schemas import JournalSchema, PostgresSession, Statements
-from sabot.journal.tables import SqlReader, StoredEntry, add, rows_of
+from sabot.journal.schemas import RANGE, JournalSchema, PostgresSession, Statements
+from sabot.journal.tables import SqlReader, StoredEntry, add, decoded, rows_of
 from sabot.journal.writing import CAPACITY_BYTES, Appended, GroupWriter
 from sabot.steps import step
 
@@ -89,6 +91,15 @@ END_SESSIONS = (
     "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
     "WHERE application_name = %s AND state <> 'idle' AND pid <> pg_backend_pid()"
 )
+_RUNS = (  # the ranges of places that have entries, and the place behind the last one of each: two seeks for a range
+    f"WITH RECURSIVE runs (run) AS ((SELECT place / {RANGE} FROM entries ORDER BY place LIMIT 1) UNION ALL "
+    f"SELECT (SELECT place / {RANGE} FROM entries WHERE place >= (run + 1) * {RANGE} ORDER BY place LIMIT 1) FROM runs "
+    "WHERE run IS NOT NULL) "
+    f"SELECT run, (SELECT max(place) + 1 FROM entries WHERE place >= run * {RANGE} AND place < (run + 1) * {RANGE}) "
+    "FROM runs WHERE run IS NOT NULL"
+)
+_TRIMMED_RUNS = f"SELECT (behind - 1) / {RANGE}, max(behind) FROM gone GROUP BY 1"
+_ENTRIES_OF_RUN = "SELECT place, job, sum, entry FROM entries WHERE place >= ? AND place < ? ORDER BY place LIMIT 1000"
 _ONE_LETTER = "SELECT 1 FROM meta WHERE name = 'identity' FOR UPDATE"
 
 
@@ -130,6 +141,37 @@ class PostgresReader(SqlReader):
             found: list[tuple[Any, ...]] = Statements(connection).execute(statement, values).fetchall()
         return found
 
+    @property
+    def is_shared(self) -> bool:
+        """True if several workers share the journal."""
+        return self.format in (SHARED_BEFORE, SHARED)
+
+    def ends(self) -> dict[int, int]:
+        return dict(self.select(_RUNS)) if self.is_shared else super().ends()
+
+    def trimmed(self) -> dict[int, int]:
+        return dict(self.select(_TRIMMED_RUNS)) if self.is_shared else super().trimmed()
+
+    def read(self, job: str | None = None, start: Mapping[int, int] | None = None) -> Iterator[tuple[Position, Entry]]:
+        if job is not None or not self.is_shared:
+            yield from super().read(job, start)
+            return
+        first = (start or {}).get(0, 0)
+        for run, end in sorted(self.ends().items()):
+            for position, entry in self.read_run(run, first):
+                if position.offset >= end:
+                    break
+                yield position, entry
+
+    def read_run(self, run: int, first: int) -> Iterator[tuple[Position, Entry]]:
+        if not self.is_shared:
+            yield from super().read_run(run, first)
+            return
+        first, behind = max(first, run * RANGE), (run + 1) * RANGE
+        while rows := self.select(_ENTRIES_OF_RUN, (first, behind)):
+            yield from decoded(rows, self.where)
+            first = rows[-1][0] + 1
+
     def close(self) -> None:
         self._reading.close()
 
@@ -148,7 +190,14 @@ class PostgresInbox(SqlInbox):
         self.clock = clock
         self.session = PostgresSession(self._place)
         with self.session.using() as connection:
-            self._place.known_facts(connection)
+            self._shared = int(self._place.known_facts(connection)["format"]) == SHARED
+
+    def post(self, letter: Letter) -> None:
+        if letter.kind == "retry" and self._shared:
+            with self.transaction("letter") as connection:
+                if tries_again(connection, letter.job):
+                    return
+        super().post(letter)
 
     @contextmanager
     def transaction(self, what: str) -> Iterator[Connection]:

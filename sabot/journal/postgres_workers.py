@@ -4,6 +4,8 @@
    jobs.worker   the worker that holds the job; the one that began it, or that took it last
    inbox.worker  the worker that has claimed a letter which begins a job; 0 for none
    places        a sequence of ranges of places
+   crashes       jobs with which workers have died (`crashes`)
+   refusals      jobs that the code of workers cannot continue (`refusals`)
 
 **Queue.** A letter that begins a job is the job's place in the queue. A worker claims it, and appends BEGIN. Letters to a
 job are taken by its worker only.
@@ -32,8 +34,8 @@ from sabot.base.threads import run_in_thread
 from sabot.clock import Clock, boot_seconds
 from sabot.errors import TransientError
 from sabot.journal.base import EVERY, MAY_BEGIN_AGAIN, JournalReader, Position
-from sabot.journal.entries import Begin, Letter, decode_letter
-from sabot.journal.job_tables import SHARED
+from sabot.journal.crashes import ASIDE, IN_TREE, KEEP_EARLIER, MOST, ROOT, SUSPECTS, Suspects, blame
+from sabot.journal.entries import Begin, Entry, Letter, decode_letter
 from sabot.journal.owner_inbox import OwnerInbox
 from sabot.journal.postgres import (
     END_SESSIONS,
@@ -43,6 +45,7 @@ from sabot.journal.postgres import (
     PostgresReader,
     session_of,
 )
+from sabot.journal.refusals import REFUSED, refuse, to_try
 from sabot.journal.schemas import RANGE, Statements
 from sabot.journal.tables import SqlReader, StoredEntry, add
 from sabot.journal.writing import GroupWriter
@@ -75,6 +78,8 @@ _LEAVE = (
 _MINE_FIRST = "SELECT 1 FROM workers WHERE number = %s AND NOT gone FOR SHARE"
 _DEAD = "other workers have declared this one dead, and go on with its jobs"
 
+_UNTAKEN = f"{ASIDE}, {REFUSED}"  # of these no job is taken without a reason
+
 _TO_ME = (  # letters that this worker takes
     "SELECT i.number, i.letter FROM inbox i LEFT JOIN jobs j ON j.job = i.job WHERE i.taken = 0 "
     "AND CASE WHEN starts_with(i.once, 'begin:') THEN i.worker = ? ELSE j.worker = ? END ORDER BY i.number"
@@ -87,17 +92,14 @@ _CLAIM = (
     "UPDATE inbox SET worker = %s WHERE number IN (SELECT number FROM inbox WHERE number = ANY(%s) AND worker = 0 AND taken = 0 "
     "FOR UPDATE SKIP LOCKED)"
 )
-# a retry of a job whose worker is gone
+# a retry of a job whose worker is gone, and a cancel of one that is set aside
 _ORPHANS = (
     "SELECT DISTINCT j.job FROM inbox i JOIN jobs j ON j.job = i.job LEFT JOIN workers w ON w.number = j.worker "
-    "WHERE i.taken = 0 AND NOT starts_with(i.once, 'begin:') AND j.ended IS NOT NULL AND w.gone IS NOT FALSE"
-)
-_ADOPT = (
-    "UPDATE jobs SET worker = %s WHERE job IN (SELECT j.job FROM jobs j WHERE j.job = ANY(%s) AND NOT EXISTS "
-    "(SELECT 1 FROM workers w WHERE w.number = j.worker AND NOT w.gone) FOR UPDATE OF j SKIP LOCKED)"
+    "WHERE i.taken = 0 AND NOT starts_with(i.once, 'begin:') AND w.gone IS NOT FALSE "
+    f"AND (j.ended IS NOT NULL OR (j.worker IN ({_UNTAKEN}) AND starts_with(i.once, 'cancel:')))"
 )
 _OTHERS = "SELECT number, owner, described, life, until < clock_timestamp() FROM workers WHERE NOT gone AND number <> ?"
-_OF_OTHERS = "SELECT 1 FROM jobs WHERE worker <> ? AND ended IS NULL LIMIT 1"
+_OF_OTHERS = f"SELECT 1 FROM jobs WHERE worker <> ? AND worker NOT IN ({_UNTAKEN}) AND ended IS NULL LIMIT 1"
 _BURY = (
     "UPDATE workers SET gone = true, earlier = CASE WHEN %(certain)s THEN NULL ELSE clock_timestamp() + %(lease_s)s * interval '1 second' "
     "END WHERE number IN (SELECT number FROM workers WHERE number = %(number)s AND NOT gone AND (%(certain)s OR until < clock_timestamp()) "
@@ -105,22 +107,33 @@ _BURY = (
 )
 # True for a worker that holds open jobs. EXISTS would be a join with all open jobs.
 _HOLDS = "(SELECT true FROM jobs j WHERE j.worker = w.number AND j.ended IS NULL LIMIT 1)"
-_LEFT = f"SELECT 1 FROM workers w WHERE w.gone AND {_HOLDS} LIMIT 1"
-# the trees of some of these jobs; `~` begins the part of an id by which a job differs from its parent
+_LEFT = f"SELECT DISTINCT w.number = {SUSPECTS} FROM workers w WHERE w.gone AND {_HOLDS}"
+# Trees move whole, with the jobs that have ended: one of these may be retried, and runs where the others are. So one worker at a
+# time takes trees, behind the lock of the row of worker 0.
+_ONE_TAKES = "SELECT 1 FROM workers WHERE number = 0 FOR UPDATE SKIP LOCKED"
+_CHOSEN = (
+    f"WITH dead AS MATERIALIZED (SELECT number FROM workers w WHERE gone AND number >= 0 AND {_HOLDS}) "
+    "SELECT job FROM jobs JOIN dead ON worker = number WHERE ended IS NULL LIMIT %s"
+)
+_OF_SUSPECTS = f"FROM jobs LEFT JOIN crashes ON tree = {ROOT} WHERE worker = {SUSPECTS} AND ended IS NULL"
+_SUSPECT = f"SELECT job {_OF_SUSPECTS} ORDER BY count, job LIMIT 1"
 _TAKE = (
-    f"WITH dead AS MATERIALIZED (SELECT number, earlier FROM workers w WHERE gone AND {_HOLDS} FOR UPDATE SKIP LOCKED), "
-    "chosen AS (SELECT job FROM jobs JOIN dead ON worker = number WHERE ended IS NULL LIMIT %s), "
-    "roots AS MATERIALIZED (SELECT DISTINCT regexp_replace(job, '(~[1-9][0-9]*)+$', '') AS root FROM chosen) "
-    "UPDATE jobs SET worker = %s FROM roots, dead WHERE (jobs.job = root OR (jobs.job > root || '~' AND jobs.job < root || chr(127))) "
-    "AND jobs.worker = dead.number AND jobs.ended IS NULL "
-    "RETURNING jobs.job, extract(epoch FROM dead.earlier - clock_timestamp())::float8"
+    f"WITH roots AS MATERIALIZED (SELECT DISTINCT {ROOT} AS root FROM jobs WHERE job = ANY(%s)), "
+    f"theirs AS MATERIALIZED (SELECT jobs.job, w.earlier FROM roots JOIN jobs ON {IN_TREE} LEFT JOIN workers w "
+    f"ON w.number = CASE WHEN jobs.worker < 0 THEN {SUSPECTS} ELSE jobs.worker END WHERE w.gone IS NOT FALSE) "
+    "UPDATE jobs SET worker = %s FROM theirs WHERE jobs.job = theirs.job "
+    "RETURNING jobs.job, jobs.ended IS NULL, extract(epoch FROM theirs.earlier - clock_timestamp())::float8"
 )
 # the part of a worker of all open jobs, and what it has of that
 _PART = (
     "SELECT (count(*) + n - 1) / n, count(*) FILTER (WHERE worker = ?) FROM jobs, "
-    "(SELECT greatest(1, count(*)) AS n FROM workers WHERE NOT gone) AS living WHERE ended IS NULL GROUP BY n"
+    "(SELECT greatest(1, count(*)) AS n FROM workers WHERE NOT gone) AS living "
+    f"WHERE ended IS NULL AND worker NOT IN ({_UNTAKEN}) GROUP BY n"
 )
-_GIVE_BACK = "UPDATE jobs SET worker = 0 WHERE worker = %s AND job = ANY(%s) AND ended IS NULL"
+_GIVE_BACK = (
+    f"WITH roots AS MATERIALIZED (SELECT DISTINCT {ROOT} AS root FROM unnest(%s::text[]) AS given (job)) "
+    f"UPDATE jobs SET worker = 0 FROM roots WHERE {IN_TREE} AND worker = %s"
+)
 _FORGET = (
     f"DELETE FROM workers w WHERE gone AND number > 0 AND {_HOLDS} IS NULL "
     "AND NOT EXISTS (SELECT 1 FROM inbox i WHERE i.worker = w.number AND i.taken = 0)"
@@ -140,7 +153,8 @@ _ENDED = (
 
 
 _WORKERS = (
-    "SELECT number, described, CASE WHEN gone THEN 'has ended' WHEN until < clock_timestamp() THEN 'is not heard of' ELSE 'runs' END, "
+    "SELECT number, described, CASE WHEN number < 0 THEN 'waits' WHEN gone THEN 'has ended' "
+    "WHEN until < clock_timestamp() THEN 'is not heard of' ELSE 'runs' END, "
     "(SELECT count(*) FROM jobs j WHERE j.worker = w.number AND j.ended IS NULL) FROM workers w "
     f"WHERE NOT gone OR {_HOLDS} ORDER BY number"
 )
@@ -150,7 +164,7 @@ def workers_of(reader: JournalReader) -> list[tuple[int, str, str, int]]:
     """Returns the workers of a journal that several share, and those that have ended and whose jobs nobody has taken yet: the
     number, the process, the state in words, and the number of open jobs of each. Returns [] for other journals. Blocks.
     """
-    if not isinstance(reader, PostgresReader) or reader.format != SHARED:
+    if not isinstance(reader, PostgresReader) or not reader.is_shared:
         return []
     return [(number, described, state, held) for number, described, state, held in reader.select(_WORKERS)]
 
@@ -233,9 +247,15 @@ class PostgresWorker(PostgresJournal):
         self._warned = False  # that open jobs wait for `resume`
         self._left_since = math.inf  # when jobs of workers that are gone were seen first
         self._part = 0  # the number of these that belong to this worker
-        self.begins.give_back = self.give_back
+        self._suspects = Suspects()
+        self.begins.give_back, self.begins.rests, self.begins.refuse = self.give_back, self._suspects.rests, self.refuse
 
     # -- entries -----------------------------------------------------------------------------------------------------------
+
+    def append(self, entry: Entry) -> Position:
+        position = super().append(entry)
+        self._suspects.sees(entry)
+        return position
 
     def insert(self, connection: Any, rows: list[StoredEntry]) -> None:
         add(Statements(connection), rows, numbered=False)
@@ -284,8 +304,10 @@ class PostgresWorker(PostgresJournal):
     def _has_work(self) -> bool:
         if self.untaken() or self._claimable():
             return True
+        if self._suspects.has_cleared:
+            return True
         if self.begins.resumes:
-            return self._takes() > 0 or self._is_late()
+            return self._takes() != (0, False) or self._is_late()
         if not self._is_late() or self.select(_ORPHANS):
             return self._is_late()
         self._reaped = boot_seconds()
@@ -309,20 +331,22 @@ class PostgresWorker(PostgresJournal):
     def _is_late(self) -> bool:
         return boot_seconds() >= self._reaped + self.reap_s
 
-    def _takes(self) -> int:
+    def _takes(self) -> tuple[int, bool]:
         """Returns how many jobs of workers that are gone this one takes now: up to its part of all open jobs, and after
-        `reap_s` as many as there are.
+        `reap_s` as many as there are. And whether it takes a tree to try it alone.
         """
-        if not self.select(_LEFT):
+        left, room = {suspect for (suspect,) in self.select(_LEFT)}, self.begins.room()
+        alone = True in left and room > 0 and not self._suspects.alone
+        if False not in left:
             self._left_since = math.inf
-            return 0
+            return 0, alone
         now = boot_seconds()
         if self._left_since == math.inf:
             self._left_since = now
             ((whole, mine),) = self.select(_PART, (self.lease.number,)) or [(0, 0)]
             self._part = whole - mine
         most = EVERY if now >= self._left_since + self.reap_s else self._part
-        return max(0, min(most, _MOST, self.begins.room()))
+        return max(0, min(most, _MOST, room)), alone
 
     def _claimable(self) -> list[int]:
         """Returns the numbers of letters that begin jobs of the agents that are here, as many as there is room for."""
@@ -348,65 +372,100 @@ class PostgresWorker(PostgresJournal):
     def take(self) -> list[tuple[Position, Any]]:
         late = self._is_late()
         try:
-            if self.begins.resumes and self.claim_left():
+            if self.claim_left():
                 self.begins.taken_over += self._reap(late)
-            self.claim_letters(self.select(_ORPHANS) if late else [])
+            self.claim_letters()
         except TransientError:
             return []
         if late:
             self._reaped = boot_seconds()
         return super().take()
 
-    def claim_letters(self, orphans: list[tuple[str]]) -> None:
-        """Claims letters that begin jobs, as many as there is room for, and these jobs of workers that are gone."""
-        numbers = self._claimable()
-        if not numbers and not orphans:
-            return
-        with self.inbox.session.using() as connection, step("journal", f"{self.where}: take"):
-            if orphans:
-                self.writer.jump(drawn(connection))  # before the jobs are taken: entries of them may follow at once
-            with connection.transaction():
+    def claim_letters(self) -> None:
+        """Claims letters that begin jobs, as many as there is room for."""
+        if numbers := self._claimable():
+            with (
+                self.inbox.session.using() as connection,
+                step("journal", f"{self.where}: take"),
+                connection.transaction(),
+            ):
                 self._check_lease(connection)
-                if numbers:
-                    connection.execute(_CLAIM, (self.lease.number, numbers))
-                if orphans:
-                    connection.execute(_ADOPT, (self.lease.number, [job for (job,) in orphans]))
+                connection.execute(_CLAIM, (self.lease.number, numbers))
 
     def note_taken(self, number: int, position: Position | None) -> None:
         self._seen[number] = EVERY if position is None else position.offset
 
     def give_back(self, jobs: Collection[str]) -> None:
         with self.inbox.session.using() as connection, step("journal", f"{self.where}: give back"):
-            connection.execute(_GIVE_BACK, (self.lease.number, list(jobs)))
+            connection.execute(_GIVE_BACK, (list(jobs), self.lease.number))
+
+    def refuse(self, reasons: Mapping[str, str]) -> None:
+        with (
+            self.inbox.session.using() as connection,
+            step("journal", f"{self.where}: give back"),
+            connection.transaction(),
+        ):
+            self._check_lease(connection)
+            connection.execute(KEEP_EARLIER, (max(0.0, self.predecessor_left()),))
+            refuse(connection, reasons, self.begins.version, self.lease.number)
 
     def _reap(self, late: bool) -> list[str]:
-        """Takes open jobs of workers that are gone, and returns their ids. If it was unknown whether an earlier call
-        has taken some, returns these too if it has. That is decided when the server has ended the transaction of that call:
-        its COMMIT may arrive later than the error here. `late`: True to look for workers that have died.
+        """Takes trees of workers that are gone: of open jobs, if this worker goes on with these, and of jobs that are to be
+        retried. Returns the ids of the open jobs. If it was unknown whether an earlier call has taken some, returns these too
+        if it has. That is decided when the server has ended the transaction of that call: its COMMIT may arrive later than the
+        error here. `late`: True to look for workers that have died, and for retries.
         """
         settled = dict(self.select(_SETTLED, (self.lease.number, self._unsure))) if self._unsure else {}
         taken = [job for job, mine in settled.items() if mine]
         unsure = [job for job in self._unsure if job not in settled]
-        if late:
+        if late and self.begins.resumes:
             dead = list(self._dead())
             with self.inbox.session.using() as connection, step("journal", f"{self.where}: take"):
                 self._bury(connection, dead)
                 connection.execute(_FREE)
                 connection.execute(_FORGET)
-        if most := self._takes():
-            with self.inbox.session.using() as connection, step("journal", f"{self.where}: take"):
-                self.writer.jump(drawn(connection))  # behind the last draw of workers that are gone
-                with connection.transaction():
-                    self._check_lease(connection)
-                    found = connection.execute(_TAKE, (most, self.lease.number)).fetchall()
-                    now = boot_seconds()
-                    ends = [now + earlier_s for _, earlier_s in found if earlier_s is not None]
-                    self.lease.predecessor_until = max([self.lease.predecessor_until, *ends])
-                    taken += [job for job, _ in found]
-                    self._unsure = [*unsure, *taken]
-            self._part -= len(found)
+        if self._suspects.has_cleared:
+            with self.inbox.session.using() as connection:
+                self._suspects.clear(connection)
+        retried = [job for (job,) in self.select(_ORPHANS)] if late else []
+        if late and self.begins.resumes and (room := min(_MOST, self.begins.room())) > 0:
+            asked = to_try(self.lease.number, self.begins.version, room)
+            retried += [job for (job,) in self.select(*asked)]
+        most, alone = self._takes() if self.begins.resumes else (0, False)
+        if most or alone or retried:
+            with (
+                self.inbox.session.using() as connection,
+                step("journal", f"{self.where}: take"),
+                connection.transaction(),
+            ):
+                self._check_lease(connection)
+                found = self._take_trees(connection, most, alone, retried)
+                now = boot_seconds()
+                ends = [now + earlier_s for _, _, earlier_s in found if earlier_s is not None]
+                self.lease.predecessor_until = max([self.lease.predecessor_until, *ends])
+                went_on = [job for job, is_open, _ in found if is_open]
+                taken += went_on
+                self._unsure = [*unsure, *taken]
+            self._part -= len(went_on)
         self._unsure = [job for job in unsure if job not in taken]  # that transaction may have ended since the look
         return taken
+
+    def _take_trees(
+        self, connection: Any, most: int, alone: bool, jobs: list[str]
+    ) -> list[tuple[str, bool, float | None]]:
+        """Takes the trees of up to `most` open jobs of workers that are gone, and those of `jobs`; with `alone` also one with
+        which workers have died. Returns for each job in them its id, whether it is open, and the seconds for which its worker
+        may still begin calls, or None.
+        """
+        if not connection.execute(_ONE_TAKES).fetchall():
+            return []
+        self.writer.jump(drawn(connection))  # behind the last draw of workers that are gone
+        chosen = connection.execute(_CHOSEN, (most,)).fetchall() if most else []
+        chosen += connection.execute(_SUSPECT).fetchall() if alone else []
+        found: list[tuple[str, bool, float | None]]
+        found = connection.execute(_TAKE, ([*jobs, *(job for (job,) in chosen)], self.lease.number)).fetchall()
+        self._suspects.add(connection, [job for job, is_open, _ in found if is_open])
+        return found
 
     def _check_lease(self, connection: Any) -> None:
         """Raises JournalFailed if other workers have declared this one dead. Until the end of the transaction they cannot."""
@@ -417,5 +476,13 @@ class PostgresWorker(PostgresJournal):
         for number, owner, described, certain in dead:
             connection.execute(END_SESSIONS, (session_of(owner),))
             facts = {"number": number, "certain": certain, "lease_s": self.lease.lease_s}
-            if connection.execute(_BURY, facts).fetchall():
-                _log.warning("%s: %s has ended without leaving: its jobs go on elsewhere", self.where, described)
+            with connection.transaction():
+                if not connection.execute(_BURY, facts).fetchall():
+                    continue
+                aside = blame(connection, number)
+            _log.warning("%s: %s has ended without leaving: its jobs go on elsewhere", self.where, described)
+            for tree in aside:
+                _log.error(
+                    "%s: job %s is set aside: %d workers in a row have died while they ran it; see their logs, then retry it",
+                    *(self.where, tree, MOST),
+                )

@@ -17,9 +17,11 @@ from sabot.base.proc import is_over
 from sabot.connectors.sql.database import quoted
 from sabot.connectors.sql.server import PostgresServer
 from sabot.errors import AppLocked, CorruptJournal, LetterRefused, TransientError, UserError
+from sabot.journal.crashes import make_crashes
 from sabot.journal.entry_counts import make_tables
 from sabot.journal.history_tables import make_history
 from sabot.journal.job_tables import SHARED, SHARED_BEFORE, WITHIN, make_list
+from sabot.journal.refusals import make_refusals
 from sabot.journal.tables import bring_up_to_date
 from sabot.steps import step
 
@@ -271,11 +273,15 @@ class JournalSchema:
         try:
             form = int(self.known_facts(connection)["format"])
             if form == SHARED:
+                make_crashes(connection)
+                make_refusals(connection)
                 return
             if form == SHARED_BEFORE:
                 with self.server.explained(), connection.transaction():
                     self._check_left(connection)
                     self._migrate(connection, Statements(connection), form, SHARED)
+                    make_crashes(connection)
+                    make_refusals(connection)
                 return
             own()  # brings the tables up to date; nobody else has the claim
             with self.server.explained(), step("journal", f"{self.where}: shared"), connection.transaction():
@@ -285,6 +291,8 @@ class JournalSchema:
                 ((last,),) = connection.execute("SELECT coalesce(max(place), 0) FROM entries").fetchall()
                 for statement in filter(str.strip, _SHARED.format(first=last // RANGE + 1).split(";")):
                     connection.execute(statement)
+                make_crashes(connection)
+                make_refusals(connection)
                 connection.execute("UPDATE meta SET value = %s WHERE name = 'format'", (str(SHARED),))
         finally:
             with self.server.explained():

@@ -4,6 +4,9 @@ Each entry gives any number of rows. The offset of a row is the offset of its en
 row in the entry. Only durable entries are read, and a journal only grows. So the same offsets give the same rows, and
 the stream can be exactly once. If entries were trimmed before the source has read them, the source raises an error. An
 app does not trim entries of its own journal that its own sources have not read yet (`held_for`).
+
+A partition of the source is a run of the journal (`JournalReader.ends`), since entries of several workers become durable out
+of the order of their places.
 """
 
 import threading
@@ -76,7 +79,7 @@ class JournalSource(Source):
         self._closing.clear()
         try:
             self._reader = self._held.enter_context(self._reading())
-            ends = self._reader.positions() or {0: 0}
+            ends = self._reader.ends() or {0: 0}
             late = start == "latest" and not restored
             places = {partition: end * ROWS if late else 0 for partition, end in ends.items()}
             self._positions = {**places, **restored}
@@ -92,14 +95,15 @@ class JournalSource(Source):
         has read them. `restored`: by partition, the positions from a checkpoint.
         """
         reader = self._opened()
+        trimmed = reader.trimmed()
         for partition, position in restored.items():
             offset, number = divmod(position, ROWS)
             if number:
-                with closing(reader.read(start={partition: offset})) as entries:  # type: ignore[type-var]
+                with closing(reader.read_run(partition, offset)) as entries:  # type: ignore[type-var]
                     at, entry = next(iter(entries), (None, None))
-                there = at is not None and entry is not None and at == (partition, offset)
+                there = at is not None and entry is not None and at.offset == offset
                 number = 0 if there and number <= len(self._rows(entry)) else number  # type: ignore[arg-type]
-            if number or offset > self._ends.get(partition, 0):
+            if number or offset > max(self._ends.get(partition, 0), trimmed.get(partition, 0)):
                 raise UserError(
                     f"{self.name}[{partition}]: position {position} does not exist; {reader.where} ends at entry "
                     f"{self._ends.get(partition, 0)}",
@@ -132,8 +136,10 @@ class JournalSource(Source):
         reader = self._reader
         if reader is None:
             return None
-        self._ends = reader.positions() or self._ends
-        behind = {at: self._scanned.get(at, 0) for at, end in self._ends.items() if self._scanned.get(at, 0) < end}
+        self._ends = reader.ends() or self._ends
+        behind = {
+            at: self._scanned.get(at, 0) for at, end in sorted(self._ends.items()) if self._scanned.get(at, 0) < end
+        }
         if not behind:
             return None
         self._check_trimmed()
@@ -160,11 +166,10 @@ class JournalSource(Source):
         rows. Each element of `found` is a tuple of the partition, the offset of the row, and the row.
         """
         position = self._positions.get(partition, 0)
-        everywhere = {other: self._ends[other] for other in self._ends}
-        entries: Any = reader.read(start={**everywhere, partition: first})
+        entries: Any = reader.read_run(partition, first)
         with closing(entries):
             for at, entry in entries:
-                if at.partition != partition or at.offset >= self._ends[partition]:
+                if at.offset >= self._ends[partition]:
                     break
                 for number, row in enumerate(self._rows(entry)):
                     offset = at.offset * ROWS + number

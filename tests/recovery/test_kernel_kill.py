@@ -307,6 +307,7 @@ async def test_a_worker_that_was_stopped_beyond_its_lease_begins_anew(tmp_path: 
 
 
 DESK = """
+import os
 from sabot.agents import RuntimeKernel
 from sabot.llm import Effect, tool
 
@@ -322,7 +323,16 @@ async def payer(ctx):
     await ctx.ask("confirm", {{"order": ctx.message}})
     return await ctx.call(pay, ctx.message)
 
-kernel = RuntimeKernel.create(agent=payer, journal={url!r}, shared=True)
+async def killer(ctx):
+    await ctx.call(look)  # so that its beginning is durable
+
+@tool(effect="read")
+async def look() -> str:
+    if not os.path.exists(WORLD + ".mended"):
+        os._exit(9)
+    return "mended"
+
+kernel = RuntimeKernel.create(agent=[payer, killer], journal={url!r}, shared=True)
 """
 
 
@@ -379,6 +389,42 @@ async def test_jobs_are_spread_over_the_workers_that_are_left(tmp_path: Path) ->
         for process in (joined, last):
             process.terminate()
             assert await asyncio.to_thread(process.wait) == 0
+    assert world.words("paid") == sorted(f"paid-{number}" for number in range(jobs))
+
+
+@pytest.mark.slow  # it starts a server of PostgreSQL and some twelve interpreters
+async def test_a_job_that_kills_its_workers_is_set_aside_and_the_others_go_on(tmp_path: Path) -> None:
+    """Its process ends when it calls its tool. Who supervises two workers starts each again; the others wait for a person."""
+    from tools.command_line import SABOT
+    from tools.postgres import server_or_skip
+
+    jobs, world, deaths = 20, World(tmp_path), 0
+    world.file.touch()
+    with server_or_skip().database() as url, Workers(tmp_path, url, [*SABOT, "jobs", "work", "desk:kernel"]) as workers:
+        (tmp_path / "desk.py").write_text(DESK.format(world=str(world.file), url=url))
+        async with paying_in(tmp_path, url):
+            pass
+        client = JobClient(url)
+        handles = [await client.start("payer", number, idempotency_key=str(number)) for number in range(jobs)]
+        kills = await client.start("killer", None)
+        running = [await workers.start() for _ in range(2)]
+        while not (record := await client.jobs.get(kills.job_id)).blocked:
+            for process in [each for each in running if each.poll() is not None]:
+                running.remove(process)
+                running.append(await workers.start())
+                deaths += 1
+            await asyncio.sleep(0.05)
+        assert "set aside: 10 workers in a row have ended while they ran it" in record.blocked
+        assert 9 <= deaths <= 10
+        for handle in handles:
+            questions: list[Any] = []
+            while not questions:
+                questions = await handle.get_pending_actions()
+            await handle.resolve_action(questions[0].resume_token, {"order": "yes"})
+        assert [(await handle.result()).output for handle in handles] == [f"order {n} is paid" for n in range(jobs)]
+        Path(f"{world.file}.mended").touch()
+        await client.jobs.retry(kills.job_id)
+        assert (await kills.result()).output is None
     assert world.words("paid") == sorted(f"paid-{number}" for number in range(jobs))
 
 

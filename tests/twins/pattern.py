@@ -53,18 +53,22 @@ class Spec:
 
         n = len(self.steps)
         gaps = [[test(each) for each in gap] for gap in self.gaps]
+        passed = [[test(its)] if optional and greedy else [] for *_, optional, greedy, its in self.steps]
+
+        def gap_of(start: int, to: int) -> list[Any]:
+            return [each for given in (gaps[start : to + 1], passed[start:to]) for part in given for each in part]
 
         def edges(start: int) -> list[Any]:
             found: list[Any] = []
             for to in range(start, n):
-                found.append((to, self.steps[to][2], [each for gap in gaps[start : to + 1] for each in gap]))
+                found.append((to, self.steps[to][2], gap_of(start, to)))
                 if not self.steps[to][4]:
                     return found
             if start == 0:
                 return found
             return [
                 *found,
-                ("end", "then", [each for gap in gaps[start:] for each in gap]) if gaps[n] else ("accept", "then", []),
+                ("end", "then", gap_of(start, n)) if gaps[n] else ("accept", "then", []),
             ]
 
         return PatternTable(
@@ -109,7 +113,10 @@ def ways(spec: Spec, rows: list[Row]) -> Iterator[list[tuple[int, int]]]:
         return any(passes(spec, rows, r, test, taken, looping) for r in between for test in tests)
 
     def forbidden(i: int, j: int) -> list[Any]:
-        return [test for gap in range(i + 1, j + 1) for test in spec.gaps[gap]]
+        """The tests of rows that may not come between the last row of step i and the first one of step j: those of gaps, and
+        of the optional greedy steps between the two, which would take them."""
+        passed = [its for *_, optional, greedy, its in spec.steps[i + 1 : j] if optional and greedy]
+        return [test for gap in range(i + 1, j + 1) for test in spec.gaps[gap]] + passed
 
     def left_out(i: int, count: int, p: int, up_to: int, taken: list[tuple[int, int]]) -> bool:
         """A greedy step has left out a row that it would have taken."""
@@ -162,7 +169,9 @@ def ways(spec: Spec, rows: list[Row]) -> Iterator[list[tuple[int, int]]]:
 
     for q in range(len(rows)):
         for j in range(n):
-            if passes(spec, rows, q, spec.steps[j][-1], [], False):
+            if passes(spec, rows, q, spec.steps[j][-1], [], False) and not any_in(
+                range(q, q + 1), forbidden(-1, j), []
+            ):
                 yield from extend([(q, j)], 1)
             if not optional[j]:
                 break

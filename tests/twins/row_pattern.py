@@ -2,6 +2,8 @@
 
 A match begins at the first row where one is possible. Of the ways to match from there the preferred one counts: of alternatives the
 first, of numbers of repetitions the greatest, or the least for a reluctant quantifier, and what is further left decides first.
+
+A greedy repetition, as Flink has it, does not end before a row that it can take: it has no other number of rows.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -36,6 +38,7 @@ class Repeated:
     least: int
     most: int | None
     is_reluctant: bool = False
+    is_greedy: bool = False
 
 
 Part = Variable | Sequel | Choice | Repeated
@@ -73,9 +76,12 @@ def matches(
 
     def again(part: Repeated, count: int, at: int, taken: Taken) -> Iterator[tuple[int, Taken]]:
         may_end = count >= part.least
+        may_go_on = part.most is None or count < part.most
+        if part.is_greedy and may_go_on and next(ways(part.part, at, taken), None) is not None:
+            may_end = False
         if may_end and part.is_reluctant:
             yield at, taken
-        if part.most is None or count < part.most:
+        if may_go_on:
             for after, more in ways(part.part, at, taken):
                 if after == at:  # a repetition without rows is the last one
                     yield at, taken

@@ -854,7 +854,7 @@ private:
     void begin(int32_t slot, uint64_t mask, int64_t time) {
         fresh_.clear();
         for (const Edge& edge : edges[0]) {
-            if (!holds(steps[edge.to].test, mask, -1)) continue;
+            if (!holds(steps[edge.to].test, mask, -1) || any_holds(edge.gap, edge.gap_bits, mask, -1)) continue;
             if (!advance(slot, -1, edge.to, false, time)) continue;
             if (begun) break;
             for (int32_t each : fresh_) drop(each);

@@ -4,7 +4,7 @@ start ─▶ letter in the inbox of the journal ─▶ the kernel takes it: BEGI
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -42,9 +42,7 @@ from sabot.jobs.log import notices_of
 from sabot.jobs.open_jobs import begun_or_queued, jobs_begun_within, whole_entry
 from sabot.journal import Inbox, Journal, JournalReader, Position
 from sabot.journal.entries import REQUEST, Begin, End, Letter, encode_entry
-from sabot.journal.job_tables import SHARED
 from sabot.journal.memory import MemoryStorage
-from sabot.journal.tables import SqlReader
 
 T = TypeVar("T")
 
@@ -81,7 +79,7 @@ class ClientHandle(JobHandle):
 
     __slots__ = ("_looks", "created")
 
-    def __init__(self, client: "JobClient", job_id: str, looks: "_Looks", *, created: bool) -> None:
+    def __init__(self, client: "JobClient", job_id: str, looks: "JobLooks", *, created: bool) -> None:
         super().__init__(job_id, client.actions, client.post)
         self._looks = looks
         self.created = created
@@ -97,9 +95,7 @@ class ClientHandle(JobHandle):
         If the job has ended without success, raises the errors of `ExecutionHandle.result`. Raises UserError if the journal
         has forgotten the result of the job, and CorruptJournal if the journal is damaged.
         """
-        end = await self._looks.until(partial(_end_in, job_id=self.job_id))
-        assert isinstance(end.body, bytes)
-        outcome = outcome_of(self.job_id, end.outcome, end.body)
+        outcome = await self._looks.outcome(self.job_id)
         if isinstance(outcome, BaseException):
             raise outcome
         return recorded_result(self.job_id, outcome)
@@ -160,13 +156,21 @@ class JobClient:
 
         Raises UserError for arguments that are not valid.
         """
-        self.name = checked_name(name, "JobClient: name")
+        name = checked_name(name, "JobClient: name")
         if not isinstance(journal, str | Path | MemoryStorage) or journal == "":
             raise UserError(f"JobClient: journal={short_repr(journal)}", hint="a folder, or an address")
-        self._store = KernelStore(journal, self.name, clock)
-        self._durable = not isinstance(journal, MemoryStorage)
-        self._looks = _Looks(self._store)
-        self.jobs, self.actions = AppJobs(self._store), ActionManager(self._store)
+        self._set(KernelStore(journal, name, clock), name, durable=not isinstance(journal, MemoryStorage))
+
+    @classmethod
+    def of_worker(cls, store: KernelStore, name: str) -> "JobClient":
+        """Returns the client through which a kernel, one of several workers, begins jobs and watches those of the others."""
+        made = cls.__new__(cls)
+        made._set(store, name, durable=True)
+        return made
+
+    def _set(self, store: KernelStore, name: str, *, durable: bool) -> None:
+        self.name, self._store, self._durable, self.looks = name, store, durable, JobLooks(store)
+        self.jobs, self.actions = AppJobs(store), ActionManager(store)
 
     @answers_wrong_options
     async def start(
@@ -221,6 +225,11 @@ class JobClient:
             checked_word(each.agent, "start: agent", empty=False)
             if each.policy_ref is not None:
                 raise UserError("start: policy_ref= is for RuntimeKernel.execute", hint="the kernel has its own policy")
+        return await self.begin(asked)
+
+    async def begin(self, requests: Sequence[ExecutionRequest]) -> list[ClientHandle]:
+        """Begins jobs as `start_all` does. The policies of the requests were checked."""
+        for each in requests:
             keyed = bool(each.idempotency_key) and self._durable
             if repeated_around(keyed=keyed) is not None:
                 raise UserError(
@@ -230,14 +239,14 @@ class JobClient:
             if keyed:
                 await read_earlier_attempts(lambda effect: run_in_thread(self._begun_within, effect))
                 check_attempts(job_id_of(f"{self.name}.{each.agent}", each))
-        found = await run_in_thread(self._start_all, asked, effect_around() if self._durable else "")
-        return [ClientHandle(self, job_id, self._looks, created=created) for job_id, created in found]
+        found = await run_in_thread(self._start_all, requests, effect_around() if self._durable else "")
+        return [ClientHandle(self, job_id, self.looks, created=created) for job_id, created in found]
 
     def _begun_within(self, effect: str) -> frozenset[str]:
         with self._store.reader() as reader:
             return jobs_begun_within(reader, effect)
 
-    def _start_all(self, requests: list[ExecutionRequest], within: str) -> list[tuple[str, bool]]:
+    def _start_all(self, requests: Sequence[ExecutionRequest], within: str) -> list[tuple[str, bool]]:
         with self._store.reader() as reader, self._store.inbox() as inbox:
             return [self._start(reader, inbox, each, within) for each in requests]
 
@@ -271,7 +280,7 @@ class JobClient:
         """Returns the handle of a job, whoever has begun it. `job_id` is its id, or its id in the form for URLs
         (`ClientHandle.url_id`). Raises UserError if there is no such job.
         """
-        return ClientHandle(self, (await self.jobs.get(job_id)).job_id, self._looks, created=False)
+        return ClientHandle(self, (await self.jobs.get(job_id)).job_id, self.looks, created=False)
 
     async def post(self, letter: Letter) -> None:
         """Writes a letter into the inbox of the journal, as `RuntimeKernel.post` does."""
@@ -282,7 +291,7 @@ class JobClient:
 @dataclass(slots=True, eq=False)
 class _Look:
     """A look into the journal that is made again until it finds something. `since_s`: since when, and `due_s`: when the next
-    one is due, by the clock of the event loop. `at`: the positions of the journal at the last one.
+    one is due, by the clock of the event loop. `at`: the ends of the journal at the last one.
     """
 
     find: Callable[[JournalReader], Any]
@@ -292,9 +301,9 @@ class _Look:
     at: dict[int, int] | None = None
 
 
-class _Looks:
+class JobLooks:
     """Looks into the journal while somebody awaits something in it: one task and one reader for all. Only the journal's
-    positions are read while it gets no entry, if it has one owner.
+    ends are read while it gets no entry.
     """
 
     def __init__(self, store: KernelStore) -> None:
@@ -319,6 +328,14 @@ class _Looks:
         finally:
             self._awaited.discard(look)
         return found
+
+    async def outcome(self, job_id: str) -> bytes | BaseException:
+        """Waits until a job has ended, and returns its outcome as `handle.outcome_of` does. Raises UserError if there is no such
+        job, or if the journal has forgotten the result.
+        """
+        end = await self.until(partial(_end_in, job_id=job_id))
+        assert isinstance(end.body, bytes)
+        return outcome_of(job_id, end.outcome, end.body)
 
     async def _look(self) -> None:
         loop, stack, reader = asyncio.get_running_loop(), ExitStack(), None
@@ -365,11 +382,9 @@ def _found(reader: JournalReader, looks: Iterable[_Look]) -> dict[_Look, Any]:
     """Returns what looks have found, or the error that they have raised. Leaves those out that have found nothing. Blocks.
     Raises TransientError.
     """
-    at, found = reader.positions(), dict[_Look, Any]()
-    # an entry of one of several workers may have a lower place than the last one of another
-    rises = not (isinstance(reader, SqlReader) and reader.format == SHARED)
+    at, found = reader.ends(), dict[_Look, Any]()
     for look in looks:
-        if rises and look.at == at:  # no entry has come since
+        if look.at == at:  # no entry has come since
             continue
         try:
             result = look.find(reader)

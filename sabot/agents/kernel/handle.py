@@ -349,6 +349,26 @@ class ExecutionHandle(JobHandle):
             self._answered.set()
 
 
+class ElsewhereHandle(ExecutionHandle):
+    """The handle of a job that another worker of the journal runs. Its outcome and its events come from the journal: within a
+    tenth of the time that was waited, and within a second. It has no pieces of answers. It stays good when the job moves.
+    """
+
+    __slots__ = ("_client",)
+
+    def __init__(self, kernel: _Kernel, client: JobHandle, agent: KernelAgent) -> None:
+        """`client`: the handle of a client for the same job."""
+        super().__init__(kernel, client.job_id, agent)
+        self._client = client
+        self.begun()
+
+    def events(self) -> AsyncGenerator[RuntimeEvent, None]:
+        return self._client.events()
+
+    async def _recorded_events(self, job_id: str) -> list[RuntimeEvent]:
+        return await self._client._recorded_events(job_id)
+
+
 def _note(heard: HeardPieces, event: RuntimeEvent) -> None:
     """Tells `heard` of a recorded event after which pieces count anew: the end of an answer, or the job's beginning."""
     if event.type is RuntimeEventType.MODEL_DONE:

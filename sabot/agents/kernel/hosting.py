@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from hashlib import blake2b
 from typing import Any
 
 import msgspec
@@ -42,11 +43,13 @@ from sabot.calls.judging import repeated_around
 from sabot.clock import Clock
 from sabot.errors import IdempotencyConflict, InternalError, JournalFailed, NonDeterminism, SabotError, UserError
 from sabot.jobs.guard import Behalf, EffectGuard
+from sabot.jobs.history import History
 from sabot.jobs.host import JobHost
 from sabot.jobs.journal_calls import call_journal
 from sabot.jobs.log import Blocked, EarlierEnd, Fragment, Notice
 from sabot.jobs.open_jobs import begun_or_queued, jobs_begun_within, last_begin, next_begin, whole_entries
 from sabot.jobs.owner import OpenJob
+from sabot.jobs.run import JobRun
 from sabot.jobs.tree import first_of, parent_of
 from sabot.jobs.values import pack_error
 from sabot.journal import Journal, Position
@@ -103,6 +106,7 @@ class KernelHost:
         self.open: dict[str, OpenJob] = {}
         self.handles: dict[str, ExecutionHandle] = {}  # by id, for jobs that have not ended; blocked ones too
         self.failure: SabotError | None = None
+        self.failed = asyncio.Event()  # set with `failure`
         self.resumed = self.closed = False
         self._by_letters = 0  # the number of jobs that letters have begun, for the first time or again
         self._of_clients = 0  # that of the first time
@@ -117,7 +121,8 @@ class KernelHost:
         self._listener = _KernelEvents(events, self._given, self._look_at, self._show if shown else None)
         how: dict[str, Any] = {"clock": clock, "stop_grace_s": grace_s, "listener": self._listener, "guard": policy}
         how["use_of"] = use_of_answer
-        self._host = JobHost(journal, on_broken=self._broke, on_letter=self._begun_by_letter, **how)
+        how["on_letter"], how["refusal"] = self._begun_by_letter, self._refusal
+        self._host = JobHost(journal, on_broken=self._broke, **how)
         for agent in agents.values():
             agent.watch = self
             self._host.register(agent.agent_id, agent, children)
@@ -162,6 +167,8 @@ class KernelHost:
                 await store.leave()
             raise
         self.journal.begins.room = lambda: self._max_jobs - self._admission.running - self._admission.waiting
+        codes = sorted((agent_id, agent.code) for agent_id, agent in self._agents.items())
+        self.journal.begins.version = blake2b(repr(codes).encode(), digest_size=16).hexdigest()
         self._host.start()
         for job in cut:
             self._host.end_cut(job)
@@ -194,6 +201,7 @@ class KernelHost:
         if self.failure is not None:
             return
         self.failure, self._host.stopping, left_s = unexpected_end(what, error), True, self.journal.claim_left()
+        self.failed.set()
         if self._on_lost is None or left_s or not isinstance(self.failure, JournalFailed):
             self._end_all(self.failure)
             return
@@ -253,11 +261,6 @@ class KernelHost:
 
     async def execute(self, agent: KernelAgent, job_id: str, request: ExecutionRequest) -> ExecutionHandle:
         self._warn_of_open()
-        if request.idempotency_key and self.journal.begins.shared:
-            raise UserError(
-                "execute: an idempotency_key is decided in the journal where several workers share it",
-                hint='await JobClient(journal).start("AGENT", …, idempotency_key=…): any worker runs the job',
-            )
         record = encode_request(request)
         name = b""  # a digest is only needed for a request that may come again
         if request.idempotency_key:
@@ -288,6 +291,10 @@ class KernelHost:
             return await self._begun(handle, inputs, request)
         finally:
             self.journal.begins.release(job_id)
+
+    async def take_letters(self) -> None:
+        """Takes the letters that are in the inbox now, as far as there is room for the jobs that they begin."""
+        await self._host.take_letters()
 
     async def take_over(self, agent: KernelAgent, entries: Sequence[Entry]) -> ExecutionHandle:
         """Begins a new job with entries that were copied from the history of another job (`jobs.fork_history`). The new
@@ -468,6 +475,22 @@ class KernelHost:
         given.set()
         self._wait(job_id, partial(self._host.resume, job), continues=goes_on)
 
+    async def _refusal(self, job: OpenJob) -> str:
+        """Returns the reason why the agents here cannot continue a job of another worker, or "". Runs it over its recorded
+        results, before it is in memory, so that nothing of it has to be taken back.
+        """
+        agent = self._agents.get(job.agent)
+        if agent is None:
+            return f"this code has no agent {job.agent}"
+        entries = [entry for _, entry in await call_journal(whole_entries, self.journal, job.job_id)]
+        history = History.of(job.job_id, entries, parked=len(entries))
+        run = JobRun(job.job_id, history, key=self.journal.key, code=agent.code)
+        try:
+            run.start(agent.coroutine)
+        finally:
+            run.discard()
+        return "" if run.blocked is None else str(run.blocked)
+
     async def await_letter(self, job_id: str) -> ExecutionHandle | None:
         """Waits until a job begins whose beginning or retry is in the inbox of the journal, and returns the handle of this
         run. Returns None if no such letter is there. Raises UserError if the kernel is closed before the job begins.
@@ -539,6 +562,7 @@ class KernelHost:
             handle.begun()
 
     def rests(self, job_id: str) -> None:
+        self.journal.begins.rests(job_id)
         self._leave(job_id)
 
     def wakes(self, job_id: str) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,8 @@ from sabot.agents.events.bus import InMemoryEventBus, RuntimeEvent
 from sabot.agents.events.job_events import events_of
 from sabot.agents.job_checks import CheckedJob, verdict_of
 from sabot.agents.jobs import JobStore
-from sabot.agents.kernel.client import KernelStore
-from sabot.agents.kernel.handle import ExecutionHandle
+from sabot.agents.kernel.client import ClientHandle, JobClient, KernelStore
+from sabot.agents.kernel.handle import ElsewhereHandle, ExecutionHandle
 from sabot.agents.kernel.hosting import KernelHost
 from sabot.agents.kernel.jobs import ExecutionRequest, KernelAgent, job_id_of
 from sabot.agents.replay import JobCode, Recording, record_job
@@ -41,7 +42,7 @@ from sabot.jobs.history import History
 from sabot.jobs.host import STOP_GRACE_SECONDS
 from sabot.jobs.journal_calls import call_journal
 from sabot.jobs.log import Fragment
-from sabot.jobs.open_jobs import open_jobs, whole_entries
+from sabot.jobs.open_jobs import next_begin, open_jobs, whole_entries
 from sabot.jobs.run import JobRun
 from sabot.jobs.url_ids import stored_id
 from sabot.journal import Journal, JournalReader
@@ -193,6 +194,8 @@ class RuntimeKernel:
         self._opening = asyncio.Lock()
         self._booking = asyncio.Lock()  # held while the ledger is made
         self._closed = False
+        self._client = JobClient.of_worker(KernelStore(self._place, self.name, clock), self.name)
+        self._elsewhere_jobs: dict[asyncio.Task[None], ExecutionHandle] = {}  # handles of jobs of other workers
         self._anew: asyncio.Task[None] | None = None  # makes this kernel another worker, after it has lost its lease
 
     @classmethod
@@ -215,6 +218,14 @@ class RuntimeKernel:
         closed.
         """
         await self._started()
+
+    async def serve(self) -> None:
+        """Runs the jobs of the journal: those that are open, as after `resume`, and those that clients begin. Never returns.
+        Cancel it to stop, and close the kernel. Raises the error that stops the kernel, and the errors of `start`.
+        """
+        await self.resume()
+        while True:
+            await (await self._started()).failed.wait()
 
     async def _started(self) -> KernelHost:
         if (anew := self._anew) is not None and anew.get_loop() is asyncio.get_running_loop():
@@ -399,6 +410,9 @@ class RuntimeKernel:
             if not alive and self._loop is not None and not self._loop.is_closed():
                 self._closed = False
                 raise self._elsewhere()
+            for task, handle in list(self._elsewhere_jobs.items()) if alive else ():
+                task.cancel()
+                handle.settle(why, ended=False)
             await self._drop(self._host, why if alive else None)
         if alive:
             self._host.check()
@@ -433,6 +447,9 @@ class RuntimeKernel:
         handle of that job without waiting for other jobs. If that job was open when the kernel opened the journal, and
         `resume` was not called yet, it continues now, together with the jobs below it.
 
+        If several workers share the journal, a job with an idempotency key begins in any of them, and the call waits for no
+        other jobs. The handle is good wherever the job runs; it has no pieces of answers of another worker.
+
         Raises IdempotencyConflict if that job had another request, and UserError if its result is no longer in the
         journal. Raises UserError if the request is not valid, or if the kernel is closed before the job has begun.
         Raises JournalFailed if the journal cannot be written.
@@ -441,7 +458,33 @@ class RuntimeKernel:
         self._check_policy(request.policy_ref)
         host = await self._started()
         agent = self._agent(request.agent)
+        if request.idempotency_key and host.journal.begins.shared:
+            return await self._execute_shared(host, agent, replace(request, agent=agent.name))
         return await host.execute(agent, job_id_of(agent.agent_id, request), request)
+
+    async def _execute_shared(self, host: KernelHost, agent: KernelAgent, request: ExecutionRequest) -> ExecutionHandle:
+        """Begins a job with an idempotency key as a client does, since the journal decides which of several workers that are
+        asked at once begins it. If this one has room, the job runs here.
+        """
+        (begun,) = await self._client.begin([request])
+        if begun.created:
+            await host.take_letters()
+        return host.handles.get(begun.job_id) or self._watch_elsewhere(begun, agent)
+
+    def _watch_elsewhere(self, client: ClientHandle, agent: KernelAgent) -> ExecutionHandle:
+        """Returns the handle of a job that another worker runs, or that has ended."""
+        handle = ElsewhereHandle(self, client, agent)
+
+        async def watch() -> None:
+            try:
+                handle.settle(await self._client.looks.outcome(handle.job_id), ended=True)
+            except SabotError as error:
+                handle.settle(error, ended=True)
+
+        task = asyncio.create_task(watch(), name=f"the end of job {handle.job_id} elsewhere")
+        self._elsewhere_jobs[task] = handle
+        task.add_done_callback(lambda task: self._elsewhere_jobs.pop(task, None))
+        return handle
 
     def _agent(self, name: str) -> KernelAgent:
         """Returns the agent with this name, or the first agent if the name is "". Raises UserError if there is no agent
@@ -516,7 +559,8 @@ class RuntimeKernel:
 
     async def handle(self, job_id: str) -> ExecutionHandle:
         """Returns the handle of a job of this kernel that runs, is blocked or has ended. If a JobClient has begun the job,
-        waits until the kernel has taken it. If a retry of the job was asked for (`kernel.jobs.retry`), it is the handle of
+        waits until the kernel has taken it, unless several workers share the journal; the handle is good for jobs of all of
+        them. If a retry of the job was asked for (`kernel.jobs.retry`), it is the handle of
         the next run. `job_id` is its id, or its id in the form for URLs (`ExecutionHandle.url_id`). Raises UserError if there
         is no such job, if the job is open but `resume` was not called, or if the journal no longer has the END entry of the
         job.
@@ -531,12 +575,15 @@ class RuntimeKernel:
         if not host.journal.begins.shared and (begun := await host.await_letter(job_id)) is not None:
             return begun
         begin = next((entry for entry in await self._entries(job_id) if isinstance(entry, Begin)), None)
+        if begin is None and host.journal.begins.shared:
+            begin = await call_journal(next_begin, host.journal, job_id)
         agent = None if begin is None else self._agents.get(begin.agent.removeprefix(f"{self.name}."))
         if agent is None:
             raise UserError(f"job {job_id}: there is none of this name in {host.journal.where}")
-        mark = await call_journal(host.journal.job, job_id)
-        if host.journal.begins.shared and mark is not None and not mark.outcome:
-            raise UserError(f"job {job_id} runs in another worker", hint="await JobClient(journal).handle(job_id)")
+        if host.journal.begins.shared:
+            mark = await call_journal(host.journal.job, job_id)
+            if mark is None or not mark.outcome:
+                return self._watch_elsewhere(await self._client.handle(job_id), agent)
         handle = ExecutionHandle(self, job_id, agent)
         await host.settle_from_journal(handle)
         return handle

@@ -22,11 +22,18 @@ _STRICTEST = (_ENTRY, "next", "then", "then_any")
 
 @dataclass(frozen=True, slots=True)
 class PatternEdge:
-    """A way to a step, to END or to ACCEPT. `to` is an object of its own while the end of a repetition is not known."""
+    """A way to a step, to END or to ACCEPT. `to` is an object of its own while the end of a repetition is not known.
+    `passed`: the optional greedy steps that the way passes by: it has no row that one of them would take.
+    """
 
     to: object
     before: str = "then"
     gap: tuple[Expr, ...] = ()
+    passed: tuple[PatternStep, ...] = ()
+
+    def behind(self, gap: tuple[Expr, ...], passed: tuple[PatternStep, ...] = ()) -> "PatternEdge":
+        """Returns this edge as the last part of a way that began with this gap, and passed these steps."""
+        return replace(self, gap=(*gap, *self.gap), passed=(*passed, *self.passed))
 
 
 Edges: TypeAlias = list[PatternEdge]
@@ -135,12 +142,14 @@ class _Builder:
             self._made.edges[node.number + 1] = onward
             into = [PatternEdge(node.number, before, forbidden)]
             is_optional, is_reluctant = node.step.is_optional, node.step.is_reluctant
+            passed = (node.step,) if node.step.is_greedy else ()
         else:
             into = self._into_group(node, onward, after, entry)
             is_optional, is_reluctant = node.is_optional, node.is_reluctant
+            passed = ()
         if not is_optional:
             return into
-        past = [replace(each, gap=(*forbidden, *each.gap)) for each in onward]
+        past = [each.behind(forbidden, passed) for each in onward]
         return _merged([*past, *into] if is_reluctant else [*into, *past])
 
     def _into_group(self, group: _GroupCopy, onward: Edges, after: tuple[Expr, ...], entry: Entry) -> Edges:
@@ -160,10 +169,7 @@ class _Builder:
 def _with_entry(edges: Edges, entry: Entry) -> Edges:
     """Returns edges into a group with the rule by which the group is entered."""
     before, forbidden = entry
-    return [
-        replace(each, before=before if each.before == _ENTRY else each.before, gap=(*forbidden, *each.gap))
-        for each in edges
-    ]
+    return [replace(each.behind(forbidden), before=before if each.before == _ENTRY else each.before) for each in edges]
 
 
 def _replaced(edges: Edges, end: PatternEdge, onward: Edges) -> Edges:
@@ -173,15 +179,19 @@ def _replaced(edges: Edges, end: PatternEdge, onward: Edges) -> Edges:
     return _merged(
         new
         for each in edges
-        for new in ([replace(one, gap=(*each.gap, *one.gap)) for one in onward] if each.to is end.to else [each])
+        for new in ([one.behind(each.gap, each.passed) for one in onward] if each.to is end.to else [each])
     )
 
 
 def _merged(edges: Iterable[PatternEdge]) -> Edges:
-    """Returns the edges, of several to one step only the first. It gets the rule that allows the most rows before it."""
+    """Returns the edges, of several to one step only the first. It gets the rule that allows the most rows before it, and
+    no `passed` unless all have the same.
+    """
     found: dict[object, PatternEdge] = {}
     for each in edges:
         known = found.setdefault(each.to, each)
+        if each.passed != known.passed:
+            known = found[each.to] = replace(known, passed=())
         if _STRICTEST.index(each.before) > _STRICTEST.index(known.before):
             found[each.to] = replace(known, before=each.before)
     return list(found.values())

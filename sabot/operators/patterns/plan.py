@@ -63,7 +63,15 @@ class PatternPlan:
             shape = (each.least, each.most, each.between, each.is_greedy, each.is_reluctant, kept[variable], variable)
             self.steps.append((*shape, test, tail))
         self.edges: list[list[Any]] = [
-            [(edge.to, edge.before, [self._test(predicate, None) for predicate in edge.gap]) for edge in edges]
+            [
+                (
+                    edge.to,
+                    edge.before,
+                    [self._test(predicate, None) for predicate in edge.gap]
+                    + [self._test(each.predicate, each.name) for each in edge.passed],
+                )
+                for edge in edges
+            ]
             for edges in automaton.edges
         ]
         self.skip_slot = -1

@@ -59,6 +59,19 @@ def bind_match(context: Context, node: MatchRecognize, relation: Relation) -> Re
     return _MatchBinder(context, node, relation).bind()
 
 
+def _with_preference(made: engine.Pattern, repeat: Repeat, is_in_group: bool) -> engine.Pattern:
+    """Returns a pattern whose last part prefers the number of rows that it has in Flink: of `A+` all that it can take, of
+    `A?` none if that completes the match, of `A+?` the least. Groups, which Flink refuses, go back as in standard SQL.
+    """
+    if repeat.least == repeat.most:
+        return made
+    if not repeat.greedy:
+        return made.reluctant()
+    if is_in_group or not isinstance(repeat.pattern, Variable):
+        return made
+    return made.reluctant() if repeat.most == 1 else made.greedy()
+
+
 class _MatchBinder:
     """The binder of one MATCH_RECOGNIZE over a bound table."""
 
@@ -136,10 +149,10 @@ class _MatchBinder:
             raise SqlFault(variable.span, f"the pattern has no variable {variable.text}", hint)
         return variable.text
 
-    def _sequence(self, node: Pattern) -> engine.Pattern:
+    def _sequence(self, node: Pattern, is_in_group: bool = False) -> engine.Pattern:
         """Returns a part of PATTERN as a pattern of the engine."""
         if isinstance(node, Alternatives):
-            return reduce(lambda one, other: one | other, [self._sequence(each) for each in node.patterns])
+            return reduce(lambda one, other: one | other, [self._sequence(each, True) for each in node.patterns])
         made: engine.Pattern | None = None
         for each in node.patterns if isinstance(node, Succession) else (node,):
             repeat = each if isinstance(each, Repeat) else None
@@ -147,14 +160,13 @@ class _MatchBinder:
             given: Any = (
                 (inner.name.text, self._define[inner.name.text])
                 if isinstance(inner, Variable)
-                else (self._sequence(inner),)
+                else (self._sequence(inner, True),)
             )
             times: Any = 1 if repeat is None else (repeat.least, repeat.most)
             with at(each.span):
                 made = engine.pattern(*given, times=times) if made is None else made.next(*given, times=times)
                 if repeat is not None:
-                    made = made.consecutive()
-                    made = made if repeat.greedy or repeat.least == repeat.most else made.reluctant()
+                    made = _with_preference(made.consecutive(), repeat, is_in_group)
         assert made is not None
         return made
 

@@ -162,6 +162,31 @@ def test_the_examples_of_flinks_documentation(app):
     assert prices_of(app, [12, 17, 19, 21, 25, 18, 15, 14, 24, 25, 19], text) == [("x", 25, 14, 24)]
 
 
+@pytest.mark.parametrize(
+    ("pattern", "define", "found"),
+    [
+        ("A+ B", "A AS A.p < 5", [(1, 6), (2, 9)]),  # the rows 3 and 4 at the end all fit A, so none is left for B
+        ("A B+ C", "B AS B.p > 1, C AS C.p > 5", []),  # B takes each row for C
+        ("A B{1,2} C", "B AS B.p > 1, C AS C.p > 5", [(1, 9)]),  # two rows are the most
+        ("A B* C", "A AS A.p = 1, B AS B.p < 7, C AS C.p > 5", [(1, 9)]),  # also where B could have no row
+        ("A B? C", "A AS A.p = 1, B AS B.p < 9, C AS C.p > 1", [(1, 6)]),  # an optional one is not greedy
+        ("A B+? C", "B AS B.p > 1, C AS C.p > 5", [(1, 9)]),
+        ("A (B B)+ C", "B AS B.p > 1, C AS C.p > 5", [(1, 9)]),  # a group goes back, as in standard SQL
+        ("A B+", "A AS A.p = 2, B AS B.p > 2", [(2, 4)]),
+    ],
+)
+def test_a_greedy_variable_takes_each_row_that_it_can_take(app, pattern, define, found):
+    text = clause(pattern, "FIRST(p) AS first, LAST(p) AS last", define)
+    assert [row[1:] for row in prices_of(app, [1, 6, 2, 9, 3, 4], text)] == found
+
+
+def test_matches_that_wait_for_an_earlier_one_are_given_at_the_end(app):
+    """The rows below 90 go on with the match of 90 until the input ends, which is not complete without a row above it."""
+    define = "D AS D.p < S.p, U AS U.p > S.p"
+    text = clause("S D+ U", "S.p AS start, U.p AS top", define)
+    assert prices_of(app, [90, 5, 3, 7, 6, 4, 8], text) == [("x", 5, 7), ("x", 6, 8)]
+
+
 def test_groups_alternatives_and_every_skip(app):
     prices = [1, 5, 2, 6, 9, 3, 7]
     define = "L AS L.p < 4, H AS H.p > 4, T AS T.p > 8"

@@ -70,6 +70,10 @@ ANY = lit(True)
         (A.next("b", is_("b"), times=(1, None)).reluctant(), "abbb", ["0-1 ab"]),
         (A.next("b", ANY, times=(1, None)).next("c", is_("c")), "abcbcb", ["0-4 abcbc"]),  # goes back to the last c
         (A.next("b", ANY, times=(1, None)).reluctant().next("c", is_("c")), "abcbcb", ["0-2 abc"]),
+        (A.next("b", ANY, times=(1, None)).greedy().next("c", is_("c")), "abcbcb", []),  # "b" takes all
+        (A.next("b", ANY, times=(1, 2)).greedy().next("c", is_("c")), "abbcabcc", ["0-3 abbc", "4-7 abcc"]),
+        (A.next("b", is_("b") | is_("c")).optional().greedy().next("c", ANY), "acacx", ["0-2 aca"]),
+        (pattern("b", is_("b")).optional().greedy().next("c", ANY), "bca", ["0-1 bc", "2-2 a"]),
         (A.next("b", is_("b")).optional(), "aab", ["0-0 a", "1-2 ab"]),
         ((A | A.next("b", is_("b"))).next("c", is_("c")), "abcac", ["0-2 abc", "3-4 ac"]),
         (A.next("x", ANY).next("a", is_("a")), "abaca", ["0-2 aba"]),  # a name twice
@@ -335,8 +339,9 @@ def parts(draw: st.DrawFn, exprs: dict[str, Expr], depth: int) -> tuple[Sequel, 
             given = (group,)
         made = pattern(*given, times=(least, most)) if made is None else made.next(*given, times=(least, most))
         if (least, most) != (1, 1):
-            made, piece = made.consecutive(), twin.Repeated(piece, least, most, reluctant)
-            made = made.reluctant() if reluctant else made
+            greedy = depth == 2 and kind == "step" and not reluctant and draw(st.booleans())
+            made, piece = made.consecutive(), twin.Repeated(piece, least, most, reluctant, greedy)
+            made = made.reluctant() if reluctant else made.greedy() if greedy else made
         pieces.append(piece)
     assert made is not None
     return made, twin.Sequel(tuple(pieces))
