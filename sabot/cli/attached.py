@@ -1,12 +1,15 @@
 """The tables of an app as its newest checkpoint has them, for statements of `sabot sql --attach`."""
 
+import logging
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 
 import pyarrow as pa
 import typer
 
 from sabot.api.nodes.changes import Changelog, Materialize, Upsert
+from sabot.api.nodes.joins import TwoInputs
 from sabot.api.nodes.node import Node, walk
 from sabot.api.nodes.read import Read, StreamEnd, Write
 from sabot.api.nodes.rows import MapBatches, RowStep, Union
@@ -44,7 +47,10 @@ class AttachedApp:
 
     def __init__(self, word: str, state: str | None = None, *, fresh: bool = False) -> None:
         self._checkpoints = find_checkpoints(word, state)
-        self._program = load_app(word.partition("@")[0]) if names_program(word.partition("@")[0]) else None
+        self._program = None
+        if names_program(program := word.partition("@")[0]):
+            with _without_warnings("sabot.sql"):  # of its statements, which its start has shown
+                self._program = load_app(program)
         self._fresh = fresh
         self.reasons: dict[str, str] = {}
         """Why a table of the app cannot be asked, by its name in lower case."""
@@ -103,6 +109,17 @@ class AttachedApp:
         return found
 
 
+@contextmanager
+def _without_warnings(name: str) -> Iterator[None]:
+    logger = logging.getLogger(name)
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
 class _SavedTables:
     """The tables that the steps of an app keep in a checkpoint. `app`: the app that asks them."""
 
@@ -126,6 +143,9 @@ class _SavedTables:
             return self.rows(node.input)
         if isinstance(node, Read):
             raise NotKept(f"{node.name} is read, and not kept")
+        if isinstance(node, TwoInputs):
+            why = "a join keeps the rows of its two tables, and no table of the joined ones"
+            raise NotKept(f"{why}: ask for these tables, and join them in the question")
         if not isinstance(node, RowStep | MapBatches | Union):
             why = "the app has changed since, or filters its rows first" if node.changes else "its rows are not kept"
             raise NotKept(f"checkpoint {self._manifest.checkpoint_id} has no table of {node.text()!r}: {why}")

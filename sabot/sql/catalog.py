@@ -35,6 +35,7 @@ from sabot.sql.formats import (
     written_format,
 )
 from sabot.sql.functions import cast
+from sabot.sql.moments import with_moment_types, with_moments
 from sabot.sql.scope import (
     Relation,
     TableColumn,
@@ -132,7 +133,8 @@ def check_table(context: Context, statement: CreateTable) -> None:
     fields = [TableColumn("", name, name, type) for name, type in types.items()]
     for each in statement.columns:
         if each.computed is not None and not is_clock(each.computed):
-            bound = Binder(context, Relation(_NO_ROWS, tuple(fields))).bind(each.computed)
+            columns = with_moment_types(Relation(_NO_ROWS, tuple(fields)), each.computed)
+            bound = Binder(context, columns).bind(each.computed)
             types[each.name.text] = bound.type
             fields.append(TableColumn("", each.name.text, each.name.text, bound.type))
     time, _ = time_of(statement)
@@ -307,10 +309,19 @@ def _computed(
         if is_clock(tree):
             fields.append(clock_column(each.name.text, fields[0].qualifier if fields else ""))
             continue
-        bound: TypedExpr = Binder(context, replace(relation, fields=tuple(fields))).bind(tree)
+        known = replace(relation, stream=stream, fields=tuple(fields))
+        with_values = with_moments(context, known, [tree])
+        bound: TypedExpr = Binder(context, with_values).bind(tree)
         with at(each.span):
-            stream = stream.with_columns(**{each.name.text: bound.expr})
+            stream = with_values.stream.with_columns(**{each.name.text: bound.expr})
+            if with_values is not known:
+                stream = stream.drop(*(set(with_values.stream.schema.names) - set(known.stream.schema.names)))
         shift = 0 if each.name.text == time else None
+        if shift == 0 and with_values is not known:
+            message = (
+                "table %s: %s is the clock of the moment at which a row is read: a restart reads rows at another one"
+            )
+            _log.warning(message, statement.name[-1].text, each.name.text)
         fields.append(
             TableColumn(fields[0].qualifier, each.name.text, each.name.text, bound.type, shift, never_null=shift == 0)
         )
@@ -817,7 +828,8 @@ def _fitting(
         wanted = arrow_type(column.type)
         expr = col(field.column)
         if field.type != wanted:
-            if not is_implicit(field.type, wanted):
+            integers = pa.types.is_integer(field.type) and pa.types.is_integer(wanted)
+            if not (integers or is_implicit(field.type, wanted)):
                 asked, given = sql_type(wanted), sql_type(field.sql_type)
                 what = "…" if field.name.startswith("EXPR$") else field.name
                 message = f"column {column.name.text} of table {table} is {asked}, and the query gives {given}"

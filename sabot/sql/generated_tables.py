@@ -1,5 +1,6 @@
 """Tables of made rows: 'connector' = 'datagen', with random values and sequences, and 'connector' = 'faker', with expressions."""
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from decimal import Decimal
@@ -21,6 +22,8 @@ from sabot.sql.types import arrow_type, sql_type
 if TYPE_CHECKING:
     from sabot.api.stream import Stream
 
+_log = logging.getLogger(__name__)
+
 _LENGTHS = ("CHAR", "VARCHAR", "BINARY", "VARBINARY")
 _SEED = 0
 _TRIED = 16  # rows that are made of a column when its table is declared
@@ -36,8 +39,13 @@ class _MadeColumns:
         self._statement = statement
 
     def each(self, make: "Callable[[_MadeColumns, str, pa.DataType, Type], Field]") -> Iterator[tuple[pa.Field, Field]]:
-        """Yields the columns that have values of their own. Raises SqlFault for one that cannot be made."""
+        """Yields the columns that have values of their own. Raises SqlFault for one that cannot be made. Warns of options
+        of a computed column, which have no effect.
+        """
         for column in self._statement.columns:
+            if column.type is None and self.options.take(f"fields.{column.name.text}.expression"):
+                message = "table %s: 'fields.%s.expression' has no effect: the column is computed"
+                _log.warning(message, self.options.table, column.name.text)
             if column.type is None or column.metadata is not None:
                 continue
             type = arrow_type(column.type)

@@ -31,6 +31,7 @@ _DATES = {
     "LOCALTIME": pa.time32("s"),
     "LOCALTIMESTAMP": pa.timestamp("ms"),
 }
+_TYPES = {"UNIX_TIMESTAMP": pa.int64(), "RAND": pa.float64(), "RAND_INTEGER": pa.int32(), "UUID": pa.string()}
 _GROUP_WINDOWS = ("TUMBLE", "HOP", "SESSION")
 
 
@@ -65,6 +66,16 @@ def with_moments(
             relation, made = _computed(context, relation, node)
             relation = replace(relation, calls={**relation.calls, key: made})
     return relation
+
+
+def with_moment_types(relation: Relation, tree: Expression) -> Relation:
+    """Returns columns without rows with those that `with_moments` would add for an expression, to learn its type."""
+    calls = {}
+    for i, node in enumerate(_moments(tree, relation)):
+        name = "PROCTIME" if isinstance(node, Column) else node.name.text.upper()
+        type = _DATES.get(name) or _TYPES.get(name, _INSTANT)
+        calls[moment_key(node, relation)] = TypedExpr(col(f"moment {i}"), type)
+    return replace(relation, calls={**relation.calls, **calls})
 
 
 def check_no_moment(node: Expression, what: str) -> None:

@@ -259,7 +259,7 @@ def literal_time(node: TypedLiteral, zone: str) -> Expr:
             return lit(datetime.date.fromisoformat(text))
         if node.type == "TIME":
             return lit(datetime.time.fromisoformat(text))
-        value = datetime.datetime.fromisoformat(text)
+        value = datetime.datetime.fromisoformat(_ONE_DIGIT.sub(r"\g<1>0\2", text))
     except ValueError:
         raise SqlFault(node.span, f"'{node.text}' is no {node.type}", _FORMS[node.type]) from None
     if node.type == "TIMESTAMP_LTZ":
@@ -269,6 +269,7 @@ def literal_time(node: TypedLiteral, zone: str) -> Expr:
     return lit(value)
 
 
+_ONE_DIGIT = re.compile(r"^([\d-]+[ T])(\d:)")  # an hour of one digit
 _FORMS = {
     "DATE": "DATE '2024-05-17'",
     "TIME": "TIME '12:30:00'",

@@ -265,6 +265,8 @@ class Binder:
             return self._distinct_from(node)
         if operator == "OVERLAPS":
             return self._overlapping(node)
+        if operator == "AT TIME ZONE":
+            return self._at_time_zone(node)
         if (moved := self._moved_by_months(node)) is not None:
             return moved
         left_, right_ = self.bind(node.left), self.bind(node.right)
@@ -286,6 +288,15 @@ class Binder:
             made = left_.expr + right_.expr if operator == "+" else left_.expr - right_.expr
         if any(pa.types.is_date(each.type) for each in (left_, right_)) and _is_of_days(node.left, node.right):
             made = made.cast("date32")  # a date and whole days are a date
+        return self.typed(made, node.span)
+
+    def _at_time_zone(self, node: Binary) -> TypedExpr:
+        zone = constant_text(self._given(node.right), "the time zone")
+        bound = self.bind(node.left)
+        made = functions.at_time_zone(bound, functions.known_zone(zone, node.right.span))
+        if made is None:
+            hint = "it takes a TIMESTAMP or a TIMESTAMP_LTZ: CAST(… AS TIMESTAMP(3))"
+            raise SqlFault(node.left.span, f"AT TIME ZONE of {sql_type(bound.type)}", hint)
         return self.typed(made, node.span)
 
     def _overlapping(self, node: Binary) -> TypedExpr:
@@ -357,13 +368,18 @@ class Binder:
         return isinstance(left, Binary) and left.operator == "%"
 
     def _alike(self, left: TypedExpr, right: TypedExpr, span: Span) -> tuple[TypedExpr, TypedExpr]:
-        """Casts a constant text that is compared with a time, a date or a number to that type, as Flink does."""
+        """Casts a text that is compared with a number, and a constant one beside a time or a date, to that type, as Flink
+        does.
+        """
         for one, other in ((left, right), (right, left)):
             is_text = one.expr.kind == "lit" and pa.types.is_string(one.type)
             if is_text and (pa.types.is_temporal(other.type) or functions.is_number(other.type)):
                 check_text(one.expr.option("value"), other.type, span)
                 made = self._cast_to(one, other.type, span)
                 return (made, right) if one is left else (left, made)
+            if pa.types.is_string(one.type) and functions.is_number(other.type):
+                made = self._cast_to(one, other.type, span)
+                return (made, other) if one is left else (other, made)
             if is_text and pa.types.is_string(other.type) and reads_as_moment(one.expr.option("value")):
                 time = pa.timestamp("us")
                 if other.expr.column is not None and has_text_of_event_time(self.relation, other.expr.column):
@@ -406,7 +422,9 @@ class Binder:
         values: list[Any] = []
         tests: list[Expr] = []
         for tree in node.values:
-            asked, found = self._alike(operand, self.bind(tree), tree.span)
+            asked, found = operand, self.bind(tree)
+            if not (pa.types.is_string(operand.type) and functions.is_number(found.type)):
+                asked, found = self._alike(operand, found, tree.span)
             if pa.types.is_null(found.type):
                 tests.append(lit(None, "bool"))
                 continue

@@ -5,6 +5,7 @@ become programs over columns of operands and remembered values.
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -335,6 +336,18 @@ def _is_point(type: pa.DataType) -> bool:
     return bool(pa.types.is_timestamp(type) or pa.types.is_date(type))
 
 
+_DIGITS = 18
+"""The most digits of a decimal whose unscaled values are int64."""
+
+
+def _unscaled(array: Array) -> Array:
+    """Returns the unscaled values of decimals of at most 18 digits as int64."""
+    if not len(array):
+        return pa.array([], pa.int64())
+    low = np.frombuffer(array.buffers()[1], np.int64)[2 * array.offset : 2 * (array.offset + len(array)) : 2]
+    return pa.array(low, mask=array.is_null().to_numpy(zero_copy_only=False) if array.null_count else None)
+
+
 def _kind(type: pa.DataType) -> str | None:
     """Returns the way in which the kernel stores values of this type ("signed", "unsigned", "float" or "bytes"), or
     None if it cannot store them.
@@ -343,6 +356,8 @@ def _kind(type: pa.DataType) -> str | None:
         return "unsigned"
     if pa.types.is_integer(type) or pa.types.is_boolean(type) or pa.types.is_temporal(type):
         return None if pa.types.is_interval(type) else "signed"
+    if pa.types.is_decimal128(type) and type.precision <= _DIGITS:
+        return "signed"  # the unscaled value; two of one type compare as these
     if pa.types.is_floating(type):
         return "float"
     return "bytes" if pa.types.is_string(type) or pa.types.is_binary(type) else None
@@ -358,6 +373,8 @@ def _canonical(side: Compiled, common: pa.DataType, kind: str) -> Callable[[pa.R
         if array.type != common:
             is_time = pa.types.is_temporal(common) and pa.types.is_temporal(array.type)
             array = times_within(array, common) if is_time else pc.cast(array, common, safe=False)
+        if pa.types.is_decimal(common):
+            return _unscaled(array)
         if narrow:
             array = array.cast(pa.int32())
         return array if array.type == to else pc.cast(array, to, safe=False)

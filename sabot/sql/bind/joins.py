@@ -605,6 +605,7 @@ class JoinBinder:
         for each, kept in sides:
             column = outer.get(each.column, each.column)
             if each.clock:
+                fields += [] if stream.changes else [each]
                 continue
             if node.column_names is not None and column not in node.column_names:
                 column = same.get(each.column) or column
@@ -612,7 +613,8 @@ class JoinBinder:
             fields.append(replace(each, column=column, shift_ms=shift, never_null=each.never_null and kept))
         relation = Relation(stream, tuple(fields))
         if self._join.using:
-            relation = _merged(relation, self._join, sum(not each.clock for each in left.fields))
+            split = sum(not (each.clock and stream.changes) for each in left.fields)
+            relation = _merged(relation, self._join, split)
         if self._how == "inner" and self._residual:
             relation = with_calls(self._context, relation, self._residual)
             binder = Binder(self._context, relation)

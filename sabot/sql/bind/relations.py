@@ -33,6 +33,7 @@ from sabot.sql.scope import (
     TableColumn,
     TypedExpr,
     at,
+    is_clock,
     names_of,
     node_of,
     part_of_statement,
@@ -645,14 +646,18 @@ class QueryBinder:
 
     def _as_of(self, join: JoinSource, left: Relation, table: TableName) -> Relation:
         node = table.as_of
-        if not isinstance(node, Column) or join.kind not in ("INNER", "LEFT"):
-            hint = "FOR SYSTEM_TIME AS OF a.ts, its event time, or a column p AS PROCTIME()"
+        is_now = node is not None and is_clock(node)
+        if not (is_now or isinstance(node, Column)) or join.kind not in ("INNER", "LEFT"):
+            hint = "FOR SYSTEM_TIME AS OF a.ts, its event time, or PROCTIME()"
             message = "AS OF takes a column of time of the left table, behind JOIN or LEFT JOIN"
             raise SqlFault(table.span, message, hint)
-        field, further = left.find(node.parts)
         right = self._lookup(table.parts, _options_hint(table)).named(table.parts[-1].text)
         right = right if table.alias is None else renamed(right, table.alias)
         binder = JoinBinder(self._context, join, left, right, [])
+        if is_now or (isinstance(node, Column) and _is_clock_of(right, node, left)):
+            return binder.bind_lookup()
+        assert isinstance(node, Column)
+        field, further = left.find(node.parts)
         if field.clock:
             return binder.bind_lookup()
         if further or field.shift_ms != 0:
@@ -1044,6 +1049,15 @@ def _of_selected(node: Expression, body: SelectBody) -> Expression:
         return node
     place = next((i for i, item in enumerate(body.items, 1) if alike(item.expression, node)), None)
     return node if place is None or isinstance(node, Constant) else Constant("integer", str(place), node.span)
+
+
+def _is_clock_of(right: Relation, node: Column, left: Relation) -> bool:
+    """Returns True for a column PROCTIME() of the right table, which the left one does not have."""
+    try:
+        left.find(node.parts)
+    except SqlFault:
+        return any(each.clock and each.name.lower() == node.parts[-1].text.lower() for each in right.fields)
+    return False
 
 
 def _is_true(node: Expression | None) -> bool:

@@ -33,7 +33,7 @@ _INSTANT = pa.timestamp("ms", tz=UTC)
 TABLE_WINDOWS = ("TUMBLE", "HOP", "CUMULATE", "SESSION")
 GROUP_WINDOWS = ("TUMBLE", "HOP", "SESSION")
 
-_BOUNDS = {"START": "window_start", "END": "window_end", "ROWTIME": "window_time"}
+_BOUNDS = {"START": "window_start", "END": "window_end", "ROWTIME": "window_time", "PROCTIME": "window_time"}
 
 EDGES = {f"{kind}_{name}": (kind, column) for kind in GROUP_WINDOWS for name, column in _BOUNDS.items()}
 """The functions that give a bound of a group window: the window's name, and the column that has it."""

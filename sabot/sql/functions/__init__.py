@@ -30,7 +30,7 @@ from sabot.sql.functions.maps import element, map_of
 from sabot.sql.functions.numbers import beside, divided, product
 from sabot.sql.functions.table import FUNCTIONS, MOMENTS, OF_ONE_TYPE, is_known, scalar
 from sabot.sql.functions.texts import like, similar
-from sabot.sql.functions.times import plus_months
+from sabot.sql.functions.times import at_time_zone, known_zone, plus_months
 
 __all__ = [
     "AGGREGATES",
@@ -47,6 +47,7 @@ __all__ = [
     "array_of",
     "as_argument",
     "as_text",
+    "at_time_zone",
     "balanced",
     "beside",
     "cast",
@@ -58,6 +59,7 @@ __all__ = [
     "is_known",
     "is_number",
     "is_word",
+    "known_zone",
     "like",
     "listed",
     "map_of",

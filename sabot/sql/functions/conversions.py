@@ -81,6 +81,26 @@ def read_text(texts: Expr, target: pa.DataType, strict: bool) -> Expr:
     return Expr("cast", (texts,), (("type", target), ("strict", strict), ("lenient", True)))
 
 
+def _is_plain(type: pa.DataType) -> bool:
+    """Returns True for the types of elements whose texts in Flink are those of the engine."""
+    return bool(
+        pa.types.is_string(type) or pa.types.is_date(type) or (is_number(type) and not pa.types.is_floating(type))
+    )
+
+
+def _in_text(bound: TypedExpr, zone: str, *, strict: bool) -> Expr:
+    """Returns a part of a ROW as a text, and the word NULL for a part that is not there."""
+    return as_text(bound, zone, strict=strict).fill_null("NULL")
+
+
+def _between(begin: str, parts: list[Expr], end: str) -> Expr:
+    """Returns texts with commas between them."""
+    made = lit(begin)
+    for i, part in enumerate(parts):
+        made = made + lit(", ") + part if i else made + part
+    return made + lit(end)
+
+
 def as_text(bound: TypedExpr, zone: str, *, strict: bool = True) -> Expr:
     """Returns the value as a text; a TIMESTAMP_LTZ as the time on the clock of the session's zone. `strict`: False if bytes
     that are no UTF-8 become NULL.
@@ -88,6 +108,13 @@ def as_text(bound: TypedExpr, zone: str, *, strict: bool = True) -> Expr:
     expr, type = on_the_clock(bound, zone)
     if pa.types.is_string(type):
         return expr
+    if pa.types.is_struct(type):
+        parts = [_in_text(TypedExpr(expr[each.name], each.type), zone, strict=strict) for each in type]
+        return when(expr.is_not_null()).then(_between("(", parts, ")")).otherwise(lit(None))
+    if pa.types.is_list(type) and _is_plain(type.value_type):
+        elements = expr if pa.types.is_string(type.value_type) else expr.cast(pa.list_(pa.string()), strict=strict)
+        joined = Expr("list.fill_null", (elements, lit("NULL"))).list.join(", ")
+        return _between("[", [joined], "]")
     if pa.types.is_boolean(type):
         return when(expr).then(lit("TRUE")).when(~expr).then(lit("FALSE")).otherwise(lit(None))
     value = expr.option("value") if expr.kind == "lit" else None

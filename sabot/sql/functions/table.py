@@ -86,6 +86,7 @@ _ELSEWHERE = {
     "ANY_VALUE": "FIRST_VALUE(x)",
     "ARRAY_LENGTH": "CARDINALITY(array)",
     "JSON_EXTRACT": "JSON_VALUE(text, '$.name')",
+    "CURRENT_WATERMARK": "windows leave out late rows, and the app counts them: late= of window, in Python, has them",
     "CLASSIFIER": "a measure for each variable: COUNT(A.x) AS a, COUNT(B.x) AS b",
     "MATCH_NUMBER": "ROW_NUMBER() in a query outside",
     "NEXT": "a variable for the next row: PATTERN (A B)",

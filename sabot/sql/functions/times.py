@@ -54,6 +54,8 @@ _JAVA = {
     "MMMM": "%B",
 }
 _WRITTEN = {
+    "YYYY": "%G",
+    "ww": "%V",
     "Z": "%z",
     "E": "%a",
     "EE": "%a",
@@ -131,13 +133,25 @@ def convert_tz(arguments: CallArguments) -> Expr:
     return instant(there, before).dt.convert_time_zone(after).dt.strftime("%Y-%m-%d %H:%M:%S")
 
 
-def _zone(arguments: CallArguments, place: int) -> str:
-    zone = arguments.constant(place, "string", "the time zone")
+def at_time_zone(bound: TypedExpr, zone: str) -> Expr | None:
+    """Returns an instant as the time on the clock of a zone, a time on that clock as the instant, and None for any other
+    type.
+    """
+    if not pa.types.is_timestamp(bound.type):
+        return None
+    return on_the_clock(bound, zone).expr if is_local(bound.type) else instant(bound.expr, zone)
+
+
+def known_zone(zone: str, span: Span) -> str:
+    """Returns a time zone by its name. Raises SqlFault if there is none."""
     known = zone_named(zone)
     if known is None:
-        message = f"there is no time zone '{zone}'"
-        raise SqlFault(arguments.items[place].tree.span, message, "'Europe/Berlin', '+08:00', 'UTC'")
+        raise SqlFault(span, f"there is no time zone '{zone}'", "'Europe/Berlin', '+08:00', 'UTC'")
     return known
+
+
+def _zone(arguments: CallArguments, place: int) -> str:
+    return known_zone(arguments.constant(place, "string", "the time zone"), arguments.items[place].tree.span)
 
 
 def to_timestamp_ltz(arguments: CallArguments) -> Expr:

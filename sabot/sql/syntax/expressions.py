@@ -136,8 +136,9 @@ class Expressions(TokenCursor):
         if word == "IS" and loosest <= _IS:
             return self._is(left)
         if word == "AT" and self.is_word("AT", "TIME", "ZONE"):
-            hint = "CAST(ts AS TIMESTAMP(3)) of a TIMESTAMP_LTZ is on the clock of SET 'table.local-time-zone'"
-            raise SqlFault(self.expect_word("AT", "TIME", "ZONE"), "AT TIME ZONE is not supported", hint)
+            self.expect_word("AT", "TIME", "ZONE")
+            zone = self.expression(_SIGN)
+            return Binary("AT TIME ZONE", left, zone, left.span.to(zone.span))
         if word == "OVERLAPS" and loosest <= _COMPARE:
             self.next()
             right = self.expression(_COMPARE + 1)

@@ -7,7 +7,7 @@ hand: each token is read by exactly one rule, so no clause is lost in silence (d
 from sabot.sql.syntax.expressions import UNITS
 from sabot.sql.syntax.queries import Queries
 from sabot.sql.syntax.text import Fault, Span, SqlError, SqlFault, SqlText, list_names, near_names
-from sabot.sql.syntax.tokens import TokenKind
+from sabot.sql.syntax.tokens import SqlToken, TokenKind
 from sabot.sql.syntax.tree import (
     ColumnDefinition,
     CreateFunction,
@@ -284,10 +284,11 @@ class Parser(Queries):
         return key
 
     def _not_enforced(self) -> None:
-        if not self.take_word("NOT", "ENFORCED"):
+        """Takes NOT ENFORCED, which may be left out: no key is checked. Raises SqlFault for ENFORCED."""
+        if not self.take_word("NOT", "ENFORCED") and self.is_word("ENFORCED"):
             raise SqlFault(
-                self.before,
-                "PRIMARY KEY needs NOT ENFORCED",
+                self.token.span,
+                "a PRIMARY KEY is never ENFORCED",
                 "write PRIMARY KEY (column) NOT ENFORCED: the engine does not check the rows of a source",
             )
 
@@ -346,12 +347,37 @@ class Parser(Queries):
         if self.token.kind is not TokenKind.STRING:
             if self.at_end or self.is_symbol(";"):
                 return SetOption(None, reset, token.span)
+            if (plain := self._plain_option()) is not None:
+                return SetOption(plain, reset, self.since(token.span))
             hint = f"options have quotes: '{self.token.value}'"
             self.expected("an option ('name' = 'value')", f"behind {token.word}", hint)
         if reset:
             key = self.next()
             return SetOption(TableOption(key.value, "", key.span, key.span), True, self.since(token.span))
         return SetOption(self._option(), False, self.since(token.span))
+
+    def _plain_option(self) -> TableOption | None:
+        """Takes an option as Flink's client has it without quotes (a.b-c = value), or returns None."""
+        begin = self.at
+        key = self._plain_words("=")
+        is_plain = any(each.value == "." for each in key) and self.take_symbol("=")
+        value = self._plain_words(";") if is_plain else []
+        if not value:
+            self.at = begin
+            return None
+        (name, place), (given, its) = (
+            ("".join(each.value for each in part), part[0].span.to(part[-1].span)) for part in (key, value)
+        )
+        return TableOption(name, given, place, its)
+
+    def _plain_words(self, end: str) -> list[SqlToken]:
+        """Takes the words up to this symbol, or to the end of the text, that make one word with the signs between them."""
+        taken: list[SqlToken] = []
+        while not (self.at_end or self.is_symbol(end)):
+            if taken and taken[-1].span.end != self.token.span.start:
+                return []
+            taken.append(self.next())
+        return taken
 
     def _show(self) -> Show:
         start = self.next().span

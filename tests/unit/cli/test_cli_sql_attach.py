@@ -37,6 +37,8 @@ INSERT INTO sums SELECT * FROM totals;
 INSERT INTO bests SELECT * FROM best;
 INSERT INTO counts SELECT * FROM whole;
 INSERT INTO larger SELECT * FROM large;
+CREATE TABLE pairs (account STRING, n BIGINT, amount BIGINT) WITH ('connector' = 'blackhole');
+INSERT INTO pairs SELECT t.account, t.n, b.amount FROM totals t JOIN best b ON t.account = b.account;
 """
 ORDERS = [{"id": n, "account": f"a{n % 4}" if n else "alone", "amount": n * 7 % 23} for n in range(40)]
 TOTALS = {
@@ -118,6 +120,11 @@ def test_any_state_is_a_table_by_its_id(shop: Path) -> None:
         ("orders", "orders cannot be asked: it is read, and not kept"),
         ("large", "large cannot be asked: orders.ndjson is read, and not kept"),
         ("larger", "larger cannot be asked: orders.ndjson is read, and not kept"),
+        (
+            "pairs",
+            "pairs cannot be asked: a join keeps the rows of its two tables, and no table of the joined ones: ask for "
+            "these tables, and join them in the question",
+        ),
         ("nothing", 'there is no table "nothing"'),
     ],
 )

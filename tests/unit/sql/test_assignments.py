@@ -14,11 +14,10 @@ TYPES = [
     *("ARRAY<BIGINT>", "ROW<a INT>", "ROW<a BIGINT>"),
 ]
 NUMBERS = ["TINYINT", "SMALLINT", "INT", "BIGINT", "FLOAT", "DOUBLE", "DECIMAL(10, 2)", "DECIMAL(4, 0)"]
+INTEGERS = NUMBERS[:4]
 TIMES = ["TIMESTAMP(3)", "TIMESTAMP(6)", "TIMESTAMP_LTZ(3)"]
 TAKES = {
-    "SMALLINT": ["TINYINT"],
-    "INT": ["TINYINT", "SMALLINT"],
-    "BIGINT": ["TINYINT", "SMALLINT", "INT"],
+    **dict.fromkeys(INTEGERS, INTEGERS),  # wider ones too: Flink's SUM of INT is an INT
     "FLOAT": [each for each in NUMBERS if each != "DOUBLE"],
     "DOUBLE": NUMBERS,
     "DECIMAL(10, 2)": NUMBERS,

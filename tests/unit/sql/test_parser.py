@@ -99,7 +99,7 @@ def test_a_token_that_is_replaced_is_noticed(text):
         ("SELECT “a” FROM t", "1:8", "typographic quote"),
         ("SELECT a\nFROM t JOIN u", "2:14", "expected ON or USING"),
         ("UPDATE t SET a = 1", "1:1", "UPDATE is not supported"),
-        ("CREATE TABLE t (a INT, PRIMARY KEY (a)) WITH ('x' = 'y')", "1:38", "needs NOT ENFORCED"),
+        ("CREATE TABLE t (a INT, PRIMARY KEY (a) ENFORCED) WITH ('x' = 'y')", "1:40", "never ENFORCED"),
         ("WITH RECURSIVE x AS (SELECT 1 FROM t) SELECT * FROM x", "1:6", "recursive"),
         ("SELECT a FROM t NATURAL CROSS JOIN u", "1:25", "expected JOIN"),
         ("SELECT /* no end", "1:8", "this comment has no end"),

@@ -1,6 +1,7 @@
 """MATCH_RECOGNIZE: the answers of small tables that a reader can check by eye."""
 
 import re
+from decimal import Decimal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -185,6 +186,25 @@ def test_matches_that_wait_for_an_earlier_one_are_given_at_the_end(app):
     define = "D AS D.p < S.p, U AS U.p > S.p"
     text = clause("S D+ U", "S.p AS start, U.p AS top", define)
     assert prices_of(app, [90, 5, 3, 7, 6, 4, 8], text) == [("x", 5, 7), ("x", 6, 8)]
+
+
+def test_decimals_of_several_rows_are_compared(app):
+    amounts = [Decimal(each) for each in ("1.00", "2.50", "2.49", "0.10", "0.20", "0.30")]
+    times = [1_700_000_000_000 + 1000 * i for i in range(len(amounts))]
+    table = pa.table(
+        {
+            "k": ["x"] * len(amounts),
+            "p": pa.array(amounts, pa.decimal128(12, 2)),
+            "ts": pa.array(times, pa.timestamp("ms")),
+        }
+    )
+    text = clause(
+        "A B{2}",
+        "A.p AS a, LAST(B.p) AS b",
+        "B AS B.p > COALESCE(LAST(B.p, 1), LAST(A.p)) AND LAST(A.p) < 0.15",
+    )
+    rows = app.sql(text.replace("FROM t", "FROM amounts"), amounts=app.stream(table, time="ts")).collect().to_pylist()
+    assert [(row["a"], row["b"]) for row in rows] == [(Decimal("0.10"), Decimal("0.30"))]
 
 
 def test_groups_alternatives_and_every_skip(app):

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from datetime import date, datetime
+from datetime import date, datetime, timedelta
 
 import deltalake
 import polars
@@ -474,3 +474,62 @@ def test_similar_to_matches_the_whole_text(pattern, matches):
     assert [row["t"] for row in others.collect().to_pylist()] == [
         t for t in texts if t is not None and t not in matches
     ]
+
+
+CLOCKED = """
+CREATE TABLE made (
+    id INT, seen AS CURRENT_TIMESTAMP, day AS CAST(LOCALTIMESTAMP AS DATE), chance AS CAST(RAND() * 2 AS INT),
+    WATERMARK FOR seen AS seen - INTERVAL '5' SECONDS, PRIMARY KEY (id)
+) WITH ('connector' = 'faker', 'number-of-rows' = '3', 'fields.id.expression' = '#{number.numberBetween ''1'',''9''}',
+        'fields.day.expression' = '#{date.past ''1'',''DAYS''}');
+"""
+
+
+def test_computed_columns_have_the_clock_and_chance_of_the_moment_at_which_a_row_is_read(caplog):
+    app = App("clocked")
+    app.sql(CLOCKED)
+    rows = app.sql("SELECT * FROM made").collect()
+    assert rows.schema.names == ["id", "seen", "day", "chance"]
+    assert [str(each) for each in rows.schema.types] == ["int32", "timestamp[ms, tz=UTC]", "date32[day]", "int32"]
+    assert {row["seen"].date() - row["day"] for row in rows.to_pylist()} <= {timedelta(0), timedelta(1)}
+    assert {row["chance"] for row in rows.to_pylist()} <= {0, 1}
+    assert "seen is the clock of the moment at which a row is read" in caplog.text
+    assert "'fields.day.expression' has no effect: the column is computed" in caplog.text
+    window = "TABLE(TUMBLE(TABLE made, DESCRIPTOR(seen), INTERVAL '1' DAY))"
+    found = app.sql(f"SELECT SUM(n) AS n FROM (SELECT COUNT(*) AS n FROM {window} GROUP BY window_start, window_end)")
+    assert found.collect().to_pylist() == [{"n": 3}]
+
+
+def test_flinks_client_sets_options_without_quotes(app, caplog):
+    app.sql("SET parallelism.default=2; SET execution.type = batch; SET table.local-time-zone=UTC")
+    assert app.sql("SET").to_pydict() == {
+        "key": ["execution.type", "parallelism.default", "table.local-time-zone"],
+        "value": ["batch", "2", "UTC"],
+    }
+    assert "execution.type" in caplog.text
+
+
+def test_an_insert_narrows_integers_and_refuses_a_number_that_does_not_fit(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    app = App("narrow")
+    app.sql("CREATE TABLE o (n INT) WITH ('connector' = 'files', 'path' = 'o.ndjson')")
+    app.sql("INSERT INTO o SELECT SUM(n) FROM (VALUES (1, 2), (1, 3)) AS v (k, n) GROUP BY k")
+    asyncio.run(app.run())
+    assert (tmp_path / "o.ndjson").read_text() == '{"n":5}\n'
+
+
+LOOKED_UP = """
+CREATE TABLE orders (id INT, rate STRING, p AS PROCTIME()) WITH ('connector' = 'files', 'path' = 'o.csv', 'format' = 'csv');
+CREATE TABLE rates (rate STRING, x INT, q AS PROCTIME()) WITH ('connector' = 'files', 'path' = 'r.csv', 'format' = 'csv');
+"""
+
+
+@pytest.mark.parametrize("point", ["o.p", "PROCTIME()", "q"])
+def test_a_lookup_takes_any_form_of_the_time_of_processing(point, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "o.csv").write_text("id,rate\n1,a\n")
+    (tmp_path / "r.csv").write_text("rate,x\na,7\n")
+    app = App("looked")
+    app.sql(LOOKED_UP)
+    text = f"SELECT o.id, r.x, p IS NOT NULL AS seen FROM orders o LEFT JOIN rates FOR SYSTEM_TIME AS OF {point} AS r ON o.rate = r.rate"
+    assert [(row["id"], row["seen"]) for row in app.sql(text).collect().to_pylist()] == [(1, True)]

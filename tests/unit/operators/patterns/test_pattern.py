@@ -118,7 +118,7 @@ def test_logins_that_fail_and_then_a_large_payment(tmp_path: Path) -> None:
     ]
 
 
-DECIMAL = col("x").cast(pa.decimal128(9, 2))
+DECIMAL = col("x").cast(pa.decimal128(30, 2))
 A, B, C = is_("a"), is_("b"), is_("c")
 
 
