@@ -128,6 +128,22 @@ def test_the_state_is_on_a_volume() -> None:
     assert "--state /var/lib/shop " in " ".join(unit_command())
 
 
+@pytest.mark.parametrize("manifest", MANIFESTS)
+def test_each_container_has_resources_and_writes_only_into_its_volumes(manifest: str) -> None:
+    for container in containers(manifest):
+        assert container["resources"]["requests"].keys() == {"cpu", "memory"}
+        assert "memory" in container["resources"]["limits"]
+        assert container["securityContext"]["readOnlyRootFilesystem"] is True
+        assert "/tmp" in [mount["mountPath"] for mount in container["volumeMounts"]]
+
+
+def test_a_drain_takes_one_worker_at_a_time() -> None:
+    parts = list(yaml.safe_load_all((DEPLOY / "kubernetes-workers.yaml").read_text()))
+    (workers,) = [each["spec"] for each in parts if each["kind"] == "Deployment"]
+    (budget,) = [each["spec"] for each in parts if each["kind"] == "PodDisruptionBudget"]
+    assert budget == {"maxUnavailable": 1, "selector": workers["selector"]}
+
+
 PROGRAM = """
 from sabot import App
 app = App("shop")
