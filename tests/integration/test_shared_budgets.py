@@ -25,6 +25,7 @@ from sabot.agents import (
 )
 from sabot.base.accounts import Amounts
 from sabot.base.threads import run_in_thread
+from sabot.errors import JournalFailed
 from sabot.llm import (
     Agent,
     BudgetExceeded,
@@ -36,6 +37,7 @@ from sabot.llm import (
     Usage,
     assistant,
 )
+from tools.agent_tools import until
 from tools.command_line import lines
 from tools.postgres import Postgres, server_or_skip
 
@@ -196,6 +198,51 @@ async def kernels(
             kernel = RuntimeKernel.create(agent=Agent(engine, name="clerk"), name=f"kernel{number}", budgets=ledger)
             made.append(await open_now.enter_async_context(kernel))
         yield provider, made
+
+
+async def test_workers_of_one_journal_spend_from_one_budget(tmp_path: Path) -> None:
+    """One has lost its lease during a call, which may be paid: so it counts. The job goes on with what is left, in another."""
+    held, calls = asyncio.Event(), list[int]()
+
+    async def answers(spec: RequestSpec) -> Completion:
+        calls.append(len(calls))
+        if len(calls) == 1:
+            await held.wait()
+        return answer(spec)
+
+    async def ask(kernel: RuntimeKernel, key: str) -> str:
+        handle = await kernel.execute(ExecutionRequest(prompt="hello", scope_id="acme", idempotency_key=key))
+        try:
+            return str((await handle.result()).content)
+        except BudgetExceeded as error:
+            return error.message
+
+    with server_or_skip().database() as url, contextlib.ExitStack() as never:
+        never.callback(held.set)
+        async with contextlib.AsyncExitStack() as open_now:
+            made = []
+            for _ in range(3):
+                budgets = [Budget("acme", max_calls_monthly=5, warn_at=1)]
+                ledger = Ledger(PostgresLedgerWriter(url, shared=True), budgets=budgets)
+                open_now.push_async_callback(ledger.close)
+                agent = Agent(ExecutionEngine(ScriptedProvider(answers, model="m"), retries=0), name="clerk")
+                kernel = RuntimeKernel.create(agent=agent, journal=url, name="desk", shared=True, budgets=ledger)
+                made.append(await open_now.enter_async_context(kernel))
+                await kernel.resume()
+            first = asyncio.create_task(ask(made[0], "first"))
+            await until(lambda: len(calls) == 1)
+            with psycopg.connect(url, autocommit=True) as connection:
+                connection.execute(
+                    "UPDATE sabot_desk.workers SET gone = true WHERE number IN (SELECT worker FROM sabot_desk.jobs)"
+                )
+            with contextlib.suppress(JournalFailed):
+                assert await first == "yes"
+            assert await ask(made[1], "first") == "yes", "one job of this key, wherever it went on"
+            assert len(calls) == 2
+            said = await asyncio.gather(*(ask(made[n % 3], f"more-{n}") for n in range(9)))
+            assert said.count("yes") == 3
+            assert sum("the monthly budget of acme has 5 calls" in each for each in said) == 6
+            assert len(calls) == 5
 
 
 PROGRAM = """

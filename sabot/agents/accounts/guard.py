@@ -439,7 +439,8 @@ class LedgerGuard(EffectGuard):
         """
         if not self._counted:
             await self.ledger.claim()
-            await update_ledger(self.ledger, journal)
+            # what other workers have ended before was written by them, or is found by the next one that starts
+            await update_ledger(self.ledger, journal, None if self._durable is None else jobs)
         self._durable = journal.flush
         await super().take(journal, jobs, calls)
         for scope in {opened.scope for job in self._open.values() for opened in job.values()}:
@@ -553,17 +554,21 @@ def rows_of(entries: Iterable[Entry]) -> Iterator[LedgerEvent]:
                 raise CorruptJournal(f"job {entry.job}: what {what} cannot be read: {error}") from error
 
 
-async def update_ledger(ledger: Ledger, journal: JournalReader) -> int:
+async def update_ledger(ledger: Ledger, journal: JournalReader, jobs: Collection[str] | None = None) -> int:
     """Writes into the ledger the rows that the journal has and the ledger lacks, for example after a crash. Ledger
     rows that differ from the rows in the journal are replaced, and a warning is logged. Returns the number of all
-    rows in the journal.
+    rows in the journal. `jobs`: looks at the rows of these jobs only; None for all.
 
     Raises BrokerUnavailable if the database of the ledger does not answer, UserError if it cannot be used, and
     CorruptJournal if rows in the journal cannot be decoded. The function is called when the program starts. So a
     missing database is noticed before the first call.
     """
     await ledger.reach()
-    count, corrected, rows = 0, 0, rows_of(entry for _, entry in journal.read())
+    count, corrected, rows = (
+        0,
+        0,
+        rows_of(entry for _, entry in (journal.read() if jobs is None else journal.read_jobs(jobs))),
+    )
     while chunk := await run_to_end(run_in_thread(list, islice(rows, _AT_ONCE))):
         corrected += await ledger.correct(chunk)
         count += len(chunk)

@@ -175,11 +175,16 @@ class RuntimeKernel:
             "budgets": budgets,
             "ledger_writer": ledger_writer,
         }
-        alone = [f"{word}=" for word, value in stores.items() if value is not None]
+        alone = [
+            f"{word}="
+            for word, value in stores.items()
+            if value is not None and not (isinstance(value, Ledger) and value.shared)
+        ]
         if shared and alone:
             raise UserError(
                 f"kernel {self.name} has shared=True and {', '.join(alone)}: they know of the jobs of one worker only",
-                hint="kernel.jobs and kernel.actions show the jobs of all workers; BudgetSpec limits each job",
+                hint="budgets=Ledger(PostgresLedgerWriter(URL, shared=True), budgets=[…]) counts the calls of all workers; "
+                "kernel.jobs and kernel.actions show their jobs; BudgetSpec limits each job",
             )
         self.ledger: Ledger | None = budgets if isinstance(budgets, Ledger) else None
         if budgets is None and ledger_writer is not None:
