@@ -46,7 +46,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 from killed import topics
 from killed.shop import FAILED, LATE_SECONDS, LOCKED, UNSAFE, Failpoint, Order, World, expected, live, orders_of
 
-from sabot.calls.effects import EffectId
+from sabot.calls.effects import key_in_doubt
 from sabot.demos.person import Person
 from sabot.journal import open_reader
 from sabot.journal.entries import EffectResult, Intent
@@ -143,7 +143,7 @@ class Round:
         if question.name != "in_doubt":
             number = about["order"]
             return random.Random(number).uniform(0, THINKS_SECONDS), lambda: {"approved": Order(number).approved}
-        key = EffectId(question.job, question.ordinal).key
+        key = key_in_doubt(question.job, about)
 
         def look_up() -> dict[str, Any]:
             self.doubts += 1

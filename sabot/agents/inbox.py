@@ -13,7 +13,7 @@ from sabot.agents.job_reads import jobs_that_ask, oldest_first
 from sabot.agents.job_view import JobView
 from sabot.agents.jobs import JobRecord
 from sabot.agents.store import as_json, shown_json
-from sabot.calls.effects import EffectId
+from sabot.calls.effects import key_in_doubt
 from sabot.errors import LetterRefused, UserError
 from sabot.jobs.history import IN_DOUBT, LOOK_UP
 from sabot.journal.base import EVERY, JournalReader
@@ -104,7 +104,7 @@ class InboxQuestion:
         """The idempotency key of the call, if the question is whether that call was made; "" for any other question. A
         person can search for this key in the called system.
         """
-        return EffectId(self.action.job_id, int(self.action.payload["ordinal"])).key if self.in_doubt else ""
+        return key_in_doubt(self.action.job_id, self.action.payload) if self.in_doubt else ""
 
     @property
     def context(self) -> Any:

@@ -5,6 +5,7 @@ effect whose INTENT is recorded and whose outcome is not certain: after a crash,
 connection.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from hashlib import blake2b
@@ -160,11 +161,51 @@ class EffectId(NamedTuple):
         """The idempotency key that the called service receives. It is the same for every attempt of the effect. It
         consists of characters that are allowed in an HTTP header, and does not reveal the job's id.
         """
-        name = blake2b(f"{self.job}\0{self.ordinal}".encode(), digest_size=16)
-        return f"sabot-{name.hexdigest()}"
+        return _key_of(self, b"")
+
+    def of_attempt(self, number: int) -> "EffectId":
+        """Returns the id of another attempt of the same effect, which has the same key."""
+        return EffectId(self.job, self.ordinal, number)
 
     def __str__(self) -> str:
         return f"{self.job}/{self.ordinal}.{self.attempt}"
+
+
+class SaltedEffectId(EffectId):
+    """An EffectId that is equal to the one without a salt, and has another `key`: that of an effect in one journal.
+
+    - `salt`: keeps the keys of journals apart whose jobs have the same ids (`Begin.salt`).
+    """
+
+    salt: bytes = b""
+
+    @classmethod
+    def of(cls, job: str, ordinal: int, attempt: int, salt: bytes) -> EffectId:
+        """Returns the id of an attempt of an effect. With b"" as the salt it is a plain EffectId."""
+        if not salt:
+            return EffectId(job, ordinal, attempt)
+        made = cls(job, ordinal, attempt)
+        made.salt = salt
+        return made
+
+    @property
+    def key(self) -> str:
+        return _key_of(self, self.salt)
+
+    def of_attempt(self, number: int) -> EffectId:
+        return self.of(self.job, self.ordinal, number, self.salt)
+
+
+def key_in_doubt(job_id: str, payload: Mapping[str, Any]) -> str:
+    """Returns the idempotency key of the call about which a question asks whether it was made. `payload`: that of the
+    question, which names the key, unless it is of an earlier version or of a journal in memory.
+    """
+    return str(payload.get("key") or EffectId(job_id, int(payload["ordinal"])).key)
+
+
+def _key_of(effect: EffectId, salt: bytes) -> str:
+    name = blake2b(f"{effect.job}\0{effect.ordinal}".encode(), digest_size=16, salt=salt)
+    return f"sabot-{name.hexdigest()}"
 
 
 def digest(key: bytes, kind: str, name: str, arguments: Any) -> bytes:

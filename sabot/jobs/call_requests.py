@@ -49,7 +49,7 @@ class CallRequests:
         """
         attempt, entry = await self._asked(effect, "again")
         await self._log.sendable(entry)
-        return EffectId(effect.job, effect.ordinal, attempt)
+        return effect.of_attempt(attempt)
 
     async def instead(self, effect: EffectId, verdict: GuardVerdict) -> None:
         """Records that a running call asks another model from this attempt on. Waits until this record, an ATTEMPT
@@ -98,7 +98,7 @@ class CallRequests:
         effect, answer, now_ms = event.effect, event.answer, self._host.now_ms()
         match event.request:
             case "again":
-                later = EffectId(effect.job, effect.ordinal, ask.attempt + 1)
+                later = effect.of_attempt(ask.attempt + 1)
                 denied = self._again(running, ask)
                 if denied is None or isinstance(denied, GuardVerdict):
                     self._resend(running, ask, denied, answer)

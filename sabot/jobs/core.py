@@ -22,7 +22,7 @@ import msgspec
 
 from sabot.base.stored_names import stored_name
 from sabot.calls.certainty import Certainty
-from sabot.calls.effects import RULES, Doubt, EffectClass, EffectId, Reconciled, digest, in_doubt
+from sabot.calls.effects import RULES, Doubt, EffectClass, EffectId, Reconciled, SaltedEffectId, digest, in_doubt
 from sabot.calls.judging import ValueCode
 from sabot.errors import EffectError, InternalError, UserError
 from sabot.jobs.answers import (
@@ -624,6 +624,8 @@ def inquiry(job: JobFacts, effect: EffectState, at_ms: int) -> Intent:
     if (earlier := job.history.doubts.get(effect.ordinal)) is not None:
         payload["looked"] = msgspec.json.decode(earlier.body).get("looked", 0) + 1  # type: ignore[arg-type]
         about += f" {payload['looked']}"
+    if salt := job.history.begin.salt:
+        payload["key"] = SaltedEffectId.of(job.job_id, effect.ordinal, effect.attempt, salt).key
     payload |= effect.wanted_result()
     return question(effect, job.job_id, at_ms, job.key, IN_DOUBT, payload, about=about)
 

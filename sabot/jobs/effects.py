@@ -18,7 +18,7 @@ from typing import Literal
 import msgspec
 
 from sabot.calls.certainty import Certainty
-from sabot.calls.effects import RULES, EffectId, Reconciled
+from sabot.calls.effects import RULES, EffectId, Reconciled, SaltedEffectId
 from sabot.calls.tools import wraps_itself
 from sabot.clock import Clock
 from sabot.errors import DataError, EffectError, UserError
@@ -387,7 +387,7 @@ class Effects:
         if command is MAKE:
             assert ask.tool is not None
             first = last if RULES[ask.effect_class].intent == "first" else None
-            effect = EffectId(job_id, ask.ordinal, ask.attempt)
+            effect = SaltedEffectId.of(job_id, ask.ordinal, ask.attempt, running.job.salt)
             try:
                 # copies, since the tool may change them, and be called again
                 args, kwargs = ask.copied_arguments()
@@ -413,7 +413,7 @@ class Effects:
             host.put_later(ask.tool.retry.wait_s(ask.attempt - 1), EffectWaited(running, ask, "due"))
         elif command is RECONCILE:
             assert ask.tool is not None
-            effect = EffectId(job_id, ask.ordinal, ask.attempt)
+            effect = SaltedEffectId.of(job_id, ask.ordinal, ask.attempt, running.job.salt)
             try:
                 args, kwargs = ask.copied_arguments()
             except UserError as error:
@@ -594,7 +594,8 @@ class Effects:
         assert tool is not None
         # the job runs again in the process that still makes the call
         if self.runner.is_under_way(job.job_id, ask.ordinal):
-            self.runner.make(EffectId(job.job_id, ask.ordinal, ask.attempt), tool, ask.args, ask.kwargs, host.put)
+            effect = SaltedEffectId.of(job.job_id, ask.ordinal, ask.attempt, job.salt)
+            self.runner.make(effect, tool, ask.args, ask.kwargs, host.put)
             return
         asked, _ = job.history.question_about(ask.ordinal)
         if event == "unsure" and asked is None and ask.ordinal not in job.history.not_made and not ask.repeatable:

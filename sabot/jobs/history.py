@@ -247,6 +247,7 @@ class History:
             followed.untaken, followed._restored_ms = self.untaken, self._restored_ms
             followed._take()
             return followed
+        begin = self._as_before(begin)
         if self.runs > 1 and not is_retry(begin):
             begin = msgspec.structs.replace(begin, body=self.begin.body)
         error = self.end.body if self.end.outcome == "failed" else b""
@@ -263,7 +264,7 @@ class History:
         """
         ran_ms, last = self.ran_until(begin.at_ms), self.last_ordinal
         return History(
-            begin,
+            self._as_before(begin),
             self.runs + 1,
             base=last,
             last_ordinal=last,
@@ -271,6 +272,13 @@ class History:
             standing=self.standing,
             refusals=self.refusals,
         )
+
+    def _as_before(self, begin: Begin) -> Begin:
+        """Returns a later BEGIN entry with the salt of the first one: an effect has the same key in each run of the job, also
+        if the first one was of an earlier version.
+        """
+        before = self.begin.salt
+        return begin if begin.salt == before else msgspec.structs.replace(begin, salt=before)
 
     def add(self, entry: Entry) -> None:
         """Adds the next entry. Ignores entries after END."""

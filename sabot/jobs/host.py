@@ -61,6 +61,7 @@ from sabot.journal import Journal, Position
 from sabot.journal.base import EVERY, Approval, JobMark
 from sabot.journal.ended_jobs import BLOCKED, JobQuery
 from sabot.journal.entries import Answer, Attempt, Begin, EffectResult, End, Entry, Signal
+from sabot.journal.memory import salt_of
 
 T = TypeVar("T")
 
@@ -382,9 +383,8 @@ class JobHost(HostState):
             return
         behalf, session = event.behalf, event.behalf.session
         facts = event.agent_id, event.record, event.key, event.digest, owner.code, *behalf[:2], event.run, behalf.labels
-        entry = Begin(
-            job_id, self.now_ms(), *facts, seed=SEQUENCES_APART, session=session, form=event.form, within=event.within
-        )
+        how: dict[str, Any] = {"seed": SEQUENCES_APART, "session": session, "salt": salt_of(self.journal)}
+        entry = Begin(job_id, self.now_ms(), *facts, form=event.form, within=event.within, **how)
         entries: Sequence[Any] = event.taken or (entry,)
         self._guard.begin_job(entries[0], entries[1:])
         self._begun_total += 1
@@ -418,9 +418,8 @@ class JobHost(HostState):
         if failed or not self.jobs.limits[self.jobs.agent_of(parent_of(job_id)[0])].outlive:
             return None
         facts = self.owners[agent_id].code, *behalf[:2], 1, behalf.labels
-        entry = Begin(
-            job_id, self.now_ms(), agent_id, record, key, digest, *facts, seed=SEQUENCES_APART, session=behalf.session
-        )
+        how: dict[str, Any] = {"seed": SEQUENCES_APART, "session": behalf.session, "salt": salt_of(self.journal)}
+        entry = Begin(job_id, self.now_ms(), agent_id, record, key, digest, *facts, **how)
         self._guard.begin_job(entry)
         self.jobs.add(job_id, agent_id, begun=True)
         self._begun_total += 1
@@ -966,7 +965,8 @@ class JobHost(HostState):
         job, owner = running.job, running.owner
         old, behalf = job.history.begin, job.behalf
         facts = old.agent, record, old.key, old.digest, owner.code, *behalf[:2], old.run, behalf.labels
-        entry = Begin(job.job_id, self.now_ms(), *facts, seed=SEQUENCES_APART, session=old.session, form=old.form)
+        how: dict[str, Any] = {"seed": SEQUENCES_APART, "session": old.session, "salt": old.salt}
+        entry = Begin(job.job_id, self.now_ms(), *facts, form=old.form, **how)
         # ordinals go on, since the id of an effect, by which a service knows a call again, must never come twice
         job.history.last_ordinal = job.last_asked
         self._forget(running)

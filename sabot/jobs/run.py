@@ -422,7 +422,7 @@ class JobRun:
         )
         self.loop.now = max(history.begin.at_ms, history.tried_ms) / 1000  # from which timers of this attempt count
         self._told_ms = self._last_ms = history.begin.at_ms
-        self.key = key
+        self.key, self.salt = key, history.begin.salt
         self._asked = history.base  # the ordinal of the last ask
         self._matches = history.attempt > 1  # asks are matched by what they ask, not by their ordinal
         self._unmatched = dict(history.intents)

@@ -89,6 +89,8 @@ class Begin(_Base, frozen=True, array_like=True, gc=False, tag="begin"):
     - `form`: the form of `body`, if not only the agent reads it: REQUEST for the request of a kernel, else "".
     - `within`: if the tool of another job's effect has begun the job by an idempotency key, the key of that effect
       (`EffectId.key`), by which a later attempt of it knows this job again; else "".
+    - `salt`: is in the idempotency keys of the job's effects (`EffectId.salt`), so that the same job of another journal
+      has others; b"" for a job of an earlier version, and of a journal in memory.
     """
 
     agent: str = ""
@@ -105,6 +107,7 @@ class Begin(_Base, frozen=True, array_like=True, gc=False, tag="begin"):
     session: str = ""
     form: str = ""
     within: str = ""
+    salt: bytes = b""
 
 
 REQUEST = "request"

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
+from hashlib import blake2b
 from typing import Any
 
 from sabot.base.accounts import Amounts
@@ -396,3 +397,15 @@ class MemoryJournal(MemoryReader, Journal):
         with self.storage.lock:
             if self.storage.owner is self:
                 self.storage.owner = None
+
+
+def salt_of(journal: JournalReader) -> bytes:
+    """Returns the salt in the keys of the effects of jobs that begin in this journal (`Begin.salt`), which no other journal
+    has. It does not tell the key of the journal.
+
+    It is b"" for a journal in memory: when its process has ended, and the source gives the same record again, the job has the
+    same id, and the called service must know its calls again.
+    """
+    if isinstance(journal, MemoryReader):
+        return b""
+    return blake2b(b"effect keys", key=journal.key, digest_size=8).digest()

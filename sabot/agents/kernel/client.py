@@ -42,7 +42,7 @@ from sabot.jobs.log import notices_of
 from sabot.jobs.open_jobs import begun_or_queued, jobs_begun_within, whole_entry
 from sabot.journal import Inbox, Journal, JournalReader, Position
 from sabot.journal.entries import REQUEST, Begin, End, Letter, encode_entry
-from sabot.journal.memory import MemoryStorage
+from sabot.journal.memory import MemoryStorage, salt_of
 
 T = TypeVar("T")
 
@@ -264,6 +264,7 @@ class JobClient:
             principal=request.principal_id,
             session=request.session_id,
             seed=SEQUENCES_APART,
+            salt=salt_of(reader),
             form=REQUEST,
             within=within if request.idempotency_key else "",
         )

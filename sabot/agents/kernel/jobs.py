@@ -195,7 +195,7 @@ def check_same(request: ExecutionRequest, job_id: str, before: bytes, key: bytes
 
 # By effect: the present attempt, the jobs with keys that earlier attempts have begun, and those of the present one. Of all
 # kernels of the process, since a tool may make a kernel in each attempt.
-_begun_by: dict[EffectId, tuple[int, frozenset[str], set[str]]] = {}
+_begun_by: dict[str, tuple[int, frozenset[str], set[str]]] = {}
 _MOST_BEGUN_BY = 1_000
 
 
@@ -212,7 +212,7 @@ async def read_earlier_attempts(read: Callable[[str], Awaitable[frozenset[str]]]
     if (call := CALL.get()) is None or call[0].attempt == 1:
         return
     effect = call[0]
-    place = EffectId(effect.job, effect.ordinal)
+    place = effect.key
     if place not in _begun_by:
         found = await read(effect.key)
         _begun_by.setdefault(place, (effect.attempt, found, set()))
@@ -230,7 +230,7 @@ def check_attempts(job_id: str) -> None:
 
 
 def _check_attempt(effect: EffectId, job_id: str, what: str) -> None:
-    place = EffectId(effect.job, effect.ordinal)
+    place = effect.key
     attempt, before, now = _begun_by.pop(place, (effect.attempt, frozenset[str](), set[str]()))
     if effect.attempt > attempt:
         before, now = before | now, set()

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sabot.agents.job_view import JobView
-from sabot.calls.effects import EffectId
+from sabot.calls.effects import key_in_doubt
 from sabot.clock import SYSTEM_CLOCK
 from sabot.demos.agents.app import LIMIT, MODEL, PRICES, answers, build
 from sabot.demos.agents.model import DemoModel
@@ -264,7 +264,7 @@ class _SupportDemo:
             approved = order not in self._shop.refused
             return _ANSWERED_AFTER, lambda: {"approved": approved}
         self._doubts += 1
-        key = EffectId(question.job, question.ordinal).key
+        key = key_in_doubt(question.job, json.loads(bytes(question.body)))  # type: ignore[arg-type]
 
         def look() -> dict[str, Any]:
             found = self._bank.client.find(key)

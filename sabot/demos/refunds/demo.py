@@ -2,6 +2,7 @@
 which refunds were made.
 """
 
+import json
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
-from sabot.calls.effects import EffectId
+from sabot.calls.effects import key_in_doubt
 from sabot.clock import SYSTEM_CLOCK
 from sabot.demos.person import Person
 from sabot.demos.program import DemoProgram, demo_folder
@@ -147,7 +148,7 @@ class _RefundsDemo:
         first one after the last kill is left if others look at the console.
         """
         if question.name == "in_doubt":
-            key = EffectId(question.job, question.ordinal).key
+            key = key_in_doubt(question.job, json.loads(bytes(question.body)))  # type: ignore[arg-type]
             if self._left and self._kills == len(_KILLED_AT) and self._left_doubt in ("", key):
                 self._left_doubt = key
                 return None
