@@ -17,24 +17,14 @@ from sabot.clock import SYSTEM_CLOCK
 from sabot.connectors.base import Positions
 from sabot.connectors.places import Bound
 from sabot.connectors.postgres import PostgresChanges, changes
+from sabot.connectors.postgres.link import PostgresLink
 from sabot.errors import BrokerUnavailable, UserError
-from tools.postgres import Postgres, server_or_skip
+from tools.postgres import Postgres
 from tools.tcp_proxy import TcpProxy
 
 WAIT = 20.0  # seconds; only a test that fails waits so long
 INSERT, UPDATE, DELETE = 0, 2, 3
 Row = tuple[Any, ...]
-
-
-@pytest.fixture(scope="module")
-def server() -> Postgres:
-    return server_or_skip()
-
-
-@pytest.fixture
-def url(server: Postgres) -> Iterator[str]:
-    with server.database() as address:
-        yield address
 
 
 @pytest.fixture
@@ -176,6 +166,27 @@ def test_the_rows_come_first_and_then_each_change(sql: Any, read: Readers) -> No
         (INSERT, (102, 1, 5)),
         (DELETE, (50, None, None)),
     ]
+
+
+def test_the_connection_of_the_changes_reads_no_catalog(sql: Any, read: Readers, monkeypatch: Any) -> None:
+    """A server of version 18 decodes old rows with the columns that its process has read from the catalog before, or ends."""
+    sent: dict[int, list[str]] = {}
+    query, begin = PostgresLink.query, PostgresLink.begin_copy
+
+    def noted(call: Callable[..., Any]) -> Callable[..., Any]:
+        def run(link: PostgresLink, text: str, *more: Any) -> Any:
+            sent.setdefault(id(link), []).append(text)
+            return call(link, text, *more)
+
+        return run
+
+    monkeypatch.setattr(PostgresLink, "query", noted(query))
+    monkeypatch.setattr(PostgresLink, "begin_copy", noted(begin))
+    reader = read()
+    sql("INSERT INTO orders VALUES (1, 1, 1)")
+    reader.all(of(sql))
+    [texts] = [texts for texts in sent.values() if texts[-1].startswith("START_REPLICATION")]
+    assert [text.split()[0] for text in texts] == ["SET", "IDENTIFY_SYSTEM", "START_REPLICATION"]
 
 
 def test_rows_that_are_written_while_the_first_rows_are_read_count_once(sql: Any, read: Readers) -> None:

@@ -53,15 +53,6 @@ def app() -> str:
     return f"app-{uuid.uuid4().hex[:12]}"
 
 
-@pytest.fixture
-def server() -> Iterator[Postgres]:
-    """One that a test may end."""
-    server_or_skip()
-    own = Postgres()
-    yield own
-    own.remove()
-
-
 def query(url: str, statement: str) -> list[Any]:
     with psycopg.connect(url, autocommit=True) as connection:
         cursor = connection.execute(statement)  # type: ignore[arg-type]
@@ -144,12 +135,12 @@ def test_what_is_no_journal_of_ours_is_told(url: str, app: str) -> None:
 
 
 @pytest.mark.slow  # a second of a core, or more
-def test_a_wrong_password_database_or_host_is_told_without_the_password(server: Postgres) -> None:
-    query(server.url, "CREATE ROLE ann LOGIN PASSWORD 'right-one'")
-    rules = server.folder / "data" / "pg_hba.conf"
+def test_a_wrong_password_database_or_host_is_told_without_the_password(own_server: Postgres) -> None:
+    query(own_server.url, "CREATE ROLE ann LOGIN PASSWORD 'right-one'")
+    rules = own_server.folder / "data" / "pg_hba.conf"
     rules.write_text("host all sabot all trust\nhost all ann all scram-sha-256\n")
-    query(server.url, "SELECT pg_reload_conf()")
-    place = server.url.partition("@")[2]
+    query(own_server.url, "SELECT pg_reload_conf()")
+    place = own_server.url.partition("@")[2]
     wrong = [f"ann:hunter2-hunter2@{place}", f"ann:hunter2-hunter2@{place}x", "ann:hunter2-hunter2@127.0.0.1:1/d"]
     errors = []
     for address in wrong:
@@ -160,7 +151,7 @@ def test_a_wrong_password_database_or_host_is_told_without_the_password(server: 
     assert errors == [UserError, UserError, BrokerUnavailable]
     with pytest.raises(UserError, match="permission denied"):
         PostgresJournal(f"postgresql://ann:right-one@{place}", "refunds")
-    query(server.url, 'CREATE SCHEMA "sabot_refunds" AUTHORIZATION ann')
+    query(own_server.url, 'CREATE SCHEMA "sabot_refunds" AUTHORIZATION ann')
     PostgresJournal(f"postgresql://ann:right-one@{place}", "refunds").close()
 
 
@@ -182,9 +173,9 @@ def test_the_command_line_takes_an_address(url: str, app: str) -> None:
 
 
 @pytest.mark.slow  # a second of a core, or more
-def test_a_commit_is_on_the_disk_when_the_server_answers(server: Postgres, app: str) -> None:
-    query(server.url, "ALTER ROLE sabot SET synchronous_commit = off")
-    journal = PostgresJournal(server.url, app)
+def test_a_commit_is_on_the_disk_when_the_server_answers(own_server: Postgres, app: str) -> None:
+    query(own_server.url, "ALTER ROLE sabot SET synchronous_commit = off")
+    journal = PostgresJournal(own_server.url, app)
     fill(journal, 1)
     assert journal._writing.execute("SHOW synchronous_commit").fetchall() == [("on",)]
     journal.close()
@@ -456,11 +447,11 @@ class Appending:
 
 @pytest.mark.slow  # a second of a core, or more
 def test_entries_wait_while_the_server_is_gone_and_go_on_when_it_is_back(
-    server: Postgres, app: str, caplog: pytest.LogCaptureFixture
+    own_server: Postgres, app: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    journal = PostgresJournal(server.url, app, lease_s=LEASE_S, capacity_bytes=100_000)
+    journal = PostgresJournal(own_server.url, app, lease_s=LEASE_S, capacity_bytes=100_000)
     fill(journal, 3)
-    server.stop()
+    own_server.stop()
     position = journal.append(Begin("job-3", 0))
     until(lambda: journal.claim_left() == 0.0)  # so nothing is sent that must be sent once
     assert journal.take() == []
@@ -468,7 +459,7 @@ def test_entries_wait_while_the_server_is_gone_and_go_on_when_it_is_back(
     with pytest.raises(JournalFull):  # noqa: PT012
         for number in range(4, 10_000):
             position = journal.append(Begin(f"job-{number}", 0))
-    server.start()
+    own_server.start()
     assert journal.wait_durable(position, 60)
     assert journal.claim_left() > 0
     assert [record.getMessage().rpartition(" in ")[2].partition(" ")[2][:15] for record in caplog.records][-2:] == [
@@ -476,21 +467,21 @@ def test_entries_wait_while_the_server_is_gone_and_go_on_when_it_is_back(
         "answers again",
     ]
     journal.close()
-    assert read(server.url, app) == jobs(position.offset + 1)
+    assert read(own_server.url, app) == jobs(position.offset + 1)
 
 
 @pytest.mark.slow  # a second of a core, or more
-def test_a_server_that_is_killed_in_the_middle_of_commits_loses_nothing(server: Postgres, app: str) -> None:
-    journal = PostgresJournal(server.url, app)
+def test_a_server_that_is_killed_in_the_middle_of_commits_loses_nothing(own_server: Postgres, app: str) -> None:
+    journal = PostgresJournal(own_server.url, app)
     work = Appending(journal)
     for _ in range(4):
         work.more()
-        server.stop(kill=True)
-        server.start()
+        own_server.stop(kill=True)
+        own_server.start()
     work.more()
     work.end()
     journal.close()
-    found = read(server.url, app)
+    found = read(own_server.url, app)
     assert found == jobs(len(found))
     assert len(found) >= work.told
 
@@ -554,28 +545,28 @@ def test_a_server_without_room_is_waited_for(url: str, app: str) -> None:
 
 
 @pytest.mark.slow  # a second of a core, or more
-def test_a_server_that_is_away_for_longer_than_our_patience_ends_the_journal(server: Postgres, app: str) -> None:
-    journal = PostgresJournal(server.url, app, lease_s=LEASE_S, patience_s=0.5)
+def test_a_server_that_is_away_for_longer_than_our_patience_ends_the_journal(own_server: Postgres, app: str) -> None:
+    journal = PostgresJournal(own_server.url, app, lease_s=LEASE_S, patience_s=0.5)
     fill(journal, 2)
-    server.stop()
+    own_server.stop()
     position = journal.append(Begin("job-2", 0))
     with pytest.raises(JournalFailed, match=f"journal sabot_{app} in .* could not be made durable"):
         journal.wait_durable(position, 60)
     with pytest.raises(JournalFailed):
         journal.append(Begin("more", 0))
     journal.close()
-    server.start()
-    assert read(server.url, app) == jobs(2)
+    own_server.start()
+    assert read(own_server.url, app) == jobs(2)
 
 
 @pytest.mark.slow  # a second of a core, or more
 def test_a_journal_whose_server_is_away_can_be_closed(
-    server: Postgres, app: str, monkeypatch: pytest.MonkeyPatch
+    own_server: Postgres, app: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(postgres, "_AT_THE_END", 0.2)
-    journal = PostgresJournal(server.url, app, lease_s=LEASE_S)
+    journal = PostgresJournal(own_server.url, app, lease_s=LEASE_S)
     fill(journal, 1)
-    server.stop()
+    own_server.stop()
     position = journal.append(Begin("lost", 0))
     journal.close()
     with pytest.raises(JournalFailed):
@@ -599,17 +590,17 @@ def test_a_server_that_has_lost_what_was_durable_ends_the_journal(url: str, app:
 
 
 @pytest.mark.slow  # a second of a core, or more
-def test_a_reader_and_an_inbox_go_on_after_a_restart_of_the_server(server: Postgres, app: str) -> None:
-    journal = PostgresJournal(server.url, app)
+def test_a_reader_and_an_inbox_go_on_after_a_restart_of_the_server(own_server: Postgres, app: str) -> None:
+    journal = PostgresJournal(own_server.url, app)
     last = journal.append(Intent("job", 0, 1, "ask", token="t"))
     assert journal.wait_durable(last, 60)
-    reader, inbox = PostgresReader(server.url, app), PostgresInbox(server.url, app)
+    reader, inbox = PostgresReader(own_server.url, app), PostgresInbox(own_server.url, app)
     assert len(list(reader.read())) == 1
-    server.stop()
+    own_server.stop()
     for work in (lambda: reader.positions(), lambda: inbox.post(Letter("answer", "t"))):
         with pytest.raises(BrokerUnavailable):
             work()
-    server.start()
+    own_server.start()
     inbox.post(Letter("answer", "t"))
     assert len(reader.letters()) == 1
     until(lambda: [type(entry) for _, entry in journal.take()] == [Answer])

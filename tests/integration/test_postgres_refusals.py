@@ -1,7 +1,6 @@
 """What a table of PostgreSQL cannot take: columns are refused at the start, values are dead letters, times are never another time."""
 
 import json
-from collections.abc import Iterator
 from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
@@ -14,18 +13,6 @@ import pytest
 from sabot import App, SqlSink, UserError
 from sabot.connectors.memory import MemoryBroker
 from sabot.testing import END, ScriptedSource
-from tools.postgres import Postgres, server_or_skip
-
-
-@pytest.fixture(scope="module")
-def server() -> Postgres:
-    return server_or_skip()
-
-
-@pytest.fixture
-def url(server: Postgres) -> Iterator[str]:
-    with server.database() as address:
-        yield address
 
 
 def query(url: str, statement: str) -> list[Any]:

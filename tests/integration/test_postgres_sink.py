@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from datetime import UTC, date, datetime, time
 from decimal import Decimal
 from pathlib import Path
@@ -31,21 +30,10 @@ from sabot.letters.form import letter_headers
 from sabot.letters.places import Letters
 from sabot.letters.tables import TableHome
 from tools.broker import free_ports
-from tools.postgres import Postgres, server_or_skip
+from tools.postgres import Postgres
 
 TRACK = Track("app", "sink.1", "first")
 CHILD = Path(__file__).with_name("postgres_child.py")
-
-
-@pytest.fixture(scope="module")
-def server() -> Postgres:
-    return server_or_skip()
-
-
-@pytest.fixture
-def url(server: Postgres) -> Iterator[str]:
-    with server.database() as address:
-        yield address
 
 
 def query(url: str, statement: str) -> list[Any]:

@@ -12,14 +12,9 @@ import pytest
 from sabot import App
 from sabot.errors import UserError
 from sabot.testing import ListSink
-from tools.postgres import Postgres, server_or_skip
+from tools.postgres import Postgres
 
 COLUMNS = "(id BIGINT, status STRING, amount DECIMAL(12, 3), at TIMESTAMP(3), PRIMARY KEY (id) NOT ENFORCED)"
-
-
-@pytest.fixture(scope="module")
-def server() -> Postgres:
-    return server_or_skip()
 
 
 @pytest.fixture

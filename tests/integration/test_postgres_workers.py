@@ -646,14 +646,6 @@ class Shop:
 
 
 @pytest.fixture
-def server() -> Iterator[Postgres]:
-    server_or_skip()
-    own = Postgres()
-    yield own
-    own.remove()
-
-
-@pytest.fixture
 def shop() -> Iterator[Shop]:
     with server_or_skip().database() as url:
         yield Shop(url)
@@ -862,19 +854,19 @@ async def test_a_kernel_whose_lease_is_lost_begins_anew_as_another_worker(shop: 
 
 
 @pytest.mark.slow  # it starts a server of its own
-async def test_kernels_go_on_when_their_server_was_restarted(server: Postgres) -> None:
+async def test_kernels_go_on_when_their_server_was_restarted(own_server: Postgres) -> None:
     """Both leases are over when it answers again: whoever looks first declares the other one dead, which begins anew."""
-    shop = Shop(server.url)
-    first, second, client = shop.kernel(1), shop.kernel(2), JobClient(server.url, name="shop")
+    shop = Shop(own_server.url)
+    first, second, client = shop.kernel(1), shop.kernel(2), JobClient(own_server.url, name="shop")
     async with first, second:
         await first.resume()
         await second.resume()
         before = [await client.start("payer", f"a{number}", idempotency_key=f"a{number}") for number in range(6)]
         await until(lambda: len(shop.looked) == 6)
         for kill in (True, False):
-            await asyncio.to_thread(server.stop, kill=kill)
-            await asyncio.to_thread(server.start)
-            run(server.url, "shop", "UPDATE workers SET until = 'epoch'")
+            await asyncio.to_thread(own_server.stop, kill=kill)
+            await asyncio.to_thread(own_server.start)
+            run(own_server.url, "shop", "UPDATE workers SET until = 'epoch'")
         after = [await client.start("payer", f"b{number}", idempotency_key=f"b{number}") for number in range(6)]
         answers = [await shop.answer(client, each) for each in (*before, *after)]
     assert answers == [f"{letter}{number} is paid" for letter in "ab" for number in range(6)]

@@ -1,4 +1,6 @@
-"""A PostgreSQL server for the tests: Debian's programs, in a folder of its own, on a free port of loopback, as a user without rights."""
+"""A PostgreSQL server for the tests, in a folder of its own, on a free port of loopback, as a user without rights. Its programs are
+Debian's, or those of another version in the folder SABOT_POSTGRES_BIN (CONTRIBUTING.md).
+"""
 
 import contextlib
 import functools
@@ -29,7 +31,10 @@ class Postgres:
     """
 
     def __init__(self, *settings: str, parent: Path | None = None) -> None:
-        found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+        if given := os.environ.get("SABOT_POSTGRES_BIN"):
+            found = [Path(given) / "initdb"]
+        else:
+            found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
         initdb = os.fspath(found[-1]) if found else shutil.which("initdb")
         if initdb is None:
             raise PostgresMissing("no PostgreSQL server: apt-get install postgresql")

@@ -189,6 +189,7 @@ class Decoder {
     State state_;
     std::vector<Relation> relations_;
     Spans new_, old_;
+    bool is_whole_ = false; /* whether `old_` is a whole row (O), and not only its key (K) */
     int64_t at_ = 0, given_ = 0, most_ = 0; /* good rows; good and bad rows; the most of these */
     std::string why_;
 
@@ -343,6 +344,7 @@ class Decoder {
         uint8_t mark = in.number<uint8_t>("the kind of a tuple");
         old_.clear();
         if (kind != 'I' && (mark == 'K' || mark == 'O')) {
+            is_whole_ = mark == 'O';
             tuple(in, relation, old_);
             if (kind == 'U') mark = in.number<uint8_t>("the kind of a tuple");
         } else if (kind == 'D') {
@@ -391,9 +393,9 @@ class Decoder {
         if (run.transactions.empty() || run.transactions.back().lsn != state_.lsn)
             run.transactions.push_back({at_, state_.lsn, state_.time, state_.xid});
         const bool is_deletion = op == DELETE;
-        if (!is_deletion && !old_.empty())
+        if (!is_deletion && !old_.empty()) /* an old row that is only a key (K) has nulls for the other columns, which are no values */
             for (size_t k = 0; k < new_.size(); k++)
-                if (new_[k].state == Span::State::unchanged) new_[k] = old_[k];
+                if (new_[k].state == Span::State::unchanged && (is_whole_ || old_[k].state == Span::State::value)) new_[k] = old_[k];
         if (SABOT_UNLIKELY(at_ >= root.cap)) root.reserve(root.doubled());
         for (const int place : relation.missing) root.children[static_cast<size_t>(place)]->put_null(at_);
         row(relation.places, is_deletion ? old_ : new_, op, i, run);

@@ -365,18 +365,24 @@ class PostgresChanges(Source, Scans, TakesBound):
             before.close()
         self._connections += 1
 
-        def connect() -> PostgresLink:
-            link = self._link(replication=True)
+        def connect() -> tuple[PostgresLink, float]:
+            table = self._table()
+            look, link = self._link(replication=False), self._link(replication=True)
             try:
+                look.connect()
+                slot.check(look, position, table, self._names, ours=ours)
+                [(timeout_ms,)] = look.query("SELECT setting FROM pg_settings WHERE name = 'wal_sender_timeout'")
+                # The connection of the changes reads no catalog before: a server of version 18 would keep what it has read, and decode
+                # rows from before an ALTER TABLE as the table is now, or end with all its connections.
                 link.connect()
-                table = self._table()
                 memory = _Memory(self._system, self._timeline, table.oid, [], False, 0, 0)
                 self._same_log(slot.identify(link), memory, table)
-                slot.check(link, position, table, self._names, ours=ours)
             except BaseException:
                 link.close()
                 raise
-            return link
+            finally:
+                look.close()
+            return link, int(timeout_ms) / 1000
 
         assert self._decoder is not None
         self._decoder.begin(after=position, skip=self._taken)

@@ -43,13 +43,14 @@ class WalChunk:
 
 
 class WalReceiver:
-    """One stream of the changes of a slot, from `position`. `connect`: makes its connection, checks the slot, and is called again while it
-    raises TransientError. `again`: True for a stream in place of one that has ended.
+    """One stream of the changes of a slot, from `position`. `connect`: checks the slot, and returns a connection for it, with the server's
+    wal_sender_timeout in seconds, or 0; called again while it raises TransientError. `again`: True for a stream in place of one that has
+    ended.
     """
 
     def __init__(
         self,
-        connect: Callable[[], PostgresLink],
+        connect: Callable[[], tuple[PostgresLink, float]],
         slot: str,
         publication: str,
         position: int,
@@ -146,7 +147,8 @@ class WalReceiver:
         while not self._ends():
             try:
                 if self._link is None:
-                    self._link = self._connect()
+                    self._link, timeout = self._connect()
+                    self._every_seconds = min(_STATUS_SECONDS, timeout / 3 or _STATUS_SECONDS)
                 self._begin(self._link)
                 if away:
                     _log.info("%s answers again", self._where)
@@ -155,7 +157,7 @@ class WalReceiver:
                 if self._link is not None:
                     self._link.close()
                     self._link = None
-                if not away:
+                if not away and not self._ends():  # else it was closed while it connected
                     _log.warning("%s cannot be read, and is tried again until it answers: %s", self._where, error)
                 away = True
                 self._stopped.wait(_PAUSE_SECONDS)
@@ -163,9 +165,6 @@ class WalReceiver:
 
     def _begin(self, link: PostgresLink) -> None:
         self.backend = link.backend
-        [(timeout_ms,)] = link.query("SELECT setting FROM pg_settings WHERE name = 'wal_sender_timeout'")
-        if int(timeout_ms):
-            self._every_seconds = min(_STATUS_SECONDS, int(timeout_ms) / 3000)
         names = quoted(self._publication).replace("'", "''")
         try:
             link.begin_copy(

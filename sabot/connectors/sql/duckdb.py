@@ -4,6 +4,7 @@ Only this module imports duckdb.
 
 import contextlib
 import re
+import threading
 import time
 import uuid
 from collections.abc import Iterator, Sequence
@@ -32,6 +33,9 @@ _COLLATED = re.compile(r'("(?:[^"]|"")+"|\w+) VARCHAR COLLATE')
 _CHANGES = ("INSERT", "UPDATE", "DELETE")
 _OF_TABLE = "database_name = current_database() AND lower(schema_name) = lower(?) AND lower(table_name) = lower(?)"
 _HELD = "IO Error: Could not set lock on file"
+# Connections of one process to one file share its database. The first connection makes it, and only then gives it the functions that
+# read Arrow: a second one that comes in between would have none ("python_arrow_scan does not exist").
+_opening = threading.Lock()
 
 
 class DuckDatabase(FileDatabase):
@@ -117,7 +121,8 @@ class DuckDatabase(FileDatabase):
         end = SYSTEM_CLOCK.monotonic() + _WAIT_SECONDS
         while True:
             try:
-                return self._driver.connect(str(self.path))
+                with _opening:
+                    return self._driver.connect(str(self.path))
             except (self._driver.IOException, self._driver.ConnectionException) as error:
                 text = _first_line(error)
                 # A lock has no class or errno of its own. Another descriptor cannot ask for it: closing that would end the locks

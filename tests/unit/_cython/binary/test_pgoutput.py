@@ -122,6 +122,25 @@ def test_with_the_whole_old_row_only_a_changed_key_is_removed_and_unchanged_valu
     ]
 
 
+def test_an_old_row_that_is_a_key_gives_its_key_and_no_null_in_place_of_a_value() -> None:
+    """A large value of a key comes so; one of another column is nowhere in the log."""
+    log = Wal(["text", "text", "decimal"], COLUMNS.names, ["id"])
+    log.describe()
+    log.begin()
+    log.update(UNCHANGED, "ada", "2", old=("long", None, None), mark=b"K")
+    log.update("2", UNCHANGED, "3", old=("long", None, None), mark=b"K")
+    log.commit()
+    made = ChangeDecoder(COLUMNS.set(0, pa.field("id", pa.string(), nullable=False)), ["text", *KINDS[1:]], ["id"])
+    runs = everything(made, log.sent)
+    assert changes(runs) == [(UPDATE, "long", "ada", Decimal(2)), (DELETE, "long", None, None)]
+    assert [(bad.column, bad.reason.split(": ", 1)[1]) for run in runs for bad in run.bad] == [
+        (
+            "name",
+            "the update has not the value, since it did not change it; ALTER TABLE … REPLICA IDENTITY FULL makes the server send it",
+        )
+    ]
+
+
 def test_an_unchanged_value_that_is_nowhere_is_a_bad_row() -> None:
     log = wal()
     log.begin()

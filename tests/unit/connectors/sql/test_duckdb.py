@@ -6,7 +6,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import date, datetime, time
 from decimal import Decimal
@@ -563,3 +565,29 @@ async def test_sql_writes_a_table_that_is_updated(path: Path) -> None:
     )
     await app.run()
     assert query(path, "SELECT * FROM totals ORDER BY shop") == [("a", 4), ("b", 2)]
+
+
+@pytest.mark.one_in(3, "half a second of a core: each part opens the file")
+def test_two_tables_of_one_file_are_written_in_two_threads(path: Path) -> None:
+    """DuckDB gives a second connection the database of the first one before that can read Arrow: each part opens the file anew."""
+    parts = 8
+    together = threading.Barrier(2)
+    sinks = [sink_of(path, table=table) for table in ("one", "two")]
+    for number, sink in enumerate(sinks):
+        sink.claim(Track("app", f"sink.{number}", "first"))
+        sink.deliver(1, [pa.record_batch({"n": [1]})])
+
+    def deliver(sink: SqlSink) -> None:
+        try:
+            for seq in range(2, parts + 1):
+                together.wait(60)
+                sink.deliver(seq, [pa.record_batch({"n": [seq]})])
+        except BaseException:
+            together.abort()
+            raise
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(deliver, sinks))
+    for sink in sinks:
+        sink.close()
+    assert query(path, "SELECT count(*) FROM one UNION ALL SELECT count(*) FROM two") == [(parts,), (parts,)]
