@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import deltalake
 import duckdb
@@ -26,30 +26,16 @@ from sabot.connectors.iceberg import IcebergSink
 from sabot.connectors.memory import MemoryBroker, MemorySink
 from sabot.connectors.redis import RedisStreamSink
 from sabot.connectors.sql import SqlSink
+from sabot.testing.connectors import ConnectorPlace
+from sabot.testing.connectors.place import Row
 from tools.checkpoint_tools import in_memory
 from tools.iceberg_lake import lake_of, rows_in_lake
 from tools.postgres import server_or_skip
 from tools.redis_server import server_or_skip as redis_server
 
-Row = tuple[int, str | None]  # of the columns n: int64, text: string
 
-
-class DeliveryPlace(Protocol):
-    """An empty receiver. `test_delivery_contract` says what it must do."""
-
-    fences: bool  # a sink that lost its track to a successor is refused
-
-    def sink(self) -> Sink:
-        """A new sink for this receiver, as another process would make it."""
-
-    def rows(self) -> list[Row]:
-        """The rows that the receiver has, in order, read by other means than ours."""
-
-
-class MemoryDelivery:
+class MemoryDelivery(ConnectorPlace):
     """A topic of the embedded broker."""
-
-    fences = True
 
     def __init__(self) -> None:
         self._url = f"memory://{uuid.uuid4().hex}"
@@ -61,10 +47,8 @@ class MemoryDelivery:
         return [_row(record.value) for record in MemoryBroker.get(self._url).records("results")]
 
 
-class SqliteDelivery:
+class SqliteDelivery(ConnectorPlace):
     """A table of a SQLite file."""
-
-    fences = True
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / f"{uuid.uuid4().hex}.db"
@@ -79,10 +63,8 @@ class SqliteDelivery:
             return connection.execute("SELECT n, text FROM results ORDER BY rowid").fetchall()
 
 
-class DuckDelivery:
+class DuckDelivery(ConnectorPlace):
     """A table of a DuckDB file."""
-
-    fences = True
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / f"{uuid.uuid4().hex}.duckdb"
@@ -97,10 +79,8 @@ class DuckDelivery:
             return connection.execute(found).fetchall() if ("results",) in tables else []
 
 
-class PostgresDelivery:
+class PostgresDelivery(ConnectorPlace):
     """A table of a PostgreSQL server, in a schema of its own."""
-
-    fences = True
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -118,10 +98,8 @@ class PostgresDelivery:
             return connection.execute(f"SELECT n, text FROM {self.table} ORDER BY ctid").fetchall()  # type: ignore[arg-type]
 
 
-class RedisDelivery:
+class RedisDelivery(ConnectorPlace):
     """A stream of a Redis server, written in chunks of two rows."""
-
-    fences = True
 
     def __init__(self, url: str) -> None:
         self.url, self.stream = url, f"results-{uuid.uuid4().hex}"
@@ -136,7 +114,7 @@ class RedisDelivery:
             return [_row(json.loads(fields[b"value"])) for _, fields in client.xrange(self.stream)]
 
 
-class ObjectDelivery:
+class ObjectDelivery(ConnectorPlace):
     """A folder of an object store."""
 
     fences = False
@@ -152,10 +130,8 @@ class ObjectDelivery:
         return [_row(json.loads(line)) for _, data in objects for line in data.splitlines()]
 
 
-class DeltaDelivery:
+class DeltaDelivery(ConnectorPlace):
     """A table of Delta Lake."""
-
-    fences = True
 
     def __init__(self, folder: Path) -> None:
         self._table = folder / uuid.uuid4().hex
@@ -173,10 +149,8 @@ class DeltaDelivery:
         return connection.execute("SELECT n, text FROM read_parquet(?) ORDER BY n", [files]).fetchall()
 
 
-class IcebergDelivery:
+class IcebergDelivery(ConnectorPlace):
     """A table of Iceberg, in a catalog in a SQLite file."""
-
-    fences = True
 
     def __init__(self, folder: Path) -> None:
         self._catalog = lake_of(folder)
@@ -190,7 +164,7 @@ class IcebergDelivery:
         return sorted(((row["n"], row["text"]) for row in found), key=lambda row: row[0])
 
 
-class DocumentedDelivery:
+class DocumentedDelivery(ConnectorPlace):
     """The sink of a user's own that docs/sinks.md shows."""
 
     fences = False
@@ -216,12 +190,12 @@ def _row(value: dict[str, Any]) -> Row:
 
 
 @contextlib.contextmanager
-def _postgres(folder: Path) -> Iterator[Callable[[], DeliveryPlace]]:
+def _postgres(folder: Path) -> Iterator[Callable[[], ConnectorPlace]]:
     with server_or_skip().database() as url:
         yield lambda: PostgresDelivery(url)
 
 
-PLACES: dict[str, Callable[[Path], contextlib.AbstractContextManager[Callable[[], DeliveryPlace]]]] = {
+PLACES: dict[str, Callable[[Path], contextlib.AbstractContextManager[Callable[[], ConnectorPlace]]]] = {
     "memory": lambda folder: contextlib.nullcontext(MemoryDelivery),
     "sqlite": lambda folder: contextlib.nullcontext(lambda: SqliteDelivery(folder)),
     "duckdb": lambda folder: contextlib.nullcontext(lambda: DuckDelivery(folder)),

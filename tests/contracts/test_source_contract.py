@@ -26,7 +26,8 @@ from sabot.connectors.base import Positions, Source, overrides
 from sabot.connectors.files import FileSource, NdjsonSource, files
 from sabot.errors import DataError, UserError
 from sabot.kafka import KafkaSource, open_source
-from sabot.runtime.tasks.facts import read_memory, stored_memory, stored_positions
+from sabot.testing.connectors import ConnectorPlace, SourceSuite
+from sabot.testing.connectors.place import NewPlace
 from tools.redis_server import server_or_skip
 
 WAIT = 60.0  # seconds; only a test that fails waits so long
@@ -55,6 +56,28 @@ def place(request: pytest.FixtureRequest, topic: str, tmp_path: Path) -> Place:
     if request.param == "kafka":
         return KafkaPlace(request.getfixturevalue("kafka_url"), topic)
     return {"ndjson": FilePlace, "ndjson.gz": GzipPlace, "followed": FollowedPlace}[request.param](tmp_path)
+
+
+class Numbered(ConnectorPlace):
+    """One of these places for the suite."""
+
+    def __init__(self, place: Place) -> None:
+        self.place = place
+        place.create()
+
+    def put(self, numbers: Sequence[int]) -> None:
+        self.place.put([b'{"n": %d}' % n for n in numbers])
+
+    def source(self) -> Source:
+        return self.place.source()
+
+
+class TestSources(SourceSuite):
+    @pytest.fixture
+    def new_place(self, place: Place, monkeypatch: pytest.MonkeyPatch) -> NewPlace:
+        if isinstance(place, FollowedPlace):
+            monkeypatch.setattr(self, "starts", ("earliest",))
+        return lambda: Numbered(place)
 
 
 def read(source: Source, rows: int, max_rows: int = 65536) -> list[Record]:
@@ -93,28 +116,6 @@ def test_rows_come_in_order_in_batches_of_any_size(place: Place) -> None:
         source.open(None)
         assert payloads(source, 10, max_rows) == PAYLOADS
         source.close()
-
-
-@pytest.mark.one_in(4, "hundredths of a second of a core each")
-@pytest.mark.parametrize("rows", [0, 1, 4, 9, 10])
-def test_a_new_source_goes_on_exactly_at_the_positions_of_an_older_one(place: Place, rows: int) -> None:
-    place.create()
-    place.put(PAYLOADS)
-    source = place.source()
-    source.open(None)
-    assert payloads(source, rows, 3) == PAYLOADS[:rows]
-    positions, memory = source.positions(), source.remember()
-    source.close()
-    assert stored_positions("s", positions) == [[*where, offset] for where, offset in positions.items()]
-    assert read_memory(stored_memory("s", memory)) == memory
-    later = place.source()
-    later.recall(memory)
-    later.open(positions, "latest")
-    assert later.positions() == positions
-    assert later.remember().keys() == memory.keys()
-    assert payloads(later, 10 - rows) == PAYLOADS[rows:]
-    assert later.read_batch(10, 0) is None
-    later.close()
 
 
 def test_the_identity_of_a_log_is_its_own_for_ever_and_grows_with_no_record(place: Place, tmp_path: Path) -> None:
@@ -163,16 +164,6 @@ def test_positions_know_every_partition_before_anything_was_read(place: Place) -
     source.close()
 
 
-def test_reading_nothing_gives_none_and_moves_nothing(place: Place) -> None:
-    place.create()
-    source = place.source()
-    source.open(None)
-    before = source.positions()
-    assert source.read_batch(10, 0.05) is None
-    assert source.positions() == before
-    source.close()
-
-
 def test_rows_already_there_come_at_once(place: Place) -> None:
     place.create()
     place.put(PAYLOADS)
@@ -215,53 +206,6 @@ def test_bytes_that_are_no_utf8_come_through(place: Place) -> None:
     source = place.source()
     source.open(None)
     assert payloads(source, 2) == [b'{"name": "\xff\xfe"}', b"\x80"]
-    source.close()
-
-
-def test_latest_begins_after_what_is_there(place: Place) -> None:
-    place.create()
-    place.put(PAYLOADS)
-    source = place.source()
-    if isinstance(place, FollowedPlace):
-        with pytest.raises(UserError, match="from the earliest on"):
-            source.open(None, "latest")
-        return
-    source.open(None, "latest")
-    assert source.read_batch(10, 0.05) is None
-    (position,) = source.positions().values()
-    assert position > 0
-    source.close()
-
-
-def test_a_position_that_does_not_exist_is_refused(place: Place) -> None:
-    place.create()
-    place.put(PAYLOADS)
-    source = place.source()
-    with pytest.raises(UserError, match="position 100000"):
-        source.open({(place.topic, 0): 100_000})
-    source.close()
-
-
-def test_an_unknown_start_is_refused(place: Place) -> None:
-    place.create()
-    source = place.source()
-    with pytest.raises(UserError, match="yesterday"):
-        source.open(None, "yesterday")
-    source.close()
-
-
-def test_close_may_come_twice_and_first_and_a_closed_source_reads_nothing(place: Place) -> None:
-    place.create()
-    place.put(PAYLOADS)
-    source = place.source()
-    source.close()
-    source.open(None)
-    source.close()
-    source.close()
-    with pytest.raises(UserError, match="not open"):
-        source.read_batch(1, 0)
-    source.open(None)
-    assert payloads(source, 10) == PAYLOADS
     source.close()
 
 
@@ -502,17 +446,6 @@ def test_positions_of_other_sources_do_not_count(place: Place) -> None:
     source = place.source()
     source.open({("another", 0): 7, ("another", 9): 1})
     assert payloads(source, 10) == PAYLOADS
-    source.close()
-
-
-def test_what_is_written_while_a_reader_waits_reaches_it(broker_place: MemoryPlace) -> None:
-    broker_place.create()
-    source = broker_place.source()
-    source.open(None)
-    writer = threading.Thread(target=lambda: [broker_place.put([payload]) for payload in PAYLOADS])
-    writer.start()
-    assert payloads(source, 10) == PAYLOADS
-    writer.join()
     source.close()
 
 

@@ -293,6 +293,12 @@ class PostgresChanges(Source, Scans, TakesBound):
             raise self._other_mode("has read rows only, with until=")
         check_changes(link, table, self._names, self._where)
         self._same_log(slot.identify(link), memory, table)
+        if position > self._looked:
+            raise UserError(
+                f"{self._where}: the server's log ends at {lsn_text(self._looked)}, before the position {lsn_text(position)} of the "
+                "checkpoint: the server has lost changes that it had sent, or an older copy of its files was restored",
+                hint=FRESH,
+            )
         slot.check(link, position, table, self._names, ends_old=True)
         self._system, self._timeline = memory.system, memory.timeline
         self._position, self._taken, self._commit = position, memory.taken, memory.commit

@@ -1,0 +1,259 @@
+"""`DeliverySuite`: what `connectors/base.py` promises of every sink that delivers: a part is there once, whatever happens in between."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from sabot import steps
+from sabot.connectors.base import Delivers, KeepsToken, Token, Track
+from sabot.errors import AppLocked, UserError
+from sabot.testing.connectors.place import ConnectorPlace, NewPlace, Row, raises
+
+TRACK = Track("suite", "sink.1", "first")
+SCHEMA = pa.schema([("n", pa.int64()), ("text", pa.string())])
+GENERATION = 2**40
+Part = tuple[int, list[pa.RecordBatch]]
+
+
+def columns(rows: Sequence[Row]) -> pa.RecordBatch:
+    """Returns rows as a batch of SCHEMA."""
+    return pa.record_batch([[n for n, _ in rows], [text for _, text in rows]], schema=SCHEMA)
+
+
+def rows_of(start: int, count: int) -> list[Row]:
+    """Returns numbered rows, some of whose texts are null, or have characters that a format may change."""
+    return [(n, None if n % 5 == 4 else f'text "{n}", ü\n\\.\n') for n in range(start, start + count)]
+
+
+PARTS: list[Part] = [
+    (GENERATION + 1, [columns(rows_of(0, 3)), columns(rows_of(3, 4))]),
+    (GENERATION + 2, [columns(rows_of(0, 12)).slice(7, 5)]),
+    (3 * GENERATION + 1, [columns([]), columns(rows_of(12, 1))]),
+]
+ALL = rows_of(0, 13)
+
+
+class StepCrash(BaseException):
+    """The process is gone: nothing that it does from here on reaches the world."""
+
+
+class CrashAt:
+    """Crashes at the moment of this number, and at each later one. A step is two moments: before and after."""
+
+    def __init__(self, moment: int | None = None) -> None:
+        self.moments: list[str] = []
+        self._moment = moment
+
+    def before(self, name: str, what: str) -> None:
+        self._pass(f"before {name} {what}")
+
+    def after(self, name: str, what: str) -> None:
+        self._pass(f"after {name} {what}")
+
+    def torn(self, name: str, what: str, size: int) -> int:
+        return size
+
+    def _pass(self, moment: str) -> None:
+        self.moments.append(moment)
+        if self._moment is not None and len(self.moments) > self._moment:
+            raise StepCrash(moment)
+
+
+class DeliverySuite:
+    """The tests of a sink that writes exactly once. A class of tests derives from it, and has a fixture `new_place` that returns a
+    function, which makes an empty `ConnectorPlace` at each call.
+
+    What does not hold for a sink falls away by its own facts: its abilities, `whole`, and `ConnectorPlace.fences`.
+    """
+
+    def claimed(self, place: ConnectorPlace, track: Track = TRACK) -> Any:
+        """Returns a sink that has claimed its track."""
+        sink = place.sink()
+        assert isinstance(sink, Delivers), f"{type(sink).__name__} is no Delivers"
+        sink.claim(track)
+        return sink
+
+    def keeps_token(self, sink: Any) -> bool:
+        """Returns True if the receiver keeps a token."""
+        return isinstance(sink, KeepsToken)
+
+    def run(self, place: ConnectorPlace, parts: Sequence[Part], watcher: CrashAt | None = None) -> None:
+        """Does what an app does whose checkpoint lists these parts."""
+        steps.watch(watcher)
+        try:
+            sink: Any = place.sink()
+            sink.expect(SCHEMA)
+            token = sink.claim(TRACK)
+            there = 0 if token is None else token.seq
+            for seq, batches in parts:
+                if seq > there:
+                    sink.deliver(seq, batches)
+            sink.finish()
+            sink.close()
+        finally:
+            steps.watch(None)
+
+    def test_parts_are_there_in_order_when_deliver_returns(self, new_place: NewPlace) -> None:
+        place = new_place()
+        sink = self.claimed(place)
+        expected: list[Row] = []
+        for seq, batches in PARTS:
+            sink.deliver(seq, batches)
+            expected += [row for batch in batches for row in zip(*batch.to_pydict().values(), strict=True)]
+            found = list(place.rows())
+            assert found == expected, f"behind part {seq}: {found}"
+        sink.close()
+
+    def test_a_part_that_comes_again_changes_nothing(self, new_place: NewPlace) -> None:
+        """A part comes again if the answer to its delivery was lost."""
+        place = new_place()
+        sink = self.claimed(place)
+        sink.deliver(*PARTS[0])
+        sink.deliver(*PARTS[0])
+        sink.claim(TRACK)
+        sink.deliver(*PARTS[0])
+        sink.deliver(*PARTS[1])
+        sink.close()
+        later = self.claimed(place)
+        later.deliver(*PARTS[1])
+        later.deliver(*PARTS[2])
+        later.close()
+        assert list(place.rows()) == ALL, f"parts that came again: {place.rows()}"
+
+    def test_a_claim_tells_the_last_part(self, new_place: NewPlace) -> None:
+        place = new_place()
+        sink: Any = place.sink()
+        assert sink.claim(TRACK) is None, "no part has come"
+        for seq, batches in PARTS:
+            sink.deliver(seq, batches)
+            again: Any = place.sink()
+            for later in (sink, again):
+                self.check_token(later, later.claim(TRACK), Token(seq, "first"))
+            sink.close()
+            sink = later
+        sink.close()
+
+    def check_token(self, sink: Any, found: Token | None, expected: Token) -> None:
+        """Checks the token of a claim: a sink that keeps none returns None."""
+        wanted = expected if isinstance(sink, KeepsToken) else None
+        assert found == wanted, f"the claim returned {found}, and {wanted} is at the receiver"
+
+    def test_a_part_without_rows_moves_the_token(self, new_place: NewPlace) -> None:
+        place = new_place()
+        sink = self.claimed(place)
+        sink.deliver(5, [])
+        sink.deliver(6, [columns([])])
+        self.check_token(sink, sink.claim(TRACK), Token(6, "first"))
+        assert list(place.rows()) == []
+        sink.close()
+
+    def test_tracks_do_not_know_of_each_other(self, new_place: NewPlace) -> None:
+        place = new_place()
+        others = [Track(TRACK.app, "sink.2", "first"), Track(f"{TRACK.app}.2", "sink.1", "other")]
+        sink = self.claimed(place)
+        sink.deliver(*PARTS[2])
+        for number, track in enumerate(others):
+            other: Any = place.sink()
+            other.start_afresh()
+            assert other.claim(track) is None, f"the token of {track.key} is that of another track"
+            if isinstance(other, KeepsToken):
+                other.deliver(1, [columns([(100 + number, "other")])])
+            other.close()
+        if isinstance(sink, KeepsToken):
+            assert list(place.rows()) == [*ALL[12:], (100, "other"), (101, "other")]
+            assert sink.claim(TRACK) == Token(PARTS[2][0], "first")
+        sink.close()
+
+    def test_numbers_of_another_incarnation_count_anew(self, new_place: NewPlace) -> None:
+        place = new_place()
+        sink = self.claimed(place)
+        sink.deliver(PARTS[2][0], [columns(ALL[:4])])
+        sink.close()
+        afresh: Any = place.sink()
+        afresh.start_afresh()
+        second = Track(TRACK.app, TRACK.sink, "second")
+        token = afresh.claim(second)
+        assert (token is not None) == isinstance(afresh, KeepsToken)
+        if token is not None:  # a receiver may keep a digest of the incarnation, which is still that of another one
+            assert (token.seq, token.incarnation == "second") == (PARTS[2][0], False)
+        afresh.deliver(GENERATION + 1, [columns(ALL[4:])])
+        afresh.deliver(GENERATION + 1, [columns(ALL[4:])])
+        self.check_token(afresh, afresh.claim(second), Token(GENERATION + 1, "second"))
+        afresh.close()
+        assert sorted(place.rows()) == ALL, f"rows of both incarnations: {place.rows()}"
+
+    def test_who_lost_the_track_is_refused(self, new_place: NewPlace) -> None:
+        place = new_place()
+        if not place.fences:
+            return
+        before, after = self.claimed(place), place.sink()
+        assert isinstance(after, KeepsToken)
+        before.deliver(*PARTS[0])
+        self.check_token(after, after.claim(TRACK), Token(PARTS[0][0], "first"))
+        for attempt in (lambda: before.deliver(*PARTS[1]), lambda: before.claim(TRACK), lambda: before.claim(TRACK)):
+            raises(AppLocked, attempt, "a sink whose track another one has claimed")
+        assert list(place.rows()) == ALL[:7], "a sink that lost its track has written"
+        after.deliver(*PARTS[1])
+        before.close()
+        self.check_token(before, before.claim(TRACK), Token(PARTS[1][0], "first"))  # now it is the newcomer
+        raises(AppLocked, lambda: after.settle(1), "settle of a sink that lost its track")
+        before.deliver(*PARTS[2])
+        after.close()
+        before.close()
+        assert list(place.rows()) == ALL
+
+    def test_settle_moves_the_token_and_nothing_else(self, new_place: NewPlace) -> None:
+        place = new_place()
+        sink = self.claimed(place)
+        if not self.keeps_token(sink):
+            return
+        sink.settle(PARTS[0][0])
+        self.check_token(sink, sink.claim(TRACK), Token(PARTS[0][0], "first"))
+        sink.deliver(*PARTS[0])  # skipped: it is said to be there
+        sink.deliver(*PARTS[1])
+        sink.settle(PARTS[0][0])
+        self.check_token(sink, sink.claim(TRACK), Token(PARTS[0][0], "first"))
+        assert list(place.rows()) == ALL[7:12]
+        sink.close()
+
+    def test_a_sink_that_was_not_claimed_delivers_nothing(self, new_place: NewPlace) -> None:
+        place = new_place()
+        sink: Any = place.sink()
+        sink.close()
+        if not self.keeps_token(sink):
+            return
+        raises(UserError, lambda: sink.deliver(*PARTS[0]), "deliver without a claim")
+        sink.claim(TRACK)
+        sink.close()
+        sink.close()
+        raises(UserError, lambda: sink.deliver(*PARTS[0]), "deliver of a closed sink")
+        assert list(place.rows()) == []
+
+    def test_a_crash_at_any_step_loses_nothing_and_repeats_nothing(self, new_place: NewPlace) -> None:
+        undisturbed = CrashAt()
+        place = new_place()
+        self.run(place, PARTS, undisturbed)
+        assert list(place.rows()) == ALL, f"without a crash: {place.rows()}"
+        assert undisturbed.moments, (
+            "put each write to the receiver into `with sabot.steps.step(…)`, so that it can be crashed"
+        )
+        for moment, name in enumerate(undisturbed.moments):
+            place = new_place()
+            raises(StepCrash, lambda: self.run(place, PARTS, CrashAt(moment)), f"a crash {name}")  # noqa: B023
+            so_far = list(place.rows())
+            if place.sink().whole:  # type: ignore[attr-defined]
+                assert so_far in [ALL[:0], ALL[:7], ALL[:12], ALL], f"a crash {name} left a part of a part: {so_far}"
+            assert so_far == ALL[: len(so_far)], f"a crash {name} left rows without those before them: {so_far}"
+            self.run(place, PARTS)
+            assert list(place.rows()) == ALL, f"after a crash {name}: {place.rows()}"
+
+    def test_crash_after_crash_comes_to_an_end(self, new_place: NewPlace) -> None:
+        place = new_place()
+        for moment in range(1000):
+            try:
+                self.run(place, PARTS, CrashAt(moment))
+                break
+            except StepCrash:
+                continue
+        assert list(place.rows()) == ALL, f"after a crash at each step: {place.rows()}"

@@ -1,0 +1,272 @@
+"""The suites for connectors find what is broken: a source of pages and a sink with a token, written from the documents alone, and each
+promise of theirs broken by itself.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from sabot import Batch, Sink, Source, Token
+from sabot.connectors import KeepsToken
+from sabot.errors import AppLocked, UserError
+from sabot.steps import step
+from sabot.testing.connectors import ConnectorPlace, DeliverySuite, SourceSuite
+
+SCHEMA = pa.schema([("n", pa.int64())])
+ROWS_OF_A_PAGE = 4
+
+
+class Service:
+    """Pages of rows under names that say nothing of their order. What a client has acknowledged it may forget."""
+
+    def __init__(self) -> None:
+        self.rows: list[int] = []
+        self.first = 0
+
+    def page(self, cursor: str) -> tuple[list[int], str]:
+        """Rows behind a cursor, at most a page, and the cursor behind them."""
+        at = self.place(cursor)
+        if at < self.first:
+            raise UserError("these rows are gone")
+        found = self.rows[at : at + ROWS_OF_A_PAGE]
+        return found, f"c{at + len(found)}"
+
+    def place(self, cursor: str) -> int:
+        return int(cursor.removeprefix("c"))
+
+    def acknowledge(self, cursor: str) -> None:
+        self.first = max(self.first, self.place(cursor))
+
+
+class Feed(Source):
+    """Reads a Service page by page. Its position counts rows; the cursor and the rows of its page that were taken are its memory."""
+
+    name = "feed"
+    schema = SCHEMA
+
+    def __init__(self, service: Service, broken: str) -> None:
+        self.service, self.broken = service, broken
+        self.memory: dict[tuple[str, int], bytes] = {}
+        self.cursors: dict[int, str] = {}
+        self.is_open = False
+
+    def recall(self, memory: Any) -> None:
+        self.memory = {} if self.broken == "forgets its memory" else dict(memory)
+
+    def open(self, positions: Any, start: str | int = "earliest") -> None:
+        known = (positions or {}).get((self.name, 0))
+        self.page: list[int] = []
+        self.cursor, self.taken, self.next = "c0", 0, 0
+        if known is not None:
+            if (self.name, 0) in self.memory:
+                self.cursor, self.taken = json.loads(self.memory[self.name, 0])
+            if known != self.service.place(self.cursor) + self.taken and not self.broken:
+                raise UserError(f"feed: position {known} is not that of the cursor {self.cursor}")
+            self.next = known
+            self.page = self.service.page(self.cursor)[0]
+        elif start == "latest":
+            self.next = len(self.service.rows)
+            self.cursor = f"c{self.next}"
+        elif start != "earliest" and self.broken != "takes any start":
+            raise UserError(f"feed: start={start!r}")
+        self.memory, self.is_open = {}, True
+
+    def read_batch(self, max_rows: int, timeout: float) -> Batch | None:
+        if not self.is_open:
+            raise UserError("the source feed is not open")
+        if self.taken >= len(self.page):
+            if self.page:
+                self.cursor = f"c{self.service.place(self.cursor) + len(self.page)}"
+            self.page, _ = self.service.page(self.cursor)
+            self.taken = 0
+            if self.broken == "acknowledges what no checkpoint has":
+                self.service.acknowledge(f"c{self.service.place(self.cursor) + len(self.page)}")
+        most = len(self.page) if self.broken == "gives whole pages" else max_rows
+        found = self.page[self.taken : self.taken + most]
+        if not found:
+            return None
+        self.taken += len(found)
+        self.next += len(found)
+        self.cursors[self.next] = self.cursor
+        return Batch(pa.record_batch([pa.array(found, pa.int64())], SCHEMA), self.positions(), self.name)
+
+    def positions(self) -> dict[tuple[str, int], int]:
+        return {(self.name, 0): self.next + (self.broken == "is a row ahead" and self.next > 0)}
+
+    def remember(self) -> dict[tuple[str, int], bytes]:
+        taken = 0 if self.broken == "remembers the beginning of its page" else self.taken
+        return {(self.name, 0): json.dumps([self.cursor, taken]).encode()}
+
+    def commit(self, positions: Any) -> None:
+        if (cursor := self.cursors.get(positions.get((self.name, 0), 0))) is not None:
+            self.service.acknowledge(cursor)
+
+    def close(self) -> None:
+        self.is_open = False
+
+
+class FeedPlace(ConnectorPlace):
+    def __init__(self, broken: str) -> None:
+        self.service, self.broken = Service(), broken
+
+    def put(self, numbers: Sequence[int]) -> None:
+        self.service.rows += numbers
+
+    def source(self) -> Source:
+        return Feed(self.service, self.broken)
+
+
+class Shelf:
+    """A receiver that keeps rows, and facts beside them; each call of `put` is one step of its own."""
+
+    def __init__(self) -> None:
+        self.rows: list[tuple[int, str | None]] = []
+        self.facts: dict[str, Any] = {}
+
+    def put(self, rows: Sequence[tuple[int, str | None]], facts: dict[str, Any]) -> None:
+        self.rows += rows
+        self.facts.update(facts)
+
+
+class ShelfSink(Sink, KeepsToken):
+    name = "shelf"
+    format = None
+
+    def __init__(self, shelf: Shelf, broken: str) -> None:
+        self.shelf, self.broken = shelf, broken
+        self.track: Any = None
+        self.lost = False
+
+    def claim(self, track: Any) -> Token | None:
+        if self.track is not None and not self.ours():
+            raise AppLocked("shelf: another process has claimed the track")
+        self.track = track
+        self.shelf.put([], {f"{track.key}/owner": self})
+        return self.token()
+
+    def token(self) -> Token | None:
+        key = "one" if self.broken == "has one token for all tracks" else self.track.key
+        return self.shelf.facts.get(key)
+
+    def ours(self) -> bool:
+        return self.broken == "fences nobody" or self.shelf.facts[f"{self.track.key}/owner"] is self
+
+    def deliver(self, seq: int, batches: Any) -> None:
+        rows = [row for each in batches for row in zip(*each.to_pydict().values(), strict=True)]
+        self.set(seq, rows)
+
+    def settle(self, seq: int) -> None:
+        self.set(seq, [(0, "settled")] if self.broken == "settles with rows" else [])
+
+    def set(self, seq: int, rows: Sequence[tuple[int, str | None]]) -> None:
+        if self.track is None:
+            raise UserError("the sink shelf is not open")
+        if not self.ours():
+            raise AppLocked("shelf: another process has claimed the track")
+        last = self.token()
+        looks = self.broken != "takes no look at the token"
+        if looks and rows and last is not None and last.incarnation == self.track.incarnation and last.seq >= seq:
+            return
+        key = "one" if self.broken == "has one token for all tracks" else self.track.key
+        fact = {key: Token(seq, self.track.incarnation)}
+        if self.broken == "writes the token before the rows":
+            with step("commit", "token"):
+                self.shelf.put([], fact)
+            with step("commit", "rows"):
+                self.shelf.put(rows, {})
+        elif self.broken == "tears a part":
+            for row in rows[:-1]:
+                with step("commit", "row"):
+                    self.shelf.put([row], {})
+            with step("commit", "last row"):
+                self.shelf.put(rows[-1:], fact)
+        elif self.broken == "tells of no step":
+            self.shelf.put(rows, fact)
+        else:
+            with step("commit", self.name):
+                self.shelf.put(rows, fact)
+
+    def close(self) -> None:
+        self.track = None
+
+    def open(self) -> None:
+        """The sink is opened by its claim."""
+
+    def write(self, batch: Batch) -> None:
+        raise UserError("shelf: its rows are written exactly once")
+
+    def flush(self) -> None:
+        """No row waits in memory."""
+
+
+class ShelfPlace(ConnectorPlace):
+    def __init__(self, broken: str) -> None:
+        self.shelf, self.broken = Shelf(), broken
+
+    def sink(self) -> Sink:
+        return ShelfSink(self.shelf, self.broken)
+
+    def rows(self) -> Sequence[Any]:
+        return self.shelf.rows
+
+
+def findings(suite: Any, new_place: Callable[[], ConnectorPlace]) -> list[str]:
+    """The tests of a suite that fail over these places."""
+    failed = []
+    for name in sorted(name for name in dir(suite) if name.startswith("test_")):
+        try:
+            getattr(suite, name)(new_place)
+        except (AssertionError, UserError, AppLocked):
+            failed.append(name.removeprefix("test_"))
+    return failed
+
+
+GOES_ON = "a_source_goes_on_behind_each_row_of_an_older_one"
+CRASH = "a_crash_at_any_step_loses_nothing_and_repeats_nothing"
+
+
+@pytest.mark.parametrize(
+    ("broken", "found"),
+    [
+        ("is a row ahead", GOES_ON),
+        ("remembers the beginning of its page", GOES_ON),
+        ("forgets its memory", GOES_ON),
+        (
+            "acknowledges what no checkpoint has",
+            "the_log_forgets_nothing_that_the_last_complete_checkpoint_does_not_cover",
+        ),
+        ("gives whole pages", "rows_come_in_order_in_batches_of_any_size"),
+        ("takes any start", "an_unknown_start_is_refused"),
+    ],
+)
+def test_a_source_that_breaks_a_promise_is_found(broken: str, found: str) -> None:
+    assert found in findings(SourceSuite(), lambda: FeedPlace(broken))
+
+
+@pytest.mark.parametrize(
+    ("broken", "found"),
+    [
+        ("writes the token before the rows", CRASH),
+        ("tears a part", CRASH),
+        ("tells of no step", CRASH),
+        ("takes no look at the token", "a_part_that_comes_again_changes_nothing"),
+        ("fences nobody", "who_lost_the_track_is_refused"),
+        ("has one token for all tracks", "tracks_do_not_know_of_each_other"),
+        ("settles with rows", "settle_moves_the_token_and_nothing_else"),
+    ],
+)
+def test_a_sink_that_breaks_a_promise_is_found(broken: str, found: str) -> None:
+    assert found in findings(DeliverySuite(), lambda: ShelfPlace(broken))
+
+
+def test_connectors_that_keep_their_promises_pass() -> None:
+    assert findings(SourceSuite(), lambda: FeedPlace("")) == []
+    assert findings(DeliverySuite(), lambda: ShelfPlace("")) == []
+
+
+def test_a_place_that_lacks_a_member_says_which() -> None:
+    with pytest.raises(UserError, match=r"ConnectorPlace has no put\(\)"):
+        SourceSuite().test_an_unknown_start_is_refused(ConnectorPlace)
