@@ -65,6 +65,8 @@ def _behind(
     arguments that it gets.
     """
     kwargs = {} if kwargs is None else kwargs
+    if type(func) is FunctionType:  # as most are
+        return func, False, args, kwargs
     while isinstance(func, partial | Tool) or _is_wrapper(func):
         if isinstance(func, partial):
             args, kwargs = (*func.args, *args), {**func.keywords, **kwargs}
@@ -199,6 +201,26 @@ def leaves_out(tool: Tool, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> 
     return bool(known.defaults) and bound + len(args) + len(kwargs) + tool.takes_effect < len(known.order)
 
 
+def all_given(tool: Tool, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Returns the arguments of a call as `call_arguments` does, if the caller gives all parameters of a function without
+    aliases, wrappers and `Effect`. Returns None for another call, for which it takes longer. It is asked of each call.
+    """
+    func = tool.func
+    if type(func) is not FunctionType or func.__dict__ or tool.takes_effect or tool.parameters is not None:
+        return None
+    code, given = func.__code__, len(args)
+    count = code.co_argcount + code.co_kwonlyargcount
+    if given + len(kwargs) != count or given > code.co_argcount:
+        return None
+    names = code.co_varnames
+    found = dict(zip(names, args, strict=False))
+    for name in names[given:count]:
+        if name not in kwargs:
+            return None
+        found[name] = kwargs[name]
+    return found
+
+
 def plain_arguments(tool: Tool, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any] | None:
     """Returns the arguments of a call as `call_arguments` does, of a function without aliases, wrappers and `*args`; {} if
     the call leaves none out. Returns None for another function, for which it takes longer. It is asked of each call.
@@ -206,10 +228,13 @@ def plain_arguments(tool: Tool, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     func = tool.func
     if type(func) is not FunctionType or func.__dict__:
         return None
-    code, defaults, named, given = func.__code__, func.__defaults__ or (), func.__kwdefaults__, len(args)
+    defaults, named = func.__defaults__, func.__kwdefaults__
+    if not (defaults or named):
+        return {}
+    code, defaults, given = func.__code__, defaults or (), len(args)
     names, places = code.co_varnames, code.co_argcount
     whole = places + code.co_kwonlyargcount - tool.takes_effect
-    if given + (len(kwargs) if kwargs else 0) >= whole or not (defaults or named):
+    if given + len(kwargs) >= whole:
         return {}
     if kwargs or named:
         found = dict(zip(names[places - len(defaults) : places], defaults, strict=True))
@@ -227,6 +252,8 @@ def values_left_out(
     """Returns the values of the parameters that the caller of a tool has left out, by name: their defaults, and those
     that a `functools.partial` gives. `found`: the arguments of the call (`call_arguments`), if they are known.
     """
+    if all_given(tool, args, kwargs) is not None:
+        return {}
     given = call_arguments(tool, args, kwargs, filled=False).keys() - _fixed_names(tool, kwargs)
     found = call_arguments(tool, args, kwargs) if found is None else found
     return {name: each for name, each in found.items() if name not in given}
@@ -303,7 +330,10 @@ def argument_values(
         return values_in_json(arguments, path, [tool.parameters.json], tool.parameters.json)
     if tool is None or path[0] == REST:
         return values_at(arguments, path, extremes=extremes)
-    first, rest, func = path[0], path[1:], _behind(tool.func)[0]
+    first, rest = path[0], path[1:]
+    if not rest and first in arguments:
+        return [arguments[first]]
+    func = _behind(tool.func)[0]
     if first not in arguments:
         known, first = _parameters_of(func), _parameter_named(func, first)
         if first == known.rest:

@@ -195,10 +195,15 @@ class Tool(Generic[P, R]):
     deps: AgentDeps | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        # those of the function, so that `functools.wraps(tool)` and messages name it
-        names = {name: getattr(self.func, name, self.name) for name in ("__name__", "__qualname__")}
-        types = getattr(self.func, "__annotations__", {})  # else those of the class
-        vars(self).update(names, __doc__=self.func.__doc__, __wrapped__=self.func, __annotations__=types)
+        func: Any = self.func
+        vars(self).update(
+            # those of the function, so that `functools.wraps(tool)` and messages name it
+            __name__=getattr(func, "__name__", self.name),
+            __qualname__=getattr(func, "__qualname__", self.name),
+            __doc__=func.__doc__,
+            __wrapped__=func,
+            __annotations__=getattr(func, "__annotations__", {}),  # else those of the class
+        )
         TOOLS.add(self.name)
 
     def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -449,7 +454,7 @@ def recorded_way(made: Tool) -> str:
     return "agent.run(…, effects=ctx.llm(engine))" if made.is_agent else f"await ctx.call({made.name}, …)"
 
 
-_TOOL_FIELDS: WeakKeyDictionary[FunctionType, dict[str, tuple[Any, ...]]] = WeakKeyDictionary()
+_TOOL_FIELDS: WeakKeyDictionary[FunctionType, dict[str, dict[str, Any]]] = WeakKeyDictionary()
 """The fields of a tool except the function, by function and class of effect; those of a bound method are by its function
 and apart, as it has a parameter less. `ctx.step` makes a tool for each call, and inspecting a function takes long. The
 keys are weak, so that functions are not kept alive.
@@ -539,8 +544,11 @@ def _tool_of_function(func: Callable[..., Any], effect: str, timeout: Duration |
         made = _make_tool(effect, None, "ask", timeout, retries, "100ms", None, func)
         if made.func is not func:
             return made  # the cache must not keep a function that refers to the key of its entry
-        known[effect_of] = tuple(getattr(made, each.name) for each in fields(Tool)[1:])
-    return Tool(func, *known[effect_of])
+        known[effect_of] = {each.name: getattr(made, each.name) for each in fields(Tool) if each.name != "func"}
+    made = Tool.__new__(Tool)
+    vars(made).update(known[effect_of], func=func)  # `__init__` of a frozen class takes longer than all the rest
+    made.__post_init__()
+    return made
 
 
 def _make_tool(

@@ -25,7 +25,7 @@ from typing import Any, Literal, NamedTuple
 
 import msgspec
 
-from sabot.calls.arguments import call_arguments, values_left_out, with_arguments
+from sabot.calls.arguments import all_given, call_arguments, values_left_out, with_arguments
 from sabot.calls.effects import EffectId
 from sabot.calls.judging import ValueCode
 from sabot.calls.model_requests import RequestSpec
@@ -275,11 +275,13 @@ class GuardedCall(msgspec.Struct, frozen=True):
         those that the caller leaves out have their default values. For a child, the dict is {"message": …}. For a
         model, it is empty.
         """
+        found: Mapping[str, Any] | None = self._seen.get("arguments")
+        if found is not None:
+            return found
         if self.tool is None or self.kind != "tool":
             return {"message": self.args[0]} if self.args and self.kind == "child" else self.kwargs
-        found: Mapping[str, Any] | None = self._seen.get("arguments")
-        if found is None:
-            found = self._seen["arguments"] = self._unseen(self.tool)
+        found = self._seen["arguments"] = self._unseen(self.tool)
+        self._seen["as given"] = self.tool.parameters is None and _cannot_change(found)
         return found
 
     def _unseen(self, tool: Tool) -> Mapping[str, Any]:
@@ -318,6 +320,8 @@ class GuardedCall(msgspec.Struct, frozen=True):
         The copy also has the defaults at which a rule has looked, if another process would fill them in, as an MCP server
         does, or if another call could change them, such as a list.
         """
+        if not verdict.changes and (not self.was_seen or self._seen["as given"]):
+            return self
         spec, args, kwargs = self.spec, self.args, self.kwargs
         is_tool = self.tool is not None and self.kind == "tool"
         if self.tool is not None and is_tool and (self.was_seen or verdict.hide):
@@ -341,19 +345,25 @@ are the effect, the id of the job's agent, the tenant and the actor, the name of
 time in milliseconds since 1970."""
 
 
-def own_arguments(tool: Tool, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+def own_arguments(tool: Tool, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
     """Returns the arguments of a call as `call_arguments` does. Defaults that a call could change, such as a list, are
     copies: all calls of the tool share the default, and another call could change it after a rule has seen it. An object
     that nobody can record, such as a client, is no value, and stays itself.
     """
+    if (given := all_given(tool, args, kwargs)) is not None:  # so there is no default, nor code of one
+        return given
     with ValueCode(tool.name):
         found = call_arguments(tool, args, kwargs)
-        if not UNCHANGEABLE.issuperset(map(type, found.values())):
+        if not _cannot_change(found):
             for name, each in values_left_out(tool, args, kwargs, found).items():
                 if type(each) not in UNCHANGEABLE:
                     with suppress(UserError):
                         found[name] = _own(each, name)
     return found
+
+
+def _cannot_change(arguments: Mapping[str, Any]) -> bool:
+    return UNCHANGEABLE.issuperset(map(type, arguments.values()))
 
 
 def own_tool(tool: Tool) -> Tool:
@@ -391,7 +401,7 @@ def sent_arguments(
     process, such as an MCP server, are then sent with the call, because that process may have others by now. So are
     defaults that another call may change.
     """
-    plain = seen is None or UNCHANGEABLE.issuperset(map(type, seen.values()))
+    plain = seen is None or _cannot_change(seen)
     if plain and not hide and tool.parameters is None:
         return args, kwargs
     with ValueCode(tool.name):
@@ -614,6 +624,8 @@ class EffectGuards(EffectGuard):
     def _joined(
         self, at: int, call: GuardedCall, so_far: GuardVerdict | None, found: GuardVerdict
     ) -> tuple[GuardVerdict, GuardedCall]:
+        if found is NO_OBJECTION:  # as of most guards: nothing to join
+            return (found if so_far is None else so_far), call.changed(found)
         if found.decision is Decision.DENY and not call.after:  # else it was allowed before, and its result settles it
             for guard in self._guards[:at]:
                 guard.drop(call.effect)
@@ -747,11 +759,7 @@ def _sound(verdict: GuardVerdict) -> GuardVerdict:
     """Returns the verdict, after a check that the journal can store it and read it again. Raises an error that says
     what is wrong if it cannot, for example because the reason is not a text.
     """
-    global _last_stored
-    if verdict is not _last_stored[0]:
-        note = _encoded(verdict)
-        _decode(note)
-        _last_stored = (verdict, note)
+    encode_verdict(verdict)
     return verdict
 
 
@@ -771,13 +779,19 @@ def encode_verdict(verdict: GuardVerdict) -> bytes:
     """Returns the verdict as bytes. The fields from `editable` on are left out if they and all behind them have their
     defaults: journals have had none of them before.
     """
-    stored, note = _last_stored
-    return note if stored is verdict else _encoded(verdict)
+    known = _notes.get(id(verdict))
+    if known is None:
+        note = _encoded(verdict)
+        _decode(note)
+        if len(_notes) >= _MOST_NOTES:
+            _notes.clear()
+        known = _notes[id(verdict)] = (verdict, note)
+    return known[1]
 
 
 def _encoded(verdict: GuardVerdict) -> bytes:
     values = msgspec.structs.astuple(verdict)
-    count = len(values)
+    count = _SHORT if values[_SHORT:] == _DEFAULTS[_SHORT:] else len(values)
     while count > _SHORT and values[count - 1] == _DEFAULTS[count - 1]:
         count -= 1
     return _encode(values[:count])
@@ -785,8 +799,10 @@ def _encoded(verdict: GuardVerdict) -> bytes:
 
 _decode = msgspec.msgpack.Decoder(GuardVerdict).decode
 
-# The verdict that was checked last, and its bytes: each effect asks for both, and most effects have the same verdict.
-_last_stored = (NO_OBJECTION, _encoded(NO_OBJECTION))
+# Verdicts that were checked, and their bytes, by the verdict's id, which no other object gets while it is in here: each
+# effect asks several times for both, and the guards give the same verdict for most effects.
+_notes: dict[int, tuple[GuardVerdict, bytes]] = {}
+_MOST_NOTES = 64
 
 
 def decode_verdict(note: bytes) -> GuardVerdict | None:

@@ -126,6 +126,7 @@ class JobHost(HostState):
         self._serving: asyncio.Task[None] | None = None
         self._delivering = False
         self._guard, self._judges = guard or EffectGuard(), guard is not None
+        self._judge: tuple[str, GuardJudge] | None = None  # of hooks, and the first of the owners when it was made
         self.log = JobLog(self, listener, kept=self._guard.leave, judge=self._judge_of_hooks)
         self._letters = JobLetters(self, self.log)
         self.parking = Parking(self, notes, has_letter=self._letters.under_way)
@@ -137,8 +138,13 @@ class JobHost(HostState):
         """Returns the judge of the calls that code makes which the host calls for no job: handlers of events, the writer of
         a ledger, a journal or an inbox of the program's own, rules. None if there is no guard.
         """
-        who = f"{next(iter(self.owners), '').rpartition('.')[0]}.events"
-        return GuardJudge(who, who, self._guard, self.clock) if self._judges else None
+        if not self._judges:
+            return None
+        owner = next(iter(self.owners), "")
+        if self._judge is None or self._judge[0] != owner:
+            who = f"{owner.rpartition('.')[0]}.events"
+            self._judge = owner, GuardJudge(who, who, self._guard, self.clock)
+        return self._judge[1]
 
     def _judged(self, work: Coroutine[Any, Any, T]) -> Awaitable[T]:
         """Returns an awaitable of this work of the host, in which the calls of such code are judged."""

@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import partial
 from typing import Any, Protocol
 
 import msgspec
@@ -436,6 +436,7 @@ class JobRun:
         self._patches: dict[str, bool] = {}
         self._seed = seed or job_seed(history.seed, job_id, history.runs, key)
         self._drawn: dict[bytes, random.Random] = {}  # the generators of random numbers, by their seeds
+        self._present: PresentJob | None = None
 
     # -- its turn -----------------------------------------------------------------------------------------------------
 
@@ -891,11 +892,13 @@ class JobRun:
         begin = self.history.begin
         return Behalf(begin.scope, begin.principal, tuple(sorted(self.labels)), begin.session)
 
-    @cached_property
+    @property
     def present(self) -> PresentJob:
         """The facts about the job that its model calls, its log lines and those of its effects contain."""
-        begin = self.history.begin
-        return PresentJob(self.job_id, first_of(self.job_id), begin.scope, begin.principal, begin.session)
+        if self._present is None:  # no `cached_property`, which takes a lock that costs a short job more
+            begin = self.history.begin
+            self._present = PresentJob(self.job_id, first_of(self.job_id), begin.scope, begin.principal, begin.session)
+        return self._present
 
     def tool_context(self) -> ToolContext[Any]:
         """Returns what a tool that this job calls is told about the job. The message is a copy, since the function of

@@ -24,7 +24,7 @@ from sabot.base.arrays import dumped_model
 from sabot.base.redaction import HIDDEN
 from sabot.calls.fields import MISSING_VALUE, REST, beside_fields, fields_of
 from sabot.errors import UserError, short_repr
-from sabot.jobs.values import pack, unpack
+from sabot.jobs.values import UNCHANGEABLE, pack, unpack
 
 
 def packed_by_name(arguments: Mapping[str, Any], what: str) -> bytes:
@@ -55,6 +55,8 @@ def whole(value: Any, *, recordable: bool = False) -> Any:
     if it has no such objects. `recordable`: True to leave out fields that `pack` refuses.
     """
     if isinstance(value, Mapping):
+        if UNCHANGEABLE.issuperset(map(type, value.values())):  # as those of most calls
+            return value
         changed = {key: new for key, each in value.items() if (new := whole(each, recordable=recordable)) is not each}
         return {**value, **changed} if changed else value
     if isinstance(value, list | tuple | deque | set | frozenset):

@@ -167,7 +167,8 @@ class LedgerGuard(EffectGuard):
         if call.kind == "child":
             return NO_OBJECTION
         if call.kind == "tool":
-            return self._decided(call, NOTHING, ALLOWED)
+            self._open_call(call, call.name, NOTHING, call.effect.attempt)
+            return NO_OBJECTION
         if not (self.ledger.is_alone or self._counted):
             return self._claimed_and_decided(call)
         opened = _Open(
@@ -273,9 +274,8 @@ class LedgerGuard(EffectGuard):
                 wanted = other if other.cost else wanted  # without a price, the first model's cost stays reserved
         if decision is not Decision.DENY:
             attempt = 0 if decision is Decision.ASK else call.effect.attempt
-            opened = _Open(call.scope, call.principal, call.agent, call.kind, model or call.name, wanted, attempt)
+            opened = self._open_call(call, model or call.name, wanted, attempt)
             opened.judged = decision in FITS
-            self._open.setdefault(call.effect.job, {})[call.effect.ordinal] = opened
             if decision is Decision.DEGRADE:
                 self._hold(call.effect, opened)
         return GuardVerdict(
@@ -290,6 +290,11 @@ class LedgerGuard(EffectGuard):
             most_tokens=ASSUMED_TOKENS if self._sets_a_bound(call) else 0,
             once=decision is Decision.ASK,
         )
+
+    def _open_call(self, call: GuardedCall, name: str, wanted: Amounts, attempt: int) -> _Open:
+        opened = _Open(call.scope, call.principal, call.agent, call.kind, name, wanted, attempt)
+        self._open.setdefault(call.effect.job, {})[call.effect.ordinal] = opened
+        return opened
 
     def _sets_a_bound(self, call: GuardedCall) -> bool:
         """Returns True if the budget limits tokens or cost, and the request itself has no limit for the length of the

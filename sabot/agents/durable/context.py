@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from types import MappingProxyType
+from types import FunctionType, MappingProxyType
 from typing import TYPE_CHECKING, Any, Concatenate, NoReturn, ParamSpec, TypeVar, overload
 
 import msgspec
@@ -509,7 +509,8 @@ def _shared_names(func: Any, args: Sequence[Any]) -> Iterable[str]:
     """Returns the options of `DurableContext.step` that are parameters of the function too, and that neither these
     arguments nor those of a partial fill.
     """
-    code = getattr(unwrap(func), "__code__", None)
+    plain = type(func) is FunctionType and not func.__dict__  # as most are, and to unwrap one takes longer
+    code = func.__code__ if plain else getattr(unwrap(func), "__code__", None)
     if code is not None and _OPTIONS.isdisjoint(code.co_varnames):  # so it is nearly always, and inspecting is slow
         return ()
     try:
@@ -528,8 +529,10 @@ def _check_type(kind: str) -> None:
             f"ask: {short_repr(kind)} is not a type of questions, which has one word",
             hint="put the question into the payload: ctx.ask('confirm', {'message': '…'})",
         )
+    if kind in ACTION_TYPES:
+        return
     meant = next((each for each in ACTION_TYPES if _misspelt(kind.lower(), each)), None)
-    if meant is not None and kind not in ACTION_TYPES:
+    if meant is not None:
         raise UserError(
             f"ask: {kind!r} is not a type of questions: did you mean {meant!r}?",
             hint=f"one of {', '.join(ACTION_TYPES)}; or a word that differs from them by more than a letter",

@@ -31,6 +31,7 @@ from sabot.llm.agent import asks_summary
 
 _TYPE = RuntimeEventType
 _CLOSED = {"resolved": _TYPE.ACTION_RESOLVED, "expired": _TYPE.ACTION_EXPIRED}
+_OF_HISTORIES = (Begin, End)  # of a job, or of a history of it
 _ENDS = {"succeeded": _TYPE.JOB_COMPLETED, "cancelled": _TYPE.JOB_CANCELLED}
 
 
@@ -58,20 +59,18 @@ class JobEvents:
         """Publishes the events that follow from a notice of the JobHost that runs the jobs. A notice is an entry of the
         journal, a streamed part of a model's answer, or the message that a job is blocked.
         """
-        if isinstance(notice, Fragment | Blocked):
+        if isinstance(notice, Fragment):
+            await self._piece(self._view.states.get(notice.job, JobState(notice.job)), notice)
+            return
+        if isinstance(notice, Blocked):
             job = self._view.states.get(notice.job, JobState(notice.job))
-            if isinstance(notice, Fragment):
-                await self._piece(job, notice)
-            else:
-                await self._status(job, notice, "blocked", {"error": str(notice.error)})
+            await self._status(job, notice, "blocked", {"error": str(notice.error)})
             return
         runs_again = isinstance(notice, EarlierEnd)
         if isinstance(notice, EarlierEnd):
             notice = notice.end
         unanswered: list[Intent] = []
-        if (
-            type(notice) is Begin or type(notice) is End
-        ) and notice.job in self._view.states:  # of a job, or of its history
+        if type(notice) in _OF_HISTORIES and notice.job in self._view.states:
             unanswered.extend(self._view.states[notice.job].questions.values())
         job, effects, question, inherited = self._view.apply(notice)
         # A letter for a job that has ended; or for one from before a restart, all of whose entries come again.

@@ -86,12 +86,14 @@ class _Matching(NamedTuple):
 
     - `name`: its name in the decision. `terms`: a digest of all that it declares.
     - `known`: its answer, if that depends on the name of the call and the caller only.
+    - `verdicts`: the verdicts of its answers so far, by decision and `editable`.
     """
 
     rule: PolicyRule
     name: str
     terms: str
-    known: GuardVerdict | None = None
+    known: GuardVerdict | None
+    verdicts: dict[tuple[Decision, bool], GuardVerdict]
 
 
 class _FunctionRule(PolicyRule):
@@ -440,15 +442,17 @@ class PolicyEngine(EffectGuard):
                 if answer is Decision.ALLOW and allowed:
                     continue
                 allowed = allowed or answer is Decision.ALLOW
-                known = None if answer is None else self._verdict(_Matching(rule, name, terms), answer)
-                found.append(_Matching(rule, name, terms, known))
+                matching = _Matching(rule, name, terms, None, {})
+                known = None if answer is None else self._verdict(matching, answer)
+                found.append(_Matching(rule, name, terms, known, matching.verdicts))
             if tool is not None and others and (wrong := misnamed(self._rules, tool, self._steps)) is not None:
                 rule, pattern = wrong
                 reason = (
                     f"rule {rule.name} names {pattern!r}, which is {tool.name} here: a rule names a tool of an MCP server "
                     "as models do"
                 )
-                found = [_Matching(rule, rule.name, "", GuardVerdict(Decision.DENY, rule.name, self.version, reason))]
+                denied = GuardVerdict(Decision.DENY, rule.name, self.version, reason)
+                found = [_Matching(rule, rule.name, "", denied, {})]
             if len(self._by_name) >= _NAMES:
                 self._by_name.clear()
             self._by_name[key] = found
@@ -460,13 +464,17 @@ class PolicyEngine(EffectGuard):
         return blake2b(said.encode(errors="replace"), digest_size=8).hexdigest()
 
     def _verdict(self, matching: _Matching, found: Any) -> GuardVerdict:
-        rule, name, terms, _ = matching
+        rule, name, terms, _, verdicts = matching
         if isinstance(found, GuardVerdict):
             editable, terms = found.editable and rule.editable, terms if found.decision is Decision.ASK else ""
             return msgspec.structs.replace(found, rule=name, version=self.version, editable=editable, terms=terms)
         if isinstance(found, Decision):
-            terms = terms if found is Decision.ASK else ""
-            return GuardVerdict(found, name, self.version, editable=rule.editable, terms=terms)
+            said = found, rule.editable
+            if (verdict := verdicts.get(said)) is None:
+                terms = terms if found is Decision.ASK else ""
+                verdict = GuardVerdict(found, name, self.version, editable=rule.editable, terms=terms)
+                verdicts[said] = verdict
+            return verdict
         return self._failed(rule, UserError(f"it says {short_repr(found)}: no Decision, GuardVerdict or None"))
 
     def _failed(self, rule: PolicyRule, error: BaseException, *, late: bool = False) -> GuardVerdict:

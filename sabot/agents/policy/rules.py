@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Collection, Mapping, Sequence, Set
 from dataclasses import dataclass
 from fnmatch import translate
+from functools import cached_property
 from typing import Any, ClassVar, Literal, get_args
 
 from sabot.agents.durable.job_rows import version_of
@@ -27,6 +28,7 @@ RuleAnswer = GuardVerdict | Decision | None
 
 Otherwise = Literal["deny", "ask", "warn"]
 
+_PLAIN = frozenset({bool, int, float, str})
 _CHANGES_WORLD = tuple(each.value for each in EffectClass if RULES[each].settles)
 
 
@@ -354,13 +356,24 @@ class ConstraintPolicy(_ContentRule):
                 f"ConstraintPolicy: nothing lies between min={short_repr(self.min)} and max={short_repr(self.max)}"
             )
 
+    @cached_property
+    def _path(self) -> list[str]:
+        return self.field.split(".")
+
+    @cached_property
+    def _by_values(self) -> bool:
+        return self.allowed is not None or bool(self.denied) or self.pattern is not None or self.max_length is not None
+
     def matches(self, kind: CallKind, name: str) -> bool:
         return kind == "tool" and _fits(self.tool_patterns, name)
 
     def decide(self, call: GuardedCall) -> RuleAnswer:
-        path = self.field.split(".")
-        by_values = self.allowed is not None or self.denied or self.pattern is not None or self.max_length is not None
+        path, by_values = self._path, self._by_values
         found = argument_values(call.tool, call.arguments, path, extremes=not by_values)
+        if len(found) == 1 and not self.required:  # one plain value, as of most calls
+            value = found[0]
+            if type(value) in _PLAIN and not self._unlike(value) and not self._wrong(value):
+                return Decision.ALLOW
         if (self.required or None in found) and path[0] not in (REST, *call.given):
             if self.required:
                 return self._broken(f"{self.field} is missing ({asked_words(call)})")
