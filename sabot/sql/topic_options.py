@@ -210,6 +210,8 @@ def client_of(options: Options) -> tuple[str | None, dict[str, Any]]:
     settings: dict[str, Any] = options.prefixed("properties.")
     if "sasl.jaas.config" in settings:
         _login(options, settings, span)
+    if str(settings.get("ssl.truststore.type", "")).upper() == "PEM":
+        del settings["ssl.truststore.type"]  # the only form of certificates that the client has
     servers = settings.pop("bootstrap.servers", None)
     with at(options.span):
         own = {name: value for name, value in settings.items() if name not in CONSUMERS}

@@ -64,6 +64,32 @@ def value_at(text: str, steps: list[str | int]) -> bytes | None:
     return bytes(raw).strip()
 
 
+_ALL = re.compile(r"\[\s*\*\s*\]|\.\*")
+
+
+def all_at(text: str, path: str) -> str | None:
+    """Returns the values at a path that may find several (`$.items[*].name`), as an array of JSON; None for a text that is
+    no JSON. Raises UserError for what is no path.
+    """
+    first, *others = _ALL.split(re.sub(r"^\s*lax\s+", "", path).strip())
+    parts = [steps_of(first), *(steps_of(f"${each}") for each in others)]
+    try:
+        found: list[Any] = [_WHOLE.decode(text.encode())]
+    except _NO_JSON:
+        return None
+    for i, steps in enumerate(parts):
+        below = found if i == 0 else [item for each in found for item in _items_of(each)]
+        found = [value for each in below if (value := value_at(bytes(each).decode(), steps)) is not None]
+    return f"[{','.join(bytes(each).decode() for each in found)}]"
+
+
+def _items_of(raw: Any) -> list[Any]:
+    """Returns the elements of an array, or the values of an object; nothing for any other value."""
+    if raw[:1] == b"[":
+        return _LIST.decode(raw)
+    return list(_OBJECT.decode(raw).values()) if raw[:1] == b"{" else []
+
+
 def matching(path: str, only: str | None, *, strict: bool) -> Callable[[pa.Array], pa.Array]:
     """Returns a function from texts to the values at a path, as texts; see `StringExpr.json_path_match`."""
     steps = steps_of(path)

@@ -7,10 +7,13 @@ import base64
 import datetime
 import hashlib
 import json
+import math
 import re
 import urllib.parse
+import zoneinfo
 from collections.abc import Callable
-from decimal import ROUND_DOWN, Decimal
+from decimal import ROUND_DOWN, ROUND_HALF_UP, Context, Decimal
+from functools import lru_cache
 from itertools import repeat
 from typing import Any, NamedTuple
 
@@ -18,6 +21,7 @@ import pyarrow as pa
 
 from sabot.api.expr import Expr
 from sabot.errors import DataError, UserError
+from sabot.operators.expressions.json_paths import all_at
 from sabot.operators.expressions.node import Compiled, Steps, apply, to_type
 
 _TEXT, _BYTES, _WHOLE = pa.string(), pa.binary(), pa.int64()
@@ -154,6 +158,49 @@ def _decoded(data: bytes, characters: str) -> str:
     return data.decode(_CHARACTERS[characters], errors="replace")
 
 
+@lru_cache(maxsize=1024)
+def _zone(name: str) -> datetime.tzinfo:
+    """Returns a time zone by its name or its offset from UTC; UTC for any other text, as Java does."""
+    offset = re.fullmatch(r"(?:GMT|UTC)?([+-])(\d\d?)(?::?(\d\d))?", name)
+    if offset is not None:
+        minutes = int(offset[2]) * 60 + int(offset[3] or 0)
+        return datetime.timezone(datetime.timedelta(minutes=-minutes if offset[1] == "-" else minutes))
+    try:
+        return zoneinfo.ZoneInfo(name)
+    except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):
+        return datetime.UTC
+
+
+def _on_another_clock(time: datetime.datetime, before: str, after: str) -> str:
+    return f"{time.replace(tzinfo=_zone(before)).astimezone(_zone(after)):%Y-%m-%d %H:%M:%S}"
+
+
+def _padded(text: str, flags: str, width: int) -> str:
+    if "-" in flags:
+        return text.ljust(width)
+    if "0" in flags:
+        return text.zfill(width)
+    return text.rjust(width)
+
+
+def _signed(text: str, flags: str) -> str:
+    sign = "" if text.startswith("-") else "+" if "+" in flags else " " if " " in flags else ""
+    return sign + text
+
+
+def _printed_whole(flags: str, width: int, number: int) -> str:
+    return _padded(_signed(f"{number:,}" if "," in flags else str(number), flags), flags, width)
+
+
+def _printed_float(flags: str, width: int, digits: int, number: float) -> str:
+    if not math.isfinite(number):
+        return _padded(
+            "NaN" if math.isnan(number) else "Infinity" if number > 0 else "-Infinity", flags.replace("0", ""), width
+        )
+    value = Decimal(repr(number)).quantize(Decimal(1).scaleb(-digits), ROUND_HALF_UP, Context(prec=400))
+    return _padded(_signed(f"{value:,f}" if "," in flags else f"{value:f}", flags), flags, width)
+
+
 FUNCTIONS = {
     **{name: _hash(name) for name in ("md5", "sha1", "sha224", "sha256", "sha384", "sha512")},
     "to_base64": SingleValue(lambda text: base64.b64encode(text.encode()).decode(), (_TEXT,), _TEXT),
@@ -176,6 +223,11 @@ FUNCTIONS = {
     "repeat": SingleValue(_repeated, (_TEXT, _WHOLE), _TEXT),
     "translate": SingleValue(_translated, (_TEXT, _TEXT, _TEXT), _TEXT),
     "overlay": SingleValue(_overlaid, (_TEXT, _TEXT, _WHOLE, _WHOLE), _TEXT),
+    "json_all": SingleValue(all_at, (_TEXT, _TEXT), _TEXT),
+    "convert_tz": SingleValue(_on_another_clock, (pa.timestamp("us"), _TEXT, _TEXT), _TEXT),
+    "print_text": SingleValue(lambda flags, width, text: _padded(text, flags, width), (_TEXT, _WHOLE, _TEXT), _TEXT),
+    "print_whole": SingleValue(_printed_whole, (_TEXT, _WHOLE, _WHOLE), _TEXT),
+    "print_float": SingleValue(_printed_float, (_TEXT, _WHOLE, _WHOLE, pa.float64()), _TEXT),
     "add_months": SingleValue(_months_later, (pa.timestamp("us"), _WHOLE), pa.timestamp("us")),
     "json_object": SingleValue(_json_object, (pa.list_(_TEXT),), _TEXT),
     "truncate": SingleValue(_truncated, (pa.float64(), _WHOLE), pa.float64()),

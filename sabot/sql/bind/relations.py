@@ -25,6 +25,7 @@ from sabot.sql.bind.select import SelectBinder
 from sabot.sql.bind.subqueries import check_one_row, with_value, with_values_of_no_rows, without_partners
 from sabot.sql.bind.windows import TABLE_WINDOWS, form_of, opened, positional, table_window
 from sabot.sql.functions import is_known
+from sabot.sql.moments import with_clocks
 from sabot.sql.registered import RegisteredModel, predicted, with_calls
 from sabot.sql.scope import (
     Names,
@@ -130,6 +131,8 @@ class QueryBinder:
         """Returns the rows of ORDER BY: with LIMIT, the first ones, which are updated as rows come; without, all rows,
         at the end of the input, or by event time. `added`: the number of columns at the end that only the order needs.
         """
+        if any(each.clock for each in relation.fields):
+            relation = with_clocks(self._context, relation, query.span)
         check_plain(relation, query.span, "before ORDER BY")
         order = []
         for sort in query.order:
@@ -1117,7 +1120,8 @@ def check_plain(relation: Relation, span: Span, place: str, *, clocks: bool = Fa
     """
     for each in relation.fields:
         if each.clock and not clocks:
-            raise SqlFault(span, f"{each.name} is the time of processing, which has no value in a row")
+            message = f"{each.name} is the time of processing, which has no value in a row {place}"
+            raise SqlFault(span, message, "name the other columns in place of *")
     if relation.ranking is not None or relation.window is not None:
         raise SqlFault(span, f"group or bound the rows of this query {place}")
 

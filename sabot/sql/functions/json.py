@@ -3,6 +3,7 @@ JSON_QUOTE, JSON_UNQUOTE.
 """
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from operator import add
@@ -16,6 +17,8 @@ from sabot.sql.scope import TypedExpr
 from sabot.sql.syntax.text import SqlFault
 from sabot.sql.syntax.tree import Argument, Call, Expression, Word
 from sabot.sql.types import sql_type
+
+_OF_SEVERAL = re.compile(r"""(lax\s+)?\$(\.\w+|\.\*|\[\s*(\d+|\*|'[^']*'|"[^"]*")\s*\])*""")
 
 
 def _json_path(arguments: CallArguments) -> str:
@@ -39,6 +42,8 @@ class _JsonMatch:
 
 def _json_match(arguments: CallArguments, only: str) -> _JsonMatch:
     text, path = arguments.expr(0).str, _json_path(arguments)
+    if only != "scalar" and "*" in path and _OF_SEVERAL.fullmatch(path.strip()):
+        return _JsonMatch(Expr("value.json_all", (arguments.expr(0), lit(path))), only, lit(False), ~text.is_json())
     made, is_json = text.json_path_match(path, only), text.is_json()
     absent = is_json & made.is_null()
     if not _is_strict(path):

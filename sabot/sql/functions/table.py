@@ -43,7 +43,7 @@ _PERCENTILES = ("MEDIAN", "QUANTILE", "PERCENTILE_CONT", "PERCENTILE_DISC", "APP
 _WINDOW_GROUP = "GROUP BY TUMBLE(ts, INTERVAL '1' HOUR)"
 _GREATEST = "QUALIFY ROW_NUMBER() OVER (PARTITION BY key ORDER BY x DESC) = 1"
 
-_MISSING = frozenset(("CRC32", "LEVENSHTEIN", "PRINTF", "SOUNDEX", "TRANSLATE3", "JSON_LENGTH"))
+_MISSING = frozenset(("CRC32", "LEVENSHTEIN", "SOUNDEX", "TRANSLATE3", "JSON_LENGTH"))
 """Functions of Flink that are not here, for which a similar name would mislead."""
 
 _ELSEWHERE = {
@@ -231,6 +231,7 @@ FUNCTIONS: dict[str, Function] = {
     "PI": Function(0, 0, "", lambda a: lit(math.pi)),
     "POSITION": Function(2, 2, "part IN text", partial(texts.place, 1, 0)),
     "POWER": Function(2, 2, "number, exponent", numbers.power),
+    "PRINTF": Function(1, None, "format, …", texts.printf),
     "RADIANS": Function(1, 1, "degrees", partial(numbers.in_degrees, math.pi / 180)),
     "REGEXP": Function(2, 2, "text, pattern", lambda a: a.expr(0).str.contains(a.constant(1, "string", "the pattern"))),
     "REGEXP_COUNT": Function(2, 2, "text, pattern", texts.regexp_count),

@@ -9,6 +9,7 @@ from sabot.api.expr import Expr, concat_str, lit, when
 from sabot.sql.functions.arguments import CallArguments, balanced
 from sabot.sql.functions.conversions import is_number
 from sabot.sql.syntax.text import Span, SqlFault
+from sabot.sql.types import sql_type
 
 
 def like(operand: Expr, pattern: str, escape: str, span: Span) -> Expr:
@@ -219,6 +220,49 @@ def of_values(function: str, arguments: CallArguments) -> Expr:
 
 def _called(function: str, *inputs: Expr) -> Expr:
     return Expr(f"value.{function}", inputs)
+
+
+_SPECIFIER = re.compile(r"%([-0+ ,]*)(\d*)(?:\.(\d+))?([a-zA-Z%])")
+
+
+def printf(arguments: CallArguments) -> Expr:
+    """Returns the texts of a format of Java's: `%d` of whole numbers, `%f` of others, `%s` of all values; `%%`, `%n`."""
+    format, span = arguments.constant(0, "string", "the format"), arguments.items[0].tree.span
+    hint = "%d, %05d, %.2f, %-10s, %%"
+    made, place, used = lit(""), 0, 1
+    for match in _SPECIFIER.finditer(format):
+        made, place = made + lit(format[place : match.start()]), match.end()
+        flags, width, digits, kind = match.groups()
+        if kind in "%n":
+            made = made + lit("%" if kind == "%" else "\n")
+            continue
+        if kind not in "dfs":
+            raise SqlFault(span, f"{match[0]} of the format is not supported", hint)
+        if used >= len(arguments):
+            raise SqlFault(span, f"PRINTF has no value for {match[0]}", "a value for each of the format")
+        made = made + _printed(arguments, used, kind, [lit(flags), lit(int(width or 0))], int(digits or 6), match[0])
+        used += 1
+    if "%" in _SPECIFIER.sub("", format):
+        raise SqlFault(span, "a % of the format is no part of it", hint)
+    if used < len(arguments):
+        raise SqlFault(arguments.items[used].tree.span, "the format has no place for this value", hint)
+    return made + lit(format[place:])
+
+
+def _printed(arguments: CallArguments, i: int, kind: str, shape: list[Expr], digits: int, specifier: str) -> Expr:
+    expr, type = arguments.bound(i)
+    if kind == "s":
+        return _called("print_text", *shape, arguments.text(i).fill_null("null"))
+    fits = pa.types.is_integer(type) if kind == "d" else pa.types.is_floating(type) or pa.types.is_decimal(type)
+    if not (fits or pa.types.is_null(type)):
+        hint = "%d of whole numbers, %f of others, %s of any value"
+        raise SqlFault(arguments.items[i].tree.span, f"{specifier} of {sql_type(type)}", hint)
+    number = (
+        _called("print_whole", *shape, expr)
+        if kind == "d"
+        else _called("print_float", *shape, lit(digits), expr.cast("float64"))
+    )
+    return number.fill_null("null")
 
 
 def hexadecimal(arguments: CallArguments) -> Expr:

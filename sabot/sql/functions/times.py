@@ -127,9 +127,12 @@ def to_time(method: str, arguments: CallArguments) -> Expr:
 
 
 def convert_tz(arguments: CallArguments) -> Expr:
-    """Returns a local time as a text on the clock of another zone."""
-    before, after = (_zone(arguments, i) for i in (1, 2))
+    """Returns a local time as a text on the clock of another zone. Zones of columns are looked up for each row."""
     there = read_text(arguments.expr(0), pa.timestamp("us"), strict=False)
+    zones = "a name as 'Europe/Berlin', or an offset as '+08:00'"
+    if any(arguments.expr(i).columns for i in (1, 2)):
+        return Expr("value.convert_tz", (there, *(arguments.plain_text(i, zones) for i in (1, 2))))
+    before, after = (_zone(arguments, i) for i in (1, 2))
     return instant(there, before).dt.convert_time_zone(after).dt.strftime("%Y-%m-%d %H:%M:%S")
 
 

@@ -47,6 +47,7 @@ _REFUSED = {
     "REPLACE": "write INSERT INTO: a PRIMARY KEY makes it an upsert",
 }
 _STATEMENTS = ("SELECT", "WITH", "VALUES", "INSERT", "CREATE", "DROP", "EXECUTE", "SET", "RESET", "SHOW", "EXPLAIN")
+_DETAILS = ("ESTIMATED_COST", "CHANGELOG_MODE", "PLAN_ADVICE", "JSON_EXECUTION_PLAN")
 _SHOWN = ("TABLES", "VIEWS", "FUNCTIONS", "MODELS", "CONNECTORS")
 
 
@@ -399,6 +400,12 @@ class Parser(Queries):
             self.expected(f"{', '.join(_SHOWN)} or CREATE TABLE", "behind SHOW", near)
         return Show(self.next().word, (), self.since(start))
 
+    def _detail(self) -> str:
+        """Takes a word of Flink's EXPLAIN that asks for a detail. There are no estimates and no advice here."""
+        if self.token.word not in _DETAILS:
+            self.expected(" or ".join(_DETAILS), "behind EXPLAIN")
+        return self.next().word
+
     def _explain(self) -> Explain:
         start = self.next().span
         kind, checkpoint = "PLAN", None
@@ -408,6 +415,8 @@ class Parser(Queries):
             kind = "CHANGELOG"
         elif self.take_word("JSON"):
             kind = "JSON"
+        elif self.token.word in _DETAILS:
+            kind = "CHANGELOG" if "CHANGELOG_MODE" in self.several(self._detail) else "PLAN"
         elif self.take_word("AGAINST"):
             kind = "AGAINST"
             checkpoint = self.expect_string("the place of a checkpoint").value

@@ -284,6 +284,7 @@ OF_FILES = {  # their rows are written out in `logic/`, since DuckDB has other m
         "JSON_OBJECT",
         "JSON_QUERY",
         "JSON_VALUE",
+        "PRINTF",
         "REGEXP_EXTRACT",
     ),
     "TO_TIMESTAMP_LTZ",
@@ -672,6 +673,10 @@ DIFFERENCES = {  # the begin of a line of the page: expressions with their value
     "`VARBINARY(n)`": {"CAST(CAST('abc' AS BYTES) AS VARBINARY(2))": b"abc"},
     "Arithmetic with constants": {"2147483647 + 1": REFUSED},
     "An integer divided by zero": {"7 / 0": None, "7e0 / 0": math.inf},
+    "Weeks of `DATE_FORMAT`": {"DATE_FORMAT(TIMESTAMP '2024-01-07 00:00:00', 'YYYYww')": "202401"},
+    "An integer of another width": "test_assignments.py::"
+    "test_a_column_takes_what_flink_casts_implicitly_and_the_statement_is_refused_otherwise",
+    "When the input ends": "test_patterns.py::test_matches_that_wait_for_an_earlier_one_are_given_at_the_end",
     "Weeks of `FLOOR`": {"FLOOR(DATE '2024-05-19' TO WEEK)": datetime.date(2024, 5, 13)},
     "`BYTES` in JSON": "test_topic_options.py::test_bytes_in_json_are_said_to_be_no_base64",
     "A record of JSON": "test_meanings.py::test_a_number_in_json_for_a_text_is_no_value",

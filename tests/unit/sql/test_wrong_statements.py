@@ -298,9 +298,9 @@ WRONG = [
         "0.5 is the median",
     ),
     (
-        "SELECT CONVERT_TZ('2024-01-01 00:00:00', carrier, 'UTC') FROM flights",
-        "1:42: the time zone of CONVERT_TZ is a constant string",
-        'a column there needs a function of Python: app.register("f", function), or --functions module',
+        "SELECT CONVERT_TZ('2024-01-01 00:00:00', delay, 'UTC') FROM flights",
+        "1:42: CONVERT_TZ takes a text, and this is BIGINT",
+        "a name as 'Europe/Berlin', or an offset as '+08:00'",
     ),
     (
         "SELECT SUBSTRING(carrier, 1, -2) FROM flights",
