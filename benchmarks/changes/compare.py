@@ -1,9 +1,12 @@
 """What a change costs whole programs: each of the main lines runs with another commit and with this checkout, by turns.
 
     make bench-compare BASE=<commit>                                   five pairs of each line, about 20 minutes
-    make bench-compare BASE=<commit> ROUNDS=9 LINES="start effects"    some of them
+    make bench-compare BASE=<commit> ROUNDS=9 LINES="start nexmark json 1"    some of them: a line by its name, or several
+                                                                       by the first words of theirs: "start nexmark"
 
 The other commit is unpacked and built in build/compare; both run the benchmarks of this checkout, with the packages of its environment.
+Where the other commit cannot run one, since it lacks a name that the benchmark imports or an option of it, each runs the benchmark
+of its own commit, and the line says so: look then whether the two do the same work.
 In every second pair this checkout begins, so a machine that becomes slower favours neither. A figure is a cost: lower is better. Printed
 of each: the medians, the median of the pairs' ratios (this checkout by the other) and their least and greatest, and in which share of the
 pairs this checkout was slower; of each line its processor time, children's among it, and its peak memory. Slower is what costs more than
@@ -19,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -151,13 +154,13 @@ def copied() -> Path:
     return tree
 
 
-def benchmarks() -> Path:
-    """A folder with the benchmarks and no package beside them: what a program imports is then that of $PYTHONPATH."""
-    folder = PLACE / "benchmarks"
+def benchmarks(tree: Path) -> Path:
+    """A folder with the benchmarks of a tree and no package beside them: what a program imports is then that of $PYTHONPATH."""
+    folder = PLACE / "benchmarks" / tree.name
     shutil.rmtree(folder, ignore_errors=True)
-    shutil.copytree(ROOT / "benchmarks", folder / "benchmarks", ignore=shutil.ignore_patterns("__pycache__"))
-    (folder / "tests").symlink_to(ROOT / "tests")  # some start servers as the tests do
-    (folder / "tools").symlink_to(ROOT / "tools")
+    shutil.copytree(tree / "benchmarks", folder / "benchmarks", ignore=shutil.ignore_patterns("__pycache__"))
+    (folder / "tests").symlink_to(tree / "tests")  # some start servers as the tests do
+    (folder / "tools").symlink_to(tree / "tools")
     return folder
 
 
@@ -181,17 +184,40 @@ def run(line: Line, tree: Path, cwd: Path) -> dict[str, float]:
     return {**found, "cpu_s": usage.ru_utime + usage.ru_stime, "peak_mb": usage.ru_maxrss / 1024}
 
 
-def compare(line: Line, base: Path, here: Path, folder: Path, rounds: int) -> dict[str, list[tuple[float, float]]]:
+def compare(line: Line, base: Path, here: Path, rounds: int) -> dict[str, list[tuple[float, float]]]:
     """Of each cost, a pair for each round: the other commit's, and this checkout's."""
-    for tree in (base, here):  # compiles, and fills the caches of the system
-        run(line, tree, folder)
+    folders = dict.fromkeys((base, here), benchmarks(ROOT))
+    run(line, here, folders[here])  # compiles, and fills the caches of the system
+    try:
+        run(line, base, folders[base])
+    except (RuntimeError, KeyError) as error:
+        folders[base] = benchmarks(base)
+        run(line, base, folders[base])
+        print(f"    each with the benchmark of its own commit: {str(error).strip().splitlines()[-1]}", flush=True)
     pairs: dict[str, list[tuple[float, float]]] = {}
     for number in range(rounds):
-        first, second = (base, here) if number % 2 == 0 else (here, base)
-        found = {first: run(line, first, folder), second: run(line, second, folder)}
+        found = {tree: run(line, tree, folders[tree]) for tree in ((base, here) if number % 2 == 0 else (here, base))}
         for name, theirs in found[base].items():
             pairs.setdefault(name, []).append((theirs, found[here][name]))
     return pairs
+
+
+def chosen(words: Sequence[str]) -> dict[str, Line]:
+    """The lines whose names begin with these words, in their order; all lines without words. Several words name one line as
+    long as there is one with all of them. Raises ValueError for a word that begins no name.
+    """
+    left, found = " ".join(words).split(), dict[str, Line]()
+    while left:
+        count = next((count for count in range(len(left), 0, -1) if _begun_by(left[:count])), 0)
+        if not count:
+            raise ValueError(f"no line {left[0]}; there are {', '.join(LINES)}")
+        found |= {name: LINES[name] for name in _begun_by(left[:count])}
+        left = left[count:]
+    return found or LINES
+
+
+def _begun_by(words: Sequence[str]) -> list[str]:
+    return [name for name in LINES if name.split()[: len(words)] == [*words]]
 
 
 def told(name: str, pairs: list[tuple[float, float]]) -> tuple[Result, bool]:
@@ -212,13 +238,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("base", help="a commit")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--lines", nargs="*", metavar="LINE", help=f"default: all of {', '.join(LINES)}")
+    parser.add_argument(
+        "--lines",
+        nargs="*",
+        default=(),
+        metavar="WORD",
+        help=f"by name, or its first words; default: {', '.join(LINES)}",
+    )
     arguments = parser.parse_args()
-    wanted = {name: line for name, line in LINES.items() if not arguments.lines or name.split()[0] in arguments.lines}
-    if unknown := set(arguments.lines or ()) - {name.split()[0] for name in LINES}:
-        parser.error(f"no line {', '.join(sorted(unknown))}; there are {', '.join(LINES)}")
+    try:
+        wanted = chosen(arguments.lines)
+    except ValueError as error:
+        parser.error(str(error))
     commit, tree = unpacked(arguments.base)
-    here, folder = copied(), benchmarks()
+    here = copied()
     began = time.monotonic()
     report: Result = {"base": commit[:12], "here": git("describe", "--always", "--dirty").strip(), "lines": {}}
     slower = []
@@ -228,7 +261,7 @@ def main() -> None:
             continue
         print(f"{name:24} {commit[:12]:>12} {'here':>12}   ratio", flush=True)
         try:
-            pairs = compare(line, tree, here, folder, arguments.rounds)
+            pairs = compare(line, tree, here, arguments.rounds)
         except (RuntimeError, KeyError) as error:
             print(f"    failed: {error}", flush=True)
             report["lines"][name] = {"failed": str(error)}

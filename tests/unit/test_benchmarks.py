@@ -335,6 +335,35 @@ def test_the_lines_that_two_commits_are_compared_by_are_scripts_that_are_here(mo
     assert [name for name in named if not (BENCHMARKS.parent / name).is_file()] == []
 
 
+@pytest.mark.parametrize(
+    ("words", "count"),
+    [([], 13), (["start"], 1), (["nexmark"], 4), (["start nexmark json"], 3), (["nexmark", "json", "1", "kafka"], 2)],
+)
+def test_a_line_of_the_comparison_is_named_by_its_first_words(monkeypatch, words, count):
+    assert len(script("compare", monkeypatch).chosen(words)) == count
+
+
+def test_a_word_that_begins_no_line_of_the_comparison_is_named(monkeypatch):
+    with pytest.raises(ValueError, match="no line 7; there are start, txn_windows"):
+        script("compare", monkeypatch).chosen(["nexmark", "7"])
+
+
+def test_each_tree_runs_its_own_benchmark_if_the_older_one_cannot_run_the_present_one(monkeypatch, tmp_path, capsys):
+    compare = script("compare", monkeypatch)
+    monkeypatch.setattr(compare, "PLACE", tmp_path / "compare")
+    monkeypatch.setattr(compare, "ROOT", tmp_path / "root")
+    trees = [tmp_path / name for name in ("base", "here", "root")]
+    for tree, work in zip(trees, ("'base'", "sabot.NEW", "sabot.NEW"), strict=True):
+        (tree / "benchmarks").mkdir(parents=True)
+        (tree / "sabot.py").write_text("NEW = 'here'" if tree.name == "here" else "")
+        (tree / "benchmarks" / "work.py").write_text(
+            f"import sabot\nprint('{{\"seconds\":', {{'base': 2, 'here': 3}}[{work}], '}}')"
+        )
+    line = compare.Line(["benchmarks/work.py"], compare.costs(seconds=compare.at("seconds")))
+    assert compare.compare(line, trees[0], trees[1], 2)["seconds"] == [(2.0, 3.0), (2.0, 3.0)]
+    assert "each with the benchmark of its own commit: AttributeError" in capsys.readouterr().out
+
+
 def test_a_table_of_duckdb_that_lacks_a_row_is_no_figure(monkeypatch, tmp_path):
     bench = script("duckdb_sink", monkeypatch)
     path = bench.make_file(tmp_path, 1_000)
