@@ -17,6 +17,7 @@ from copy import copy
 from typing import Any, NoReturn, ParamSpec, TypeVar
 
 from sabot.calls.certainty import Certainty, certainty_of
+from sabot.clock import Clock, ForwardClock, ManualClock, SystemClock
 from sabot.errors import NotSent, Overloaded, PolicyDenied, UserError
 
 P = ParamSpec("P")
@@ -142,6 +143,45 @@ class ValueCode(RefusingJudge):
 
 
 _ENDS = (KeyboardInterrupt, SystemExit)
+
+
+class ClockCode(ValueCode):
+    """The judge of a Clock of a user's own, which an app, a kernel or a thread of theirs asks for the time."""
+
+    def _refuse(self, what: str, hint: str) -> UserError:
+        self._refused = UserError(
+            f"{what}: {self._name} does it while it is asked for the time, which happens at any time, in the middle of anything",
+            hint="call it in an agent, a tool or a function of the app",
+        )
+        return self._refused
+
+
+class JudgedClock:
+    """A clock of a user's own that may call no tool or model, and start no app or kernel, wherever it is asked: in the task
+    of the agents, in a thread, in a checkpoint. Other attributes are those of the clock.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock, self._name = clock, f"the clock {type(clock).__name__}"
+
+    def time(self) -> float:
+        with ClockCode(self._name):
+            return self._clock.time()
+
+    def monotonic(self) -> float:
+        with ClockCode(self._name):
+            return self._clock.monotonic()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._clock, name)
+
+
+def judged_clock(clock: Clock) -> Clock:
+    """Returns the clock, or, if it has code of a user's, a JudgedClock."""
+    return clock if type(clock) in _OURS else JudgedClock(clock)
+
+
+_OURS = (SystemClock, ManualClock, ForwardClock, JudgedClock)
 
 
 class OnceJudge:

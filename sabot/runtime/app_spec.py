@@ -10,7 +10,7 @@ from sabot.api.agent import AgentSpec
 from sabot.api.lifespan import Lifespan
 from sabot.api.nodes.read import StreamEnd
 from sabot.api.settings import Settings
-from sabot.calls.judging import refuse_without_rules
+from sabot.calls.judging import judged_clock, refuse_without_rules
 from sabot.clock import Clock
 from sabot.errors import SabotError, message_of
 from sabot.state import StateBackend, open_backend
@@ -54,7 +54,7 @@ class AppSpec:
         """
         self.id = id
         self.settings = settings
-        self.clock = clock
+        self.clock = judged_clock(clock)
         self.listener = listener
         self.lifespan = Lifespan()
         self.agents: dict[str, RunnableAgent] = {}  # by id

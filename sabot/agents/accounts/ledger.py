@@ -37,6 +37,7 @@ from sabot.base.config import Duration, amount, checked_text, parse_seconds
 from sabot.base.options import answers_wrong_options
 from sabot.base.quantities import counted_words
 from sabot.calls.errors import BudgetExceeded
+from sabot.calls.judging import judged_clock
 from sabot.calls.usage import Usage
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.errors import AppLocked, BrokerUnavailable, DataError, TransientError, UserError, message_of, short_repr
@@ -100,7 +101,7 @@ class Ledger:
         """
         check_called("Ledger", on_decision=on_decision)
         self.writer = checked_writer(writer)
-        self._clock = clock
+        self._clock = judged_clock(clock)
         self._accounts = self._made_accounts(lease, patience)
         self._table = BudgetTable(self._accounts.set_budget, self._accounts.forget)
         # Reservations of check_budget, the oldest first: who has made them, and when they end; and by who the same calls.

@@ -34,7 +34,7 @@ from sabot.base.checks import Of, Whole, check
 from sabot.base.config import Duration, checked_name, checked_text, parse_seconds
 from sabot.base.options import answers_wrong_options
 from sabot.base.threads import run_in_thread, run_to_end, threads
-from sabot.calls.judging import refuse_without_rules
+from sabot.calls.judging import judged_clock, refuse_without_rules
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.errors import AppLocked, SabotError, TransientError, UserError, short_repr
 from sabot.jobs.guard import EffectGuard, checked_guard, guard_of
@@ -147,7 +147,7 @@ class RuntimeKernel:
             "keep_jobs": keep_jobs,
             "dedupe_s": parse_seconds(dedupe, name="dedupe", zero=False),
             "grace_s": parse_seconds(stop_grace, name="stop_grace"),
-            "clock": journal.clock if isinstance(journal, Journal) else clock,
+            "clock": judged_clock(journal.clock if isinstance(journal, Journal) else clock),
         }
         version, clock = checked_text(version, "version"), self._options["clock"]
         one = isinstance(agent, Agent) or callable(agent)

@@ -1,0 +1,270 @@
+"""Each object of a user's own that the runtime calls is judged as the code around it is, or refused: no tool that a rule denies
+is called by it. `OBJECTS` is compared with the parameters of the public classes, so that a new one cannot be forgotten.
+"""
+
+import contextlib
+import inspect
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import pytest
+
+from sabot import App
+from sabot.agents import (
+    Budget,
+    DurableContext,
+    ExecutionRequest,
+    InMemoryEventBus,
+    InMemoryLedgerWriter,
+    Ledger,
+    PolicyEngine,
+    RuntimeKernel,
+    ToolPolicy,
+)
+from sabot.api.streams import Stream
+from sabot.calls.judging import judged_clock
+from sabot.calls.tools import Tool
+from sabot.clock import ManualClock, SystemClock
+from sabot.errors import SabotError, TransientError, UserError
+from sabot.llm import Agent, ExecutionEngine, MemoryCache, Price, PriceTable, ScriptedProvider, tool
+from sabot.mcp import McpServerPool
+from tools.agent_tools import started, until
+
+
+class Till:
+    """A tool that a rule denies, its witness, and what was tried: `pay` is called by the objects of a user."""
+
+    def __init__(self) -> None:
+        self.made: list[str] = []
+        self.tried = 0
+        made = self.made
+
+        @tool
+        def refund(order: str) -> str:
+            """Pays money back."""
+            made.append(order)
+            return "paid"
+
+        self.refund = refund
+        self.on = False
+
+    def pay(self) -> None:
+        """Calls the tool; an error is the user's to catch."""
+        if self.on:
+            self.tried += 1
+            with contextlib.suppress(SabotError):
+                self.refund("o-1")
+
+
+def of(kind: type, till: Till, *args: Any, **options: Any) -> Any:
+    """Returns an object of a user's own class whose methods, and properties, call the tool before they do their work."""
+
+    def paying(name: str) -> Callable[..., Any]:
+        def method(self: Any, *given: Any, **named: Any) -> Any:
+            till.pay()
+            return getattr(super(made, self), name)(*given, **named)
+
+        return method
+
+    names = [
+        name
+        for name in dir(kind)
+        if not name.startswith("_") and inspect.isfunction(inspect.getattr_static(kind, name, None))
+    ]
+    names += [name for name in dir(kind) if isinstance(inspect.getattr_static(kind, name, None), staticmethod)]
+    made: type = type(f"Own{kind.__name__}", (kind,), {name: paying(name) for name in names})
+    return made(*args, **options)
+
+
+def _engine(till: Till, **options: Any) -> ExecutionEngine:
+    options.setdefault("provider", ScriptedProvider("hi", model="m"))
+    return ExecutionEngine(retries=options.pop("retries", 0), patience=0, **options)
+
+
+def _kernel(till: Till, engine: ExecutionEngine | None = None, **options: Any) -> RuntimeKernel:
+    asked = engine or _engine(till)
+
+    async def work(ctx: Any) -> str:
+        await ctx.step(lambda: 1)
+        await ctx.llm(asked).complete("x")
+        return "done"
+
+    return RuntimeKernel.create(
+        **{"agent": work, "policy": PolicyEngine([ToolPolicy(["refund"], denied=True)]), **options}
+    )
+
+
+def _middleware(till: Till) -> Any:
+    async def passed(call: Any, following: Any) -> Any:
+        till.pay()
+        return await following(call)
+
+    return passed
+
+
+def _sleep(till: Till) -> Any:
+    async def sleep(seconds: float) -> None:
+        till.pay()
+
+    return sleep
+
+
+def _failing_once() -> Any:
+    answers: list[Any] = [TransientError("busy"), "hi"]
+    return lambda spec: _said(answers.pop(0))
+
+
+def _said(answer: Any) -> Any:
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
+
+
+BUDGETS = [Budget("*", max_calls_daily=9)]
+KERNELS: Mapping[str, Callable[[Till], RuntimeKernel]] = {
+    "RuntimeKernel(clock)": lambda till: _kernel(till, clock=of(SystemClock, till)),
+    "a clock for tests": lambda till: _kernel(till, clock=of(ManualClock, till)),
+    "ExecutionEngine(clock)": lambda till: _kernel(till, _engine(till, clock=of(SystemClock, till))),
+    "ExecutionEngine(provider)": lambda till: _kernel(
+        till, _engine(till, provider=of(ScriptedProvider, till, "hi", model="m"))
+    ),
+    "ExecutionEngine(fallback)": lambda till: _kernel(
+        till,
+        _engine(
+            till,
+            provider=ScriptedProvider([TransientError("busy")], model="n"),
+            fallback=[of(ScriptedProvider, till, "hi", model="m")],
+        ),
+    ),
+    "ExecutionEngine(middleware)": lambda till: _kernel(till, _engine(till, middleware=[_middleware(till)])),
+    "ExecutionEngine(cache)": lambda till: _kernel(till, _engine(till, cache=of(MemoryCache, till))),
+    "ExecutionEngine(prices)": lambda till: _kernel(
+        till, _engine(till, prices=of(PriceTable, till, {"m": Price(1, 1)}, version="1"))
+    ),
+    "ExecutionEngine(sleep)": lambda till: _kernel(
+        till,
+        _engine(till, provider=ScriptedProvider(_failing_once(), model="m"), retries=2, sleep=_sleep(till)),
+    ),
+    "RuntimeKernel(ledger_writer)": lambda till: _kernel(
+        till, ledger_writer=of(InMemoryLedgerWriter, till), budgets=BUDGETS
+    ),
+    "Ledger(clock)": lambda till: _kernel(
+        till, budgets=Ledger(InMemoryLedgerWriter(), budgets=BUDGETS, clock=of(SystemClock, till))
+    ),
+    "Agent(instructions)": lambda till: _kernel(
+        till, agent=Agent(_engine(till), instructions=lambda *_: (till.pay(), "be kind")[1])
+    ),
+    "RuntimeKernel(event_bus)": lambda till: _kernel(till, event_bus=of(InMemoryEventBus, till)),
+}
+
+
+@pytest.mark.parametrize("name", KERNELS)
+async def test_an_object_that_a_kernel_calls_calls_no_tool_that_is_denied(name: str) -> None:
+    till = Till()
+    kernel = KERNELS[name](till)
+    till.on = True
+    with contextlib.suppress(SabotError):
+        async with kernel:
+            await (await kernel.execute(ExecutionRequest(prompt="x"))).result()
+    assert (till.tried > 0, till.made) == (True, [])
+
+
+@pytest.mark.parametrize("from_start", [True, False])
+async def test_the_clock_of_an_app_calls_no_tool(from_start: bool, memory_url: str) -> None:
+    """It is asked in the task of the agents, in a crew, in a checkpoint and in threads, where no judge was."""
+    till, asked = Till(), list[str]()
+    clock = of(SystemClock, till)
+    policy = PolicyEngine([ToolPolicy(["refund"], denied=True)])
+    app = App("desk", memory_url, clock=clock, journal="memory", policy=policy)
+
+    @app.agent("orders", sink="done")
+    async def plain(ctx: Any) -> str:
+        asked.append("plain")
+        return "done"
+
+    @app.agent("claims", sink="paid", durable=True)
+    async def durable(ctx: Any) -> str:
+        await ctx.step(lambda: 1)
+        asked.append("durable")
+        return "paid"
+
+    till.on = from_start
+    with contextlib.suppress(SabotError):
+        async with started(app):
+            till.on = True
+            for topic in ("orders", "claims"):
+                await app.send(topic, {"n": 1})
+            await until(lambda: till.tried > 0)
+    assert (till.tried > 0, till.made) == (True, [])
+
+
+def test_a_clock_that_calls_a_tool_is_told_what_to_do() -> None:
+    till = Till()
+    till.on = True
+    clock = judged_clock(of(SystemClock, till))
+    with pytest.raises(UserError, match=r"refund was not called: the clock OwnSystemClock(.|\n)*in an agent, a tool"):
+        clock.time()
+    assert till.made == []
+    plain = ManualClock()
+    assert judged_clock(plain) is plain
+    assert judged_clock(clock) is clock
+
+
+# Whose the calls of each object are. Functions of agents and streams, sinks and sources are walked in `test_rules_contract`.
+OBJECTS: Mapping[str, str] = {
+    "refused: it is asked for the time at any time": "App(clock) RuntimeKernel(clock) Ledger(clock)",
+    "judged, as the call that it serves": "ExecutionEngine(cache) ExecutionEngine(clock) ExecutionEngine(fallback) "
+    "ExecutionEngine(middleware) ExecutionEngine(prices) ExecutionEngine(provider) ExecutionEngine(sleep) Agent(instructions) "
+    "Agent(tools) DurableContext.call(tool) DurableContext.step(func) Tool(converse) Tool(func) Tool(reconcile) "
+    "McpServerPool(ask)",
+    "judged, as the function of an agent or a stream": "App.agent(on_timer) App.llm_agent(prompt) App.llm_agent(reply) "
+    "App.resource(function) DurableContext.aggregating_state(add) DurableContext.aggregating_state(create) "
+    "DurableContext.aggregating_state(result) DurableContext.child(agent) DurableContext.reducing_state(reduce) "
+    "RuntimeKernel(agent) Stream.flat_map(function) Stream.lookup(table) Stream.map_async(function) "
+    "Stream.map_batches(function) Stream.map_llm(prompt)",
+    "judged, as a Sink, a Source, a handler or a ledger writer": "App(events) App.agent(dead_letter) App.agent(sink) "
+    "App.stream(dead_letter) App.stream(source) App.table(dead_letter) App.table(source) Ledger(writer) "
+    "RuntimeKernel(event_bus) RuntimeKernel(ledger_writer) Stream.join(late) Stream.join_asof(late) "
+    "Stream.lookup(dead_letter) Stream.map_async(dead_letter) Stream.map_llm(dead_letter) Stream.sorted(late) "
+    "Stream.to(sink) Stream.window(late)",
+    "judged, and where the program awaits the kernel the program's": "RuntimeKernel(action_store) RuntimeKernel(job_store) "
+    "RuntimeKernel(journal) RuntimeKernel(policy) PolicyEngine(rules) Ledger(on_decision)",
+    "a name, or an object that Sabot gives": "App.agent_of(function) App.surround_jobs(events) DurableContext(clock) "
+    "DurableContext(state_backend)",
+}
+_CALLED = re.compile(
+    r"\b(Callable|Clock|Provider|CompletionCache|Prices|Sink|Source|Journal|JobStore|ActionStore|LedgerWriter|EffectGuard|"
+    r"PolicyRule|\w*EventBus|StateBackend|Tool)\b"
+)
+_CALLERS = (
+    App,
+    RuntimeKernel,
+    ExecutionEngine,
+    Ledger,
+    Agent,
+    Tool,
+    PolicyEngine,
+    Stream,
+    DurableContext,
+    McpServerPool,
+)
+
+
+def _parameters() -> Iterator[str]:
+    for kind in _CALLERS:
+        methods = inspect.getmembers(kind, inspect.isfunction) if kind in (App, Stream, DurableContext) else []
+        made = [(kind.__name__, kind.__init__), *((f"{kind.__name__}.{name}", each) for name, each in methods)]
+        for name, function in made:
+            if "._" in name:
+                continue
+            for each in inspect.signature(function).parameters.values():
+                if _CALLED.search(str(each.annotation)):
+                    yield f"{name}({each.name})"
+
+
+def test_each_object_that_the_runtime_calls_is_in_the_table() -> None:
+    known = [name for names in OBJECTS.values() for name in names.split()]
+    assert len(known) == len({*known})
+    assert {*_parameters()} == {*known}, "say in OBJECTS whose its calls are, and show it by a test"
+    assert {*KERNELS} - {*known} == {"a clock for tests"}
