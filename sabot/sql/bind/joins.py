@@ -325,6 +325,12 @@ class JoinBinder:
         elif (ranked := self._ranked_in_time(left, right)) is not None:
             return ranked
         if self._how != "inner" and self._residual:
+            if (
+                window is None
+                and (self._lower, self._upper) == (None, None)
+                and any(map(self._is_of_both, self._residual))
+            ):
+                return self._in_parts()
             left, right = self._conditioned(left, right)
         left, right = self._filtered(left, right)
         left, right, outer = self._copied(left, right)
@@ -344,6 +350,64 @@ class JoinBinder:
             if "between" in options and self._upper is not None and self._how in ("inner", "left"):
                 stream = _with_left_time(stream)
         return self._joined(stream, left, right, outer)
+
+    def _is_of_both(self, node: Expression) -> bool:
+        return all(self._side(node, side) is None for side in (self._left, self._right))
+
+    def _in_parts(self) -> Relation:
+        """Returns the rows of an outer join with conditions on both tables. Rows with equal values in the columns of ON have
+        partners together or not at all, so those without are found by these values.
+
+            a LEFT JOIN b ON a.k = b.k AND a.x < b.y
+                  ->     a JOIN b ON …  UNION ALL  the rows of a whose k and x no joined row has, with NULL for b
+        """
+        plain = replace(self._join, kind="INNER")
+        inner = JoinBinder(self._context, plain, self._left, self._right, [], self._ttl).bind()
+        joined = [each for each in inner.fields if not each.clock]
+        sides = [[each for each in side.fields if not each.clock] for side in (self._left, self._right)]
+        names, size = Names(set()), len(sides[0])
+        columns = [names.free(each.column) for each in joined]
+        asked = {
+            id(self._both.find(node.parts)[0]) for each in self._own for node in walk(each) if isinstance(node, Column)
+        }
+        kept = (self._how in ("left", "full"), self._how in ("right", "full"))
+        with at(self._join.span):
+            parts = [
+                inner.stream.select(**{name: col(each.column) for name, each in zip(columns, joined, strict=True)})
+            ]
+            for relation, fields, first, keeps in zip((self._left, self._right), sides, (0, size), kept, strict=True):
+                if not keeps:
+                    continue
+                used = [(each, columns[first + i]) for i, each in enumerate(fields) if id(each) in asked]
+                keys = [
+                    pair
+                    for each, name in used
+                    for pair in _with_nulls(
+                        self._join.on or self._own[0],
+                        TypedExpr(col(each.column), each.type),
+                        TypedExpr(col(name), each.type),
+                    )
+                ]
+                partners = parts[0].select(*(name for _, name in used)).deduplicate(*(name for _, name in used))
+                alone = relation.stream.join(
+                    partners,
+                    left_on=[key.expr for _, key, _ in keys],
+                    right_on=[key.expr for _, _, key in keys],
+                    how="anti",
+                )
+                own = {columns[first + i]: col(each.column) for i, each in enumerate(fields)}
+                nothing = {name: lit(None, each.type) for name, each in zip(columns, joined, strict=True)}
+                parts.append(alone.select(**(nothing | own)))
+            stream = parts[0].union(*parts[1:])
+        return Relation(
+            stream,
+            tuple(
+                replace(
+                    each, column=name, shift_ms=None, window=None, never_null=each.never_null and not kept[i < size]
+                )
+                for i, (each, name) in enumerate(zip(joined, columns, strict=True))
+            ),
+        )
 
     def _ranked(self, left: Relation, right: Relation, window: TumblingWindow) -> Relation | None:
         """Returns the joined rows as the first rows of each window, if the right table has the greatest value of each
@@ -636,7 +700,7 @@ class JoinBinder:
             if not found:
                 raise SqlFault(
                     node.span,
-                    f"{self._join.kind} JOIN takes equal columns, bounds of time, and conditions on one of the tables",
+                    f"{self._join.kind} JOIN by time takes equal columns, bounds of time, and conditions on one of the tables",
                     "JOIN … ON a.id = b.id, and the condition in WHERE: rows without a partner are left out",
                 )
             i = found[0]

@@ -1009,8 +1009,8 @@ WRONG = [
         "a time: TIMESTAMP '2024-05-17 12:30:00', or TO_TIMESTAMP_LTZ(x, 3) of ms since 1970",
     ),
     (
-        "SELECT f.* FROM flights AS f LEFT JOIN plain AS p ON f.origin = p.name AND f.delay > p.id",
-        "1:76: LEFT JOIN takes equal columns, bounds of time, and conditions on one of the tables",
+        "SELECT f.* FROM flights AS f LEFT JOIN rates AS r ON f.carrier = r.carrier AND f.ts <= r.ts AND f.delay > r.rate",
+        "1:97: LEFT JOIN by time takes equal columns, bounds of time, and conditions on one of the tables",
         "JOIN … ON a.id = b.id, and the condition in WHERE: rows without a partner are left out",
     ),
     (
