@@ -135,6 +135,7 @@ OWN = {  # classes that no user names: what others share, and what `collect` and
     "KafkaDelivery",
     "KafkaReader",
     "KafkaWriter",
+    "LakeSink",
     "ListOfRows",
     "RowsSource",
     "SavedTable",

@@ -76,7 +76,9 @@ OURS = (
         extra="redis",
     ),
     Connector("delta", "sabot.connectors.delta:DeltaSource", "sabot.connectors.delta:DeltaSink", extra="delta"),
-    Connector("iceberg", sink="sabot.connectors.iceberg:IcebergSink", extra="iceberg"),
+    Connector(
+        "iceberg", "sabot.connectors.iceberg:IcebergSource", "sabot.connectors.iceberg:IcebergSink", extra="iceberg"
+    ),
     Connector("datagen", "sabot.connectors.datagen:GeneratedSource"),
     Connector("faker", "sabot.connectors.datagen:GeneratedSource"),
     Connector("print", sink=_CONSOLE),

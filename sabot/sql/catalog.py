@@ -643,6 +643,12 @@ def _write_delta(options: Options, statement: CreateTable) -> OpenWrite:
     return write_delta(options, statement)
 
 
+def _read_iceberg(options: Options, statement: CreateTable) -> OpenRead:
+    from sabot.sql.lake_tables import read_iceberg
+
+    return read_iceberg(options, statement)
+
+
 def _write_iceberg(options: Options, statement: CreateTable) -> OpenWrite:
     from sabot.sql.lake_tables import write_iceberg
 
@@ -691,7 +697,7 @@ _MEMORY = TableConnector(_read_topic, _write_topic)
 _FILES = TableConnector(_read_files, _write_files)
 _SQL = TableConnector(None, _write_sql)
 _DELTA = TableConnector(_read_delta, _write_delta)
-_ICEBERG = TableConnector(None, _write_iceberg)
+_ICEBERG = TableConnector(_read_iceberg, _write_iceberg)
 _PRINT = TableConnector(None, lambda options, statement: lambda app: (ConsoleSink(times="sql"), {}))
 
 _WITH_OP = (None, "json", "csv", "arrow")

@@ -42,6 +42,24 @@ def write_delta(options: Options, statement: CreateTable) -> "Callable[[Any], tu
     return lambda app: (sink, written)
 
 
+def read_iceberg(options: Options, statement: CreateTable) -> "Callable[[Any, dict[str, Any]], Stream]":
+    """Returns the reader of a table of Iceberg. Raises SqlFault."""
+    from sabot.connectors.iceberg import IcebergSource
+
+    catalog, table = _iceberg_table(options)
+    snapshot = options.number("snapshot-id")
+    follows = options.choose("streaming", YES_OR_NO, False)
+    interval = options.duration("monitor-interval") or "60s"
+    with at(options.span):
+        source = IcebergSource(
+            catalog,
+            table,
+            snapshot=None if snapshot is None else int(snapshot),
+            follow=interval if follows else None,
+        )
+    return lambda app, given: app.stream(source, **given)
+
+
 def write_iceberg(options: Options, statement: CreateTable) -> "Callable[[Any], tuple[Sink, dict[str, Any]]]":
     """Returns the writer of a table of Iceberg. Raises SqlFault."""
     from sabot.connectors.iceberg import IcebergSink

@@ -11,11 +11,13 @@ from typing import Any
 
 import duckdb
 import psycopg
+import pyarrow as pa
 import pytest
 import redis
+from pyiceberg.catalog import load_catalog
 
 from sabot.testing.connectors import Dance, Danced
-from tools.iceberg_lake import lake_of, rows_in_lake
+from tools.iceberg_lake import lake_of, rows_in_lake, table_of
 from tools.postgres import Postgres
 from tools.postgres import server_or_skip as postgres_or_skip
 from tools.redis_server import Redis, server_or_skip
@@ -30,7 +32,7 @@ import asyncio
 import pyarrow as pa
 import sabot
 from sabot import App, files
-from sabot.connectors.iceberg import IcebergSink
+from sabot.connectors.iceberg import IcebergSink, IcebergSource
 from sabot.connectors.postgres import PostgresChanges
 from sabot.connectors.redis import RedisStreamSink, RedisStreamSource
 from sabot.connectors.sql import SqlSink
@@ -126,18 +128,27 @@ def into_sqlite(folder: Path, seed: int) -> Dance:
     return Dance(program, folder, put=Files(folder).put, rows=rows, expected=row, seed=seed)
 
 
-def into_iceberg(folder: Path, seed: int) -> Dance:
+def through_iceberg(folder: Path, seed: int) -> Dance:
+    """A table to which another program adds snapshots is followed into another one of the same catalog."""
     lake = lake_of(folder)
+    with contextlib.closing(load_catalog("default", **lake)) as catalog:
+        catalog.create_namespace("lake")
+        catalog.create_table("lake.ins", pa.schema([("n", pa.int64()), ("key", pa.int64())]))
+
+    def put(numbers: Sequence[int]) -> None:
+        table = table_of(lake, "lake.ins")
+        assert table is not None
+        table.append(pa.table({"n": list(numbers), "key": [n % KEYS for n in numbers]}))
 
     def rows() -> Sequence[Hashable]:
         return [(each["n"], each["count"]) for each in rows_in_lake(lake, "lake.every")]
 
     program = PROGRAM.format(
-        source='files("in/*.ndjson", follow="20ms")',
+        source=f'IcebergSource({lake!r}, "lake.ins", follow="20ms")',
         sink=f'IcebergSink({lake!r}, "lake.every", schema=COUNTED)',
         more="",
     )
-    return Dance(program, folder, put=Files(folder).put, rows=rows, expected=row, seed=seed)
+    return Dance(program, folder, put=put, rows=rows, expected=row, seed=seed)
 
 
 def through_redis(folder: Path, server: Redis, seed: int) -> Dance:
@@ -216,7 +227,7 @@ def check(danced: Danced, kills: int) -> None:
 
 
 @pytest.mark.slow  # 22 processes
-@pytest.mark.parametrize("dance", [into_duckdb, into_sqlite, into_iceberg])
+@pytest.mark.parametrize("dance", [into_duckdb, into_sqlite, through_iceberg])
 def test_an_app_that_is_killed_again_and_again_loses_and_repeats_no_row(
     dance: Callable[[Path, int], Dance], tmp_path: Path
 ) -> None:

@@ -10,7 +10,7 @@ requirement of each kind, so of a branch and a tag only the first would be asked
 import io
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -19,14 +19,17 @@ import pyarrow as pa
 from pyiceberg import exceptions
 from pyiceberg.catalog import load_catalog
 from pyiceberg.expressions import AlwaysTrue
-from pyiceberg.io.pyarrow import PyArrowFile, PyArrowFileIO, _dataframe_to_data_files, schema_to_pyarrow
-from pyiceberg.table import Table, Transaction
+from pyiceberg.io.pyarrow import ArrowScan, PyArrowFile, PyArrowFileIO, _dataframe_to_data_files, schema_to_pyarrow
+from pyiceberg.manifest import ManifestContent, ManifestEntryStatus
+from pyiceberg.table import FileScanTask, Table, Transaction
 from pyiceberg.table.refs import SnapshotRefType
 from pyiceberg.table.update import AssertRefSnapshotId, AssertTableUUID, SetSnapshotRefUpdate
 from pyiceberg.transforms import IdentityTransform, VoidTransform, parse_transform
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from sabot.base.disk import sync
+from sabot.base.inner_paths import first_outside, wrong_path
+from sabot.errors import UserError, short_repr
 
 __all__ = [
     "LATER",
@@ -62,6 +65,8 @@ REFUSED = (
     exceptions.NotInstalledError,
     exceptions.TableAlreadyExistsError,
     SQLAlchemyError,
+    NotImplementedError,
+    ValueError,  # also of Arrow
 )
 """Errors that stay."""
 
@@ -205,3 +210,75 @@ def data_files(table: Table, rows: Sequence[pa.RecordBatch]) -> list[Any]:
     if not rows:
         return []
     return list(_dataframe_to_data_files(table.metadata, pa.Table.from_batches(rows), table.io, uuid4()))
+
+
+def projected(table: Table, snapshot: int | None, names: Sequence[str] | None) -> Any:
+    """Returns the columns of a snapshot, or those with these names, as pyiceberg has them, with their ids."""
+    return table.scan(snapshot_id=snapshot, selected_fields=("*",) if names is None else tuple(names)).projection()
+
+
+def arrow_of(columns: Any) -> pa.Schema:
+    """Returns what `projected` has returned as columns of Arrow."""
+    return schema_to_pyarrow(columns, include_field_ids=False)
+
+
+def files_of(table: Table, snapshot: int) -> list[Any]:
+    """Returns all files of a snapshot, in the order in which they were committed: a file of a later commit comes later."""
+    found = table.snapshot_by_id(snapshot)
+    entries = [] if found is None else [entry for entry, _ in _entries(table, found)]
+    order = {entry.data_file.file_path: entry.sequence_number or 0 for entry in entries}
+    files = _checked(table, list(table.scan(snapshot_id=snapshot).plan_files()))
+    return sorted(
+        files, key=lambda each: order.get(each.file.file_path, 0)
+    )  # which keeps the order by path within a commit
+
+
+def added_files(table: Table, snapshot: Any) -> list[Any]:
+    """Returns the files that a snapshot has added, in the same order each time."""
+    return _checked(
+        table,
+        [
+            FileScanTask(entry.data_file)
+            for entry, by in _entries(table, snapshot)
+            if by == snapshot.snapshot_id and entry.status == ManifestEntryStatus.ADDED
+        ],
+    )
+
+
+def _entries(table: Table, snapshot: Any) -> Iterator[tuple[Any, int]]:
+    """Yields each data file of a snapshot, and the id of the snapshot that has written its manifest."""
+    for manifest in snapshot.manifests(table.io):
+        if manifest.content == ManifestContent.DATA:
+            for entry in manifest.fetch_manifest_entry(table.io):
+                yield entry, manifest.added_snapshot_id
+
+
+def read(table: Table, file: Any, columns: Any) -> Any:
+    """Yields the rows of a file without those that the table has deleted, with columns that `projected` has returned."""
+    return iter(ArrowScan(table.metadata, table.io, columns, AlwaysTrue()).to_record_batches([file]))
+
+
+def _checked(table: Table, files: list[Any]) -> list[Any]:
+    """Returns the files, sorted by their paths. Raises UserError for a file that is not below the folder of the table."""
+    paths = [*(each.file.file_path for each in files), *(old.file_path for each in files for old in each.delete_files)]
+    folder = table.location().rstrip("/")
+    for path in paths:
+        why = (
+            wrong_path(path.removeprefix(f"{folder}/"), "the table")
+            if path.startswith(f"{folder}/")
+            else "is elsewhere"
+        )
+        if why:
+            raise _refused(table, path, why)
+    if "://" not in folder or folder.startswith("file://"):
+        local = folder.removeprefix("file://")
+        if outside := first_outside(local, [path.removeprefix("file://") for path in paths]):
+            raise _refused(table, outside, "leads out of the table by a symbolic link")
+    return sorted(files, key=lambda each: each.file.file_path)
+
+
+def _refused(table: Table, path: str, why: str) -> UserError:
+    return UserError(
+        f"table {'.'.join(table.name())} lists the file {short_repr(path)}, which {why}",
+        hint=f"files of a table are below its folder, {table.location()}; copy such rows into a table of their own",
+    )

@@ -79,9 +79,8 @@ class IcebergPlace(LakePlace):
                 hint=hint_of(error, hint) if isinstance(error, OSError) else hint,
             ) from clean_cause(error)
         except driver.REFUSED as error:
-            raise UserError(f"{self.where}: {_plain(error)}", hint="see the settings of the catalog") from clean_cause(
-                error
-            )
+            hint = "see the settings of the catalog, and what pyiceberg supports"
+            raise UserError(f"{self.where}: {_plain(error)}", hint=hint) from clean_cause(error)
 
 
 def _plain(error: Exception) -> str:
