@@ -116,6 +116,17 @@ async def test_the_state_of_streams_is_counted_by_step(memory_url: str, tmp_path
         await bounded(app.stop())
 
 
+async def test_keys_that_have_left_memory_are_counted_too(tmp_path: Path) -> None:
+    app = App("shop", state=str(tmp_path), memory_budget=200_000)
+    app.stream([{"n": n} for n in range(6_000)]).key_by("n").deduplicate().named("once").to([])
+    await app.run()
+    (found,) = [
+        task["operators"]["once"] for task in app.statistics()["streams"].values() if "once" in task["operators"]
+    ]
+    assert found["cold"] > 1_000
+    assert found["state_keys"] == 6_000
+
+
 async def test_late_rows_say_how_late_they_were(memory_url: str) -> None:
     app = App("shop", broker=memory_url)
     rows = app.stream("rows", schema={"n": "int64", "k": "int64"}, time="n", idle="1h")
