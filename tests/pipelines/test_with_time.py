@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -21,7 +22,7 @@ from sabot._cython.flow.channel import Watermark
 from sabot.codecs.records import header_rows
 from sabot.operators.base import START_OF_TIME, TIME_COLUMN, OperatorContext, Saved
 from sabot.operators.rows.timed import EventTimeProgress, NewTime
-from sabot.testing import BARRIER, CRASH, END, ListSink, MemoryBroker, ScriptedSource, run
+from sabot.testing import BARRIER, CRASH, END, ListSink, ManualClock, MemoryBroker, ScriptedSource, run
 from tools.agent_tools import records, started, until
 
 SCHEMA = {"n": "int64", "came": "int64", "made": "int64"}
@@ -196,24 +197,35 @@ def test_a_column_that_other_values_replace_may_become_the_time_again(tmp_path: 
 
 
 @given(
-    st.lists(st.tuples(st.integers(0, 2), st.integers(0, 40), st.integers(0, 1000)), max_size=60),
+    st.lists(
+        st.tuples(
+            st.integers(0, 2), st.lists(st.tuples(st.integers(0, 40), st.integers(0, 1000)), min_size=1, max_size=6)
+        ),
+        max_size=20,
+    ),
     st.lists(st.integers(0, 45), max_size=8),
 )
 @settings(max_examples=40, deadline=None)
 def test_the_new_time_is_the_greatest_one_that_the_watermark_has_passed(seen: Any, watermarks: list[int]) -> None:
-    """For all subtasks alike, whichever of them asks first; also when what one has kept is loaded by another."""
+    """For all subtasks alike, whichever of them asks first, and however rows come in batches; also when what one has kept is loaded by
+    another.
+    """
     progress, other = EventTimeProgress(), EventTimeProgress()
     for subtask in range(3):
         progress.join(subtask)
     other.join(0)
-    for subtask, former, new in seen:
-        progress.record(subtask, former, new)
+    for subtask, batch in seen:
+        progress.record(subtask, *np.array(batch).T)
+    rows = [row for _, batch in seen for row in batch]
     for watermark in sorted(watermarks):
-        expected = max((new for _, former, new in seen if former <= watermark), default=START_OF_TIME)
+        expected = max((new for former, new in rows if former <= watermark), default=START_OF_TIME)
         assert {progress.advance(subtask, watermark) for subtask in (1, 0, 2)} == {expected}
     for subtask in range(3):
         other.load(0, progress.facts(subtask))
-    assert other.advance(0, 50) == max((new for _, _, new in seen), default=START_OF_TIME)
+    later = [watermark for watermark in range(51) if watermark >= max(watermarks, default=0)]
+    for watermark in later:
+        expected = max((new for former, new in rows if former <= watermark), default=START_OF_TIME)
+        assert other.advance(0, watermark) == expected
 
 
 def test_what_is_kept_of_rows_ahead_is_bounded_and_makes_no_watermark_come_early() -> None:
@@ -222,7 +234,7 @@ def test_what_is_kept_of_rows_ahead_is_bounded_and_makes_no_watermark_come_early
     progress.join(0)
     progress.join(1)
     for former in range(5_000):
-        progress.record(0, former, 10 * former)
+        progress.record(0, np.array([former]), np.array([10 * former]))
     kept = progress.facts(0)["ahead"]
     assert len(kept) <= 1024
     assert kept[-1] == (4_999, 49_990)
@@ -230,6 +242,19 @@ def test_what_is_kept_of_rows_ahead_is_bounded_and_makes_no_watermark_come_early
     assert found == sorted(found)
     assert all(new <= 10 * former for former, new in enumerate(found))
     assert found[-1] == 49_990
+
+
+async def test_windows_close_up_to_the_last_watermark_of_a_topic_that_is_read_in_one_batch(memory_url: str) -> None:
+    """A batch counted as a whole: none of its windows closed before the next one had been read."""
+    broker = MemoryBroker.get(memory_url)
+    broker.create_topic("in", partitions=1)
+    broker.publish("in", [{"ts": 1_000 * n} for n in range(60)])
+    app = App("bulk", memory_url, clock=ManualClock())
+    rows = app.stream("in", schema={"ts": "int64"}, time="ts", lateness="1s", idle="1h").with_time(col("ts") + 500)
+    rows.window(tumbling("5s")).aggregate(n=sabot.count()).to("out")
+    async with started(app):
+        await until(lambda: len(records(app, "out")) >= 11, "the windows before 58.5 s")
+    assert [record.value["n"] for record in records(app, "out")] == [5] * 11
 
 
 def later(batch: pa.RecordBatch) -> pa.RecordBatch:

@@ -37,6 +37,7 @@ from sabot.operators.rows.origin import of_selected, reselected, with_columns_of
 from sabot.operators.state_parts import StatefulOperator, StateParts
 
 _MOST_STEPS = 1024
+_MOST_BATCHES, _MOST_ROWS = 64, 1 << 16
 
 
 class EventTimeProgress:
@@ -56,10 +57,10 @@ class EventTimeProgress:
         with self._lock:
             self._parts[subtask] = _SubtaskProgress()
 
-    def record(self, subtask: int, former_ms: int, new_ms: int) -> None:
-        """Records a batch of a subtask: the greatest former event time of its rows, and their greatest new one."""
+    def record(self, subtask: int, former_ms: "np.ndarray[Any, Any]", new_ms: "np.ndarray[Any, Any]") -> None:
+        """Records the former and the new event times of a batch of a subtask."""
         with self._lock:
-            self._parts[subtask].record(former_ms, new_ms)
+            self._parts[subtask].add(former_ms, new_ms)
 
     def advance(self, subtask: int, watermark_ms: int) -> int:
         """Records a watermark of this subtask's input. Returns the greatest new event time, over all subtasks, of
@@ -75,8 +76,8 @@ class EventTimeProgress:
     def facts(self, subtask: int) -> dict[str, Any]:
         """Returns the recorded times of this subtask, for a checkpoint."""
         with self._lock:
-            part = self._parts[subtask]
-            return {"greatest": part.greatest_ms, "ahead": [*zip(part.former, part.new, strict=True)]}
+            greatest_ms, ahead = self._parts[subtask].steps()
+        return {"greatest": greatest_ms, "ahead": ahead}
 
     def load(self, subtask: int, facts: dict[str, Any]) -> None:
         """Adds recorded times from a checkpoint to this subtask."""
@@ -89,13 +90,37 @@ class EventTimeProgress:
 
 class _SubtaskProgress:
     """The event times of one subtask's rows. new[i] is the greatest new event time of the rows whose former event
-    time is at most former[i]. Both lists ascend.
+    time is at most former[i]. Both lists ascend. The last rows are kept one by one, so that the part of a batch that a
+    watermark has passed counts, however rows come in batches.
     """
 
     def __init__(self) -> None:
         self.watermark_ms = self.greatest_ms = START_OF_TIME
         self.former: list[int] = []
         self.new: list[int] = []
+        self._rows: list[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]] = []
+
+    def add(self, former_ms: "np.ndarray[Any, Any]", new_ms: "np.ndarray[Any, Any]") -> None:
+        self._rows.append((former_ms, new_ms))
+        left = sum(len(former) for former, _ in self._rows)
+        while (
+            left > _MOST_ROWS or len(self._rows) > _MOST_BATCHES
+        ):  # no watermark has come for long: a batch counts when its last row has been passed
+            former, new = self._rows.pop(0)
+            self.record(int(former.max()), int(new.max()))
+            left -= len(former)
+
+    def steps(self) -> tuple[int, list[tuple[int, int]]]:
+        """Returns the greatest new time of rows that all subtasks have passed, and the steps of the rows ahead."""
+        whole = _SubtaskProgress()
+        whole.greatest_ms, whole.former, whole.new = self.greatest_ms, [*self.former], [*self.new]
+        for former, new in self._rows:
+            order = np.argsort(former, kind="stable")
+            highest = np.maximum.accumulate(new[order])
+            rises = np.flatnonzero(np.diff(highest, prepend=highest[0] - 1))
+            for at in rises[:: -max(1, len(rises) // _MOST_STEPS)].tolist():
+                whole.record(int(former[order[at]]), int(highest[at]))
+        return whole.greatest_ms, [*zip(whole.former, whole.new, strict=True)]
 
     def record(self, former_ms: int, new_ms: int) -> None:
         at = bisect_right(self.former, former_ms)
@@ -110,16 +135,23 @@ class _SubtaskProgress:
 
     def new_time_at(self, watermark_ms: int) -> int:
         at = bisect_right(self.former, watermark_ms)
-        return self.new[at - 1] if at else self.greatest_ms
+        passed = [int(new[past].max()) for former, new in self._rows if (past := former <= watermark_ms).any()]
+        return max([self.greatest_ms, *self.new[at - 1 : at], *passed])
 
     def settle(self, watermark_ms: int) -> None:
         """Drops the entries whose former event time is at most this watermark, because every subtask's input has
         reached it.
         """
         at = bisect_right(self.former, watermark_ms)
-        if at:
-            self.greatest_ms = self.new[at - 1]
-            del self.former[:at], self.new[:at]
+        passed, rows = [self.greatest_ms, *self.new[at - 1 : at]], self._rows
+        del self.former[:at], self.new[:at]
+        self._rows = []
+        for former, new in rows:
+            ahead = former > watermark_ms
+            passed.append(int(np.max(new, where=~ahead, initial=START_OF_TIME)))
+            if ahead.any():
+                self._rows.append((former[ahead], new[ahead]))
+        self.greatest_ms = max(passed)
 
 
 class NewTime(StatefulOperator, HoldsMarks):
@@ -184,11 +216,10 @@ class NewTime(StatefulOperator, HoldsMarks):
         if not data.num_rows:
             return
         self.emit(of_selected(batch, data.append_column(self._schema.field(TIME_COLUMN), times)))
-        greatest_ms = pc.max(times).as_py()
         if former is not None:
-            self._progress.record(self._subtask, pc.max(former).as_py(), greatest_ms)
+            self._progress.record(self._subtask, former.to_numpy(), times.to_numpy())
         else:
-            self._greatest_ms = max(self._greatest_ms, greatest_ms)
+            self._greatest_ms = max(self._greatest_ms, pc.max(times).as_py())
             self._advance_to(self._greatest_ms)
 
     def hold(self, mark: Any) -> None:
