@@ -14,6 +14,7 @@ import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from contextvars import copy_context
 from typing import Any, NamedTuple, Protocol
 
 from sabot.base.threads import run_in_thread, run_to_end
@@ -132,7 +133,10 @@ class JobLog:
         self._ends: dict[int, int] = {}  # by partition: the offset behind its last entry
         self._flushing = 0
         self._unpublished: deque[tuple[Position | None, Notice | asyncio.Future[None]]] = deque()
+        # A task that goes on while the host runs: to start one for each entry would take longer than to tell of it.
         self._publisher: asyncio.Task[None] | None = None
+        self._idle: asyncio.Future[None] | None = None  # while it waits for the next notice
+        self._context = copy_context()
         self.behind: asyncio.Future[None] | None = None
         """A future, while more than AHEAD_MOST notices wait; it is done when the listener has caught up. Otherwise
         None.
@@ -231,14 +235,21 @@ class JobLog:
         if self.behind is None and len(self._unpublished) > AHEAD_MOST and not self._leaving:
             self.behind = asyncio.get_running_loop().create_future()
         if self._publisher is None:
-            spawn = with_judge(self._host.spawn, self._judge())  # for what handlers of events call
+            # for what handlers of events call; in the context of the host, and not of the first job that is told of
+            spawn = self._context.run(with_judge, self._host.spawn, self._judge())
             self._publisher = spawn(self._publish_all(), "what tells listeners of jobs")
+        elif self._idle is not None and not self._idle.done():
+            self._idle.set_result(None)
 
     async def _publish_all(self) -> None:
         listener, unpublished = self.listener, self._unpublished
         assert listener is not None
         try:
-            while unpublished:
+            while True:
+                if not unpublished:
+                    self._idle = asyncio.get_running_loop().create_future()
+                    await self._idle
+                    self._idle = None
                 count = len(unpublished)
                 last = {at.partition: at for at, _ in unpublished if at is not None}
                 for position in last.values():
@@ -252,7 +263,7 @@ class JobLog:
                     unpublished.popleft()
                 self._catch_up()
         finally:
-            self._publisher = None
+            self._publisher = self._idle = None
 
     def _catch_up(self) -> None:
         if self.behind is not None and (self._leaving or len(self._unpublished) <= AHEAD_MOST):
@@ -267,15 +278,17 @@ class JobLog:
 
     async def wait_caught_up(self) -> None:
         """Waits until the listener has received all notices that were published before this call."""
-        if self._publisher is not None:
-            told: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._unpublished.append((None, told))
-            await asyncio.wait([told, self._publisher], return_when=asyncio.FIRST_COMPLETED)
+        await self._caught_up(None)
 
     async def wait_published(self) -> None:
         """Waits until the listener has received all notices. Gives up after LAST_SECONDS."""
-        if self._publisher is not None:
-            await asyncio.wait([self._publisher], timeout=LAST_SECONDS)
+        await self._caught_up(LAST_SECONDS)
+
+    async def _caught_up(self, timeout_s: float | None) -> None:
+        if self._unpublished and self._publisher is not None:
+            told: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._unpublished.append((None, told))
+            await asyncio.wait([told, self._publisher], timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
 
     # -- barriers -----------------------------------------------------------------------------------------------------
 
