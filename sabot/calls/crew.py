@@ -238,7 +238,9 @@ class Crew(Generic[T]):
             self._employ(worker, len(self.workers) - 1)
 
     def _employ(self, worker: Worker[T], number: int) -> None:
-        worker.task = self._loop.create_task(self._serve(worker), name=f"{self.name}#{number}")
+        # the text of an error and handlers of logging are code of users too: they are judged as the calls are
+        context = self._context.copy()
+        worker.task = self._loop.create_task(self._serve(worker), name=f"{self.name}#{number}", context=context)
         worker.task.add_done_callback(partial(self._worker_ended, worker))
 
     def _worker_ended(self, worker: Worker[T], task: asyncio.Task[None]) -> None:

@@ -4,6 +4,7 @@ is called by it. `OBJECTS` is compared with the parameters of the public classes
 
 import contextlib
 import inspect
+import logging
 import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -197,6 +198,45 @@ async def test_the_clock_of_an_app_calls_no_tool(from_start: bool, memory_url: s
                 await app.send(topic, {"n": 1})
             await until(lambda: till.tried > 0)
     assert (till.tried > 0, till.made) == (True, [])
+
+
+@pytest.mark.parametrize("durable", [True, False])
+@pytest.mark.parametrize("who", ["the text of an error", "a handler of logging"])
+async def test_what_is_called_about_a_failed_record_calls_no_tool_that_is_denied(
+    who: str, durable: bool, memory_url: str
+) -> None:
+    """The task of an agent without jobs had no judge when it logged an error, and when it wrote the dead letter."""
+    till = Till()
+
+    class Wrong(ValueError):
+        def __str__(self) -> str:
+            if who == "the text of an error":
+                till.pay()
+            return "wrong"
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if not till.tried:  # each denial is logged too
+                till.pay()
+
+    app = App("desk", memory_url, journal="memory", policy=PolicyEngine([ToolPolicy(["refund"], denied=True)]))
+
+    @app.agent("orders", on_error="skip", durable=durable)
+    async def fails(ctx: Any) -> None:
+        raise Wrong
+
+    handler, log = Handler(), logging.getLogger("sabot")
+    if who == "a handler of logging":
+        log.addHandler(handler)
+    try:
+        async with started(app):
+            till.on = True
+            await app.send("orders", {"n": 1})
+            await until(lambda: till.tried > 0)
+            till.on = False
+    finally:
+        log.removeHandler(handler)
+    assert till.made == []
 
 
 def test_a_clock_that_calls_a_tool_is_told_what_to_do() -> None:

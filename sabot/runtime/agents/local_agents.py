@@ -122,7 +122,8 @@ class LocalAgents:
             operator.start()
         for source in self.task.sources:
             source.start()
-        self._running = self._loop.create_task(self._run(), name="agent task")
+        create = with_judge(self._loop.create_task, self._judge)
+        self._running = create(self._run(), name="agent task")
         watch_task(self._running, _AGENT_TASK, self._ended_early, stopped=lambda: self._closed)
 
     async def _run(self) -> None:
