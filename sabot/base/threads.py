@@ -2,6 +2,7 @@
 
     threads.spawn     makes an engine thread, which works in turns, so that a simulation can run the turns itself
     run_in_thread     called on the loop: runs blocking work in a thread of the engine's pool, and awaits it
+    begin_in_thread   called from any thread: begins blocking work in a thread of the pool
     call_on_loop      called from any thread: schedules a call on the loop
     wait_done         called on the loop: waits for a future that a thread completes
     end_tasks         called on the loop: cancels tasks, and waits until they have ended
@@ -98,6 +99,11 @@ async def run_in_thread(work: Callable[P, T], /, *args: P.args, **options: P.kwa
     Cancelling this call does not stop the work. An exit that the work raises is wrapped (`process_exit`).
     """
     return await asyncio.get_running_loop().run_in_executor(_pool, partial(_carrying, partial(work, *args, **options)))
+
+
+def begin_in_thread(work: Callable[[], T]) -> "Future[T]":
+    """Begins `work()`, which may block, in the engine's pool of threads, and returns its future: for a thread that goes on meanwhile."""
+    return _pool.submit(_carrying, work)
 
 
 def _carrying(work: Callable[[], T]) -> T:

@@ -106,6 +106,9 @@ def _record(reading: AppReading, rates: AppRates, places: Sequence[NarrowPlace])
         "checkpoints": msgspec.to_builtins(reading.figures.checkpoints),
         "narrow_places": [asdict(place) for place in places],
         "tasks": [asdict(task) | {"steps": [asdict(step) for step in task.steps.values()]} for task in rates.tasks],
+        "sources": {
+            task.input.source: task.input.figures for task in reading.figures.streams.values() if task.input.figures
+        },
         "links": [
             {"origin": key.origin, "target": key.target, "branch": key.branch, **asdict(figures)}
             for key, figures in rates.links.items()
@@ -121,6 +124,8 @@ def _heading(reading: AppReading, rates: AppRates, places: Sequence[NarrowPlace]
         parts.insert(0, f"workers {len(workers)}")
     yield f"{reading.app}: {', '.join(parts)}"
     yield _checkpoints(reading.figures.checkpoints, reading.now_ms / 1000)
+    for name, words in reading.figures.of_servers.items():
+        yield f"source {name}: {words}"
     if reading.figures.failure:
         yield f"failure: {reading.figures.failure}"
     for place in places[:1]:

@@ -101,6 +101,7 @@ class AppScreens:
             "earlier": run.restarts > 0 or kinds["start"] > 1,
             "killed": kinds["killed"],
             "sources": source_records(self._figures),
+            "of_servers": self._figures.last.figures.of_servers,
             "agents": bool(self._figures.last.figures.agents),
             "places": self._narrow_places(),
             "known": self._figures.known,

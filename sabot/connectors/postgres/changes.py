@@ -6,12 +6,11 @@ memory     how far the rows were read, and how many changes were taken of the ne
 commit     confirms the position: only then may the server forget what lies before it
 """
 
-import hashlib
-import json
 import logging
 import re
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, wait
 from typing import Literal
 
 import numpy as np
@@ -22,7 +21,7 @@ from sabot._cython.binary.pgoutput import ChangeDecoder, ChangeRun, SentRelation
 from sabot.base.arrays import empty_batch
 from sabot.base.checks import TEXT, check
 from sabot.base.config import Duration, parse_ms
-from sabot.base.dataclass import dataclass
+from sabot.base.threads import begin_in_thread
 from sabot.clock import SYSTEM_CLOCK
 from sabot.codecs.engine_columns import OP_COLUMN
 from sabot.codecs.records import BAD_SCHEMA, build_records
@@ -30,9 +29,11 @@ from sabot.connectors.base import Positions, Scans, Source, TakesBound
 from sabot.connectors.places import Bound
 from sabot.connectors.postgres.catalog import CatalogTable, check_changes, check_readable, read_table
 from sabot.connectors.postgres.link import PostgresLink, lsn_of, lsn_text
-from sabot.connectors.postgres.slot import FRESH, Slot
-from sabot.connectors.postgres.snapshot import Pass, TableScan, in_snapshots
-from sabot.connectors.postgres.types import column_of
+from sabot.connectors.postgres.memory import TableMemory
+from sabot.connectors.postgres.names import session_of, slot_name
+from sabot.connectors.postgres.relations import places_of
+from sabot.connectors.postgres.slot import FRESH, Slot, SlotNames
+from sabot.connectors.postgres.snapshot import Pass, TableScan, WholeTable, in_snapshots
 from sabot.connectors.postgres.walsender import BUFFER_BYTES, WalChunk, WalReceiver
 from sabot.connectors.sql.server import PostgresServer
 from sabot.errors import TransientError, UserError
@@ -41,37 +42,9 @@ __all__ = ["PostgresChanges"]
 
 _log = logging.getLogger(__name__)
 
+_JOIN_SECONDS = 15.0
 _PAUSE_SECONDS = 0.5  # between two tries to reach a server that is away
 OnTruncate = Literal["error", "ignore"]
-
-
-@dataclass(frozen=True)
-class _Memory:
-    """The facts that a restart needs beside the position.
-
-    `system`, `timeline`, `relation`: the log and the table. `passes`: how far the rows were
-    read, and until which places changes are left out for that; [] when all is read. `reading`: True if rows are left. `taken`: the
-    changes taken of the transaction behind the position, whose commit is at `commit` (0 if that is not known).
-    """
-
-    system: str
-    timeline: int
-    relation: int
-    passes: Sequence[Pass]
-    reading: bool
-    taken: int
-    commit: int
-
-    def stored(self) -> bytes:
-        passes = [[each.lsn, [value.hex() for value in each.last]] for each in self.passes]
-        facts = [self.system, self.timeline, self.relation, passes, self.reading, self.taken, self.commit]
-        return json.dumps(facts).encode()
-
-    @classmethod
-    def read(cls, data: bytes) -> "_Memory":
-        system, timeline, relation, passes, reading, taken, commit = json.loads(data)
-        read = [Pass(lsn, [bytes.fromhex(value) for value in last]) for lsn, last in passes]
-        return cls(system, timeline, relation, read, reading, taken, commit)
 
 
 class PostgresChanges(Source, Scans, TakesBound):
@@ -137,7 +110,7 @@ class PostgresChanges(Source, Scans, TakesBound):
         self._system, self._timeline = "", 0
         self._snapshot: TableScan | None = None
         self._reading = False  # rows are left to be read
-        self._renewal: _SlowCall | None = None
+        self._renewal: Future[None] | None = None
         self._receiver: WalReceiver | None = None
         self._connections = 0
         self._chunk, self._at = WalChunk([], 0, 0), 0
@@ -215,7 +188,7 @@ class PostgresChanges(Source, Scans, TakesBound):
         self._stopped = threading.Event()
         known = (positions or {}).get((self.name, 0))
         self._slot = None
-        memory = None if known is None else self._memory_of(recalled, known)
+        memory = None if known is None else TableMemory.recalled(recalled, known, self._where)
         if start not in ("earliest", "latest"):
             raise UserError(
                 f"{self._where}: start={start!r} is no place in a table",
@@ -256,11 +229,11 @@ class PostgresChanges(Source, Scans, TakesBound):
 
     # -- a start ------------------------------------------------------------------------------------------------------
 
-    def _open_rows(self, bound: Bound, known: int | None, memory: _Memory | None) -> None:
+    def _open_rows(self, bound: Bound, known: int | None, memory: TableMemory | None) -> None:
         """Opens the source for the rows that are there now."""
         if memory is not None and not (memory.reading and known == 0) and known != 1:
             raise self._other_mode("has read changes before")
-        bound.settle(_WholeTable(self.name), [0], [0])
+        bound.settle(WholeTable(self.name), [0], [0])
         self._position = known or 0
         self._passes = list(memory.passes) if memory is not None else [Pass(0, [])]
         self._reading = self._position == 0
@@ -287,12 +260,12 @@ class PostgresChanges(Source, Scans, TakesBound):
             raise
         slot.watch(table)
 
-    def _resume(self, link: PostgresLink, position: int, memory: _Memory) -> None:
+    def _resume(self, link: PostgresLink, position: int, memory: TableMemory) -> None:
         table, slot = self._table(), self._slot_of()
         if position <= 1:
             raise self._other_mode("has read rows only, with until=")
         check_changes(link, table, self._names, self._where)
-        self._same_log(slot.identify(link), memory, table)
+        memory.check_log(slot.identify(link), table, self._where)
         if position > self._looked:
             raise UserError(
                 f"{self._where}: the server's log ends at {lsn_text(self._looked)}, before the position {lsn_text(position)} of the "
@@ -310,25 +283,6 @@ class PostgresChanges(Source, Scans, TakesBound):
             self._there = max([lsn_of(end), *(each.lsn for each in self._passes)])
             self._receive()
         slot.watch(table)
-
-    def _same_log(self, found: tuple[str, int], memory: _Memory, table: CatalogTable) -> None:
-        system, timeline = found
-        if system != memory.system:
-            raise UserError(
-                f"{self._where}: the server is another one: its system is {system}, and that of the checkpoint {memory.system}",
-                hint=f"give the address of the server that was read; or {FRESH}",
-            )
-        if timeline != memory.timeline:
-            raise UserError(
-                f"{self._where}: the server's log has timeline {timeline}, and that of the checkpoint {memory.timeline}: a standby was "
-                "promoted, or a backup restored, and changes may be missing",
-                hint=FRESH,
-            )
-        if table.oid != memory.relation:
-            raise UserError(
-                f"{self._where}: the table was made again: its oid is {table.oid}, and that of the checkpoint {memory.relation}",
-                hint=FRESH,
-            )
 
     def _other_mode(self, what: str) -> UserError:
         return UserError(f"{self._where}: the app {what}, and the checkpoint has no place for the other", hint=FRESH)
@@ -381,8 +335,8 @@ class PostgresChanges(Source, Scans, TakesBound):
                 # The connection of the changes reads no catalog before: a server of version 18 would keep what it has read, and decode
                 # rows from before an ALTER TABLE as the table is now, or end with all its connections.
                 link.connect()
-                memory = _Memory(self._system, self._timeline, table.oid, [], False, 0, 0)
-                self._same_log(slot.identify(link), memory, table)
+                memory = TableMemory(self._system, self._timeline, table.oid, [], False, 0, 0)
+                memory.check_log(slot.identify(link), table, self._where)
             except BaseException:
                 link.close()
                 raise
@@ -456,11 +410,11 @@ class PostgresChanges(Source, Scans, TakesBound):
         transactions that were under way have ended.
         """
         if self._renewal is None:
-            self._renewal = _SlowCall(self._renew, f"snapshot of {self.name}")
-        if not self._renewal.wait(until - SYSTEM_CLOCK.monotonic()):
+            self._renewal = begin_in_thread(self._renew)
+        if not wait([self._renewal], max(0.0, until - SYSTEM_CLOCK.monotonic())).done:
             return False
         renewal, self._renewal = self._renewal, None
-        renewal.raise_error()
+        renewal.result()
         return True
 
     def _read_changes(self, max_rows: int, until: float) -> Batch | None:
@@ -567,42 +521,13 @@ class PostgresChanges(Source, Scans, TakesBound):
         if stop.oid != table.oid:
             decoder.ignore(stop.oid)
             return
-        places = []
-        for name, kind, modifier, _ in stop.columns:
-            place = self._names.index(name) if name in self._names else -1
-            places.append(place)
-            known = table.columns.get(name)
-            if place < 0 and known is None and name not in self._warned:
-                self._warned.add(name)
-                _log.warning("%s: its new column %s is not read: a start of the app takes it", self._where, name)
-            elif place >= 0 and known is not None and (kind, modifier) != (known.type, known.modifier):
-                changed = column_of(name, kind, modifier, table.types) if kind in table.types else None
-                if changed != (known.arrow, known.kind):
-                    raise UserError(
-                        f"{self._where}: behind {lsn_text(self._position)} column {name}, which the program uses, is not {known.declared}",
-                        hint=f"its type was changed: {FRESH}",
-                    )
-        there = {name for name, *_ in stop.columns}
-        later = self._position < self._looked  # columns that the table has got since then are null
-        if not later and (gone := [name for name in self._names if name not in there]):
-            raise UserError(
-                f"{self._where}: behind {lsn_text(self._position)} it has no column {gone[0]}, which the program uses",
-                hint=f"the column was dropped or renamed: change the program and {FRESH}",
-            )
-        told = [name for name, *_, key in stop.columns if key]
-        if stop.identity in ("d", "i") and set(told) != set(table.keys):
-            raise UserError(
-                f"{self._where}: behind {lsn_text(self._position)} an UPDATE or a DELETE brings {', '.join(told)}, and the key is "
-                f"{', '.join(table.keys)}",
-                hint=f"the primary key or the REPLICA IDENTITY was changed: {FRESH}",
-            )
-        moving = [name for name in self._names if table.columns[name].moves and name not in table.keys]
-        if moving and stop.identity != "f":
-            raise UserError(
-                f"{self._where}: behind {lsn_text(self._position)} it has no REPLICA IDENTITY FULL: an UPDATE may bring no {moving[0]}",
-                hint=f"ALTER TABLE {table.sql} REPLICA IDENTITY FULL, and {FRESH}",
-            )
-        decoder.use(stop.oid, places)
+        # Columns that the table has got since the position are null in its rows.
+        later = self._position < self._looked
+        behind = f"{self._where}: behind {lsn_text(self._position)}"
+        decoder.use(stop.oid, places_of(stop, table, self._names, behind, later=later))
+        for name in sorted({name for name, *_ in stop.columns} - set(table.columns) - self._warned):
+            self._warned.add(name)
+            _log.warning("%s: its new column %s is not read: a start of the app takes it", self._where, name)
 
     def _batch(self, rows: pa.RecordBatch, run: ChangeRun | None) -> Batch:
         assert self._scanned is not None
@@ -621,7 +546,7 @@ class PostgresChanges(Source, Scans, TakesBound):
         receiver, self._receiver = self._receiver, None
         if receiver is not None:
             receiver.close()
-        if self._renewal is not None and self._renewal.wait(_SlowCall.JOIN_SECONDS):
+        if self._renewal is not None and wait([self._renewal], _JOIN_SECONDS).done:
             self._renewal = None
         self._lost()
         if self._slot is not None:
@@ -636,7 +561,7 @@ class PostgresChanges(Source, Scans, TakesBound):
 
     def remember(self) -> dict[tuple[str, int], bytes]:
         table = self._facts
-        memory = _Memory(
+        memory = TableMemory(
             self._system,
             self._timeline,
             0 if table is None else table.oid,
@@ -646,17 +571,6 @@ class PostgresChanges(Source, Scans, TakesBound):
             self._commit,
         )
         return {(self.name, 0): memory.stored()}
-
-    def _memory_of(self, data: bytes | None, position: int) -> _Memory:
-        try:
-            if data is not None:
-                return _Memory.read(data)
-        except (ValueError, TypeError):  # the memory of another source
-            pass
-        raise UserError(
-            f"{self._where}: the checkpoint has the position {lsn_text(position)} without what this source remembers beside it",
-            hint=f"the checkpoint is none of this source; {FRESH}",
-        )
 
     # -- delivery -----------------------------------------------------------------------------------------------------
 
@@ -714,80 +628,15 @@ class PostgresChanges(Source, Scans, TakesBound):
         return f"table {self.name} at {self._server.where}"
 
     @property
-    def _session(self) -> str:
-        return short(f"sabot {self.app} {self.name}", 63)
+    def _owner(self) -> str:
+        return f"sabot {self.app} {self.name}"
 
     def _link(self, *, replication: bool) -> PostgresLink:
-        return PostgresLink(self._server, self._session, self._stopped, replication=replication)
+        return PostgresLink(self._server, session_of(self._owner), self._stopped, replication=replication)
 
     def _slot_of(self) -> Slot:
         if self._slot is None:
             name = self._given_slot or slot_name(f"sabot_{self.app}_{self.name.removeprefix('public.')}")
-            self._slot = Slot(
-                name,
-                self._given_publication,
-                f"sabot {self.app} {self.name}",
-                self._session,
-                self._link,
-                self._where,
-                self._heartbeat_s,
-                derived=self._given_slot is None,
-            )
+            names = SlotNames(name, self._given_slot is None, self._given_publication, self._owner)
+            self._slot = Slot(names, self._link, self._where, self._heartbeat_s)
         return self._slot
-
-
-def slot_name(plain: str) -> str:
-    """Returns the name of a slot for a text: the text itself, if it is one, else with a digest of it."""
-    name = re.sub(r"[^a-z0-9_]", "_", plain.lower())
-    return name if name == plain and plain.count("_") == 2 and len(name) < 60 else short(name, 59, plain)
-
-
-def short(text: str, most: int, digested: str | None = None) -> str:
-    """Returns the text, or, if it is too long or `digested` is given, its beginning with a digest."""
-    if len(text.encode()) <= most and digested is None:
-        return text
-    digest = hashlib.sha256((digested or text).encode()).hexdigest()[:8]
-    kept = text.encode()[: most - 9].decode(errors="ignore")
-    return f"{kept}_{digest}"
-
-
-class _WholeTable:
-    """The rows of a table as a log of one record: it is read or not."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def span(self, partition: int) -> tuple[int, int]:
-        return 0, 1
-
-    def committed(self, partitions: object) -> dict[int, int]:
-        return {}
-
-    def at(self, partitions: object, ms: int) -> dict[int, int]:
-        return {}
-
-
-class _SlowCall:
-    """A call in a thread of its own, which may wait for the server."""
-
-    JOIN_SECONDS = 15.0
-
-    def __init__(self, call: Callable[[], None], name: str) -> None:
-        self._call, self._done = call, threading.Event()
-        self._error: BaseException | None = None
-        threading.Thread(target=self._run, name=name, daemon=True).start()
-
-    def _run(self) -> None:
-        try:
-            self._call()
-        except BaseException as error:  # `raise_error` raises it in the thread that waits
-            self._error = error
-        finally:
-            self._done.set()
-
-    def wait(self, seconds: float) -> bool:
-        return self._done.wait(max(0.0, seconds))
-
-    def raise_error(self) -> None:
-        if self._error is not None:
-            raise self._error

@@ -20,6 +20,7 @@ from sabot.connectors.postgres.catalog import (
     publication_statement,
 )
 from sabot.connectors.postgres.link import PostgresLink, literal, lsn_of, lsn_text
+from sabot.connectors.postgres.names import session_of
 from sabot.connectors.sql.database import quoted
 from sabot.errors import BrokerUnavailable, SabotError, TransientError, UserError
 
@@ -45,28 +46,27 @@ class Made:
     published: bool
 
 
-class Slot:
-    """A slot by its name. `publication`: one of the user's, or None for one of the name of the slot. `derived`: True if the name is made of
-    those of app and table. `owner`: the app and the source, for the server. `link`: makes a connection that is not open.
+@dataclass(frozen=True)
+class SlotNames:
+    """The names of a slot at its server. `derived`: True if `slot` is made of the names of app and table. `publication`: one of the
+    user's, or None for one of the name of the slot. `owner`: the app and the source.
     """
 
-    def __init__(
-        self,
-        name: str,
-        publication: str | None,
-        owner: str,
-        session: str,
-        link: Callable[..., PostgresLink],
-        where: str,
-        heartbeat_s: float,
-        *,
-        derived: bool,
-    ) -> None:
-        self.name, self.publication = name, publication or name
-        self._given, self._derived = publication is not None, derived
-        self._owner, self._session, self._link, self._where = owner, session, link, where
+    slot: str
+    derived: bool
+    publication: str | None
+    owner: str
+
+
+class Slot:
+    """A slot by its name. `link`: makes a connection that is not open."""
+
+    def __init__(self, names: SlotNames, link: Callable[..., PostgresLink], where: str, heartbeat_s: float) -> None:
+        self.name, self.publication = names.slot, names.publication or names.slot
+        self._given, self._derived = names.publication is not None, names.derived
+        self._owner, self._session, self._link, self._where = names.owner, session_of(names.owner), link, where
         self._heartbeat_s = heartbeat_s
-        self.figures: Mapping[str, int | float | str] = {"slot": name}
+        self.figures: Mapping[str, int | float | str] = {"slot": names.slot}
         self.failure: UserError | None = None
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None

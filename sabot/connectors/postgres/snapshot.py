@@ -143,3 +143,19 @@ def key_texts(column: Any) -> list[str]:
     if pa.types.is_boolean(kind) or pa.types.is_nested(kind):
         return [json.dumps(value) for value in column.to_pylist()]
     return [str(value) for value in pc.cast(column, pa.string()).to_pylist()]
+
+
+class WholeTable:
+    """The rows of a table as a log of one record: it is read or not."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def span(self, partition: int) -> tuple[int, int]:
+        return 0, 1
+
+    def committed(self, partitions: object) -> dict[int, int]:
+        return {}
+
+    def at(self, partitions: object, ms: int) -> dict[int, int]:
+        return {}

@@ -174,13 +174,14 @@ class AgentSource:
 
     def statistics(self) -> dict[str, Any]:
         """Returns `rows_in` (read in this run), `ended`, `lag`, the reason why it waits for a schema registry or "",
-        and the figures of its channel. From any thread.
+        `Source.figures`, and the figures of its channel. From any thread.
         """
         return {
             "rows_in": self.input.rows_in,
             "ended": self.task.ended,
             "lag": self.input.lag(),
             "registry": self.input.outage.why,
+            "figures": dict(self.input.source.figures()),
             "channel": self.channel.statistics(),
             **self.task.times.figures(),
         }

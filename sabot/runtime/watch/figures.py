@@ -9,9 +9,12 @@ A count begins with the run unless it says otherwise, and can go back between tw
 """
 
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
+
+from sabot.base.quantities import bytes_words, duration_words
 
 
 class ThreadFigures(msgspec.Struct, frozen=True, kw_only=True):
@@ -103,7 +106,8 @@ class InputFigures(msgspec.Struct, frozen=True, kw_only=True):
       the time for which it waited for a barrier, by the task before it.
     - Of a source: `source`: its name. `lag`: rows or bytes (`lag_unit`) that are not read yet, by partition. `ends`: it is
       bounded. `exhausted`: it has ended. `overdue_seconds`: by which polls took longer than they were asked to wait. `ahead`:
-      the partitions that are held back. `registry`: why it waits for a schema registry, or "".
+      the partitions that are held back. `registry`: why it waits for a schema registry, or "". `figures`: what `Source.figures`
+      tells, by name.
     """
 
     fill: float | None = None
@@ -122,6 +126,7 @@ class InputFigures(msgspec.Struct, frozen=True, kw_only=True):
     dead_letters: int = 0
     dead_letter_reasons: dict[str, int] = {}
     registry: str = ""
+    figures: dict[str, int | float | str] = {}
 
 
 class TaskFigures(ThreadFigures, frozen=True, kw_only=True):
@@ -151,6 +156,7 @@ class AgentSourceFigures(ThreadFigures, frozen=True, kw_only=True):
     lag: dict[str, int | float | None] | None = None
     watermark_ms: int | None = None
     registry: str = ""
+    figures: dict[str, int | float | str] = {}
     channel: ChannelFigures = ChannelFigures()
 
 
@@ -297,3 +303,22 @@ class AppFigures(msgspec.Struct, frozen=True, kw_only=True):
     def inputs(self) -> "list[InputFigures | AgentSourceFigures]":
         """The sources of streams and agents."""
         return [*(task.input for task in self.streams.values() if task.input.source), *self.sources.values()]
+
+    @property
+    def of_servers(self) -> dict[str, str]:
+        """The figures of sources and their servers, by the name of the source, as words: "held wal 12 MB, wal status reserved"."""
+        told = [(task.input.source, task.input.figures) for task in self.streams.values()]
+        told += [(name.partition("/")[2], source.figures) for name, source in self.sources.items()]
+        return {name: ", ".join(_words(*each) for each in sorted(given.items())) for name, given in told if given}
+
+
+def _words(name: str, value: int | float | str) -> str:
+    """Returns a figure for people. The end of its name is its unit."""
+    plain, _, unit = name.rpartition("_")
+    if isinstance(value, str) or unit not in ("bytes", "seconds", "ms"):
+        return f"{name.replace('_', ' ')} {value}"
+    if unit == "ms":  # a moment
+        shown = datetime.fromtimestamp(value / 1000, UTC).isoformat(" ", "seconds")
+    else:
+        shown = bytes_words(value) if unit == "bytes" else duration_words(value)
+    return f"{plain.replace('_', ' ')} {shown}"

@@ -33,3 +33,20 @@ def test_figures_of_a_file_are_those_that_were_written() -> None:
     assert AppFigures.of(msgspec.json.decode(msgspec.json.encode(found))) == found
     kept = found.streams["write-1/0"]
     assert (kept.operators["write-1"].rows_in, kept.edges[0].origin, kept.input.lag) == (5, "read-1", {"t[0]": 3})
+
+
+def test_what_a_source_tells_of_its_server_is_words_for_people() -> None:
+    told = {"slot": "shop", "held_wal_bytes": 12_300_000, "committed_ms": 0, "snapshot_seconds": 61, "reconnects": 2}
+    found = AppFigures.of(
+        {
+            "streams": {
+                "a/0": {"input": {"source": "public.orders", "figures": told}},
+                "b/0": {"input": {"source": "t"}},
+            },
+            "sources": {"agent/public.events": {"figures": {"wal_status": "lost"}}},
+        }
+    )
+    assert found.of_servers == {
+        "public.orders": "committed 1970-01-01 00:00:00+00:00, held wal 12.3 MB, reconnects 2, slot shop, snapshot 1 min 1 s",
+        "public.events": "wal status lost",
+    }
