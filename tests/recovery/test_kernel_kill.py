@@ -3,21 +3,28 @@
 import asyncio
 import contextlib
 import os
+import random
 import signal
 import subprocess
 import sys
 import time
 import uuid
+from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
-from sabot.agents import ExecutionRequest, JobClient, RuntimeKernel
+from sabot.agents import ActionStatus, ExecutionRequest, JobClient, RuntimeKernel
+from sabot.errors import LetterRefused, TransientError
+from sabot.jobs.history import IN_DOUBT
 from sabot.llm import Effect, RequestSpec, ToolCall, assistant, tool
 from sabot.llm.agent import Agent
 from sabot.llm.engine import ExecutionEngine
 from sabot.llm.providers.scripted import ScriptedProvider
+
+T = TypeVar("T")
 
 JOBS = 8
 ROOT = Path(__file__).parents[2]
@@ -426,6 +433,79 @@ async def test_a_job_that_kills_its_workers_is_set_aside_and_the_others_go_on(tm
         await client.jobs.retry(kills.job_id)
         assert (await kills.result()).output is None
     assert world.words("paid") == sorted(f"paid-{number}" for number in range(jobs))
+
+
+async def patiently(ask: Callable[[], Awaitable[T]]) -> T:
+    """What the server answers as soon as it is there."""
+    while True:
+        with contextlib.suppress(TransientError):
+            return await ask()
+        await asyncio.sleep(0.02)
+
+
+async def answer_all(client: JobClient, world: World) -> None:
+    """Answers each open question: of an order with yes, and whether a call was made by what the world has."""
+    for each in await patiently(lambda: client.actions.find(statuses=[ActionStatus.PENDING])):
+        answer: dict[str, Any] = {"order": "yes"}
+        if each.type == IN_DOUBT:
+            (order,) = each.payload["arguments"].values()
+            made = f"paid-{order}" in world.words("paid")
+            answer = {"outcome": "done", "result": f"order {order} is paid"} if made else {"outcome": "not_done"}
+        with contextlib.suppress(LetterRefused):  # an answer whose acknowledgement was lost with the server
+            await patiently(partial(client.actions.resolve, each.resume_token, answer))
+
+
+async def dance(folder: Path, kills: int, seed: int) -> tuple[int, int]:
+    """Kills one of three workers, or their database, at random moments, and starts it again, while jobs begin, ask a person and
+    make an unsafe call each. Returns how many workers and how many servers were killed. Each call must be made once.
+    """
+    from tools.command_line import SABOT
+    from tools.postgres import Postgres
+
+    world, draws, killed = World(folder), random.Random(seed), [0, 0]
+    world.file.touch()
+    server = Postgres()
+    try:
+        command = [*SABOT, "jobs", "work", "desk:kernel"]
+        with Workers(folder, server.url, command) as workers:
+            (folder / "desk.py").write_text(DESK.format(world=str(world.file), url=server.url))
+            async with paying_in(folder, server.url):
+                pass
+            client, handles = JobClient(server.url), list[Any]()
+            running = [await workers.start() for _ in range(3)]
+            for kill in range(kills):
+                for number in range(2 * kill, 2 * kill + 2):
+                    start = partial(client.start, "payer", number, idempotency_key=str(number))
+                    handles.append(await patiently(start))
+                await answer_all(client, world)
+                await asyncio.sleep(draws.random() * 0.5)
+                if draws.random() < 0.2:
+                    killed[1] += 1
+                    await asyncio.to_thread(server.stop, kill=True)
+                    await asyncio.to_thread(server.start)
+                else:
+                    killed[0] += 1
+                    victim = running.pop(draws.randrange(3))
+                    assert victim.poll() is None
+                    victim.kill()
+                    running.append(await workers.start())
+            ends = [asyncio.create_task(handle.result()) for handle in handles]
+            while not all(end.done() for end in ends):
+                await answer_all(client, world)
+                await asyncio.sleep(0.05)
+            assert [(await end).output for end in ends] == [f"order {number} is paid" for number in range(2 * kills)]
+    finally:
+        server.remove()
+    assert world.words("paid") == sorted(f"paid-{number}" for number in range(2 * kills))
+    return killed[0], killed[1]
+
+
+@pytest.mark.slow  # it starts a server of PostgreSQL and some twelve interpreters
+async def test_each_unsafe_call_is_made_once_while_workers_and_their_database_are_killed(tmp_path: Path) -> None:
+    from tools.postgres import server_or_skip
+
+    server_or_skip()
+    assert sum(await dance(tmp_path, 10, 52)) == 10
 
 
 WEB = """
