@@ -485,10 +485,10 @@ async def dance(folder: Path, kills: int, seed: int) -> tuple[int, int]:
                     await asyncio.to_thread(server.start)
                 else:
                     killed[0] += 1
-                    victim = running.pop(draws.randrange(3))
-                    assert victim.poll() is None
-                    victim.kill()
-                    running.append(await workers.start())
+                    running[draws.randrange(3)].kill()
+                for at, process in enumerate(running):
+                    if process.poll() is not None:  # also one that has started while its server was gone
+                        running[at] = await workers.start()
             ends = [asyncio.create_task(handle.result()) for handle in handles]
             while not all(end.done() for end in ends):
                 await answer_all(client, world)
