@@ -289,6 +289,7 @@ INNER = {
     "StructExpr": "a namespace of Expr: .struct",
     "TemplateText": "what a template string of Python 3.14 is",
     "Summary": "what app.summary returns: nobody makes one",
+    "LakePlace": "of the constructor that DeltaSink and IcebergSink share: each makes its own",
 }
 
 
