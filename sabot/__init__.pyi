@@ -110,6 +110,11 @@ from sabot.connectors.files import ParquetSink as ParquetSink
 from sabot.connectors.files import ParquetSource as ParquetSource
 from sabot.connectors.files import files as files
 from sabot.connectors.sql import SqlSink as SqlSink
+from sabot.engine.operators.reading import StateView as StateView
+from sabot.engine.state import StateBackend as StateBackend
+from sabot.engine.state.values import ListState as ListState
+from sabot.engine.state.values import MapState as MapState
+from sabot.engine.state.values import ReducingState as ReducingState
 from sabot.errors import AgentFailed as AgentFailed
 from sabot.errors import AppLocked as AppLocked
 from sabot.errors import BrokerUnavailable as BrokerUnavailable
@@ -132,10 +137,5 @@ from sabot.errors import UserError as UserError
 from sabot.errors import WorkerLost as WorkerLost
 from sabot.kafka.registry import Registry as Registry
 from sabot.llm.asked_batches import AgentModel as AgentModel
-from sabot.operators.reading import StateView as StateView
-from sabot.state import StateBackend as StateBackend
-from sabot.state.values import ListState as ListState
-from sabot.state.values import MapState as MapState
-from sabot.state.values import ReducingState as ReducingState
 
 __version__: str

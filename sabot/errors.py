@@ -32,7 +32,7 @@ SabotError(message, *, hint=)
 ├── EffectError            a failed effect as its job sees it: the type and the message of the original error
 │   └── PolicyDenied       a rule, or a person whom the rule has asked, denied the effect: nothing was done
 ├── AgentFailed            agents stopped by their own errors; raised by `App.run()`
-├── ModelError, ToolError  errors of models and their tools: the tree in `sabot.calls.errors`
+├── ModelError, ToolError  errors of models and their tools: the tree in `sabot.engine.calls.errors`
 └── InternalError          a bug in Sabot; it is not handled, and ends the run
 """
 

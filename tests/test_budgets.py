@@ -26,7 +26,7 @@ NAMES = {  # what `from sabot.X import …` offers, by the stub of the package
 
 MEMBERS = {  # of a contract that more than one class fulfils: methods, properties and attributes
     "api/nodes/node.py:Node": 27,  # 058
-    "checkpoint/places/base.py:Place": 28,
+    "engine/checkpoint/places/base.py:Place": 28,
     "codecs/base.py:Codec": 4,
     "codecs/base.py:Format": 13,
     "connectors/base.py:Delivers": 9,  # 051, 109, 128
@@ -38,12 +38,12 @@ MEMBERS = {  # of a contract that more than one class fulfils: methods, properti
     "journal/base.py:Journal": 19,  # 060, 125, 129, 130, 133
     "journal/base.py:JournalReader": 24,  # 060, 121, 129, 130, 133, 140
     "llm/provider.py:Provider": 7,
-    "operators/base.py:FilledFromTable": 3,
-    "operators/base.py:HoldsMarks": 2,
-    "operators/base.py:Operator": 8,
-    "operators/base.py:Restorable": 2,
-    "operators/base.py:Stateful": 7,
-    "operators/base.py:WaitsForCalls": 4,
+    "engine/operators/base.py:FilledFromTable": 3,
+    "engine/operators/base.py:HoldsMarks": 2,
+    "engine/operators/base.py:Operator": 8,
+    "engine/operators/base.py:Restorable": 2,
+    "engine/operators/base.py:Stateful": 7,
+    "engine/operators/base.py:WaitsForCalls": 4,
 }
 ABILITIES = {"Bounded", "TakesBound", "Scans", "Delivers", "KeepsToken", "TakesChanges", "Stages"}  # of connectors; 113
 LINES = {
@@ -55,7 +55,7 @@ SHAPES = {"JobRecord", "JobState", "EndedJob", "FoldedJob", "InboxQuestion"}  # 
 MODULES = {"connectors/files": 19}  # of a room; 114, 116
 TOTALS = {"protocols": 114, "functions that return dict[str, Any]": 399}  # of all rooms; 099
 OF_A_FOLDER = 20  # modules, in these rooms and their folders
-FOLDERS = ("runtime", "sql", "agents", "process", "connectors", "specified")
+FOLDERS = ("engine/runtime", "sql", "agents", "process", "connectors", "specified")
 HINT = "say in docs/decisions/ why it pays for what a reader has to learn, and name the record beside its budget in tests/test_budgets.py"
 
 

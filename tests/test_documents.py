@@ -505,7 +505,7 @@ def test_the_code_of_a_step_is_shown_as_it_is() -> None:
     assert [path for path, _ in shown[:3]] == [
         "sabot/api/nodes/keyed.py",
         "sabot/api/stream/stream.py",
-        "sabot/operators/keyed/top.py",
+        "sabot/engine/operators/keyed/top.py",
     ]
     for path, text in shown:
         there = iter((ROOT / path).read_text().splitlines())

@@ -13,18 +13,18 @@ from tools.without_agents import REFUSED
 ROOMS = (
     "_cython",
     "api",
-    "calls",
-    "checkpoint",
+    "engine/calls",
+    "engine/checkpoint",
     "codecs",
     "connectors",
-    "delivery",
-    "exchange",
+    "engine/delivery",
+    "engine/exchange",
     "kafka",
-    "operators",
-    "plan",
-    "runtime",
+    "engine/operators",
+    "engine/plan",
+    "engine/runtime",
     "sql",
-    "state",
+    "engine/state",
 )
 
 
@@ -45,7 +45,7 @@ def test_the_tests_of_a_room_of_the_engine_need_no_room_of_the_agents(room: str,
         "tools.without_agents",
     ]
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", *options, "-rs", f"--basetemp={tmp_path / room}", f"tests/unit/{room}"],
+        [sys.executable, "-m", "pytest", *options, "-rs", f"--basetemp={tmp_path / 'made'}", f"tests/unit/{room}"],
         cwd=PROJECT,
         env={**os.environ, "PYTHONPATH": "tests"},
         capture_output=True,

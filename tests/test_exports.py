@@ -120,9 +120,11 @@ def test_a_script_that_misspells_a_name_is_told_the_nearest_one() -> None:
 
 
 # What a program that only says what is to be run has no need for.
-RUNS = {"checkpoint", "cli", "delivery", "operators", "plan", "process", "testing"} | {
-    name.removeprefix("sabot.") for name in ROOMS
-}
+RUNS = (
+    *("sabot.cli", "sabot.process", "sabot.testing"),
+    *(f"sabot.engine.{room}" for room in ("checkpoint", "delivery", "operators", "plan")),
+    *ROOMS,
+)
 PROGRAM = """
 from sabot import App, col, count, tumbling
 app = App("orders")
@@ -151,7 +153,7 @@ def test_import_of_sabot_loads_nothing_before_it_is_named() -> None:
 def test_a_program_that_does_not_run_loads_nothing_that_would_run_it() -> None:
     loaded = loaded_after(PROGRAM)
     assert "sabot.api.nodes.windows" in loaded
-    assert sorted(name for name in loaded if name.startswith("sabot.") and name.split(".")[1] in RUNS) == []
+    assert sorted(name for name in loaded if name.startswith(RUNS)) == []
     assert "sabot.base.metrics" not in loaded
     assert "pandas" not in loaded  # some programs of users import it
     assert not loaded & {"anthropic", "confluent_kafka", "openai", "prometheus_client", "psycopg", "sqlite3", "typer"}
@@ -209,22 +211,22 @@ def test_the_plugin_refuses_the_rooms_of_the_agents() -> None:
 def test_a_stream_that_runs_loads_nothing_that_runs_agents_and_jobs(tmp_path: Path) -> None:
     (tmp_path / "in.ndjson").write_text('{"n": 1}\n{"n": 2}\n')
     loaded = loaded_after(STREAM.format(source=str(tmp_path / "in.ndjson")))
-    assert "sabot.runtime.life.local_streams" in loaded
-    rooms = (*ROOMS, "sabot.process.", "sabot.operators.agents.")
+    assert "sabot.engine.runtime.life.local_streams" in loaded
+    rooms = (*ROOMS, "sabot.process.", "sabot.engine.operators.agents.")
     assert {name for name in loaded if name.startswith(rooms)} <= {
-        "sabot.operators.agents.counters",
-        "sabot.operators.agents.timers",  # of process functions too
+        "sabot.engine.operators.agents.counters",
+        "sabot.engine.operators.agents.timers",  # of process functions too
     }
-    assert "sabot.runtime.agents.local_agents" not in loaded
+    assert "sabot.engine.runtime.agents.local_agents" not in loaded
 
 
 def test_a_plan_loads_the_operators_of_its_steps_alone() -> None:
-    loaded = {name for name in loaded_after(PROGRAM + "app.graph()") if name.startswith("sabot.operators.")}
-    assert {"sabot.operators.windows.fixed", "sabot.operators.rows.stateless"} <= loaded
+    loaded = {name for name in loaded_after(PROGRAM + "app.graph()") if name.startswith("sabot.engine.operators.")}
+    assert {"sabot.engine.operators.windows.fixed", "sabot.engine.operators.rows.stateless"} <= loaded
     assert not loaded & {
-        "sabot.operators.joins.join",
-        "sabot.operators.patterns.match",
-        "sabot.operators.calls.map_llm",
+        "sabot.engine.operators.joins.join",
+        "sabot.engine.operators.patterns.match",
+        "sabot.engine.operators.calls.map_llm",
     }
 
 

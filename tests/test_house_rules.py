@@ -127,7 +127,7 @@ def test_a_class_name_is_defined_in_one_module() -> None:
             found[node.name].add(place)
     for paths in found.values():
         if any(path.startswith("api/") for path in paths):  # a step's description and the operator that runs it
-            paths -= {path for path in paths if path.startswith("operators/")}
+            paths -= {path for path in paths if path.startswith("engine/operators/")}
     several = {name: sorted(paths) for name, paths in found.items() if len(paths) > 1}
     assert {name: paths for name, paths in several.items() if name not in SHARED_NAMES} == {}, (
         "choose another name for the newer class"
@@ -138,40 +138,15 @@ def test_a_class_name_is_defined_in_one_module() -> None:
 # -- app and job ------------------------------------------------------------------------------------------------------------
 
 ENGINE = (  # rooms, and modules beside them, in which the running program is an app; a job is one run of a durable agent's function
-    *(
-        "api",
-        "calls",
-        "checkpoint",
-        "cli",
-        "codecs",
-        "config.py",
-        "connectors",
-        "delivery",
-        "disk.py",
-        "exchange",
-        "kafka",
-    ),
-    *(
-        "app.py",
-        "clock.py",
-        "logs.py",
-        "mcp",
-        "metrics.py",
-        "operators",
-        "plan",
-        "probes.py",
-        "runtime",
-        "state",
-        "steps.py",
-    ),
-    *("supervision.py", "testing", "threads.py", "workers", "_cython"),
+    *("_cython", "api", "app.py", "cli", "clock.py", "codecs", "config.py", "connectors", "disk.py", "engine", "kafka"),
+    *("logs.py", "mcp", "metrics.py", "probes.py", "steps.py", "supervision.py", "testing", "threads.py"),
 )
 
 ABOUT_JOBS = {  # modules of these rooms that are about jobs of durable agents, or about their journals
-    "calls/decoded.py": "each run of a job decodes the words of a model",
-    "calls/tool_context.py": "the job that calls a tool",
-    "runtime/watch/figures.py": "calls of tools that jobs make, and the rows that wait for jobs",
-    "runtime/watch/log_ring.py": "the job that a line of the log names",
+    "engine/calls/decoded.py": "each run of a job decodes the words of a model",
+    "engine/calls/tool_context.py": "the job that calls a tool",
+    "engine/runtime/watch/figures.py": "calls of tools that jobs make, and the rows that wait for jobs",
+    "engine/runtime/watch/log_ring.py": "the job that a line of the log names",
     "connectors/datagen/words.py": "#{job.title} of Java's faker",
     **dict.fromkeys(
         (f"api/{name}.py" for name in ("agent", "child_limits")),
@@ -197,17 +172,20 @@ ABOUT_JOBS = {  # modules of these rooms that are about jobs of durable agents, 
         "commands about jobs: sabot jobs, actions, journal, ledger, audit, dlq --job",
     ),
     **dict.fromkeys(
-        (f"runtime/{name}.py" for name in ("agents/kind", "agents/task", "agents/local_agents", "life/run_journal")),
+        (
+            f"engine/runtime/{name}.py"
+            for name in ("agents/kind", "agents/task", "agents/local_agents", "life/run_journal")
+        ),
         "the jobs of the durable agents of a run",
     ),
-    "calls/judging.py": "calls of models that no job makes",
+    "engine/calls/judging.py": "calls of models that no job makes",
     **dict.fromkeys(
-        (f"calls/{name}.py" for name in ("effects", "model_requests", "tool_results", "tools")),
+        (f"engine/calls/{name}.py" for name in ("effects", "model_requests", "tool_results", "tools")),
         "what jobs and models know of tools and of calls",
     ),
     "mcp/loop_thread.py": "the functions of jobs may not use sessions",
     "mcp/pool.py": "a server may ask people through a job",
-    "letters/pages.py": "dead letters of durable agents are selected by their job",
+    "engine/letters/pages.py": "dead letters of durable agents are selected by their job",
 }
 
 SAYS_DURABLE = re.compile(  # lines of other modules that name a job of a durable agent
@@ -220,7 +198,7 @@ def test_the_running_program_is_an_app_and_no_job() -> None:
     wrong = []
     for name, path in sources(".py", ".pyx", ".pxd").items():
         room = name.partition("/")[0]
-        if room in ENGINE and name not in ABOUT_JOBS and not name.startswith("operators/agents/"):
+        if room in ENGINE and name not in ABOUT_JOBS and not name.startswith("engine/operators/agents/"):
             for number, line in enumerate(text_of(path).splitlines(), 1):
                 if re.search("job", line, re.IGNORECASE) and not SAYS_DURABLE.search(line):
                     wrong.append(f"{name}:{number}: {line.strip()}")

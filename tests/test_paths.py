@@ -9,7 +9,7 @@ from tools.source_tree import PROJECT, ROOT
 SUFFIXES = (".md", ".py", ".pyx", ".pxd", ".pyi", ".h", ".cc", ".sh", ".yml")
 # A path from the project's root, anywhere in a text.
 WHOLE = re.compile(r"(?<![\w/.{}\"'-])(?:tests|sabot|docs|benchmarks|tools|examples)/[\w/.-]*\w")
-# A path from the package's root, between backticks: `runtime/tasks/task`, `runtime/tasks/task.StreamTask`, `api/nodes/`.
+# A path from the package's root, between backticks: `engine/runtime/tasks/task`, `engine/runtime/tasks/task.StreamTask`, `api/nodes/`.
 ROOM = re.compile(r"`(?:sabot/)?([a-z_]+(?:/[a-z_]+)+/?)(?:\.(\w+))?[`(]")
 
 NOT_OURS = {  # paths of a user's project, of a job's directory, of folders that tests make, and of what Python makes
@@ -58,7 +58,7 @@ def test_files_of_tests_that_are_named_exist() -> None:
 
 
 def test_modules_of_a_room_exist_and_have_what_is_named() -> None:
-    """`runtime/tasks/task.StreamTask`: a module of the package, and a name that it has."""
+    """`engine/runtime/tasks/task.StreamTask`: a module of the package, and a name that it has."""
     rooms = {path.name for path in ROOT.iterdir() if path.is_dir()}
     wrong = defaultdict(list)
     for name, text in texts().items():
@@ -82,8 +82,8 @@ def test_the_walk_sees_a_path_that_is_not_there() -> None:
         "tests/nowhere/test_x.py",
         "sabot/gone.py",
     ]
-    assert ROOM.findall("`sabot/gone/away.py` and `runtime/gone.Task`") == [
+    assert ROOM.findall("`sabot/gone/away.py` and `engine/gone.Task`") == [
         ("gone/away", "py"),
-        ("runtime/gone", "Task"),
+        ("engine/gone", "Task"),
     ]
-    assert not is_there(ROOT / "runtime" / "gone")
+    assert not is_there(ROOT / "engine" / "gone")

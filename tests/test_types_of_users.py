@@ -18,8 +18,8 @@ import sabot
 from sabot.api.agent import AgentOptions, AgentSpec, BatchAgentOptions, RecordAgentOptions
 from sabot.app.agents import AgentDeclarations, LlmAgentOptions
 from sabot.base.options import options_of
-from sabot.calls.effects import EffectClass, EffectName
-from sabot.calls.options import CALL_WORDS
+from sabot.engine.calls.effects import EffectClass, EffectName
+from sabot.engine.calls.options import CALL_WORDS
 from sabot.llm import Agent
 from tools.source_tree import PROJECT
 
@@ -281,7 +281,7 @@ INNER = {
     "Reference": "how a registry keeps what a Protobuf file imports: of Registry.refer, for the format",
     "SchemaRegistry": "what Registry is",
     "Session": "of App.sql_session, for the SQL shell",
-    "Snapshot": "of a backend of one's own, which sabot.state describes",
+    "Snapshot": "of a backend of one's own, which sabot.engine.state describes",
     "SortedFiles": "what files(…, sort=) returns: nobody makes one",
     "Steps": "of the graph behind a stream",
     "StreamEnd": "of App.write, which Stream.to calls",

@@ -46,8 +46,8 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 from killed import topics
 from killed.shop import FAILED, LATE_SECONDS, LOCKED, UNSAFE, Failpoint, Order, World, expected, live, orders_of
 
-from sabot.calls.effects import key_in_doubt
 from sabot.demos.person import Person
+from sabot.engine.calls.effects import key_in_doubt
 from sabot.journal import open_reader
 from sabot.journal.entries import EffectResult, Intent
 from sabot.testing import Witness

@@ -69,7 +69,7 @@ async def run(calls: int, rounds: int) -> dict[str, Any]:
     """All rounds."""
     from mcp import Client, StdioServerParameters
 
-    from sabot.calls.model_requests import RequestContext
+    from sabot.engine.calls.model_requests import RequestContext
     from sabot.llm.direct import DirectTools
     from sabot.mcp import McpServerPool
 

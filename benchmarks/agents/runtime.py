@@ -67,7 +67,7 @@ from sabot.agents import (
 )
 from sabot.agents.replay.verification import hash_of_steps, verified
 from sabot.base.accounts import Amounts
-from sabot.calls.effects import EffectId
+from sabot.engine.calls.effects import EffectId
 from sabot.jobs.guard import Behalf
 from sabot.journal import open_reader
 from sabot.journal.entries import Begin

@@ -32,10 +32,10 @@ import pyarrow.compute as pc
 
 from sabot._cython.arrow.batch import Batch
 from sabot.api.windows import tumbling
-from sabot.operators.aggregates.aggregator import AggregateColumn
-from sabot.operators.base import TIME_COLUMN, Cut, Operator, OperatorContext, Saved
-from sabot.operators.keyed.running import RunningAggregate
-from sabot.operators.windows.fixed import WindowAggregate
+from sabot.engine.operators.aggregates.aggregator import AggregateColumn
+from sabot.engine.operators.base import TIME_COLUMN, Cut, Operator, OperatorContext, Saved
+from sabot.engine.operators.keyed.running import RunningAggregate
+from sabot.engine.operators.windows.fixed import WindowAggregate
 
 BATCH_ROWS = 65_536
 CALLS = [

@@ -27,9 +27,9 @@ import pyarrow.compute as pc
 
 from sabot._cython.arrow.batch import Batch
 from sabot.api.expr import Expr, col
-from sabot.operators.base import Operator, OperatorContext
-from sabot.operators.expressions.compiled import compile_expr
-from sabot.operators.rows.stateless import Filter, Select
+from sabot.engine.operators.base import Operator, OperatorContext
+from sabot.engine.operators.expressions.compiled import compile_expr
+from sabot.engine.operators.rows.stateless import Filter, Select
 
 MERCHANTS = ["Amazon", "Rewe", "Deutsche Bahn AG", "Shell", "a rather long merchant name, Inc.", "", "X", "Aldi Sued"]
 STEPS: dict[str, tuple[Expr, Callable[[pa.RecordBatch], Any], pl.Expr]] = {

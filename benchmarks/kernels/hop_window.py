@@ -28,9 +28,9 @@ import pyarrow as pa
 
 from sabot._cython.arrow.batch import Batch
 from sabot.api.windows import HoppingWindow, TumblingWindow, hopping, tumbling
-from sabot.operators.aggregates.aggregator import AggregateColumn
-from sabot.operators.base import END_OF_TIME, TIME_COLUMN, OperatorContext
-from sabot.operators.windows.fixed import WindowAggregate
+from sabot.engine.operators.aggregates.aggregator import AggregateColumn
+from sabot.engine.operators.base import END_OF_TIME, TIME_COLUMN, OperatorContext
+from sabot.engine.operators.windows.fixed import WindowAggregate
 
 START_MS = 1_700_000_000_000
 DISORDER_MS = 2_000

@@ -34,10 +34,10 @@ import pyarrow as pa
 
 from sabot._cython.arrow.batch import Batch
 from sabot.api.windows import CalendarWindow, CumulativeWindow, TimeWindow, cumulative, hopping, tumbling
-from sabot.operators.aggregates.aggregator import AggregateColumn
-from sabot.operators.base import END_OF_TIME, TIME_COLUMN, OperatorContext
-from sabot.operators.windows.fixed import WindowAggregate
-from sabot.operators.windows.top import WindowTopN
+from sabot.engine.operators.aggregates.aggregator import AggregateColumn
+from sabot.engine.operators.base import END_OF_TIME, TIME_COLUMN, OperatorContext
+from sabot.engine.operators.windows.fixed import WindowAggregate
+from sabot.engine.operators.windows.top import WindowTopN
 
 START_MS = 1_699_999_200_000  # a full hour, and a midnight of no zone that matters
 NUMBERS = [

@@ -44,19 +44,19 @@ from sabot.api.functions import process_spec
 from sabot.api.patterns import pattern, step
 from sabot.api.windows import tumbling
 from sabot.clock import SYSTEM_CLOCK
-from sabot.operators.agents.timers import KeyTimers
-from sabot.operators.aggregates.aggregator import AggregateColumn
-from sabot.operators.base import INSERT, OP_COLUMN, TIME_COLUMN, Cut, Operator, OperatorContext, Saved
-from sabot.operators.changes.groups import GroupAggregate
-from sabot.operators.functions.process import process_operator
-from sabot.operators.keyed.over import Over
-from sabot.operators.keyed.over_columns import OverColumn
-from sabot.operators.keyed.running import CountAggregate, Deduplicate, RunningAggregate
-from sabot.operators.keyed.top import TopN
-from sabot.operators.patterns.match import Pattern
-from sabot.operators.windows.fixed import WindowAggregate
-from sabot.operators.windows.sessions import SessionAggregate
-from sabot.operators.windows.top import WindowTopN
+from sabot.engine.operators.agents.timers import KeyTimers
+from sabot.engine.operators.aggregates.aggregator import AggregateColumn
+from sabot.engine.operators.base import INSERT, OP_COLUMN, TIME_COLUMN, Cut, Operator, OperatorContext, Saved
+from sabot.engine.operators.changes.groups import GroupAggregate
+from sabot.engine.operators.functions.process import process_operator
+from sabot.engine.operators.keyed.over import Over
+from sabot.engine.operators.keyed.over_columns import OverColumn
+from sabot.engine.operators.keyed.running import CountAggregate, Deduplicate, RunningAggregate
+from sabot.engine.operators.keyed.top import TopN
+from sabot.engine.operators.patterns.match import Pattern
+from sabot.engine.operators.windows.fixed import WindowAggregate
+from sabot.engine.operators.windows.sessions import SessionAggregate
+from sabot.engine.operators.windows.top import WindowTopN
 
 BATCH_ROWS = 65_536
 SCHEMA = pa.schema([("key", pa.int64()), ("amount", pa.int64()), ("note", pa.string()), (TIME_COLUMN, pa.int64())])

@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sabot.state.tables.store import TableStore
+from sabot.engine.state.tables.store import TableStore
 
 BATCH_ROWS = 65_536
 KEYS = pa.schema([("account", pa.string())])

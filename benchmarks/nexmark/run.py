@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-import sabot.runtime.life.run  # noqa: F401 - what an app loads when it runs, before the clock begins
+import sabot.engine.runtime.life.run  # noqa: F401 - what an app loads when it runs, before the clock begins
 from sabot import App, Batch, Sink, Source, Stream, UserError
 from sabot._cython.text.json import encode_rows
 from sabot.connectors.files import NdjsonSource, ParquetSink, ParquetSource

@@ -32,8 +32,8 @@ import pyarrow as pa
 
 import sabot
 from sabot import App
-from sabot.checkpoint import CheckpointStorage
-from sabot.checkpoint.state_reads import PAGE_ROWS, rows_in
+from sabot.engine.checkpoint import CheckpointStorage
+from sabot.engine.checkpoint.state_reads import PAGE_ROWS, rows_in
 from sabot.testing import END, ListSink, ScriptedSource
 from sabot.web.console import Console
 from sabot.web.reader import ConsoleReader

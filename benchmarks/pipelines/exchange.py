@@ -30,7 +30,7 @@ from pyarrow import flight
 from sabot import Batch
 from sabot._cython.flow.channel import END, Barrier, Channel, Gate
 from sabot._cython.groups.partition import hash_columns, partition_indices
-from sabot.exchange import Exchange
+from sabot.engine.exchange import Exchange
 
 BATCH_ROWS = 32_768
 EDGES = 4

@@ -52,7 +52,7 @@ import pyarrow.json
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 import sabot
-import sabot.runtime.life.run  # what an app loads when it runs, before the clock begins
+import sabot.engine.runtime.life.run  # what an app loads when it runs, before the clock begins
 from sabot import App, Sink, col, tumbling
 from sabot._cython.arrow.batch import Batch
 from sabot.codecs.json import JsonCodec

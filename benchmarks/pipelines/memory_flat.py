@@ -37,7 +37,7 @@ from sabot.codecs.records import build_records
 from sabot.connectors.memory import MemoryBroker, MemorySink, MemorySource
 from sabot.demos.fraud.app import build, read_figures
 from sabot.demos.fraud.generator import FraudSource
-from sabot.state import open_backend
+from sabot.engine.state import open_backend
 
 ACCOUNTS = 10_000
 POOL_ROWS = 200_000  # the records repeat after so many

@@ -36,8 +36,8 @@ from sabot import App, Sink, col
 from sabot._cython.arrow.batch import Batch
 from sabot.api.patterns import Pattern, pattern, step
 from sabot.connectors.files import files
-from sabot.operators.base import END_OF_TIME, TIME_COLUMN, OperatorContext
-from sabot.operators.patterns.match import Pattern as PatternOperator
+from sabot.engine.operators.base import END_OF_TIME, TIME_COLUMN, OperatorContext
+from sabot.engine.operators.patterns.match import Pattern as PatternOperator
 
 KINDS = {"view": 0.40, "click": 0.25, "search": 0.15, "login": 0.08, "logout": 0.06, "fail": 0.05, "buy": 0.01}
 MINUTES = 5

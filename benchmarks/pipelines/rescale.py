@@ -28,8 +28,8 @@ import pyarrow as pa
 
 import sabot
 from sabot import App, Batch, Source
-from sabot.checkpoint import CheckpointStorage, Manifest
 from sabot.connectors.base import Positions, Scans
+from sabot.engine.checkpoint import CheckpointStorage, Manifest
 
 HERE = Path(__file__).parent
 RUNS = (4, 2, 8)  # workers

@@ -35,8 +35,8 @@ from sabot import App
 from sabot._cython.arrow.batch import Batch
 from sabot.api.functions import process_spec
 from sabot.connectors.files import files
-from sabot.operators.base import END_OF_TIME, TIME_COLUMN, OperatorContext
-from sabot.operators.functions.process import process_operator
+from sabot.engine.operators.base import END_OF_TIME, TIME_COLUMN, OperatorContext
+from sabot.engine.operators.functions.process import process_operator
 
 GIVEN = {"key": "int64", "at": "int64"}
 LOW = 0xFFFF

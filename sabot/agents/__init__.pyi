@@ -78,10 +78,13 @@ from sabot.agents.stores.redis import RedisActionStore as RedisActionStore
 from sabot.agents.stores.redis import RedisJobCache as RedisJobCache
 from sabot.agents.stores.redis import RedisSignalChannel as RedisSignalChannel
 from sabot.api.child_limits import ChildLimits as ChildLimits
-from sabot.calls.effects import Reconciled as Reconciled
-from sabot.calls.tool_context import Effect as Effect
-from sabot.calls.tool_context import ToolContext as ToolContext
-from sabot.calls.tools import tool as tool
+from sabot.engine.calls.effects import Reconciled as Reconciled
+from sabot.engine.calls.tool_context import Effect as Effect
+from sabot.engine.calls.tool_context import ToolContext as ToolContext
+from sabot.engine.calls.tools import tool as tool
+from sabot.engine.runtime.agents.process import AgentProcess as AgentProcess
+from sabot.engine.runtime.agents.process import AgentState as AgentState
+from sabot.engine.runtime.agents.runtime import AgentRuntime as AgentRuntime
 from sabot.errors import EffectError as EffectError
 from sabot.errors import IdempotencyConflict as IdempotencyConflict
 from sabot.errors import IllegalTransition as IllegalTransition
@@ -97,9 +100,6 @@ from sabot.journal.postgres import PostgresInbox as PostgresInbox
 from sabot.journal.postgres import PostgresJournal as PostgresJournal
 from sabot.journal.sqlite import SqliteInbox as SqliteInbox
 from sabot.journal.sqlite import SqliteJournal as SqliteJournal
-from sabot.runtime.agents.process import AgentProcess as AgentProcess
-from sabot.runtime.agents.process import AgentState as AgentState
-from sabot.runtime.agents.runtime import AgentRuntime as AgentRuntime
 from sabot.specified.brokers import KafkaConfig as KafkaConfig
 from sabot.specified.brokers import KafkaEventAdapter as KafkaEventAdapter
 from sabot.specified.brokers import RedisStreamsAdapter as RedisStreamsAdapter

@@ -18,10 +18,10 @@ from sabot.agents.context import checked_fields, checked_word
 from sabot.base.checks import TEXTS, Of, check
 from sabot.base.config import Duration, parse_seconds
 from sabot.base.options import answers_wrong_options
-from sabot.calls.edits import edited_arguments
-from sabot.calls.judging import ValueCode
-from sabot.calls.names import tools_named
 from sabot.clock import Clock
+from sabot.engine.calls.edits import edited_arguments
+from sabot.engine.calls.judging import ValueCode
+from sabot.engine.calls.names import tools_named
 from sabot.errors import IllegalTransition, LetterRefused, UserError, short_repr
 from sabot.jobs.answers import ALWAYS, APPROVAL_WORDS, DOUBT_WORDS, check_no_mask
 from sabot.jobs.guard import CONFIRM

@@ -25,8 +25,9 @@ from sabot.agents.jobs import JobManager, JobRecord, JobSpec, JobStatus, check_m
 from sabot.agents.store import JobsAndActions, as_json, cancel_letter
 from sabot.base.checks import Of, Whole, check
 from sabot.base.threads import run_in_thread
-from sabot.calls.tool_context import CALL
 from sabot.clock import Clock
+from sabot.engine.calls.tool_context import CALL
+from sabot.engine.runtime.app_spec import AppSpec
 from sabot.errors import IllegalTransition, LetterRefused, UserError
 from sabot.jobs.tree import first_of, parent_of
 from sabot.jobs.url_ids import stored_id
@@ -36,7 +37,6 @@ from sabot.journal.ended_jobs import OUTCOMES, STATUSES, JobQuery, cut
 from sabot.journal.entries import REQUEST, Begin, Letter, encode_entry
 from sabot.journal.memory import MemoryInbox, MemoryReader, MemoryStorage
 from sabot.journal.opening import open_inbox, open_reader
-from sabot.runtime.app_spec import AppSpec
 
 
 @dataclass(frozen=True)

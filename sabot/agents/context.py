@@ -9,7 +9,7 @@ from typing import Any, Literal
 from sabot.base.checks import Of, OneOf, Whole, check
 from sabot.base.config import amount, parse_seconds
 from sabot.base.options import answers_wrong_options
-from sabot.calls.model_requests import RequestContext
+from sabot.engine.calls.model_requests import RequestContext
 from sabot.errors import UserError, short_repr
 
 

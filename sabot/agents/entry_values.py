@@ -11,10 +11,10 @@ import pyarrow as pa
 from sabot.agents.durable.job_batches import from_ipc, place_of_rows, read_batch
 from sabot.agents.durable.job_rows import JobInput, decode_record, row_of
 from sabot.codecs.records import text_or_hex
+from sabot.engine.operators.agents.rows import place_of
 from sabot.errors import UNREADABLE, CorruptJournal, EffectError
 from sabot.jobs.values import unpack, unpack_error
 from sabot.journal.entries import Answer, Begin, EffectResult, End, Entry, Intent, Signal
-from sabot.operators.agents.rows import place_of
 
 _DIGITS = 12  # the hexadecimal digits of a digest that people see
 

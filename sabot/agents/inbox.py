@@ -13,7 +13,7 @@ from sabot.agents.job_reads import jobs_that_ask, oldest_first
 from sabot.agents.job_view import JobView
 from sabot.agents.jobs import JobRecord
 from sabot.agents.store import as_json, shown_json
-from sabot.calls.effects import key_in_doubt
+from sabot.engine.calls.effects import key_in_doubt
 from sabot.errors import LetterRefused, UserError
 from sabot.jobs.history import IN_DOUBT, LOOK_UP
 from sabot.journal.base import EVERY, JournalReader

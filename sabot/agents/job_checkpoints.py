@@ -29,7 +29,7 @@ from sabot.agents.stores.hot import HotState
 from sabot.base.config import Duration, checked_name, checked_path, parse_bytes, parse_seconds
 from sabot.base.options import answers_wrong_options
 from sabot.base.threads import run_in_thread
-from sabot.calls.effects import RULES
+from sabot.engine.calls.effects import RULES
 from sabot.errors import (
     UNREADABLE,
     CorruptJournal,

@@ -14,9 +14,14 @@ from sabot.agents.durable.job_function import JobFunction, job_function
 from sabot.agents.durable.job_rows import version_of
 from sabot.agents.durable.run import check_journal
 from sabot.api.agent import AgentSpec
-from sabot.calls.effects import digest
-from sabot.checkpoint import Manifest
 from sabot.clock import Clock
+from sabot.engine.calls.effects import digest
+from sabot.engine.checkpoint import Manifest
+from sabot.engine.runtime.agents.groups import TASK
+from sabot.engine.runtime.tasks.facts import stored_journal
+from sabot.engine.state import StateBackend, load_snapshot
+from sabot.engine.state.backends.memory import MemoryBackend
+from sabot.engine.state.base import Entry, LocalBackend
 from sabot.errors import message_of
 from sabot.jobs.history import ContinueAs, History
 from sabot.jobs.open_jobs import open_jobs, unapplied_jobs, whole_entries
@@ -24,11 +29,6 @@ from sabot.jobs.owner import OpenJob
 from sabot.jobs.run import Ask, JobRun, effect_words
 from sabot.jobs.values import as_before
 from sabot.journal import JournalReader
-from sabot.runtime.agents.groups import TASK
-from sabot.runtime.tasks.facts import stored_journal
-from sabot.state import StateBackend, load_snapshot
-from sabot.state.backends.memory import MemoryBackend
-from sabot.state.base import Entry, LocalBackend
 
 _STATE = "state"
 

@@ -13,7 +13,7 @@ import msgspec
 from sabot.agents.actions import ActionSpec
 from sabot.agents.context import checked_word
 from sabot.agents.jobs import ENDS, JobRecord, JobSpec, JobStatus, check_move, no_job
-from sabot.calls.effects import digest
+from sabot.engine.calls.effects import digest
 from sabot.errors import IdempotencyConflict, IllegalTransition, UserError
 from sabot.jobs.values import in_order
 from sabot.journal.entries import Attempt, Begin, End, Intent

@@ -15,13 +15,13 @@ from sabot.base.checks import FLAG, check, is_whole
 from sabot.base.config import NAME_BYTES, Duration, checked_name
 from sabot.base.dataclass import dataclass
 from sabot.base.options import declare, with_defaults
-from sabot.calls import CallOptions, Retry
-from sabot.calls.options import CALL_WORDS
 from sabot.codecs.base import Format
 from sabot.codecs.formats import JSON
 from sabot.connectors.base import Delivery, OnNan, Sink, Source
 from sabot.connectors.checks import check_delivery, check_ends, check_input, check_nan, check_sink, sink_of
 from sabot.connectors.places import Place, Start, Until, checked_start, checked_until
+from sabot.engine.calls import CallOptions, Retry
+from sabot.engine.calls.options import CALL_WORDS
 from sabot.errors import UserError
 
 OnError = Literal["fail", "retry", "skip"]

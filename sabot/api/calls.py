@@ -13,9 +13,9 @@ from sabot.base.checks import FLAG, OneOf, Whole, check
 from sabot.base.config import Duration, parse_seconds
 from sabot.base.dataclass import dataclass
 from sabot.base.options import declare, with_defaults
-from sabot.calls import CallOptions
-from sabot.calls.functions import unwrap
-from sabot.calls.options import CALL_WORDS
+from sabot.engine.calls import CallOptions
+from sabot.engine.calls.functions import unwrap
+from sabot.engine.calls.options import CALL_WORDS
 from sabot.errors import UserError
 
 CallError = Literal["fail", "skip"]
@@ -113,7 +113,7 @@ class AsyncCall:
 
     @property
     def facts(self) -> tuple[Any, ...]:
-        """The values that distinguish this call from others in the digest of a step (`plan/paths`). Their order must
+        """The values that distinguish this call from others in the digest of a step (`engine/plan/paths`). Their order must
         not change, because checkpoints contain such digests.
         """
         made = self.options

@@ -8,8 +8,7 @@ from sabot.api.model_engine import ModelEngine, checked_engine
 from sabot.base.config import checked_text
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.codecs.records import HeadersLike, checked_headers
-from sabot.errors import NoStateBackend, UserError
-from sabot.state import (
+from sabot.engine.state import (
     AggregatingState,
     ListState,
     MapState,
@@ -18,6 +17,7 @@ from sabot.state import (
     StateBackend,
     ValueState,
 )
+from sabot.errors import NoStateBackend, UserError
 
 M = TypeVar("M")
 TimerChange = tuple[bool, int, str]

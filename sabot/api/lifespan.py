@@ -10,7 +10,7 @@ from typing import Any, Generic, Literal, TypeVar
 
 from sabot.base.config import Duration, parse_seconds
 from sabot.base.process_exit import EXITS, find_exit, wrap_exit
-from sabot.calls.judging import begin_judging, end_judging, with_judge
+from sabot.engine.calls.judging import begin_judging, end_judging, with_judge
 from sabot.errors import SabotError, UserError
 
 T = TypeVar("T")

@@ -1,5 +1,5 @@
 """Patterns as users write them: sequences of rows of a key, in the order of event time. They only describe;
-`operators/patterns` runs them.
+`engine/operators/patterns` runs them.
 
     p = (
         sabot.pattern("login", col("kind") == "login")

@@ -23,9 +23,9 @@ from sabot.base.config import (
 from sabot.base.dataclass import dataclass
 from sabot.base.options import check_values, option
 from sabot.connectors.places import Place, Start, Until, checked_start, checked_until
+from sabot.engine.state import state_directory
 from sabot.errors import UserError, short_repr
 from sabot.kafka.settings import checked_settings
-from sabot.state import state_directory
 
 Redeliver = Literal["repeat", "skip"]
 """The treatment of output about which checkpoint and receiver disagree: "repeat" sends it again, "skip" leaves it

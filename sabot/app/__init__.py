@@ -30,29 +30,29 @@ from sabot.base.config import checked_name, checked_topic
 from sabot.base.dataclass import dataclass
 from sabot.base.logs import name_program, set_up_logging
 from sabot.base.options import check_names, option, takes, takes_id_and
-from sabot.calls.judging import refuse_in_job
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.codecs.records import HeadersLike, checked_headers, encode_key, encode_payload
 from sabot.connectors.memory import TableSink
+from sabot.engine.calls.judging import refuse_in_job
+from sabot.engine.runtime.agents.runtime import AgentRuntime
+from sabot.engine.runtime.app_spec import AppSpec
+from sabot.engine.runtime.life.host import loop_runs_here
+from sabot.engine.runtime.life.signals import StopSignals
+from sabot.engine.state import StateBackend
 from sabot.errors import SabotError, UserError
 from sabot.kafka.topics import RecordSender
-from sabot.runtime.agents.runtime import AgentRuntime
-from sabot.runtime.app_spec import AppSpec
-from sabot.runtime.life.host import loop_runs_here
-from sabot.runtime.life.signals import StopSignals
-from sabot.state import StateBackend
 
 if TYPE_CHECKING:
     from sabot.agents.accounts.budgets import Budget
     from sabot.agents.accounts.ledger import Ledger
     from sabot.agents.events.bus import EventBus
     from sabot.agents.policy.engine import PolicyEngine
-    from sabot.checkpoint import CheckpointStorage, Manifest
+    from sabot.engine.checkpoint import CheckpointStorage, Manifest
+    from sabot.engine.operators.reading import StateView
+    from sabot.engine.plan import Plan
+    from sabot.engine.runtime.agents.kind import AgentKind
+    from sabot.engine.runtime.watch.reports import Summary
     from sabot.llm.engine import ExecutionEngine
-    from sabot.operators.reading import StateView
-    from sabot.plan import Plan
-    from sabot.runtime.agents.kind import AgentKind
-    from sabot.runtime.watch.reports import Summary
     from sabot.sql.session import Session
     from sabot.sql.templates import TemplateText
 
@@ -159,7 +159,7 @@ class App(AgentDeclarations, HasStreams, HasTopics, NamedElsewhere):
 
     def graph(self) -> str:
         """Returns the plan of all streams and agents of this app, as a Mermaid graph."""
-        from sabot.plan import mermaid
+        from sabot.engine.plan import mermaid
 
         return mermaid(self.plan())
 
@@ -168,7 +168,7 @@ class App(AgentDeclarations, HasStreams, HasTopics, NamedElsewhere):
 
         `node`: the last step that is drawn; None draws all. Streams give it.
         """
-        from sabot.plan.drawing.render import svg
+        from sabot.engine.plan.drawing.render import svg
 
         return svg(self.plan() if node is None else self._plan_of(node), title=self.id)
 
@@ -210,14 +210,14 @@ class App(AgentDeclarations, HasStreams, HasTopics, NamedElsewhere):
     def collect(self, node: Node, limit: int | None, seconds: float | None) -> pa.Table:
         """Runs the steps up to this node; called by `Stream.collect`."""
         runner = self.agent_runtime.runner  # first, since it imports the runtime without collections of garbage
-        from sabot.runtime.life.collecting import collect_rows
+        from sabot.engine.runtime.life.collecting import collect_rows
 
         self._collected.update(walk([node]))
         return collect_rows(runner, node, limit, seconds)
 
     def ended(self, node: Node) -> Node:
         """Returns the same steps, in which each topic without an end of its own ends behind its present records."""
-        from sabot.plan.optimise import ending
+        from sabot.engine.plan.optimise import ending
 
         (end,) = ending([Write(node, TableSink("out"), None)], "now")
         assert isinstance(end, Write)
@@ -232,8 +232,8 @@ class App(AgentDeclarations, HasStreams, HasTopics, NamedElsewhere):
         """Returns the columns of this node, without those of the engine; called by `Stream.schema`. Raises UserError
         if they are known only from the first records.
         """
-        from sabot.operators.base import without_marks
-        from sabot.plan import Reading, with_schemas
+        from sabot.engine.operators.base import without_marks
+        from sabot.engine.plan import Reading, with_schemas
 
         if isinstance(node, Read):  # SQL asks each table for its columns, for which no plan is needed
             (end,) = with_schemas([Write(node, TableSink("out"), None)], {id(node): node.found_schema()})
@@ -265,8 +265,8 @@ class App(AgentDeclarations, HasStreams, HasTopics, NamedElsewhere):
         `checkpoint`: the place of checkpoints, or None. If it is given, returns what a start of the whole app with these
         ends would do with each state.
         """
+        from sabot.engine.runtime.life.explaining import explain_against, explain_ends
         from sabot.kafka import open_sink
-        from sabot.runtime.life.explaining import explain_against, explain_ends
 
         agents = {id: agent.spec for id, agent in self.spec.agents.items()}
         if checkpoint is None:
@@ -314,7 +314,7 @@ class App(AgentDeclarations, HasStreams, HasTopics, NamedElsewhere):
     @property
     def sql_session(self) -> "Session":
         """The tables and views that SQL statements of this app have declared."""
-        from sabot.operators.expressions.compiled import compile_expr
+        from sabot.engine.operators.expressions.compiled import compile_expr
         from sabot.sql.session import Session
 
         if self._sql is None:
@@ -361,7 +361,7 @@ class App(AgentDeclarations, HasStreams, HasTopics, NamedElsewhere):
         """Returns the plan of the steps up to this node. If they read results of agents, the plan includes these
         agents. It has no sink of the user's.
         """
-        from sabot.plan import leading_to, make_plan, with_schemas
+        from sabot.engine.plan import leading_to, make_plan, with_schemas
 
         spec = self.spec
         ends, agents = leading_to(Write(node, TableSink("out"), None), spec.agent_specs, spec.ends)
@@ -389,7 +389,7 @@ class App(AgentDeclarations, HasStreams, HasTopics, NamedElsewhere):
         `key`: only the state of this key. `as_of`: the state at this checkpoint. By default the view is of the newest
         checkpoint; from a thread other than that of the running app's event loop a checkpoint is taken first.
         """
-        from sabot.operators.reading import StateView, state_of
+        from sabot.engine.operators.reading import StateView, state_of
 
         return StateView(lambda: state_of(self._manifest(as_of), name, key))
 

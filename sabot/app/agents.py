@@ -13,12 +13,12 @@ from sabot.api.lifespan import Lifespan
 from sabot.api.settings import Settings
 from sabot.base.config import Duration, checked_name, checked_topic
 from sabot.base.options import no_option, options_of, spells_out
-from sabot.calls.judging import repeated_around
-from sabot.calls.options import LoopOptions
 from sabot.connectors.checks import check_start
+from sabot.engine.calls.judging import repeated_around
+from sabot.engine.calls.options import LoopOptions
+from sabot.engine.runtime.agents.runtime import AgentRuntime
+from sabot.engine.runtime.app_spec import AppSpec
 from sabot.errors import UserError, short_repr
-from sabot.runtime.agents.runtime import AgentRuntime
-from sabot.runtime.app_spec import AppSpec
 
 if TYPE_CHECKING:
     from sabot.agents.accounts.budgets import Budget
@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     from sabot.agents.programs.command import LineFormat
     from sabot.agents.programs.pool import PoolProtocol
     from sabot.api.stream import Stream
-    from sabot.calls.effects import EffectClass, EffectName
-    from sabot.calls.tool_context import ToolContext
-    from sabot.calls.tools import InDoubt
+    from sabot.engine.calls.effects import EffectClass, EffectName
+    from sabot.engine.calls.tool_context import ToolContext
+    from sabot.engine.calls.tools import InDoubt
     from sabot.jobs.guard import EffectGuard
     from sabot.jobs.judges import GuardJudge
     from sabot.jobs.log import Listener
@@ -275,7 +275,7 @@ class AgentDeclarations:
         decides for all of them.
         """
         from sabot.agents.durable.agent_functions import agent_function, check_template, sample_of
-        from sabot.calls.errors import RECORD_ERRORS
+        from sabot.engine.calls.errors import RECORD_ERRORS
         from sabot.llm.agent import Agent
 
         checked_name(name, f"app {self.id}: agent name")

@@ -30,6 +30,7 @@ from sabot.cli.loading import WrongUse, load_program
 from sabot.cli.options import Kafka, Target, kafka_settings
 from sabot.cli.printing import columns, json_line, moment, shortened
 from sabot.clock import SYSTEM_CLOCK
+from sabot.engine.runtime.life.restore import check_app
 from sabot.errors import UserError
 from sabot.jobs.tree import child_id
 from sabot.jobs.url_ids import stored_id
@@ -38,7 +39,6 @@ from sabot.journal.ended_jobs import STATUSES, JobQuery
 from sabot.journal.entries import Letter
 from sabot.journal.postgres_workers import workers_of
 from sabot.journal.sqlite import DATABASE
-from sabot.runtime.life.restore import check_app
 
 jobs = typer.Typer(help="Run, list and steer jobs of a journal.", no_args_is_help=True, rich_markup_mode=None)
 

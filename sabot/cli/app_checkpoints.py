@@ -8,12 +8,12 @@ from typing import Annotated
 import typer
 
 from sabot.base.redaction import redacted_url
-from sabot.checkpoint.inspection import AppCheckpoints
-from sabot.checkpoint.places import is_local_place
-from sabot.checkpoint.protocol import read_manifest_name
 from sabot.cli.loading import WrongUse, is_script, load_app
+from sabot.engine.checkpoint.inspection import AppCheckpoints
+from sabot.engine.checkpoint.places import is_local_place
+from sabot.engine.checkpoint.protocol import read_manifest_name
+from sabot.engine.state import state_directory
 from sabot.errors import UserError
-from sabot.state import state_directory
 
 AppWord = Annotated[
     str,

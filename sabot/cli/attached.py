@@ -15,20 +15,20 @@ from sabot.api.nodes.read import Read, StreamEnd, Write
 from sabot.api.nodes.rows import MapBatches, RowStep, Union
 from sabot.api.stream import Stream
 from sabot.app import App
-from sabot.checkpoint import ask
-from sabot.checkpoint.inspection import control_of
-from sabot.checkpoint.manifest import Manifest
-from sabot.checkpoint.saved_tables import SavedTable, saved_tables
 from sabot.cli.app_checkpoints import find_checkpoints, names_program
 from sabot.cli.loading import load_app
 from sabot.cli.printing import moment
 from sabot.connectors.base import Sink
 from sabot.connectors.rows import RowsSource
+from sabot.engine.checkpoint import ask
+from sabot.engine.checkpoint.inspection import control_of
+from sabot.engine.checkpoint.manifest import Manifest
+from sabot.engine.checkpoint.saved_tables import SavedTable, saved_tables
+from sabot.engine.operators.reading import has_rows, operators_of, state_of
+from sabot.engine.plan.optimise import optimise
+from sabot.engine.plan.paths import path_of, steps_of
+from sabot.engine.runtime.life.restore import check_app
 from sabot.errors import CorruptCheckpoint
-from sabot.operators.reading import has_rows, operators_of, state_of
-from sabot.plan.optimise import optimise
-from sabot.plan.paths import path_of, steps_of
-from sabot.runtime.life.restore import check_app
 from sabot.sql.scope import node_of
 
 

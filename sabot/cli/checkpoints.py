@@ -12,8 +12,11 @@ import typer
 from sabot.base.logs import set_up_logging
 from sabot.base.quantities import bytes_words
 from sabot.base.redaction import redacted_url
-from sabot.checkpoint import Manifest
-from sabot.checkpoint.inspection import (
+from sabot.cli.app_checkpoints import AppWord, find_checkpoints
+from sabot.cli.printing import columns, json_line, moment, plain
+from sabot.cli.running import guarded
+from sabot.engine.checkpoint import Manifest
+from sabot.engine.checkpoint.inspection import (
     CheckpointRecord,
     KeptSavepoint,
     checkpoint_records,
@@ -22,10 +25,7 @@ from sabot.checkpoint.inspection import (
     savepoint_records,
     task_records,
 )
-from sabot.cli.app_checkpoints import AppWord, find_checkpoints
-from sabot.cli.printing import columns, json_line, moment, plain
-from sabot.cli.running import guarded
-from sabot.delivery.tokens import in_words
+from sabot.engine.delivery.tokens import in_words
 from sabot.errors import CorruptCheckpoint, SabotError, UserError
 
 checkpoints = typer.Typer(

@@ -98,8 +98,8 @@ def _root(
 @cli.command("run-worker", hidden=True)
 def run_one_worker(target: Target, loglevel: LogLevel = "info", log_format: LogFormat = "text") -> None:
     """Run as one of the processes that `sabot run --workers` starts."""
-    from sabot.runtime.app_spec import AppSpec
-    from sabot.workers import run_worker
+    from sabot.engine.runtime.app_spec import AppSpec
+    from sabot.engine.workers import run_worker
 
     def load() -> AppSpec:
         app = load_app(target)

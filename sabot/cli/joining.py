@@ -9,7 +9,7 @@ from sabot.base.logs import set_up_logging
 from sabot.cli.loading import functions_words
 from sabot.cli.options import LogFormat, LogLevel
 from sabot.cli.running import guarded
-from sabot.workers import join_as_worker
+from sabot.engine.workers import join_as_worker
 
 
 def join(

@@ -11,12 +11,12 @@ import typer
 from sabot.agents.entry_values import as_plain, readable, value_of
 from sabot.base.logs import set_up_logging
 from sabot.base.quantities import bytes_words
-from sabot.calls.effects import EffectId
 from sabot.cli.loading import WrongUse
 from sabot.cli.options import Kafka, kafka_settings
 from sabot.cli.printing import columns, json_line, moment, shortened
 from sabot.cli.running import guarded
 from sabot.codecs.records import text_or_hex
+from sabot.engine.calls.effects import EffectId
 from sabot.errors import EffectError, UserError
 from sabot.jobs.answers import json_value
 from sabot.jobs.guard import decode_verdict

@@ -14,7 +14,6 @@ from sabot.base.config import dead_letter_topic, parse_broker
 from sabot.base.logs import set_up_logging
 from sabot.base.quantities import counted_words
 from sabot.base.redaction import HIDDEN, holds_secret, redacted_url
-from sabot.checkpoint.manifest import Manifest
 from sabot.cli.app_checkpoints import find_checkpoints
 from sabot.cli.loading import WrongUse, load_app
 from sabot.cli.options import Kafka, kafka_settings
@@ -22,15 +21,24 @@ from sabot.cli.printing import columns, json_line, moment, plain, shortened
 from sabot.cli.running import guarded
 from sabot.codecs.records import text_or_hex
 from sabot.connectors.base import Sink
+from sabot.engine.checkpoint.manifest import Manifest
+from sabot.engine.letters.form import DeadLetter
+from sabot.engine.letters.late import LateAgain, late_again
+from sabot.engine.letters.opening import LetterPlace, opened_letters, steps_dropping_late
+from sabot.engine.letters.opening import redrive as send_back
+from sabot.engine.letters.pages import (
+    LetterFilter,
+    LetterPage,
+    job_of,
+    letter_facts,
+    letters_page,
+    origin_of,
+    record_facts,
+)
+from sabot.engine.letters.places import Letters
+from sabot.engine.letters.redrive import Selection
+from sabot.engine.operators.late_rows import span_text
 from sabot.errors import UserError
-from sabot.letters.form import DeadLetter
-from sabot.letters.late import LateAgain, late_again
-from sabot.letters.opening import LetterPlace, opened_letters, steps_dropping_late
-from sabot.letters.opening import redrive as send_back
-from sabot.letters.pages import LetterFilter, LetterPage, job_of, letter_facts, letters_page, origin_of, record_facts
-from sabot.letters.places import Letters
-from sabot.letters.redrive import Selection
-from sabot.operators.late_rows import span_text
 
 _REMEDIES = {
     "to": "--to TOPIC sends them to a topic of that name",

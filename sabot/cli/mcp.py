@@ -16,15 +16,15 @@ import typer
 import sabot
 from sabot.base.config import parse_bytes, parse_seconds
 from sabot.base.logs import set_up_logging
-from sabot.checkpoint import Manifest, ask
-from sabot.checkpoint.inspection import AppCheckpoints
 from sabot.cli.app_checkpoints import KeepsNoCheckpoints, find_checkpoints
 from sabot.cli.loading import WrongUse
 from sabot.cli.options import http_address, token_of
 from sabot.cli.running import guarded, leave_at_once
 from sabot.clock import SYSTEM_CLOCK
+from sabot.engine.checkpoint import Manifest, ask
+from sabot.engine.checkpoint.inspection import AppCheckpoints
+from sabot.engine.operators.reading import keys_of, operators_of, state_of
 from sabot.errors import CorruptCheckpoint, UserError
-from sabot.operators.reading import keys_of, operators_of, state_of
 
 if TYPE_CHECKING:
     from sabot.mcp.saved_state import StateInfo

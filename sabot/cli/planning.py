@@ -8,21 +8,21 @@ import typer
 
 from sabot.app import App
 from sabot.base.logs import set_up_logging
-from sabot.checkpoint import Manifest
-from sabot.checkpoint.savepoints import is_savepoint
 from sabot.cli.app_checkpoints import find_checkpoints
 from sabot.cli.loading import WrongUse, load_app, use_functions
 from sabot.cli.options import Functions, Target
 from sabot.cli.printing import columns, json_line, moment
 from sabot.cli.running import guarded
+from sabot.engine.checkpoint import Manifest
+from sabot.engine.checkpoint.savepoints import is_savepoint
+from sabot.engine.plan import Plan, refill_options
+from sabot.engine.plan.drawing.render import svg
+from sabot.engine.runtime.life.outcomes import StateOutcome, outcomes_of
+from sabot.engine.runtime.life.restore import Asked, check_app, known_columns, plan_of
+from sabot.engine.runtime.tasks.facts import check_facts
+from sabot.engine.runtime.watch.guarantees import EdgeGuarantee, guarantee_lines, guarantees_of
 from sabot.errors import UserError
 from sabot.kafka import open_sink
-from sabot.plan import Plan, refill_options
-from sabot.plan.drawing.render import svg
-from sabot.runtime.life.outcomes import StateOutcome, outcomes_of
-from sabot.runtime.life.restore import Asked, check_app, known_columns, plan_of
-from sabot.runtime.tasks.facts import check_facts
-from sabot.runtime.watch.guarantees import EdgeGuarantee, guarantee_lines, guarantees_of
 
 
 def plan(

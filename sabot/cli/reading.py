@@ -12,14 +12,14 @@ from sabot._cython.text.json import encode_rows
 from sabot._cython.text.records import bytes_list
 from sabot.base.logs import set_up_logging
 from sabot.base.quantities import counted_words
-from sabot.checkpoint import ask
-from sabot.checkpoint.state_reads import MOST_DIFFERENCES, KeyChange, StateDifference, state_difference
 from sabot.cli.app_checkpoints import AppWord, find_checkpoints
 from sabot.cli.loading import WrongUse
 from sabot.cli.printing import columns, json_line, moment
 from sabot.cli.running import guarded
+from sabot.engine.checkpoint import ask
+from sabot.engine.checkpoint.state_reads import MOST_DIFFERENCES, KeyChange, StateDifference, state_difference
+from sabot.engine.operators.reading import operators_of, state_of
 from sabot.errors import UserError
-from sabot.operators.reading import operators_of, state_of
 
 _FORMATS = ("table", "json", "csv")
 _TABLE_ROWS = 100

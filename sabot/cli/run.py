@@ -25,7 +25,7 @@ from sabot.errors import UserError
 
 if TYPE_CHECKING:
     from sabot.app import App
-    from sabot.workers import Launcher
+    from sabot.engine.workers import Launcher
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +112,7 @@ def worker(context: typer.Context, **given: Any) -> None:
 
 
 def _work(target: str, settings: dict[str, Any], worker: Sequence[str] = ()) -> None:
-    from sabot.runtime.life.signals import StopSignals
+    from sabot.engine.runtime.life.signals import StopSignals
 
     with StopSignals.held(for_good=True) as signals:
         with signals.raising():
@@ -209,11 +209,15 @@ def _spread(
                 hint="give --workers N too",
             )
         return
-    from sabot.workers import LocalLauncher, TcpRendezvous, over_workers  # here, so that other commands do not load it
+    from sabot.engine.workers import (  # here, so that other commands do not load it
+        LocalLauncher,
+        TcpRendezvous,
+        over_workers,
+    )
 
     launcher: Callable[[], Launcher] | None = None
     if ray is not None:
-        from sabot.workers.on_ray import RayLauncher, parse_resources
+        from sabot.engine.workers.on_ray import RayLauncher, parse_resources
 
         launcher = partial(RayLauncher, ray, worker, parse_resources(ray_resources or "CPU=1"))
     elif ray_resources is not None:

@@ -16,17 +16,17 @@ import typer
 
 from sabot.base.logs import set_up_logging
 from sabot.base.quantities import bytes_words
-from sabot.checkpoint import ask
-from sabot.checkpoint.inspection import AppCheckpoints, control_of
 from sabot.cli.app_checkpoints import AppWord, find_checkpoints
 from sabot.cli.printing import columns, json_line, plain
 from sabot.cli.running import guarded
 from sabot.cli.workers import WORKER_TITLES, running_control, worker_rows
+from sabot.engine.checkpoint import ask
+from sabot.engine.checkpoint.inspection import AppCheckpoints, control_of
+from sabot.engine.plan.drawing import SHARES
+from sabot.engine.runtime.watch.app_rates import AppRates, AppReading, TaskRates, rates_between
+from sabot.engine.runtime.watch.bottleneck import NarrowPlace, narrow_places
+from sabot.engine.runtime.watch.figures import CheckpointFigures
 from sabot.errors import UserError
-from sabot.plan.drawing import SHARES
-from sabot.runtime.watch.app_rates import AppRates, AppReading, TaskRates, rates_between
-from sabot.runtime.watch.bottleneck import NarrowPlace, narrow_places
-from sabot.runtime.watch.figures import CheckpointFigures
 
 if TYPE_CHECKING:
     from rich.console import Group

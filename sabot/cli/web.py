@@ -18,13 +18,13 @@ from sabot.base.dataclass import dataclass
 from sabot.base.logs import set_up_logging
 from sabot.base.options import option
 from sabot.base.redaction import has_password, keep_url, redacted_url, visible, without_password
-from sabot.checkpoint.inspection import AppCheckpoints
 from sabot.cli.app_checkpoints import find_checkpoints
 from sabot.cli.loading import WrongUse, load_app
 from sabot.cli.options import with_options
 from sabot.cli.running import guarded
+from sabot.engine.checkpoint.inspection import AppCheckpoints
+from sabot.engine.state import state_directory
 from sabot.errors import UserError
-from sabot.state import state_directory
 
 if TYPE_CHECKING:
     from sabot.web.console import ConsoleSite
@@ -283,7 +283,7 @@ def _server_of(place: object) -> str:
 
 
 def _places_of_app(target: str) -> "AppPlaces":
-    from sabot.runtime.life.runnable import any_durable
+    from sabot.engine.runtime.life.runnable import any_durable
     from sabot.web.kept_app import AppPlaces
 
     app = load_app(target)
@@ -320,8 +320,8 @@ def _places_of(word: str) -> "AppPlaces":
 
 
 def _places_of_directory(path: Path, word: str) -> "AppPlaces":
-    from sabot.checkpoint.places import is_local_place
-    from sabot.runtime.life.run_record import RECORD_FILE, read_record
+    from sabot.engine.checkpoint.places import is_local_place
+    from sabot.engine.runtime.life.run_record import RECORD_FILE, read_record
     from sabot.web.kept_app import AppPlaces
 
     if not path.is_dir():

@@ -8,13 +8,13 @@ import typer
 
 from sabot.base.logs import set_up_logging
 from sabot.base.quantities import bytes_words
-from sabot.checkpoint import ask
-from sabot.checkpoint.inspection import AppCheckpoints, control_of
 from sabot.cli.app_checkpoints import AppWord, find_checkpoints
 from sabot.cli.printing import columns, json_line, plain
 from sabot.cli.running import guarded
+from sabot.engine.checkpoint import ask
+from sabot.engine.checkpoint.inspection import AppCheckpoints, control_of
+from sabot.engine.runtime.watch.figures import AppFigures, FlowFigures, WorkerFigures
 from sabot.errors import UserError
-from sabot.runtime.watch.figures import AppFigures, FlowFigures, WorkerFigures
 
 _ASK_SECONDS = 20.0
 

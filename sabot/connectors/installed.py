@@ -60,7 +60,7 @@ OURS = (
     Connector("kafka", *_KAFKA),
     Connector("upsert-kafka", *_KAFKA),
     Connector("memory", "sabot.connectors.memory:MemorySource", "sabot.connectors.memory:MemorySink"),
-    Connector("agent", "sabot.runtime.agents.output:AgentOutput"),
+    Connector("agent", "sabot.engine.runtime.agents.output:AgentOutput"),
     Connector("files", *_FILES),
     Connector("filesystem", *_FILES),
     Connector("sqlite", sink=_SQL),

@@ -11,8 +11,8 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from sabot.calls.effects import EffectId, digest
-from sabot.calls.errors import model_error
+from sabot.engine.calls.effects import EffectId, digest
+from sabot.engine.calls.errors import model_error
 from sabot.errors import EffectError, UserError
 from sabot.jobs.core import Judged, PersonAsked, refusal, step
 from sabot.jobs.events import CallAsked, CallRequest

@@ -21,9 +21,9 @@ from typing import Any, Literal, NamedTuple, Protocol
 import msgspec
 
 from sabot.base.stored_names import stored_name
-from sabot.calls.certainty import Certainty
-from sabot.calls.effects import RULES, Doubt, EffectClass, EffectId, Reconciled, SaltedEffectId, digest, in_doubt
-from sabot.calls.judging import ValueCode
+from sabot.engine.calls.certainty import Certainty
+from sabot.engine.calls.effects import RULES, Doubt, EffectClass, EffectId, Reconciled, SaltedEffectId, digest, in_doubt
+from sabot.engine.calls.judging import ValueCode
 from sabot.errors import EffectError, InternalError, UserError
 from sabot.jobs.answers import (
     APPROVAL_WORDS,

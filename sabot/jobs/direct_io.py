@@ -30,7 +30,7 @@ from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 from sabot.base.logs import is_users
-from sabot.calls.judging import collects_garbage
+from sabot.engine.calls.judging import collects_garbage
 from sabot.errors import short_repr
 from sabot.jobs.loop import JobLoop
 

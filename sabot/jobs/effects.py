@@ -17,10 +17,10 @@ from typing import Literal
 
 import msgspec
 
-from sabot.calls.certainty import Certainty
-from sabot.calls.effects import RULES, EffectId, Reconciled, SaltedEffectId
-from sabot.calls.tools import wraps_itself
 from sabot.clock import Clock
+from sabot.engine.calls.certainty import Certainty
+from sabot.engine.calls.effects import RULES, EffectId, Reconciled, SaltedEffectId
+from sabot.engine.calls.tools import wraps_itself
 from sabot.errors import DataError, EffectError, UserError
 from sabot.jobs.answers import APPROVAL_WORDS, edit_of, fault_of
 from sabot.jobs.call_requests import CallRequests

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from sabot.calls.effects import EffectId
+from sabot.engine.calls.effects import EffectId
 from sabot.jobs.core import EffectEvent, Judged, LookedUp, Outcome, PersonAsked
 from sabot.jobs.guard import Behalf, GuardedCall, GuardVerdict
 from sabot.jobs.owner import OpenJob, RunningJob

@@ -25,12 +25,12 @@ from typing import Any, Literal, NamedTuple
 
 import msgspec
 
-from sabot.calls.arguments import all_given, call_arguments, values_left_out, with_arguments
-from sabot.calls.effects import EffectId
-from sabot.calls.judging import ValueCode
-from sabot.calls.model_requests import RequestSpec
-from sabot.calls.tools import Tool
-from sabot.calls.usage import Usage
+from sabot.engine.calls.arguments import all_given, call_arguments, values_left_out, with_arguments
+from sabot.engine.calls.effects import EffectId
+from sabot.engine.calls.judging import ValueCode
+from sabot.engine.calls.model_requests import RequestSpec
+from sabot.engine.calls.tools import Tool
+from sabot.engine.calls.usage import Usage
 from sabot.errors import UNREADABLE, CorruptJournal, UserError, message_of, short_repr
 from sabot.jobs.masking import mask, mask_default
 from sabot.jobs.values import UNCHANGEABLE, contents_of, copied, pack

@@ -25,7 +25,7 @@ from typing import Any
 
 import msgspec
 
-from sabot.calls.effects import RULES, EffectClass, EffectId
+from sabot.engine.calls.effects import RULES, EffectClass, EffectId
 from sabot.errors import CorruptJournal, EffectError
 from sabot.jobs.answers import ALWAYS, answer_object, is_approved, refusal_words, says_yes
 from sabot.jobs.guard import DecidedEffect, Decision, GuardVerdict, decode_verdict, stood_in

@@ -23,9 +23,9 @@ from sabot.base.process_exit import EXITS
 from sabot.base.stored_names import stored_name
 from sabot.base.supervision import watch_task
 from sabot.base.threads import run_in_thread, run_to_end
-from sabot.calls.effects import EffectId, digest
-from sabot.calls.judging import ValueCode, with_judge
 from sabot.clock import Clock
+from sabot.engine.calls.effects import EffectId, digest
+from sabot.engine.calls.judging import ValueCode, with_judge
 from sabot.errors import NonDeterminism, SabotError, TransientError
 from sabot.jobs.core import APPROVAL, SEQUENCES_APART, LookedUp, Outcome, may_happen
 from sabot.jobs.effects import Effects

@@ -19,13 +19,13 @@ from typing import Any, Literal
 import msgspec
 
 from sabot.base.threads import call_on_loop
-from sabot.calls.effects import RULES, EffectClass, EffectId, may_call
-from sabot.calls.errors import model_error
-from sabot.calls.judging import JUDGE, Make, OnceJudge
-from sabot.calls.messages import user
-from sabot.calls.model_requests import RequestSpec
-from sabot.calls.tools import Tool, recorded_way
 from sabot.clock import Clock
+from sabot.engine.calls.effects import RULES, EffectClass, EffectId, may_call
+from sabot.engine.calls.errors import model_error
+from sabot.engine.calls.judging import JUDGE, Make, OnceJudge
+from sabot.engine.calls.messages import user
+from sabot.engine.calls.model_requests import RequestSpec
+from sabot.engine.calls.tools import Tool, recorded_way
 from sabot.errors import PolicyDenied, UserError
 from sabot.jobs.guard import (
     NOBODY,

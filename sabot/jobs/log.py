@@ -18,8 +18,8 @@ from contextvars import copy_context
 from typing import Any, NamedTuple, Protocol
 
 from sabot.base.threads import run_in_thread, run_to_end
-from sabot.calls.effects import EffectId
-from sabot.calls.judging import with_judge
+from sabot.engine.calls.effects import EffectId
+from sabot.engine.calls.judging import with_judge
 from sabot.errors import NonDeterminism, SabotError, TransientError
 from sabot.jobs.events import Event
 from sabot.jobs.host_state import HostState

@@ -26,7 +26,7 @@ from threading import get_ident
 from types import CoroutineType, FrameType
 from typing import Any, TypeVar, TypeVarTuple
 
-from sabot.calls.judging import JUDGE, RefusingJudge, collects_garbage, note_collections
+from sabot.engine.calls.judging import JUDGE, RefusingJudge, collects_garbage, note_collections
 from sabot.errors import InternalError, UserError, short_repr
 
 _log = logging.getLogger(__name__)

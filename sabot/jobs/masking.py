@@ -20,8 +20,8 @@ import pyarrow as pa
 from sabot.base.arrays import empty_batch
 from sabot.base.config import Secret
 from sabot.base.redaction import HIDDEN
-from sabot.calls.batches import rows_of, with_values
-from sabot.calls.fields import beside_fields, setter_of
+from sabot.engine.calls.batches import rows_of, with_values
+from sabot.engine.calls.fields import beside_fields, setter_of
 from sabot.errors import UserError
 from sabot.jobs.values import with_fields
 

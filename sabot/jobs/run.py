@@ -24,14 +24,14 @@ import msgspec
 from sabot.base.present_job import PRESENT_JOB, PresentJob
 from sabot.base.redaction import HIDDEN
 from sabot.base.stored_names import stored_name
-from sabot.calls.arguments import call_arguments, leaves_out, plain_arguments, values_left_out
-from sabot.calls.edits import edited_arguments, recorded_arguments
-from sabot.calls.effects import RULES, EffectClass, EffectId, digest, may_call
-from sabot.calls.fields import MISSING_VALUE, REST
-from sabot.calls.judging import ValueCode
-from sabot.calls.model_requests import RequestSpec
-from sabot.calls.tool_context import ToolContext
-from sabot.calls.tools import Tool
+from sabot.engine.calls.arguments import call_arguments, leaves_out, plain_arguments, values_left_out
+from sabot.engine.calls.edits import edited_arguments, recorded_arguments
+from sabot.engine.calls.effects import RULES, EffectClass, EffectId, digest, may_call
+from sabot.engine.calls.fields import MISSING_VALUE, REST
+from sabot.engine.calls.judging import ValueCode
+from sabot.engine.calls.model_requests import RequestSpec
+from sabot.engine.calls.tool_context import ToolContext
+from sabot.engine.calls.tools import Tool
 from sabot.errors import NonDeterminism, PolicyDenied, UserError, short_repr
 from sabot.jobs.answers import check_no_mask, starred_in
 from sabot.jobs.core import AWAITS_GUARD, DONE, OPEN, EffectState, drawing_from, drop, job_seed, question_token

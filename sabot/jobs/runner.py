@@ -30,17 +30,17 @@ from sabot.base.process_exit import EXITS, find_exit, wrap_exit
 from sabot.base.redaction import HIDDEN, without_secrets
 from sabot.base.supervision import unexpected_end
 from sabot.base.threads import call_on_loop
-from sabot.calls.certainty import Certainty, certainty_of, is_ours
-from sabot.calls.crew import CANCEL_SECONDS
-from sabot.calls.effects import RULES, EffectClass, EffectId, Reconciled
-from sabot.calls.error_log import ErrorLog
-from sabot.calls.functions import awaitable, unwrap
-from sabot.calls.judging import JUDGE, OVER, SENDABLE, OnceJudge, begin_judging, end_judging
-from sabot.calls.pool import ThreadPool
-from sabot.calls.steps import watched
-from sabot.calls.tool_context import CALL, EFFECT, Effect, OpenDeps, ToolContext
-from sabot.calls.tools import Tool
 from sabot.clock import Clock
+from sabot.engine.calls.certainty import Certainty, certainty_of, is_ours
+from sabot.engine.calls.crew import CANCEL_SECONDS
+from sabot.engine.calls.effects import RULES, EffectClass, EffectId, Reconciled
+from sabot.engine.calls.error_log import ErrorLog
+from sabot.engine.calls.functions import awaitable, unwrap
+from sabot.engine.calls.judging import JUDGE, OVER, SENDABLE, OnceJudge, begin_judging, end_judging
+from sabot.engine.calls.pool import ThreadPool
+from sabot.engine.calls.steps import watched
+from sabot.engine.calls.tool_context import CALL, EFFECT, Effect, OpenDeps, ToolContext
+from sabot.engine.calls.tools import Tool
 from sabot.errors import EffectError, JournalFailed, SabotError, UserError, short_repr
 from sabot.jobs.core import LookedUp, Outcome
 from sabot.jobs.judges import REPEATED, GuardJudge, judge_of_repeated

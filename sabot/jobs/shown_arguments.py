@@ -22,7 +22,7 @@ import msgspec
 
 from sabot.base.arrays import dumped_model
 from sabot.base.redaction import HIDDEN
-from sabot.calls.fields import MISSING_VALUE, REST, beside_fields, fields_of
+from sabot.engine.calls.fields import MISSING_VALUE, REST, beside_fields, fields_of
 from sabot.errors import UserError, short_repr
 from sabot.jobs.values import UNCHANGEABLE, pack, unpack
 

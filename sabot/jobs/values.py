@@ -36,9 +36,9 @@ from sabot.base.config import Secret
 from sabot.base.redaction import scrubbed
 from sabot.base.stored_names import stored_name
 from sabot.base.surrogates import whole_texts
-from sabot.calls.fields import setter_of
-from sabot.calls.messages import shown_messages
-from sabot.calls.tool_results import plain_form
+from sabot.engine.calls.fields import setter_of
+from sabot.engine.calls.messages import shown_messages
+from sabot.engine.calls.tool_results import plain_form
 from sabot.errors import UNREADABLE, CorruptJournal, EffectError, PolicyDenied, UserError, message_of
 
 MAX_RESULT_BYTES = 16 << 20

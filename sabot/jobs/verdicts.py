@@ -15,9 +15,9 @@ import msgspec
 import pyarrow as pa
 
 from sabot.base.arrays import column_of
-from sabot.calls.functions import unwrap
-from sabot.calls.json_schema import mismatch
-from sabot.calls.tools import Tool, ToolAnswer
+from sabot.engine.calls.functions import unwrap
+from sabot.engine.calls.json_schema import mismatch
+from sabot.engine.calls.tools import Tool, ToolAnswer
 from sabot.errors import UserError
 
 _MOST_SCHEMA_BYTES = 20_000  # a longer schema is not put into the question
@@ -111,7 +111,7 @@ def given_result(tool: Tool, result: Any) -> Any:
         return result
     if _is_answer(kind):
         return kind.from_person(result)
-    from sabot.calls.schema import converted
+    from sabot.engine.calls.schema import converted
 
     with suppress(Exception):  # a type that msgspec does not read, or the user's code in it
         # `asdict`, because msgspec would not pack the fields of a dataclass that have their default here
@@ -133,7 +133,7 @@ def _is_answer(kind: Any) -> bool:
 
 def _schema_of(kind: Any) -> dict[str, Any] | None:
     """Returns the JSON schema of a type. Returns None if it has none, or if a function of this type returns nothing."""
-    from sabot.calls.schema import schema_of
+    from sabot.engine.calls.schema import schema_of
 
     try:
         return None if kind is type(None) else schema_of(kind, "result")

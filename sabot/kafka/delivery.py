@@ -26,6 +26,7 @@ from sabot.codecs.base import Format
 from sabot.codecs.formats import JSON
 from sabot.codecs.records import to_records
 from sabot.connectors.base import KeepsToken, Token, Track
+from sabot.engine.letters.refused import refused_in
 from sabot.errors import AppLocked, BrokerUnavailable, SabotError, TransientError, UserError
 from sabot.kafka.client import (
     ANSWER_SECONDS,
@@ -56,7 +57,6 @@ from sabot.kafka.writer import (
     refused_by,
     refused_by_topic,
 )
-from sabot.letters.refused import refused_in
 from sabot.steps import step
 
 _log = logging.getLogger("sabot.kafka")

@@ -22,6 +22,8 @@ from confluent_kafka import KafkaError, KafkaException
 
 from sabot.base.redaction import clean_cause
 from sabot.clock import SYSTEM_CLOCK
+from sabot.engine.letters.places import Ranges
+from sabot.engine.letters.redrive import Redriven, Sending, Target
 from sabot.errors import AppLocked, SabotError, TransientError, UserError
 from sabot.kafka.admin import settings_of
 from sabot.kafka.client import (
@@ -35,8 +37,6 @@ from sabot.kafka.client import (
     producer_of,
     said,
 )
-from sabot.letters.places import Ranges
-from sabot.letters.redrive import Redriven, Sending, Target
 from sabot.steps import step
 
 log = logging.getLogger("sabot.kafka")

@@ -26,8 +26,8 @@ from sabot.base.config import Duration, checked_name, checked_text, parse_second
 from sabot.base.options import answers_wrong_options
 from sabot.base.redaction import scrubbed
 from sabot.base.surrogates import whole_text
-from sabot.calls.effects import RULES, EffectClass
-from sabot.calls.errors import (
+from sabot.engine.calls.effects import RULES, EffectClass
+from sabot.engine.calls.errors import (
     AgentRunError,
     ContentFiltered,
     ContextLengthExceeded,
@@ -37,15 +37,24 @@ from sabot.calls.errors import (
     TurnLimitExceeded,
     with_message,
 )
-from sabot.calls.functions import unwrap
-from sabot.calls.messages import ChatMessage, ToolCall, cut, given_arguments, messages_of, system, tool_result, user
-from sabot.calls.model_requests import NamesCaller, RequestContext, RequestSpec, ToolSchema, context_of
-from sabot.calls.names import MODELS, note_tool
-from sabot.calls.options import LoopOptions, Retry, Trim
-from sabot.calls.tool_context import AgentDeps, Deps, Output, ToolContext, with_context_by_name
-from sabot.calls.tool_results import json_of_result
-from sabot.calls.tools import Tool, ToolAnswer, as_tool, tool_of_agent
-from sabot.calls.usage import Usage
+from sabot.engine.calls.functions import unwrap
+from sabot.engine.calls.messages import (
+    ChatMessage,
+    ToolCall,
+    cut,
+    given_arguments,
+    messages_of,
+    system,
+    tool_result,
+    user,
+)
+from sabot.engine.calls.model_requests import NamesCaller, RequestContext, RequestSpec, ToolSchema, context_of
+from sabot.engine.calls.names import MODELS, note_tool
+from sabot.engine.calls.options import LoopOptions, Retry, Trim
+from sabot.engine.calls.tool_context import AgentDeps, Deps, Output, ToolContext, with_context_by_name
+from sabot.engine.calls.tool_results import json_of_result
+from sabot.engine.calls.tools import Tool, ToolAnswer, as_tool, tool_of_agent
+from sabot.engine.calls.usage import Usage
 from sabot.errors import UNREADABLE, EffectError, SabotError, UserError, message_of, short_repr
 from sabot.llm.conversation import Conversation, TokenEstimator, groups_of, with_shorter_results, without_oldest
 from sabot.llm.direct import DirectEffects

@@ -12,9 +12,9 @@ from sabot._cython.arrow.batch import normalise
 from sabot.api.expr import Expr
 from sabot.api.prompts import Template, distinct_prompts, given_prompts, prompt_of, text_of
 from sabot.base.arrays import column_of
-from sabot.calls.model_requests import RequestContext, RequestSpec
-from sabot.calls.schema import Schema
-from sabot.calls.tools import Tool
+from sabot.engine.calls.model_requests import RequestContext, RequestSpec
+from sabot.engine.calls.schema import Schema
+from sabot.engine.calls.tools import Tool
 from sabot.errors import SabotError, UserError
 from sabot.llm.asking import Asking
 from sabot.llm.columns import AnswerColumns

@@ -11,12 +11,12 @@ from sabot.api.nodes.calls import MapLlm
 from sabot.api.nodes.node import Node
 from sabot.api.prompts import prompt_of
 from sabot.base.checks import FLAG, Whole, check
-from sabot.calls import CallOptions
-from sabot.calls.judging import present_judge
-from sabot.calls.messages import system, user
-from sabot.calls.model_requests import RequestContext, RequestSpec
 from sabot.connectors.base import Sink
 from sabot.connectors.checks import check_sink
+from sabot.engine.calls import CallOptions
+from sabot.engine.calls.judging import present_judge
+from sabot.engine.calls.messages import system, user
+from sabot.engine.calls.model_requests import RequestContext, RequestSpec
 from sabot.errors import UserError
 from sabot.llm.cache import MemoryCache
 from sabot.llm.columns import AnswerColumns

@@ -18,9 +18,9 @@ from sabot.base.config import Duration, parse_seconds
 from sabot.base.disk import private
 from sabot.base.options import answers_wrong_options
 from sabot.base.sqlite_files import error_of, open_database
-from sabot.calls.cache import UNKNOWN, AnswerCache
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.connectors.redis.server import RedisServer
+from sabot.engine.calls.cache import UNKNOWN, AnswerCache
 from sabot.errors import UNREADABLE, TransientError, UserError
 from sabot.llm.results import Completion
 

@@ -8,8 +8,8 @@ import pyarrow as pa
 from sabot.base.arrays import as_type, column_of, typed_fields
 from sabot.base.checks import FLAG, check
 from sabot.base.column_types import arrow_type, fields_of_class
-from sabot.calls.errors import ContentFiltered, MalformedAnswer
-from sabot.calls.schema import Schema
+from sabot.engine.calls.errors import ContentFiltered, MalformedAnswer
+from sabot.engine.calls.schema import Schema
 from sabot.errors import UserError, short_repr
 from sabot.llm.requests import WHOLE_OUTPUT, error_of_end
 from sabot.llm.results import Completion

@@ -11,8 +11,8 @@ from itertools import accumulate
 
 import msgspec
 
-from sabot.calls.messages import ChatMessage, Image, cut
-from sabot.calls.model_requests import ToolSchema
+from sabot.engine.calls.messages import ChatMessage, Image, cut
+from sabot.engine.calls.model_requests import ToolSchema
 from sabot.errors import UNREADABLE, CorruptCheckpoint
 from sabot.llm.results import Completion
 

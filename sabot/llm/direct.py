@@ -12,15 +12,15 @@ from secrets import token_hex
 from typing import Any
 
 from sabot.base.threads import call_on_loop
-from sabot.calls.effects import RULES, EffectId
-from sabot.calls.errors import ToolTimeout
-from sabot.calls.judging import JUDGE, OVER, OnceJudge, judge_of_this, present_judge
-from sabot.calls.model_requests import RequestContext, RequestSpec
-from sabot.calls.pool import ThreadPool
-from sabot.calls.steps import watched
-from sabot.calls.tool_context import EFFECT, PLAIN_CALL, Effect, OpenDeps, ToolContext, id_within
-from sabot.calls.tools import IN_THREAD, Tool
 from sabot.clock import SYSTEM_CLOCK, Clock
+from sabot.engine.calls.effects import RULES, EffectId
+from sabot.engine.calls.errors import ToolTimeout
+from sabot.engine.calls.judging import JUDGE, OVER, OnceJudge, judge_of_this, present_judge
+from sabot.engine.calls.model_requests import RequestContext, RequestSpec
+from sabot.engine.calls.pool import ThreadPool
+from sabot.engine.calls.steps import watched
+from sabot.engine.calls.tool_context import EFFECT, PLAIN_CALL, Effect, OpenDeps, ToolContext, id_within
+from sabot.engine.calls.tools import IN_THREAD, Tool
 from sabot.errors import EffectError, NotSent, message_of
 from sabot.llm.engine_core import Engine
 from sabot.llm.middleware import ToolMiddleware

@@ -19,15 +19,15 @@ import msgspec
 
 from sabot.base.checks import Of, Whole, check
 from sabot.base.config import Duration, parse_seconds
-from sabot.calls.errors import BudgetExceeded, ModelError, ModelUnavailable, with_message
-from sabot.calls.judging import RefusingJudge
-from sabot.calls.messages import ChatMessage
-from sabot.calls.model_figures import join_loop
-from sabot.calls.model_requests import NamesCaller, RequestContext, RequestSpec, context_of
-from sabot.calls.options import Retry
-from sabot.calls.schema import Schema
-from sabot.calls.usage import Usage
 from sabot.clock import SYSTEM_CLOCK, Clock
+from sabot.engine.calls.errors import BudgetExceeded, ModelError, ModelUnavailable, with_message
+from sabot.engine.calls.judging import RefusingJudge
+from sabot.engine.calls.messages import ChatMessage
+from sabot.engine.calls.model_figures import join_loop
+from sabot.engine.calls.model_requests import NamesCaller, RequestContext, RequestSpec, context_of
+from sabot.engine.calls.options import Retry
+from sabot.engine.calls.schema import Schema
+from sabot.engine.calls.usage import Usage
 from sabot.errors import EffectError, PolicyDenied, TransientError, UserError, short_repr
 from sabot.llm.cache import CompletionCache
 from sabot.llm.idempotency import IdempotencyTracker, SharedCall

@@ -14,10 +14,10 @@ import msgspec
 from sabot.base.checks import Whole, check
 from sabot.base.config import Duration, parse_seconds
 from sabot.base.options import answers_wrong_options
-from sabot.calls.cache import UNKNOWN, AnswerCache
-from sabot.calls.errors import ModelTimeout, ModelUnavailable
-from sabot.calls.model_requests import RequestContext
 from sabot.clock import SYSTEM_CLOCK, Clock
+from sabot.engine.calls.cache import UNKNOWN, AnswerCache
+from sabot.engine.calls.errors import ModelTimeout, ModelUnavailable
+from sabot.engine.calls.model_requests import RequestContext
 from sabot.errors import IdempotencyConflict, UserError
 from sabot.llm.results import Completion, Piece, in_pieces
 

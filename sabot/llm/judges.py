@@ -7,9 +7,9 @@ from contextvars import ContextVar
 from decimal import Decimal
 from typing import Any, Protocol
 
-from sabot.calls import judging
-from sabot.calls.judging import Make
-from sabot.calls.usage import Usage
+from sabot.engine.calls import judging
+from sabot.engine.calls.judging import Make
+from sabot.engine.calls.usage import Usage
 from sabot.llm.middleware import ModelCall, Outcome
 
 

@@ -2,7 +2,7 @@
 repeated failures.
 
 `Admission` lets requests begin in the order in which they came. The number in flight adapts to the provider
-(`calls/limits`): it is lowered after a 429 and grows again with successful requests. `Circuit` stops asking a
+(`engine/calls/limits`): it is lowered after a 429 and grows again with successful requests. `Circuit` stops asking a
 provider that fails again and again.
 """
 
@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from sabot.base.checks import Whole, check
 from sabot.base.config import Duration, parse_seconds
 from sabot.base.options import answers_wrong_options
-from sabot.calls.errors import CircuitOpen, ModelError, ModelTimeout, ModelUnavailable, RateLimited
-from sabot.calls.limits import AdaptiveLimit, TokenBucket
 from sabot.clock import Clock
+from sabot.engine.calls.errors import CircuitOpen, ModelError, ModelTimeout, ModelUnavailable, RateLimited
+from sabot.engine.calls.limits import AdaptiveLimit, TokenBucket
 from sabot.errors import UserError, short_repr
 
 _MOST_AT_ONCE = 100_000

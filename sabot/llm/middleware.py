@@ -32,11 +32,11 @@ from sabot.base.config import amount
 from sabot.base.metrics import Durations
 from sabot.base.options import answers_wrong_options
 from sabot.base.quantities import money
-from sabot.calls.errors import BudgetExceeded, CircuitOpen, ModelError, ModelTimeout, RateLimited
-from sabot.calls.model_requests import RequestContext, RequestSpec
-from sabot.calls.options import Retry
-from sabot.calls.usage import Usage, is_cost
 from sabot.clock import Clock
+from sabot.engine.calls.errors import BudgetExceeded, CircuitOpen, ModelError, ModelTimeout, RateLimited
+from sabot.engine.calls.model_requests import RequestContext, RequestSpec
+from sabot.engine.calls.options import Retry
+from sabot.engine.calls.usage import Usage, is_cost
 from sabot.errors import TransientError, UserError, short_repr
 from sabot.llm.prices import PRICES_HINT, Prices
 from sabot.llm.results import Completion, Embeddings, Piece

@@ -13,7 +13,7 @@ from functools import cache
 from typing import Protocol, runtime_checkable
 
 from sabot.base.options import answers_wrong_options
-from sabot.calls.usage import Usage
+from sabot.engine.calls.usage import Usage
 from sabot.errors import MissingExtra, UserError, short_repr
 
 PRICES_HINT = (

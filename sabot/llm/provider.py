@@ -3,7 +3,7 @@
 from collections.abc import AsyncGenerator, Sequence
 from typing import Protocol, runtime_checkable
 
-from sabot.calls.model_requests import RequestSpec
+from sabot.engine.calls.model_requests import RequestSpec
 from sabot.llm.results import Completion, Embeddings, Piece
 
 
@@ -13,7 +13,7 @@ class Provider(Protocol):
     refused the first for an option that it does not know. Retries, limits, caches and prices are the engine's task.
 
     Many tasks of one event loop may call it at once; the engine uses it in one event loop at a time. Errors are
-    `ModelError` (`sabot.calls.errors`), with provider, model and request id, and never contain a key. When a cancelled
+    `ModelError` (`sabot.engine.calls.errors`), with provider, model and request id, and never contain a key. When a cancelled
     call returns, its connection is closed.
     """
 

@@ -9,11 +9,11 @@ from weakref import WeakValueDictionary
 import msgspec
 
 from sabot.base.checks import Of, Whole, check, is_number
-from sabot.calls.decoded import with_form
-from sabot.calls.errors import ContentFiltered, MalformedAnswer, ModelError
-from sabot.calls.messages import messages_of
-from sabot.calls.model_requests import RequestSpec
-from sabot.calls.schema import Mismatch, Schema
+from sabot.engine.calls.decoded import with_form
+from sabot.engine.calls.errors import ContentFiltered, MalformedAnswer, ModelError
+from sabot.engine.calls.messages import messages_of
+from sabot.engine.calls.model_requests import RequestSpec
+from sabot.engine.calls.schema import Mismatch, Schema
 from sabot.errors import UserError, short_repr
 from sabot.llm.results import Completion
 

@@ -9,8 +9,8 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from sabot.calls.messages import ChatMessage, ToolCall, assistant
-from sabot.calls.usage import Usage
+from sabot.engine.calls.messages import ChatMessage, ToolCall, assistant
+from sabot.engine.calls.usage import Usage
 
 FinishReason = Literal["stop", "length", "tool_calls", "content_filter", "pause_turn"]
 FINISH_REASONS: frozenset[str] = frozenset(get_args(FinishReason))

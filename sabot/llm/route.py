@@ -12,12 +12,12 @@ from typing import Any
 
 import msgspec
 
-from sabot.calls.errors import CircuitOpen, ModelUnavailable, ModelUnreachable, may_cost
-from sabot.calls.judging import SENDABLE
-from sabot.calls.model_requests import RequestSpec
-from sabot.calls.names import MODELS
-from sabot.calls.usage import Usage, counted_usage, is_cost
 from sabot.clock import Clock
+from sabot.engine.calls.errors import CircuitOpen, ModelUnavailable, ModelUnreachable, may_cost
+from sabot.engine.calls.judging import SENDABLE
+from sabot.engine.calls.model_requests import RequestSpec
+from sabot.engine.calls.names import MODELS
+from sabot.engine.calls.usage import Usage, counted_usage, is_cost
 from sabot.llm.limits import Admission, Circuit, CircuitBreaker, Limits
 from sabot.llm.middleware import ModelCall, Outcome
 from sabot.llm.prices import Prices

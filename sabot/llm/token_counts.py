@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator
 
 import msgspec
 
-from sabot.calls.messages import ChatMessage, Image
-from sabot.calls.model_requests import RequestSpec
+from sabot.engine.calls.messages import ChatMessage, Image
+from sabot.engine.calls.model_requests import RequestSpec
 
 IMAGE_TOKENS = 50_000
 """The greatest number of tokens of an image, for the models of OpenAI and Anthropic. The size of an image given by

@@ -35,8 +35,8 @@ from mcp.types import HEADER_MISMATCH, Implementation
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from sabot.base.version import sabot_version
-from sabot.calls.messages import ChatMessage, assistant, user
-from sabot.calls.schema import Mismatch
+from sabot.engine.calls.messages import ChatMessage, assistant, user
+from sabot.engine.calls.schema import Mismatch
 from sabot.errors import SabotError, message_of, short_repr
 from sabot.mcp.calls import OF_SESSION, AskingCalls, SentCall, restarted
 from sabot.mcp.config import PROTOCOL_VERSIONS, McpConfig, McpServerSpec, SessionKey

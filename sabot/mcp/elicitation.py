@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from sabot.calls.model_requests import JsonSchema
+from sabot.engine.calls.model_requests import JsonSchema
 from sabot.errors import UserError, short_repr
 from sabot.mcp.offers import clean, mismatch_with
 

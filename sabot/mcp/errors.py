@@ -1,6 +1,6 @@
 """The errors of MCP servers.
 
-ToolError                    of `sabot.calls.errors`: an agent's model is told
+ToolError                    of `sabot.engine.calls.errors`: an agent's model is told
 └── McpError                 names the server
     ├── McpUnavailable       no session could be opened; nothing was sent (also a NotSent)
     ├── McpBusy              as many servers are in use as the pool may have; nothing was sent (also a NotSent)
@@ -15,7 +15,7 @@ ToolError                    of `sabot.calls.errors`: an agent's model is told
 
 from typing import Any
 
-from sabot.calls.errors import ToolError, ToolTimeout
+from sabot.engine.calls.errors import ToolError, ToolTimeout
 from sabot.errors import NotSent, TransientError
 
 

@@ -7,7 +7,7 @@ from concurrent.futures import Future
 from typing import Any, TypeVar
 
 from sabot.base.threads import call_on_loop, wait_done
-from sabot.calls.judging import refuse_in_job
+from sabot.engine.calls.judging import refuse_in_job
 from sabot.errors import UserError
 
 T = TypeVar("T")

@@ -17,10 +17,10 @@ from typing import Any
 
 import msgspec
 
-from sabot.calls.effects import EffectClass
-from sabot.calls.json_schema import mismatch
-from sabot.calls.model_requests import JsonSchema
-from sabot.calls.schema import Mismatch
+from sabot.engine.calls.effects import EffectClass
+from sabot.engine.calls.json_schema import mismatch
+from sabot.engine.calls.model_requests import JsonSchema
+from sabot.engine.calls.schema import Mismatch
 from sabot.errors import UserError, message_of
 
 _MOST_SCHEMA_BYTES = 200_000

@@ -24,10 +24,10 @@ from sabot.base.backoff import Backoff, Failures
 from sabot.base.config import Duration, parse_seconds
 from sabot.base.options import answers_wrong_options, no_option
 from sabot.base.supervision import TaskSet
-from sabot.calls.judging import judge_of_this
-from sabot.calls.messages import ChatMessage
-from sabot.calls.names import SERVERS
-from sabot.calls.tools import IN_THREAD, InDoubt, Tool
+from sabot.engine.calls.judging import judge_of_this
+from sabot.engine.calls.messages import ChatMessage
+from sabot.engine.calls.names import SERVERS
+from sabot.engine.calls.tools import IN_THREAD, InDoubt, Tool
 from sabot.errors import MissingExtra, UserError, short_repr
 from sabot.mcp.config import McpConfig, McpServerOptions, McpServerSpec, SessionKey
 from sabot.mcp.errors import McpBusy, McpConnectionLost, McpError, McpInvalidArguments, McpUnavailable

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from sabot.calls.tools import ToolAnswer
+from sabot.engine.calls.tools import ToolAnswer
 from sabot.process.command import ToolRequest
 
 

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sabot.base.redaction import HIDDEN, clean_value, holds_secret
-from sabot.calls.tools import Tool, tool
+from sabot.engine.calls.tools import Tool, tool
 from sabot.errors import UNREADABLE, UserError, short_repr
 
 _ROWS_MOST = 1000

@@ -30,10 +30,10 @@ from sabot.base.options import answers_wrong_options
 from sabot.base.os_errors import hint_of
 from sabot.base.redaction import clean_value, keep_secret, scrubbed
 from sabot.base.threads import run_in_thread
-from sabot.calls.effects import EffectClass
-from sabot.calls.judging import JUDGE
-from sabot.calls.tool_results import json_of_result
-from sabot.calls.tools import UNTRUSTED, Tool, ToolAnswer
+from sabot.engine.calls.effects import EffectClass
+from sabot.engine.calls.judging import JUDGE
+from sabot.engine.calls.tool_results import json_of_result
+from sabot.engine.calls.tools import UNTRUSTED, Tool, ToolAnswer
 from sabot.errors import MissingExtra, SabotError, UserError, message_of, short_repr
 
 try:

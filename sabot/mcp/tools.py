@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from sabot.base.config import Secret
-from sabot.calls.effects import RULES, EffectClass, effect_class
-from sabot.calls.errors import BudgetExceeded, ModelError, TurnLimitExceeded
-from sabot.calls.messages import ChatMessage, Image, Part, Text, system
-from sabot.calls.model_requests import RequestSpec, present_context
-from sabot.calls.names import note_tool
-from sabot.calls.options import Retry
-from sabot.calls.tools import UNTRUSTED, InDoubt, Tool, ToolCaller, as_tool
+from sabot.engine.calls.effects import RULES, EffectClass, effect_class
+from sabot.engine.calls.errors import BudgetExceeded, ModelError, TurnLimitExceeded
+from sabot.engine.calls.messages import ChatMessage, Image, Part, Text, system
+from sabot.engine.calls.model_requests import RequestSpec, present_context
+from sabot.engine.calls.names import note_tool
+from sabot.engine.calls.options import Retry
+from sabot.engine.calls.tools import UNTRUSTED, InDoubt, Tool, ToolCaller, as_tool
 from sabot.errors import EffectError, UserError, short_repr
 from sabot.llm.direct import DirectCaller, DirectTools
 from sabot.llm.requests import words_of_end

@@ -29,7 +29,7 @@ from pydantic import ValidationError
 from sabot.base.redaction import scrubbed
 from sabot.base.surrogates import has_lone_halves, whole_json
 from sabot.base.threads import run_to_end
-from sabot.calls.limits import TokenBucket
+from sabot.engine.calls.limits import TokenBucket
 from sabot.errors import UNREADABLE as UNREADABLE_JSON
 from sabot.errors import SabotError
 from sabot.mcp.config import McpConfig, McpServerSpec, SessionKey

@@ -24,9 +24,9 @@ from sabot.base.backoff import Backoff
 from sabot.base.checks import Of, Whole, check
 from sabot.base.config import Duration, parse_seconds
 from sabot.base.options import answers_wrong_options
-from sabot.calls.tool_results import model_or_text
 from sabot.clock import SYSTEM_CLOCK
 from sabot.connectors.redis.server import RedisServer
+from sabot.engine.calls.tool_results import model_or_text
 from sabot.errors import UNREADABLE, DataError, SabotError, TransientError, UserError, message_of, short_repr
 from sabot.kafka import RecordSender
 

@@ -26,8 +26,8 @@ import msgspec
 from sabot.agents.policy.rules import PolicyRule
 from sabot.base.checks import TEXTS, Of, check
 from sabot.base.options import answers_wrong_options
-from sabot.calls.arguments import types_of
-from sabot.calls.fields import under_all_names
+from sabot.engine.calls.arguments import types_of
+from sabot.engine.calls.fields import under_all_names
 from sabot.errors import MissingExtra, UserError, message_of, short_repr
 from sabot.jobs.guard import CallKind, Decision, GuardedCall, GuardVerdict
 

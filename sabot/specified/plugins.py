@@ -17,7 +17,7 @@ from typing import Any
 
 from sabot.base.config import checked_name
 from sabot.base.options import answers_wrong_options
-from sabot.calls.tools import Tool
+from sabot.engine.calls.tools import Tool
 from sabot.errors import UserError, message_of, short_repr
 
 GROUP = "sabot.plugins"

@@ -42,9 +42,9 @@ _DIED = 77  # the exit code of a process that died at its step
 # (numpy.ma: imported by numpy.unique.)
 _PRELOADED = (
     __name__,
-    "sabot.runtime.life.run",
-    "sabot.runtime.life.app_runner",
-    "sabot.operators.keyed.running",
+    "sabot.engine.runtime.life.run",
+    "sabot.engine.runtime.life.app_runner",
+    "sabot.engine.operators.keyed.running",
     "numpy.ma",
 )
 

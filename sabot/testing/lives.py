@@ -16,9 +16,9 @@ from typing import Any
 from sabot.api.nodes.read import Read
 from sabot.app import App
 from sabot.connectors.base import Source
+from sabot.engine.plan import walk
+from sabot.engine.runtime.life.host import run_here
 from sabot.errors import SabotError, UserError
-from sabot.plan import walk
-from sabot.runtime.life.host import run_here
 from sabot.steps import watch
 from sabot.testing.loop import process_here
 from sabot.testing.script import ScriptedSource

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 
 import msgspec
 
-from sabot.calls.errors import (
+from sabot.engine.calls.errors import (
     AuthenticationFailed,
     ContentFiltered,
     ContextLengthExceeded,
@@ -19,8 +19,8 @@ from sabot.calls.errors import (
     RateLimited,
     RequestRefused,
 )
-from sabot.calls.messages import ChatMessage, Image, Part, Text, ToolCall
-from sabot.calls.model_requests import RequestSpec, ToolSchema
+from sabot.engine.calls.messages import ChatMessage, Image, Part, Text, ToolCall
+from sabot.engine.calls.model_requests import RequestSpec, ToolSchema
 from sabot.llm.results import Completion
 
 

@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 import msgspec
 
 from sabot.base.config import Duration, parse_seconds
-from sabot.calls.errors import (
+from sabot.engine.calls.errors import (
     AuthenticationFailed,
     MalformedAnswer,
     ModelError,
@@ -23,9 +23,9 @@ from sabot.calls.errors import (
     RateLimited,
     RequestRefused,
 )
-from sabot.calls.messages import ToolCall, assistant
-from sabot.calls.model_requests import RequestSpec
-from sabot.calls.usage import Usage
+from sabot.engine.calls.messages import ToolCall, assistant
+from sabot.engine.calls.model_requests import RequestSpec
+from sabot.engine.calls.usage import Usage
 from sabot.errors import SabotError, UserError
 from sabot.llm.providers.scripted import Answers, Raw, Script, ScriptedAnswer, vectors_of
 from sabot.llm.results import Completion

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import msgspec
 
-from sabot.calls.model_requests import RequestSpec
+from sabot.engine.calls.model_requests import RequestSpec
 from sabot.errors import UNREADABLE, UserError, short_repr
 from sabot.llm.provider import Provider
 from sabot.llm.results import Completion

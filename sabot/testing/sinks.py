@@ -9,8 +9,8 @@ import pyarrow as pa
 from sabot._cython.arrow.batch import Batch
 from sabot.codecs.records import RECORD_SCHEMA, decode_json, iterate_records
 from sabot.connectors.base import Delivers, Sink, TakesChanges, Token, Track
+from sabot.engine.operators.base import DELETE, OP_COLUMN, with_marks
 from sabot.errors import UserError
-from sabot.operators.base import DELETE, OP_COLUMN, with_marks
 from sabot.steps import step
 
 

@@ -9,11 +9,11 @@ from urllib.parse import urlencode
 from markupsafe import Markup
 
 from sabot.base.redaction import scrubbed
+from sabot.engine.plan.drawing import SHARE_WORDS
+from sabot.engine.plan.drawing.render import render
+from sabot.engine.runtime.tasks.taps import TapPoint
+from sabot.engine.runtime.watch.bottleneck import Cause, NarrowPlace, in_one_process, narrow_places
 from sabot.errors import SabotError, UserError
-from sabot.plan.drawing import SHARE_WORDS
-from sabot.plan.drawing.render import render
-from sabot.runtime.tasks.taps import TapPoint
-from sabot.runtime.watch.bottleneck import Cause, NarrowPlace, in_one_process, narrow_places
 from sabot.web.charts import curve
 from sabot.web.records import (
     StepRecord,

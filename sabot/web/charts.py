@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from markupsafe import Markup
 
-from sabot.plan.drawing import SHARES
+from sabot.engine.plan.drawing import SHARES
 
 _WIDTH, _HEIGHT, _TOP = 300, 60, 4
 _LEAST = 60  # of a run that has just begun the curve is short

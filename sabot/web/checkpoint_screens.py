@@ -10,7 +10,8 @@ import msgspec
 
 from sabot.base.redaction import has_password, redacted_url, scrubbed
 from sabot.base.threads import run_in_thread
-from sabot.checkpoint.inspection import (
+from sabot.clock import SYSTEM_CLOCK
+from sabot.engine.checkpoint.inspection import (
     AppCheckpoints,
     CheckpointRecord,
     KeptSavepoint,
@@ -23,11 +24,10 @@ from sabot.checkpoint.inspection import (
     savepoint_records,
     task_records,
 )
-from sabot.checkpoint.manifest import Manifest
-from sabot.checkpoint.places import Location
-from sabot.clock import SYSTEM_CLOCK
+from sabot.engine.checkpoint.manifest import Manifest
+from sabot.engine.checkpoint.places import Location
+from sabot.engine.runtime.life.outcomes import StateOutcome
 from sabot.errors import SabotError, UserError
-from sabot.runtime.life.outcomes import StateOutcome
 from sabot.web.commands import said_by
 from sabot.web.screen import BY, Action, Query, Rows, Screen, ScreenGroup
 from sabot.web.shown import ShownApp

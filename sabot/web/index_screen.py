@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sabot.runtime.watch.figure_rings import FigureRings
+from sabot.engine.runtime.watch.figure_rings import FigureRings
 from sabot.web.records import AppRecord, app_record
 from sabot.web.screen import Query, Rows, Screen, ScreenGroup
 from sabot.web.screens import Screens

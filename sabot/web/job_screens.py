@@ -20,11 +20,11 @@ from sabot.agents.store import cancel_letter
 from sabot.base.redaction import scrubbed
 from sabot.base.threads import run_in_thread
 from sabot.clock import SYSTEM_CLOCK
+from sabot.engine.letters.opening import LetterPlace, letter_places, opened_letters, redrive
+from sabot.engine.letters.pages import job_of
+from sabot.engine.letters.redrive import Selection
 from sabot.errors import LetterRefused, UserError
 from sabot.journal.ended_jobs import BLOCKED, JobQuery
-from sabot.letters.opening import LetterPlace, letter_places, opened_letters, redrive
-from sabot.letters.pages import job_of
-from sabot.letters.redrive import Selection
 from sabot.web.job_code import AppCode, ForkedJob
 from sabot.web.job_reading import (
     MOST_SEARCHED,

@@ -15,10 +15,9 @@ from sabot.base.redaction import HIDDEN, holds_secret, redacted_url, scrubbed
 from sabot.base.threads import run_in_thread
 from sabot.clock import SYSTEM_CLOCK
 from sabot.codecs.records import text_or_hex
-from sabot.errors import UNREADABLE, SabotError, UserError
-from sabot.letters.form import DeadLetter
-from sabot.letters.opening import LetterPlace, letter_places, opened_letters, redrive, steps_dropping_late
-from sabot.letters.pages import (
+from sabot.engine.letters.form import DeadLetter
+from sabot.engine.letters.opening import LetterPlace, letter_places, opened_letters, redrive, steps_dropping_late
+from sabot.engine.letters.pages import (
     MOST_READ,
     LetterFilter,
     LetterPage,
@@ -29,8 +28,9 @@ from sabot.letters.pages import (
     origin_of,
     step_of,
 )
-from sabot.letters.places import Letters, LetterTime
-from sabot.letters.redrive import Redriven, Selection
+from sabot.engine.letters.places import Letters, LetterTime
+from sabot.engine.letters.redrive import Redriven, Selection
+from sabot.errors import UNREADABLE, SabotError, UserError
 from sabot.web.payloads import Payloads, ShownPayload
 from sabot.web.screen import Download, Query, Rows, Screen, ScreenGroup
 from sabot.web.shown import ShownApp

@@ -3,7 +3,7 @@
 from typing import Any
 
 from sabot.base.logs import LOG_LEVELS
-from sabot.runtime.watch.log_ring import LogLine, LogRing, first_page, log_rows
+from sabot.engine.runtime.watch.log_ring import LogLine, LogRing, first_page, log_rows
 from sabot.web.screen import Query, Rows, Screen, ScreenGroup
 
 

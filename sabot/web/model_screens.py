@@ -6,12 +6,12 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from sabot.base.metrics import Durations
-from sabot.calls.names import SERVERS
+from sabot.engine.calls.names import SERVERS
+from sabot.engine.runtime.watch.app_rates import rate_of
+from sabot.engine.runtime.watch.figure_rings import FigureRings, Tick
+from sabot.engine.runtime.watch.figures import CalledFigures, EngineFigures, ToolCalls
 from sabot.jobs.history import ASKS
 from sabot.process.tree import below, facts_of
-from sabot.runtime.watch.app_rates import rate_of
-from sabot.runtime.watch.figure_rings import FigureRings, Tick
-from sabot.runtime.watch.figures import CalledFigures, EngineFigures, ToolCalls
 from sabot.web.screen import Query, Rows, Screen, ScreenGroup
 from sabot.web.shown import ShownApp
 

@@ -10,7 +10,7 @@ from starlette.responses import HTMLResponse, PlainTextResponse, RedirectRespons
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from sabot.plan.drawing.render import style_rules
+from sabot.engine.plan.drawing.render import style_rules
 from sabot.web.access import SESSION_SECONDS, Access, ConsoleSession
 from sabot.web.app_pages import AppPages, OpenTabs, session_of
 from sabot.web.guard import ASSETS, ENTER, LEAVE, TOKEN, Guard, Proxy, by_host

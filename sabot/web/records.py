@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from sabot.base.redaction import scrubbed
 from sabot.clock import SYSTEM_CLOCK
-from sabot.plan.drawing import SHARES, PlanFigures
-from sabot.runtime.tasks.taps import TapPoint
-from sabot.runtime.watch.app_rates import AppReading, lag_of, rate_of, rates_between, shares_of
-from sabot.runtime.watch.figure_rings import FigureRings, Tick, rows_read, time_of, unread, watermark_of
-from sabot.runtime.watch.figures import AgentFigures, AppFigures, StepFigures, TaskFigures, ThreadFigures
+from sabot.engine.plan.drawing import SHARES, PlanFigures
+from sabot.engine.runtime.tasks.taps import TapPoint
+from sabot.engine.runtime.watch.app_rates import AppReading, lag_of, rate_of, rates_between, shares_of
+from sabot.engine.runtime.watch.figure_rings import FigureRings, Tick, rows_read, time_of, unread, watermark_of
+from sabot.engine.runtime.watch.figures import AgentFigures, AppFigures, StepFigures, TaskFigures, ThreadFigures
 
 if TYPE_CHECKING:
     from sabot.web.shown import RunFacts

@@ -8,8 +8,8 @@ from typing import Any
 
 from sabot.base.redaction import scrubbed
 from sabot.clock import SYSTEM_CLOCK
+from sabot.engine.runtime.tasks.taps import LEASE_SECONDS, ROWS_A_SECOND, TapPoint, plain_rows
 from sabot.errors import UserError
-from sabot.runtime.tasks.taps import LEASE_SECONDS, ROWS_A_SECOND, TapPoint, plain_rows
 from sabot.web.payloads import Payloads
 from sabot.web.records import StepRecord, folded, step_records, tap_points
 from sabot.web.screen import Query, Rows, Screen, ScreenGroup

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from sabot.checkpoint.inspection import SavepointRecord
+from sabot.engine.checkpoint.inspection import SavepointRecord
 from sabot.web.app_screens import AppScreens
 from sabot.web.budget_screens import BudgetScreens
 from sabot.web.checkpoint_screens import CheckpointScreens

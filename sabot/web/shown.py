@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from sabot.base.redaction import scrubbed
-from sabot.checkpoint import ask
-from sabot.checkpoint.inspection import AppCheckpoints, control_of
+from sabot.engine.checkpoint import ask
+from sabot.engine.checkpoint.inspection import AppCheckpoints, control_of
+from sabot.engine.plan.drawing import TaskFrame, frames_of
+from sabot.engine.runtime.life.run_record import RunEvent, shown_settings
+from sabot.engine.runtime.life.runnable import any_durable
+from sabot.engine.runtime.watch.figure_rings import FigureRings
+from sabot.engine.runtime.watch.guarantees import EdgeGuarantee
+from sabot.engine.runtime.watch.log_ring import LogRing
 from sabot.errors import UserError
-from sabot.plan.drawing import TaskFrame, frames_of
-from sabot.runtime.life.run_record import RunEvent, shown_settings
-from sabot.runtime.life.runnable import any_durable
-from sabot.runtime.watch.figure_rings import FigureRings
-from sabot.runtime.watch.guarantees import EdgeGuarantee
-from sabot.runtime.watch.log_ring import LogRing
 from sabot.web.payloads import Payloads
 
 if TYPE_CHECKING:

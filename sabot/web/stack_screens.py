@@ -6,8 +6,8 @@ from dataclasses import asdict
 from typing import Any
 
 from sabot.base.threads import run_in_thread
+from sabot.engine.runtime.tasks.blocking import StackSample, sample_stack
 from sabot.errors import UserError
-from sabot.runtime.tasks.blocking import StackSample, sample_stack
 from sabot.web.screen import Query, Rows, Screen, ScreenGroup
 from sabot.web.shown import ShownApp
 

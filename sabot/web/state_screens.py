@@ -8,8 +8,8 @@ from urllib.parse import urlencode
 
 from sabot.base.redaction import scrubbed
 from sabot.base.threads import run_in_thread
-from sabot.checkpoint.inspection import AppCheckpoints, savepoint_records
-from sabot.checkpoint.state_reads import (
+from sabot.engine.checkpoint.inspection import AppCheckpoints, savepoint_records
+from sabot.engine.checkpoint.state_reads import (
     MOST_DIFFERENCES,
     KeyChange,
     OwnersOfState,

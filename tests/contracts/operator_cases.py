@@ -1,4 +1,4 @@
-"""One case for each operator of streams, for the suite of `sabot.operators.base.Operator`: how it is made, and what comes in."""
+"""One case for each operator of streams, for the suite of `sabot.engine.operators.base.Operator`: how it is made, and what comes in."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -17,12 +17,10 @@ from sabot.api.functions import process_spec
 from sabot.api.nodes.node import Node
 from sabot.api.patterns import pattern, step
 from sabot.api.windows import CumulativeWindow, HoppingWindow, TumblingWindow, cumulative, hopping, tumbling
-from sabot.calls import CallOptions
-from sabot.llm import ExecutionEngine, ScriptedProvider
-from sabot.llm.asking import map_llm_node
-from sabot.operators.agents.feed import AgentFeed
-from sabot.operators.aggregates.aggregator import AggregateColumn
-from sabot.operators.base import (
+from sabot.engine.calls import CallOptions
+from sabot.engine.operators.agents.feed import AgentFeed
+from sabot.engine.operators.aggregates.aggregator import AggregateColumn
+from sabot.engine.operators.base import (
     DELETE,
     INSERT,
     OP_COLUMN,
@@ -34,35 +32,37 @@ from sabot.operators.base import (
     Saved,
     Stateful,
 )
-from sabot.operators.calls.lookups import LookupAsync
-from sabot.operators.calls.map_async import MapAsync
-from sabot.operators.calls.map_llm import MapLlm
-from sabot.operators.changes.expiring import ExpiringGroups
-from sabot.operators.changes.groups import GroupAggregate
-from sabot.operators.changes.materialize import Materialize
-from sabot.operators.changes.sorting import SortRows, places_of
-from sabot.operators.changes.steps import Changelog, Upsert
-from sabot.operators.functions.process import process_operator
-from sabot.operators.joins.asof import AsofJoin
-from sabot.operators.joins.interval import IntervalJoin
-from sabot.operators.joins.join import Join, TableLookup
-from sabot.operators.joins.sides import Sides
-from sabot.operators.joins.window import WindowJoin
-from sabot.operators.keyed.ordered import EventOrder, SortedByTime
-from sabot.operators.keyed.over import Over
-from sabot.operators.keyed.over_state import OverColumn
-from sabot.operators.keyed.running import CountAggregate, Deduplicate, Reduce, RunningAggregate
-from sabot.operators.keyed.top import TopN
-from sabot.operators.patterns.match import Pattern
-from sabot.operators.rows.exploded import Explode
-from sabot.operators.rows.mapped import FlatMap, MapBatches
-from sabot.operators.rows.marked import AsInserts, WithoutPairs, WithoutTime
-from sabot.operators.rows.stateless import Drop, EndVersions, Filter, Rename, Select, WithColumns
-from sabot.operators.rows.subset import Head, Sample
-from sabot.operators.rows.timed import ArrivalTime, NewTime
-from sabot.operators.windows.fixed import LocalCombine, WindowAggregate
-from sabot.operators.windows.sessions import SessionAggregate
-from sabot.operators.windows.top import WindowTopN
+from sabot.engine.operators.calls.lookups import LookupAsync
+from sabot.engine.operators.calls.map_async import MapAsync
+from sabot.engine.operators.calls.map_llm import MapLlm
+from sabot.engine.operators.changes.expiring import ExpiringGroups
+from sabot.engine.operators.changes.groups import GroupAggregate
+from sabot.engine.operators.changes.materialize import Materialize
+from sabot.engine.operators.changes.sorting import SortRows, places_of
+from sabot.engine.operators.changes.steps import Changelog, Upsert
+from sabot.engine.operators.functions.process import process_operator
+from sabot.engine.operators.joins.asof import AsofJoin
+from sabot.engine.operators.joins.interval import IntervalJoin
+from sabot.engine.operators.joins.join import Join, TableLookup
+from sabot.engine.operators.joins.sides import Sides
+from sabot.engine.operators.joins.window import WindowJoin
+from sabot.engine.operators.keyed.ordered import EventOrder, SortedByTime
+from sabot.engine.operators.keyed.over import Over
+from sabot.engine.operators.keyed.over_state import OverColumn
+from sabot.engine.operators.keyed.running import CountAggregate, Deduplicate, Reduce, RunningAggregate
+from sabot.engine.operators.keyed.top import TopN
+from sabot.engine.operators.patterns.match import Pattern
+from sabot.engine.operators.rows.exploded import Explode
+from sabot.engine.operators.rows.mapped import FlatMap, MapBatches
+from sabot.engine.operators.rows.marked import AsInserts, WithoutPairs, WithoutTime
+from sabot.engine.operators.rows.stateless import Drop, EndVersions, Filter, Rename, Select, WithColumns
+from sabot.engine.operators.rows.subset import Head, Sample
+from sabot.engine.operators.rows.timed import ArrivalTime, NewTime
+from sabot.engine.operators.windows.fixed import LocalCombine, WindowAggregate
+from sabot.engine.operators.windows.sessions import SessionAggregate
+from sabot.engine.operators.windows.top import WindowTopN
+from sabot.llm import ExecutionEngine, ScriptedProvider
+from sabot.llm.asking import map_llm_node
 
 Row = dict[str, Any]
 

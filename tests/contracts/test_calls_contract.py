@@ -14,11 +14,11 @@ from collections import Counter, deque
 import pytest
 
 from sabot.base.config import parse_rate
-from sabot.calls import CallOptions, Crew, Retry, crew
-from sabot.calls.cache import UNKNOWN, Questions
-from sabot.calls.functions import for_each_piece
-from sabot.calls.limits import AdaptiveLimit, TokenBucket
 from sabot.clock import SYSTEM_CLOCK, ManualClock
+from sabot.engine.calls import CallOptions, Crew, Retry, crew
+from sabot.engine.calls.cache import UNKNOWN, Questions
+from sabot.engine.calls.functions import for_each_piece
+from sabot.engine.calls.limits import AdaptiveLimit, TokenBucket
 from sabot.errors import Overloaded, UserError
 from sabot.testing.loop import SimulatedLoop
 

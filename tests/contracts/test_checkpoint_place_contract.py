@@ -11,8 +11,8 @@ import pytest
 from pyarrow import fs as arrow_fs
 
 from sabot import steps
-from sabot.checkpoint import CheckpointStorage
-from sabot.checkpoint.places import LocalPlace, Place, RemotePlace, StoredFile, check_files, place_of
+from sabot.engine.checkpoint import CheckpointStorage
+from sabot.engine.checkpoint.places import LocalPlace, Place, RemotePlace, StoredFile, check_files, place_of
 from sabot.errors import AppLocked, CorruptCheckpoint
 from tools.checkpoint_tools import assert_whole, in_memory, write
 

@@ -9,8 +9,8 @@ import pytest
 
 from contracts.test_journal_contract import database, home_of, written  # noqa: F401 - `database` is a fixture
 from sabot.base.claims import Claim, FileClaim
-from sabot.checkpoint.ownership import Ownership
-from sabot.checkpoint.places import place_of
+from sabot.engine.checkpoint.ownership import Ownership
+from sabot.engine.checkpoint.places import place_of
 from sabot.errors import AppLocked, JournalFailed
 from sabot.journal import Journal
 from sabot.journal.entries import Begin

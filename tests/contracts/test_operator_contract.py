@@ -1,5 +1,5 @@
-"""The contract of `sabot.operators.base.Operator`, checked for each operator of streams: what comes out depends on the rows alone, not on
-where batches end, where a barrier stands, or how many subtasks share the keys; and what is kept survives.
+"""The contract of `sabot.engine.operators.base.Operator`, checked for each operator of streams: what comes out depends on the rows
+alone, not on where batches end, where a barrier stands, or how many subtasks share the keys; and what is kept survives.
 
 `operator_cases` has the operators. The first run of each (one batch, one subtask, no barrier) is what all others are compared with; whether
 that is right is the matter of `tests/unit` and `tests/pipelines`.
@@ -21,9 +21,9 @@ import pyarrow as pa
 import pytest
 from operator_cases import CASES, CLOCK_CASES, LATE_CASES, Case, Row
 
-import sabot.operators
+import sabot.engine.operators
 from sabot._cython.arrow.batch import Batch
-from sabot.operators.base import (
+from sabot.engine.operators.base import (
     INSERT,
     OP_COLUMN,
     TIME_COLUMN,
@@ -35,13 +35,13 @@ from sabot.operators.base import (
     Stateful,
     WaitsForCalls,
 )
-from sabot.operators.layout import operator_table
-from sabot.operators.rows.subset import Head
-from sabot.operators.state_parts import StatefulOperator
-from sabot.operators.state_size import state_size
-from sabot.operators.windows.fixed import WindowAggregate
-from sabot.operators.windows.sessions import SessionAggregate
-from sabot.operators.windows.top import WindowTopN
+from sabot.engine.operators.layout import operator_table
+from sabot.engine.operators.rows.subset import Head
+from sabot.engine.operators.state_parts import StatefulOperator
+from sabot.engine.operators.state_size import state_size
+from sabot.engine.operators.windows.fixed import WindowAggregate
+from sabot.engine.operators.windows.sessions import SessionAggregate
+from sabot.engine.operators.windows.top import WindowTopN
 from sabot.testing import lives
 from tools.operator_run import Loop, OperatorRun
 
@@ -412,7 +412,7 @@ def test_closing_early_lets_go_of_everything(case: Case, budget: int | None, fol
 
 def every_operator() -> tuple[set[str], set[str]]:
     """The names of the classes of operators: those that no class is made of, and those that are the base of another."""
-    for module in pkgutil.walk_packages(sabot.operators.__path__, "sabot.operators."):
+    for module in pkgutil.walk_packages(sabot.engine.operators.__path__, "sabot.engine.operators."):
         importlib.import_module(module.name)
     found: set[type[Operator]] = set()
     waiting = [Operator]
@@ -438,7 +438,7 @@ def test_every_operator_is_run() -> None:
 
 def test_an_operator_without_a_case_is_found() -> None:
     class Forgotten(Operator):
-        __module__ = "sabot.operators.forgotten"
+        __module__ = "sabot.engine.operators.forgotten"
 
     assert "Forgotten" in every_operator()[0]
     del Forgotten

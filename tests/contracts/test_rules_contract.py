@@ -42,10 +42,10 @@ from sabot.agents import (
     RuntimeKernel,
     ToolPolicy,
 )
-from sabot.calls.tools import Tool
 from sabot.connectors import Bounded
 from sabot.connectors.base import Positions
 from sabot.connectors.memory import MemoryBroker
+from sabot.engine.calls.tools import Tool
 from sabot.errors import EffectError, NotSent, SabotError, UserError
 from sabot.jobs import loop as job_loop
 from sabot.jobs.judges import GuardJudge

@@ -1,4 +1,4 @@
-"""One suite for every state backend: what `sabot.state.base` promises, through the public names."""
+"""One suite for every state backend: what `sabot.engine.state.base` promises, through the public names."""
 
 import asyncio
 import os
@@ -16,8 +16,7 @@ from hypothesis import strategies as st
 
 from sabot._cython.text.records import state_key
 from sabot.clock import ManualClock
-from sabot.errors import CorruptCheckpoint, UserError
-from sabot.state import (
+from sabot.engine.state import (
     AggregatingState,
     BackendConfig,
     ListState,
@@ -30,6 +29,7 @@ from sabot.state import (
     ValueState,
     load_snapshot,
 )
+from sabot.errors import CorruptCheckpoint, UserError
 
 
 class UsersBackend(MemoryBackend):
@@ -441,7 +441,7 @@ FULL_DISK = """
 import asyncio, os, resource, signal, sys
 from pathlib import Path
 from sabot.errors import CheckpointFailed
-from sabot.state import BackendConfig, MemoryBackend, RocksDBBackend, load_snapshot
+from sabot.engine.state import BackendConfig, MemoryBackend, RocksDBBackend, load_snapshot
 
 async def main(kind, base):
     config = BackendConfig(kind, base / "state" if kind == "rocksdb" else None)

@@ -24,9 +24,9 @@ from sabot.agents import (
     ToolPolicy,
 )
 from sabot.api.streams import Stream
-from sabot.calls.judging import judged_clock
-from sabot.calls.tools import Tool
 from sabot.clock import ManualClock, SystemClock
+from sabot.engine.calls.judging import judged_clock
+from sabot.engine.calls.tools import Tool
 from sabot.errors import SabotError, TransientError, UserError
 from sabot.llm import Agent, ExecutionEngine, MemoryCache, Price, PriceTable, ScriptedProvider, tool
 from sabot.mcp import McpServerPool

@@ -8,9 +8,9 @@ import pyarrow as pa
 import pytest
 
 from sabot import App, CorruptCheckpoint
-from sabot.checkpoint import CheckpointStorage
 from sabot.connectors.files import NdjsonSink, NdjsonSource
-from sabot.state import BackendConfig, MemoryBackend, RocksDBBackend, ValueState
+from sabot.engine.checkpoint import CheckpointStorage
+from sabot.engine.state import BackendConfig, MemoryBackend, RocksDBBackend, ValueState
 from tools.agent_tools import (
     PATIENCE,
     bounded,

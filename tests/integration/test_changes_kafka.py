@@ -21,12 +21,12 @@ from sabot._cython.arrow.batch import Batch
 from sabot.codecs import TableCodec
 from sabot.codecs.records import Record
 from sabot.connectors.base import Sink, Track
-from sabot.delivery.parts import PartWriter, read_part
+from sabot.engine.delivery.parts import PartWriter, read_part
+from sabot.engine.operators.base import DELETE, INSERT, OP_COLUMN, UPDATE_AFTER, OperatorContext, with_marks
+from sabot.engine.operators.sink import SinkWriter
 from sabot.errors import UserError
 from sabot.kafka import KafkaSink, KafkaSource
 from sabot.kafka.admin import create_topic
-from sabot.operators.base import DELETE, INSERT, OP_COLUMN, UPDATE_AFTER, OperatorContext, with_marks
-from sabot.operators.sink import SinkWriter
 from sabot.testing import ListSink
 from tools.agent_tools import checkpoint, started, until
 from tools.fault_tools import Place

@@ -8,8 +8,8 @@ import pytest
 
 from sabot import App
 from sabot.connectors.files import NdjsonSink, NdjsonSource
+from sabot.engine.state import BackendConfig, MemoryBackend, ValueState
 from sabot.errors import CheckpointFailed
-from sabot.state import BackendConfig, MemoryBackend, ValueState
 from tools.agent_tools import (
     bounded,
     checkpoint,

@@ -18,7 +18,7 @@ import pytest
 from playwright.sync_api import Browser, Locator, expect
 from unit.web.test_console import Browser as Client
 
-from sabot.checkpoint import CheckpointStorage
+from sabot.engine.checkpoint import CheckpointStorage
 from tools.browser import Visit, opened_browser
 from tools.command_line import ENV, SABOT, child
 

@@ -14,7 +14,7 @@ import pytest
 from pyarrow import fs
 from unit.web.test_console import Browser
 
-from sabot.runtime.life.run_record import RECORD_FILE
+from sabot.engine.runtime.life.run_record import RECORD_FILE
 from tools.command_line import ENV, SABOT, child
 from tools.postgres import Postgres, server_or_skip
 

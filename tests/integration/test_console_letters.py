@@ -130,7 +130,7 @@ def test_axe_finds_nothing_on_the_screens_of_dead_letters(browser: Browser, fold
 
 ON_KAFKA = """
 import os, signal
-import sabot.letters.redrive as selecting
+import sabot.engine.letters.redrive as selecting
 from sabot import App, steps
 
 app = App("shop", {url!r}, state="state")

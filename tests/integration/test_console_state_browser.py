@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from integration.test_console_jobs_browser import look
 from playwright.sync_api import expect
-from unit.checkpoint.test_state_reads import count_first, count_later, shop
+from unit.engine.checkpoint.test_state_reads import count_first, count_later, shop
 
 from sabot.web.console import Console
 from sabot.web.payloads import Payloads

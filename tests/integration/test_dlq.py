@@ -18,17 +18,17 @@ import pytest
 from confluent_kafka import KafkaException, Producer
 from typer.testing import CliRunner
 
-import sabot.letters.redrive as selecting
-import sabot.letters.topics as redriving
+import sabot.engine.letters.redrive as selecting
+import sabot.engine.letters.topics as redriving
 from sabot import App, NdjsonSink, SqlSink, steps
 from sabot._cython.arrow.batch import Batch
 from sabot.cli import commands
 from sabot.codecs.records import Headers, build_records
 from sabot.connectors.base import Sink
+from sabot.engine.letters.form import letter_headers
+from sabot.engine.letters.topics import DeadLetters
 from sabot.errors import AppLocked
 from sabot.kafka import admin, client
-from sabot.letters.form import letter_headers
-from sabot.letters.topics import DeadLetters
 from tools.kafka_eyes import messages
 
 pytestmark = pytest.mark.kafka
@@ -146,7 +146,7 @@ def test_a_topic_that_is_not_there_is_named(kafka_url: str, topic: str) -> None:
 
 
 def test_letters_are_read_from_the_newest_on(kafka_url: str, topic: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sabot.letters.places._BLOCK_LETTERS", 2)
+    monkeypatch.setattr("sabot.engine.letters.places._BLOCK_LETTERS", 2)
     admin.create_topic(kafka_url, f"{topic}.dlq", 3)
     rows = []
     for n in range(20):
@@ -484,10 +484,10 @@ def test_a_redrive_whose_client_knows_already_that_it_is_fenced_says_so(
 
 KILLED = """
 import os, signal, sys, threading
-import sabot.letters.redrive as selecting
-import sabot.letters.topics as redriving
+import sabot.engine.letters.redrive as selecting
+import sabot.engine.letters.topics as redriving
 from sabot import steps
-from sabot.letters.topics import DeadLetters
+from sabot.engine.letters.topics import DeadLetters
 
 url, topic, wanted, delay = sys.argv[1:]
 

@@ -6,9 +6,9 @@ import pytest
 
 pytest.importorskip("playwright", reason="pip install 'sabot[test]'")
 
-from unit.plan.test_drawing import drawn, figures, programs, shop
+from unit.engine.plan.test_drawing import drawn, figures, programs, shop
 
-from sabot.plan.drawing.render import render, svg
+from sabot.engine.plan.drawing.render import render, svg
 from tools.browser import Visit, opened_browser
 
 # What a person would see at once, for each drawing of the page.

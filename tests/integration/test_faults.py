@@ -57,7 +57,7 @@ import pytest
 from confluent_kafka import Producer
 
 from sabot import AgentFailed, App, BrokerUnavailable
-from sabot.checkpoint import CheckpointStorage
+from sabot.engine.checkpoint import CheckpointStorage
 from sabot.errors import AppLocked, CheckpointFailed
 from sabot.kafka.admin import partitions, topics
 from tools.agent_tools import (

@@ -25,10 +25,10 @@ from sabot._cython.groups.partition import hash_columns
 from sabot.codecs.records import build_records
 from sabot.connectors.base import Token, Track
 from sabot.connectors.sql import SqlSink
+from sabot.engine.letters.form import letter_headers
+from sabot.engine.letters.places import Letters
+from sabot.engine.letters.tables import TableHome
 from sabot.errors import AppLocked, BrokerUnavailable, MissingExtra, TransientError, UserError
-from sabot.letters.form import letter_headers
-from sabot.letters.places import Letters
-from sabot.letters.tables import TableHome
 from tools.broker import free_ports
 from tools.postgres import Postgres
 

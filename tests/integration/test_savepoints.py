@@ -18,8 +18,8 @@ import pytest
 
 import sabot
 from sabot import App, SqlSink, UserError, tumbling
-from sabot.checkpoint import CheckpointStorage, Coordinator, ask
 from sabot.connectors.memory import MemoryBroker
+from sabot.engine.checkpoint import CheckpointStorage, Coordinator, ask
 from tools.agent_tools import bounded, checkpoint, environment, manifests, publish, read_lines, until, write_lines
 
 SCHEMA = pa.schema([("id", pa.int64()), ("k", pa.string()), ("amount", pa.int64()), ("ts", pa.int64())])

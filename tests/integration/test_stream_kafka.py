@@ -18,11 +18,11 @@ from confluent_kafka import OFFSET_INVALID, Consumer, Producer, TopicPartition
 
 import sabot
 from sabot import App, col, count, tumbling
+from sabot.engine.runtime.tasks.reading import Reader
 from sabot.errors import UserError
 from sabot.kafka import admin
 from sabot.kafka.admin import create_topic
 from sabot.kafka.reader import KafkaReader
-from sabot.runtime.tasks.reading import Reader
 from sabot.testing import ListSink
 from tools.agent_tools import bounded, checkpoint, crash_image, started, until
 from tools.broker import free_ports

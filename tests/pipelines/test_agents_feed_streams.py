@@ -11,7 +11,7 @@ import pytest
 
 import sabot
 from sabot import AgentFailed, App, UserError, col, tumbling
-from sabot.runtime.agents.output import AgentOutput
+from sabot.engine.runtime.agents.output import AgentOutput
 from sabot.testing import BARRIER, CRASH, END, ListSink, ScriptedSource, simulate
 from tools.agent_tools import bounded, publish, until, values
 

@@ -15,8 +15,8 @@ from sabot import App, Batch, Source, Stream, UserError, count, files, tumbling
 from sabot.codecs.records import build_records
 from sabot.connectors.base import Positions
 from sabot.connectors.memory.source import MemorySource
+from sabot.engine.runtime.tasks.reading import Reader
 from sabot.kafka import KafkaSource
-from sabot.runtime.tasks.reading import Reader
 from sabot.testing import ListSink, MemoryBroker
 
 SCHEMA = {"k": "int64", "n": "int64", "ts": "int64"}

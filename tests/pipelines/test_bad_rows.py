@@ -15,7 +15,7 @@ import pytest
 import sabot
 from sabot import App, DataError, SabotError, TransientError, UserError, col, pattern, step
 from sabot.codecs.records import header_rows
-from sabot.operators.rows import bad
+from sabot.engine.operators.rows import bad
 from sabot.testing import BARRIER, CRASH, END, ListSink, MemoryBroker, ScriptedSource, run
 from tools.agent_tools import publish, records, started, until
 

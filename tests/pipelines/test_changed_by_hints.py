@@ -22,13 +22,13 @@ import pytest
 
 import sabot
 from sabot import App, Stream, UserError, col
-from sabot.checkpoint import CheckpointStorage
 from sabot.connectors.memory import MemoryBroker, MemorySink
 from sabot.connectors.sql import SqlSink
-from sabot.plan import COMPLETE, standings
-from sabot.plan.against import planned
-from sabot.runtime.life.outcomes import outcomes_of
-from sabot.runtime.life.restore import Asked, known_columns, plan_of
+from sabot.engine.checkpoint import CheckpointStorage
+from sabot.engine.plan import COMPLETE, standings
+from sabot.engine.plan.against import planned
+from sabot.engine.runtime.life.outcomes import outcomes_of
+from sabot.engine.runtime.life.restore import Asked, known_columns, plan_of
 from tools.agent_tools import bounded, until
 
 SEEDS = int(os.environ.get("SABOT_HINT_SEEDS", "20"))
@@ -341,8 +341,8 @@ def all_complete(*given: Any) -> dict[str, Any]:
     return {id: msgspec.structs.replace(table, has=COMPLETE) for id, table in standings(*given).items()}
 
 
-PREFIX, ROWS = "sabot.api.nodes.origin.StepOrigin.prefix", "sabot.plan.continuity.has_all_rows"
-DROPS = "sabot.runtime.life.restore._with_drops"
+PREFIX, ROWS = "sabot.api.nodes.origin.StepOrigin.prefix", "sabot.engine.plan.continuity.has_all_rows"
+DROPS = "sabot.engine.runtime.life.restore._with_drops"
 
 
 @pytest.mark.slow  # up to half a minute each
@@ -352,7 +352,7 @@ DROPS = "sabot.runtime.life.restore._with_drops"
         (in_sql, {PREFIX: ""}, "other ids, from"),
         (in_sql, {ROWS: lambda *given: False}, "is not filled by itself"),
         (in_python, {DROPS: lambda *given: given[-1]}, "is refused again"),
-        (in_python, {"sabot.runtime.life.restore.standings": all_complete}, "and a fresh start"),
+        (in_python, {"sabot.engine.runtime.life.restore.standings": all_complete}, "and a fresh start"),
     ],
     ids=[
         "ids of the whole script",

@@ -26,7 +26,7 @@ from sabot import (
     tumbling,
 )
 from sabot.connectors.memory import MemoryBroker
-from sabot.operators.base import Stateful
+from sabot.engine.operators.base import Stateful
 from tools.agent_tools import bounded, checkpoint, crash_image, publish, until, values
 
 SCHEMA = {"k": "string", "n": "int64", "x": "int64", "y": "float64", "w": "string", "ts": "int64"}

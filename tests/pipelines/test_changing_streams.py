@@ -16,10 +16,10 @@ import pytest
 
 import sabot
 from sabot import App, Stream, UserError, col, step, tumbling
-from sabot.checkpoint import CheckpointStorage
 from sabot.connectors.memory import MemoryBroker
-from sabot.plan import check, make_plan
-from sabot.runtime.life.restore import Asked, decide
+from sabot.engine.checkpoint import CheckpointStorage
+from sabot.engine.plan import check, make_plan
+from sabot.engine.runtime.life.restore import Asked, decide
 from tools.agent_tools import bounded, publish, until, values
 
 SEEDS = int(os.environ.get("SABOT_CHANGING_SEEDS", "60"))

@@ -16,11 +16,11 @@ from changing_tables import History, Row, Shape, answer, build, changed, drawn, 
 
 import sabot
 from sabot import App, UserError, col
-from sabot.checkpoint import CheckpointStorage
 from sabot.connectors.memory import MemoryBroker
-from sabot.operators.reading import state_of
-from sabot.plan import check, make_plan
-from sabot.runtime.life.restore import Asked, decide
+from sabot.engine.checkpoint import CheckpointStorage
+from sabot.engine.operators.reading import state_of
+from sabot.engine.plan import check, make_plan
+from sabot.engine.runtime.life.restore import Asked, decide
 from tools.agent_tools import bounded, publish, records, until, values
 
 SEEDS = int(os.environ.get("SABOT_CHANGING_SEEDS", "60"))

@@ -20,16 +20,16 @@ from typer.testing import CliRunner
 from sabot import App, Message, UserError
 from sabot.agents import ChildLimits
 from sabot.agents.durable import mailbox
-from sabot.checkpoint import CheckpointStorage, ask
-from sabot.checkpoint.places import LocalPlace
-from sabot.checkpoint.savepoints import forget_savepoint
 from sabot.cli import commands
 from sabot.connectors.memory import MemoryBroker
+from sabot.engine.checkpoint import CheckpointStorage, ask
+from sabot.engine.checkpoint.places import LocalPlace
+from sabot.engine.checkpoint.savepoints import forget_savepoint
+from sabot.engine.runtime.agents.source import AgentSource
 from sabot.errors import AgentFailed, AppLocked, CheckpointFailed, CorruptJournal, EffectError, OtherJournal
 from sabot.journal.entries import Answer, Begin, EffectResult, End
 from sabot.journal.sqlite import SqliteReader
 from sabot.llm import tool
-from sabot.runtime.agents.source import AgentSource
 from sabot.testing import ManualClock
 from tools.agent_tools import PATIENCE, bounded, checkpoint, started, until
 

@@ -11,11 +11,11 @@ import pytest
 
 from sabot import App, NdjsonSource, RowErrors, UserError
 from sabot.connectors.memory import MemoryBroker
+from sabot.engine.runtime.agents.source import AgentSource
 from sabot.errors import AgentFailed, CheckpointFailed
 from sabot.journal.entries import Begin, End
 from sabot.journal.sqlite import SqliteReader
 from sabot.llm import tool
-from sabot.runtime.agents.source import AgentSource
 from sabot.testing import ManualClock
 from tools.agent_tools import checkpoint, started, until
 

@@ -11,8 +11,8 @@ from pipelines.test_durable_agents import Shop, checkpoint, crash, figures, jobs
 
 from sabot import App, UserError, secret
 from sabot.agents.durable.operator import DurableAgentOperator
-from sabot.checkpoint import CheckpointStorage
 from sabot.connectors.memory import MemoryBroker
+from sabot.engine.checkpoint import CheckpointStorage
 from sabot.errors import EffectError, SabotError
 from sabot.jobs import host
 from sabot.journal.entries import Intent

@@ -10,9 +10,9 @@ from pipelines.test_durable_agents import Shop, checkpoint, crash, figures, jobs
 
 from sabot import App, UserError
 from sabot.agents.job_checks import check_jobs
-from sabot.checkpoint import CheckpointStorage
+from sabot.engine.checkpoint import CheckpointStorage
+from sabot.engine.state import BackendConfig, MemoryBackend, RocksDBBackend, Snapshot, StateBackend
 from sabot.journal.sqlite import SqliteReader
-from sabot.state import BackendConfig, MemoryBackend, RocksDBBackend, Snapshot, StateBackend
 from tools.agent_tools import started, until
 
 TTL = 60

@@ -11,9 +11,9 @@ import pytest
 
 from sabot import App, NdjsonSource, ParquetSink, Stream, UserError, count
 from sabot.api.nodes.read import Read
-from sabot.checkpoint import CheckpointStorage, Manifest
-from sabot.plan import make_plan, walk, with_schemas
-from sabot.plan.against import compare, planned
+from sabot.engine.checkpoint import CheckpointStorage, Manifest
+from sabot.engine.plan import make_plan, walk, with_schemas
+from sabot.engine.plan.against import compare, planned
 from sabot.testing import ListSink
 from tools.agent_tools import bounded, publish, until, values
 

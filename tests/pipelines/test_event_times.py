@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 import sabot
 from sabot import App, Stream, UserError, col, files, tumbling
 from sabot.codecs.records import header_rows
-from sabot.operators.event_time import FAR_MS, ComputedTime
+from sabot.engine.operators.event_time import FAR_MS, ComputedTime
 from sabot.testing import BARRIER, CRASH, END, ListSink, MemoryBroker, ScriptedSource, run
 from tools.agent_tools import records, started, until
 

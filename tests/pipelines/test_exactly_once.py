@@ -38,13 +38,13 @@ from sabot import (
     TransientError,
     UserError,
 )
-from sabot.checkpoint import CheckpointStorage
 from sabot.codecs.records import RECORD_SCHEMA, iterate_records
 from sabot.connectors.base import Delivers, KeepsToken
 from sabot.connectors.memory import MemoryBroker
-from sabot.delivery import undelivered
+from sabot.engine.checkpoint import CheckpointStorage
+from sabot.engine.delivery import undelivered
+from sabot.engine.runtime.life.restore import plan_of, sinks_of
 from sabot.kafka import open_sink
-from sabot.runtime.life.restore import plan_of, sinks_of
 from sabot.steps import step, watch
 from sabot.testing import BARRIER, CRASH, END, ListSink, ScriptedSource, run, simulate
 from tools.agent_tools import bounded, checkpoint, manifest_files, publish, started, until, write_lines

@@ -13,8 +13,8 @@ import sabot
 from sabot import App, Batch, CsvSink, SqlSink, Stream, UserError, col, tumbling
 from sabot.api.expr import Expr
 from sabot.codecs.records import header_rows
+from sabot.engine.operators.expressions.compiled import compile_expr
 from sabot.errors import DataError
-from sabot.operators.expressions.compiled import compile_expr
 from sabot.testing import END, ListSink, ScriptedSource, run
 
 ENDS = [-(2**63), 2**63 - 1, -(2**62), 2**61, 0, None]

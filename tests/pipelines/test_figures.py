@@ -12,8 +12,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 import sabot
 from sabot import App, CheckpointFailed, col, tumbling
-from sabot.checkpoint import Coordinator, TaskSnapshot
-from sabot.letters.log import LetterLog, ReasonCounts
+from sabot.engine.checkpoint import Coordinator, TaskSnapshot
+from sabot.engine.letters.log import LetterLog, ReasonCounts
 from sabot.testing import END, ManualClock, MemoryBroker, ScriptedSource
 from tools.agent_tools import bounded, publish, until
 

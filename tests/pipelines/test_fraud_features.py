@@ -20,8 +20,8 @@ from sabot.demos.fraud.demo import rows_held
 from sabot.demos.fraud.features import FEATURES, CustomerFeatures, TerminalFeatures
 from sabot.demos.fraud.generator import DAY_MS, FraudSource
 from sabot.demos.fraud.scoring import ALERT_SCHEMA, SUSPICIOUS_FROM, scores, suspicious
+from sabot.engine.state import BackendConfig, MemoryBackend
 from sabot.errors import RowErrors, UserError
-from sabot.state import BackendConfig, MemoryBackend
 
 # Windows by counting back over sorted rows, with no buckets and no state. `seen` is the row's day as the module defines it.
 ORACLE = """

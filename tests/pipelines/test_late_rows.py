@@ -15,9 +15,9 @@ from harness import until
 
 import sabot
 from sabot import App, Batch, NdjsonSink, UserError, col, pattern, session, tumbling
-from sabot.letters.form import LETTER_SCHEMA
-from sabot.operators.base import TIME_COLUMN, OperatorContext
-from sabot.operators.late_rows import LateRows
+from sabot.engine.letters.form import LETTER_SCHEMA
+from sabot.engine.operators.base import TIME_COLUMN, OperatorContext
+from sabot.engine.operators.late_rows import LateRows
 from sabot.testing import END, ManualClock, MemoryBroker, ScriptedSource
 
 SCHEMA = {"k": "string", "n": "int64", "ts": "int64"}

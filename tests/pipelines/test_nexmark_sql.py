@@ -10,7 +10,7 @@ import pytest
 from sabot import App
 from sabot.api.nodes.read import Read
 from sabot.connectors.base import columns_of
-from sabot.plan import Plan, make_plan, planned, walk, with_schemas
+from sabot.engine.plan import Plan, make_plan, planned, walk, with_schemas
 from sabot.sql.syntax.text import SqlError
 from tools.counted import calls_of
 from tools.source_tree import PROJECT

@@ -14,8 +14,8 @@ import sabot
 from sabot import App, Batch, SabotError, Source, UserError, col, tumbling
 from sabot.codecs.records import build_records
 from sabot.connectors.base import MEMORY_BYTES, Bounded
+from sabot.engine.runtime.tasks.reading import Reader
 from sabot.errors import RegistryUnavailable
-from sabot.runtime.tasks.reading import Reader
 from sabot.testing import BARRIER, CRASH, END, ListSink, ScriptedSource, run
 from tools.agent_tools import checkpoint, crash_image, started, until
 

@@ -52,7 +52,7 @@ class TwoPartitions(Source, Bounded):
 def test_a_partition_that_is_read_second_after_a_pause_is_not_idle(monkeypatch: pytest.MonkeyPatch) -> None:
     """The pause counted as silence of both partitions, so the first rows of one closed the windows of the other."""
     clock = ManualClock()
-    monkeypatch.setattr("sabot.runtime.tasks.reading.SYSTEM_CLOCK", clock)
+    monkeypatch.setattr("sabot.engine.runtime.tasks.reading.SYSTEM_CLOCK", clock)
     app = App("paused", clock=clock)
     stream = app.stream(TwoPartitions(clock, paused_at=4), schema=SCHEMA, time="ts", lateness="1s", idle="30s")
     counted = stream.window(tumbling("1s")).aggregate(rows=sabot.count()).collect()

@@ -536,7 +536,7 @@ async def test_lines_come_from_the_journal_so_that_their_rows_are_exactly_once(r
 
 
 async def test_a_stop_ends_the_child_and_the_record_is_read_again(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sabot.runtime.agents.local_agents._GRACE_SECONDS", 0.0)
+    monkeypatch.setattr("sabot.engine.runtime.agents.local_agents._GRACE_SECONDS", 0.0)
     runs.hang()
     app = runs.app()
     await app.start()

@@ -13,8 +13,8 @@ import pytest
 import sabot
 from sabot import App, Stream, UserError, col, count_window, cumulative, hopping, session, tumbling
 from sabot._cython.arrow.batch import Batch
-from sabot.operators.base import TIME_COLUMN, OperatorContext, Saved
-from sabot.operators.rows.timed import ArrivalTime
+from sabot.engine.operators.base import TIME_COLUMN, OperatorContext, Saved
+from sabot.engine.operators.rows.timed import ArrivalTime
 from sabot.testing import BARRIER, CRASH, END, ListSink, ManualClock, MemoryBroker, ScriptedSource, run
 from tools.agent_tools import records, started, until
 

@@ -76,7 +76,7 @@ def works(memory_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> W
         (tmp_path / name).write_text(PROGRAM % {"first": "system" if name == "claude" else "text", "field": field})
         (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    monkeypatch.setattr("sabot.runtime.agents.local_agents._GRACE_SECONDS", 0.0)
+    monkeypatch.setattr("sabot.engine.runtime.agents.local_agents._GRACE_SECONDS", 0.0)
     monkeypatch.setitem(JobHost.__init__.__kwdefaults__, "stop_grace_s", 0.0)
     return Works(memory_url, tmp_path)
 

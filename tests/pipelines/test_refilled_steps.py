@@ -13,17 +13,17 @@ import pytest
 import sabot
 from sabot import App, Batch, Source, UserError, col, count, tumbling
 from sabot._cython.groups.partition import hash_columns
-from sabot.checkpoint import CheckpointStorage
 from sabot.connectors.files import files
 from sabot.connectors.memory import MemoryBroker, MemorySink
 from sabot.connectors.sql import SqlSink
+from sabot.engine.checkpoint import CheckpointStorage
+from sabot.engine.operators.reading import state_of
+from sabot.engine.plan import make_plan
+from sabot.engine.runtime.life.outcomes import outcomes_of
+from sabot.engine.runtime.life.refilling import Refilling
+from sabot.engine.runtime.life.restore import Asked
+from sabot.engine.runtime.tasks.reading import Reader, SourceInput
 from sabot.errors import InternalError
-from sabot.operators.reading import state_of
-from sabot.plan import make_plan
-from sabot.runtime.life.outcomes import outcomes_of
-from sabot.runtime.life.refilling import Refilling
-from sabot.runtime.life.restore import Asked
-from sabot.runtime.tasks.reading import Reader, SourceInput
 from tools.agent_tools import bounded, publish, until, values
 from tools.command_line import sabot_says
 

@@ -19,11 +19,11 @@ from google.protobuf.descriptor_pb2 import FieldDescriptorProto, FileDescriptorP
 
 from sabot import App, Avro, Csv, Message, Protobuf, Raw, UserError
 from sabot.base.arrays import typed_fields
-from sabot.calls.schema import Schema
 from sabot.clock import ManualClock
 from sabot.codecs.protobuf import descriptor_of
 from sabot.connectors.memory import MemoryBroker
 from sabot.connectors.memory.sink import MemorySink
+from sabot.engine.calls.schema import Schema
 from sabot.llm import ExecutionEngine
 from sabot.llm.providers.scripted import ScriptedProvider
 from tools.agent_tools import started, until

@@ -23,9 +23,9 @@ from typing_extensions import TypeAliasType
 
 from sabot import App
 from sabot.agents import ExecutionRequest, RuntimeKernel
-from sabot.calls.edits import edited_arguments
-from sabot.calls.schema import Mismatch, Schema
 from sabot.connectors.memory import MemoryBroker
+from sabot.engine.calls.edits import edited_arguments
+from sabot.engine.calls.schema import Mismatch, Schema
 from sabot.errors import EffectError, UserError
 from sabot.llm import MalformedAnswer, Tool, ToolError, tool
 from sabot.llm.agent import Agent

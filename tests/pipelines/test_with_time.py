@@ -20,8 +20,8 @@ from sabot import App, Stream, UserError, col, files, tumbling
 from sabot._cython.arrow.batch import Batch
 from sabot._cython.flow.channel import Watermark
 from sabot.codecs.records import header_rows
-from sabot.operators.base import START_OF_TIME, TIME_COLUMN, OperatorContext, Saved
-from sabot.operators.rows.timed import EventTimeProgress, NewTime
+from sabot.engine.operators.base import START_OF_TIME, TIME_COLUMN, OperatorContext, Saved
+from sabot.engine.operators.rows.timed import EventTimeProgress, NewTime
 from sabot.testing import BARRIER, CRASH, END, ListSink, ManualClock, MemoryBroker, ScriptedSource, run
 from tools.agent_tools import records, started, until
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from minutes_app import app
 
-import sabot.workers.process as process
-from sabot.exchange import Exchange
+import sabot.engine.workers.process as process
+from sabot.engine.exchange import Exchange
 
 sys.path.append(str(Path(__file__).parents[1]))
 from tools.tcp_proxy import TcpProxy

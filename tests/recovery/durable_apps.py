@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from sabot import App, NdjsonSink, SqlSink
-from sabot.calls.effects import Reconciled
+from sabot.engine.calls.effects import Reconciled
 from sabot.llm import tool
 from sabot.steps import step
 from sabot.testing import BARRIER, END, ScriptedSource

@@ -22,7 +22,6 @@ import pyarrow.parquet
 
 import sabot
 from sabot import App, Batch, Stream, UserAggregate, col
-from sabot.checkpoint import CheckpointStorage
 from sabot.clock import SystemClock
 from sabot.connectors.files import (
     ArrowSink,
@@ -35,8 +34,9 @@ from sabot.connectors.files import (
     ParquetSource,
 )
 from sabot.connectors.sql import SqlSink
+from sabot.engine.checkpoint import CheckpointStorage
+from sabot.engine.operators.reading import operators_of
 from sabot.errors import UserError
-from sabot.operators.reading import operators_of
 from sabot.testing import END, ListSink, MemoryBroker, ScriptedSource
 
 ROWS, FIRST, HALF = 100, 30, 50  # of an input; the rows before the first checkpoint, and before the one that is kept

@@ -19,7 +19,7 @@ import msgspec
 
 from sabot import App, NdjsonSink
 from sabot.agents import ActionStatus, Budget, Effect, ModelPolicy, PolicyEngine, RedactionPolicy, ToolPolicy
-from sabot.calls.effects import Reconciled
+from sabot.engine.calls.effects import Reconciled
 from sabot.errors import EffectError
 from sabot.journal import JournalReader
 from sabot.journal.entries import Letter, encode_entry

@@ -21,7 +21,7 @@ from sabot.agents import (
     RuntimeKernel,
     ToolPolicy,
 )
-from sabot.calls.effects import Reconciled
+from sabot.engine.calls.effects import Reconciled
 from sabot.llm import BudgetExceeded, ExecutionEngine, OpenAIProvider, Price, PriceTable, tool
 from sabot.steps import step
 from sabot.testing import END, ScriptedSource

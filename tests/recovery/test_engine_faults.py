@@ -20,12 +20,12 @@ from sabot import AgentFailed, App, RowErrors, UserError, count
 from sabot._cython.arrow.batch import Batch
 from sabot._cython.flow.channel import Channel
 from sabot.api.context import AgentContext
-from sabot.checkpoint import CheckpointStorage
 from sabot.connectors.base import Sink
 from sabot.connectors.files import NdjsonSink, NdjsonSource
+from sabot.engine.checkpoint import CheckpointStorage
+from sabot.engine.operators.agents.kinds import agent_operator
+from sabot.engine.state import BackendConfig, MemoryBackend, RocksDBBackend
 from sabot.errors import AppLocked, CheckpointFailed
-from sabot.operators.agents.kinds import agent_operator
-from sabot.state import BackendConfig, MemoryBackend, RocksDBBackend
 from sabot.testing import MemoryBroker, ScriptedSource
 from tools.agent_tools import (
     bounded,
@@ -109,14 +109,14 @@ def sink():
 def narrow(monkeypatch):
     """Channels of few rows: what has a bound reaches it soon."""
     for module in ("agents.source", "tasks.writing"):
-        monkeypatch.setattr(f"sabot.runtime.{module}.Channel", functools.partial(Channel, capacity_rows=512))
+        monkeypatch.setattr(f"sabot.engine.runtime.{module}.Channel", functools.partial(Channel, capacity_rows=512))
 
 
 @pytest.fixture
 def impatient(monkeypatch):
     """Calls and sinks that hang are given up sooner than by default."""
-    monkeypatch.setattr("sabot.runtime.agents.local_agents._GRACE_SECONDS", 0.05)
-    monkeypatch.setattr("sabot.runtime.tasks.writing._STOP_SECONDS", 0.05)
+    monkeypatch.setattr("sabot.engine.runtime.agents.local_agents._GRACE_SECONDS", 0.05)
+    monkeypatch.setattr("sabot.engine.runtime.tasks.writing._STOP_SECONDS", 0.05)
 
 
 async def kept(app, key="n", namespace="default"):
@@ -557,9 +557,9 @@ async def test_a_lane_that_waits_for_its_dead_letters_does_not_wait_for_room_tha
 ):
     """It waited until its agent was "writable". Meanwhile a second input filled the lanes, and nobody was left to empty them."""
     narrow = functools.partial(agent_operator, capacity_rows=8)
-    monkeypatch.setattr("sabot.runtime.agents.local_agents.agent_operator", narrow)
+    monkeypatch.setattr("sabot.engine.runtime.agents.local_agents.agent_operator", narrow)
     for module in ("agents.source", "tasks.writing"):
-        monkeypatch.setattr(f"sabot.runtime.{module}.Channel", functools.partial(Channel, capacity_rows=1))
+        monkeypatch.setattr(f"sabot.engine.runtime.{module}.Channel", functools.partial(Channel, capacity_rows=1))
 
     @app.agent(["x", "y"], on_error="skip", dead_letter=sink)
     async def refuse(ctx):

@@ -17,8 +17,8 @@ import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
 
-from sabot.checkpoint import CheckpointStorage
-from sabot.operators.reading import state_of
+from sabot.engine.checkpoint import CheckpointStorage
+from sabot.engine.operators.reading import state_of
 from tools import kafka_eyes
 from tools.broker import Broker
 from tools.steps import crashes_survived

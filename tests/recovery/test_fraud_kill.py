@@ -19,7 +19,7 @@ from sabot.app import App
 from sabot.connectors.files import NdjsonSink
 from sabot.demos.fraud.app import build
 from sabot.demos.fraud.generator import FraudSource
-from sabot.state import StateBackend, open_backend
+from sabot.engine.state import StateBackend, open_backend
 
 ROWS = 200_000
 WORLD = {"customers": 900, "terminals": 450}

@@ -15,11 +15,11 @@ import pytest
 from kept_apps import HALF, PROGRAMS, RESTORED_S, WRITTEN_S, Program, Scene, contents, finish, publish
 
 from sabot.api.nodes.read import Read
-from sabot.checkpoint import CheckpointStorage
-from sabot.checkpoint.state_reads import state_difference, state_owners, state_rows
+from sabot.engine.checkpoint import CheckpointStorage
+from sabot.engine.checkpoint.state_reads import state_difference, state_owners, state_rows
+from sabot.engine.plan import make_plan, walk, with_schemas
+from sabot.engine.plan.against import compare, planned
 from sabot.errors import UserError
-from sabot.plan import make_plan, walk, with_schemas
-from sabot.plan.against import compare, planned
 from sabot.testing import lives
 from tools.agent_tools import checkpoint
 

@@ -37,7 +37,7 @@ from sabot import App
 from sabot.agents import ActionStatus, Decision, GuardedCall, GuardVerdict, PolicyEngine
 from sabot.agents.job_history import job_keeping
 from sabot.agents.job_view import JobView
-from sabot.calls.effects import EffectId, digest
+from sabot.engine.calls.effects import EffectId, digest
 from sabot.jobs.core import SEQUENCES_APART
 from sabot.jobs.guard import decode_verdict, encode_verdict
 from sabot.jobs.history import IN_DOUBT

@@ -26,9 +26,9 @@ from sabot._cython.flow.channel import Channel
 from sabot._cython.text.records import state_key
 from sabot.api.context import AgentContext
 from sabot.connectors.files import NdjsonSink, NdjsonSource
+from sabot.engine.operators.agents.kinds import agent_operator
+from sabot.engine.state import BackendConfig, MemoryBackend, RocksDBBackend
 from sabot.errors import CheckpointFailed
-from sabot.operators.agents.kinds import agent_operator
-from sabot.state import BackendConfig, MemoryBackend, RocksDBBackend
 from tools.agent_tools import bounded, crash_image, manifests, read_lines, until, write_lines
 
 pytestmark = pytest.mark.integration
@@ -269,10 +269,13 @@ async def test_state_is_exact_and_nothing_is_lost_under_random_crashes(seed, mem
         write_lines(tmp_path / name, rows[name])
     lanes_hold, channels_hold = rng.choice([8, 16384]), rng.choice([8, 65536])  # narrow: something is full all the time
     monkeypatch.setattr(
-        "sabot.runtime.agents.local_agents.agent_operator", functools.partial(agent_operator, capacity_rows=lanes_hold)
+        "sabot.engine.runtime.agents.local_agents.agent_operator",
+        functools.partial(agent_operator, capacity_rows=lanes_hold),
     )
     for module in ("agents.source", "tasks.writing"):
-        monkeypatch.setattr(f"sabot.runtime.{module}.Channel", functools.partial(Channel, capacity_rows=channels_hold))
+        monkeypatch.setattr(
+            f"sabot.engine.runtime.{module}.Channel", functools.partial(Channel, capacity_rows=channels_hold)
+        )
     left = tmp_path / "nothing"
     for life in range(lives + 1):
         directory = tmp_path / f"life-{life}"

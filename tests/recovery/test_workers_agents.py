@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from sabot.checkpoint import CheckpointStorage
-from sabot.operators.reading import state_of
+from sabot.engine.checkpoint import CheckpointStorage
+from sabot.engine.operators.reading import state_of
 from tools.agent_tools import until
 
 sys.path.append(str(Path(__file__).parents[1] / "integration"))
@@ -188,7 +188,7 @@ async def test_the_figures_of_agents_in_a_worker_are_those_of_the_app(tmp_path):
             "agent refused.look is durable, but its journal here is not on a server",
         ),
         (
-            "from sabot.state import MemoryBackend\napp.state_backend = MemoryBackend()\n"
+            "from sabot.engine.state import MemoryBackend\napp.state_backend = MemoryBackend()\n"
             "@app.agent(sabot.NdjsonSource('x'))\nasync def look(ctx): pass",
             "has a state_backend= of its own",
         ),

@@ -17,9 +17,9 @@ from pathlib import Path
 import pytest
 
 from sabot.cli import load_app
+from sabot.engine.runtime.life.run import Run
+from sabot.engine.workers import LocalLauncher, TcpRendezvous, over_workers
 from sabot.errors import WorkerLost
-from sabot.runtime.life.run import Run
-from sabot.workers import LocalLauncher, TcpRendezvous, over_workers
 from tools.agent_tools import Remembered, environment, manifests, read_lines, until, write_lines
 from tools.stream_tools import PARTITIONS, answers, expected, payments, tick
 
@@ -171,7 +171,7 @@ async def test_a_worker_that_says_nothing_is_taken_for_dead(tmp_path, monkeypatc
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", environment()["PYTHONPATH"])
-    monkeypatch.setattr("sabot.workers.streams.SILENT_SECONDS", 8.0)
+    monkeypatch.setattr("sabot.engine.workers.streams.SILENT_SECONDS", 8.0)
     app = load_app("endless:app")
     command = [sys.executable, "-P", "-m", "sabot", "run-worker", "endless:app"]
     app.spec.workers = made = Remembered(
@@ -187,7 +187,7 @@ async def test_a_worker_that_says_nothing_is_taken_for_dead(tmp_path, monkeypatc
 
 
 async def test_a_worker_that_never_joins_is_lost_and_named(tmp_path, monkeypatch):
-    monkeypatch.setattr("sabot.workers.rendezvous._JOIN_SECONDS", 0.3)
+    monkeypatch.setattr("sabot.engine.workers.rendezvous._JOIN_SECONDS", 0.3)
     program(tmp_path, "waited", "def look(batch): return batch")
     monkeypatch.chdir(tmp_path)
     app = load_app("waited:app")
@@ -235,7 +235,7 @@ async def test_a_worker_that_stands_still_while_it_opens_its_tasks_is_replaced(t
     await until(lambda: run.done() or (tmp_path / "stopped").exists(), "a worker that stands still")
     # Its time is over now, and not that of those that follow, which a busy machine may open slowly.
     with monkeypatch.context() as patched:
-        patched.setattr("sabot.workers.streams._OPEN_SECONDS", 1.0)
+        patched.setattr("sabot.engine.workers.streams._OPEN_SECONDS", 1.0)
         await until(lambda: run.done() or len(made.runs) >= 2, "the next run")
     await asyncio.wait_for(run, SECONDS)
     assert len(made.runs) >= 2

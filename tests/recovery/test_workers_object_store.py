@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from pyarrow import fs
 
-from sabot.checkpoint import CheckpointStorage
+from sabot.engine.checkpoint import CheckpointStorage
 from tools.agent_tools import read_lines, until, write_lines
 from tools.broker import free_ports
 from tools.checkpoint_tools import files_of

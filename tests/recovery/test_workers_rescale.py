@@ -15,10 +15,10 @@ import pytest
 from test_workers_kill import HERE, Place, World, alive, attempts, checkpoint_after, jsons, lines_of, running, where
 
 from sabot import App
-from sabot.checkpoint.requests import ask
 from sabot.cli import load_app
+from sabot.engine.checkpoint.requests import ask
+from sabot.engine.workers import LocalLauncher, TcpRendezvous, over_workers
 from sabot.errors import UserError
-from sabot.workers import LocalLauncher, TcpRendezvous, over_workers
 from tools.agent_tools import environment, read_lines, until
 from tools.command_line import lines, sabot_says
 from tools.stream_tools import PARTITIONS, answers, expected, tick

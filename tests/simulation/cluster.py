@@ -23,16 +23,16 @@ from sabot._cython.flow.channel import END, Channel, ChannelClosed
 from sabot.base.process_exit import EXITS
 from sabot.base.supervision import unexpected_end
 from sabot.base.threads import threads
+from sabot.engine.exchange.frames import Frame, Framing, element_of
+from sabot.engine.runtime.app_spec import AppSpec
+from sabot.engine.workers.connection import frame_of, message_of
+from sabot.engine.workers.joining import versions
+from sabot.engine.workers.launching import ProcessEnd, how_it_ended
+from sabot.engine.workers.member import Member
+from sabot.engine.workers.messages import ControlMessage, Join, Welcome, failed
+from sabot.engine.workers.process import AGAIN, AppWorker
 from sabot.errors import CheckpointFailed, TransientError
-from sabot.exchange.frames import Frame, Framing, element_of
-from sabot.runtime.app_spec import AppSpec
 from sabot.testing.loop import SimulatedProcess
-from sabot.workers.connection import frame_of, message_of
-from sabot.workers.joining import versions
-from sabot.workers.launching import ProcessEnd, how_it_ended
-from sabot.workers.member import Member
-from sabot.workers.messages import ControlMessage, Join, Welcome, failed
-from sabot.workers.process import AGAIN, AppWorker
 
 _log = logging.getLogger(__name__)
 
@@ -128,7 +128,7 @@ class Network:
 
 
 class LaunchedWorker(Peer, Protocol):
-    """A worker of the simulation, as its coordinator sees it (`sabot.workers.launching.LaunchedProcess`)."""
+    """A worker of the simulation, as its coordinator sees it (`sabot.engine.workers.launching.LaunchedProcess`)."""
 
     pid: int | None
 
@@ -136,7 +136,10 @@ class LaunchedWorker(Peer, Protocol):
 
 
 class Rendezvous:
-    """How the workers of an app come to its coordinator (`sabot.workers.rendezvous.Rendezvous`). launch: starts the worker of a number."""
+    """How the workers of an app come to its coordinator (`sabot.engine.workers.rendezvous.Rendezvous`).
+
+    launch: starts the worker of a number.
+    """
 
     def __init__(self, network: Network, launch: Callable[[int], LaunchedWorker]) -> None:
         self._network = network
@@ -147,7 +150,7 @@ class Rendezvous:
 
 
 class JoinRound:
-    """The workers of one attempt (`sabot.workers.rendezvous.JoinRound`): each joins a while after its start."""
+    """The workers of one attempt (`sabot.engine.workers.rendezvous.JoinRound`): each joins a while after its start."""
 
     within_s = 300.0
 
@@ -199,7 +202,7 @@ class Wire:
 
 
 class End:
-    """One end of a wire (`sabot.workers.connection.ControlChannel`). owner: the worker's process; None: the coordinator's."""
+    """One end of a wire (`sabot.engine.workers.connection.ControlChannel`). owner: the worker's process; None: the coordinator's."""
 
     congested = False
     peer: "End"
@@ -274,7 +277,7 @@ class WorkerProcess:
         self._main = self._loop.create_task(self._live(), context=self.owner.context)
 
     async def _live(self) -> None:
-        """As `sabot.workers.process._work`."""
+        """As `sabot.engine.workers.process._work`."""
         channel, code = self.wire.worker, 0
         try:
             async for welcome in channel.received():
@@ -322,7 +325,7 @@ class WorkerProcess:
 
 
 class Exchange:
-    """The rows of a worker to the others (`sabot.workers.share.RowExchange`)."""
+    """The rows of a worker to the others (`sabot.engine.workers.share.RowExchange`)."""
 
     def __init__(self, network: Network, address: str, owner: SimulatedProcess) -> None:
         self.address = address

@@ -19,7 +19,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))  # where tools are
 from model import World
 
-from sabot.checkpoint import Manifest
+from sabot.engine.checkpoint import Manifest
 
 
 class Measured(World):

@@ -48,12 +48,12 @@ from sabot._cython.flow.channel import Channel
 from sabot.connectors.base import Bounded, Positions, Scans
 from sabot.connectors.files import NdjsonSink, ParquetSink
 from sabot.connectors.sql import SqlSink
+from sabot.engine.operators.agents.kinds import agent_operator
+from sabot.engine.workers import over_workers
 from sabot.errors import TransientError
-from sabot.operators.agents.kinds import agent_operator
 from sabot.testing import ListSink, ScriptedSource, Simulation, simulate
 from sabot.testing.lives import temporary_directory
 from sabot.testing.script import BARRIER, END
-from sabot.workers import over_workers
 
 DISORDER_MS = 500
 START_MS = 1_700_000_000_000
@@ -298,13 +298,15 @@ class Seed:
         self.agent_once = dice.random() < 0.8
         self.faults = dice.choice([0, 0, 0, 1, 4])
         self.limits = {
-            "sabot.runtime.tasks.edges.Channel": with_room(Channel, dice.choice([1, 20, 65_536])),
-            "sabot.runtime.agents.source.Channel": with_room(Channel, room := dice.choice([1, 65_536])),
-            "sabot.runtime.tasks.writing.Channel": with_room(Channel, room),
-            "sabot.runtime.agents.output.Channel": with_room(Channel, room),
-            "sabot.runtime.agents.local_agents.agent_operator": with_room(agent_operator, dice.choice([2, 16_384])),
-            "sabot.delivery.parts.PART_BYTES": dice.choice([100, 2000, 64 << 20]),
-            "sabot.delivery.tracks.FULL_EPOCHS": dice.choice([2, 4, 16]),
+            "sabot.engine.runtime.tasks.edges.Channel": with_room(Channel, dice.choice([1, 20, 65_536])),
+            "sabot.engine.runtime.agents.source.Channel": with_room(Channel, room := dice.choice([1, 65_536])),
+            "sabot.engine.runtime.tasks.writing.Channel": with_room(Channel, room),
+            "sabot.engine.runtime.agents.output.Channel": with_room(Channel, room),
+            "sabot.engine.runtime.agents.local_agents.agent_operator": with_room(
+                agent_operator, dice.choice([2, 16_384])
+            ),
+            "sabot.engine.delivery.parts.PART_BYTES": dice.choice([100, 2000, 64 << 20]),
+            "sabot.engine.delivery.tracks.FULL_EPOCHS": dice.choice([2, 4, 16]),
         }
         refusals = dice.choice([0.0, 0.0, 0.05, 0.2])
         self.sinks = [Refusing(f"out{at}", refusals, random.Random(dice.random())) for at in range(len(self.outputs))]

@@ -17,9 +17,9 @@ from flows import Dice
 
 from sabot import App, NotSent
 from sabot.agents.durable.context import DurableContext
-from sabot.calls.effects import Reconciled
-from sabot.calls.tool_context import Effect
-from sabot.calls.tools import Tool, tool
+from sabot.engine.calls.effects import Reconciled
+from sabot.engine.calls.tool_context import Effect
+from sabot.engine.calls.tools import Tool, tool
 from sabot.errors import EffectError, LetterRefused, SabotError
 from sabot.jobs.values import unpack
 from sabot.journal import Letter

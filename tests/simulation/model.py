@@ -36,17 +36,12 @@ from sabot import App, Source
 from sabot._cython.arrow.batch import Batch
 from sabot._cython.flow.channel import END, Abort, Barrier, Channel, Gate
 from sabot.base.claims import FileClaim
-from sabot.checkpoint import CheckpointStorage, Manifest, TaskSnapshot
-from sabot.checkpoint.places import LocalPlace
 from sabot.connectors.base import Bounded, Positions, Scans
-from sabot.errors import AppLocked, SabotError
-from sabot.steps import watch
-from sabot.testing import ListSink
-from sabot.testing.lives import Crash, temporary_directory
-from sabot.testing.loop import SimulatedLoop, SimulatedProcess, process_here
-from sabot.workers import over_workers, streams_maker
-from sabot.workers.launching import ProcessEnd, how_it_ended
-from sabot.workers.messages import (
+from sabot.engine.checkpoint import CheckpointStorage, Manifest, TaskSnapshot
+from sabot.engine.checkpoint.places import LocalPlace
+from sabot.engine.workers import over_workers, streams_maker
+from sabot.engine.workers.launching import ProcessEnd, how_it_ended
+from sabot.engine.workers.messages import (
     AbortBarriers,
     Beat,
     Close,
@@ -67,10 +62,15 @@ from sabot.workers.messages import (
     Welcome,
     failed,
 )
-from sabot.workers.process import BEAT_SECONDS
-from sabot.workers.remote import RemoteCheckpoints, RemoteTracks
-from sabot.workers.saving import FolderSnapshotStore
-from sabot.workers.streams import SILENT_SECONDS, WorkerStreams
+from sabot.engine.workers.process import BEAT_SECONDS
+from sabot.engine.workers.remote import RemoteCheckpoints, RemoteTracks
+from sabot.engine.workers.saving import FolderSnapshotStore
+from sabot.engine.workers.streams import SILENT_SECONDS, WorkerStreams
+from sabot.errors import AppLocked, SabotError
+from sabot.steps import watch
+from sabot.testing import ListSink
+from sabot.testing.lives import Crash, temporary_directory
+from sabot.testing.loop import SimulatedLoop, SimulatedProcess, process_here
 from tools.agent_tools import Remembered
 
 _log = logging.getLogger(__name__)
@@ -537,7 +537,7 @@ class World:
                 around.enter_context(_watched())
                 around.enter_context(patch.object(streams_maker, "_WORKERS_MAX", 1 << 20))
                 if self.rivals:  # an object store has no lock that keeps coordinators apart
-                    around.enter_context(patch("sabot.checkpoint.places.local.take_scratch", _scratch_of_each))
+                    around.enter_context(patch("sabot.engine.checkpoint.places.local.take_scratch", _scratch_of_each))
                 try:
                     self.loop.run_until_complete(self._live())
                 finally:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from graphs import Seed
 
-from sabot.calls.effects import Doubt
+from sabot.engine.calls.effects import Doubt
 from sabot.errors import AgentFailed
 from sabot.jobs.history import History
 from sabot.jobs.owner import OpenJob

@@ -16,7 +16,7 @@ import pytest
 from graphs import Seed
 from model import World
 
-from sabot.checkpoint import Coordinator, Manifest, TaskSnapshot
+from sabot.engine.checkpoint import Coordinator, Manifest, TaskSnapshot
 
 pytestmark = pytest.mark.integration
 
@@ -100,9 +100,9 @@ def nobody(*asked: Any) -> None:
 
 acknowledge = Coordinator._acknowledge
 FAULTS = [
-    ("sabot.checkpoint.Coordinator._acknowledge", of_any_checkpoint, {"declines": 0.1}, "is not whole"),
-    ("sabot.workers.streams.SILENT_SECONDS", 1e9, {"faults": 6}, "is silent for"),
-    ("sabot.checkpoint.ownership.Ownership.renew", nobody, {"rivals": 1}, "behind generation|too many"),
+    ("sabot.engine.checkpoint.Coordinator._acknowledge", of_any_checkpoint, {"declines": 0.1}, "is not whole"),
+    ("sabot.engine.workers.streams.SILENT_SECONDS", 1e9, {"faults": 6}, "is silent for"),
+    ("sabot.engine.checkpoint.ownership.Ownership.renew", nobody, {"rivals": 1}, "behind generation|too many"),
 ]
 
 

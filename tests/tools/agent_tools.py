@@ -12,8 +12,8 @@ from typing import Any
 
 import sabot
 from sabot import App, Record
-from sabot.checkpoint import CheckpointStorage
 from sabot.connectors.memory import MemoryBroker
+from sabot.engine.checkpoint import CheckpointStorage
 from sabot.errors import CheckpointFailed, CorruptCheckpoint
 
 # Seconds until a condition that never comes true fails its test. Nothing waits this long to be right, so none has less: three interpreters

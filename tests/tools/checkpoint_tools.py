@@ -3,9 +3,9 @@
 import pyarrow as pa
 from pyarrow import fs as arrow_fs
 
-from sabot.checkpoint import CheckpointStorage, Manifest
-from sabot.checkpoint.manifest import StoredPart, StoredTask, StoredTrack
-from sabot.checkpoint.places.base import Place
+from sabot.engine.checkpoint import CheckpointStorage, Manifest
+from sabot.engine.checkpoint.manifest import StoredPart, StoredTask, StoredTrack
+from sabot.engine.checkpoint.places.base import Place
 
 
 class _Writing:

@@ -18,11 +18,11 @@ import pyarrow as pa
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 
 from sabot._cython.text.records import state_key
-from sabot.checkpoint import CheckpointStorage, Manifest
 from sabot.codecs.records import Record
 from sabot.connectors.memory import MemoryBroker
+from sabot.engine.checkpoint import CheckpointStorage, Manifest
+from sabot.engine.state import load_snapshot
 from sabot.kafka.admin import create_topic, partitions
-from sabot.state import load_snapshot
 from tools.agent_tools import PATIENCE, environment
 
 HERE = Path(__file__).parents[1] / "integration"

@@ -14,7 +14,7 @@ from sabot._cython.arrow.batch import Batch
 from sabot._cython.flow.channel import Watermark
 from sabot._cython.groups.partition import hash_columns, partition_indices
 from sabot.clock import SYSTEM_CLOCK, Clock
-from sabot.operators.base import (
+from sabot.engine.operators.base import (
     END_OF_TIME,
     TIME_COLUMN,
     HoldsMarks,

@@ -1,6 +1,6 @@
 """A plugin of pytest that refuses the rooms of the agents, for a run of the engine's tests:
 
-PYTHONPATH=tests pytest -p tools.without_agents tests/unit/runtime …
+PYTHONPATH=tests pytest -p tools.without_agents tests/unit/engine/runtime …
 """
 
 import sys

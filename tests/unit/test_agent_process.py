@@ -9,8 +9,8 @@ import pytest
 from sabot import AgentContext, App
 from sabot.agents.runtime import AgentProcess, AgentState
 from sabot.connectors.memory import MemoryBroker
+from sabot.engine.state import BackendConfig, MemoryBackend
 from sabot.kafka import KafkaSource
-from sabot.state import BackendConfig, MemoryBackend
 from tools.agent_tools import bounded, until
 
 

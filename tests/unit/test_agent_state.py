@@ -11,8 +11,8 @@ from sabot.agents.runtime import AgentProcess
 from sabot.api.context import CallTimers, record_context
 from sabot.clock import ManualClock
 from sabot.connectors.memory import MemoryBroker
-from sabot.operators.agents.operator import Row
-from sabot.state import BackendConfig, MemoryBackend, RocksDBBackend, ValueState
+from sabot.engine.operators.agents.operator import Row
+from sabot.engine.state import BackendConfig, MemoryBackend, RocksDBBackend, ValueState
 from tools.agent_tools import bounded, processed, publish, records, started, until, values
 
 

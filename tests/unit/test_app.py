@@ -17,7 +17,7 @@ from sabot import AgentFailed, App, AppLocked, Message, UserError
 from sabot.agents.runtime import AgentRuntime
 from sabot.connectors.files import NdjsonSource
 from sabot.connectors.memory import MemoryBroker
-from sabot.state import BackendConfig, MemoryBackend
+from sabot.engine.state import BackendConfig, MemoryBackend
 from tools.agent_tools import (
     bounded,
     checkpoint,

@@ -16,7 +16,7 @@ import pytest
 
 from sabot import App, CheckpointFailed
 from sabot.agents import ExecutionRequest, RuntimeKernel
-from sabot.runtime.tasks import blocking
+from sabot.engine.runtime.tasks import blocking
 from sabot.testing import END, ListSink, ScriptedSource
 from tools.agent_tools import publish, started, until
 
@@ -50,9 +50,9 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def lines() -> Iterator[Lines]:
     handler = Lines()
-    logging.getLogger("sabot.runtime.tasks.blocking").addHandler(handler)
+    logging.getLogger("sabot.engine.runtime.tasks.blocking").addHandler(handler)
     yield handler
-    logging.getLogger("sabot.runtime.tasks.blocking").removeHandler(handler)
+    logging.getLogger("sabot.engine.runtime.tasks.blocking").removeHandler(handler)
 
 
 @pytest.mark.usefixtures("quick")

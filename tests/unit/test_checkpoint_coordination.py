@@ -7,10 +7,10 @@ import pytest
 
 from sabot import App
 from sabot.agents.runtime import AgentProcess, AgentRuntime
-from sabot.checkpoint import Coordinator
 from sabot.connectors.memory import MemoryBroker
+from sabot.engine.checkpoint import Coordinator
+from sabot.engine.state import BackendConfig, MemoryBackend
 from sabot.errors import CheckpointFailed, UserError
-from sabot.state import BackendConfig, MemoryBackend
 from tools.agent_tools import bounded, checkpoint, manifests, processed, publish, records, started, state_of, until
 
 

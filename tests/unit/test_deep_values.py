@@ -10,16 +10,16 @@ import pytest
 
 from sabot import App, DataError, UserError
 from sabot._cython.text.json import NESTING_MAX, JsonDecoder, is_too_deep
-from sabot.checkpoint import CheckpointStorage
-from sabot.checkpoint.requests import Requests
 from sabot.codecs.json import infer_schema
 from sabot.codecs.records import decode_json, encode_json
+from sabot.engine.checkpoint import CheckpointStorage
+from sabot.engine.checkpoint.requests import Requests
+from sabot.engine.operators.agents.records import RecordAgentOperator
+from sabot.engine.operators.functions.state import parts_of
+from sabot.engine.state import MemoryBackend, ValueState
+from sabot.engine.state.backends.database import MARK_FILE, read_mark
+from sabot.engine.state.reading import json_text, key_candidates
 from sabot.errors import CorruptCheckpoint
-from sabot.operators.agents.records import RecordAgentOperator
-from sabot.operators.functions.state import parts_of
-from sabot.state import MemoryBackend, ValueState
-from sabot.state.backends.database import MARK_FILE, read_mark
-from sabot.state.reading import json_text, key_candidates
 from tools.agent_tools import bounded, publish, records, started, until, values
 
 ENDLESS = 100_000

@@ -25,14 +25,14 @@ from sabot.base.disk import (
     remove_abandoned,
     warn_of_open_folder,
 )
-from sabot.checkpoint import CheckpointStorage, Manifest
-from sabot.checkpoint.manifest import StoredTask
-from sabot.checkpoint.places import RemotePlace
-from sabot.checkpoint.requests import Requests
 from sabot.connectors.base import Batch, Track
 from sabot.connectors.files import ParquetSink
+from sabot.engine.checkpoint import CheckpointStorage, Manifest
+from sabot.engine.checkpoint.manifest import StoredTask
+from sabot.engine.checkpoint.places import RemotePlace
+from sabot.engine.checkpoint.requests import Requests
+from sabot.engine.state import BackendConfig, RocksDBBackend
 from sabot.errors import AppLocked, CorruptCheckpoint, SabotError, UserError
-from sabot.state import BackendConfig, RocksDBBackend
 
 AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files away")
 NOBODY = 65534
@@ -347,8 +347,8 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from pyarrow import fs
-from sabot.checkpoint import CheckpointStorage
-from sabot.state.backends.database import read_database
+from sabot.engine.checkpoint import CheckpointStorage
+from sabot.engine.state.backends.database import read_database
 place = sys.argv[1]
 reader = CheckpointStorage(place)
 print(reader.latest().state_directory("task", "default"), flush=True)

@@ -12,7 +12,7 @@ import pytest
 
 from sabot import App, files
 from sabot.base.logs import set_up_logging
-from sabot.calls.error_log import EVERY_S, ErrorLog
+from sabot.engine.calls.error_log import EVERY_S, ErrorLog
 from sabot.testing import ListSink, ManualClock
 from tools.agent_tools import publish, records, started, until
 
@@ -73,7 +73,7 @@ async def test_an_agent_that_goes_on_says_what_went_wrong(
     publish(app, "orders", [{"n": n} for n in range(5)])
     async with started(app):
         await until(lambda: len(records(app, "orders.dlq")) == 5, "dead letters")
-    told = [line for line in caplog.records if line.name == "sabot.calls.error_log"]
+    told = [line for line in caplog.records if line.name == "sabot.engine.calls.error_log"]
     assert told[0].getMessage().startswith(f"agent {next(iter(app.agent_runtime.agents))}: ValueError: no price; ")
     assert "orders[0]@0" in told[0].getMessage()
     assert told[0].exc_text
@@ -101,7 +101,7 @@ def test_a_script_s_main_logs_as_the_command_does(tmp_path: Path, capsys: Any, u
 
     app.main()
     said = capsys.readouterr().err
-    assert " WARNING sabot.calls.error_log: agent " in said
+    assert " WARNING sabot.engine.calls.error_log: agent " in said
     assert ": ValueError: no price; " in said
     assert 'raise ValueError("no price")' in said
 

@@ -15,8 +15,8 @@ from sabot import App, SabotError, SqlSink, UserAggregate
 from sabot.base.process_exit import find_exit, wrap_exit
 from sabot.connectors.files import NdjsonSource, files
 from sabot.connectors.memory import MemorySource
+from sabot.engine.state import MemoryBackend, open_backend
 from sabot.llm import ExecutionEngine, ScriptedProvider
-from sabot.state import MemoryBackend, open_backend
 from sabot.testing import END, ListSink, MemoryBroker, ScriptedSource
 
 SCHEMA = {"k": "int64", "x": "int64"}

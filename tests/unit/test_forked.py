@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from sabot.base.disk import TemporaryFolder, remove_abandoned
-from sabot.checkpoint import CheckpointStorage
 from sabot.connectors.files.exactly_once import Ledger
-from sabot.runtime.life.signals import StopSignals
-from sabot.state.files import claim_directory
+from sabot.engine.checkpoint import CheckpointStorage
+from sabot.engine.runtime.life.signals import StopSignals
+from sabot.engine.state.files import claim_directory
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 

@@ -13,14 +13,14 @@ from confluent_kafka import KafkaError
 
 from sabot import NdjsonSink, steps
 from sabot.base.os_errors import checkpoint_error, errno_of, hint_of
-from sabot.checkpoint import CheckpointStorage, Manifest
 from sabot.connectors.base import Batch
 from sabot.connectors.files import ParquetSource
 from sabot.connectors.sql import SqlSink
+from sabot.engine.checkpoint import CheckpointStorage, Manifest
+from sabot.engine.state import BackendConfig, RocksDBBackend
+from sabot.engine.state.backends.database import StateDatabase
 from sabot.errors import BrokerUnavailable, CheckpointFailed, CorruptCheckpoint, SabotError, TransientError, UserError
 from sabot.kafka.client import BrokerLink, explain
-from sabot.state import BackendConfig, RocksDBBackend
-from sabot.state.backends.database import StateDatabase
 
 HINTS = {
     errno.ENOSPC: "the disk is full (df -h), or has no room for more files (df -i): make room there",
@@ -77,10 +77,10 @@ async def test_an_error_of_the_database_is_no_full_disk(tmp_path: Path, monkeypa
 TOO_MANY = """
 import asyncio, os, resource, sys
 from pathlib import Path
-from sabot.checkpoint import CheckpointStorage, Manifest
+from sabot.engine.checkpoint import CheckpointStorage, Manifest
 from sabot.errors import SabotError
 from sabot.connectors.files import NdjsonSink, NdjsonSource
-from sabot.state import BackendConfig, RocksDBBackend
+from sabot.engine.state import BackendConfig, RocksDBBackend
 
 folder = Path(sys.argv[1])
 storage = CheckpointStorage(folder / "checkpoints")
@@ -171,7 +171,7 @@ def test_a_database_that_is_not_there_is_no_want_of_descriptors(tmp_path: Path) 
 TOO_LARGE = """
 import asyncio, resource, sys
 from sabot.errors import SabotError
-from sabot.state import BackendConfig, RocksDBBackend
+from sabot.engine.state import BackendConfig, RocksDBBackend
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 async def main():
     backend = RocksDBBackend(BackendConfig("rocksdb", sys.argv[1]))
@@ -205,7 +205,7 @@ def test_a_checkpoint_that_the_machine_does_not_let_us_read_is_not_corrupt(
         raise OSError(number, os.strerror(number), path)
 
     with monkeypatch.context() as patch:
-        patch.setattr("sabot.checkpoint.places.local.regular", refuse)
+        patch.setattr("sabot.engine.checkpoint.places.local.regular", refuse)
         with pytest.raises(UserError) as told:
             storage.latest()
     assert not isinstance(told.value, CorruptCheckpoint)

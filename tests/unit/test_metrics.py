@@ -342,7 +342,7 @@ async def test_clients_that_send_nothing_take_few_threads_and_keep_nobody_away(a
 
 
 async def test_an_event_loop_that_is_blocked_is_not_healthy(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sabot.runtime.life.app_runner._ANSWER_SECONDS", 0.05)
+    monkeypatch.setattr("sabot.engine.runtime.life.app_runner._ANSWER_SECONDS", 0.05)
     sorting_out(app)
     app.configure(metrics_port=0)
     async with started(app):

@@ -9,9 +9,9 @@ import pytest
 from sabot import App, Message, UserError
 from sabot.base.config import checked_topic
 from sabot.connectors.memory import CountSink
+from sabot.engine.state import MemoryBackend, ValueState
 from sabot.kafka.client import link_of, partitions_of
 from sabot.llm import ExecutionEngine, ScriptedProvider
-from sabot.state import MemoryBackend, ValueState
 from sabot.testing import MemoryBroker
 
 

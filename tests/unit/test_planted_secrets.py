@@ -8,11 +8,11 @@ import pytest
 
 from sabot import App, DeltaSink, SqlSink, UserError
 from sabot.base.redaction import HIDDEN, holds_secret, keep_settings, redacted, scrubbed, shown_setting
+from sabot.engine.runtime.life.run_record import shown_settings
 from sabot.errors import SabotError
 from sabot.kafka import KafkaSink, KafkaSource
 from sabot.kafka.registry import Registry
 from sabot.mcp.config import McpServerSpec
-from sabot.runtime.life.run_record import shown_settings
 from tools.secrets_planted import leaks, planted, printed
 
 NAMES = [

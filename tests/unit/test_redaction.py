@@ -35,19 +35,19 @@ from sabot.base.redaction import (
     scrubbed,
     visible,
 )
-from sabot.checkpoint.places import place_of
-from sabot.checkpoint.requests import Requests
 from sabot.cli import commands, printing
 from sabot.connectors.base import Sink
 from sabot.connectors.memory import MemoryBroker
+from sabot.engine.checkpoint.places import place_of
+from sabot.engine.checkpoint.requests import Requests
+from sabot.engine.letters.topics import DeadLetters
+from sabot.engine.state import state_directory
 from sabot.errors import SabotError, message_of
 from sabot.kafka import KafkaSink, KafkaSource
 from sabot.kafka.client import BrokerLink, client_of, explain, producer_of
-from sabot.letters.topics import DeadLetters
 from sabot.mcp import McpRefused
 from sabot.mcp.config import McpServerSpec
 from sabot.process import Command
-from sabot.state import state_directory
 from sabot.testing import END, ScriptedSource
 from tools.agent_tools import until
 from tools.command_line import sabot_does

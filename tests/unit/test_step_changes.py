@@ -37,12 +37,12 @@ from sabot import (
 )
 from sabot.api.expr import Expr
 from sabot.api.nodes.node import Node, walk
-from sabot.checkpoint import CheckpointStorage, Manifest
 from sabot.connectors.base import Sink
 from sabot.connectors.memory import MemoryBroker
+from sabot.engine.checkpoint import CheckpointStorage, Manifest
+from sabot.engine.operators.layout import operator_table
+from sabot.engine.plan import Planned, Verdict, compare, make_plan, planned
 from sabot.llm import ExecutionEngine, ScriptedProvider
-from sabot.operators.layout import operator_table
-from sabot.plan import Planned, Verdict, compare, make_plan, planned
 from sabot.testing import lives
 from tools.agent_tools import bounded, publish, until, values
 
@@ -1186,7 +1186,7 @@ def test_each_option_of_each_step_with_state_is_changed_in_this_table() -> None:
     with_state = {
         node
         for module in (name for names in operator_table._MODULES.values() for name in names)
-        for node in getattr(import_module(f"sabot.operators.{module}"), "PLANNERS", {})
+        for node in getattr(import_module(f"sabot.engine.operators.{module}"), "PLANNERS", {})
         if any(each.name == "id" for each in fields(node))
     }
     assert {type(step_of(kind.program)) for kind in STEPS.values()} == with_state

@@ -28,9 +28,9 @@ from sabot.api.windows import tumbling
 from sabot.base import stored_names
 from sabot.base.dataclass import dataclass
 from sabot.base.stored_names import stored_field, stored_name
+from sabot.engine.operators.windows.panes import stored_window, window_of
+from sabot.engine.plan.paths import path_of
 from sabot.llm import AgentRunError
-from sabot.operators.windows.panes import stored_window, window_of
-from sabot.plan.paths import path_of
 from sabot.process import AgentError
 from tools.source_tree import nodes_of, sources
 

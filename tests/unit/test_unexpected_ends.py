@@ -16,19 +16,19 @@ from sabot import App, NdjsonSink, SabotError, UserError, col
 from sabot.base.backoff import Backoff
 from sabot.base.process_exit import find_exit
 from sabot.base.supervision import unexpected_end, watch_call, watch_task
-from sabot.calls import Crew
-from sabot.calls.handover import Handover
-from sabot.checkpoint import Coordinator, Requests
 from sabot.connectors.memory import MemorySink, MemorySource
-from sabot.delivery.parts import PartWriter
-from sabot.delivery.tracks import TrackWork
+from sabot.engine.calls import Crew
+from sabot.engine.calls.handover import Handover
+from sabot.engine.checkpoint import Coordinator, Requests
+from sabot.engine.delivery.parts import PartWriter
+from sabot.engine.delivery.tracks import TrackWork
+from sabot.engine.operators.agents.operator import AgentOperator
+from sabot.engine.operators.agents.records import RecordAgentOperator
+from sabot.engine.operators.rows.stateless import Filter
+from sabot.engine.runtime.agents.process import AgentProcess
+from sabot.engine.runtime.agents.task import AgentTask
+from sabot.engine.runtime.life import app_runner
 from sabot.errors import InternalError, TransientError
-from sabot.operators.agents.operator import AgentOperator
-from sabot.operators.agents.records import RecordAgentOperator
-from sabot.operators.rows.stateless import Filter
-from sabot.runtime.agents.process import AgentProcess
-from sabot.runtime.agents.task import AgentTask
-from sabot.runtime.life import app_runner
 from tools.agent_tools import bounded, publish, state_of, until, values
 
 BURST = [RecursionError("maximum recursion depth exceeded"), MemoryError()]

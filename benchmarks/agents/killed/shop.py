@@ -25,8 +25,8 @@ import pyarrow as pa
 from pyarrow import fs
 
 from sabot import App, steps
-from sabot.calls.effects import Reconciled
 from sabot.connectors.files import NdjsonSink, NdjsonSource
+from sabot.engine.calls.effects import Reconciled
 from sabot.errors import AppLocked, EffectError
 from sabot.llm import Effect, tool
 from sabot.testing import WitnessClient

@@ -9,9 +9,9 @@ from typing import Any
 from confluent_kafka import Consumer, KafkaError, Producer, TopicPartition
 from killed.shop import Order, World
 
+from sabot.engine.letters.redrive import Selection
+from sabot.engine.letters.topics import DeadLetters, redrive
 from sabot.kafka.admin import create_topic
-from sabot.letters.redrive import Selection
-from sabot.letters.topics import DeadLetters, redrive
 
 __all__ = ["PARTITIONS", "Reader", "Redriver", "make"]
 

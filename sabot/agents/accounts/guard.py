@@ -44,9 +44,9 @@ from sabot.base.accounts import NOTHING, Amounts
 from sabot.base.quantities import counted_words, plain
 from sabot.base.stored_names import stored_name
 from sabot.base.threads import run_in_thread, run_to_end
-from sabot.calls.effects import EffectId
-from sabot.calls.errors import BudgetUnavailable
 from sabot.clock import Clock
+from sabot.engine.calls.effects import EffectId
+from sabot.engine.calls.errors import BudgetUnavailable
 from sabot.errors import UNREADABLE, CorruptJournal, TransientError, UserError, message_of, short_repr
 from sabot.jobs.guard import (
     NO_OBJECTION,

@@ -36,10 +36,10 @@ from sabot.base.checks import Of, Whole, check, check_called
 from sabot.base.config import Duration, amount, checked_text, parse_seconds
 from sabot.base.options import answers_wrong_options
 from sabot.base.quantities import counted_words
-from sabot.calls.errors import BudgetExceeded
-from sabot.calls.judging import judged_clock
-from sabot.calls.usage import Usage
 from sabot.clock import SYSTEM_CLOCK, Clock
+from sabot.engine.calls.errors import BudgetExceeded
+from sabot.engine.calls.judging import judged_clock
+from sabot.engine.calls.usage import Usage
 from sabot.errors import AppLocked, BrokerUnavailable, DataError, TransientError, UserError, message_of, short_repr
 from sabot.jobs.guard import Decision
 

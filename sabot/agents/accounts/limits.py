@@ -21,9 +21,9 @@ from sabot.base.accounts import NOTHING, Account, Amounts
 from sabot.base.quantities import money, plain
 from sabot.base.stored_names import stored_name
 from sabot.base.threads import run_in_thread, run_to_end
-from sabot.calls.effects import EffectId
-from sabot.calls.errors import UNPAID, BudgetExceeded, TurnLimitExceeded
-from sabot.calls.usage import Usage, counted_usage, is_cost
+from sabot.engine.calls.effects import EffectId
+from sabot.engine.calls.errors import UNPAID, BudgetExceeded, TurnLimitExceeded
+from sabot.engine.calls.usage import Usage, counted_usage, is_cost
 from sabot.jobs.guard import (
     NO_OBJECTION,
     Behalf,

@@ -19,8 +19,8 @@ from sabot.agents.accounts.contract import LedgerEvent
 from sabot.agents.accounts.owners import BatchResult, BudgetBatch, BudgetOwner, BudgetStep, SettledRow
 from sabot.base.accounts import Amounts
 from sabot.base.backoff import Backoff
-from sabot.calls.errors import BudgetUnavailable
 from sabot.clock import SYSTEM_CLOCK, Clock
+from sabot.engine.calls.errors import BudgetUnavailable
 from sabot.errors import DataError, TransientError, UserError, message_of
 
 _log = logging.getLogger(__name__)

@@ -14,8 +14,8 @@ import msgspec
 from sabot.agents.durable.context import DurableContext
 from sabot.base.arrays import dumped_model, typed_fields
 from sabot.base.checks import check_called
-from sabot.calls.judging import RefusingJudge, with_judge
-from sabot.calls.schema import Mismatch
+from sabot.engine.calls.judging import RefusingJudge, with_judge
+from sabot.engine.calls.schema import Mismatch
 from sabot.errors import DataError, UserError, message_of, short_repr
 from sabot.jobs.values import in_order, plain_in_order
 from sabot.llm.agent import Agent, AgentResult

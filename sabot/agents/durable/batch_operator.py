@@ -47,17 +47,17 @@ from sabot.agents.durable.job_rows import (
 )
 from sabot.agents.durable.operator import DurableAgentOperator
 from sabot.api.agent import AgentSpec
-from sabot.calls.effects import digest
 from sabot.codecs.records import RECORD_SCHEMA, header_rows
+from sabot.engine.calls.effects import digest
+from sabot.engine.operators.agents.batches import BatchOutput, good_rows, returned, with_columns
+from sabot.engine.operators.agents.rows import JOB_HEADER, rows_of, with_headers
+from sabot.engine.operators.row_queue import QueuedRows
 from sabot.errors import DataError, InputChanged, SabotError, UserError
 from sabot.jobs.guard import NOBODY, Behalf
 from sabot.jobs.journal_calls import call_journal
 from sabot.jobs.open_jobs import last_begin
 from sabot.jobs.owner import OpenJob
 from sabot.jobs.run import JobRun
-from sabot.operators.agents.batches import BatchOutput, good_rows, returned, with_columns
-from sabot.operators.agents.rows import JOB_HEADER, rows_of, with_headers
-from sabot.operators.row_queue import QueuedRows
 
 _PIECE_BYTES = 8 << 20  # the most bytes of the rows of one job, since the journal stores them
 _PIECE_ROWS = 4096  # the most rows of one job: each may have effects, and a history has at most 10,000

@@ -17,19 +17,19 @@ import pyarrow as pa
 from sabot.api.context import AgentContext, RecordFields, apply_writes, record_context
 from sabot.api.functions import Timers
 from sabot.base.config import Duration, checked_text, parse_seconds
-from sabot.calls.effects import RULES, EffectClass, EffectName, may_call
-from sabot.calls.functions import unwrap
-from sabot.calls.model_requests import RequestSpec
-from sabot.calls.tool_context import TakesEffect, ToolContext
-from sabot.calls.tool_results import plain_form
-from sabot.calls.tools import Tool, as_tool, declared_tool
 from sabot.clock import Clock
+from sabot.engine.calls.effects import RULES, EffectClass, EffectName, may_call
+from sabot.engine.calls.functions import unwrap
+from sabot.engine.calls.model_requests import RequestSpec
+from sabot.engine.calls.tool_context import TakesEffect, ToolContext
+from sabot.engine.calls.tool_results import plain_form
+from sabot.engine.calls.tools import Tool, as_tool, declared_tool
+from sabot.engine.state import StateBackend
 from sabot.errors import UNREADABLE, UserError, short_repr
 from sabot.jobs.history import ACTION_TYPES, ContinueAs
 from sabot.jobs.run import JobRun
 from sabot.jobs.values import in_order, pack, unpack
 from sabot.journal.entries import Answer, Signal
-from sabot.state import StateBackend
 
 P = ParamSpec("P")
 # The results that are of the same type after they were recorded. A tuple becomes a list, a dataclass a dict.

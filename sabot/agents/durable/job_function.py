@@ -22,18 +22,18 @@ from sabot.agents.durable.job_rows import (
 )
 from sabot.api.agent import AgentSpec
 from sabot.api.context import Message
-from sabot.calls.functions import awaitable
-from sabot.calls.judging import ValueCode
 from sabot.clock import Clock
 from sabot.codecs.records import decode_json
+from sabot.engine.calls.functions import awaitable
+from sabot.engine.calls.judging import ValueCode
+from sabot.engine.operators.agents.batches import named_rows, returned
+from sabot.engine.operators.agents.rows import collect_results, place_of, plain_value
+from sabot.engine.state import StateAt, StateBackend
+from sabot.engine.state.backends.memory import MemoryBackend
+from sabot.engine.state.base import LocalBackend
 from sabot.errors import RowErrors
 from sabot.jobs.run import JobRun
 from sabot.jobs.values import in_order, pack, unpack
-from sabot.operators.agents.batches import named_rows, returned
-from sabot.operators.agents.rows import collect_results, place_of, plain_value
-from sabot.state import StateAt, StateBackend
-from sabot.state.backends.memory import MemoryBackend
-from sabot.state.base import LocalBackend
 
 
 class JobFunction:

@@ -13,19 +13,19 @@ from sabot.agents.admission import Place
 from sabot.agents.durable.context import DurableContext
 from sabot.agents.durable.job_batches import to_ipc
 from sabot.api.agent import AgentSpec
-from sabot.calls.effects import digest
-from sabot.calls.functions import unwrap
 from sabot.codecs.base import Format
 from sabot.codecs.formats import JSON
 from sabot.codecs.records import Headers, decode_json, encode_json
+from sabot.engine.calls.effects import digest
+from sabot.engine.calls.functions import unwrap
+from sabot.engine.operators.agents.rows import JOB_HEADER, JSON_HEADER, Row, place_of, rows_of, with_headers
+from sabot.engine.operators.agents.timers import key_of
 from sabot.errors import DataError, UserError
 from sabot.jobs.guard import NOBODY, Behalf
 from sabot.jobs.owner import OpenJob
 from sabot.jobs.run import PYTHON_MARK
 from sabot.jobs.tree import parent_of
 from sabot.jobs.values import in_order, pack, unpack
-from sabot.operators.agents.rows import JOB_HEADER, JSON_HEADER, Row, place_of, rows_of, with_headers
-from sabot.operators.agents.timers import key_of
 
 RUN_HEADER = "sabot.run"
 """The header with the number of a job's failed run (`Begin.run`). A record with this header also has JOB_HEADER or

@@ -18,9 +18,9 @@ from sabot.agents.durable.job_rows import JobCall, WaitingInput, decode_waiting,
 from sabot.agents.durable.mailbox import Mailboxes, MailRoom
 from sabot.api.agent import AgentSpec
 from sabot.base.redaction import scrubbed
+from sabot.engine.operators.agents.timers import key_of
 from sabot.errors import MailboxFull, SabotError, UserError
 from sabot.jobs.tree import parent_of
-from sabot.operators.agents.timers import key_of
 
 _log = logging.getLogger(__name__)
 

@@ -19,16 +19,16 @@ from sabot.agents.policy.names import tools_of
 from sabot.api.agent import AgentSpec
 from sabot.api.nodes.read import StreamEnd
 from sabot.base.redaction import redacted_url
-from sabot.checkpoint import CheckpointStorage
+from sabot.engine.checkpoint import CheckpointStorage
+from sabot.engine.plan import ways_of_labels
+from sabot.engine.runtime.app_spec import AppSpec
+from sabot.engine.state.base import LocalBackend
 from sabot.errors import UserError
 from sabot.jobs.guard import EffectGuard, guard_of
 from sabot.jobs.judges import GuardJudge, judge_of
 from sabot.journal import Journal
 from sabot.journal.memory import MemoryStorage
 from sabot.journal.opening import is_at_server
-from sabot.plan import ways_of_labels
-from sabot.runtime.app_spec import AppSpec
-from sabot.state.base import LocalBackend
 
 _log = logging.getLogger(__name__)
 

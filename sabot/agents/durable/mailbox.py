@@ -12,8 +12,8 @@ import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from sabot.state import MemoryBackend, load_snapshot
-from sabot.state.base import Cut, LocalBackend, LocalSnapshot
+from sabot.engine.state import MemoryBackend, load_snapshot
+from sabot.engine.state.base import Cut, LocalBackend, LocalSnapshot
 
 STATE = "mailboxes"
 """The name under which a checkpoint has the mailboxes, among the states of the agent task."""

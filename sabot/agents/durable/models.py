@@ -11,14 +11,14 @@ from typing import Any
 import msgspec
 
 from sabot.base.surrogates import whole_text
-from sabot.calls.effects import EffectClass
-from sabot.calls.errors import ModelError, model_error
-from sabot.calls.judging import Make
-from sabot.calls.messages import ChatMessage
-from sabot.calls.model_requests import RequestSpec
-from sabot.calls.schema import Schema
-from sabot.calls.tool_context import Effect
-from sabot.calls.tools import Tool, as_tool
+from sabot.engine.calls.effects import EffectClass
+from sabot.engine.calls.errors import ModelError, model_error
+from sabot.engine.calls.judging import Make
+from sabot.engine.calls.messages import ChatMessage
+from sabot.engine.calls.model_requests import RequestSpec
+from sabot.engine.calls.schema import Schema
+from sabot.engine.calls.tool_context import Effect
+from sabot.engine.calls.tools import Tool, as_tool
 from sabot.errors import EffectError, TransientError
 from sabot.jobs.guard import Price
 from sabot.jobs.history import ASKS

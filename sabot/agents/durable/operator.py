@@ -53,9 +53,12 @@ from sabot.agents.durable.mailbox import MailRoom
 from sabot.api.agent import AgentSpec
 from sabot.base.process_exit import EXITS
 from sabot.base.supervision import watch_call, watch_task
-from sabot.calls.effects import digest
-from sabot.calls.judging import ValueCode
-from sabot.calls.limits import TokenBucket
+from sabot.engine.calls.effects import digest
+from sabot.engine.calls.judging import ValueCode
+from sabot.engine.calls.limits import TokenBucket
+from sabot.engine.operators.agents.operator import AgentOperator
+from sabot.engine.operators.agents.rows import RecordReader, Row, place_of, results_of, waiting_batches
+from sabot.engine.operators.agents.timers import key_of
 from sabot.errors import DataError, InputChanged, NonDeterminism, SabotError, UserError
 from sabot.jobs.guard import Behalf
 from sabot.jobs.host import JobHost
@@ -66,9 +69,6 @@ from sabot.jobs.run import JobRun
 from sabot.jobs.values import conversation_of, pack, pack_error, unpack, unpack_error
 from sabot.journal.base import MAY_BEGIN_AGAIN
 from sabot.journal.entries import Begin
-from sabot.operators.agents.operator import AgentOperator
-from sabot.operators.agents.rows import RecordReader, Row, place_of, results_of, waiting_batches
-from sabot.operators.agents.timers import key_of
 
 
 class DurableAgentOperator(AgentOperator):

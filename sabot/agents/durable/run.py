@@ -21,8 +21,15 @@ from sabot.api.agent import AgentSpec
 from sabot.base.os_errors import restoring
 from sabot.base.quantities import counted_words
 from sabot.base.threads import run_in_thread, run_to_end
-from sabot.checkpoint import CheckpointStorage, Manifest
 from sabot.clock import Clock
+from sabot.engine.checkpoint import CheckpointStorage, Manifest
+from sabot.engine.operators.agents.operator import AgentOperator
+from sabot.engine.runtime.app_spec import AppSpec
+from sabot.engine.runtime.life.restore import positions_in
+from sabot.engine.runtime.tasks.facts import stored_journal
+from sabot.engine.runtime.tasks.writing import Flushes, OperatorPort
+from sabot.engine.state import open_backend
+from sabot.engine.state.base import Cut, LocalBackend
 from sabot.errors import SabotError, UserError
 from sabot.jobs.guard import EffectGuard
 from sabot.jobs.host import JobHost
@@ -34,13 +41,6 @@ from sabot.journal.base import check_place
 from sabot.journal.memory import MemoryJournal, MemoryStorage
 from sabot.journal.source import held_for
 from sabot.journal.sqlite import SqliteJournal
-from sabot.operators.agents.operator import AgentOperator
-from sabot.runtime.app_spec import AppSpec
-from sabot.runtime.life.restore import positions_in
-from sabot.runtime.tasks.facts import stored_journal
-from sabot.runtime.tasks.writing import Flushes, OperatorPort
-from sabot.state import open_backend
-from sabot.state.base import Cut, LocalBackend
 
 _log = logging.getLogger(__name__)
 

@@ -21,8 +21,8 @@ from sabot.agents.entry_values import as_plain, value_of
 from sabot.agents.events.bus import RuntimeEvent, RuntimeEventType
 from sabot.agents.job_view import EffectView, JobState, JobView, action_number, edit_of_effect
 from sabot.base.quantities import plain
-from sabot.calls.effects import EffectClass
-from sabot.calls.messages import ChatMessage
+from sabot.engine.calls.effects import EffectClass
+from sabot.engine.calls.messages import ChatMessage
 from sabot.errors import EffectError
 from sabot.jobs.guard import Decision, decode_verdict
 from sabot.jobs.log import Blocked, EarlierEnd, Fragment, Notice, notices_of

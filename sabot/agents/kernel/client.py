@@ -34,8 +34,8 @@ from sabot.base.checks import Of, check
 from sabot.base.config import checked_name
 from sabot.base.options import answers_wrong_options
 from sabot.base.threads import run_in_thread
-from sabot.calls.judging import repeated_around
 from sabot.clock import SYSTEM_CLOCK, Clock
+from sabot.engine.calls.judging import repeated_around
 from sabot.errors import JournalFailed, LetterRefused, TransientError, UserError, short_repr
 from sabot.jobs.core import SEQUENCES_APART
 from sabot.jobs.log import notices_of

@@ -16,7 +16,7 @@ from sabot.agents.kernel.public import Disclosure, public_events, server_sent
 from sabot.agents.store import cancel_letter
 from sabot.base.config import Duration, parse_seconds
 from sabot.base.stored_names import stored_name
-from sabot.calls.errors import BudgetExceeded, BudgetUnavailable, TurnLimitExceeded, model_error
+from sabot.engine.calls.errors import BudgetExceeded, BudgetUnavailable, TurnLimitExceeded, model_error
 from sabot.errors import EffectError, JobCancelled, LetterRefused, UserError
 from sabot.jobs.log import Fragment
 from sabot.jobs.tree import parent_of

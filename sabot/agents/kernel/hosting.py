@@ -39,8 +39,8 @@ from sabot.api.child_limits import ChildLimits
 from sabot.base.quantities import counted_words
 from sabot.base.supervision import unexpected_end, watch_task
 from sabot.base.threads import run_in_thread
-from sabot.calls.judging import repeated_around
 from sabot.clock import Clock
+from sabot.engine.calls.judging import repeated_around
 from sabot.errors import IdempotencyConflict, InternalError, JournalFailed, NonDeterminism, SabotError, UserError
 from sabot.jobs.guard import Behalf, EffectGuard
 from sabot.jobs.history import History

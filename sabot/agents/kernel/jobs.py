@@ -19,17 +19,19 @@ from sabot.base.checks import Whole, check
 from sabot.base.config import checked_name
 from sabot.base.options import answers_wrong_options
 from sabot.base.process_exit import EXITS
-from sabot.calls.decoded import NO_FORM, form_of, with_form
-from sabot.calls.effects import EffectId, digest
-from sabot.calls.error_log import ErrorLog
-from sabot.calls.functions import awaitable
-from sabot.calls.judging import ValueCode
-from sabot.calls.messages import ChatMessage
-from sabot.calls.tool_context import CALL, PLAIN_CALL
-from sabot.calls.tool_results import json_text, model_or_text
-from sabot.calls.tools import Tool
-from sabot.calls.usage import Usage
 from sabot.clock import Clock
+from sabot.engine.calls.decoded import NO_FORM, form_of, with_form
+from sabot.engine.calls.effects import EffectId, digest
+from sabot.engine.calls.error_log import ErrorLog
+from sabot.engine.calls.functions import awaitable
+from sabot.engine.calls.judging import ValueCode
+from sabot.engine.calls.messages import ChatMessage
+from sabot.engine.calls.tool_context import CALL, PLAIN_CALL
+from sabot.engine.calls.tool_results import json_text, model_or_text
+from sabot.engine.calls.tools import Tool
+from sabot.engine.calls.usage import Usage
+from sabot.engine.operators.agents.rows import Row
+from sabot.engine.state.backends.memory import MemoryBackend
 from sabot.errors import IdempotencyConflict, NonDeterminism, UserError, short_repr
 from sabot.jobs.guard import Behalf
 from sabot.jobs.owner import AfterFailure, OpenJob
@@ -39,8 +41,6 @@ from sabot.jobs.values import pack, unpack
 from sabot.journal.entries import EffectResult
 from sabot.llm.agent import Agent, AgentResult
 from sabot.llm.engine import ExecutionEngine
-from sabot.operators.agents.rows import Row
-from sabot.state.backends.memory import MemoryBackend
 
 _NO_STATE = MemoryBackend()  # the empty state that contexts of jobs show; nothing is ever written to it
 

@@ -34,8 +34,10 @@ from sabot.base.checks import Of, Whole, check
 from sabot.base.config import Duration, checked_name, checked_text, parse_seconds
 from sabot.base.options import answers_wrong_options
 from sabot.base.threads import run_in_thread, run_to_end, threads
-from sabot.calls.judging import judged_clock, refuse_without_rules
 from sabot.clock import SYSTEM_CLOCK, Clock
+from sabot.engine.calls.judging import judged_clock, refuse_without_rules
+from sabot.engine.runtime.life.host import interpreter
+from sabot.engine.runtime.tasks.blocking import BlockingMonitor
 from sabot.errors import AppLocked, SabotError, TransientError, UserError, short_repr
 from sabot.jobs.guard import EffectGuard, checked_guard, guard_of
 from sabot.jobs.history import History
@@ -51,8 +53,6 @@ from sabot.journal.memory import MemoryJournal, MemoryStorage
 from sabot.journal.opening import open_journal
 from sabot.llm.agent import Agent
 from sabot.llm.engine import ExecutionEngine
-from sabot.runtime.life.host import interpreter
-from sabot.runtime.tasks.blocking import BlockingMonitor
 
 _log = logging.getLogger(__name__)
 

@@ -34,12 +34,12 @@ from sabot.agents.policy.rules import RESTRICTS, PolicyRule, RuleAnswer, asked_w
 from sabot.base.checks import TEXTS, Of, check
 from sabot.base.config import Duration, checked_text, parse_seconds
 from sabot.base.options import answers_wrong_options
-from sabot.calls.effects import EffectClass, EffectId
-from sabot.calls.functions import unwrap
-from sabot.calls.judging import ValueCode
-from sabot.calls.messages import ChatMessage
-from sabot.calls.model_requests import RequestSpec
-from sabot.calls.tools import Tool, as_tool
+from sabot.engine.calls.effects import EffectClass, EffectId
+from sabot.engine.calls.functions import unwrap
+from sabot.engine.calls.judging import ValueCode
+from sabot.engine.calls.messages import ChatMessage
+from sabot.engine.calls.model_requests import RequestSpec
+from sabot.engine.calls.tools import Tool, as_tool
 from sabot.errors import UserError, message_of, short_repr
 from sabot.jobs.guard import (
     NO_OBJECTION,

@@ -33,12 +33,12 @@ from typing import Any, NamedTuple, TypeGuard
 
 from sabot.agents.policy.bounds import bounds_of, fits, meant, type_words
 from sabot.agents.policy.rules import ConstraintPolicy, DataAccessPolicy, LabelPolicy, PolicyRule
-from sabot.calls.arguments import call_names, lacks, types_at
-from sabot.calls.effects import EffectId
-from sabot.calls.fields import REST
-from sabot.calls.functions import unwrap
-from sabot.calls.names import MODELS, SERVERS, TOOLS, tools_named
-from sabot.calls.tools import Tool, as_tool, recorded_way
+from sabot.engine.calls.arguments import call_names, lacks, types_at
+from sabot.engine.calls.effects import EffectId
+from sabot.engine.calls.fields import REST
+from sabot.engine.calls.functions import unwrap
+from sabot.engine.calls.names import MODELS, SERVERS, TOOLS, tools_named
+from sabot.engine.calls.tools import Tool, as_tool, recorded_way
 from sabot.errors import UserError, short_repr
 from sabot.jobs.guard import CallKind, Decision, GuardedCall, GuardVerdict
 from sabot.llm.agent import Agent

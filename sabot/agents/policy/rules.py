@@ -15,10 +15,10 @@ from sabot.agents.policy.bounds import can_judge
 from sabot.base.checks import FLAG, TEXT, TEXTS, Of, OneOf, check, check_fields, check_pattern, is_whole
 from sabot.base.config import Duration, parse_seconds
 from sabot.base.options import answers_wrong_options
-from sabot.calls.arguments import argument_values, lacks, may_hide, values_left_out
-from sabot.calls.effects import RULES, EffectClass
-from sabot.calls.fields import CLOSED_VALUE, MISSING_VALUE, REST
-from sabot.calls.tools import UNTRUSTED
+from sabot.engine.calls.arguments import argument_values, lacks, may_hide, values_left_out
+from sabot.engine.calls.effects import RULES, EffectClass
+from sabot.engine.calls.fields import CLOSED_VALUE, MISSING_VALUE, REST
+from sabot.engine.calls.tools import UNTRUSTED
 from sabot.errors import UserError, short_repr
 from sabot.jobs.guard import CallKind, Decision, GuardedCall, GuardVerdict
 from sabot.jobs.masking import mask, mask_default

@@ -27,10 +27,10 @@ from sabot.api.lifespan import Resource
 from sabot.base.checks import OneOf, Whole, check, is_whole
 from sabot.base.config import Duration, parse_seconds
 from sabot.base.threads import run_in_thread
-from sabot.calls.effects import RULES, EffectClass, EffectName, effect_class
-from sabot.calls.tool_context import Effect
-from sabot.calls.tools import InDoubt, tool
 from sabot.codecs.records import decode_json, encode_json
+from sabot.engine.calls.effects import RULES, EffectClass, EffectName, effect_class
+from sabot.engine.calls.tool_context import Effect
+from sabot.engine.calls.tools import InDoubt, tool
 from sabot.errors import DataError, UserError, short_repr
 from sabot.process.backends import program_of
 from sabot.process.command import Command

@@ -11,8 +11,8 @@ from typing import TypeVar
 import msgspec
 
 from sabot.base.threads import run_to_end
-from sabot.calls.tool_context import Effect
 from sabot.codecs.records import decode_json
+from sabot.engine.calls.tool_context import Effect
 from sabot.errors import DataError
 from sabot.process import backends
 from sabot.process.backends import program_of

@@ -17,10 +17,10 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from sabot.agents.programs.runs import Heard, ProgramOutput, RunId
-from sabot.calls.effects import EffectClass, EffectName
-from sabot.calls.tool_context import Effect
-from sabot.calls.tools import InDoubt, Tool, tool
 from sabot.codecs.records import decode_json
+from sabot.engine.calls.effects import EffectClass, EffectName
+from sabot.engine.calls.tool_context import Effect
+from sabot.engine.calls.tools import InDoubt, Tool, tool
 from sabot.errors import DataError
 from sabot.process.errors import CommunicationError, ExecutionError
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import msgspec
 
-from sabot.calls.effects import EffectClass
-from sabot.calls.messages import assistant
+from sabot.engine.calls.effects import EffectClass
+from sabot.engine.calls.messages import assistant
 from sabot.errors import UserError, short_repr
 from sabot.jobs.core import DOUBT
 from sabot.jobs.guard import CONFIRM, decode_verdict

@@ -23,12 +23,12 @@ from sabot.agents.replay.fork_guards import ForkGuard, ForkLedger
 from sabot.agents.replay.recording import Recording, entries_until, record_job
 from sabot.agents.replay.verification import JobCode, ReplayDifference, first_difference
 from sabot.base.checks import TEXTS, Of, check
-from sabot.calls.effects import EffectClass, EffectId
-from sabot.calls.judging import refuse_without_rules
-from sabot.calls.messages import system
-from sabot.calls.tool_context import EFFECT, Effect
-from sabot.calls.tools import Tool
 from sabot.clock import SYSTEM_CLOCK, Clock
+from sabot.engine.calls.effects import EffectClass, EffectId
+from sabot.engine.calls.judging import refuse_without_rules
+from sabot.engine.calls.messages import system
+from sabot.engine.calls.tool_context import EFFECT, Effect
+from sabot.engine.calls.tools import Tool
 from sabot.errors import NonDeterminism, UserError
 from sabot.jobs.events import Arrived
 from sabot.jobs.guard import Behalf, EffectGuard, guard_of

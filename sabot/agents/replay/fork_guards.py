@@ -7,8 +7,8 @@ import msgspec
 from sabot.agents.accounts.guard import LedgerGuard
 from sabot.agents.accounts.ledger import Ledger
 from sabot.agents.replay.answers import ForkAnswers
-from sabot.calls.effects import EffectClass, EffectId
 from sabot.clock import Clock
+from sabot.engine.calls.effects import EffectClass, EffectId
 from sabot.jobs.guard import (
     NO_OBJECTION,
     Behalf,

@@ -32,8 +32,8 @@ from sabot.base.checks import Of, check, is_whole
 from sabot.base.config import checked_path, checked_text
 from sabot.base.disk import private, sync
 from sabot.base.options import answers_wrong_options
-from sabot.calls.effects import digest
 from sabot.clock import SYSTEM_CLOCK, Clock
+from sabot.engine.calls.effects import digest
 from sabot.errors import UNREADABLE, DataError, UserError, short_repr
 from sabot.jobs.fork_history import part_of, seeds_of
 from sabot.jobs.open_jobs import whole_entry

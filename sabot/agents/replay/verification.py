@@ -17,13 +17,13 @@ from sabot.api.agent import AgentSpec
 from sabot.base.checks import Of, check
 from sabot.base.stored_names import stored_name
 from sabot.clock import SYSTEM_CLOCK
+from sabot.engine.operators.agents.rows import plain_value
 from sabot.errors import NoStateBackend, SabotError, UserError, message_of, short_repr
 from sabot.jobs.guard import EffectGuard
 from sabot.jobs.history import ContinueAs, History
 from sabot.jobs.run import Ask, JobRun, effect_words
 from sabot.jobs.values import as_before, pack
 from sabot.journal.entries import Answer, EffectResult, End, Intent
-from sabot.operators.agents.rows import plain_value
 
 
 def _packed(run: JobRun, value: Any) -> bytes:

@@ -1,5 +1,5 @@
 """Expressions over columns, as users write them: `col("amount") * 1.2 > 10`. They only describe;
-`operators/expressions/compiled` computes.
+`engine/operators/expressions/compiled` computes.
 
 Names and the treatment of null are those of polars. Where a value is expected, a string is a text; where a column is
 expected (`select`, `then`, `coalesce`, `struct`, aggregates), a string is the name of a column.

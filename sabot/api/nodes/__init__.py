@@ -1,4 +1,4 @@
-"""The steps of a stream as descriptions: `api/stream` builds a graph of them, and `plan/` makes stages of the graph.
+"""The steps of a stream as descriptions: `api/stream` builds a graph of them, and `engine/plan/` makes stages of the graph.
 
 `node` defines the questions that each step answers. The steps are grouped into modules by theme, as their operators
 are.

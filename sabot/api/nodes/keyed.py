@@ -22,7 +22,7 @@ class ByKey(Node):
     those of the key.
 
     The class has no dataclass fields: they would come before those of the step, and the order of fields is stored in
-    checkpoints (`plan/paths`).
+    checkpoints (`engine/plan/paths`).
     """
 
     keys: tuple[str, ...]

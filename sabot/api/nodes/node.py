@@ -1,6 +1,6 @@
 """The questions that every step of a stream answers before anything runs.
 
-The checks of `api/stream` and the loops of `plan/optimise` and `plan/planner` use these questions only, so a new step
+The checks of `api/stream` and the loops of `engine/plan/optimise` and `engine/plan/planner` use these questions only, so a new step
 is a subclass of `Node` that answers them. The answers of `Node` itself are right for a step that
 
     - has one input, and passes its columns on unchanged (`column_names`, `given`),
@@ -92,7 +92,7 @@ class Node:
     # -- changes ------------------------------------------------------------------------------------------------------
 
     takes_changes: ClassVar[bool] = False
-    """True if the inputs may be changes (see `operators/base`). If only some inputs may be changes, `append_only`
+    """True if the inputs may be changes (see `engine/operators/base`). If only some inputs may be changes, `append_only`
     returns the others.
     """
 

@@ -5,7 +5,7 @@
         .to("account_minutes")
 
 A `Stream` is the rows after one step. Each method returns a new stream, and `to` names a sink for the rows. The steps
-are the nodes of `api/nodes`; `plan/` makes stages of them. A step is checked when it is written, as far as its
+are the nodes of `api/nodes`; `engine/plan/` makes stages of them. A step is checked when it is written, as far as its
 columns are known.
 """
 

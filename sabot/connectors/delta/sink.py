@@ -34,8 +34,8 @@ from sabot.connectors.files.paths import check_partitions
 from sabot.connectors.lake.sink import NUMBER_BITS, LakeSink
 from sabot.connectors.lake.types import in_order
 from sabot.connectors.sql.rows import decoded_records
+from sabot.engine.letters.refused import refused_in
 from sabot.errors import RowErrors, TransientError, UserError
-from sabot.letters.refused import refused_in
 from sabot.steps import step
 
 __all__ = ["DeltaSink"]

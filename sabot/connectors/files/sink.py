@@ -25,9 +25,9 @@ from sabot.connectors.files.exactly_once import FileDelivering
 from sabot.connectors.files.format import FileFormat
 from sabot.connectors.files.formats import column_format
 from sabot.connectors.files.paths import Remotely, RemotePath, is_remote, naming, partitions_of, remote_path
+from sabot.engine.letters.form import as_columns
+from sabot.engine.letters.refused import refused_in
 from sabot.errors import TransientError, UserError
-from sabot.letters.form import as_columns
-from sabot.letters.refused import refused_in
 from sabot.steps import step
 
 _PART_BYTES = 64 << 20

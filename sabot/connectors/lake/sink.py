@@ -21,8 +21,8 @@ from sabot.connectors.base import KeepsToken, Sink, Token, Track
 from sabot.connectors.checks import SCHEMA
 from sabot.connectors.lake.types import converted, declared, in_order, in_words, misfit, missing_fields
 from sabot.connectors.sql.rows import decoded_records
+from sabot.engine.letters.form import as_columns
 from sabot.errors import AppLocked, UserError
-from sabot.letters.form import as_columns
 
 __all__ = ["NUMBER_BITS", "LakePlace", "LakeSink", "has_reached"]
 

@@ -19,8 +19,8 @@ from sabot.clock import SYSTEM_CLOCK
 from sabot.codecs.records import Headers, HeadersLike, Record, checked_headers, encode_json, encode_key
 from sabot.connectors.base import Token, Track
 from sabot.connectors.memory.topic import Topic, size_of
+from sabot.engine.letters.places import Ranges
 from sabot.errors import AppLocked, UserError
-from sabot.letters.places import Ranges
 from sabot.steps import step
 
 

@@ -13,8 +13,8 @@ from sabot.codecs.records import carries_changes, to_records
 from sabot.connectors.base import KeepsToken, LostFloats, Sink, TakesChanges, Token, Track
 from sabot.connectors.memory.broker import MemoryBroker
 from sabot.connectors.memory.topic import Topic, take
+from sabot.engine.letters.refused import refused_in
 from sabot.errors import UserError
-from sabot.letters.refused import refused_in
 from sabot.steps import step
 
 

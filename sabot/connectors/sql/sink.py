@@ -25,9 +25,9 @@ from sabot.connectors.sql.duckdb import DuckDatabase
 from sabot.connectors.sql.postgres import PostgresDatabase
 from sabot.connectors.sql.rows import Columns, decoded_records, inferred_schema, last_of_each_key
 from sabot.connectors.sql.sqlite import SqliteDatabase
+from sabot.engine.letters.form import as_columns
+from sabot.engine.letters.refused import parted, refused_in
 from sabot.errors import RowErrors, UserError
-from sabot.letters.form import as_columns
-from sabot.letters.refused import parted, refused_in
 
 _log = logging.getLogger(__name__)
 

@@ -13,12 +13,12 @@ from rich.console import Console
 from rich.table import Table
 
 from sabot.agents.job_view import JobView
-from sabot.calls.effects import key_in_doubt
 from sabot.clock import SYSTEM_CLOCK
 from sabot.demos.agents.app import LIMIT, MODEL, PRICES, answers, build
 from sabot.demos.agents.model import DemoModel
 from sabot.demos.person import Person
 from sabot.demos.program import DemoProgram, demo_folder
+from sabot.engine.calls.effects import key_in_doubt
 from sabot.errors import SabotError, UserError
 from sabot.journal import open_reader
 from sabot.journal.entries import Intent

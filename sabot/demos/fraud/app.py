@@ -19,8 +19,8 @@ from sabot.connectors.base import Sink, Source
 from sabot.demos.fraud.features import CustomerFeatures, KeyedState, TerminalFeatures
 from sabot.demos.fraud.generator import SCHEMA
 from sabot.demos.fraud.scoring import SUSPICIOUS_FROM, scores, suspicious
+from sabot.engine.state import StateBackend, ValueState
 from sabot.errors import RowErrors, UserError
-from sabot.state import StateBackend, ValueState
 
 INPUT_SCHEMA = SCHEMA.remove(SCHEMA.get_field_index("scenario"))  # the agents must not see how a fraud was made
 _MOST = {"amount": 2.0**20, "ts": 2.0**45}  # the largest amount that a day bucket can hold, and the year 3084

@@ -17,9 +17,9 @@ from sabot.codecs.records import iterate_records
 from sabot.connectors.base import Positions, Source
 from sabot.demos.fraud.app import Figures, Meter, build, read_figures
 from sabot.demos.fraud.generator import FraudSource
+from sabot.engine.state import StateBackend, open_backend
 from sabot.errors import DataError, UserError
 from sabot.kafka import open_sink, open_source
-from sabot.state import StateBackend, open_backend
 
 _TOPIC = "transactions"
 _PUBLISHED_ROWS = 8_192

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from sabot.app import App
-from sabot.calls.effects import Reconciled
 from sabot.clock import SYSTEM_CLOCK
 from sabot.connectors.files import NdjsonSink, NdjsonSource
 from sabot.demos.tickets import OpenTickets
+from sabot.engine.calls.effects import Reconciled
 from sabot.llm import Effect, tool
 from sabot.testing import WitnessClient
 

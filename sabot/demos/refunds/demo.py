@@ -12,11 +12,11 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
-from sabot.calls.effects import key_in_doubt
 from sabot.clock import SYSTEM_CLOCK
 from sabot.demos.person import Person
 from sabot.demos.program import DemoProgram, demo_folder
 from sabot.demos.refunds.app import answers, write_tickets
+from sabot.engine.calls.effects import key_in_doubt
 from sabot.errors import SabotError, UserError
 from sabot.journal.entries import Intent
 from sabot.testing import Witness

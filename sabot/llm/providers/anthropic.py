@@ -12,9 +12,9 @@ from typing import Any
 import msgspec
 
 from sabot.base.options import answers_wrong_options
-from sabot.calls.messages import ChatMessage, Part, Text, ToolCall
-from sabot.calls.model_requests import RequestSpec
-from sabot.calls.usage import Usage
+from sabot.engine.calls.messages import ChatMessage, Part, Text, ToolCall
+from sabot.engine.calls.model_requests import RequestSpec
+from sabot.engine.calls.usage import Usage
 from sabot.errors import MissingExtra, UserError
 from sabot.llm.providers.sdk import (
     SdkCalls,

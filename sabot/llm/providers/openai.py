@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 
 from sabot.base.options import answers_wrong_options
-from sabot.calls.model_requests import RequestSpec
+from sabot.engine.calls.model_requests import RequestSpec
 from sabot.errors import MissingExtra, UserError, short_repr
 from sabot.llm.providers.openai_chat import ChatDecoder, chat_request
 from sabot.llm.providers.openai_responses import RESPONSES_LACK, ResponsesDecoder, responses_request

@@ -13,9 +13,9 @@ from typing import Any
 
 import msgspec
 
-from sabot.calls.messages import ChatMessage, Image, Part, Text, ToolCall
-from sabot.calls.model_requests import RequestSpec, ToolSchema
-from sabot.calls.usage import Usage
+from sabot.engine.calls.messages import ChatMessage, Image, Part, Text, ToolCall
+from sabot.engine.calls.model_requests import RequestSpec, ToolSchema
+from sabot.engine.calls.usage import Usage
 from sabot.errors import UNREADABLE, UserError
 from sabot.llm.providers.sdk import (
     SdkCalls,

@@ -11,8 +11,8 @@ from typing import Any
 
 import msgspec
 
-from sabot.calls.messages import ChatMessage, Part, Text, ToolCall
-from sabot.calls.model_requests import RequestSpec, ToolSchema
+from sabot.engine.calls.messages import ChatMessage, Part, Text, ToolCall
+from sabot.engine.calls.model_requests import RequestSpec, ToolSchema
 from sabot.errors import UserError
 from sabot.llm.providers.openai_chat import image_url, json_text, usage_in
 from sabot.llm.providers.sdk import SdkCalls, arguments_of, called_name, distinct_ids, has_only, is_strict, merged

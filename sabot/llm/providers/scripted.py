@@ -25,10 +25,10 @@ import numpy as np
 import numpy.typing as npt
 
 from sabot.base.options import answers_wrong_options
-from sabot.calls.errors import AnswerTooLarge, ModelError, ModelTimeout
-from sabot.calls.messages import ChatMessage, assistant
-from sabot.calls.model_requests import RequestSpec
-from sabot.calls.usage import Usage
+from sabot.engine.calls.errors import AnswerTooLarge, ModelError, ModelTimeout
+from sabot.engine.calls.messages import ChatMessage, assistant
+from sabot.engine.calls.model_requests import RequestSpec
+from sabot.engine.calls.usage import Usage
 from sabot.errors import UserError, short_repr
 from sabot.llm.results import Completion, Embeddings, Piece
 from sabot.llm.token_counts import count_tokens, tokens_of

@@ -24,7 +24,8 @@ from sabot.base.config import checked_text
 from sabot.base.redaction import keep_secret, redacted_url, scrubbed
 from sabot.base.surrogates import CutPairs, whole_json, whole_text
 from sabot.base.threads import close_with_loop
-from sabot.calls.errors import (
+from sabot.clock import SYSTEM_CLOCK
+from sabot.engine.calls.errors import (
     AnswerTooLarge,
     AuthenticationFailed,
     ContentFiltered,
@@ -37,10 +38,9 @@ from sabot.calls.errors import (
     RateLimited,
     RequestRefused,
 )
-from sabot.calls.messages import ChatMessage, given_arguments
-from sabot.calls.model_requests import RequestSpec
-from sabot.calls.usage import Usage, counted_usage
-from sabot.clock import SYSTEM_CLOCK
+from sabot.engine.calls.messages import ChatMessage, given_arguments
+from sabot.engine.calls.model_requests import RequestSpec
+from sabot.engine.calls.usage import Usage, counted_usage
 from sabot.errors import UNREADABLE, UserError
 from sabot.llm.results import Completion, FinishReason, Piece, in_pieces
 

@@ -22,11 +22,11 @@ from sabot.base.checks import Of, check
 from sabot.base.config import check_numbers, checked_durations
 from sabot.base.options import answers_wrong_options
 from sabot.base.threads import run_to_end
-from sabot.calls.errors import AgentRunError, BudgetExceeded, ModelError, ToolError
-from sabot.calls.model_requests import RequestSpec, context_of
-from sabot.calls.tool_results import model_or_text
-from sabot.calls.tools import Tool, as_tool
-from sabot.calls.usage import Usage
+from sabot.engine.calls.errors import AgentRunError, BudgetExceeded, ModelError, ToolError
+from sabot.engine.calls.model_requests import RequestSpec, context_of
+from sabot.engine.calls.tool_results import model_or_text
+from sabot.engine.calls.tools import Tool, as_tool
+from sabot.engine.calls.usage import Usage
 from sabot.errors import EffectError, SabotError, UserError, message_of, short_repr
 from sabot.jobs.guard import APART
 from sabot.llm.agent import Agent, AgentEffects, current_effects

@@ -14,7 +14,7 @@ import msgspec
 
 from sabot.base.checks import is_whole
 from sabot.base.options import answers_wrong_options
-from sabot.calls.tool_results import model_or_text
+from sabot.engine.calls.tool_results import model_or_text
 from sabot.errors import UNREADABLE, UserError, short_repr
 from sabot.specified.flows.base import (
     Flow,

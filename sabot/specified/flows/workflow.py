@@ -22,7 +22,7 @@ import msgspec
 from sabot.base.checks import is_whole
 from sabot.base.config import Duration, check_numbers, checked_durations
 from sabot.base.options import answers_wrong_options
-from sabot.calls.usage import Usage
+from sabot.engine.calls.usage import Usage
 from sabot.errors import UserError, short_repr
 from sabot.specified.flows.base import (
     DepthExceeded,

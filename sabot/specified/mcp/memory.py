@@ -33,11 +33,11 @@ from sabot.base.os_errors import hint_of
 from sabot.base.redaction import without_secrets
 from sabot.base.sqlite_files import error_of, open_database
 from sabot.base.threads import run_in_thread
-from sabot.calls.judging import labels_here, note_labels
-from sabot.calls.tools import Tool, tool
 from sabot.clock import SYSTEM_CLOCK, Clock
+from sabot.engine.calls.judging import labels_here, note_labels
+from sabot.engine.calls.tools import Tool, tool
+from sabot.engine.state import MapState
 from sabot.errors import UNREADABLE, UserError, short_repr
-from sabot.state import MapState
 
 StoredMemory: TypeAlias = dict[str, Any]
 """A record of a store: a dict with `text`, `tags`, `stored_ms` (milliseconds since 1970), and `also`, the earlier

@@ -9,8 +9,8 @@ from sabot.clock import SYSTEM_CLOCK
 from sabot.codecs.engine_columns import DELETE, INSERT, OP_COLUMN
 from sabot.codecs.records import RECORD_SCHEMA
 from sabot.connectors.base import Positions, Source, ends
+from sabot.engine.runtime.tasks.facts import read_memory, stored_memory, stored_positions
 from sabot.errors import UserError
-from sabot.runtime.tasks.facts import read_memory, stored_memory, stored_positions
 from sabot.testing.connectors.place import ConnectorPlace, NewPlace, raises
 
 GUARD_SECONDS = 60.0  # only a test that fails waits so long

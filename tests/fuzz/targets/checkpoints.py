@@ -17,12 +17,12 @@ from mutations import damaged_value, json_bytes, mutated, pack, unpack
 import sabot
 from sabot import App
 from sabot.base.os_errors import restoring
-from sabot.checkpoint.places import StoredFile
-from sabot.checkpoint.requests import Requests
-from sabot.checkpoint.storage import CheckpointStorage
-from sabot.delivery.parts import read_part
+from sabot.engine.checkpoint.places import StoredFile
+from sabot.engine.checkpoint.requests import Requests
+from sabot.engine.checkpoint.storage import CheckpointStorage
+from sabot.engine.delivery.parts import read_part
+from sabot.engine.operators.reading import operators_of, state_of
 from sabot.errors import AgentFailed, InternalError, SabotError
-from sabot.operators.reading import operators_of, state_of
 from sabot.testing import BARRIER, CRASH, END, ListSink, ScriptedSource, run
 from targets.base import Target, refused, use
 from targets.saved import damaged_arrow

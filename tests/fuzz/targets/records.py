@@ -18,12 +18,12 @@ from sabot.cli.printing import moment
 from sabot.codecs.engine_columns import OP_COLUMN
 from sabot.codecs.records import build_records, decode_json
 from sabot.codecs.table import TableCodec
+from sabot.engine.letters.files import FileHome
+from sabot.engine.letters.form import as_columns
+from sabot.engine.letters.places import Letters
+from sabot.engine.letters.topics import DeadLetters, _letter
+from sabot.engine.state.tables.cold import _Codec
 from sabot.errors import SabotError
-from sabot.letters.files import FileHome
-from sabot.letters.form import as_columns
-from sabot.letters.places import Letters
-from sabot.letters.topics import DeadLetters, _letter
-from sabot.state.tables.cold import _Codec
 from targets.base import Target, refused, use
 from targets.text import OBJECTS, TOKENS, same
 

@@ -20,29 +20,29 @@ from sabot.api.patterns import pattern, step
 from sabot.api.windows import CumulativeWindow, HoppingWindow, TumblingWindow
 from sabot.base.os_errors import restoring
 from sabot.codecs.engine_columns import OP_COLUMN
+from sabot.engine.operators.aggregates.aggregator import AggregateColumn
+from sabot.engine.operators.base import TIME_COLUMN, Operator, Saved
+from sabot.engine.operators.changes.groups import GroupAggregate
+from sabot.engine.operators.changes.materialize import Materialize
+from sabot.engine.operators.changes.steps import Changelog, Upsert
+from sabot.engine.operators.functions.process import Process
+from sabot.engine.operators.joins.asof import AsofJoin
+from sabot.engine.operators.joins.interval import IntervalJoin
+from sabot.engine.operators.joins.join import Join, TableLookup
+from sabot.engine.operators.joins.sides import Sides
+from sabot.engine.operators.joins.window import WindowJoin
+from sabot.engine.operators.keyed.ordered import EventOrder
+from sabot.engine.operators.keyed.over import Over
+from sabot.engine.operators.keyed.over_state import OverColumn
+from sabot.engine.operators.keyed.running import CountAggregate, Deduplicate, Reduce, RunningAggregate
+from sabot.engine.operators.keyed.top import TopN
+from sabot.engine.operators.patterns.match import Pattern
+from sabot.engine.operators.reading import operators_of, state_of
+from sabot.engine.operators.rows.subset import Sample
+from sabot.engine.operators.windows.fixed import WindowAggregate
+from sabot.engine.operators.windows.sessions import SessionAggregate
+from sabot.engine.operators.windows.top import WindowTopN
 from sabot.errors import SabotError
-from sabot.operators.aggregates.aggregator import AggregateColumn
-from sabot.operators.base import TIME_COLUMN, Operator, Saved
-from sabot.operators.changes.groups import GroupAggregate
-from sabot.operators.changes.materialize import Materialize
-from sabot.operators.changes.steps import Changelog, Upsert
-from sabot.operators.functions.process import Process
-from sabot.operators.joins.asof import AsofJoin
-from sabot.operators.joins.interval import IntervalJoin
-from sabot.operators.joins.join import Join, TableLookup
-from sabot.operators.joins.sides import Sides
-from sabot.operators.joins.window import WindowJoin
-from sabot.operators.keyed.ordered import EventOrder
-from sabot.operators.keyed.over import Over
-from sabot.operators.keyed.over_state import OverColumn
-from sabot.operators.keyed.running import CountAggregate, Deduplicate, Reduce, RunningAggregate
-from sabot.operators.keyed.top import TopN
-from sabot.operators.patterns.match import Pattern
-from sabot.operators.reading import operators_of, state_of
-from sabot.operators.rows.subset import Sample
-from sabot.operators.windows.fixed import WindowAggregate
-from sabot.operators.windows.sessions import SessionAggregate
-from sabot.operators.windows.top import WindowTopN
 from targets.base import Target, refused, use
 from tools.operator_run import OperatorRun
 

@@ -38,7 +38,7 @@ from kept_apps import (  # noqa: E402
 )
 
 from sabot import App  # noqa: E402
-from sabot.checkpoint import CheckpointStorage  # noqa: E402
+from sabot.engine.checkpoint import CheckpointStorage  # noqa: E402
 from sabot.steps import watch  # noqa: E402
 
 

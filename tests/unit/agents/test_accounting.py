@@ -32,8 +32,8 @@ from sabot.agents.accounts.limits import JobLimits, reported_use
 from sabot.agents.durable.context import DurableContext
 from sabot.agents.kernel.jobs import encode_request
 from sabot.base.accounts import Amounts
-from sabot.calls.effects import EffectId
 from sabot.clock import ManualClock
+from sabot.engine.calls.effects import EffectId
 from sabot.errors import BrokerUnavailable, UserError
 from sabot.jobs.guard import GuardedCall, guard_of
 from sabot.jobs.values import pack

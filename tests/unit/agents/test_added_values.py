@@ -18,7 +18,7 @@ from unit.jobs.hosting import entries, hosting, prefix
 
 from sabot.agents import DurableContext, ExecutionRequest, ReplayMode, ReplayPlayer, RuntimeKernel
 from sabot.agents.job_view import JobView
-from sabot.calls.decoded import adds_values, form_of, with_form
+from sabot.engine.calls.decoded import adds_values, form_of, with_form
 from sabot.jobs.values import pack, unpack
 from sabot.journal import Letter
 from sabot.journal.entries import EffectResult

@@ -8,9 +8,9 @@ import pyarrow as pa
 import pytest
 
 from sabot import AgentFailed, App, Overloaded, RowErrors, UserError
-from sabot.calls import Retry
 from sabot.connectors.files import NdjsonSource
 from sabot.connectors.memory import MemoryBroker
+from sabot.engine.calls import Retry
 from tools.agent_tools import (
     bounded,
     processed,

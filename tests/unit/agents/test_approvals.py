@@ -43,7 +43,7 @@ from sabot.agents.inbox import ANSWERS, answer_questions, read_questions
 from sabot.agents.job_view import JobView
 from sabot.agents.replay.verification import verified
 from sabot.agents.store import InMemoryActionStore
-from sabot.calls.tools import Tool
+from sabot.engine.calls.tools import Tool
 from sabot.errors import TransientError, UserError
 from sabot.jobs.answers import json_value
 from sabot.jobs.guard import Behalf, decode_verdict, encode_verdict

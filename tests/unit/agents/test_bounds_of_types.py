@@ -16,9 +16,9 @@ import pytest
 from sabot import App, secret
 from sabot.agents import ConstraintPolicy, PolicyEngine, RuntimeKernel, tool
 from sabot.agents.policy import names as rule_names
-from sabot.calls import names
-from sabot.calls.names import note_tool
-from sabot.calls.tools import Tool
+from sabot.engine.calls import names
+from sabot.engine.calls.names import note_tool
+from sabot.engine.calls.tools import Tool
 from sabot.errors import UserError
 from sabot.llm import Agent, ExecutionEngine, ScriptedProvider
 from sabot.mcp.offers import OfferedArguments

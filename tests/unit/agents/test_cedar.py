@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from sabot.agents import CedarPolicy, Decision, ExecutionContext, GuardedCall, PolicyEngine, ToolPolicy
-from sabot.calls.effects import EffectId
+from sabot.engine.calls.effects import EffectId
 from sabot.errors import MissingExtra, UserError
 from sabot.jobs.guard import Behalf
 

@@ -21,8 +21,8 @@ from sabot.agents import (
 )
 from sabot.agents.job_effects import folded_job
 from sabot.agents.job_reads import find_jobs, jobs_page, short_jobs_page
-from sabot.calls.errors import BudgetExceeded, TurnLimitExceeded
 from sabot.clock import ManualClock
+from sabot.engine.calls.errors import BudgetExceeded, TurnLimitExceeded
 from sabot.errors import EffectError, IdempotencyConflict, JobCancelled, TransientError, UserError
 from sabot.journal.ended_jobs import JobQuery
 from sabot.journal.memory import MemoryStorage

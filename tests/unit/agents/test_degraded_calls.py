@@ -23,9 +23,9 @@ from sabot.agents import (
 from sabot.agents.accounts.budgets import Judgement
 from sabot.agents.accounts.guard import LedgerGuard
 from sabot.base.accounts import Amounts
-from sabot.calls.effects import EffectId
-from sabot.calls.messages import user
-from sabot.calls.model_requests import RequestSpec
+from sabot.engine.calls.effects import EffectId
+from sabot.engine.calls.messages import user
+from sabot.engine.calls.model_requests import RequestSpec
 from sabot.jobs.guard import Behalf, EffectGuard, guard_of
 from sabot.llm import ExecutionEngine, ModelUnavailable, ScriptedProvider
 from sabot.llm.middleware import ModelCall

@@ -9,8 +9,8 @@ from msgspec.structs import replace
 
 from sabot.agents import ActionStatus, ExecutionRequest, RuntimeKernel
 from sabot.agents.inbox import InboxQuestion
-from sabot.calls.effects import EffectId, SaltedEffectId
-from sabot.calls.tool_context import Effect
+from sabot.engine.calls.effects import EffectId, SaltedEffectId
+from sabot.engine.calls.tool_context import Effect
 from sabot.errors import EffectError
 from sabot.jobs.history import IN_DOUBT
 from sabot.journal.entries import Begin, Intent

@@ -40,13 +40,13 @@ from sabot.agents import (
     tool,
 )
 from sabot.agents.job_view import JobView
-from sabot.calls import names
-from sabot.calls.arguments import lacks, types_at
-from sabot.calls.edits import edited_arguments
-from sabot.calls.effects import EffectId, digest
-from sabot.calls.names import note_tool
-from sabot.calls.tools import Tool
 from sabot.connectors.memory import MemoryBroker
+from sabot.engine.calls import names
+from sabot.engine.calls.arguments import lacks, types_at
+from sabot.engine.calls.edits import edited_arguments
+from sabot.engine.calls.effects import EffectId, digest
+from sabot.engine.calls.names import note_tool
+from sabot.engine.calls.tools import Tool
 from sabot.errors import UserError
 from sabot.jobs.guard import Behalf, decode_verdict, encode_verdict
 from sabot.jobs.masking import mask

@@ -11,10 +11,10 @@ import pyarrow as pa
 import pytest
 
 from sabot.agents import ConstraintPolicy, PolicyEngine, RedactionPolicy
-from sabot.calls.errors import ToolError
-from sabot.calls.fields import MISSING_VALUE, values_at
-from sabot.calls.tool_results import json_of_result, model_or_text
-from sabot.calls.tools import tool
+from sabot.engine.calls.errors import ToolError
+from sabot.engine.calls.fields import MISSING_VALUE, values_at
+from sabot.engine.calls.tool_results import json_of_result, model_or_text
+from sabot.engine.calls.tools import tool
 from sabot.errors import UserError
 from sabot.jobs.masking import mask
 

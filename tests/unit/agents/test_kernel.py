@@ -27,8 +27,8 @@ from sabot.agents import (
     SqliteLedgerWriter,
     ToolPolicy,
 )
-from sabot.calls.errors import BudgetExceeded, RequestRefused
 from sabot.clock import ManualClock
+from sabot.engine.calls.errors import BudgetExceeded, RequestRefused
 from sabot.errors import AppLocked, EffectError, JobCancelled, JournalFailed, NonDeterminism, NotSent, UserError
 from sabot.journal.entries import End
 from sabot.journal.memory import MemoryJournal, MemoryReader, MemoryStorage

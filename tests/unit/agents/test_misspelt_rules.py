@@ -27,7 +27,7 @@ from sabot.agents import (
     ToolPolicy,
 )
 from sabot.agents.policy import names
-from sabot.calls.names import SERVERS
+from sabot.engine.calls.names import SERVERS
 from sabot.errors import UserError
 from sabot.llm import Agent, ExecutionEngine, ScriptedProvider, tool
 from sabot.mcp import McpServerPool

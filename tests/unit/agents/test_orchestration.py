@@ -41,7 +41,7 @@ from sabot.agents import (
     Workflow,
     WorkflowState,
 )
-from sabot.calls.messages import ToolCall
+from sabot.engine.calls.messages import ToolCall
 from sabot.errors import UserError
 from sabot.llm import Agent, ExecutionEngine, ModelUnavailable, RequestContext, ScriptedProvider, assistant, tool
 

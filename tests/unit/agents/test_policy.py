@@ -28,8 +28,8 @@ from sabot.agents import (
     ToolPolicy,
     tool,
 )
-from sabot.calls.effects import EffectId
-from sabot.calls.messages import user
+from sabot.engine.calls.effects import EffectId
+from sabot.engine.calls.messages import user
 from sabot.errors import UserError
 from sabot.jobs.guard import Behalf, decode_verdict
 from sabot.journal import Letter

@@ -19,7 +19,7 @@ from sabot.agents import (
 )
 from sabot.agents.events.bus import Subscription
 from sabot.agents.kernel import pieces as kept_pieces
-from sabot.calls.errors import ModelUnavailable
+from sabot.engine.calls.errors import ModelUnavailable
 from sabot.errors import UserError
 from sabot.journal.memory import MemoryJournal, MemoryStorage
 from sabot.llm import Completion, Conversation, Piece, ScriptedProvider, ToolCall, Usage, assistant, tool, user

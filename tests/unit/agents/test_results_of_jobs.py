@@ -10,7 +10,7 @@ import msgspec
 import pydantic
 import pytest
 from unit.connectors.test_sink_floats import NAN, told_by_agents
-from unit.runtime.test_formats import LINES, ORDERS, ROWS
+from unit.engine.runtime.test_formats import LINES, ORDERS, ROWS
 
 from sabot import App
 from sabot.connectors.memory import MemoryBroker

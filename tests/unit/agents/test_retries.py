@@ -20,8 +20,8 @@ from sabot.agents import (
 )
 from sabot.agents.app_jobs import retry_letter
 from sabot.agents.events.bus import RuntimeEventType
-from sabot.calls.errors import BudgetExceeded
 from sabot.clock import ManualClock
+from sabot.engine.calls.errors import BudgetExceeded
 from sabot.errors import EffectError, JobCancelled, UserError
 from sabot.journal.entries import Begin, EffectResult, End, Letter, encode_entry
 from sabot.journal.memory import MemoryJournal, MemoryReader, MemoryStorage

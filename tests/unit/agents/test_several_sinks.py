@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from sabot import AgentFailed, App, Message, NdjsonSink, UserError
-from sabot.runtime.tasks.writing import SeveralSinks
+from sabot.engine.runtime.tasks.writing import SeveralSinks
 from tools.agent_tools import bounded, publish, records, started, until, values
 
 

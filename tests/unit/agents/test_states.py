@@ -27,8 +27,8 @@ from sabot.agents import (
     StateManager,
 )
 from sabot.agents.replay.verification import verified
-from sabot.calls.errors import BudgetExceeded
 from sabot.clock import ManualClock
+from sabot.engine.calls.errors import BudgetExceeded
 from sabot.errors import EffectError, TransientError, UserError
 from sabot.journal import Letter
 from sabot.journal.entries import Begin, EffectResult, End, Signal

@@ -11,8 +11,8 @@ from sabot import App
 from sabot.agents import InMemoryEventBus
 from sabot.agents.events.job_events import JobEvents
 from sabot.agents.job_view import JobView
-from sabot.calls.effects import Reconciled
-from sabot.calls.tools import tool
+from sabot.engine.calls.effects import Reconciled
+from sabot.engine.calls.tools import tool
 from sabot.errors import NotSent, PolicyDenied
 from sabot.jobs import log
 from sabot.jobs.guard import Decision, EffectGuard, GuardVerdict

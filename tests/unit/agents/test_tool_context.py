@@ -19,8 +19,8 @@ from sabot.agents import (
     RuntimeKernel,
     ToolContext,
 )
-from sabot.calls.effects import EffectId
 from sabot.connectors.memory import MemoryBroker
+from sabot.engine.calls.effects import EffectId
 from sabot.errors import PolicyDenied, UserError
 from sabot.journal.memory import MemoryStorage
 from sabot.llm import (

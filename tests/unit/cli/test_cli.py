@@ -414,7 +414,7 @@ def test_help_loads_no_command_and_no_engine() -> None:
     done = subprocess.run([sys.executable, "-c", code], env=ENV, stdout=subprocess.PIPE, text=True, check=True)
     loaded = {name for name in done.stdout.split() if name.startswith("sabot.")}
     assert "sabot.cli.commands" in loaded
-    assert loaded & {"sabot.app", "sabot.api", "sabot.runtime", "sabot.journal", "sabot.cli.journal"} == set()
+    assert loaded & {"sabot.app", "sabot.api", "sabot.engine.runtime", "sabot.journal", "sabot.cli.journal"} == set()
     assert "pyarrow" not in done.stdout.split()
 
 

@@ -9,8 +9,8 @@ from typer.testing import CliRunner
 from unit.jobs.hosting import Agent, hosting
 
 from sabot.agents import ConstraintPolicy, DurableContext, PolicyDenied, PolicyEngine, SqliteJournal, ToolPolicy, tool
-from sabot.calls import names
 from sabot.cli import commands
+from sabot.engine.calls import names
 from sabot.jobs.guard import Behalf
 from sabot.journal import Letter
 

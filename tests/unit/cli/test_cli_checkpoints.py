@@ -10,10 +10,10 @@ import pytest
 
 import sabot
 from sabot import App, NdjsonSink, NdjsonSource, col, tumbling
-from sabot.checkpoint import CheckpointStorage, Manifest
 from sabot.cli import load_app
 from sabot.cli.app_checkpoints import find_checkpoints
 from sabot.cli.loading import WrongUse
+from sabot.engine.checkpoint import CheckpointStorage, Manifest
 from sabot.errors import CorruptCheckpoint
 from tools.checkpoint_tools import in_memory
 from tools.command_line import lines, sabot_does, sabot_says

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from sabot.cli import commands
-from sabot.letters.form import LETTER_SCHEMA
-from sabot.letters.places import Ranges
+from sabot.engine.letters.form import LETTER_SCHEMA
+from sabot.engine.letters.places import Ranges
 
 
 @pytest.mark.parametrize(

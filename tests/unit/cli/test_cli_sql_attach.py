@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from sabot import App
-from sabot.checkpoint.inspection import AppCheckpoints
-from sabot.checkpoint.manifest import Manifest
 from sabot.cli import attached
 from sabot.cli.attached import AttachedApp
+from sabot.engine.checkpoint.inspection import AppCheckpoints
+from sabot.engine.checkpoint.manifest import Manifest
 from tools.agent_tools import write_lines
 from tools.command_line import sabot_does, sabot_says
 

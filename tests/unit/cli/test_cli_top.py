@@ -20,13 +20,13 @@ import sabot
 from sabot import App, col, tumbling
 from sabot.cli.app_checkpoints import AppCheckpoints
 from sabot.cli.top import _Poller, _table
+from sabot.engine.plan import Plan, make_plan
+from sabot.engine.plan.drawing import frames_of
+from sabot.engine.plan.drawing.render import svg
+from sabot.engine.runtime.watch.app_rates import AppReading, rates_between
+from sabot.engine.runtime.watch.bottleneck import Cause, NarrowPlace
+from sabot.engine.runtime.watch.figures import AppFigures
 from sabot.errors import UserError
-from sabot.plan import Plan, make_plan
-from sabot.plan.drawing import frames_of
-from sabot.plan.drawing.render import svg
-from sabot.runtime.watch.app_rates import AppReading, rates_between
-from sabot.runtime.watch.bottleneck import Cause, NarrowPlace
-from sabot.runtime.watch.figures import AppFigures
 from sabot.testing import MemoryBroker
 from tools.agent_tools import until
 from tools.command_line import ENV, SABOT, sabot_says

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from sabot import App
-from sabot.checkpoint import CheckpointStorage, Requests
+from sabot.engine.checkpoint import CheckpointStorage, Requests
 from tools.command_line import lines, sabot_says
 
 PLACE = "state"

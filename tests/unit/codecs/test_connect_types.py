@@ -17,7 +17,7 @@ from sabot.codecs import TableCodec
 from sabot.codecs.avro.columns import arrow_schema
 from sabot.codecs.connect import by_schema
 from sabot.codecs.records import build_records
-from sabot.operators.base import DELETE, INSERT, OP_COLUMN
+from sabot.engine.operators.base import DELETE, INSERT, OP_COLUMN
 
 AT = dt.datetime(2026, 1, 31, 12, 0, 0, 7123)
 MICROS = 1_769_860_800_007_123

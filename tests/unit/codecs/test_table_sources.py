@@ -17,8 +17,8 @@ from sabot import App, Avro, files
 from sabot._cython.text.json import BadRow
 from sabot.codecs import JsonCodec, TableCodec
 from sabot.codecs.records import build_records, change_records, record_keys
+from sabot.engine.operators.base import DELETE, INSERT, OP_COLUMN, UPDATE_AFTER
 from sabot.errors import UserError
-from sabot.operators.base import DELETE, INSERT, OP_COLUMN, UPDATE_AFTER
 from tools.registry import LocalRegistry
 
 PEOPLE = pa.schema([("id", pa.int64()), ("name", pa.string()), ("score", pa.float64())])

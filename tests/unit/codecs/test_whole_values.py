@@ -18,7 +18,7 @@ from sabot.base.arrays import batch_of_rows, column_of, exact_cast
 from sabot.codecs.arrow import ArrowCodec, ArrowEncoder
 from sabot.codecs.formats import Csv
 from sabot.codecs.records import build_records
-from sabot.operators.agents.payloads import RowPayloads
+from sabot.engine.operators.agents.payloads import RowPayloads
 
 ZONE = datetime.timezone(datetime.timedelta(hours=2))
 AT_FIVE = datetime.datetime(2024, 1, 1, 5)

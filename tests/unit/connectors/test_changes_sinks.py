@@ -24,9 +24,8 @@ from sabot.connectors.base import Sink, TakesChanges, Track, expect_changes
 from sabot.connectors.files import NdjsonSink, ParquetSink
 from sabot.connectors.memory import CountSink, MemoryBroker, MemorySink, TableSink
 from sabot.connectors.sql import SqlSink
-from sabot.delivery.parts import PartWriter, read_part
-from sabot.errors import UserError
-from sabot.operators.base import (
+from sabot.engine.delivery.parts import PartWriter, read_part
+from sabot.engine.operators.base import (
     DELETE,
     INSERT,
     OP_COLUMN,
@@ -36,7 +35,8 @@ from sabot.operators.base import (
     OperatorContext,
     with_marks,
 )
-from sabot.operators.sink import SinkWriter
+from sabot.engine.operators.sink import SinkWriter
+from sabot.errors import UserError
 from sabot.testing import ListSink
 from tools.postgres import server_or_skip
 

@@ -8,8 +8,8 @@ from sabot import App, Batch, Sink, Source, UserError
 from sabot.connectors import Bounded, Delivers, KeepsToken, Scans, TakesBound, TakesChanges
 from sabot.connectors.base import Stages, Token, ends, overrides, receiver_of, takes_changes
 from sabot.connectors.memory import MemorySource
-from sabot.operators.base import OperatorContext
-from sabot.operators.sink import SinkWriter
+from sabot.engine.operators.base import OperatorContext
+from sabot.engine.operators.sink import SinkWriter
 from sabot.testing import ListSink
 
 GONE = {

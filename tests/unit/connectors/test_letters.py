@@ -30,9 +30,8 @@ from sabot import (
 )
 from sabot.cli import commands
 from sabot.codecs.records import RECORD_SCHEMA, build_records, header_rows, iterate_records
-from sabot.errors import UserError
-from sabot.letters.files import FileHome
-from sabot.letters.form import (
+from sabot.engine.letters.files import FileHome
+from sabot.engine.letters.form import (
     LETTER_SCHEMA,
     DeadLetter,
     as_columns,
@@ -42,8 +41,9 @@ from sabot.letters.form import (
     letters_of,
     letters_of_rows,
 )
-from sabot.letters.places import Letters
-from sabot.letters.tables import TableHome
+from sabot.engine.letters.places import Letters
+from sabot.engine.letters.tables import TableHome
+from sabot.errors import UserError
 from sabot.testing import MemoryBroker
 
 STAMP = 1_700_000_000_000

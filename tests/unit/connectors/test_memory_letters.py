@@ -11,13 +11,13 @@ import pytest
 from sabot import App, NdjsonSink, NdjsonSource, SqlSink, steps
 from sabot._cython.arrow.batch import Batch
 from sabot.codecs.records import build_records
+from sabot.engine.letters import redrive as selecting
+from sabot.engine.letters.form import letter_headers
+from sabot.engine.letters.opening import LetterPlace, letter_places, opened_letters, redrive
+from sabot.engine.letters.pages import LetterFilter, letters_page, newest_page
+from sabot.engine.letters.places import Letters
+from sabot.engine.letters.redrive import Selection
 from sabot.errors import TransientError, UserError
-from sabot.letters import redrive as selecting
-from sabot.letters.form import letter_headers
-from sabot.letters.opening import LetterPlace, letter_places, opened_letters, redrive
-from sabot.letters.pages import LetterFilter, letters_page, newest_page
-from sabot.letters.places import Letters
-from sabot.letters.redrive import Selection
 from sabot.testing import MemoryBroker
 
 STAMP = 1_700_000_000_000
@@ -209,7 +209,7 @@ def test_pages_follow_each_other_and_count_all(memory_url: str) -> None:
 
 
 def test_the_newest_first_is_an_order_of_all_partitions(memory_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sabot.letters.places._BLOCK_LETTERS", 3)
+    monkeypatch.setattr("sabot.engine.letters.places._BLOCK_LETTERS", 3)
     written = [STAMP + n for n in (0, 1, 2, 3, 9, 5, 6, 7, 8, 4)]  # a writer was behind
     broker = MemoryBroker.get(memory_url)
     broker.create_topic("orders.dlq", 3)
@@ -236,7 +236,7 @@ def test_the_newest_first_is_an_order_of_all_partitions(memory_url: str, monkeyp
         assert len([place for place in waiting if place in seen]) == 8
         every = newest_page(dead, LetterFilter(reason="KeyError"), redriven=True).letters
         assert [each.redriven for each in every if each.place == "1:0"] == [True]
-    monkeypatch.setattr("sabot.letters.pages.MOST_READ", 4)
+    monkeypatch.setattr("sabot.engine.letters.pages.MOST_READ", 4)
     with opened_letters(LetterPlace("orders.dlq"), memory_url, {}) as dead:
         page = newest_page(dead, LetterFilter())
         assert (len(page.letters), page.found, page.complete) == (4, 4, False)
@@ -246,9 +246,9 @@ def test_the_newest_first_is_an_order_of_all_partitions(memory_url: str, monkeyp
 def test_files_and_tables_are_read_from_the_newest_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    monkeypatch.setattr("sabot.letters.places._BLOCK_LETTERS", 2)
-    monkeypatch.setattr("sabot.letters.places._BLOCK_BYTES", 5_000)
-    monkeypatch.setattr("sabot.letters.files._COMPRESSED_LINES", 3)
+    monkeypatch.setattr("sabot.engine.letters.places._BLOCK_LETTERS", 2)
+    monkeypatch.setattr("sabot.engine.letters.places._BLOCK_BYTES", 5_000)
+    monkeypatch.setattr("sabot.engine.letters.files._COMPRESSED_LINES", 3)
     sink = (
         SqlSink(f"sqlite:{tmp_path}/bad.db", "bad")
         if name == "table"
@@ -268,7 +268,7 @@ def test_files_and_tables_are_read_from_the_newest_on(
 
 
 def test_a_page_of_a_long_topic_reads_a_part_of_it(memory_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sabot.letters.pages.MOST_READ", 4)
+    monkeypatch.setattr("sabot.engine.letters.pages.MOST_READ", 4)
     with_letters(memory_url, 20)
     with opened_letters(LetterPlace("orders.dlq"), memory_url, {}) as dead:
         page = letters_page(dead, LetterFilter(reason="KeyError"))

@@ -11,10 +11,10 @@ from pyarrow import fs as arrow_fs
 
 from sabot import App, NdjsonSink, ObjectSink, count, files
 from sabot._cython.arrow.batch import Batch
-from sabot.checkpoint import CheckpointStorage
 from sabot.codecs.records import to_records
 from sabot.connectors.base import Track
 from sabot.connectors.files import sink as sinks
+from sabot.engine.checkpoint import CheckpointStorage
 from sabot.errors import TransientError, UserError
 from sabot.testing import BARRIER, END, ScriptedSource, crash_at_every_step
 from tools.agent_tools import publish, started, until, values

@@ -16,8 +16,8 @@ from sabot._cython.arrow.batch import Batch
 from sabot.codecs.records import encode_json, nulled_fields
 from sabot.connectors.console import console
 from sabot.connectors.files import CsvSink, NdjsonSink, ParquetSink
-from sabot.operators.base import OperatorContext
-from sabot.operators.sink import SinkWriter
+from sabot.engine.operators.base import OperatorContext
+from sabot.engine.operators.sink import SinkWriter
 from sabot.testing import ListSink, ScriptedSource
 from sabot.testing.script import END
 from tools.agent_tools import publish, started, until, values

@@ -10,6 +10,7 @@ from typing import Any
 from sabot.agents.durable.context import DurableContext, durable_context
 from sabot.api.child_limits import DEFAULT_LIMITS, ChildLimits
 from sabot.clock import SYSTEM_CLOCK, Clock
+from sabot.engine.state import BackendConfig, MemoryBackend
 from sabot.errors import NonDeterminism
 from sabot.jobs.guard import NOBODY, Behalf, EffectGuard
 from sabot.jobs.host import JobHost
@@ -19,7 +20,6 @@ from sabot.jobs.values import pack, unpack
 from sabot.journal import Journal
 from sabot.journal.entries import Entry
 from sabot.journal.memory import MemoryJournal, MemoryReader, MemoryStorage
-from sabot.state import BackendConfig, MemoryBackend
 from tools.agent_tools import PATIENCE
 
 AGENT = "app.agent"

@@ -29,11 +29,11 @@ from unit.jobs.hosting import AGENT, Agent
 from unit.jobs.rules import ANSWER_TOKENS, DENIED, SECRET, Judges, Law
 
 from sabot.agents.durable.context import DurableContext
-from sabot.calls.effects import Reconciled
-from sabot.calls.model_requests import RequestSpec
-from sabot.calls.tool_context import Effect
-from sabot.calls.tools import Tool, tool
 from sabot.clock import SYSTEM_CLOCK
+from sabot.engine.calls.effects import Reconciled
+from sabot.engine.calls.model_requests import RequestSpec
+from sabot.engine.calls.tool_context import Effect
+from sabot.engine.calls.tools import Tool, tool
 from sabot.errors import EffectError, LetterRefused, NotSent
 from sabot.jobs.host import JobHost
 from sabot.jobs.owner import AfterFailure, OpenJob

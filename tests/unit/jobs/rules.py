@@ -14,8 +14,8 @@ from sabot.agents.accounts.ledger import Ledger
 from sabot.agents.accounts.rows import InMemoryLedgerWriter
 from sabot.base.accounts import Amounts
 from sabot.base.redaction import HIDDEN
-from sabot.calls.effects import EffectId
-from sabot.calls.model_requests import RequestSpec
+from sabot.engine.calls.effects import EffectId
+from sabot.engine.calls.model_requests import RequestSpec
 from sabot.jobs.guard import Decision, EffectGuard, EffectGuards, GuardedCall, GuardVerdict, OpenCall
 from sabot.journal import Journal
 from sabot.journal.entries import Intent

@@ -17,7 +17,7 @@ from types import SimpleNamespace
 import pytest
 from confluent_kafka import KafkaError, KafkaException
 
-from sabot.calls.certainty import Certainty, certainty_of
+from sabot.engine.calls.certainty import Certainty, certainty_of
 from sabot.errors import DataError, EffectError, NotSent, Overloaded, TransientError
 from sabot.llm import ModelUnavailable
 from sabot.mcp import McpRefused

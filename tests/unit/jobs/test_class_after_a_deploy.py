@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 from unit.jobs.hosting import Agent, entries, hosting, prefix
 
-from sabot.calls.effects import Reconciled
-from sabot.calls.tools import Tool, tool
+from sabot.engine.calls.effects import Reconciled
+from sabot.engine.calls.tools import Tool, tool
 from sabot.journal.entries import Intent
 from sabot.journal.memory import MemoryStorage
 

@@ -7,8 +7,8 @@ import pytest
 from unit.jobs.hosting import Agent, hosting
 
 from sabot.agents.durable.context import DurableContext
-from sabot.calls.tools import tool
 from sabot.clock import ManualClock
+from sabot.engine.calls.tools import tool
 from sabot.journal.memory import MemoryStorage
 
 

@@ -13,8 +13,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from sabot.calls.certainty import Certainty
-from sabot.calls.effects import RULES, Doubt, EffectClass, EffectId, Reconciled
+from sabot.engine.calls.certainty import Certainty
+from sabot.engine.calls.effects import RULES, Doubt, EffectClass, EffectId, Reconciled
 from sabot.jobs import core
 from sabot.jobs.core import ASKED, DONE, OPEN, EffectCommand, EffectState, LookedUp, Outcome
 from sabot.jobs.guard import Decision, GuardVerdict
@@ -383,7 +383,7 @@ FAULTS = {
         "another key",
     ),
     "an attempt has a key of its own": (
-        "sabot.calls.effects.EffectId.key",
+        "sabot.engine.calls.effects.EffectId.key",
         property(lambda effect: f"{effect.ordinal} {effect.attempt}"),
         "another key",
     ),

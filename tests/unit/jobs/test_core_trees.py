@@ -13,8 +13,8 @@ import pytest
 from unit.jobs.test_core import Broken, walk
 
 from sabot.api.child_limits import ChildLimits
-from sabot.calls.certainty import Certainty
-from sabot.calls.effects import EffectId
+from sabot.engine.calls.certainty import Certainty
+from sabot.engine.calls.effects import EffectId
 from sabot.jobs import core
 from sabot.jobs.core import DONE, OPEN, EffectState, Outcome
 from sabot.jobs.history import NOT_MADE, History

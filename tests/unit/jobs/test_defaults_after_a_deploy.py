@@ -7,8 +7,8 @@ from unit.jobs.hosting import Agent, entries, hosting, prefix
 
 from sabot.agents import ConstraintPolicy, Effect, PolicyEngine, ToolPolicy
 from sabot.agents.accounts.limits import JobLimits
-from sabot.calls.effects import Reconciled
-from sabot.calls.tools import Tool, tool
+from sabot.engine.calls.effects import Reconciled
+from sabot.engine.calls.tools import Tool, tool
 from sabot.jobs.guard import EffectGuard, EffectGuards
 from sabot.journal.entries import Intent, Letter
 from sabot.journal.memory import MemoryStorage

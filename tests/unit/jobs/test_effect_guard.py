@@ -14,11 +14,11 @@ import pytest
 from unit.jobs.hosting import AGENT, Agent, entries, hosting, prefix
 
 from sabot.agents.durable.context import DurableContext
-from sabot.calls.effects import EffectId
-from sabot.calls.messages import user
-from sabot.calls.model_requests import RequestSpec
-from sabot.calls.tools import tool
 from sabot.clock import ManualClock
+from sabot.engine.calls.effects import EffectId
+from sabot.engine.calls.messages import user
+from sabot.engine.calls.model_requests import RequestSpec
+from sabot.engine.calls.tools import tool
 from sabot.errors import EffectError, LetterRefused, PolicyDenied, UserError
 from sabot.jobs.guard import (
     Behalf,

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from sabot import steps
-from sabot.calls.effects import EffectId
-from sabot.calls.tools import Tool, as_tool
 from sabot.clock import SYSTEM_CLOCK
+from sabot.engine.calls.effects import EffectId
+from sabot.engine.calls.tools import Tool, as_tool
 from sabot.jobs.runner import Certainty, EffectRunner, Outcome
 from sabot.journal import Position
 from sabot.journal.entries import EffectResult, Intent

@@ -11,7 +11,7 @@ import pytest
 from unit.jobs.hosting import Agent, hosting
 
 from sabot.agents.durable.context import DurableContext
-from sabot.calls.tools import tool
+from sabot.engine.calls.tools import tool
 from sabot.errors import UserError
 from sabot.journal.memory import MemoryStorage
 from sabot.llm import Agent as ModelAgent

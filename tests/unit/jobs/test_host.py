@@ -15,10 +15,10 @@ from unit.jobs.hosting import AGENT, Agent, entries, hosting, prefix
 
 from sabot.agents.durable.context import DurableContext
 from sabot.agents.policy.auditing import audit_job
-from sabot.calls.effects import Reconciled
-from sabot.calls.tool_context import Effect
-from sabot.calls.tools import tool
 from sabot.clock import ManualClock
+from sabot.engine.calls.effects import Reconciled
+from sabot.engine.calls.tool_context import Effect
+from sabot.engine.calls.tools import tool
 from sabot.errors import EffectError, NotSent, TransientError, UserError
 from sabot.jobs.core import SEQUENCES_APART, job_seed
 from sabot.jobs.history import NOT_MADE, History

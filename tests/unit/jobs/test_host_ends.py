@@ -10,9 +10,9 @@ from unit.jobs.hosting import Agent, entries, hosting
 
 from sabot.agents.durable.context import DurableContext
 from sabot.base.process_exit import find_exit
-from sabot.calls.effects import Reconciled
-from sabot.calls.tools import tool
 from sabot.clock import ManualClock
+from sabot.engine.calls.effects import Reconciled
+from sabot.engine.calls.tools import tool
 from sabot.errors import BrokerUnavailable, JournalFailed
 from sabot.jobs.owner import AfterFailure
 from sabot.jobs.run import JobRun

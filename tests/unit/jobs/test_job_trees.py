@@ -13,8 +13,8 @@ from unit.jobs.hosting import AGENT, Agent, entries, hosting, prefix
 from sabot.agents import ChildLimits, ExecutionRequest, RuntimeKernel
 from sabot.agents.durable.context import DurableContext
 from sabot.api.agent import AgentSpec
-from sabot.calls.tools import tool
 from sabot.clock import ManualClock
+from sabot.engine.calls.tools import tool
 from sabot.errors import EffectError, UserError
 from sabot.jobs.guard import Behalf
 from sabot.jobs.tree import JobTree, child_id, parent_of

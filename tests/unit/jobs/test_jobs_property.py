@@ -16,8 +16,8 @@ from unit.jobs.programs import Crash, LifeOf, Seed, quiet, run_seed
 from sabot.agents.accounts import guard
 from sabot.agents.accounts.contract import LedgerEvent
 from sabot.agents.durable.context import DurableContext
-from sabot.calls.tools import tool
 from sabot.clock import ManualClock
+from sabot.engine.calls.tools import tool
 from sabot.errors import EffectError, LetterRefused
 from sabot.jobs import core
 from sabot.journal import Letter

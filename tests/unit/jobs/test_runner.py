@@ -22,10 +22,10 @@ import pytest
 
 from sabot import secret
 from sabot.base.process_exit import find_exit
-from sabot.calls.effects import EffectClass, EffectId, Reconciled
-from sabot.calls.tool_context import Effect
-from sabot.calls.tools import Tool, tool
 from sabot.clock import SYSTEM_CLOCK, ManualClock
+from sabot.engine.calls.effects import EffectClass, EffectId, Reconciled
+from sabot.engine.calls.tool_context import Effect
+from sabot.engine.calls.tools import Tool, tool
 from sabot.errors import JournalFailed, NotSent, SabotError
 from sabot.jobs.runner import Certainty, EffectRunner, Outcome
 from sabot.jobs.values import MAX_RESULT_BYTES, unpack, unpack_error
@@ -608,7 +608,7 @@ def test_a_process_ends_although_a_sync_tool_never_returns() -> None:
 import asyncio, threading
 from sabot.clock import SYSTEM_CLOCK
 from sabot.jobs.runner import EffectRunner
-from sabot.calls.effects import EffectId
+from sabot.engine.calls.effects import EffectId
 from sabot.llm import tool
 
 begun = threading.Event()

@@ -9,8 +9,8 @@ from unit.jobs.hosting import Agent, hosting
 
 import sabot.jobs
 from sabot.agents.durable.context import DurableContext
-from sabot.calls.tools import tool
 from sabot.clock import ManualClock
+from sabot.engine.calls.tools import tool
 from sabot.journal.memory import MemoryStorage
 
 FUNCTIONS, FILES = 42, 9

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sabot.calls.effects import RULES, Doubt, EffectClass, EffectId, Reconciled, digest, effect_class, in_doubt
+from sabot.engine.calls.effects import RULES, Doubt, EffectClass, EffectId, Reconciled, digest, effect_class, in_doubt
 from sabot.errors import UserError
 
 KEY = bytes(range(32))
@@ -82,7 +82,7 @@ def test_attempts_of_an_effect_share_the_key_that_the_service_sees() -> None:
 def test_a_digest_is_the_same_in_another_process_and_whatever_the_order_of_the_keys() -> None:
     arguments = {"order": "7", "amount": 1.5, "lines": [1, {"b": 2, "a": b"x"}]}
     code = (
-        "from sabot.calls.effects import digest\n"
+        "from sabot.engine.calls.effects import digest\n"
         "print(digest(bytes(range(32)), 'call', 'refund',"
         " {'lines': [1, {'a': b'x', 'b': 2}], 'amount': 1.5, 'order': '7'}).hex())"
     )

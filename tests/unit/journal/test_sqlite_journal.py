@@ -623,7 +623,7 @@ def test_a_job_that_begins_again_while_it_is_trimmed_keeps_its_history(journal: 
 
 
 def test_a_digest_and_a_key_leave_no_argument_in_the_files(tmp_path: Path) -> None:
-    from sabot.calls.effects import EffectId, digest
+    from sabot.engine.calls.effects import EffectId, digest
 
     journal = SqliteJournal(tmp_path / "journal")
     asked = digest(journal.key, "call", "refund", {"card": "4111-secret"})

@@ -5,8 +5,8 @@ from contextvars import copy_context
 
 import pytest
 
-from sabot.calls.judging import SENDABLE
-from sabot.calls.limits import TokenBucket
+from sabot.engine.calls.judging import SENDABLE
+from sabot.engine.calls.limits import TokenBucket
 from sabot.errors import UserError
 from sabot.llm import (
     CircuitBreaker,

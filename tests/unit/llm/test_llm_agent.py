@@ -7,8 +7,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from sabot.calls.errors import ToolError
-from sabot.calls.messages import tool_result
+from sabot.engine.calls.errors import ToolError
+from sabot.engine.calls.messages import tool_result
 from sabot.errors import NotSent, UserError
 from sabot.llm import (
     MIDDLEWARE,

@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from sabot.calls.schema import Schema
+from sabot.engine.calls.schema import Schema
 from sabot.errors import UserError
 from sabot.llm import (
     MIDDLEWARE,

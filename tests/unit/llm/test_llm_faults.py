@@ -9,8 +9,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from sabot.calls.tools import as_tool
 from sabot.clock import ManualClock
+from sabot.engine.calls.tools import as_tool
 from sabot.errors import IdempotencyConflict, TransientError
 from sabot.llm import (
     AnswerTooLarge,

@@ -14,11 +14,14 @@ import msgspec
 import pyarrow as pa
 import pydantic
 import pytest
-from unit.operators.calls.async_runs import LoopClock, Run, Service, letters_in
-from unit.operators.calls.conftest import loop as loop
+from unit.engine.operators.calls.async_runs import LoopClock, Run, Service, letters_in
+from unit.engine.operators.calls.conftest import loop as loop
 
 from sabot import App, col, lit
 from sabot._cython.flow.channel import Watermark
+from sabot.engine.operators.base import OperatorContext
+from sabot.engine.operators.calls.async_operator import AsyncOperator
+from sabot.engine.operators.calls.map_llm import MapLlm
 from sabot.errors import UserError
 from sabot.llm import (
     AuthenticationFailed,
@@ -36,9 +39,6 @@ from sabot.llm import (
 from sabot.llm.asked_batches import AgentModel
 from sabot.llm.asking import map_llm_node
 from sabot.llm.columns import AnswerColumns
-from sabot.operators.base import OperatorContext
-from sabot.operators.calls.async_operator import AsyncOperator
-from sabot.operators.calls.map_llm import MapLlm
 from sabot.testing import BARRIER, END, ListSink, ScriptedSource, simulate
 
 INPUT = pa.schema([("n", pa.int64()), ("text", pa.string())])

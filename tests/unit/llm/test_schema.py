@@ -13,8 +13,8 @@ import pyarrow as pa
 import pytest
 from msgspec import Meta
 
-from sabot.calls.json_schema import mismatch
-from sabot.calls.schema import Mismatch, Schema
+from sabot.engine.calls.json_schema import mismatch
+from sabot.engine.calls.schema import Mismatch, Schema
 from sabot.errors import UserError
 from sabot.llm import Effect, ToolError, tool
 from sabot.llm.providers.sdk import is_strict

@@ -16,10 +16,10 @@ import sabot.llm
 from sabot import AgentContext
 from sabot.agents import ExecutionContext, OperatorContext
 from sabot.agents.durable.context import DurableContext
-from sabot.calls import Retry
-from sabot.calls.effects import EffectClass, EffectId, Reconciled
-from sabot.calls.tool_context import Effect as TheEffect
-from sabot.calls.tools import Tool, as_tool, tool
+from sabot.engine.calls import Retry
+from sabot.engine.calls.effects import EffectClass, EffectId, Reconciled
+from sabot.engine.calls.tool_context import Effect as TheEffect
+from sabot.engine.calls.tools import Tool, as_tool, tool
 from sabot.errors import UserError
 from sabot.llm import Agent, ExecutionEngine, RequestContext, ScriptedProvider, ToolCall, assistant
 

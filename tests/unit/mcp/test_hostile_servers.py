@@ -6,8 +6,8 @@ import tracemalloc
 
 import pytest
 
-from sabot.calls.certainty import Certainty, certainty_of
-from sabot.calls.errors import ToolError, ToolTimeout
+from sabot.engine.calls.certainty import Certainty, certainty_of
+from sabot.engine.calls.errors import ToolError, ToolTimeout
 from sabot.errors import NotSent
 from sabot.mcp import (
     McpConfig,

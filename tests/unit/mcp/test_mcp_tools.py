@@ -5,8 +5,8 @@ import asyncio
 import pytest
 
 from sabot.agents import BudgetSpec, ExecutionRequest, ModelPolicy, PolicyEngine, RuntimeKernel
-from sabot.calls.effects import EffectClass
-from sabot.calls.tools import UNTRUSTED
+from sabot.engine.calls.effects import EffectClass
+from sabot.engine.calls.tools import UNTRUSTED
 from sabot.errors import EffectError, UserError
 from sabot.llm import (
     Agent,

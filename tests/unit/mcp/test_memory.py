@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from sabot import App, NdjsonSource
 from sabot.base.redaction import HIDDEN, keep_secret
 from sabot.clock import ManualClock
+from sabot.engine.state import BackendConfig, MapState, MemoryBackend
 from sabot.errors import UserError
 from sabot.mcp import Memory, MemoryFile, MemoryStore, StateMemories
 from sabot.specified.mcp.memory import _leaders
-from sabot.state import BackendConfig, MapState, MemoryBackend
 
 
 @pytest.fixture(params=["file", "state"])

@@ -14,7 +14,7 @@ from starlette.applications import Starlette
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from sabot.calls.certainty import Certainty, certainty_of
+from sabot.engine.calls.certainty import Certainty, certainty_of
 from sabot.errors import UserError
 from sabot.mcp import (
     McpConfig,

@@ -15,8 +15,8 @@ import pyarrow as pa
 import pytest
 
 from sabot import App
+from sabot.engine.operators.expressions import casts
 from sabot.errors import DataError
-from sabot.operators.expressions import casts
 from sabot.sql import functions
 from sabot.sql.functions import FUNCTIONS, conversions
 from sabot.sql.syntax.text import SqlError

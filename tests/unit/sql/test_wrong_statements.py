@@ -8,7 +8,7 @@ import pytest
 
 from sabot import App, DataError, col
 from sabot.connectors.memory import MemoryBroker
-from sabot.operators.rows.bad import _SQL_TYPES
+from sabot.engine.operators.rows.bad import _SQL_TYPES
 from sabot.sql.syntax.text import SqlError
 from sabot.sql.types import sql_type
 from tools.agent_tools import bounded, values

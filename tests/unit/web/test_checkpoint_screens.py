@@ -11,14 +11,14 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
-from unit.checkpoint.test_state_reads import count_first, shop, two_checkpoints
+from unit.engine.checkpoint.test_state_reads import count_first, shop, two_checkpoints
 from unit.web.test_console import MARKUP, Browser
 from unit.web.test_job_screens import ask, enter
 from unit.web.test_state_screens import cells
 
 from sabot import App
-from sabot.checkpoint import CheckpointStorage
-from sabot.checkpoint.inspection import AppCheckpoints, checkpoint_records, create_savepoint, task_records
+from sabot.engine.checkpoint import CheckpointStorage
+from sabot.engine.checkpoint.inspection import AppCheckpoints, checkpoint_records, create_savepoint, task_records
 from sabot.web.console import Console
 from tools.agent_tools import checkpoint, started
 

@@ -19,8 +19,8 @@ from urllib.parse import quote, urlencode
 import pytest
 
 from sabot import App, NdjsonSink, NdjsonSource, col
-from sabot.checkpoint.inspection import AppCheckpoints, checkpoint_records
 from sabot.clock import ManualClock
+from sabot.engine.checkpoint.inspection import AppCheckpoints, checkpoint_records
 from sabot.errors import UserError
 from sabot.web import pages
 from sabot.web.access import Access

@@ -21,11 +21,11 @@ from sabot import App, NdjsonSink, NdjsonSource, col
 from sabot.agents import Budget
 from sabot.agents.accounts.contract import LedgerEvent
 from sabot.base.redaction import without_password
-from sabot.checkpoint import CheckpointStorage
-from sabot.checkpoint.inspection import AppCheckpoints
 from sabot.cli.web import ConsoleOptions, _add, _places_of
+from sabot.engine.checkpoint import CheckpointStorage
+from sabot.engine.checkpoint.inspection import AppCheckpoints
+from sabot.engine.runtime.life.run_record import RECORD_FILE
 from sabot.errors import UserError
-from sabot.runtime.life.run_record import RECORD_FILE
 from sabot.web.access import Access
 from sabot.web.console import Console, KeptConsole
 from sabot.web.guard import Proxy

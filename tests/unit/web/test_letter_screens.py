@@ -16,7 +16,7 @@ from unit.web.test_console import MARKUP, Browser
 
 from sabot import App, NdjsonSink, NdjsonSource, SqlSink, steps
 from sabot.base.redaction import keep_secret
-from sabot.letters.form import letter_headers
+from sabot.engine.letters.form import letter_headers
 from sabot.testing import MemoryBroker
 from sabot.web.console import Console
 from sabot.web.payloads import Payloads

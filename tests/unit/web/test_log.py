@@ -13,7 +13,7 @@ from test_console import MARKUP, Browser
 
 from sabot import App
 from sabot.base.redaction import keep_secret
-from sabot.runtime.watch.log_ring import LogRing, first_page
+from sabot.engine.runtime.watch.log_ring import LogRing, first_page
 from sabot.web.console import Console
 
 LOG = logging.getLogger("sabot.test_log")

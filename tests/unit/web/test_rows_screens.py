@@ -11,7 +11,7 @@ import pytest
 from unit.web.test_console import MARKUP, Browser, events
 
 from sabot import App, col, count, tumbling
-from sabot.runtime.tasks.taps import Tap
+from sabot.engine.runtime.tasks.taps import Tap
 from sabot.testing import MemoryBroker
 from sabot.web.console import Console
 from sabot.web.payloads import Payloads
@@ -128,7 +128,7 @@ async def test_at_most_fifty_rows_are_kept_and_copied_in_a_second(memory_url: st
 @pytest.mark.slow  # half a second of a core
 async def test_a_tap_ends_with_its_last_viewer(memory_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "sabot.runtime.tasks.taps.LEASE_SECONDS", 3600.0
+        "sabot.engine.runtime.tasks.taps.LEASE_SECONDS", 3600.0
     )  # longer than any machine takes for the next line
     async with running(memory_url, NAMED) as (app, browser, _):
         assert taps(app) == {}

@@ -17,7 +17,7 @@ from unit.web.test_job_screens import ask, enter
 from sabot import App, NdjsonSink, NdjsonSource
 from sabot.connectors.memory import MemorySource
 from sabot.demos.fraud.watched import card_tokens
-from sabot.runtime.tasks import blocking
+from sabot.engine.runtime.tasks import blocking
 from sabot.web.console import Console
 from tools.agent_tools import started, until
 

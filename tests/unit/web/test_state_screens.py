@@ -14,15 +14,15 @@ from typing import Any
 from urllib.parse import urlencode
 
 import pytest
-from unit.checkpoint.test_state_reads import two_checkpoints
+from unit.engine.checkpoint.test_state_reads import two_checkpoints
 from unit.web.test_console import MARKUP, Browser
 from unit.web.test_job_screens import ask, enter
 from unit.web.test_reader import begun, ended, endless
 
 from sabot import App
-from sabot.checkpoint import Manifest
-from sabot.checkpoint.inspection import AppCheckpoints, create_savepoint
-from sabot.checkpoint.state_reads import owners_in
+from sabot.engine.checkpoint import Manifest
+from sabot.engine.checkpoint.inspection import AppCheckpoints, create_savepoint
+from sabot.engine.checkpoint.state_reads import owners_in
 from sabot.testing import MemoryBroker
 from sabot.web.console import Console
 from sabot.web.payloads import Payloads

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from sabot._cython.arrow.compare import LITERALS, LiteralSet, contains, equal_literal, starts_with
 from sabot.api.expr import Expr, col, lit
-from sabot.operators.expressions.compiled import compile_expr
+from sabot.engine.operators.expressions.compiled import compile_expr
 
 Test = Callable[[bytes], bool]
 

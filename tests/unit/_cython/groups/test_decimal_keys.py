@@ -11,7 +11,7 @@ import pytest
 from sabot._cython.groups.keyed import GroupTable
 from sabot._cython.groups.partition import hash_columns
 from sabot._cython.rows.row_table import RowTable
-from sabot.state.tables.cold import RowCodec
+from sabot.engine.state.tables.cold import RowCodec
 
 VALUES = [None, Decimal("1.25"), Decimal("-7.5"), Decimal(0), Decimal("9999999.99")]
 

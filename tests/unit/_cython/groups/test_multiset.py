@@ -14,7 +14,15 @@ from hypothesis import strategies as st
 
 from sabot._cython.groups.multiset import Arrivals, DistinctNumbers, ExactSums, Multisets, join_keys, split_keys
 from sabot._cython.rows.changes import Touches, weave
-from sabot.operators.aggregates.packed import from_ordered, has_words, ordered, ordered_width, packed, unpacked, words
+from sabot.engine.operators.aggregates.packed import (
+    from_ordered,
+    has_words,
+    ordered,
+    ordered_width,
+    packed,
+    unpacked,
+    words,
+)
 
 FEW = settings(max_examples=40, deadline=None)
 SLOTS = [0, 1, 7]

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from sabot._cython.groups.partition import hash_columns
 from sabot._cython.groups.sketch import Distinct, Quantiles
 from sabot.api import aggregates as api
+from sabot.engine.operators.aggregates.aggregator import AggregateColumn, Aggregator
 from sabot.errors import UserError
-from sabot.operators.aggregates.aggregator import AggregateColumn, Aggregator
 
 FEW = settings(max_examples=25, deadline=None)
 SCHEMA = pa.schema([("key", pa.string()), ("x", pa.float64()), ("tag", pa.string()), ("ok", pa.bool_())])

@@ -21,9 +21,9 @@ from sabot.connectors.files import ArrowSink, CsvSink, CsvSource, FileSink, Ndjs
 from sabot.connectors.files.csv import end_of_records
 from sabot.connectors.files.parts import FRAME_BYTES
 from sabot.connectors.files.text import end_of_lines
+from sabot.engine.operators.base import OperatorContext
+from sabot.engine.operators.sink import SinkWriter
 from sabot.errors import TransientError, UserError
-from sabot.operators.base import OperatorContext
-from sabot.operators.sink import SinkWriter
 
 
 def rows(first: int, count: int) -> Batch:

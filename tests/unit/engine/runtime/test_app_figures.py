@@ -1,0 +1,52 @@
+"""The figures of an app as structs: each is told by some part of the engine, and nothing is lost on the way to a file."""
+
+from pathlib import Path
+
+import msgspec
+
+import sabot
+from sabot.engine.runtime.watch import figures
+from sabot.engine.runtime.watch.figures import AppFigures
+
+SOURCES = Path(sabot.__file__).parent
+
+
+def structs() -> list[type[msgspec.Struct]]:
+    found = [each for each in vars(figures).values() if isinstance(each, type) and issubclass(each, msgspec.Struct)]
+    assert len(found) > 15
+    return found
+
+
+def test_each_figure_is_told_by_a_part_of_the_engine() -> None:
+    """A figure whose name nobody tells would always have its default, and look like 0."""
+    paths = [path for path in SOURCES.rglob("*.py") if path.parent.name not in ("watch", "web", "cli")]
+    told = "\n".join(path.read_text() for path in paths)
+    names = {field.encode_name for struct in structs() for field in msgspec.structs.fields(struct)}
+    assert [name for name in sorted(names) if f'"{name}"' not in told] == []
+
+
+def test_figures_of_a_file_are_those_that_were_written() -> None:
+    step = {"rows_in": 5, "late_most_ms": 70, "keys": 4, "sink": "out"}
+    edge = {"from": "read-1", "to": "write-1", "branch": "", "rows": 5, "fill": 0.5, "keys": ("a",)}
+    task = {"rows": 5, "operators": {"write-1": step}, "edges": [edge], "input": {"source": "t", "lag": {"t[0]": 3}}}
+    found = AppFigures.of({"streams": {"write-1/0": task}, "app": "shop", "failure": None})
+    assert AppFigures.of(msgspec.json.decode(msgspec.json.encode(found))) == found
+    kept = found.streams["write-1/0"]
+    assert (kept.operators["write-1"].rows_in, kept.edges[0].origin, kept.input.lag) == (5, "read-1", {"t[0]": 3})
+
+
+def test_what_a_source_tells_of_its_server_is_words_for_people() -> None:
+    told = {"slot": "shop", "held_wal_bytes": 12_300_000, "committed_ms": 0, "snapshot_seconds": 61, "reconnects": 2}
+    found = AppFigures.of(
+        {
+            "streams": {
+                "a/0": {"input": {"source": "public.orders", "figures": told}},
+                "b/0": {"input": {"source": "t"}},
+            },
+            "sources": {"agent/public.events": {"figures": {"wal_status": "lost"}}},
+        }
+    )
+    assert found.of_servers == {
+        "public.orders": "committed 1970-01-01 00:00:00+00:00, held wal 12.3 MB, reconnects 2, slot shop, snapshot 1 min 1 s",
+        "public.events": "wal status lost",
+    }
