@@ -9,7 +9,7 @@ def query(nexmark: Nexmark) -> Stream:
     last = step("down").last("price")
     falls = (last.is_null() & (col("price") < step("start").last("price"))) | (col("price") < last)
     rises = col("price") > step("down").last("price", offset=1)
-    turns = pattern("start", lit(True)).next("down", falls, times=(1, None)).next("up", rises)
+    turns = pattern("start", lit(True)).next("down", falls, times=(1, None)).greedy().next("up", rises)
     return (
         nexmark.bid.key_by("auction", "bidder")
         .pattern(

@@ -15,7 +15,7 @@ def cheap_bids(nexmark: Nexmark, skip: Literal["past_last", "to_next"]) -> Strea
     """The runs, each with one bid more behind it. skip: where the next run may begin."""
     a = step("a")
     mean = (coalesce(a.sum("price"), lit(0)) + col("price")) // (a.count() + 1)
-    runs = pattern("a", mean < 10_000, times=(1, None)).consecutive().next("b", lit(True))
+    runs = pattern("a", mean < 10_000, times=(1, None)).consecutive().greedy().next("b", lit(True))
     return (
         nexmark.bid.key_by("auction", "bidder")
         .pattern(

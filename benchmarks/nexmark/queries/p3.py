@@ -10,6 +10,7 @@ def query(nexmark: Nexmark) -> Stream:
     drops = (
         pattern("a", lit(True))
         .next("b", col("price") > first, times=(0, None))
+        .greedy()
         .next("c", col("price") < first)
         .within("4999ms")
     )
