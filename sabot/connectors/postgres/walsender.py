@@ -22,6 +22,8 @@ _log = logging.getLogger(__name__)
 
 BUFFER_BYTES = 64 << 20
 _CHUNK_BYTES = 1 << 20
+_GATHER_BYTES = 256 << 10
+_GATHER_SECONDS = 0.005
 _OBJECT_BYTES = 48  # of a message in memory, beside its text
 _PAUSE_SECONDS = 0.5  # between two tries to reach a server that is away
 _ASK_SECONDS = 1.0  # after so long without a message the server is asked how far its log has gone
@@ -79,14 +81,22 @@ class WalReceiver:
     # -- the reader's thread ------------------------------------------------------------------------------------------
 
     def take(self, seconds: float) -> WalChunk | None:
-        """Returns the next messages, or None if none come in time. Raises the error that has ended the stream, behind its messages:
-        TransientError if another stream can go on.
+        """Returns the next messages, or None if none come in time. If some are there already, waits up to 5 ms for more. Raises the error
+        that has ended the stream, behind its messages: TransientError if another stream can go on.
         """
         with self._lock:
             if not self._chunks and self._over is None:
                 self._lock.wait(seconds)
+            elif self._over is None:
+                # The reader is behind. While it works, the other thread gets the interpreter after 5 ms each time, for a few dozen
+                # messages, so each batch would be as small. While it waits here, the messages of a few thousand rows arrive.
+                self._lock.wait_for(lambda: self._held >= _GATHER_BYTES or self._over is not None, _GATHER_SECONDS)
             if self._chunks:
                 chunk = self._chunks.popleft()
+                while self._chunks and not chunk.end and chunk.size < _GATHER_BYTES:
+                    more = self._chunks.popleft()
+                    chunk.messages.extend(more.messages)
+                    chunk = WalChunk(chunk.messages, chunk.size + more.size, more.end)
                 self._held -= chunk.size
                 self._lock.notify_all()
                 return chunk
