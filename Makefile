@@ -6,7 +6,7 @@ STAMP := $(VENV)/.sabot$(if $(PYTHON),-with-$(notdir $(PYTHON)))
 SOURCES := pyproject.toml setup.py tools/setup.sh $(wildcard sabot/_cython/*/*.pyx sabot/_cython/*/*.pxd sabot/_cython/*/*.h)
 DEBUG_BUILD := build/debug
 SANITIZED_BUILD := build/sanitized
-KERNEL_TESTS := tests/unit/_cython $(addprefix tests/unit/,operators/windows/test_sessions.py operators/keyed/test_over.py operators/keyed/test_ranked.py operators/changes/test_changes.py state/tables/test_tables.py)
+KERNEL_TESTS := tests/unit/_cython $(addprefix tests/unit/engine/,operators/windows/test_sessions.py operators/keyed/test_over.py operators/keyed/test_ranked.py operators/changes/test_changes.py state/tables/test_tables.py)
 # Each prints one JSON object as its last line, checks its answer, and takes --rows. A row of an agent is a job, or a call.
 BENCHMARKS := $(sort $(wildcard benchmarks/kernels/*.py benchmarks/pipelines/*.py))
 AGENT_BENCHMARKS := $(sort $(wildcard benchmarks/agents/*.py))

@@ -21,9 +21,9 @@ state directory locked,            test_a_second_worker_and_a_locked_directory_a
                                    recovery/test_kill_minus_nine.py (after a kill)
 corrupt manifest                   test_a_corrupt_manifest_ends_sabot_run_with_the_file_and_the_ways_on_which_lose_nothing
                                    test_agent_state_e2e.py: test_a_corrupt_manifest_is_named_and_nothing_is_lost
-                                   unit/checkpoint/test_checkpoint_storage.py: test_no_flipped_bit_of_a_manifest_changes_what_is_read
+                                   unit/engine/checkpoint/test_checkpoint_storage.py: test_no_flipped_bit_of_a_manifest_changes_what_is_read
 disk full at a checkpoint          test_a_disk_that_is_full_while_checkpoints_are_taken_costs_only_those
-                                   unit/checkpoint/test_coordinator.py: test_a_full_disk_fails_checkpoints_until_there_is_room
+                                   unit/engine/checkpoint/test_coordinator.py: test_a_full_disk_fails_checkpoints_until_there_is_room
 an agent that raises               test_an_agent_that_raises_ends_sabot_run_with_one_line_and_a_mended_one_loses_nothing
                                    unit/agents/test_agent_errors.py (policies, batches, odd errors)
 an agent that hangs                test_a_call_that_hangs_fails_checkpoints_by_name_and_a_stop_ends_all_the_same
