@@ -35,14 +35,13 @@ from sabot.connectors.lake.sink import NUMBER_BITS, LakeSink
 from sabot.connectors.lake.types import in_order
 from sabot.connectors.sql.rows import decoded_records
 from sabot.engine.letters.refused import refused_in
-from sabot.errors import RowErrors, TransientError, UserError
+from sabot.errors import RowErrors, UserError
 from sabot.steps import step
 
 __all__ = ["DeltaSink"]
 
 _COMMITS = 20  # after which the table is loaded anew
 _CONSTRAINT = "delta.constraints."
-_ATTEMPTS = 10  # to claim a track while its former owner still commits
 
 Numbers = Sequence[tuple[str, int]]
 """The numbers of application ids that a commit sets."""
@@ -184,23 +183,8 @@ class DeltaSink(LakeSink):
                 commit_properties=self._properties(mark),
             )
 
-    def _claimed(self, track: Track, owner: int, *, again: bool) -> Any:
-        """Makes `owner` the owner of the track. If a commit of the former owner comes in between, tries again."""
-        mark = self._fence(track, owner)
-        for _ in range(_ATTEMPTS):
-            table = self._place.found()
-            if again:
-                self.check_owner(table, track, owner)
-            self._check(table)
-            if table is None:
-                return self.made(mark)
-            try:
-                with step("claim", track.key):
-                    self._commit_numbers(table, self._properties(mark))
-            except self._place.delta.exceptions.CommitFailedError:
-                continue
-            return table
-        raise TransientError(f"{self.where}: other processes commit so often that {track.key!r} cannot be claimed")
+    def _claim(self, table: Any, mark: Numbers) -> None:
+        self._commit_numbers(table, self._properties(mark))
 
     def _refresh(self) -> Any:
         self._commits += 1

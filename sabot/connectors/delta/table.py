@@ -30,6 +30,7 @@ class DeltaPlace(LakePlace):
             raise MissingExtra(feature, "delta") from error
         self.delta: Any = deltalake
         """The module deltalake."""
+        self.conflict = deltalake.exceptions.CommitFailedError
         self.uri = os.fspath(table)
         self.options = dict(options or {})
         keep_url(self.uri)

@@ -24,13 +24,12 @@ from sabot.connectors.base import Token, Track
 from sabot.connectors.files.columns import canonical
 from sabot.connectors.iceberg.table import IcebergPlace
 from sabot.connectors.iceberg.types import iceberg_schema, takes, widens
-from sabot.connectors.lake.sink import LakeSink, has_reached
+from sabot.connectors.lake.sink import ATTEMPTS, LakeSink, has_reached
 from sabot.errors import TransientError, UserError
 from sabot.steps import step
 
 __all__ = ["IcebergSink"]
 
-_ATTEMPTS = 20  # of a commit, while others commit in between or answers are lost
 _OWNER, _PART, _INCARNATION = "sabot.owner", "sabot.part", "sabot.incarnation"
 
 
@@ -154,29 +153,12 @@ class IcebergSink(LakeSink):
             table = place.found()
             self._check(table)
         if mark is not None:
-            self._claim(table, mark)
+            with step("claim", mark.track.key):
+                self._claim(table, mark)
         return table
 
-    def _claimed(self, track: Track, owner: int, *, again: bool) -> Any:
-        """Makes `owner` the owner of the track. If another commit comes in between, tries again."""
-        mark = self._fence(track, owner)
-        for _ in range(_ATTEMPTS):
-            table = self._place.found()
-            if again:
-                self.check_owner(table, track, owner)
-            self._check(table)
-            if table is None:
-                return self.made(mark)
-            try:
-                self._claim(table, mark)
-            except self._place.driver.exceptions.CommitFailedException:
-                continue
-            return table
-        raise TransientError(f"{self.where}: other processes commit so often that {track.key!r} cannot be claimed")
-
     def _claim(self, table: Any, mark: _CommitMark) -> None:
-        with step("claim", mark.track.key):
-            self._try(table, [], mark)
+        self._try(table, [], mark)
 
     def _refresh(self) -> Any:
         self.table = self._place.found()
@@ -205,7 +187,7 @@ class IcebergSink(LakeSink):
         with step("write", self.name):
             files = driver.data_files(table, rows)
         spec = table.metadata.default_spec_id
-        for _ in range(_ATTEMPTS):
+        for _ in range(ATTEMPTS):
             try:
                 with step("commit", self.name):
                     return self._try(table, files, mark)

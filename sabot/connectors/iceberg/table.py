@@ -26,6 +26,7 @@ class IcebergPlace(LakePlace):
         from sabot.connectors.iceberg import driver
 
         self.driver: Any = driver
+        self.conflict = driver.exceptions.CommitFailedException
         self.name = table
         if not all(table.split(".")[0:2]) or "." not in table:
             raise UserError(f"table {table!r} has no namespace", hint='"lake.orders": the namespace, and the table')

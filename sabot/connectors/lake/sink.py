@@ -22,13 +22,16 @@ from sabot.connectors.checks import SCHEMA
 from sabot.connectors.lake.types import converted, declared, in_order, in_words, misfit, missing_fields
 from sabot.connectors.sql.rows import decoded_records
 from sabot.engine.letters.form import as_columns
-from sabot.errors import AppLocked, UserError
+from sabot.errors import AppLocked, TransientError, UserError
+from sabot.steps import step
 
-__all__ = ["NUMBER_BITS", "LakePlace", "LakeSink", "has_reached"]
+__all__ = ["ATTEMPTS", "NUMBER_BITS", "LakePlace", "LakeSink", "has_reached"]
 
 _log = logging.getLogger(__name__)
 
 _WAITING_BYTES = 64 << 20  # at least once, so many bytes of rows are committed before the next checkpoint
+ATTEMPTS = 20
+"""The tries of one commit while others commit in between."""
 NUMBER_BITS = 62
 """The bits of the random number of an owner, which a log may keep as a positive long."""
 
@@ -37,6 +40,8 @@ class LakePlace(ABC):
     """The place of a table. `name`: its address, without secrets. `where`: the words for the table in messages."""
 
     name: str
+    conflict: type[Exception]
+    """The driver's error for a commit that another one came before."""
 
     @property
     def where(self) -> str:
@@ -142,8 +147,8 @@ class LakeSink(Sink, KeepsToken):
         """Makes the table with these columns, and returns it. `mark`: its owner, or None."""
 
     @abstractmethod
-    def _claimed(self, track: Track, owner: int, *, again: bool) -> Any:
-        """Makes `owner` the owner of the track, and returns the table, or the value of `made` if there is none."""
+    def _claim(self, table: Any, mark: Any) -> None:
+        """Commits a mark without a token and without rows, once. Raises the error `conflict` of the place if another commit came before."""
 
     @abstractmethod
     def _refresh(self) -> Any:
@@ -242,6 +247,26 @@ class LakeSink(Sink, KeepsToken):
         self._begins = True
         self._track = track
         return token
+
+    def _claimed(self, track: Track, owner: int, *, again: bool) -> Any:
+        """Makes `owner` the owner of the track, and returns the table, or the value of `made` if there is none. If a commit of another
+        process comes in between, tries again. `again`: this sink is the owner, unless another process has claimed the track since.
+        """
+        mark = self._fence(track, owner)
+        for _ in range(ATTEMPTS):
+            table = self._lake_place.found()
+            if again:
+                self.check_owner(table, track, owner)
+            self._check(table)
+            if table is None:
+                return self.made(mark)
+            try:
+                with step("claim", track.key):
+                    self._claim(table, mark)
+            except self._lake_place.conflict:
+                continue
+            return table
+        raise TransientError(f"{self.where}: other processes commit so often that {track.key!r} cannot be claimed")
 
     def fitting(self, data: pa.RecordBatch) -> pa.RecordBatch:
         """Returns the rows with the types of the format. Records, which are not decoded yet, are not checked."""
