@@ -93,8 +93,8 @@ _ELSEWHERE: dict[str, tuple[str, ...]] = {
     ),
     **dict.fromkeys(("model_settings", "model_kwargs", "extra_body"), ("options",)),
     **dict.fromkeys(("checkpointer", "checkpoint", "saver", "storage", "db", "persistence", "memory"), ("journal",)),
-    **dict.fromkeys(("tenant_id", "tenant", "scope", "organization_id"), ("scope_id", "scope")),
-    **dict.fromkeys(("user_id", "user", "actor"), ("principal_id", "principal")),
+    **dict.fromkeys(("tenant_id", "tenant", "scope", "organization_id"), ("scope_id", "scope", "allowed_scopes")),
+    **dict.fromkeys(("user_id", "user", "actor"), ("principal_id", "principal", "allowed_principals")),
     **dict.fromkeys(("thread_id", "conversation_id"), ("session_id",)),
     **dict.fromkeys(("input", "inputs", "message", "messages", "query", "user_prompt", "content"), ("prompt",)),
     **dict.fromkeys(("usage_limits", "limits", "budget"), ("budgets", "budget")),
@@ -120,6 +120,11 @@ _NOT_HERE = {
     **dict.fromkeys(("verbose", "debug"), "logging and events say what an agent does: docs/agent-runtime/events.md"),
     **dict.fromkeys(
         ("memory", "message_history", "history"), "agent.run(prompt, conversation=…), or session=True of app.llm_agent"
+    ),
+    "model": "the model is that of the agent: Agent(engine, model=…)",
+    **dict.fromkeys(
+        ("tenant_id", "user_id", "thread_id"),
+        "each request has its own: ExecutionRequest(scope_id=…, principal_id=…, session_id=…)",
     ),
     **dict.fromkeys(
         ("guardrails", "requires_approval", "needs_approval", "interrupt_before"), "a policy decides: PolicyEngine"

@@ -225,7 +225,7 @@ def arrow_of(columns: Any) -> pa.Schema:
 def files_of(table: Table, snapshot: int) -> list[Any]:
     """Returns all files of a snapshot, in the order in which they were committed: a file of a later commit comes later."""
     found = table.snapshot_by_id(snapshot)
-    entries = [] if found is None else [entry for entry, _ in _entries(table, found)]
+    entries = [] if found is None else [entry for entry, _ in _entries(table, found)]  # checks what `scan` reads below
     order = {entry.data_file.file_path: entry.sequence_number or 0 for entry in entries}
     files = _checked(table, list(table.scan(snapshot_id=snapshot).plan_files()))
     return sorted(
@@ -247,7 +247,7 @@ def added_files(table: Table, snapshot: Any) -> list[Any]:
 
 def _entries(table: Table, snapshot: Any) -> Iterator[tuple[Any, int]]:
     """Yields each data file of a snapshot, and the id of the snapshot that has written its manifest."""
-    for manifest in snapshot.manifests(table.io):
+    for manifest in _manifests(table, snapshot):
         if manifest.content == ManifestContent.DATA:
             for entry in manifest.fetch_manifest_entry(table.io):
                 yield entry, manifest.added_snapshot_id
@@ -258,10 +258,33 @@ def read(table: Table, file: Any, columns: Any) -> Any:
     return iter(ArrowScan(table.metadata, table.io, columns, AlwaysTrue()).to_record_batches([file]))
 
 
+def _manifests(table: Table, snapshot: Any) -> list[Any]:
+    """Returns the manifests of a snapshot. Raises UserError if one of them, or their list, is not below the folder of the table."""
+    _check_inside(table, [snapshot.manifest_list])
+    found: list[Any] = snapshot.manifests(table.io)
+    _check_inside(table, [each.manifest_path for each in found])
+    return found
+
+
 def _checked(table: Table, files: list[Any]) -> list[Any]:
     """Returns the files, sorted by their paths. Raises UserError for a file that is not below the folder of the table."""
-    paths = [*(each.file.file_path for each in files), *(old.file_path for each in files for old in each.delete_files)]
+    _check_inside(table, [each.file.file_path for each in files])
+    _check_inside(table, [old.file_path for each in files for old in each.delete_files])
+    return sorted(files, key=lambda each: each.file.file_path)
+
+
+def _check_inside(table: Table, paths: Sequence[str]) -> None:
+    """Raises UserError for a path that is not below the folder of the table. The folder is the one in which the catalog has the
+    metadata: who can write only the files of a table could name any folder as its location.
+    """
     folder = table.location().rstrip("/")
+    place = table.metadata_location.rpartition("/")[0].rpartition("/")[0]  # FOLDER/metadata/FILE
+    if place.removeprefix("file://") != folder.removeprefix("file://"):
+        raise UserError(
+            f"table {'.'.join(table.name())} says that it is in {short_repr(folder)}, and the catalog has its metadata at "
+            f"{short_repr(table.metadata_location)}",
+            hint="its metadata has to be in the folder metadata/ of its location: leave out write.metadata.path",
+        )
     for path in paths:
         why = (
             wrong_path(path.removeprefix(f"{folder}/"), "the table")
@@ -274,7 +297,6 @@ def _checked(table: Table, files: list[Any]) -> list[Any]:
         local = folder.removeprefix("file://")
         if outside := first_outside(local, [path.removeprefix("file://") for path in paths]):
             raise _refused(table, outside, "leads out of the table by a symbolic link")
-    return sorted(files, key=lambda each: each.file.file_path)
 
 
 def _refused(table: Table, path: str, why: str) -> UserError:

@@ -4,6 +4,7 @@ import asyncio
 import dataclasses
 import enum
 import gc
+import json
 import re
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -663,6 +664,69 @@ async def test_texts_are_hidden_in_models_and_everything_that_a_tool_takes(given
     assert got == [hidden if given is not msgspec.UNSET else Person(name="x")]
     intent = next(entry for entry in entries(home) if isinstance(entry, Intent))
     assert "4711" not in str(unpack(intent.body))
+
+
+class Payee(pydantic.BaseModel):
+    name: str
+    kind: Kind = Kind.PLAIN
+    inner: "Payee | None" = None
+
+
+@dataclasses.dataclass
+class Sender:
+    name: str
+
+
+class Address(TypedDict):
+    name: str
+
+
+@pytest.mark.parametrize("way", ["model", "effect", "plain"])
+@pytest.mark.parametrize(
+    ("kind", "made"),
+    [
+        (Payee, Payee.model_validate),
+        (list[Payee], lambda given: [Payee(**each) for each in given]),
+        (Sender, lambda given: Sender(**given)),
+        (Line, lambda given: Line(**given)),
+        (Address, dict),
+    ],
+    ids=["pydantic", "a list", "dataclass", "struct", "TypedDict"],
+)
+async def test_a_tool_whose_parameter_has_a_class_is_called_with_hidden_texts(
+    kind: Any, made: Callable[[Any], Any], way: str
+) -> None:
+    """Each call of a tool with a parameter of pydantic was denied, whether a text matched or not."""
+    got: list[Any] = []
+
+    async def store(value: Any) -> str:
+        got.append(value)
+        return "kept"
+
+    store.__annotations__["value"] = kind
+    keeps = tool(store)
+
+    def value(text: str) -> Any:
+        return [{"name": text}] if kind == list[Payee] else {"name": text}
+
+    def answer(spec: RequestSpec) -> Any:
+        last = spec.messages[-1]
+        text = json.dumps({"value": value(spec.messages[0].text)})
+        return last.text if last.role == "tool" else assistant("", ToolCall("c", "store", text))
+
+    clerk = Agent(ExecutionEngine(ScriptedProvider(answer), retries=0), name="clerk", tools=[keeps])
+
+    async def job(ctx: DurableContext) -> Any:
+        if way == "model":
+            return (await clerk.run(str(ctx.message), effects=ctx.llm(clerk.engine))).content
+        given = made(value(str(ctx.message)))
+        return await (ctx.call(keeps, given) if way == "effect" else ctx.step(lambda: keeps(given)))
+
+    policy = PolicyEngine([RedactionPolicy([r"\d{4}"], tool_patterns=["store"])])
+    async with RuntimeKernel.create(agent=job, policy=policy) as kernel:
+        for text in ("no 4711", "no 5"):
+            assert (await (await kernel.execute(ExecutionRequest(prompt=text))).result()).output == "kept"
+    assert got == [made(value("no ***")), made(value("no 5"))]
 
 
 def test_fields_that_a_class_makes_itself_are_hidden_too() -> None:

@@ -1,6 +1,7 @@
 """A table of Iceberg as a source: a snapshot, and what later snapshots add, from any place in it on."""
 
 import datetime
+import json
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -191,11 +192,65 @@ def test_a_place_that_has_expired_or_was_rolled_back_is_an_error(table: Table, t
         assert "--fresh" in str(refused.value.hint)
 
 
-def test_a_file_elsewhere_is_refused(table: Table, tmp_path: Path) -> None:
-    outside = tmp_path / "secret.parquet"
-    pq.write_table(pa.table({"n": [1], "day": ["x"]}), outside)
-    table.add_files([str(outside)])
-    with pytest.raises(UserError, match=r"lists the file .*secret\.parquet.*, which is elsewhere"):
+@pytest.mark.parametrize(
+    ("path", "why"),
+    [
+        ("{outside}/secret.parquet", "is elsewhere"),
+        ("file://{outside}/secret.parquet", "is elsewhere"),
+        ("{table}/../../../secret.parquet", "leads out of the table"),
+        ("{table}/data/../../../../secret.parquet", "leads out of the table"),
+        ("{table}/link.parquet", "leads out of the table by a symbolic link"),
+        ("{table}/linked/secret.parquet", "leads out of the table by a symbolic link"),
+    ],
+)
+@pytest.mark.parametrize("follow", [None, "1ms"])
+def test_a_file_elsewhere_is_refused(table: Table, tmp_path: Path, follow: str | None, path: str, why: str) -> None:
+    """Whoever could write a table had any Parquet file of the machine read as rows of it."""
+    place = read(source_of(tmp_path, follow=follow))[1]
+    plant(tmp_path, Path(table.location()))
+    table.add_files([path.format(outside=tmp_path, table=table.location())])
+    with pytest.raises(UserError, match=rf"lists the file .*\.parquet.*, which {why}"):
+        read(source_of(tmp_path))
+    with pytest.raises(UserError, match=f", which {why}"):
+        read(source_of(tmp_path, follow="1ms"), place if follow else None)
+
+
+def plant(outside: Path, inside: Path) -> None:
+    """Writes a file outside of the table, and links to it."""
+    pq.write_table(pa.table({"n": [1], "day": ["x"]}), outside / "secret.parquet")
+    (inside / "link.parquet").symlink_to(outside / "secret.parquet")
+    (inside / "linked").symlink_to(outside)
+
+
+@pytest.mark.parametrize("location", ["{outside}", "/", "{table}/..", "file://{outside}"])
+def test_metadata_that_names_another_folder_than_its_own_is_refused(
+    table: Table, tmp_path: Path, location: str
+) -> None:
+    """Whoever could write the files of a table named "/" as its folder, and below that all files of the machine are."""
+    add(table, 1)
+    plant(tmp_path, Path(table.location()))
+    table.add_files([str(tmp_path / "secret.parquet")])
+    metadata = Path(table.metadata_location)
+    said = json.loads(metadata.read_text())
+    metadata.write_text(json.dumps(said | {"location": location.format(outside=tmp_path, table=table.location())}))
+    with pytest.raises(UserError, match=r"and the catalog has its metadata at .*orders/metadata/"):
+        read(source_of(tmp_path))
+
+
+@pytest.mark.parametrize("what", ["the list", "a manifest"])
+def test_manifests_elsewhere_are_refused(table: Table, tmp_path: Path, what: str) -> None:
+    """They name the files, and could be those of a table that the app may not read."""
+    add(table, 1)
+    snapshot = table.current_snapshot()
+    assert snapshot is not None
+    (manifest,) = snapshot.manifests(table.io)
+    moved = Path(snapshot.manifest_list if what == "the list" else manifest.manifest_path)
+    (tmp_path / moved.name).write_bytes(moved.read_bytes())
+    moved.unlink()
+    moved.symlink_to(tmp_path / moved.name)
+    with pytest.raises(
+        UserError, match=rf"lists the file .*{moved.name}.*, which leads out of the table by a symbolic"
+    ):
         read(source_of(tmp_path))
 
 

@@ -920,3 +920,17 @@ def test_the_token_is_read_by_one_at_a_time(tmp_path: Path) -> None:
         pass
     with ledger.held():
         assert ledger.read() is None
+
+
+@pytest.mark.parametrize("ready", ["../victim", "/etc/passwd", "..", "a/b", "a\0b"])
+def test_a_token_that_names_a_file_elsewhere_counts_for_nothing(tmp_path: Path, ready: str) -> None:
+    """A rename that it asks for would put the file of somebody else in the place of the results."""
+    ledger = Ledger(tmp_path / "t.token")
+    with ledger.held(create=True):
+        ledger.write(Entry(lane="out", ready="rows.parquet"))
+        ledger.write(Entry(lane="out", ready=ready, turn=0))
+        found = ledger.read()
+        assert found is not None
+        assert found.ready == "rows.parquet"
+    known = ledger.peek()
+    assert known == found
