@@ -779,6 +779,8 @@ def encode_verdict(verdict: GuardVerdict) -> bytes:
     """Returns the verdict as bytes. The fields from `editable` on are left out if they and all behind them have their
     defaults: journals have had none of them before.
     """
+    if verdict is NO_OBJECTION:  # that on most effects; `id` raises an audit event, which is heard (`jobs.direct_io`)
+        return _NO_OBJECTION
     known = _notes.get(id(verdict))
     if known is None:
         note = _encoded(verdict)
@@ -803,6 +805,7 @@ _decode = msgspec.msgpack.Decoder(GuardVerdict).decode
 # effect asks several times for both, and the guards give the same verdict for most effects.
 _notes: dict[int, tuple[GuardVerdict, bytes]] = {}
 _MOST_NOTES = 64
+_NO_OBJECTION = _encoded(NO_OBJECTION)
 
 
 def decode_verdict(note: bytes) -> GuardVerdict | None:

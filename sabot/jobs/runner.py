@@ -247,12 +247,8 @@ class EffectRunner:
             if len(self._judges) >= _MOST_TOOLS:
                 self._judges.clear()
             judge = self._judges[tool.name, tool.effect] = judge_of_repeated(tool, self._clock)
-        if judge is not None:
-            context.run(JUDGE.set, judge)
-        context.run(OVER.set, call.why_over)
-        context.run(CALL.set, (effect, self.ask, {}))
         # No task factory is asked: an eager one would begin the call in here.
-        call.task = asyncio.Task(self._run(call), loop=self._loop, name=f"effect {effect}", context=context)
+        call.task = asyncio.Task(self._run(call, judge), loop=self._loop, name=f"effect {effect}", context=context)
 
     def reconcile(
         self,
@@ -408,8 +404,12 @@ class EffectRunner:
     def _under_way(self) -> Iterator[_Call]:
         return (call for calls in self._jobs.values() for call in calls.values())
 
-    async def _run(self, call: _Call) -> None:
+    async def _run(self, call: _Call, judge: GuardJudge | OnceJudge | None) -> None:
         tool = call.tool
+        if judge is not None:
+            JUDGE.set(judge)
+        OVER.set(call.why_over)
+        CALL.set((call.effect, self.ask, {}))
         try:
             if not tool.is_async:
                 await self._thread(call)

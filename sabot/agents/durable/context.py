@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from types import FunctionType, MappingProxyType
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Concatenate, NoReturn, ParamSpec, TypeVar, overload
 
 import msgspec
@@ -229,8 +229,8 @@ class DurableContext(AgentContext):
         not fill: it would not be clear for which of the two the value is.
         """
         made = as_tool(func, effect=effect, timeout=timeout, retries=retries)
-        given = {"effect": effect != "unsafe" and not made.takes_effect, "timeout": timeout, "retries": retries}
-        for name in _shared_names(made.func, args):
+        for name in _shared_names(made, args):
+            given = {"effect": effect != "unsafe" and not made.takes_effect, "timeout": timeout, "retries": retries}
             if given[name] not in (None, False) and not self._job.has_passed(""):  # earlier versions took it as ours
                 raise UserError(
                     f"ctx.step({made.name}, {name}=…): {made.name} has a parameter {name!r} too, so this may be for it",
@@ -505,13 +505,17 @@ def batch_job_context(job: JobRun, data: pa.RecordBatch, topic: str, agent_id: s
 _OPTIONS = frozenset({"effect", "timeout", "retries"})  # of `DurableContext.step`
 
 
-def _shared_names(func: Any, args: Sequence[Any]) -> Iterable[str]:
-    """Returns the options of `DurableContext.step` that are parameters of the function too, and that neither these
+def _shared_names(made: Tool, args: Sequence[Any]) -> Iterable[str]:
+    """Returns the options of `DurableContext.step` that are parameters of the tool's function too, and that neither these
     arguments nor those of a partial fill.
     """
-    plain = type(func) is FunctionType and not func.__dict__  # as most are, and to unwrap one takes longer
-    code = func.__code__ if plain else getattr(unwrap(func), "__code__", None)
-    if code is not None and _OPTIONS.isdisjoint(code.co_varnames):  # so it is nearly always, and inspecting is slow
+    func: Any = made.func
+    if made.plain is not None:  # as of most functions, and to unwrap one takes longer
+        names: Iterable[str] = made.plain.names
+    else:
+        code = getattr(unwrap(func), "__code__", None)
+        names = _OPTIONS if code is None else code.co_varnames
+    if _OPTIONS.isdisjoint(names):  # so it is nearly always, and inspecting is slow
         return ()
     try:
         signature = inspect.signature(func)
@@ -519,8 +523,8 @@ def _shared_names(func: Any, args: Sequence[Any]) -> Iterable[str]:
     except (TypeError, ValueError):  # the call says what is wrong with them
         return ()
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    names = {name for name, each in signature.parameters.items() if each.kind in kinds}
-    return sorted(names & _OPTIONS - set(filled) - set(getattr(func, "keywords", ())))
+    named = {name for name, each in signature.parameters.items() if each.kind in kinds}
+    return sorted(named & _OPTIONS - set(filled) - set(getattr(func, "keywords", ())))
 
 
 def _check_type(kind: str) -> None:

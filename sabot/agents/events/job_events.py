@@ -59,16 +59,16 @@ class JobEvents:
         """Publishes the events that follow from a notice of the JobHost that runs the jobs. A notice is an entry of the
         journal, a streamed part of a model's answer, or the message that a job is blocked.
         """
-        if isinstance(notice, Fragment):
-            await self._piece(self._view.states.get(notice.job, JobState(notice.job)), notice)
-            return
-        if isinstance(notice, Blocked):
-            job = self._view.states.get(notice.job, JobState(notice.job))
-            await self._status(job, notice, "blocked", {"error": str(notice.error)})
-            return
-        runs_again = isinstance(notice, EarlierEnd)
-        if isinstance(notice, EarlierEnd):
-            notice = notice.end
+        runs_again = False
+        if isinstance(notice, Fragment | Blocked | EarlierEnd):
+            if isinstance(notice, Fragment):
+                await self._piece(self._view.states.get(notice.job, JobState(notice.job)), notice)
+                return
+            if isinstance(notice, Blocked):
+                job = self._view.states.get(notice.job, JobState(notice.job))
+                await self._status(job, notice, "blocked", {"error": str(notice.error)})
+                return
+            notice, runs_again = notice.end, True
         unanswered: list[Intent] = []
         if type(notice) in _OF_HISTORIES and notice.job in self._view.states:
             unanswered.extend(self._view.states[notice.job].questions.values())
@@ -79,10 +79,10 @@ class JobEvents:
             return
         if inherited:  # published already for the job whose checkpoint this one continues
             return
-        match notice:
-            case Begin():
-                await self._cancelled(job, unanswered, notice.at_ms)
-                await self._began(job, notice)
+        match notice:  # the most frequent first
+            case EffectResult():
+                for intent in _calls(effects):
+                    await self._result(job, intent, notice)
             case Intent(kind="call"):
                 verdict = decode_verdict(notice.note)
                 if verdict is None or verdict.decision not in (
@@ -90,6 +90,9 @@ class JobEvents:
                     Decision.ASK,
                 ):  # if it is allowed, an ATTEMPT follows
                     await self._call(job, notice, 1)
+            case Begin():
+                await self._cancelled(job, unanswered, notice.at_ms)
+                await self._began(job, notice)
             case Intent(kind="ask"):
                 await self._asked(job, notice)
             case Attempt(ordinal=0):
@@ -98,9 +101,6 @@ class JobEvents:
                 for intent in _calls(effects):
                     edited = edit_of_effect(effects[0])
                     await self._call(job, msgspec.structs.replace(intent, at_ms=notice.at_ms), notice.attempt, edited)
-            case EffectResult():
-                for intent in _calls(effects):
-                    await self._result(job, intent, notice)
             case Answer():
                 await self._answered(job, question, notice)
             case End():

@@ -15,7 +15,7 @@ import inspect
 from collections.abc import Mapping, Sequence
 from functools import partial
 from types import FunctionType, GenericAlias, MethodType
-from typing import Annotated, Any, NamedTuple, Unpack, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, NamedTuple, Unpack, cast, get_args, get_origin, get_type_hints
 from weakref import WeakKeyDictionary
 
 from sabot.engine.calls.fields import (
@@ -205,16 +205,13 @@ def all_given(tool: Tool, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dic
     """Returns the arguments of a call as `call_arguments` does, if the caller gives all parameters of a function without
     aliases, wrappers and `Effect`. Returns None for another call, for which it takes longer. It is asked of each call.
     """
-    func = tool.func
-    if type(func) is not FunctionType or func.__dict__ or tool.takes_effect or tool.parameters is not None:
+    if tool.plain is None or tool.takes_effect or tool.parameters is not None:
         return None
-    code, given = func.__code__, len(args)
-    count = code.co_argcount + code.co_kwonlyargcount
-    if given + len(kwargs) != count or given > code.co_argcount:
+    (names, places, _), given = tool.plain, len(args)
+    if given + len(kwargs) != len(names) or given > places:
         return None
-    names = code.co_varnames
     found = dict(zip(names, args, strict=False))
-    for name in names[given:count]:
+    for name in names[given:]:
         if name not in kwargs:
             return None
         found[name] = kwargs[name]
@@ -225,17 +222,16 @@ def plain_arguments(tool: Tool, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     """Returns the arguments of a call as `call_arguments` does, of a function without aliases, wrappers and `*args`; {} if
     the call leaves none out. Returns None for another function, for which it takes longer. It is asked of each call.
     """
-    func = tool.func
-    if type(func) is not FunctionType or func.__dict__:
+    if tool.plain is None:
         return None
-    defaults, named = func.__defaults__, func.__kwdefaults__
-    if not (defaults or named):
+    if not tool.plain.has_defaults:
         return {}
-    code, defaults, given = func.__code__, defaults or (), len(args)
-    names, places = code.co_varnames, code.co_argcount
-    whole = places + code.co_kwonlyargcount - tool.takes_effect
+    names, places, _ = tool.plain
+    given, whole = len(args), len(names) - tool.takes_effect
     if given + len(kwargs) >= whole:
         return {}
+    func = cast("FunctionType", tool.func)
+    defaults, named = func.__defaults__ or (), func.__kwdefaults__
     if kwargs or named:
         found = dict(zip(names[places - len(defaults) : places], defaults, strict=True))
         found |= named or {}

@@ -27,6 +27,7 @@ from typing import (
     Any,
     Generic,
     Literal,
+    NamedTuple,
     Protocol,
     Union,
     cast,
@@ -148,6 +149,18 @@ class ToolCaller(Protocol):
         """Asks a model of the engine, and returns its Completion. Raises ModelError, BudgetExceeded or PolicyDenied."""
 
 
+class PlainParameters(NamedTuple):
+    """The parameters of a function as its code has them, without `*args` and `**kwargs`.
+
+    - `names`: their names. `places`: how many of them positional arguments fill; the others are by name only.
+    - `has_defaults`: True if a parameter has a default.
+    """
+
+    names: tuple[str, ...]
+    places: int
+    has_defaults: bool
+
+
 @dataclass(frozen=True)
 class Tool(Generic[P, R]):
     """A function that agents and jobs can call as a tool, with its settings. Calling a Tool object calls the function,
@@ -249,6 +262,19 @@ class Tool(Generic[P, R]):
     def __get__(self, instance: Any, owner: type | None = None) -> "Tool":
         """Binds the function, so that a tool can be a method."""
         return self if instance is None else replace(self, func=MethodType(self.func, instance))
+
+    @cached_property
+    def plain(self) -> PlainParameters | None:
+        """The parameters of a function without aliases and wrappers; None for another one, whose parameters take longer
+        to find out. Functions are asked once: each look at `__code__` or `__defaults__` raises an audit event, and calls
+        the hooks of the process (`jobs.direct_io` has one).
+        """
+        func = self.func
+        if type(func) is not FunctionType or func.__dict__:
+            return None
+        code = func.__code__
+        names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+        return PlainParameters(names, code.co_argcount, bool(func.__defaults__ or func.__kwdefaults__))
 
     @cached_property
     def schema(self) -> ToolSchema:
@@ -455,10 +481,11 @@ def recorded_way(made: Tool) -> str:
 
 
 _TOOL_FIELDS: WeakKeyDictionary[FunctionType, dict[str, dict[str, Any]]] = WeakKeyDictionary()
-"""The fields of a tool except the function, by function and class of effect; those of a bound method are by its function
-and apart, as it has a parameter less. `ctx.step` makes a tool for each call, and inspecting a function takes long. The
-keys are weak, so that functions are not kept alive.
+"""The attributes of a tool except those that refer to its function, by function and class of effect; those of a bound
+method are by its function and apart, as it has a parameter less. `ctx.step` makes a tool for each call, and inspecting a
+function takes long. The keys are weak, so that functions are not kept alive.
 """
+_KNOWN = (*(each.name for each in fields(Tool) if each.name != "func"), "__name__", "__qualname__", "__doc__", "plain")
 
 
 def _with_field_defaults(func: Callable[..., Any]) -> Callable[..., Any]:
@@ -544,10 +571,10 @@ def _tool_of_function(func: Callable[..., Any], effect: str, timeout: Duration |
         made = _make_tool(effect, None, "ask", timeout, retries, "100ms", None, func)
         if made.func is not func:
             return made  # the cache must not keep a function that refers to the key of its entry
-        known[effect_of] = {each.name: getattr(made, each.name) for each in fields(Tool) if each.name != "func"}
+        known[effect_of] = {name: getattr(made, name) for name in _KNOWN}
     made = Tool.__new__(Tool)
-    vars(made).update(known[effect_of], func=func)  # `__init__` of a frozen class takes longer than all the rest
-    made.__post_init__()
+    # `__init__` of a frozen class takes longer than all the rest
+    vars(made).update(known[effect_of], func=func, __wrapped__=func, __annotations__=func.__annotations__)
     return made
 
 
