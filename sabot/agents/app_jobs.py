@@ -8,7 +8,7 @@ journal has not taken their letters yet. They see a cancel only when the owner h
 
 import dataclasses
 import uuid
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
@@ -19,7 +19,15 @@ from sabot.agents.actions import ActionRecord, ActionSpec, ActionStatus, check_r
 from sabot.agents.context import BudgetSpec, checked_word
 from sabot.agents.durable.run import journal_place
 from sabot.agents.job_history import ended_records
-from sabot.agents.job_reads import JobPage, jobs_page, jobs_that_ask, oldest_first, queued_begins, selected_jobs
+from sabot.agents.job_reads import (
+    JobPage,
+    apply_queued,
+    jobs_page,
+    jobs_that_ask,
+    oldest_first,
+    queued_begins,
+    selected_jobs,
+)
 from sabot.agents.job_view import JobView
 from sabot.agents.jobs import JobManager, JobRecord, JobSpec, JobStatus, check_move, no_job
 from sabot.agents.store import JobsAndActions, as_json, cancel_letter
@@ -209,6 +217,7 @@ class AppJobStore(JobsAndActions):
             query = JobQuery(scope=cut(scope_id or ""))
             with self.reader() as reader:
                 letters = reader.letters()  # as in `_known`
+                queued = queued_begins(reader, letters)
                 marks = reader.logged(query, EVERY)
                 kept = ended_records(reader, query, statuses, {mark.job for mark in marks})
                 # an answer that the owner has not taken yet changes the status of its job
@@ -219,7 +228,7 @@ class AppJobStore(JobsAndActions):
                 ]
                 known = self._with_letters(reader, JobView.of_jobs(reader, [mark.job for mark in some]), letters)
                 known.note_blocked(some)
-                _note_queued(reader, known, letters)
+                apply_queued(known, queued, queued)
             logged = [
                 job
                 for job in known.seen()
@@ -315,8 +324,9 @@ class AppJobStore(JobsAndActions):
         """
         # letters are read first: if the owner takes one meanwhile, it is seen twice and not missed
         letters = reader.letters()
+        queued = queued_begins(reader, [letter for letter in letters if letter.job == job_id])
         known = JobView.of(reader, job_id)
-        _note_queued(reader, known, [letter for letter in letters if letter.job == job_id])
+        apply_queued(known, queued, queued)
         return self._with_letters(reader, known, letters)
 
     def _asking(self, reader: JournalReader, job_id: str | None, statuses: Sequence[ActionStatus]) -> JobView:
@@ -381,12 +391,6 @@ def retry_letter(
     body = pack(asked, "the request")
     again = msgspec.structs.replace(begin, body=body, run=begin.run + 1, origin=None)
     return Letter("retry", job=job_id, name=str(at.offset), body=encode_entry(again))
-
-
-def _note_queued(reader: JournalReader, known: JobView, letters: Iterable[Letter]) -> None:
-    """Adds the jobs to a view which letters begin, and which the owner of the journal has not taken yet."""
-    for begin in queued_begins(reader, [each for each in letters if each.job not in known.states]).values():
-        known.apply_queued(begin)
 
 
 def _made(storage: MemoryStorage | None) -> MemoryStorage:

@@ -153,7 +153,7 @@ def _page(
     queued: Mapping[str, Begin],
     view: JobView,
 ) -> JobPage:
-    _apply_queued(view, queued, [row.job for row in rows[:most]])
+    apply_queued(view, queued, [row.job for row in rows[:most]])
     view.note_blocked(row for row in rows if isinstance(row, JobMark))
     page = [record for row in rows[:most] if (record := _record(reader, view, row)) is not None]
     following = cursor_of(*_age_of_row(rows[most - 1])) if len(rows) > most else ""
@@ -180,7 +180,7 @@ def _record(reader: JournalReader, view: JobView, row: JobMark | EndedJob) -> Jo
     return record
 
 
-def _apply_queued(view: JobView, queued: Mapping[str, Begin], jobs: Iterable[str]) -> None:
+def apply_queued(view: JobView, queued: Mapping[str, Begin], jobs: Iterable[str]) -> None:
     """Adds those of the jobs to a view that are queued, and have not begun since."""
     for job in jobs:
         if job in queued and job not in view.states:
@@ -265,7 +265,7 @@ def find_jobs(
         kept = [job for job in kept if job.agent in agents]
     marks = [mark for mark in every if not statuses or mark.status in statuses]
     view = JobView.of_jobs(reader, [mark.job for mark in oldest_first(marks)])
-    _apply_queued(view, queued, [mark.job for mark in oldest_first(marks)])
+    apply_queued(view, queued, [mark.job for mark in oldest_first(marks)])
     view.note_blocked(marks)
     found = [job for job in view.seen() if scope in (None, job.scope_id)]
     children = [child_id(job.job_id, effect.ordinal) for job in found for effect in job.open if effect.kind == "child"]

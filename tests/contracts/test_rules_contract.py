@@ -60,10 +60,10 @@ MUCH = {"amount": 500}
 
 
 class Desk:
-    """The tools of one cell, and their witness. `run` is an llm agent that calls `refund` once."""
+    """The tools of one cell, and their witness: `made` gets the order of each call. `run` is an llm agent that calls `refund` once."""
 
-    def __init__(self) -> None:
-        made: list[str] = []
+    def __init__(self, made: list[str] | None = None) -> None:
+        made = [] if made is None else made
         self.made = made
 
         @tool

@@ -21,6 +21,7 @@ from sabot.agents import (
 )
 from sabot.agents.job_effects import folded_job
 from sabot.agents.job_reads import find_jobs, jobs_page, short_jobs_page
+from sabot.agents.job_view import JobView
 from sabot.clock import ManualClock
 from sabot.engine.calls.errors import BudgetExceeded, TurnLimitExceeded
 from sabot.errors import EffectError, IdempotencyConflict, JobCancelled, TransientError, UserError
@@ -104,6 +105,31 @@ async def test_a_job_that_was_begun_while_no_kernel_runs_is_queued_and_runs_at_i
         job = await client.jobs.get(handle.url_id)
         assert (job.status, job.scope_id, job.principal_id, job.metadata) == ("succeeded", "acme", "ann", {"by": "web"})
     assert await (await client.handle(handle.url_id)).result() == result
+
+
+@pytest.mark.parametrize("way", ["get", "find"])
+async def test_a_job_that_begins_while_it_is_looked_for_is_there(
+    client: JobClient, place: Path, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between two reads of the journal its letter was taken, and a request by HTTP right behind POST /jobs got a 404."""
+    handle = await client.start("support", 1)
+    reads = JobView.of if way == "get" else JobView.of_jobs
+
+    async def runs() -> None:
+        async with kernel_of(place) as kernel:
+            await (await kernel.handle(handle.job_id)).result()
+
+    def read_and_run(*given: Any) -> JobView:
+        view = reads(*given)
+        monkeypatch.undo()
+        asyncio.run(runs())
+        return view
+
+    monkeypatch.setattr(JobView, reads.__name__, read_and_run)
+    found = [await client.jobs.get(handle.job_id)] if way == "get" else await client.jobs.find()
+    assert [(each.job_id, each.status) for each in found] == [(handle.job_id, "queued")]
+    assert MADE == [1]
+    assert (await client.jobs.get(handle.job_id)).status == "succeeded"
 
 
 async def test_lists_and_pages_have_jobs_whose_beginning_is_in_the_inbox(client: JobClient, place: Path) -> None:
