@@ -71,9 +71,8 @@ class ForwardClock:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self.monotonic = clock.monotonic
-        self._parts = [
-            (clock.time(), self.monotonic())
-        ]  # (time, steady count) at the start, and at each jump forward of the machine's clock
+        # (time, steady count) at the start, and at each jump forward of the machine's clock
+        self._parts = [(clock.time(), self.monotonic())]
 
     def time(self) -> float:
         """Returns the seconds since 1970-01-01 UTC. Never goes back."""

@@ -214,6 +214,22 @@ def test_modules_about_jobs_are_there_and_have_the_word() -> None:
     )
 
 
+# -- comments -------------------------------------------------------------------------------------------------------------
+
+BEHIND_A_BRACKET = re.compile(r"\s*[\])}]+:?  # (?!fmt: |type: |noqa)")
+
+
+def test_no_comment_stands_behind_a_bracket_that_the_formatter_has_moved() -> None:
+    """A line that a comment makes too long is broken before it: `while (`, the condition, `):  # why`."""
+    wrong = [
+        f"{name}:{number}: {line.strip()}"
+        for name, path in sources(".py").items()
+        for number, line in enumerate(text_of(path).splitlines(), 1)
+        if BEHIND_A_BRACKET.match(line)
+    ]
+    assert wrong == [], "put the comment in a line of its own above"
+
+
 # -- docstrings -----------------------------------------------------------------------------------------------------------
 
 

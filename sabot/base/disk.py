@@ -32,13 +32,8 @@ _log = logging.getLogger(__name__)
 _MARK = "temporary.lock"
 
 _NO_LINKS = {errno.EPERM, errno.EXDEV, errno.EMLINK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EACCES}
-_NO_MODES = {
-    errno.EPERM,
-    errno.ENOTSUP,
-    errno.EOPNOTSUPP,
-    errno.ENOSYS,
-    errno.EROFS,
-}  # errors of a file system without modes
+# errors of a file system without modes
+_NO_MODES = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EROFS}
 
 
 def check_reach(path: Path) -> None:

@@ -27,10 +27,8 @@ class LimitedHttp(H11Protocol):
         self._left = left
         self.since = self.loop.time()
         """The time of the event loop since which the connection has waited for a request, if it does."""
-        self._unread = (
-            0.0,
-            0,
-        )  # the time since which the client has not read, and the bytes that waited for it then; 0 for none
+        # the time since which the client has not read, and the bytes that waited for it then; 0 for none
+        self._unread = (0.0, 0)
 
     def on_response_complete(self) -> None:
         self.since = self.loop.time()

@@ -149,9 +149,8 @@ class _Known:
         self._let_go: dict[str, None] = {}  # the forms without owners, the oldest first
         self._by_piece: dict[int, tuple[str, ...]] = {}  # the tuples are replaced, never changed
         self._short = 0  # the number of forms that are found only if a text is cut at each byte
-        self._gone: deque[frozenset[str]] = (
-            deque()
-        )  # forms of owners that are gone; the garbage collector may append while the lock is held
+        # forms of owners that are gone; the garbage collector may append while the lock is held
+        self._gone: deque[frozenset[str]] = deque()
 
     def all(self) -> frozenset[str]:
         with self._lock:

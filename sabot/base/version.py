@@ -49,9 +49,8 @@ def _commit(tree: Path) -> str | None:
 
 
 def _git(tree: Path, *words: str) -> str | None:
-    clean = {
-        name: value for name, value in os.environ.items() if not name.startswith("GIT_")
-    }  # a hook names a repository
+    # a hook names a repository
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     try:
         done = subprocess.run(
             ["git", "-C", str(tree), *words],

@@ -22,10 +22,8 @@ TimesInJson = Literal["ms", "iso", "sql"]
 _NO_COLUMNS = pa.schema([])
 _Shape: TypeAlias = Any
 """The type of a value: None, "bool", one of _INTEGERS, "float64", "string", [shape of the items], {name: shape}."""
-_WIDE = (
-    "round",
-    "decimal",
-)  # integers of more than 64 bits; floats keep the digits of "int64" and "round", not of the others
+# integers of more than 64 bits; floats keep the digits of "int64" and "round", not of the others
+_WIDE = ("round", "decimal")
 _LONG = ("long", "decimal")
 _INTEGERS = ("int64", *_WIDE, *_LONG)
 _TYPES = {"bool": pa.bool_(), "int64": pa.int64(), "float64": pa.float64(), "string": pa.string()}

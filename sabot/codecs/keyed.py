@@ -242,9 +242,8 @@ def _avro_keys(registry: "SchemaRegistry", fields: pa.Schema, names: Sequence[st
         written = json.loads(registry.schema_of(id, "AVRO"))
         if not isinstance(written, dict) or not isinstance(written.get("name"), str):
             return json.dumps(written)
-        space, _, _ = written["name"].rpartition(
-            "."
-        )  # a record is read by its own name only, and this one may have any
+        # a record is read by its own name only, and this one may have any
+        space, _, _ = written["name"].rpartition(".")
         return json.dumps({**written, "name": f"{space}.{_KEY}" if space else _KEY})
 
     return CodecKeys(AvroCodec(avro_schema(fields, _KEY), schema_of=schema_of, columns=names), plain)

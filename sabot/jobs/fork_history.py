@@ -123,9 +123,8 @@ def take_over(before: Sequence[Entry], job_id: str, origin: JobOrigin, at_ms: in
             entry = msgspec.structs.replace(entry, origin=None if taken else origin, seed=seed, digest=b"")
         ended = isinstance(entry, End)
         if isinstance(entry, EffectResult | End) and getattr(entry, "ordinal", 0) not in children:
-            entry = msgspec.structs.replace(
-                entry, usage=b""
-            )  # the usage is in the ledger already; that of a child counts in the budget of its parent
+            # the usage is in the ledger already; that of a child counts in the budget of its parent
+            entry = msgspec.structs.replace(entry, usage=b"")
         taken.append(_of_job(entry, job_id, key))
     for intent in part.waiting:
         due_ms = origin.at_ms + max(0, intent.due_ms - at_ms) if intent.due_ms else 0

@@ -206,9 +206,8 @@ class History:
     said: int = -1
     _waited_ms: int = 0  # the waits for open children, minus the time that ended ones have run
     _restored_ms: int = 0
-    _open: dict[int, Intent] = field(
-        default_factory=dict
-    )  # effects without a result, and timers that nobody awaits any more
+    # effects without a result, and timers that nobody awaits any more
+    _open: dict[int, Intent] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.last_ms, self.seed = self.begin.at_ms, self.begin.seed

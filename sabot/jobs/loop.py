@@ -33,9 +33,8 @@ _log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
-_Outside = tuple[
-    asyncio.AbstractEventLoop | None, "asyncio.Task[Any] | None", Any
-]  # the running loop, the current task, the hooks of async generators
+# the running loop, the current task, the hooks of async generators
+_Outside = tuple[asyncio.AbstractEventLoop | None, "asyncio.Task[Any] | None", Any]
 
 _WAKES_A_SLEEPER = "_set_result_unless_cancelled"  # the callback of `asyncio.sleep`
 _MOST_CALLBACKS = 100_000  # the most callbacks of a turn
@@ -275,9 +274,8 @@ class JobLoop(asyncio.AbstractEventLoop):
             raise InternalError(f"job {self.name} {what} inside of a turn of job {loop.name}")
         task = None if loop is None else asyncio.current_task(loop)
         if task is not None:
-            tasks._leave_task(
-                task.get_loop(), task
-            )  # from Python 3.14 on, a thread is in one task, not in one per loop
+            # from Python 3.14 on, a thread is in one task, not in one per loop
+            tasks._leave_task(task.get_loop(), task)
         sys.set_asyncgen_hooks(None, self._generator_dropped)
         asyncio._set_running_loop(self)
         return loop, task, hooks

@@ -103,9 +103,8 @@ class JobTimers:
 
     async def _ask_inbox(self) -> None:
         try:
-            await (
-                self._host.journal.room()
-            )  # raises where it has failed, which nobody else hears of while all jobs are parked
+            # raises where it has failed, which nobody else hears of while all jobs are parked
+            await self._host.journal.room()
             if await self._host.journal.look():
                 self._host.put(LettersCame())
         except TransientError:

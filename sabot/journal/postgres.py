@@ -369,9 +369,8 @@ class PostgresJournal(PostgresReader, SqlJournal):
                 self._open(url, app, clock, capacity_bytes)
                 return
             except TransientError as error:
-                if (
-                    not answered or boot_seconds() > began + _AT_THE_START
-                ):  # no server has ever answered: the address may be wrong
+                # no server has ever answered: the address may be wrong
+                if not answered or boot_seconds() > began + _AT_THE_START:
                     raise
                 _log.warning("%s: the connection broke during the start, which is tried again: %s", place.where, error)
             failures += 1

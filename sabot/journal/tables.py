@@ -288,9 +288,8 @@ class SqlReader(JournalReader):
         first = (start or {}).get(0, 0)
         chosen, values = ("", ()) if job is None else ("AND job = ? ", (job,))
         counted = self._is_counted() and job is None
-        end = (
-            int(self.select(WRITTEN_END)[0][0]) if counted else 0
-        )  # the end at this moment: entries may be added meanwhile
+        # the end at this moment: entries may be added meanwhile
+        end = int(self.select(WRITTEN_END)[0][0]) if counted else 0
         while True:  # in chunks, because a long read would delay writers
             rows = self.select(
                 f"SELECT place, job, sum, entry FROM entries WHERE place >= ? {chosen}ORDER BY place LIMIT {_CHUNK}",
@@ -620,9 +619,8 @@ def remove(
     removed = 0
     run = connection.execute
     end = end_of_log(connection)
-    run(
-        "UPDATE meta SET value = ? WHERE name = 'trimmed'", (str(end),)
-    )  # so that places do not begin again when the last entry is removed
+    # so that places do not begin again when the last entry is removed
+    run("UPDATE meta SET value = ? WHERE name = 'trimmed'", (str(end),))
     for some in parts(jobs):
         ended = [job for (job,) in run(f"{_ENDED} AND job {among(some)}", (before, before, *some)).fetchall()]
         if not ended:

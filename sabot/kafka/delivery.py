@@ -65,9 +65,8 @@ CALL_SECONDS = 10.0  # the time-out given to one call of the client
 GRACE_SECONDS = 5.0  # the seconds after its time-out at which a call counts as one that never returns
 KNOWN_SECONDS = 3.0  # the time to read a token before the track is claimed
 CLAIM_SECONDS = 30.0  # the time for the broker to end the last producer's transaction, and to return the token
-TOPIC_SECONDS = (
-    4 * ANSWER_SECONDS
-)  # the time to find the topic or make it; an absent broker is reported after a quarter of that
+# the time to find the topic or make it; an absent broker is reported after a quarter of that
+TOPIC_SECONDS = 4 * ANSWER_SECONDS
 TRANSACTION_MS = 60_000  # the longest wait of readers behind a transaction that no producer takes over
 FAULTS_IN_A_ROW = 10
 LEFT_CLIENTS = 8  # how many abandoned clients of a process may still be alive: each may hold a part in memory
@@ -483,9 +482,8 @@ class _Client:
             elif isinstance(error, KafkaException) and error.args[0].code() == KafkaError._FATAL:
                 error = KafkaException(fatal_of(self.producer) or error.args[0])
         if isinstance(error, KafkaException):
-            return error.with_traceback(
-                None
-            )  # the frames of the traceback would keep the producer alive as long as the error
+            # the frames of the traceback would keep the producer alive as long as the error
+            return error.with_traceback(None)
         return error
 
     def call(self, function: Callable[[], T], seconds: float) -> T:

@@ -21,13 +21,8 @@ _UNKNOWN = (
 )
 _REFERENCES = 200  # the most schemas to which a schema may refer, directly or through others
 _UNKNOWN_SECONDS = 60.0  # the time after which an unknown id is requested again
-_OURS = (
-    TypeError,
-    AttributeError,
-    LookupError,
-    ArithmeticError,
-    NotImplementedError,
-)  # errors that asking again does not mend
+# errors that asking again does not mend
+_OURS = (TypeError, AttributeError, LookupError, ArithmeticError, NotImplementedError)
 
 T = TypeVar("T")
 

@@ -51,9 +51,8 @@ class Asking:
         except UserError as error:
             raise UserError(f"{where}: {error.message}", hint=error.hint) from error
         self._cache: MemoryCache | None = None
-        self._requests = map(
-            (RequestContext().request_id + "-{}").format, count(1)
-        )  # one UUID per request would cost a tenth of a call
+        # one UUID per request would cost a tenth of a call
+        self._requests = map((RequestContext().request_id + "-{}").format, count(1))
 
     @property
     def model(self) -> str:

@@ -28,13 +28,8 @@ _MOST_NAME = 64  # the longest name in characters that all vendors accept
 _DIGITS = 8  # digits of the hash that tells two names apart
 _MOST_DIGITS = 56
 _NO_NAME = re.compile(r"[^a-zA-Z0-9_-]")
-_UNSEEN = {
-    "Cc",
-    "Cf",
-    "Cs",
-    "Co",
-    "Cn",
-}  # categories: control, format (zero width, direction, tags), surrogate, private, unassigned
+# categories: control, format (zero width, direction, tags), surrogate, private, unassigned
+_UNSEEN = {"Cc", "Cf", "Cs", "Co", "Cn"}
 _KEPT = {"\n", "\t"}
 _PROSE = ("description", "title", "$comment")  # the fields of a schema that are prose
 _DEEPEST = 60

@@ -124,9 +124,8 @@ class SupervisorProcess:
         self._emptied: set[str] = set()  # groups that are to be removed
         self._next_look = 0.0
         self._nice = os.getpriority(os.PRIO_PROCESS, 0)
-        with suppress(
-            OSError
-        ):  # root may; else a program that forks without end takes most of the CPU until it is ended
+        # root may; else a program that forks without end takes most of the CPU until it is ended
+        with suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, 0, self._nice - 10)
         end_what_is_left(leases, groups)
         self._tags = own_tags()

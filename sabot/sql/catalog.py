@@ -408,10 +408,8 @@ class TableConnector:
 
 def _connector(options: Options) -> TableConnector:
     known = CONNECTORS
-    if {options.given("connector"), options.given("connector.type")} - {
-        None,
-        *CONNECTORS,
-    }:  # looking for packages takes ms
+    # looking for packages takes ms
+    if {options.given("connector"), options.given("connector.type")} - {None, *CONNECTORS}:
         known = known | {name: _of_declared(each) for name, each in installed().items() if name not in CONNECTORS}
     found: TableConnector | None = options.choose("connector", known) or options.choose("connector.type", known)
     if found is None:

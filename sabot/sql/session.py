@@ -347,9 +347,8 @@ class _Statements:
         if relation.ranking is not None:
             relation = unbounded(relation, relation.ranking)
             columns = (each.column for each in relation.fields if not each.clock)
-            relation = replace(
-                relation, stream=relation.stream.select(*columns)
-            )  # without what only the ranking needed
+            # without what only the ranking needed
+            relation = replace(relation, stream=relation.stream.select(*columns))
         return as_shown(relation)
 
     def _key(self, parts: tuple[Name, ...]) -> str:

@@ -71,9 +71,8 @@ class Life:
             if self.dead:
                 return
             self.dead = True
-        logging.getLogger("sabot").setLevel(
-            logging.CRITICAL + 1
-        )  # hides the messages of an app that ends after its crash
+        # hides the messages of an app that ends after its crash
+        logging.getLogger("sabot").setLevel(logging.CRITICAL + 1)
         self._loop.call_soon_threadsafe(self._main.cancel)
 
     # -- called by scripts ---------------------------------------------------------------------------------------------------

@@ -150,10 +150,8 @@ class AppPages:
 
     def _parts(self, name: str, query: dict[str, str], session: ConsoleSession) -> dict[str, str]:
         """Returns the fragments of a page, rendered once for each tick of the figures."""
-        key, number = (
-            (name, urlencode(query), session.form),
-            self._tabs.number,
-        )  # the forms of a part have the session's token
+        # the forms of a part have the session's token
+        key, number = ((name, urlencode(query), session.form), self._tabs.number)
         known = self._made.get(key)
         if known is None or known[0] != number:
             if len(self._made) > _MOST_TABS:

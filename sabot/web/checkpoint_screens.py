@@ -246,10 +246,8 @@ class CheckpointScreens:
         if not self._app.here:
             await self._app.stop(form[BY])
             return await self._savepoint_of_another(place)
-        before, self._savepoint_at_stop = (
-            self._savepoint_at_stop,
-            place,
-        )  # before the stop: another thread calls `after_run`
+        # before the stop: another thread calls `after_run`
+        before, self._savepoint_at_stop = (self._savepoint_at_stop, place)
         try:
             await self._app.stop(form[BY])
         except SabotError:

@@ -480,9 +480,8 @@ class JobLimits(EffectGuard):
             if entry.usage and (used := _child_use(entry.usage)) is not None:
                 child = child_id(entry.job, entry.ordinal)
                 job.children.discard(child)
-                known = (
-                    self._forget(child) if child in self._jobs else NOTHING
-                )  # usage that was read from the child's own entries, and counts here already
+                # usage that was read from the child's own entries, and counts here already
+                known = self._forget(child) if child in self._jobs else NOTHING
                 job.account.add(used.amounts.minus(known))
             elif entry.ordinal in job.open:
                 self.settle(entry, job.open[entry.ordinal].kind, "")

@@ -149,9 +149,8 @@ class FailedRun(NamedTuple):
         return (*with_labels(before, self.labels), *job_headers(self.job_id, self.run), *said)
 
 
-class JobCall(
-    msgspec.Struct, eq=False, gc=False
-):  # gc=False: it is in no cycle, and each of 100,000 parked jobs has one
+# gc=False: it is in no cycle, and each of 100,000 parked jobs has one
+class JobCall(msgspec.Struct, eq=False, gc=False):
     """A job of a durable agent, from the arrival of its record until its end. If the job was open in the journal when
     the app started, the object is made without the record.
 

@@ -85,10 +85,8 @@ class JobEvents:
                     await self._result(job, intent, notice)
             case Intent(kind="call"):
                 verdict = decode_verdict(notice.note)
-                if verdict is None or verdict.decision not in (
-                    Decision.DENY,
-                    Decision.ASK,
-                ):  # if it is allowed, an ATTEMPT follows
+                # if it is allowed, an ATTEMPT follows
+                if verdict is None or verdict.decision not in (Decision.DENY, Decision.ASK):
                     await self._call(job, notice, 1)
             case Begin():
                 await self._cancelled(job, unanswered, notice.at_ms)

@@ -33,9 +33,8 @@ from sabot.errors import UserError
 
 _BINARY = frozenset(["+", "-", "*", "/", "//", "%", "**", "==", "!=", "<", "<=", ">", ">=", "&", "|", "^"])
 _UNARY = {"neg": "-", "not": "~"}
-_FUNCTIONS = frozenset(
-    ["coalesce", "concat_str", "min_horizontal", "max_horizontal"]
-)  # not methods of their first input
+# not methods of their first input
+_FUNCTIONS = frozenset(["coalesce", "concat_str", "min_horizontal", "max_horizontal"])
 _DEFAULTS = {
     "ambiguous": "raise",
     "base": math.e,

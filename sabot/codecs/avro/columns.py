@@ -55,9 +55,8 @@ _LOGICAL = {
     "uuid": pa.string(),
 }
 _MOST_DIGITS = 76
-_MOST_FIXED_BYTES = (
-    1 << 20
-)  # a column of fixed values has room for each row, even for nulls, whatever the payloads contain
+# a column of fixed values has room for each row, even for nulls, whatever the payloads contain
+_MOST_FIXED_BYTES = 1 << 20
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 

@@ -185,9 +185,8 @@ def _logical(kind: AvroPrimitive | AvroFixed, logical: Logical, column: pa.DataT
     is_time = types.is_time(column) if base == "time" else types.is_timestamp(column)
     bits = 32 if logical.name == "time-millis" else 64
     if types.is_integer(column) and unit == "millis":
-        return _within(
-            _whole(path, bits), base, _UNITS[unit]
-        )  # integers in time columns are milliseconds, as everywhere
+        # integers in time columns are milliseconds, as everywhere
+        return _within(_whole(path, bits), base, _UNITS[unit])
     if not is_time:
         return None
     multiply, divide = _NS[column.unit], _UNITS[unit]

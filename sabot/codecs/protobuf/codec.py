@@ -38,9 +38,8 @@ class ProtobufCodec:
         descriptor = message_type(message)
         names = [field.name for field in descriptor.fields] if columns is None else list(columns)
         fields = wire_fields(descriptor, names)
-        others = oneof_others(
-            descriptor, names
-        )  # these must be decoded because they replace the values of wanted fields
+        # these must be decoded because they replace the values of wanted fields
+        others = oneof_others(descriptor, names)
         self._schema = pa.schema(map(arrow_field, fields))
         self._wanted = range(len(fields)) if others else None
         self._decoder = ProtobufDecoder(

@@ -67,9 +67,8 @@ class DeltaSource(FileSource):
         if version is not None:
             check("DeltaSource: version", version, Whole(0))
         self._place = DeltaPlace(table, storage_options, _FEATURE)
-        super().__init__(
-            "lake", _TableFiles("lake"), record_bytes
-        )  # not a path: the files are those that the log lists
+        # not a path: the files are those that the log lists
+        super().__init__("lake", _TableFiles("lake"), record_bytes)
         self.name = self._paths = self._place.name
         self._fixed = self._asked = version
         self._version = -1  # of the listed files

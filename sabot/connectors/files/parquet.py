@@ -105,9 +105,8 @@ def _parquet(path: str, int96_unit: str = "us") -> "ParquetFile":
 
     if codec_of(path) is not None:
         raise UserError(f"file {path!r}: Parquet is compressed inside, not as a whole", hint="decompress it")
-    opened = (
-        path.open() if isinstance(path, RemotePath) else path
-    )  # ParquetFile closes the file only if it has opened it by its path
+    # ParquetFile closes the file only if it has opened it by its path
+    opened = path.open() if isinstance(path, RemotePath) else path
     # `pre_buffer` lets other threads fetch the columns of a row group at once: of a store that saves requests, of this machine it
     # costs more than it gives. Pages that have checksums are checked.
     return ParquetFile(
@@ -251,9 +250,8 @@ def _times_in(array: pa.Array) -> Iterator[pa.Array]:
     if pa.types.is_timestamp(kind):
         yield array
     elif pa.types.is_map(kind):
-        whole = array.take(
-            pa.array(range(len(array)), pa.int64())
-        )  # `keys` and `items` are those of the array before it was cut
+        # `keys` and `items` are those of the array before it was cut
+        whole = array.take(pa.array(range(len(array)), pa.int64()))
         yield from _times_in(whole.keys)
         yield from _times_in(whole.items)
     elif pa.types.is_struct(kind):

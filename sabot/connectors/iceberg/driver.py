@@ -158,9 +158,8 @@ def catalog_of(settings: str | Mapping[str, str]) -> Any:
         return load_catalog(settings)
     given = {name: str(value) for name, value in settings.items()}
     if (warehouse := given.get("warehouse", "")) and "://" not in warehouse and given.get("type") == "sql":
-        given["warehouse"] = os.path.abspath(
-            warehouse
-        )  # the metadata keeps it, and another process may stand elsewhere
+        # the metadata keeps it, and another process may stand elsewhere
+        given["warehouse"] = os.path.abspath(warehouse)
         given.setdefault("py-io-impl", f"{OnDisk.__module__}.{OnDisk.__name__}")
     return load_catalog(given.pop("name", "default"), **given)
 
@@ -228,9 +227,8 @@ def files_of(table: Table, snapshot: int) -> list[Any]:
     entries = [] if found is None else [entry for entry, _ in _entries(table, found)]  # checks what `scan` reads below
     order = {entry.data_file.file_path: entry.sequence_number or 0 for entry in entries}
     files = _checked(table, list(table.scan(snapshot_id=snapshot).plan_files()))
-    return sorted(
-        files, key=lambda each: order.get(each.file.file_path, 0)
-    )  # which keeps the order by path within a commit
+    # which keeps the order by path within a commit
+    return sorted(files, key=lambda each: order.get(each.file.file_path, 0))
 
 
 def added_files(table: Table, snapshot: Any) -> list[Any]:

@@ -21,11 +21,8 @@ from sabot.steps import step
 
 _WAIT_SECONDS = 30.0  # how long a transaction waits for other writers of the file
 _ROWS = 16384  # rows that become Python tuples at once
-_NUMERIC = {
-    "INTEGER",
-    "REAL",
-    "NUMERIC",
-}  # affinities of columns in which a decimal, which is written as text, becomes a number
+# affinities of columns in which a decimal, which is written as text, becomes a number
+_NUMERIC = {"INTEGER", "REAL", "NUMERIC"}
 _BECOMES = "SQLite drops in a column of this type (declare it TEXT)"
 _TEXTS = ("CHAR", "CLOB", "TEXT")  # words in the declared type of a column of texts
 _PASSING = {

@@ -105,9 +105,8 @@ class _DayBuckets:
         day = ts.to_numpy(zero_copy_only=False)[order] // DAY_MS
         packed = values[order] + _COUNT
         first = np.flatnonzero(np.diff(id_of, prepend=id_of[:1] - 1)) if len(id_of) else np.zeros(0, np.int64)
-        owner = np.repeat(
-            np.arange(len(first)), np.diff(first, append=len(id_of))
-        )  # by row: the index of its id in `keys`
+        # by row: the index of its id in `keys`
+        owner = np.repeat(np.arange(len(first)), np.diff(first, append=len(id_of)))
 
         keys = pa.array(id_of[first])
         table = self._load(state.get_many(keys), len(first))

@@ -579,9 +579,8 @@ class Crew(Generic[T]):
         try:
             await waiter
         except asyncio.CancelledError:
-            if (
-                waiter.done() and not waiter.cancelled() and not self._stopping
-            ):  # the worker was admitted, and takes no call now
+            # the worker was admitted, and takes no call now
+            if waiter.done() and not waiter.cancelled() and not self._stopping:
                 self._attempt_ended(self._clock.monotonic(), well=False)
             raise
         return not self._stopping

@@ -28,17 +28,8 @@ NO_FORM: Any = object()
 
 _BASES: tuple[Any, ...] = (str, int, float, bytes)
 _ATOMS = frozenset({NoneType, bool, *_BASES, Decimal, UUID, date, datetime, time, timedelta})
-_EMPTY = (
-    list,
-    dict,
-    set,
-    frozenset,
-    tuple,
-    bytearray,
-    *_BASES,
-    bool,
-    Decimal,
-)  # as factories, they always make the same
+# as factories, they always make the same
+_EMPTY = (list, dict, set, frozenset, tuple, bytearray, *_BASES, bool, Decimal)
 _MOST_DEPTH = 100
 
 

@@ -305,9 +305,8 @@ def refuse_in_job(what: str, hint: str) -> None:
     """Raises UserError if the function of a durable agent's job makes this call, because each run of the function would
     make it again. The job fails even if it catches the error. `what`: words for what it does, such as "sends a record".
     """
-    refuse = getattr(
-        asyncio.get_running_loop(), "refuse", None
-    )  # `jobs.loop.JobLoop.refuse`, on the event loop of a job only
+    # `jobs.loop.JobLoop.refuse`, on the event loop of a job only
+    refuse = getattr(asyncio.get_running_loop(), "refuse", None)
     if refuse is not None:
         raise refuse(f"{what}; each replay of the job would do it again", hint)
 

@@ -60,9 +60,8 @@ class _LoopEngines:
             self._members.append(_Member(label, counts, weakref.WeakMethod(statistics)))
 
     def _sweep(self) -> None:
-        there = [
-            (each, each.statistics() is not None) for each in self._members
-        ]  # read once: an engine may vanish any time
+        # read once: an engine may vanish any time
+        there = [(each, each.statistics() is not None) for each in self._members]
         for member, is_there in there:
             if not is_there:
                 _count(self._gone, member)

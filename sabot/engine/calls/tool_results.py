@@ -35,12 +35,8 @@ def plain_form(value: Any) -> Any:
     if isinstance(value, np.ndarray) and value.dtype.kind in "mM":  # `tolist` makes integers of nanoseconds
         return list(value)
     if not isinstance(value, type):
-        for method in (
-            "tolist",
-            "to_list",
-            "to_pylist",
-            "as_py",
-        ):  # numpy and pandas; polars; arrays and scalars of pyarrow
+        # numpy and pandas; polars; arrays and scalars of pyarrow
+        for method in ("tolist", "to_list", "to_pylist", "as_py"):
             if callable(convert := getattr(value, method, None)):
                 return convert()
         if hasattr(value, "__arrow_c_stream__"):  # a frame of polars or pandas

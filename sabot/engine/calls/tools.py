@@ -560,9 +560,8 @@ def _has_fields(func: Any) -> bool:
 
 
 def _tool_of_function(func: Callable[..., Any], effect: str, timeout: Duration | None, retries: int | None) -> Tool:
-    plain: Any = (
-        func.__func__ if type(func) is MethodType else func
-    )  # the tools of a method differ in their object only
+    # the tools of a method differ in their object only
+    plain: Any = func.__func__ if type(func) is MethodType else func
     if type(plain) is not FunctionType or not isinstance(effect, str) or timeout is not None or retries is not None:
         return _make_tool(effect, None, "ask", timeout, retries, "100ms", None, func)
     known = _TOOL_FIELDS.setdefault(plain, {})

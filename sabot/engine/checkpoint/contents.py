@@ -50,9 +50,8 @@ class ContentsWriter:
         self._name = name
         self._numbers = itertools.count(1)
         self._cuts: dict[int, _Cut] = {}  # by checkpoint, those that are not complete
-        self._complete = (
-            _Cut()
-        )  # the newest complete checkpoint: the next one may use its files, because its manifest stays until then
+        # the newest complete checkpoint: the next one may use its files, because its manifest stays until then
+        self._complete = _Cut()
 
     def new_folder(self) -> Path:
         """Returns a new folder on this machine for files that `store` will store. `store` or `completed` removes it

@@ -71,9 +71,8 @@ class TaskSnapshot:
         for name, state in self.states.items():
             try:
                 state.discard()
-            except (
-                Exception
-            ):  # the other states must be discarded too; the next start removes files that this one leaves
+            except Exception:
+                # the other states must be discarded too; the next start removes files that this one leaves
                 _log.exception("state %s could not be discarded", name)
 
 

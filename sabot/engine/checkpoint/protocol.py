@@ -94,9 +94,8 @@ def read_manifest_name(name: str) -> Mark | None:
     """Returns the checkpoint of this manifest's name, or None if it is not the name of a manifest."""
     match = _MANIFEST.fullmatch(name)
     mark = None if match is None else Mark(int(match[2]), int(match[1]))
-    return (
-        mark if mark is not None and manifest_name(mark) == name else None
-    )  # each checkpoint has one name: no zeros before it
+    # each checkpoint has one name: no zeros before it
+    return mark if mark is not None and manifest_name(mark) == name else None
 
 
 def file_name(sha256: str, generation: int, writer: str = "") -> str:

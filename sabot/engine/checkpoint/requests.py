@@ -81,9 +81,8 @@ class Requests:
         may contain a secret key.
         """
         _write(self._folder / f"{request_id}.done.json", answer)
-        with suppress(
-            FileNotFoundError, IsADirectoryError, PermissionError
-        ):  # macOS reports a folder as a permission error
+        # macOS reports a folder as a permission error
+        with suppress(FileNotFoundError, IsADirectoryError, PermissionError):
             (self._folder / f"{request_id}.json").unlink()
 
     def _names(self) -> set[str]:

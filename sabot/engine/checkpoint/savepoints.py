@@ -104,9 +104,8 @@ def note_savepoint(place: Place, manifest: Manifest, location: Location) -> bool
     shown = text if readable else redacted_url(text)
     note = SavepointNote(shown, readable, manifest.checkpoint_id, round(SYSTEM_CLOCK.time() * 1000), facts[0])
     name = _name(location)
-    place.remove(
-        [name]
-    )  # A note may be left of an earlier savepoint at this location, which does not exist any more; `create` would refuse the name.
+    # A note may be left of an earlier savepoint at this location, which does not exist any more; `create` would refuse the name.
+    place.remove([name])
     place.create(name, msgspec.json.encode(note), "savepoint")
     return True
 

@@ -152,6 +152,5 @@ class FinalState:
         """Discards the state and removes its own folder."""
         self._state.discard()
         if self._home is not None:
-            shutil.rmtree(
-                self._home, ignore_errors=True
-            )  # files that cannot be removed now are removed when the app is locked next
+            # files that cannot be removed now are removed when the app is locked next
+            shutil.rmtree(self._home, ignore_errors=True)

@@ -105,9 +105,8 @@ class TrackWork:
         self._refused = LetterLog(self._reasons, delivery.clock, "refused row")
         self._aside: deque[pa.RecordBatch] = deque()  # rows of other threads, to be delivered at once
         self._asides = 0  # how many of them were delivered
-        self._turn = (
-            threading.Lock()
-        )  # held by a delivery aside and by `finish`, which another thread may call at its end
+        # held by a delivery aside and by `finish`, which another thread may call at its end
+        self._turn = threading.Lock()
         self._aside_begun = False  # the delivery of the first of them may have arrived
         self.refused_rows = 0
 

@@ -683,9 +683,8 @@ def _differences_in(name: str, before: list[list[str]], now: list[list[str]]) ->
     columns, or the order.
     """
     old, new = ({each[0]: " ".join(each[1:]) for each in rows} for rows in (before, now))
-    one = {"columns": "column", "keys": "key", "right_keys": "key of the right"}.get(
-        name, f"{name} column"
-    )  # else those of one side
+    # else those of one side
+    one = {"columns": "column", "keys": "key", "right_keys": "key of the right"}.get(name, f"{name} column")
     for each in dict.fromkeys([*old, *new]):
         if each not in new:
             yield f"{one} {each} is gone ({old[each]})"

@@ -34,9 +34,8 @@ class Planned:
     unfit: Callable[[frozenset[str]], str] | None = (
         None  # the operator's method `unfit_to_fill`, if it keeps rows of tables that change
     )
-    ways: Sequence[Way | None] = field(
-        default=()
-    )  # by input, the path from the step that makes its changes (`plan.fills`)
+    # by input, the path from the step that makes its changes (`plan.fills`)
+    ways: Sequence[Way | None] = field(default=())
     origin: StepOrigin = NO_ORIGIN  # the statement of a script that made it
     conditions: Mapping[str, str] = field(default_factory=dict)  # those of filters before it, with their places
     computed: Sequence[Mapping[str, str]] = ()  # by input, the expressions of the columns that a step of a script needs

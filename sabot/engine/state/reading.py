@@ -150,9 +150,8 @@ def json_text(value: Any) -> str:
 def _jsonable(value: Any) -> Any:
     if isinstance(value, dict):
         if all(isinstance(name, str) for name in value):
-            return dict(
-                zip(value, map(_jsonable, value.values()), strict=True)
-            )  # map() takes one frame per level, so deep values fit
+            # map() takes one frame per level, so deep values fit
+            return dict(zip(value, map(_jsonable, value.values()), strict=True))
         return list(map(list, zip(map(_jsonable, value), map(_jsonable, value.values()), strict=True)))
     return list(map(_jsonable, value)) if isinstance(value, list | tuple) else value
 

@@ -102,9 +102,8 @@ class Member:
                 )
             )
             return
-        await asyncio.sleep(
-            _END_SECONDS
-        )  # usually the end of the process is noticed meanwhile, and its error says more
+        # usually the end of the process is noticed meanwhile, and its error says more
+        await asyncio.sleep(_END_SECONDS)
         self._is_gone(WorkerLost(f"{self.text} has closed its connection, but its process has not ended"))
 
     def _hears(self) -> None:

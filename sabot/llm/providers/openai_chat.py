@@ -349,9 +349,8 @@ class ChatDecoder:
             return
         call.id, call.name = call.id or part.id or "", call.name or name or ""
         call.more = grown(call.more, part.more)
-        if (
-            text.lstrip().startswith("{") and call.is_whole
-        ):  # nothing can follow: the arguments come again, or "{}" stood for them
+        # nothing can follow: the arguments come again, or "{}" stood for them
+        if text.lstrip().startswith("{") and call.is_whole:
             if call.text == "{}":
                 call.texts = [text]
             elif call.text != text:

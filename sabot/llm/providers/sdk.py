@@ -112,13 +112,8 @@ _REASONS: dict[str, FinishReason] = {  # of all vendors, because proxies pass on
     "tool_calls": "tool_calls",
     "tool_use": "tool_calls",
 }
-_FAILED = {
-    "abort",
-    "error",
-    "insufficient_system_resource",
-    "network_error",
-    "timeout",
-}  # reasons that are errors of the server
+# reasons that are errors of the server
+_FAILED = {"abort", "error", "insufficient_system_resource", "network_error", "timeout"}
 
 
 class AnswerDecoder(Protocol):
@@ -311,9 +306,8 @@ class SdkCalls:
             for call in completion.whole_calls:  # not before the end is known: it may say that the answer was cut off
                 yield Piece(tool_call=call)
             yield Piece(completion=completion)
-            with suppress(
-                TimeoutError, ModelError
-            ):  # only a connection whose response was read to the end can be reused
+            # only a connection whose response was read to the end can be reused
+            with suppress(TimeoutError, ModelError):
                 async with asyncio.timeout(_DRAIN_S):
                     async for _ in events:
                         pass

@@ -219,10 +219,8 @@ def _open_place(path: str) -> int:
     try:
         return _call(_OPENAT2, _AT_FDCWD, os.fsencode(path), how, len(how), path=path)
     except OSError as error:
-        if error.errno not in (
-            errno.ENOSYS,
-            errno.EPERM,
-        ):  # before Linux 5.6, or if another filter does not know the call
+        # before Linux 5.6, or if another filter does not know the call
+        if error.errno not in (errno.ENOSYS, errno.EPERM):
             raise
     return _walk_to(path)
 

@@ -376,9 +376,8 @@ class AgentExecutor:
             finally:
                 if answer is None:
                     await run_to_end(instance.end_task(lines))
-        if (
-            answer.get("error") is not None or "result" not in answer
-        ):  # older programs write "error": null beside a result
+        # older programs write "error": null beside a result
+        if answer.get("error") is not None or "result" not in answer:
             wrong = answer["error"]
             said = wrong.get("message", wrong) if isinstance(wrong, Mapping) else wrong
             raise ExecutionError(f"task {task.task_id} of instance {instance.label} has failed: {said}")

@@ -58,12 +58,10 @@ class _LimitedInstance:
     child: Child | None = None  # the child to which `held_to` belongs
     usage: ProcessUsage = _NO_USAGE  # the usage at the last look
     peak_memory: int = 0
-    reported: Account = field(
-        default_factory=partial(Account, windows=("hourly", "total"))
-    )  # tokens that were reported here
-    asked: Account = field(
-        default_factory=partial(Account, windows=("hourly",))
-    )  # tokens that `tokens_of` has returned
+    # tokens that were reported here
+    reported: Account = field(default_factory=partial(Account, windows=("hourly", "total")))
+    # tokens that `tokens_of` has returned
+    asked: Account = field(default_factory=partial(Account, windows=("hourly",)))
     held_to: float | None = None  # the cores to which `child` is held now
     # by resource whose limit is exceeded: the time since when
     breaches: dict[QuotaResource, float] = field(default_factory=dict)

@@ -168,9 +168,8 @@ class OverBinder:
             made = PLACES[_RANKINGS[name]]()
         preceding, peers = _preceding(window, self._context, relation)
         by_clock = relation.calls.get("order")
-        peers = peers and (
-            by_clock is None or order[0][0] != by_clock.expr.column
-        )  # in the order of arrival, as in Flink
+        # in the order of arrival, as in Flink
+        peers = peers and (by_clock is None or order[0][0] != by_clock.expr.column)
         names = names_of(relation)
         columns = {names.free("over"): each for each in parts or [made]}
         with at(call.span):

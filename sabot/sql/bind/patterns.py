@@ -45,12 +45,8 @@ _SKIPS: dict[str, Any] = {
     "TO LAST": "to_last",
     "TO": "to_last",
 }
-_MEANS = {
-    "<": ("<", 0),
-    "<=": ("<", 1),
-    ">=": (">=", 0),
-    ">": (">=", 1),
-}  # the same comparison of a whole number plus 0 or 1
+# the same comparison of a whole number plus 0 or 1
+_MEANS = {"<": ("<", 0), "<=": ("<", 1), ">=": (">=", 0), ">": (">=", 1)}
 _VALUES = ("FIRST", "LAST", "SUM", "MIN", "MAX", "AVG", "COUNT")
 
 

@@ -151,9 +151,8 @@ def pad(method: str, arguments: CallArguments) -> Expr:
     """Returns LPAD or RPAD, by `method`: the text cut or filled to a length; NULL if there is nothing to fill it with."""
     length = arguments.whole(1, "the length")
     fill = arguments.constant(2, "string", "the characters")
-    if (
-        length < 0 or not fill
-    ):  # NULL, from a condition that is never true: each argument is checked, and part of the plan
+    # NULL, from a condition that is never true: each argument is checked, and part of the plan
+    if length < 0 or not fill:
         return when(arguments.expr(0).str.length() < -abs(length) - 1).then(lit(fill)).otherwise(lit(None))
     text = arguments.expr(0).str.slice(0, length)
     return Expr(f"str.{method}", (text,), (("length", length), ("fill_char", fill)))

@@ -235,9 +235,8 @@ class Place(ABC):
         """
         if self.owned:
             return self.scratch
-        with (
-            self._making
-        ):  # several threads fetch files: replacing the folder of another thread would remove it during its use
+        # several threads fetch files: replacing the folder of another thread would remove it during its use
+        with self._making:
             if self._reading is None:
                 self._reading = self._reading_folder()
             return self._reading.path

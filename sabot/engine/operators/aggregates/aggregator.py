@@ -42,12 +42,10 @@ _SKETCHED = ["approx_count_distinct", "approx_quantile"]
 KINDS = frozenset(
     ["count", *_NUMERIC, *_PICKED, "count_distinct", "collect_list", "collect_set", "top_k", *_SKETCHED, "user"]
 )
-_BY_ORDER = frozenset(
-    ["first", "last", "any", "arg_min", "arg_max", "collect_list"]
-)  # the result depends on the order of rows
-_BY_RESULT = frozenset(
-    ["count", "sum", "variance", "stddev", "min", "max", "first", "last", "any"]
-)  # the state follows from the type of the result
+# the result depends on the order of rows
+_BY_ORDER = frozenset(["first", "last", "any", "arg_min", "arg_max", "collect_list"])
+# the state follows from the type of the result
+_BY_RESULT = frozenset(["count", "sum", "variance", "stddev", "min", "max", "first", "last", "any"])
 _WORDS = frozenset(["min", "max", "first", "last", "any"])  # running aggregates of decimals: see `_picked_decimals`
 _ZERO, _ONE, _NO_NUMBER = (scalar_of(value, pa.float64()) for value in (0.0, 1.0, None))
 

@@ -172,9 +172,8 @@ class StateMigration:
         self.make, self._now = was.table, now
         self._keys = len(was.table().keys)
         self._states = now.table().states
-        self.states = pa.schema(
-            [*was.table().states, *list(was.beside)[self._keys :]]
-        )  # all columns that the checkpoint has
+        # all columns that the checkpoint has
+        self.states = pa.schema([*was.table().states, *list(was.beside)[self._keys :]])
         self._width = len(was.beside)
         accumulators: dict[int, int] = {}
         beside: dict[str, str] = {}

@@ -72,14 +72,8 @@ def truncate(every: str, type: pa.DataType) -> Callable[[pa.Array], pa.Array]:
 
 _CODES = frozenset("aAbBcCdDeFgGhHIjmMnprRStTuUVwWxXyYzZ%")  # the codes of pyarrow, without those of fractions
 _UNPADDED = frozenset("mdHIMSj")  # codes that may have a - behind %, for a number without zeros before it
-_DIGITS = {
-    "Y": 4,
-    "m": 2,
-    "d": 2,
-    "H": 2,
-    "M": 2,
-    "S": 2,
-}  # the width of each code of `write_times`, which is much faster than pyarrow
+# the width of each code of `write_times`, which is much faster than pyarrow
+_DIGITS = {"Y": 4, "m": 2, "d": 2, "H": 2, "M": 2, "S": 2}
 _SHORT_CODES = {"F": "%Y-%m-%d", "T": "%H:%M:%S", "R": "%H:%M"}
 
 

@@ -273,11 +273,8 @@ class FunctionCaller(ABC):
             return
         start, size, calls = 0, batch.num_rows, 0
         piece, self.careful = batch, False
-        once, attempts, reached = (
-            OnceJudge(present_judge()),
-            0,
-            0,
-        )  # `reached`: failed calls have got the rows before it
+        # `reached`: failed calls have got the rows before it
+        once, attempts, reached = (OnceJudge(present_judge()), 0, 0)
         while start < batch.num_rows:
             self._kept, self._failed_at, self._cannot_undo = 0, None, False
             if start >= reached:

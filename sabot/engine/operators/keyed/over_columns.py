@@ -23,9 +23,8 @@ from sabot.engine.operators.aggregates.migration import Keeps, shared_by, source
 from sabot.engine.operators.base import Saved
 
 RANKS = ("row_number", "rank", "dense_rank")
-_LAG = re.compile(
-    r"(, offset=(?P<offset>[0-9]+))?(, default=.*)?[)]$"
-)  # what follows the argument in the text of a lag
+# what follows the argument in the text of a lag
+_LAG = re.compile(r"(, offset=(?P<offset>[0-9]+))?(, default=.*)?[)]$")
 _MADE = re.compile(r"__[0-9]+")  # names of columns that hold arguments: another program uses them for other arguments
 
 

@@ -29,11 +29,8 @@ from sabot.errors import UserError
 
 _INT64 = pa.int64()
 _AT = pa.field("__at", _INT64)
-MARKS = (
-    pa.field("__slot", pa.int32()),
-    _AT,
-    pa.field("__number", _INT64),
-)  # columns before those of a kept row: the slot of its key, its event time, its number
+# columns before those of a kept row: the slot of its key, its event time, its number
+MARKS = (pa.field("__slot", pa.int32()), _AT, pa.field("__number", _INT64))
 
 Array: TypeAlias = pa.Array
 

@@ -50,9 +50,8 @@ Array: TypeAlias = pa.Array
 Row = dict[str, Any]
 
 _TIMESTAMP = pa.timestamp("ms", "UTC")
-_WHOLE = frozenset(
-    ["count_distinct", "collect_list", "collect_set", "arg_min", "arg_max", "user"]
-)  # kinds that have no result after each row
+# kinds that have no result after each row
+_WHOLE = frozenset(["count_distinct", "collect_list", "collect_set", "arg_min", "arg_max", "user"])
 
 
 class _KeyedOperator(StatefulOperator):

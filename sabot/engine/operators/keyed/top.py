@@ -237,9 +237,8 @@ class TopN(RankedOperator, GivesTable, FilledFromTable):
     def close(self) -> None:
         if self._state is not None:
             self._state.close()
-            self.state_parts = StateParts(
-                self._context, [], keyed=False
-            )  # the former ones would keep the rows in memory
+            # the former ones would keep the rows in memory
+            self.state_parts = StateParts(self._context, [], keyed=False)
         self._state = None
 
     def statistics(self) -> dict[str, Any]:

@@ -14,10 +14,8 @@ from sabot.engine.operators.expressions.compiled import compile_expr
 TIMESTAMP = pa.timestamp("ms", "UTC")
 _KINDS = {"list": "collect_list"}  # all other values of steps have the name of their aggregate
 _KEPT = ("count", "ends", "each")  # the rows of a step that are kept, from few to many
-_MATCH, _WEIGHT = (
-    "__match",
-    "__rows",
-)  # columns of rows of matches: the number of the match, and how many rows the row stands for
+# columns of rows of matches: the number of the match, and how many rows the row stands for
+_MATCH, _WEIGHT = ("__match", "__rows")
 
 Array: TypeAlias = pa.Array
 

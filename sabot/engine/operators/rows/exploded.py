@@ -75,9 +75,8 @@ class Explode(Operator):
             self._reject(batch, np.flatnonzero(differ), rows)
             counts = np.where(differ, 1 if self._bad.nulls else 0, counts)
         of = np.repeat(np.arange(data.num_rows, dtype=np.int32), counts)
-        place = np.arange(len(of)) - np.repeat(
-            np.cumsum(counts) - counts, counts
-        )  # the place of each value in its list
+        # the place of each value in its list
+        place = np.arange(len(of)) - np.repeat(np.cumsum(counts) - counts, counts)
         values = [
             (pc.list_flatten(each), np.cumsum(size) - size, (size == 0) | differ)
             for each, size in zip(lists, sizes, strict=True)

@@ -66,9 +66,8 @@ class MapBatches(Operator):
             _check_time(self.name, schema.field(self.time))
         self._output = schema
         self._bad = BadRows(self.name, self.on_error, context)
-        self._nullable = pa.schema(
-            [(field.name, field.type) for field in schema]
-        )  # between operators all columns are nullable
+        # between operators all columns are nullable
+        self._nullable = pa.schema([(field.name, field.type) for field in schema])
         return with_time(self._nullable, self._timed)
 
     def process(self, batch: Batch) -> None:
@@ -301,9 +300,8 @@ class FlatMap(Operator):
             rows, of = [row for row, _ in kept], [i for _, i in kept]
             data = self._columns(rows, of, stamps, batch)
         if self._timed and self.fixed:
-            places = [
-                place for place, row in enumerate(rows) if row or not self._bad.nulls
-            ]  # without the empty rows in place of rows that failed
+            # without the empty rows in place of rows that failed
+            places = [place for place, row in enumerate(rows) if row or not self._bad.nulls]
             names = [name for name in self.fixed if name in batch.data.schema.names]
             before = batch.data.select(names).take(pa.array([of[place] for place in places], pa.int32()))
             check_fixed(self.name, self.fixed, data.take(pa.array(places, pa.int32())), before, batch)

@@ -103,9 +103,8 @@ class _SubtaskProgress:
     def add(self, former_ms: "np.ndarray[Any, Any]", new_ms: "np.ndarray[Any, Any]") -> None:
         self._rows.append((former_ms, new_ms))
         left = sum(len(former) for former, _ in self._rows)
-        while (
-            left > _MOST_ROWS or len(self._rows) > _MOST_BATCHES
-        ):  # no watermark has come for long: a batch counts when its last row has been passed
+        # no watermark has come for long: a batch counts when its last row has been passed
+        while left > _MOST_ROWS or len(self._rows) > _MOST_BATCHES:
             former, new = self._rows.pop(0)
             self.record(int(former.max()), int(new.max()))
             left -= len(former)

@@ -122,9 +122,8 @@ class WindowTopN(RankedOperator):
 
     def process(self, batch: Batch) -> None:
         data, shape = batch.data, self._shape
-        hashes = (
-            None if self.parted_by else batch.hashes
-        )  # with `parted_by`, the hashes are those of a part of the keys
+        # with `parted_by`, the hashes are those of a part of the keys
+        hashes = None if self.parted_by else batch.hashes
         times, sparse, few = data.column(self._time), self._sparse, None
         if sparse is not None:
             few = sparse.split(times, batch.selection, self._late_before, self._of_panes.panes)

@@ -212,13 +212,14 @@ def _figures_of(placed: PlacedBox, frame: PlacedFrame, figures: PlanFigures) -> 
     if step is None or task is None:
         return step or task
     lags = [lag for lag in (step.watermark_lag_s, task.watermark_lag_s) if lag is not None]
+    # without its own time: the box has the bar of its task
     return BoxFigures(
         shares=task.shares or step.shares,
         watermark_lag_s=max(lags, default=None),
         late=max(step.late, task.late),
         dead_letters=max(step.dead_letters, task.dead_letters),
         restarts=max(step.restarts, task.restarts),
-    )  # without its own time: the box has the bar of its task
+    )
 
 
 def _figures(figures: BoxFigures, x: float, y: float, wide: float) -> Iterator[str]:

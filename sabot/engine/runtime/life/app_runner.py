@@ -468,9 +468,8 @@ class AppRunner:
             _log.info("%s", stopped)
         except SabotError as failed:
             if isinstance(failed, WorkerLost) and self._run is None and self._stop_asked.is_set():
-                _log.info(
-                    "app %s: %s, while it was stopped before its start was complete", self.app.id, failed
-                )  # by the same signal
+                # by the same signal
+                _log.info("app %s: %s, while it was stopped before its start was complete", self.app.id, failed)
             else:
                 error = failed
         finally:

@@ -66,9 +66,8 @@ def run_here(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         finally:
             over.set()
 
-    over = (
-        threading.Event()
-    )  # a thread whose `join` was interrupted once counts as ended, although it runs (Python 3.11)
+    # a thread whose `join` was interrupted once counts as ended, although it runs (Python 3.11)
+    over = threading.Event()
     thread = threading.Thread(target=run, name="collect")
     thread.start()
     try:

@@ -52,9 +52,8 @@ class LocalStreams:
         self.settings = settings
         self.was_complete = False
         self.awaited = False  # True if a caller awaits `running`, and gets the failure
-        self.on_failed: Callable[[BaseException], None] = lambda error: _log.error(
-            "%s", error
-        )  # called if nobody awaits `running`
+        # called if nobody awaits `running`
+        self.on_failed: Callable[[BaseException], None] = lambda error: _log.error("%s", error)
         self._loop = asyncio.get_running_loop()
         self._over: asyncio.Future[None] = self._loop.create_future()
         self._left = 0

@@ -161,9 +161,8 @@ class Reader:
     def lag(self) -> dict[str, int]:
         """Returns the rows that are not read yet, by "topic[partition]"."""
         known = {place: lag for place, lag in self.unread().items() if lag is not None}
-        return {
-            f"{topic}[{partition}]": int(lag) for (topic, partition), lag in known.items()
-        }  # numpy's of a user's source
+        # numpy's of a user's source
+        return {f"{topic}[{partition}]": int(lag) for (topic, partition), lag in known.items()}
 
     def statistics(self) -> dict[str, Any]:
         return {"rows_in": self.rows_in, "lag": self.lag()}

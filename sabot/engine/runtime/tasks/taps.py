@@ -104,9 +104,8 @@ class Taps:
                 if tap is None:
                     tap = self._taps[task.name, point] = Tap(*place, rows, self._clock)
                 elif now > tap.until:
-                    deque(
-                        tap.drain(), maxlen=0
-                    )  # no batch has come since its lease: what it has is of an earlier viewer
+                    # no batch has come since its lease: what it has is of an earlier viewer
+                    deque(tap.drain(), maxlen=0)
                 tap.until = now + LEASE_SECONDS
                 found += tap.drain()
         return found

@@ -85,10 +85,8 @@ class TaskTimes:
         # The state, its beginning by both clocks, and the seconds of all states before; replaced as a whole.
         self._now: tuple[TaskState, float, float, list[float]] | None = None
         self._ended: list[float] | None = None
-        self._work: tuple[TimedWork, float | None] = (
-            OwnWork(),
-            None,
-        )  # the work, and since when it is done; None: the thread waits
+        # the work, and since when it is done; None: the thread waits
+        self._work: tuple[TimedWork, float | None] = (OwnWork(), None)
         self._told = [0.0] * len(TaskState)
         self._lock = threading.Lock()
 

@@ -98,10 +98,8 @@ class FigureRings:
         self._number += 1
         tick = Tick(self._number, self._clock.time(), self._clock.monotonic(), AppFigures.of(self._statistics()))
         self._ticks.append(tick)
-        before, rate = (
-            self._ticks[0],
-            None,
-        )  # as on the pages: a source may read many rows at once, and then none for seconds
+        # as on the pages: a source may read many rows at once, and then none for seconds
+        before, rate = (self._ticks[0], None)
         if tick.steady > before.steady:
             rate = rate_of(rows_read(before.figures), rows_read(tick.figures), tick.steady - before.steady)
         watermark = watermark_of(tick.figures)

@@ -61,9 +61,8 @@ def _sinks(plan: Plan, ends: Sequence[StreamEnd]) -> Iterator[tuple[str | Sink, 
     for stage in plan.stages:
         if stage.sink is not None:
             sink = stage.sink[0]
-            of_agents = (
-                wanted.get(place_of_sink(sink)) if isinstance(sink, Sink) else None
-            )  # agents write topics themselves
+            # agents write topics themselves
+            of_agents = wanted.get(place_of_sink(sink)) if isinstance(sink, Sink) else None
             yield sink, agreed_delivery(sink, stage.delivery, of_agents)
     for spec in specs:
         own = spec.dead_letter

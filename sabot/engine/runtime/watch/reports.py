@@ -125,9 +125,8 @@ def figures_line(before: AppReading, after: AppReading) -> str:
     rows_in, rows_out = total("source", "agent's source"), total("sink", "agent's sink")
     words = [f"{count_words(rows_in)} rows/s in", f"{count_words(rows_out)} rows/s out"]
     if not rows_in and not rows_out and not summary_of("", after.figures, 0.0, 0).rows_in:
-        words = [
-            "no row read yet"
-        ]  # 0 rows/s would be a rate of what has not begun, such as a consumer that joins its group
+        # 0 rows/s would be a rate of what has not begun, such as a consumer that joins its group
+        words = ["no row read yet"]
     for unit, shown in (("rows", count_words), ("bytes", bytes_words)):
         lags = [task.lag for task in rates.tasks if task.lag is not None and task.lag_unit == unit]
         if lags:

@@ -65,9 +65,8 @@ def database_options(cache_bytes: int, extra: Mapping[str, Any], *, lookups: boo
     options.set_stats_dump_period_sec(0)
     options.set_max_log_file_size(1 << 18)  # RocksDB's own log grows by a few KB at each checkpoint
     options.set_keep_log_file_num(2)
-    options.set_max_file_opening_threads(
-        1
-    )  # RocksDB would make 16 files; if one cannot be made, it ends the process (SIGABRT)
+    # RocksDB would make 16 files; if one cannot be made, it ends the process (SIGABRT)
+    options.set_max_file_opening_threads(1)
     options.set_max_manifest_file_size(_MANIFEST_BYTES)
     table = rocksdict.BlockBasedOptions()
     table.set_bloom_filter(10, False)

@@ -151,9 +151,8 @@ class _Layers:
 
     def copy(self) -> dict[bytes, bytes]:
         layers = self._layers
-        copies = [
-            layer.copy() for layer in layers
-        ]  # the newest first, because entries move to the oldest one meanwhile
+        # the newest first, because entries move to the oldest one meanwhile
+        copies = [layer.copy() for layer in layers]
         return dict(_living(copies))
 
     def some(self, most: int) -> list[tuple[bytes, bytes]]:

@@ -214,9 +214,8 @@ class RocksDBBackend(LocalBackend):
         """
         tables = list(self._tables.values())
         dirty, dirty_bytes = sum(len(table.dirty) for table in tables), self._dirty_bytes
-        if self._failed is not None or not all(
-            write.done() for write in list(self._writes)
-        ):  # else RocksDB counts them
+        # else RocksDB counts them
+        if self._failed is not None or not all(write.done() for write in list(self._writes)):
             dirty += sum(len(entries) for table in tables for entries in table.flushing)
             dirty_bytes += self._flushing_bytes
         figures = self._database.statistics()

@@ -82,9 +82,8 @@ class SavedGroups:
                 if change.number > oldest:
                     before = len(table)
                     slots = table.resolve(groups, columns)
-                    new = pc.greater_equal(
-                        slots, before
-                    )  # slots are given out in order in a table that no group leaves
+                    # slots are given out in order in a table that no group leaves
+                    new = pc.greater_equal(slots, before)
                 elif len(table):
                     new = pc.less(table.resolve(groups, columns, insert=False), 0)
                 else:

@@ -316,9 +316,8 @@ class TableStore:
                 found = groups.all()
             else:
                 self._reserve(panes, owned)
-                found = (
-                    groups.in_memory() if part.facts["deltas"] else iter(())
-                )  # without deltas there may be no directory
+                # without deltas there may be no directory
+                found = groups.in_memory() if part.facts["deltas"] else iter(())
             for number, rows in found:
                 self._put(number, rows if renewal is None else renewal.groups(rows), owned)
             for pane in panes:
