@@ -20,11 +20,14 @@ MOST = 10
 MOST_TOGETHER = 3
 """The number of such workers from which on the tree is tried alone."""
 
-_ROOT = re.compile(r"(~[1-9][0-9]*)+\Z")
+_BELOW = "(~[1-9][0-9]*)+"  # in an id, what follows the id of the first job of its tree; for Python and for PostgreSQL
+_ROOT = re.compile(rf"{_BELOW}\Z")
 
-# in the SQL of the server: the id of the first job of a tree, and the condition that a row of `jobs` is of the tree `root`
-ROOT = "regexp_replace(job, '(~[1-9][0-9]*)+$', '')"
-IN_TREE = "(jobs.job = root OR (jobs.job > root || '~' AND jobs.job < root || chr(127)))"
+# In the SQL of the server: the id of the first job of a tree, and the condition that a row of `jobs` is of the tree `root`.
+# The bounds are for the index; between them are also ids that somebody has chosen, such as `root~b`, which are no children.
+ROOT = f"regexp_replace(job, '{_BELOW}$', '')"
+_OF_ROOT = f"regexp_replace(jobs.job, '{_BELOW}$', '') = root"
+IN_TREE = f"(jobs.job = root OR (jobs.job > root || '~' AND jobs.job < root || chr(127) AND {_OF_ROOT}))"
 
 _THERE = "SELECT to_regclass('crashes')"
 _MAKE = (

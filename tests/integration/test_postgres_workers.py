@@ -20,8 +20,9 @@ from sabot.agents.kernel.handle import JobHandle
 from sabot.cli import commands
 from sabot.codecs.records import iterate_records
 from sabot.errors import AppLocked, IdempotencyConflict, JobCancelled, JournalFailed, TransientError, UserError
+from sabot.jobs.tree import first_of
 from sabot.jobs.values import pack
-from sabot.journal.crashes import MOST, SUSPECTS
+from sabot.journal.crashes import IN_TREE, MOST, ROOT, SUSPECTS, tree_of
 from sabot.journal.ended_jobs import BLOCKED
 from sabot.journal.entries import Answer, Attempt, Begin, EffectResult, End, Entry, Intent, Letter, encode_entry
 from sabot.journal.job_tables import SHARED, SHARED_BEFORE, WITHIN
@@ -442,6 +443,28 @@ def test_a_cancel_ends_a_job_that_was_set_aside(url: str, app: str, worker: Call
     assert taken_over(second) == []
     post(url, app, Letter("cancel", job="a"))
     assert (taken(second), second.begins.taken_over) == (["a"], ["a"])
+
+
+def test_the_tree_of_a_job_is_the_same_in_python_and_in_sql(url: str) -> None:
+    # the ids of keyed jobs end with the key, in which a client may write anything
+    trees = {
+        "a": ["a", "a~1", "a~12~3"],
+        "a~": ["a~"],
+        "a~0": ["a~0"],
+        "a~01": ["a~01", "a~01~2"],
+        "a~b": ["a~b", "a~b~1"],
+    }
+    trees |= {"a~1 ": ["a~1 "], "a~1~": ["a~1~"], "a.b": ["a.b", "a.b~7"], "a~1~x": ["a~1~x", "a~1~x~1"]}
+    jobs = [job for each in trees.values() for job in each]
+    python = {job: tree_of(job) for job in jobs}
+    assert python == {job: first_of(job) for job in jobs} == {job: tree for tree, each in trees.items() for job in each}
+    with psycopg.connect(url) as connection:
+        connection.execute('CREATE TEMPORARY TABLE jobs (job text COLLATE "C")')
+        connection.execute("INSERT INTO jobs SELECT unnest(%s::text[])", (jobs,))
+        assert dict(connection.execute(f"SELECT job, {ROOT} FROM jobs").fetchall()) == python
+        found = f"SELECT job FROM jobs, (SELECT %s::text AS root) AS trees WHERE {IN_TREE}"
+        within = {tree: {job for (job,) in connection.execute(found, (tree,)).fetchall()} for tree in trees}
+    assert within == {tree: set(each) for tree, each in trees.items()}
 
 
 @pytest.mark.parametrize("goes_on", [True, False])
