@@ -6,6 +6,8 @@
     checkpoint.ownership.Ownership     an app, by a file in the place of its checkpoints
     kafka.lease.KafkaLease             a topic that is read without checkpoints, by a member of a consumer group
     journal                            the owner of a journal holds its claim from its construction to `close` (`Journal.claim_left`)
+
+`ObjectClaims` are those of this process to its own objects, such as a Journal that two kernels got.
 """
 
 import math
@@ -13,10 +15,13 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Protocol
+from typing import IO, Generic, Protocol, TypeVar
+from weakref import WeakValueDictionary
 
 from sabot.base.disk import hold, open_lock
 from sabot.errors import SabotError
+
+T = TypeVar("T")
 
 _LOOKED_SECONDS = 0.01  # a process that only tests the lock has released it by then
 
@@ -104,6 +109,28 @@ class FileClaim:
             return os.path.samestat(os.fstat(file.fileno()), os.lstat(self._path))
         except FileNotFoundError:
             return False
+
+
+class ObjectClaims(Generic[T]):
+    """The holders of objects of this process, such as a Journal or the writer of a ledger: at most one for each object.
+    A holder that is garbage holds nothing. Each holder refers to its object, so no other object gets its id meanwhile.
+    """
+
+    def __init__(self) -> None:
+        self._holders: WeakValueDictionary[int, T] = WeakValueDictionary()  # by id of the object
+
+    def holder(self, held: object) -> T | None:
+        """Returns the holder of an object, or None."""
+        return self._holders.get(id(held))
+
+    def take(self, held: object, holder: T) -> None:
+        """Makes `holder` the holder of an object, in place of the one before."""
+        self._holders[id(held)] = holder
+
+    def release(self, held: object, holder: T) -> None:
+        """Gives an object up, if this one holds it."""
+        if self.holder(held) is holder:
+            del self._holders[id(held)]
 
 
 def _text_of(file: IO[bytes]) -> str:

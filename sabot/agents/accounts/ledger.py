@@ -10,7 +10,6 @@ Otherwise this process keeps its own (`local.py`).
 import asyncio
 import logging
 import uuid
-import weakref
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -33,6 +32,7 @@ from sabot.agents.accounts.shared import BACKOFF, SharedAccounts
 from sabot.agents.context import ExecutionContext
 from sabot.base.accounts import Amounts, Window, window_start
 from sabot.base.checks import Of, Whole, check, check_called
+from sabot.base.claims import ObjectClaims
 from sabot.base.config import Duration, amount, checked_text, parse_seconds
 from sabot.base.options import answers_wrong_options
 from sabot.base.quantities import counted_words
@@ -53,7 +53,7 @@ _MOST_LISTED = 100  # the most scopes of a pattern in a list of budgets
 _MOST_WARNED = 30_000  # windows of scopes
 _MOST_WAITING = 10_000  # waiting rows at which no further call may begin
 _CONTEXT = "ExecutionContext(scope_id=…)"
-_counting: "weakref.WeakValueDictionary[int, Ledger]" = weakref.WeakValueDictionary()  # by id of the writer
+_counting: "ObjectClaims[Ledger]" = ObjectClaims()  # of writers
 _Who = tuple[str, str, str]  # the scope, the principal and the job of a context
 BUDGETS = (
     '[Budget("scope", max_cost_daily=Decimal("10"))], or a Ledger; a BudgetSpec is one job\'s of a kernel: '
@@ -151,7 +151,7 @@ class Ledger:
         scope so far counts in the new budget. Raises UserError for a value that is not a Budget.
         """
         self._table.set(_checked(budget))
-        self.is_alone = self.shared or _counting.get(id(self.writer)) is self
+        self.is_alone = self.shared or _counting.holder(self.writer) is self
 
     @property
     def budgets(self) -> list[Budget]:
@@ -258,11 +258,11 @@ class Ledger:
         if self.is_alone or not self.budgets:
             self.is_alone = True
             return
-        other = _counting.setdefault(id(self.writer), self)
-        if other is not self:
+        if _counting.holder(self.writer) not in (None, self):
             raise counted_elsewhere(
                 getattr(self.writer, "where", short_repr(self.writer)), "another ledger of this process"
             )
+        _counting.take(self.writer, self)
         try:
             if (claim := getattr(self.writer, "claim", None)) is not None:
                 await claim()
@@ -272,8 +272,7 @@ class Ledger:
         self.is_alone = True
 
     def _unclaim(self) -> None:
-        if _counting.get(id(self.writer)) is self:
-            del _counting[id(self.writer)]
+        _counting.release(self.writer, self)
         self.is_alone = self.shared
 
     async def ready(self, scope_id: str) -> None:

@@ -476,20 +476,27 @@ class KernelHost:
         self._wait(job_id, partial(self._host.resume, job), continues=goes_on)
 
     async def _refusal(self, job: OpenJob) -> str:
-        """Returns the reason why the agents here cannot continue a job of another worker, or "". Runs it over its recorded
-        results, before it is in memory, so that nothing of it has to be taken back.
+        """Returns the reason why the agents here cannot continue a job of another worker, or "". It is found out before the
+        job is in memory, so that nothing of it has to be taken back.
         """
         agent = self._agents.get(job.agent)
         if agent is None:
             return f"this code has no agent {job.agent}"
         entries = [entry for _, entry in await call_journal(whole_entries, self.journal, job.job_id)]
-        history = History.of(job.job_id, entries, parked=len(entries))
-        run = JobRun(job.job_id, history, key=self.journal.key, code=agent.code)
+        blocked = self.why_blocked(agent, entries)
+        return "" if blocked is None else str(blocked)
+
+    def why_blocked(self, agent: KernelAgent, entries: Sequence[Entry]) -> SabotError | None:
+        """Returns the error that would block a job with these entries, or None. Runs its function over its recorded results,
+        without calling anything; the job is not in memory then.
+        """
+        job_id = entries[0].job
+        run = JobRun(job_id, History.of(job_id, entries, parked=len(entries)), key=self.journal.key, code=agent.code)
         try:
             run.start(agent.coroutine)
         finally:
             run.discard()
-        return "" if run.blocked is None else str(run.blocked)
+        return run.blocked
 
     async def await_letter(self, job_id: str) -> ExecutionHandle | None:
         """Waits until a job begins whose beginning or retry is in the inbox of the journal, and returns the handle of this

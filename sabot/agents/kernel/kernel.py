@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -31,6 +30,7 @@ from sabot.agents.store import LentStore
 from sabot.api.child_limits import ChildLimits, checked_limits
 from sabot.base.backoff import Backoff
 from sabot.base.checks import Of, Whole, check
+from sabot.base.claims import ObjectClaims
 from sabot.base.config import Duration, checked_name, checked_text, parse_seconds
 from sabot.base.options import answers_wrong_options
 from sabot.base.threads import run_in_thread, run_to_end, threads
@@ -56,7 +56,7 @@ from sabot.llm.engine import ExecutionEngine
 
 _log = logging.getLogger(__name__)
 
-_running: "weakref.WeakValueDictionary[int, RuntimeKernel]" = weakref.WeakValueDictionary()  # by id of the journal
+_running: "ObjectClaims[RuntimeKernel]" = ObjectClaims()  # of journals
 _ANEW = Backoff(0.1, 5.0)  # the waits between attempts to open the journal again
 
 
@@ -292,13 +292,13 @@ class RuntimeKernel:
         """Raises AppLocked if another kernel of this process runs over the same Journal: each would make the calls of all of
         its jobs.
         """
-        other = _running.get(id(journal))
+        other = _running.holder(journal)
         if other is not None and other is not self and other._runs:
             raise AppLocked(
                 f"kernel {self.name}: the {journal.where} belongs to kernel {other.name} of this process",
                 hint="give one kernel all agents, RuntimeKernel.create(agent=[…]); or close that one first",
             )
-        _running[id(journal)] = self
+        _running.take(journal, self)
 
     @property
     def _runs(self) -> bool:
@@ -429,8 +429,7 @@ class RuntimeKernel:
         if host.closed:
             return
         host.closed, journal = True, host.journal
-        if _running.get(id(journal)) is self:
-            del _running[id(journal)]
+        _running.release(journal, self)
         if self._watch is not None:
             self._watch.close()
         try:
@@ -539,14 +538,8 @@ class RuntimeKernel:
             )
         host = await self._started()
         agent = self._agent(begin.agent.removeprefix(f"{self.name}."))
-        history = History.of(begin.job, taken, parked=len(taken))
-        run = JobRun(begin.job, history, key=host.journal.key, code=agent.code)
-        try:
-            run.start(agent.coroutine)
-        finally:
-            run.discard()
-        if run.blocked is not None:
-            raise run.blocked
+        if (blocked := host.why_blocked(agent, taken)) is not None:
+            raise blocked
         return await host.take_over(agent, taken)
 
     async def resume(self) -> list[ExecutionHandle]:
