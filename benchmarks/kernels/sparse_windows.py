@@ -13,6 +13,8 @@ windows that close, results. The best pass counts.
     hopping, cumulative
                     as "keys", of 10 panes of a second; each row is in a result of 10 or of 5.5 windows
     wide, by key    as "no keys" and "keys", of 60 panes; by key, each window has about 60 results
+    wide texts, wide distinct
+                    count, and the list or the number of distinct texts, of 60 panes
     200 panes, 1440 panes
                     as "no keys", of fewer rows
     bursts, bursts of 1440 panes
@@ -46,6 +48,7 @@ NUMBERS = [
     AggregateColumn("most", "max", "amount"),
 ]
 TEXTS = [AggregateColumn("n", "count"), AggregateColumn("texts", "collect_list", "account")]
+DISTINCT = [AggregateColumn("n", "count"), AggregateColumn("distinct", "count_distinct", "account")]
 TOP: list[AggregateColumn] = []  # stands for a top_n
 SCHEMA = pa.schema([("account", pa.string()), ("amount", pa.float64()), (TIME_COLUMN, pa.int64())])
 DAY_MS = 86_400_000
@@ -127,6 +130,9 @@ def check(found: list[pa.RecordBatch], parts: list[pa.RecordBatch], window: Time
     if "texts" in results.column_names:
         lengths = pa.compute.list_value_length(results["texts"]).to_numpy()
         assert (lengths[order] == count).all(), "a list is wrong"
+    elif "distinct" in results.column_names:
+        pairs = np.unique(np.stack([at, row % 1_000]), axis=1)[0]
+        assert (results["distinct"].to_numpy()[order] == np.bincount(pairs)).all(), "a number of texts is wrong"
     else:
         most = np.full(len(order), -1.0)
         np.maximum.at(most, at, amounts)
@@ -163,6 +169,8 @@ def main() -> None:
         "cumulative": (cumulative("10s", "1s"), account, NUMBERS, disorder, 0),
         "wide": (hopping("60s", "1s"), [], NUMBERS, disorder, 0),
         "by key": (hopping("60s", "1s"), account, NUMBERS, disorder[: options.rows // 5], 0),
+        "wide texts": (hopping("60s", "1s"), [], TEXTS, disorder[: options.rows // 5], 0),
+        "wide distinct": (hopping("60s", "1s"), [], DISTINCT, disorder[: options.rows // 5], 0),
         "200 panes": (hopping("200s", "1s"), [], NUMBERS, disorder[: options.rows // 5], 0),
         "1440 panes": (hopping("24m", "1s"), [], NUMBERS, disorder[: options.rows // 20], 0),
         "bursts": (hopping("200s", "1s"), [], NUMBERS, bursts[: options.rows // 10], 0),

@@ -223,17 +223,28 @@ class Aggregator:
                 extras.add(slots, data, selection)
 
     def merge(
-        self, table: GroupTable, extras: Extras, state: pa.RecordBatch, selection: pa.Int32Array | None = None
+        self,
+        table: GroupTable,
+        extras: Extras,
+        state: pa.RecordBatch,
+        selection: Array | None = None,
+        last_key: Array | None = None,
     ) -> pa.Int32Array:
         """Merges partial states into the table and the extras, and returns the slot of each row. `state`: rows that
-        `export` of another table has yielded.
+        `export` of another table has yielded. `last_key`: for each row of the selection, the value of the last key in
+        the place of that in `state`, or None.
 
         Columns are found by name; columns that are not among `states` are ignored.
         """
-        slots = table.merge(state.select(self._kernel_states), selection=selection)
+        kernel = state.select(self._kernel_states)
+        if last_key is None:
+            slots = table.merge(kernel, selection=selection)
+        else:
+            last = len(self.keys) - 1
+            slots = table.merge(kernel.take(selection).set_column(last, self.keys[last], last_key))
         if self.needs_slots:
             with named_by(partial(_key_of, table)):
-                extras.merge(slots, state if selection is None else state.take(selection))
+                extras.merge(slots, state, selection)
         return slots
 
     @property

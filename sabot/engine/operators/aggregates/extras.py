@@ -37,11 +37,17 @@ class Extras:
         for part in self._parts:
             part.add(slots, data, selection)
 
-    def merge(self, slots: pa.Int32Array, state: pa.RecordBatch) -> None:
-        """Merges row i of `state` into slots[i]. `state`: columns that `states` has returned, by name."""
+    def merge(self, slots: pa.Int32Array, state: pa.RecordBatch, selection: Array | None = None) -> None:
+        """Merges row i of the selection (of `state`, if `selection` is None) into slots[i]. `state`: columns that
+        `states` has returned, by name.
+        """
         self._before(slots)
         for part in self._parts:
-            part.merge(slots, [state.column(field.name) for field in part.gather.states])
+            columns = [state.column(field.name) for field in part.gather.states]
+            if selection is None:
+                part.merge(slots, columns)
+            else:
+                part.merge_rows(slots, columns, selection)
 
     def results(self, slots: pa.Int32Array) -> list[Array]:
         """Returns the results of these slots: one column for each aggregate."""

@@ -148,6 +148,10 @@ class GatheredValues(ABC):
     def add(self, slots: pa.Int32Array, data: pa.RecordBatch, selection: pa.Int32Array | None) -> None: ...
     @abstractmethod
     def merge(self, slots: pa.Int32Array, columns: list[Array]) -> None: ...
+    def merge_rows(self, slots: pa.Int32Array, columns: list[Array], rows: Array) -> None:
+        """Merges row rows[i] of the columns into slots[i]."""
+        self.merge(slots, [column.take(rows) for column in columns])
+
     @abstractmethod
     def results(self, slots: pa.Int32Array) -> Array: ...
     @abstractmethod

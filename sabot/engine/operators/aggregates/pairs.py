@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from sabot.base.arrays import empty_batch
 from sabot.engine.operators.aggregates.decimals import SumOverflow
 from sabot.engine.operators.aggregates.gather import ROWS, VALUES, Array, Gather, GatheredValues, joined, selected
-from sabot.engine.operators.aggregates.reducers import REDUCERS, plain_floats, top
+from sabot.engine.operators.aggregates.reducers import REDUCERS, distinct, plain_floats, top
 
 REDUCE_ROWS = 65_536  # the fewest rows that are reduced: below, it saves nothing
 PIECE_ROWS = 32_768  # rows that are reduced at once, so that lookups stay in the processor's cache
@@ -120,10 +120,24 @@ class Pairs(GatheredValues):
 
     def merge(self, slots: pa.Int32Array, columns: list[Array]) -> None:
         parents = pc.list_parent_indices(columns[0])
-        flat = [pc.list_flatten(column) for column in columns]
+        self._merge_flat(slots.take(parents), [pc.list_flatten(column) for column in columns])
+
+    def merge_rows(self, slots: pa.Int32Array, columns: list[Array], rows: pa.Int64Array) -> None:
+        ends = columns[0].offsets.to_numpy()[1:] - columns[0].offsets[0].as_py()
+        sizes = np.diff(ends, prepend=0)
+        chosen = rows.to_numpy()
+        first, counts = (ends - sizes)[chosen], sizes[chosen]
+        at = first if (sizes == 1).all() else _ranges(first, counts)
+        into, flat = pa.array(np.repeat(slots.to_numpy(), counts)), [pc.list_flatten(column) for column in columns]
+        if self.gather.reduce == "distinct" and len(at):  # numbers are sorted, before there are copies of the values
+            self._append(distinct(into, flat[0].dictionary_encode(), at, self._schema), is_reduced=True)
+        else:
+            self._merge_flat(into, [column.take(pa.array(at)) for column in flat])
+
+    def _merge_flat(self, slots: pa.Int32Array, columns: list[Array]) -> None:
         if self.gather.reduce in ROWS and self.gather.rank < 0:
-            flat[1] = self._arrivals(len(parents))
-        self._append(pa.RecordBatch.from_arrays([slots.take(parents), *flat], schema=self._schema))
+            columns[1] = self._arrivals(len(slots))
+        self._append(pa.RecordBatch.from_arrays([slots, *columns], schema=self._schema))
 
     def results(self, slots: pa.Int32Array) -> Array:
         batch, bounds = self._rows_of(slots.to_numpy())
@@ -184,15 +198,17 @@ class Pairs(GatheredValues):
         self._arrived += rows
         return pa.array(np.arange(self._arrived - rows, self._arrived))
 
-    def _append(self, batch: pa.RecordBatch) -> None:
+    def _append(self, batch: pa.RecordBatch, is_reduced: bool = False) -> None:
         if batch.num_rows:
             if self._home is not None:
                 slots = batch.column(0).to_numpy()
                 self._reach(slots.max())
                 batch = _renumbered(batch, self._home[slots])
-            self._to_tail(batch)
+            self._to_tail(batch, is_reduced)
 
-    def _to_tail(self, batch: pa.RecordBatch) -> None:
+    def _to_tail(self, batch: pa.RecordBatch, is_reduced: bool = False) -> None:
+        if is_reduced and not self._tail:
+            self._reduced_rows = batch.num_rows
         self._tail.append(batch)
         self._tail_rows += batch.num_rows
         self._tail_bytes += batch.nbytes
@@ -206,12 +222,14 @@ class Pairs(GatheredValues):
     def _flush(self) -> None:
         """Makes a run of the tail."""
         if self._tail:
-            batch = joined(self._tail)
+            batch, is_reduced = joined(self._tail), self._tail_rows == self._reduced_rows
             self._empty_tail()
-            self._push(batch)
+            self._push(batch, is_reduced)
 
-    def _push(self, batch: pa.RecordBatch) -> None:
-        """Merges these rows with the newest runs that are less than twice as long, and adds the result as a run."""
+    def _push(self, batch: pa.RecordBatch, is_reduced: bool) -> None:
+        """Merges these rows with the newest runs that are less than twice as long, and adds the result as a run.
+        `is_reduced`: True if none of the rows can go unless it is merged with others.
+        """
         parts, rows, size = [batch], batch.num_rows, batch.nbytes
         while self._runs and self._runs[-1].rows < 2 * rows:
             if self.gather.reduce == "list" and self._runs[-1].nbytes + size > RUN_BYTES:
@@ -220,7 +238,8 @@ class Pairs(GatheredValues):
             rows, size = rows + run.rows, size + run.nbytes
             parts.append(run.living(self._born))
         if parts := [part for part in reversed(parts) if part.num_rows]:
-            self._runs.append(_Run(self._reduced(joined(parts)), self._age))
+            alone = is_reduced and len(parts) == 1
+            self._runs.append(_Run(_sorted(parts[0]) if alone else self._reduced(joined(parts)), self._age))
 
     def _reduced(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         """Returns the rows that the aggregate needs, ascending by slot. They are reduced in pieces; no piece ends
@@ -250,7 +269,7 @@ class Pairs(GatheredValues):
         pieces = []
         for run, first, sizes in self._spans(homes):
             if sizes.any():
-                taken = run.batch.take(pa.array(_ranges(first, sizes)))
+                taken = _taken(run.batch, first, sizes)
                 pieces.append(_renumbered(taken, np.repeat(np.arange(len(slots), dtype=np.int32), sizes)))
         if not pieces:
             return empty_batch(self._schema), np.zeros(len(slots) + 1, np.int64)
@@ -292,7 +311,7 @@ class Pairs(GatheredValues):
         if 2 * sum(run.dead for run in self._runs) > sum(run.rows for run in self._runs):
             runs, self._runs = self._runs, []
             for run in runs:
-                self._push(run.living(self._born))
+                self._push(run.living(self._born), is_reduced=True)
 
 
 def _without(batch: pa.RecordBatch, column: Array, nan: bool = False) -> pa.RecordBatch:
@@ -306,6 +325,14 @@ def _without(batch: pa.RecordBatch, column: Array, nan: bool = False) -> pa.Reco
 
 def _renumbered(batch: pa.RecordBatch, slots: Any) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays([pa.array(slots), *batch.columns[1:]], schema=batch.schema)
+
+
+def _taken(batch: pa.RecordBatch, first: Any, sizes: Any) -> pa.RecordBatch:
+    """Returns these ranges of rows. Without a copy if they are most of the batch, one behind the other."""
+    rows = int(sizes.sum())
+    if 2 * rows > batch.num_rows and (first[1:] == first[:-1] + sizes[:-1]).all():
+        return batch.slice(int(first[0]), rows)
+    return batch.take(pa.array(_ranges(first, sizes)))
 
 
 def _ranges(first: Any, sizes: Any) -> Any:
@@ -329,7 +356,7 @@ def _ordered(batch: pa.RecordBatch) -> pa.RecordBatch:
     order stay in their order.
     """
     column = batch.column("order")
-    slots, order = batch.column(0).to_numpy(), column.fill_null(0).to_numpy()
+    slots, order = batch.column(0).to_numpy(), (column.fill_null(0) if column.null_count else column).to_numpy()
     if column.null_count:
         return batch.take(pa.array(np.lexsort((order, column.is_null().to_numpy(zero_copy_only=False), slots))))
     if ((order[1:] >= order[:-1]) | (slots[1:] != slots[:-1])).all():

@@ -163,7 +163,12 @@ class WindowShape:
         if not panes or (upto is not None and first > upto):
             return []
         with_rows = panes[bisect_left(panes, self.start(first)) :]
-        return _each(((pane + self.step, self.last_end(pane)) for pane in with_rows), self.step, first, upto)
+        pairs: Iterable[tuple[int, int]] = zip(with_rows, with_rows, strict=True)
+        if len(with_rows) > FEW_ROWS and not self.grows:  # panes whose windows overlap: the first and last of each run
+            found = np.array(with_rows)
+            cuts = np.flatnonzero(np.diff(found) > self.size)
+            pairs = zip(found[[0, *(cuts + 1)]].tolist(), found[[*cuts, -1]].tolist(), strict=True)
+        return _each(((begin + self.step, self.last_end(end)) for begin, end in pairs), self.step, first, upto)
 
     def partly_over(self, panes: RowsOfPanes, watermark: int) -> RowsOfPanes:
         """Returns those panes of which the first window, but not each window, is over at this watermark. `panes`: panes

@@ -454,9 +454,8 @@ class SparsePanes(SparseState):
             groups = self.aggregator.export_slots(self.known, self._extras, pa.array(slots))
             at, end_of_each = self.in_windows(some, panes)
             # The end of the window takes the place of the pane in the key.
-            each = groups.take(pa.array(at)).set_column(place, PANE_COLUMN, pa.array(end_of_each))
             table, extras = self.aggregator.table(), self.aggregator.extras()
-            self.aggregator.merge(table, extras, each)
+            self.aggregator.merge(table, extras, groups, pa.array(at), pa.array(end_of_each))
             for result in self.aggregator.results_of(table, extras):
                 columns = result.columns
                 yield [*columns[:place], *columns[place + 1 :]], columns[place].to_numpy()

@@ -1,11 +1,14 @@
 """Which windows hold a row, when they end, and which rows are late: beside a list of all windows there are."""
 
+from unittest.mock import patch
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sabot.api.windows import CumulativeWindow, HoppingWindow, TumblingWindow
 from sabot.engine.operators.base import END_OF_TIME
+from sabot.engine.operators.windows import panes
 from sabot.engine.operators.windows.panes import START_OF_TIME, TimeWindow, WindowShape
 from sabot.errors import UserError
 
@@ -36,21 +39,29 @@ def every_window(window: TimeWindow) -> list[tuple[int, int]]:
 
 
 @settings(max_examples=60, deadline=None)
-@given(window=windows(), times=st.lists(TIMES, max_size=6), after=TIMES, more=st.none() | st.integers(0, 40))
+@given(
+    window=windows(),
+    times=st.lists(TIMES, max_size=6),
+    after=TIMES,
+    more=st.none() | st.integers(0, 40),
+    few=st.sampled_from([0, panes.FEW_ROWS]),
+)
 def test_ends_are_those_of_the_windows_that_hold_rows(
-    window: TimeWindow, times: list[int], after: int, more: int | None
+    window: TimeWindow, times: list[int], after: int, more: int | None, few: int
 ) -> None:
+    """Also where many panes have rows, which go by runs of panes."""
     shape = WindowShape(window)
-    panes = sorted({shape.pane(time) for time in times})
+    with_rows = sorted({shape.pane(time) for time in times})
     upto = None if more is None else after + more
     held = [
         (start, end)
         for start, end in every_window(window)
         if any(start <= time < end for time in times) and after < end <= (1000 if upto is None else upto)
     ]
-    ends = list(shape.ends(panes, after, upto))
+    with patch.object(panes, "FEW_ROWS", few):
+        ends = list(shape.ends(with_rows, after, upto))
     assert [(shape.start(end), end) for end in ends] == held
-    assert all(shape.last_end(pane) >= end for end in ends for pane in panes if shape.start(end) <= pane < end)
+    assert all(shape.last_end(pane) >= end for end in ends for pane in with_rows if shape.start(end) <= pane < end)
 
 
 @settings(max_examples=60, deadline=None)
