@@ -79,6 +79,11 @@ class GuardJudge:
         """The options "policy" and "budgets" for which the guard stands."""
         return declared_by(self._guard)
 
+    @property
+    def guarded(self) -> bool:
+        """True if a guard decides on the calls, or counts them."""
+        return self._guard is not None
+
     def _next_number(self) -> int:
         """Returns the number of the next call. A request id may come again: after a restart, or in another attempt of a
         tool. Rows of the ledger with one id count once, so the numbers begin where those of no other judge do.

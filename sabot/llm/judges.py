@@ -8,8 +8,9 @@ from decimal import Decimal
 from typing import Any, Protocol
 
 from sabot.engine.calls import judging
-from sabot.engine.calls.judging import Make
+from sabot.engine.calls.judging import Make, RefusingJudge
 from sabot.engine.calls.usage import Usage
+from sabot.errors import UserError
 from sabot.llm.middleware import ModelCall, Outcome
 
 
@@ -54,3 +55,23 @@ def judge_of_this(model: str) -> CallJudge | None:
     """
     judge: CallJudge | None = judging.judge_of_this(model, "asked", "make it `async def`, and await the engine in it")
     return judge
+
+
+ASKING: ContextVar[bool] = ContextVar("ASKING", default=False)
+"""True while an engine asks a provider, after the judge has decided on the call."""
+
+
+def refuse_beside_engine(model: str) -> None:
+    """Raises UserError if code whose calls are judged asks a provider itself, and not by an engine: neither policy nor
+    budgets would see the call, and nobody would count it. `model`: the name of the model.
+    """
+    if ASKING.get():
+        return
+    judge = judge_of_this(model)
+    if isinstance(judge, RefusingJudge):
+        raise judge.refuse_engine()
+    if getattr(judge, "guarded", False):
+        raise UserError(
+            f"{model} was not asked: this code asks a provider without an engine, so no policy and no budget sees the call",
+            hint="await ExecutionEngine(provider).complete(…), with one engine for all calls",
+        )

@@ -18,6 +18,7 @@ from sabot.engine.calls.judging import SENDABLE
 from sabot.engine.calls.model_requests import RequestSpec
 from sabot.engine.calls.names import MODELS
 from sabot.engine.calls.usage import Usage, counted_usage, is_cost
+from sabot.llm.judges import ASKING
 from sabot.llm.limits import Admission, Circuit, CircuitBreaker, Limits
 from sabot.llm.middleware import ModelCall, Outcome
 from sabot.llm.prices import Prices
@@ -148,6 +149,7 @@ class Route:
         """Makes the request, and returns its outcome. If it fails after it was sent, sets `call.unread`, and adds the
         request to `call.lost` and `call.lost_cost`, because the vendor may charge for it.
         """
+        before = ASKING.set(True)
         try:
             return await self._request(call)
         except BaseException as error:
@@ -156,6 +158,8 @@ class Route:
                 call.lost += 1
                 call.lost_cost += self.price(call.model, call.usage) or 0
             raise
+        finally:
+            ASKING.reset(before)
 
     async def _request(self, call: ModelCall) -> Outcome:
         left_s = call.until - self._clock.monotonic()

@@ -17,7 +17,7 @@ from sabot.base.config import Duration, parse_seconds
 from sabot.base.options import answers_wrong_options
 from sabot.engine.calls.arguments import argument_values, lacks, may_hide, values_left_out
 from sabot.engine.calls.effects import RULES, EffectClass
-from sabot.engine.calls.fields import CLOSED_VALUE, MISSING_VALUE, REST
+from sabot.engine.calls.fields import CLOSED_VALUE, LEFT_VALUE, MISSING_VALUE, REST, is_no_value
 from sabot.engine.calls.tools import UNTRUSTED
 from sabot.errors import UserError, short_repr
 from sabot.jobs.guard import CallKind, Decision, GuardedCall, GuardVerdict
@@ -285,7 +285,9 @@ class ConstraintPolicy(_ContentRule):
       the person cannot change the arguments.
 
     An argument that the caller leaves out is judged by its default in the tool. If that is None, only `min` and `max`
-    judge it. A field that has several names, such as the alias of a field of pydantic, may be named by each of them.
+    judge it. An optional field of an MCP tool's schema without a default, and a key that a TypedDict may leave out, do not
+    satisfy `min` and `max` if they are left out, since nobody knows what the tool takes then. A field that has several
+    names, such as the alias of a field of pydantic, may be named by each of them.
 
     If a tool that is named exactly, or all tools that a pattern matches, certainly have no such argument or field, or one
     whose type cannot be compared with the bounds, the app does not start where the tools are known then. Otherwise the
@@ -380,10 +382,13 @@ class ConstraintPolicy(_ContentRule):
             if self.min is None and self.max is None:
                 return None  # the tool goes without it by default; only bounds may be passed by that
         lost = ""
-        if any(value is MISSING_VALUE or value is CLOSED_VALUE for value in found) or not found:
+        if any(map(is_no_value, found)) or not found:
             lost = lacks(call.tool, path) if call.tool is not None and call.name in self.tool_patterns else ""
         for value in found:
-            if value is MISSING_VALUE or (value is CLOSED_VALUE and lost):
+            if value is LEFT_VALUE and (self.min is not None or self.max is not None):
+                said = f"{self.field} is left out, and what {call.name} takes then is not known ({asked_words(call)})"
+                return self._broken(said)
+            if value is MISSING_VALUE or value is LEFT_VALUE or (value is CLOSED_VALUE and lost):
                 continue
             if value is CLOSED_VALUE:
                 instead = "a text, a number, a list or an iterator is in the place of what has it"
@@ -396,7 +401,7 @@ class ConstraintPolicy(_ContentRule):
                 return GuardVerdict(Decision.DENY, reason=said)
             if wrong := self._wrong(value):
                 return self._broken(f"{self.field} is {short_repr(value)}, {wrong} ({asked_words(call)})")
-        missing = [value is MISSING_VALUE or value is CLOSED_VALUE for value in found]
+        missing = [*map(is_no_value, found)]
         if all(missing) and (unnamed := may_hide(call.tool, call.arguments, path)):
             said = f"{self.field} may be among the arguments of *{unnamed}, which have no names ({asked_words(call)})"
             return GuardVerdict(Decision.DENY, reason=said)

@@ -99,7 +99,8 @@ async def fork(
     - The name of a model, or "llm" for all models: a text or a Completion, or a list with one of these for each call.
     - The name of an agent: the result of the child job.
     - The type of a question, or the name of a signal: the answer.
-    - "confirm": the answer if `guard` requires an approval of a call.
+    - "confirm": the answer if `guard` requires an approval of a call. Approvals of the recorded job ("always") hold for no
+      call of the fork.
     - "in_doubt": the answer if nobody knows whether a call of the fork was made. It is used once for each call.
 
     The other arguments are:
@@ -148,7 +149,11 @@ async def fork(
     owner = _ForkOwner(code, changes, clock, no_wait=no_wait)
 
     def run_of(*given: Any, **how: Any) -> JobRun:
+        first_run = not hasattr(owner, "run")
         owner.run = _ForkRun(*given, **how, changes=changes, fork_id=fork_id, on_answered=owner.answer)
+        if first_run:  # "always" was said of the calls of the recorded job, and of others that run
+            owner.run.history.standing.clear()
+            host.standing.clear()
         if owner.run.history.runs <= len(recording.seeds):
             owner.run.set_seed(recording.seeds[owner.run.history.runs - 1])
         return owner.run

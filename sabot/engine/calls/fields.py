@@ -36,6 +36,11 @@ CLOSED_VALUE: Any = object()
 object, a list in place of an object, and an iterator, which can be read only once.
 """
 
+LEFT_VALUE: Any = object()
+"""The value that `values_at` returns for a field that was left out, if the tool takes a value of its own then that nobody
+knows: an optional field of a JSON schema without a default, a key that a TypedDict may leave out, `msgspec.UNSET`.
+"""
+
 REST = "*"
 """The name under which arguments without a name of their own are, and the part of a path that stands for every item."""
 
@@ -189,8 +194,9 @@ def under_all_names(value: Any, kind: Any = Any) -> Any:
 def values_at(value: Any, path: Sequence[str], kind: Any = Any, *, extremes: bool = False) -> list[Any]:
     """Returns the values at a path in a value. A part of the path is a key, an attribute, an alias of one, an index, or
     "*", which stands for every item. So there may be several values. The list contains `MISSING_VALUE` for each item
-    that does not have the path, and `CLOSED_VALUE` for each that cannot be looked into. For example, the path ["items",
-    "*", "price"] in {"items": [{"price": 1}, {}, "pen"]} gives [1, MISSING_VALUE, CLOSED_VALUE].
+    that does not have the path, `LEFT_VALUE` if the tool has a value of its own then, and `CLOSED_VALUE` for each that
+    cannot be looked into. For example, the path ["items", "*", "price"] in {"items": [{"price": 1}, {}, "pen"]} gives [1,
+    MISSING_VALUE, CLOSED_VALUE].
 
     `kind`: the declared type of the value. A dict that is given for a model has the aliases and the defaults of the
     model's fields. The rows of a batch, a table or a data frame are items whose fields are the columns; of a column there
@@ -213,7 +219,7 @@ def values_at(value: Any, path: Sequence[str], kind: Any = Any, *, extremes: boo
         field = known.get(first)
         inner = getattr(value, first if field is None else field.attribute, MISSING_VALUE)
         if inner is not MISSING_VALUE:
-            found = [(MISSING_VALUE if inner is msgspec.UNSET else inner, Any if field is None else field.type)]
+            found = [(LEFT_VALUE if inner is msgspec.UNSET else inner, Any if field is None else field.type)]
         elif isinstance(value, Collection) and not isinstance(value, str | bytes) and not known:
             found = _in_items(value, first, kind)  # a deque, an array, a class with items of its own
         else:
@@ -243,8 +249,8 @@ def _in_rows(rows: pa.Table, path: Sequence[str], extremes: bool) -> list[Any]:
 
 
 def is_no_value(found: Any) -> bool:
-    """Returns True for MISSING_VALUE and CLOSED_VALUE."""
-    return found is MISSING_VALUE or found is CLOSED_VALUE
+    """Returns True for MISSING_VALUE, LEFT_VALUE and CLOSED_VALUE."""
+    return found is MISSING_VALUE or found is LEFT_VALUE or found is CLOSED_VALUE
 
 
 def _in_items(value: Collection[Any], name: str, kind: Any) -> list[tuple[Any, Any]]:
@@ -279,6 +285,8 @@ def _in_mapping(value: Mapping[Any, Any], name: str, kind: Any) -> list[tuple[An
         found += [(one, field.type) for one in named]
         if not named and field.default is not None:
             missing.append((field.default(), field.type))
+        elif not named and name in getattr(each, "__optional_keys__", ()) and each.__required_keys__ <= value.keys():
+            missing.append((LEFT_VALUE, Any))
     if not found and name in value:
         found = [(value[name], Any)]
     if not found and isinstance(value, defaultdict) and value.default_factory is not None:

@@ -198,6 +198,7 @@ class OnceJudge:
         """
         self._around, self._never = around, never
         self.declared: frozenset[str] = getattr(around, "declared", frozenset())
+        self.guarded: bool = getattr(around, "guarded", False)
         self.called: list[str] = []
         """The names of the tools that must not be called twice and that attempts since the last `begin` have called, or
         earlier attempts on the same item: one for each call."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from types import NoneType
 from typing import Any, Literal
 
-from sabot.engine.calls.fields import CLOSED_VALUE, MISSING_VALUE, REST, is_no_value
+from sabot.engine.calls.fields import CLOSED_VALUE, LEFT_VALUE, MISSING_VALUE, REST, is_no_value
 from sabot.engine.calls.json_schema import item_schema
 from sabot.engine.calls.model_requests import JsonSchema
 from sabot.errors import UserError
@@ -107,7 +107,7 @@ def values_in_json(value: Any, path: Sequence[str], schemas: Sequence[Any], root
                 for schema in of[first]
                 for each in _parts(schema, root)
                 if "default" in each
-            ] or [(MISSING_VALUE, [])]
+            ] or [(LEFT_VALUE if any(_may_lack(each, first, value) for each in objects) else MISSING_VALUE, [])]
     elif isinstance(value, list | tuple) and (first == REST or (first.isdecimal() and int(first) < len(value))):
         places = range(len(value)) if first == REST else [int(first)]
         found = [(value[at], [item_schema(each, at) for each in objects]) for at in places]
@@ -117,6 +117,19 @@ def values_in_json(value: Any, path: Sequence[str], schemas: Sequence[Any], root
     return [
         each for one, of_it in found for each in ([one] if is_no_value(one) else values_in_json(one, rest, of_it, root))
     ]
+
+
+def _may_lack(schema: JsonSchema, name: str, value: Mapping[str, Any]) -> bool:
+    """Returns True if a schema declares an optional field that this object leaves out, and the object may be one of this
+    schema: it has the fields that are required, and the constants.
+    """
+    declared, required = _named(schema, "properties"), schema.get("required", ())
+    if not isinstance(required, list | tuple) or name not in declared or not value.keys() >= {*map(str, required)}:
+        return False
+    return all(
+        name not in value or not isinstance(each, dict) or "const" not in each or each["const"] == value[name]
+        for name, each in declared.items()
+    )
 
 
 def schema_lacks(root: JsonSchema, path: Sequence[str]) -> str:

@@ -30,6 +30,7 @@ from sabot.engine.calls.messages import ChatMessage, assistant
 from sabot.engine.calls.model_requests import RequestSpec
 from sabot.engine.calls.usage import Usage
 from sabot.errors import UserError, short_repr
+from sabot.llm.judges import refuse_beside_engine
 from sabot.llm.results import Completion, Embeddings, Piece
 from sabot.llm.token_counts import count_tokens, tokens_of
 
@@ -207,6 +208,7 @@ class ScriptedProvider:
         a Completion.
         """
         model = spec.model or self.model
+        refuse_beside_engine(model)
         self.requests.append(spec)
         self.keys.append(idempotency_key)
         number = len(self.requests)
@@ -243,6 +245,7 @@ class ScriptedProvider:
 
     async def embed(self, texts: Sequence[str], *, model: str = "", timeout_s: float | None = None) -> Embeddings:
         """Returns a vector for each text, which is equal for equal texts."""
+        refuse_beside_engine(model or self.model)
         self.embedded += texts
         async with self._call():
             return Embeddings(

@@ -42,6 +42,7 @@ from sabot.engine.calls.messages import ChatMessage, given_arguments
 from sabot.engine.calls.model_requests import RequestSpec
 from sabot.engine.calls.usage import Usage, counted_usage
 from sabot.errors import UNREADABLE, UserError
+from sabot.llm.judges import refuse_beside_engine
 from sabot.llm.results import Completion, FinishReason, Piece, in_pieces
 
 T = TypeVar("T")
@@ -202,8 +203,11 @@ class SdkCalls:
         client = self._make().with_options(max_retries=0)
         return _SdkClient(client, self._methods(client))
 
-    def _client(self) -> "_SdkClient":
-        """Returns the client of the running loop. Raises UserError after `close`."""
+    def _client(self, model: str) -> "_SdkClient":
+        """Returns the client of the running loop. Raises UserError after `close`, and if this model is asked by code whose
+        calls are judged, and not by an engine.
+        """
+        refuse_beside_engine(model)
         if self._closed:
             raise UserError(f"{self._provider}: the provider is closed")
         loop = asyncio.get_running_loop()
@@ -244,7 +248,7 @@ class SdkCalls:
         - `needed`: arguments without which the library refuses the call. Their values are not sent, because `body`
           replaces them.
         """
-        manager = self._client().methods[method](**self._arguments(body, timeout_s, key, needed))
+        manager = self._client(body["model"]).methods[method](**self._arguments(body, timeout_s, key, needed))
         return await self._in_time(self._read(manager, body["model"], most), body["model"], "", timeout_s)
 
     async def _read(self, manager: Any, model: str, most: int | None) -> tuple[bytes, str]:
@@ -334,7 +338,9 @@ class SdkCalls:
         if self._refuses_stream_options:
             body.pop(_STREAM_OPTIONS, None)
         while True:
-            manager = self._client().methods[method](**self._arguments(body, timeout_s, key, needed), stream=True)
+            manager = self._client(body["model"]).methods[method](
+                **self._arguments(body, timeout_s, key, needed), stream=True
+            )
             try:
                 response = await self._in_time(manager.__aenter__(), model, request_id, timeout_s)
                 break

@@ -163,6 +163,36 @@ async def test_what_a_policy_wants_a_person_to_allow_is_answered_too(approved: b
     assert (found.result["paid"], shop.world.paid) == (paid, [7] if approved and not stands_in else [])
 
 
+@pytest.mark.parametrize("word", ["job", "scope"])
+async def test_what_was_approved_for_later_calls_of_the_job_is_not_approved_for_a_fork(word: str) -> None:
+    """A fork made the second payment for real, as a person had said "always" in the recorded job."""
+    paid: list[int] = []
+
+    @tool
+    async def pay(cents: int) -> None:
+        """Pays."""
+        paid.append(cents)
+
+    async def job(ctx: DurableContext) -> None:
+        await ctx.call(pay, 1)
+        await ctx.call(pay, 2)
+
+    kernel = RuntimeKernel.create(agent=job, policy=PolicyEngine([ToolPolicy(["pay"], require_approval=True)]))
+    handle = await kernel.execute(ExecutionRequest(prompt="go"))
+    async for event in handle.events():
+        if event.type == "action.required":
+            await handle.resolve_action(event.data["resume_token"], {"approved": True, "always": word})
+    recording, code = await kernel.record(handle.job_id), kernel.code()
+    await kernel.close()
+    assert paid == [1, 2]
+    how: Any = {"at": 1, "allow": ("pay",), "no_wait": True}
+    assert (await fork(recording, code, **how)).outcome == "waits"
+    assert (await fork(recording, code, **how, answers={"confirm": False})).outcome == "failed"
+    assert paid == [1, 2]
+    assert (await fork(recording, code, **how, answers={"confirm": True})).outcome == "succeeded"
+    assert paid == [1, 2, 2]
+
+
 async def test_calls_of_a_new_history_and_children_are_allowed_by_answers_too() -> None:
     home, sent = MemoryStorage(ManualClock(1_000.0)), list[str]()
 

@@ -418,6 +418,63 @@ async def test_a_default_of_a_server_passes_no_bound_however_its_schema_says_it(
         assert ((await wide.check_tool(served_pay, arguments=given)).decision == "allow") is (schema is not nullable)
 
 
+OPTIONAL = {"type": "object", "properties": {"amount": {"type": "integer"}, "to": {"type": "string"}}}
+CARD = {"properties": {"kind": {"const": "card"}, "amount": {"type": "integer"}}, "required": ["kind"]}
+VOUCHER = {"properties": {"kind": {"const": "voucher"}, "code": {"type": "string"}}, "required": ["kind"]}
+WHOLE = {"properties": {"amount": {"type": "integer"}}, "required": ["amount"]}
+
+
+@pytest.mark.parametrize(
+    ("schema", "given", "decision"),
+    [
+        (OPTIONAL, {}, "deny"),
+        (OPTIONAL, {"amount": 5}, "allow"),
+        ({"$ref": "#/$defs/Optional"}, {"to": "ann"}, "deny"),
+        ({"allOf": [{"title": "P"}, OPTIONAL]}, {}, "deny"),
+        ({"oneOf": [CARD, VOUCHER]}, {"kind": "card"}, "deny"),
+        ({"oneOf": [CARD, VOUCHER]}, {"kind": "voucher"}, "allow"),
+        ({"oneOf": [WHOLE, VOUCHER]}, {"kind": "voucher"}, "allow"),
+        ({"additionalProperties": {"type": "integer"}}, {}, "allow"),
+    ],
+)
+async def test_what_a_server_takes_for_an_optional_argument_is_not_known(
+    schema: Any, given: Any, decision: str
+) -> None:
+    """A model left the amount out, and the server paid its own default, of which the schema says nothing."""
+    json = {"type": "object", "properties": {"p": schema}, "required": ["p"], "$defs": {"Optional": OPTIONAL}}
+    served = dataclasses.replace(tool(name="pay")(print), parameters=OfferedArguments("pay", "", json))
+    for bound in ({"max": 50}, {"min": 1}):
+        policy = PolicyEngine([ConstraintPolicy(["pay"], "p.amount", **bound)])
+        result = await policy.check_tool(served, arguments={"p": given})
+        assert result.decision == decision, result.reason
+        assert decision == "allow" or "amount is left out, and what pay takes then is not known" in result.reason
+    asks = PolicyEngine([ConstraintPolicy(["pay"], "p.amount", max=50, otherwise="ask")])
+    assert ((await asks.check_tool(served, arguments={"p": given})).decision == "ask") is (decision == "deny")
+    values = PolicyEngine([ConstraintPolicy(["pay"], "p.amount", denied=[7])])
+    assert (await values.check_tool(served, arguments={"p": given})).decision == "allow"
+
+
+async def test_a_key_that_may_be_left_out_passes_no_bound() -> None:
+    class Wish(TypedDict, total=False):
+        amount: int
+
+    class Gift(msgspec.Struct):
+        amount: int | msgspec.UnsetType = msgspec.UNSET
+
+    @tool
+    async def pay(wish: Wish, gift: Gift) -> None: ...
+
+    for field, given, decision in (
+        ("wish.amount", Wish(), "deny"),
+        ("wish.amount", Wish(amount=5), "allow"),
+        ("gift.amount", Gift(), "deny"),
+        ("gift.amount", Gift(5), "allow"),
+    ):
+        arguments = {"wish": Wish(amount=1), "gift": Gift(1)} | {field.partition(".")[0]: given}
+        result = await PolicyEngine([ConstraintPolicy(["pay"], field, max=50)]).check_tool(pay, arguments=arguments)
+        assert result.decision == decision, (field, result.reason)
+
+
 AMOUNT = {"properties": {"amount": {"type": "integer", "default": 500}}}
 OF_LIST = {"properties": {"p": {"type": "array", "items": [AMOUNT, {"type": "string"}]}}}
 

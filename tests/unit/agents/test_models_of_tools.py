@@ -18,7 +18,7 @@ from sabot.jobs.guard import NOBODY, Behalf, EffectGuard, guard_of
 from sabot.jobs.loop import JobLoop
 from sabot.journal.memory import MemoryStorage
 from sabot.llm import Agent as ModelAgent
-from sabot.llm import ExecutionEngine, RequestContext, ScriptedProvider, ToolCall, assistant, tool
+from sabot.llm import ExecutionEngine, RequestContext, RequestSpec, ScriptedProvider, ToolCall, assistant, tool, user
 
 Job = Callable[[DurableContext], Coroutine[Any, Any, Any]]
 
@@ -290,3 +290,57 @@ async def test_the_function_of_a_job_asks_no_engine_by_itself(way: str) -> None:
     assert "ctx.llm(engine)" in str(failed.hint)
     assert desk.provider.requests == []
     assert (await desk.engine.complete("outside of a job")).content == "yes"
+
+
+@pytest.mark.parametrize("way", ["complete", "stream", "embed"])
+async def test_a_provider_is_asked_by_engines_only_where_calls_are_judged(way: str) -> None:
+    """A model that the policy denies answered a tool that had asked its provider, and nobody counted it."""
+    desk = Desk()
+
+    async def in_pieces() -> None:
+        async for _ in desk.provider.stream(RequestSpec(messages=(user("one"),))):
+            pass
+
+    ways: dict[str, Callable[[], Coroutine[Any, Any, Any]]] = {
+        "complete": lambda: desk.provider.complete(RequestSpec(messages=(user("one"),))),
+        "stream": in_pieces,
+        "embed": lambda: desk.provider.embed(["one"]),
+    }
+
+    @tool(effect="read")
+    async def asks() -> str:
+        """Asks a provider."""
+        await ways[way]()
+        return "asked"
+
+    async def by_tool(ctx: DurableContext) -> Any:
+        return await said(ctx.call(asks))
+
+    async def by_step(ctx: DurableContext) -> Any:
+        return await said(ctx.step(ways[way], effect="read"))
+
+    async def by_itself(ctx: DurableContext) -> Any:
+        with pytest.raises(UserError, match="calls an engine directly"):
+            await ways[way]()
+
+    for job in (by_tool, by_step):
+        kind, words = await desk.run(job, PolicyEngine([ModelPolicy(["m"], allowed_scopes=["app"])]))
+        assert (kind, "m was not asked: this code asks a provider without an engine" in words) == ("UserError", True)
+    assert isinstance(await desk.run(by_itself), UserError)
+    assert (desk.provider.requests, desk.provider.embedded) == ([], [])
+    await ways[way]()  # outside of all apps it is the program's
+
+
+async def test_a_provider_in_front_of_another_one_is_asked_by_an_engine() -> None:
+    desk = Desk()
+
+    class Wrapped(ScriptedProvider):
+        async def complete(self, spec: RequestSpec, **how: Any) -> Any:
+            return await desk.provider.complete(spec, **how)
+
+    desk.engine = ExecutionEngine(Wrapped("", model="m"), retries=0, prices=PRICES)
+
+    async def job(ctx: DurableContext) -> Any:
+        return await ctx.call(desk.asks, "one"), (await ctx.llm(desk.engine).complete("two")).content
+
+    assert await desk.run(job, PolicyEngine([ModelPolicy(["m"], allowed_scopes=["app"])])) == ("yes", "yes")
