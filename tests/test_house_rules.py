@@ -167,6 +167,7 @@ ABOUT_JOBS = {  # modules of these rooms that are about jobs of durable agents, 
                 "serving",
                 "working",
                 "states",
+                "top",
             )
         ),
         "commands about jobs: sabot jobs, actions, journal, ledger, audit, dlq --job",

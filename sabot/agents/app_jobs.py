@@ -227,7 +227,7 @@ class AppJobStore(JobsAndActions):
                     mark for mark in marks if not statuses or mark.status in statuses or mark.job in statuses_may_differ
                 ]
                 known = self._with_letters(reader, JobView.of_jobs(reader, [mark.job for mark in some]), letters)
-                known.note_blocked(some)
+                known.note_marks(some)
                 apply_queued(known, queued, queued)
             logged = [
                 job

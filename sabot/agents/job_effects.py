@@ -219,7 +219,7 @@ def family_of(reader: JournalReader, job: FoldedJob) -> tuple[list[JobRecord], A
 def _folded(reader: JournalReader, job_id: str) -> FoldedJob | None:
     view, entries = JobView(reader), [entry for _, entry in reader.history.entries(job_id)]
     effects = effects_of(view, entries)
-    view.note_blocked(filter(None, [reader.job(job_id)]))
+    view.note_marks(filter(None, [reader.job(job_id)]))
     record = view.job(job_id)
     if record is None:
         return None

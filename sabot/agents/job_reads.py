@@ -154,7 +154,7 @@ def _page(
     view: JobView,
 ) -> JobPage:
     apply_queued(view, queued, [row.job for row in rows[:most]])
-    view.note_blocked(row for row in rows if isinstance(row, JobMark))
+    view.note_marks(row for row in rows if isinstance(row, JobMark))
     page = [record for row in rows[:most] if (record := _record(reader, view, row)) is not None]
     following = cursor_of(*_age_of_row(rows[most - 1])) if len(rows) > most else ""
     found = counts[query.status] if query.status else counts.total()
@@ -266,11 +266,11 @@ def find_jobs(
     marks = [mark for mark in every if not statuses or mark.status in statuses]
     view = JobView.of_jobs(reader, [mark.job for mark in oldest_first(marks)])
     apply_queued(view, queued, [mark.job for mark in oldest_first(marks)])
-    view.note_blocked(marks)
+    view.note_marks(marks)
     found = [job for job in view.seen() if scope in (None, job.scope_id)]
     children = [child_id(job.job_id, effect.ordinal) for job in found for effect in job.open if effect.kind == "child"]
     known = JobView.of_jobs(reader, {child for child in children if child not in view.states})
-    known.note_blocked(every)
+    known.note_marks(every)
     return [*reversed(kept), *found], {job.job_id: job for job in (*found, *known.seen())}
 
 

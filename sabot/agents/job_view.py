@@ -141,7 +141,8 @@ class JobState:
     - `inherited`: for a job that continues from a checkpoint of another job, the number of copied entries that the view
       has not applied yet. 0 for any other job.
     - `used`, `doubts`: the usage of the job's own calls, and the part of it that is only an upper bound.
-    - `blocked`: the reason why the job cannot continue, or "". No entry has it (`JobView.note_blocked`).
+    - `blocked`: the reason why the job cannot continue, or "". No entry has it (`JobView.note_marks`).
+    - `worker`: the number of the worker that holds the job, or 0. No entry has it either.
     """
 
     job_id: str
@@ -175,6 +176,7 @@ class JobState:
     early: Counter[str] = field(default_factory=Counter)
     questions: dict[str, Intent] = field(default_factory=dict)
     blocked: str = ""
+    worker: int = 0
 
     @property
     def ended(self) -> bool:
@@ -239,6 +241,7 @@ class JobState:
             key=key_text(self.key),
             children=self.children,
             blocked="" if self.ended else self.blocked,
+            worker=0 if self.ended else self.worker,
             **shared,
         )
 
@@ -291,7 +294,7 @@ class JobView:
         for _, entry in reader.read() if job_id is None else reader.history.entries(job_id):
             view.apply(entry)
         if job_id is not None:
-            view.note_blocked(filter(None, [reader.job(job_id)]))
+            view.note_marks(filter(None, [reader.job(job_id)]))
         return view
 
     @classmethod
@@ -317,11 +320,11 @@ class JobView:
         job = self.states[begin.job]
         job.status, job.started_at = JobStatus.QUEUED, None
 
-    def note_blocked(self, marks: Iterable[JobMark]) -> None:
-        """Notes which jobs are blocked: no entry of a journal has it, but the marks of jobs."""
+    def note_marks(self, marks: Iterable[JobMark]) -> None:
+        """Notes which jobs are blocked, and which worker holds them: no entry of a journal has it, but the marks of jobs."""
         for mark in marks:
             if (job := self.states.get(mark.job)) is not None:
-                job.blocked = mark.blocked
+                job.blocked, job.worker = mark.blocked, mark.worker
 
     def follow(self, reader: JournalReader) -> dict[str, int]:
         """Applies the entries that were added to the journal's log since the last call. Returns, by job id, the offset

@@ -185,6 +185,8 @@ class JobRecord:
     - `doubt_tokens`, `doubt_dollars`: the part of that usage which is only an upper bound, because nobody knows whether
       a call has to be paid.
     - `blocked`: the reason why the present code of the agent cannot continue the job, or "". Its status stays as it was.
+    - `worker`: the number of the worker that holds the open job, in a journal that several share (`sabot jobs list` has their
+      processes). 0 if none holds it, and in other journals.
     """
 
     job_id: str
@@ -218,6 +220,7 @@ class JobRecord:
     doubt_tokens: int = 0
     doubt_dollars: Decimal = Decimal(0)
     blocked: str = ""
+    worker: int = 0
 
     @property
     def url_id(self) -> str:

@@ -90,7 +90,11 @@ def list_jobs(
                 json_line(_facts(job))
             return
         titles = ["job", "of", "status", "attempt", "effects", "created", "updated", "open, or its outcome"]
-        columns(titles, [_row(job, known) for job in found])
+        rows = [_row(job, known) for job in found]
+        if workers:
+            titles.insert(3, "worker")
+            rows = [[*row[:3], job.worker or "", *row[3:]] for row, job in zip(rows, found, strict=True)]
+        columns(titles, rows)
         if workers:
             typer.echo()
             columns(["worker", "process", "state", "open jobs"], [list(each) for each in workers])

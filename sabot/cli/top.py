@@ -1,4 +1,6 @@
-"""`sabot top`: shows what each task of a running app does, refreshed each second; one reading with `--once`."""
+"""`sabot top`: shows what each task of a running app does, or the workers of a journal that several share, refreshed each second; one
+reading with `--once`.
+"""
 
 import select
 import sys
@@ -6,17 +8,20 @@ import textwrap
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import urlsplit
 
 import msgspec
 import typer
 
+from sabot.agents.job_reads import jobs_page
 from sabot.base.logs import set_up_logging
 from sabot.base.quantities import bytes_words
 from sabot.cli.app_checkpoints import AppWord, find_checkpoints
+from sabot.cli.journal import reading
 from sabot.cli.printing import columns, json_line, plain
 from sabot.cli.running import guarded
 from sabot.cli.workers import WORKER_TITLES, running_control, worker_rows
@@ -27,9 +32,13 @@ from sabot.engine.runtime.watch.app_rates import AppRates, AppReading, TaskRates
 from sabot.engine.runtime.watch.bottleneck import NarrowPlace, narrow_places
 from sabot.engine.runtime.watch.figures import CheckpointFigures
 from sabot.errors import UserError
+from sabot.journal.base import JournalReader
+from sabot.journal.ended_jobs import JobQuery
+from sabot.journal.postgres_workers import workers_of
 
 if TYPE_CHECKING:
     from rich.console import Group
+    from rich.table import Table
     from rich.text import Text
 
 _ASK_SECONDS = 20.0
@@ -54,15 +63,21 @@ def top(
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one reading as a JSON object, and end.")] = False,
 ) -> None:
-    """Show what each task of a running app does, refreshed each second.
+    """Show what each task of a running app does, or the workers of a journal, refreshed each second.
 
     For each task and step: rates, where time goes, how full its input is, lag, watermark, late rows and dead letters; for the app: its
     checkpoints, its workers, and the narrow place. On a terminal, q or Ctrl-C ends the table. Elsewhere one reading is printed, as with
     --once. The column `time` has the states in which a task spends most of its time; `input` says how full the queue before the task is;
     `behind` is the distance of its watermark to the clock.
+
+    With the postgresql:// address of a journal in place of APP: the number of its jobs by status, and its workers, each with its process,
+    its state, and the number of open jobs that it holds.
     """
 
     def work() -> None:
+        if urlsplit(app).scheme in ("postgresql", "postgres"):
+            _of_journal(app, once or not sys.stdout.isatty(), 1.0 if interval is None else interval, json)
+            return
         found = find_checkpoints(app)
         if once or json or not sys.stdout.isatty():
             _print_once(found, _ONCE_SECONDS if interval is None else interval, json)
@@ -204,6 +219,52 @@ def _span(seconds: float | None) -> str:
     return f"{max(seconds, 0):.1f} s"
 
 
+# -- a journal --------------------------------------------------------------------------------------------------------------
+
+_JOURNAL_TITLES = ["worker", "process", "state", "open jobs"]
+
+
+def _of_journal(place: str, once: bool, interval: float, json: bool) -> None:
+    from rich.console import Group
+    from rich.live import Live
+    from rich.text import Text
+
+    with reading(place, None) as reader:
+        if json:
+            line, counts, workers = _journal_facts(reader)
+            names = "worker", "process", "state", "open_jobs"
+            json_line(
+                {"journal": line, "jobs": counts, "workers": [dict(zip(names, row, strict=True)) for row in workers]}
+            )
+            return
+        if once:
+            line, counts, workers = _journal_facts(reader)
+            typer.echo(plain(f"{line}: {_counts_words(counts)}"))
+            typer.echo()
+            columns(_JOURNAL_TITLES, workers)
+            return
+        with _keys() as pressed, Live(screen=True, auto_refresh=False) as live, suppress(KeyboardInterrupt):
+            read_at = -interval
+            while pressed() != "q":
+                if time.monotonic() - read_at < interval:
+                    continue
+                read_at = time.monotonic()
+                line, counts, workers = _journal_facts(reader)
+                shown = _worker_table(_JOURNAL_TITLES, workers)
+                head = Text(plain(f"{line}: {_counts_words(counts)}"), style="bold")
+                live.update(Group(head, Text(""), shown), refresh=True)
+
+
+def _journal_facts(reader: JournalReader) -> tuple[str, dict[str, int], list[list[object]]]:
+    """Returns the name of a journal, its number of jobs by status, and its workers (`workers_of`)."""
+    return reader.where, dict(jobs_page(reader, JobQuery(), 1).counts), [list(each) for each in workers_of(reader)]
+
+
+def _counts_words(counts: Mapping[str, int]) -> str:
+    found = (f"{count:,} {name.replace('_', ' ')}" for name, count in counts.items())
+    return f"jobs: {', '.join(found) or 'none'}"
+
+
 # -- a table that is refreshed --------------------------------------------------------------------------------------------
 
 
@@ -284,13 +345,20 @@ def _table(readings: list[AppReading], age: float, wide: int, high: int) -> "Gro
     parts: list[Any] = [Text(plain(line), style="" if number else "bold") for number, line in enumerate(lines)]
     parts += [Text(""), table]
     if workers:
-        below = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-        for title in WORKER_TITLES:
-            below.add_column(title, justify="right", no_wrap=True)
-        for row in worker_rows(workers):
-            below.add_row(*(Text(plain(str(cell))) for cell in row))
-        parts += [Text(""), below]
+        parts += [Text(""), _worker_table(WORKER_TITLES, worker_rows(workers))]
     return Group(*parts)
+
+
+def _worker_table(titles: Sequence[str], rows: Iterable[Sequence[object]]) -> "Table":
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for title in titles:
+        table.add_column(title, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(*(Text(plain(str(cell))) for cell in row))
+    return table
 
 
 def _bar(shares: dict[str, float] | float | None) -> "Text":

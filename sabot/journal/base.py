@@ -87,6 +87,8 @@ class JobMark:
     - `again`: True if it began again after its earlier entries had moved into the history.
     - `blocked`: the reason why the present code of its agent cannot continue the job (`Journal.note_blocked`), in at most
       500 characters; "" if it can, or if the job has ended.
+    - `worker`: the number of the worker that holds the open job, in a journal that several share; 0 in other journals, and
+      if none holds it.
     """
 
     job: str
@@ -105,6 +107,7 @@ class JobMark:
     asks: int = 0
     again: bool = False
     blocked: str = ""
+    worker: int = 0
 
     @property
     def status(self) -> str:

@@ -78,10 +78,11 @@ _STATUS = (  # as `JobMark.status`
 
 _NOTE_AGAIN = "UPDATE jobs SET again = 1 WHERE created_ms IS NOT NULL AND job IN (SELECT job FROM history)"
 
-MARKS = (
-    f"SELECT job, began, digest, outcome, result, ended_ms, {_FACTS}, created_ms, tried, asks, again, blocked FROM jobs"
-)
+MARKS = f"SELECT job, began, digest, outcome, result, ended_ms, {_FACTS}, created_ms, tried, asks, again, blocked, 0 FROM jobs"
 """The statement that selects the rows for `mark_of_row`."""
+
+HELD_MARKS = MARKS.replace(", 0 FROM", ", CASE WHEN ended IS NULL AND worker > 0 THEN worker ELSE 0 END FROM")
+"""This statement in a journal that several workers share. Numbers below 1 stand for jobs that no worker holds."""
 
 BEGUN_WITHIN = "SELECT job FROM jobs WHERE within = ? AND within <> ''"
 """Selects the jobs that the tool of an effect has begun. The second condition is that of the index."""
@@ -126,7 +127,7 @@ def begin_values(offset: int, begin: Begin) -> tuple[Any, ...]:
 
 def mark_of_row(row: Sequence[Any]) -> JobMark:
     """Returns the mark of a job from its row, which the statement `MARKS` has selected."""
-    job, began, digest, outcome, result, ended_ms, *facts, created_ms, tried, asks, again, blocked = row
+    job, began, digest, outcome, result, ended_ms, *facts, created_ms, tried, asks, again, blocked, worker = row
     agent, scope, principal, session, key = facts
     return JobMark(
         job,
@@ -145,13 +146,14 @@ def mark_of_row(row: Sequence[Any]) -> JobMark:
         asks,
         bool(again),
         blocked,
+        worker,
     )
 
 
-def find_statement(query: JobQuery, most: int) -> tuple[str, list[Any]]:
-    """Returns the statement for `JournalReader.logged` that selects rows for `mark_of_row`, and its values."""
+def find_statement(marks: str, query: JobQuery, most: int) -> tuple[str, list[Any]]:
+    """Returns the statement for `JournalReader.logged`, and its values. `marks`: MARKS or HELD_MARKS, as the journal has it."""
     chosen, values = _conditions(query, "created_ms IS NOT NULL")
-    return f"{MARKS}{chosen} ORDER BY created_ms DESC, job DESC LIMIT ?", [*values, most]
+    return f"{marks}{chosen} ORDER BY created_ms DESC, job DESC LIMIT ?", [*values, most]
 
 
 def statement_of_counts(query: JobQuery) -> tuple[str, list[Any]]:

@@ -82,6 +82,7 @@ from sabot.journal.job_tables import (
     BEGAN,
     BEGUN_WITHIN,
     BELOW,
+    HELD_MARKS,
     LISTED,
     MARKS,
     SHARED,
@@ -280,6 +281,11 @@ class SqlReader(JournalReader):
     def positions(self) -> dict[int, int]:
         return {0: end_of_rows(self.select(ENDS, ()))}
 
+    @property
+    def _marks(self) -> str:
+        """The statement that selects the rows for `mark_of_row`."""
+        return HELD_MARKS if self.format in (SHARED_BEFORE, SHARED) else MARKS
+
     def _is_counted(self) -> bool:
         """Returns True if the places of the log have no gaps, and the tables say how many entries there are."""
         return self.format >= COUNTED and self.format not in (SHARED_BEFORE, SHARED)
@@ -363,13 +369,13 @@ class SqlReader(JournalReader):
     def job(self, job: str) -> JobMark | None:
         if self.format < LISTED:
             return _mark(self.select(f"{_MARK} WHERE job = ?", (job,)))
-        rows = self.select(f"{MARKS} WHERE job = ?", (job,))
+        rows = self.select(f"{self._marks} WHERE job = ?", (job,))
         return mark_of_row(rows[0]) if rows else None
 
     def logged(self, query: JobQuery, most: int) -> list[JobMark]:
         if self.format < LISTED:
             return selected(self._marks_of_entries(), query, most)
-        return list(map(mark_of_row, self.select(*find_statement(query, most))))
+        return list(map(mark_of_row, self.select(*find_statement(self._marks, query, most))))
 
     def logged_counts(self, query: JobQuery) -> dict[str, int]:
         if self.format < LISTED:

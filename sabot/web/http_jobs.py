@@ -508,6 +508,7 @@ def _job(job: JobRecord) -> dict[str, Any]:
         "cost": plain(job.dollars),
         "error": job.error,
         "blocked": job.blocked,
+        "worker": job.worker or None,
     }
 
 

@@ -5,7 +5,7 @@ What a page shows many times, the rows of its tables, is rendered where it was r
 
 import json
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from heapq import nlargest
@@ -28,6 +28,7 @@ from sabot.jobs.tree import parent_of
 from sabot.journal.base import JournalReader
 from sabot.journal.ended_jobs import JobQuery, cursor_of
 from sabot.journal.entries import Begin, Entry, Intent, body_of
+from sabot.journal.postgres_workers import workers_of
 from sabot.web.payloads import MOST_CHARS, Payloads, ShownPayload
 from sabot.web.rendering import templates_of
 from sabot.web.texts import TableForm, table_text
@@ -82,14 +83,14 @@ def read_jobs(journal: JournalAddress, query: JobQuery, payloads: Payloads, root
     `jobs_page`.
     """
     with journal.opened() as reader:
-        return _shown_jobs(_found(reader, query, payloads, _PAGE), query, root)
+        return _shown_jobs(_found(reader, query, payloads, _PAGE), workers_of(reader), query, root)
 
 
 def read_short_log(journal: JournalAddress, query: JobQuery, root: str) -> tuple[str, JobPage] | None:
     """Returns the same as `read_jobs` without a text, or None if the log of the journal is too long to be read in the process of a run."""
     with journal.opened() as reader:
         page = short_jobs_page(reader, query, _PAGE, _SHORT_LOG)
-        return None if page is None else _shown_jobs(page, query, root)
+        return None if page is None else _shown_jobs(page, workers_of(reader), query, root)
 
 
 def selected_jobs(journal: JournalAddress, query: JobQuery, payloads: Payloads, is_open: bool) -> list[str]:
@@ -187,7 +188,9 @@ def _message(begun: Any) -> Any:
     return begun.get("message") if isinstance(begun, Mapping) and "record" in begun else begun
 
 
-def _shown_jobs(page: JobPage, query: JobQuery, root: str) -> tuple[str, JobPage]:
+def _shown_jobs(
+    page: JobPage, workers: Sequence[tuple[int, str, str, int]], query: JobQuery, root: str
+) -> tuple[str, JobPage]:
     jobs = [(job, shown_status(job), *page.used[job.job_id], _short_id(job), *_why(job)) for job in page.jobs]
     facts: dict[str, Callable[[JobRecord], object]] = {
         "key": lambda job: job.key,
@@ -195,9 +198,11 @@ def _shown_jobs(page: JobPage, query: JobQuery, root: str) -> tuple[str, JobPage
         "attempt": lambda job: job.attempt > 1,
         "tokens": lambda job: page.used[job.job_id][0].tokens,
         "dollars": lambda job: page.used[job.job_id][0].cost,
+        "worker": lambda job: job.worker,
         "why": lambda job: job.open or job.blocked or job.error,
     }
-    table = templates_of(root).get_template("parts/job_table.html").render(jobs=jobs, filled=_filled(facts, page.jobs))
+    template = templates_of(root).get_template("parts/job_table.html")
+    table = template.render(jobs=jobs, filled=_filled(facts, page.jobs), workers=workers)
     return table, replace(page, jobs=[], used={})
 
 

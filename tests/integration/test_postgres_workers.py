@@ -1,7 +1,9 @@
 """Several workers over one journal in PostgreSQL: each job is in one of them, and is not lost with it."""
 
 import asyncio
+import json
 import os
+import re
 import socket
 import uuid
 from collections.abc import Callable, Iterator
@@ -13,6 +15,7 @@ import pytest
 from typer.testing import CliRunner
 
 from sabot.agents import ExecutionRequest, JobClient, RuntimeKernel
+from sabot.agents.app_jobs import JournalAddress
 from sabot.agents.inbox import OpenQuestions
 from sabot.agents.job_view import JobView
 from sabot.agents.kernel.client import ClientHandle
@@ -23,14 +26,16 @@ from sabot.errors import AppLocked, IdempotencyConflict, JobCancelled, JournalFa
 from sabot.jobs.tree import first_of
 from sabot.jobs.values import pack
 from sabot.journal.crashes import IN_TREE, MOST, ROOT, SUSPECTS, tree_of
-from sabot.journal.ended_jobs import BLOCKED
+from sabot.journal.ended_jobs import BLOCKED, JobQuery
 from sabot.journal.entries import Answer, Attempt, Begin, EffectResult, End, Entry, Intent, Letter, encode_entry
 from sabot.journal.job_tables import SHARED, SHARED_BEFORE, WITHIN
 from sabot.journal.postgres import PostgresInbox, PostgresJournal, PostgresReader
-from sabot.journal.postgres_workers import PostgresWorker
+from sabot.journal.postgres_workers import PostgresWorker, workers_of
 from sabot.journal.schemas import JournalSchema
 from sabot.journal.source import JournalRow, JournalSource
 from sabot.llm import Effect, tool
+from sabot.web.job_reading import read_job, read_jobs
+from sabot.web.payloads import Payloads
 from tools.agent_tools import until
 from tools.commit_wire import CommitWire
 from tools.older_journals import EFFECT, without_within
@@ -693,6 +698,42 @@ async def test_two_kernels_share_the_jobs_and_one_goes_on_with_those_of_the_othe
     assert shop.paid == [("a0", 1), ("a1", 2), ("a2", 2), ("b", 2)]
     assert shop.looked == [1, 1, 1, 2]  # what was recorded was not done again
     assert {job.status for job in await client.jobs.find()} == {"succeeded"}
+
+
+async def test_lists_and_pages_name_the_worker_that_holds_a_job(shop: Shop) -> None:
+    first, second = shop.kernel(1), shop.kernel(2)
+    client = JobClient(shop.url, name="shop")
+    address = JournalAddress(shop.url, "shop", {})
+    await first.start()
+    await first.resume()
+    ended, held = [await client.start("payer", name, idempotency_key=name) for name in "ab"]
+    await shop.answer(client, ended)
+    await shop.asked(held)
+    async with second:
+        records = {job.job_id: job for job in await client.jobs.find()}
+        holder = records[held.job_id].worker
+        with address.opened() as reader:
+            workers = {number: (state, jobs) for number, _, state, jobs in workers_of(reader)}
+        assert (records[ended.job_id].worker, workers[holder]) == (0, ("runs", 1))
+        assert sorted(workers.values()) == [("runs", 0), ("runs", 1)]
+        said = CliRunner().invoke(commands.cli, ["jobs", "show", held.job_id, "--journal", shop.url, "--json"])
+        assert json.loads(said.output)["worker"] == holder
+        top = json.loads(CliRunner().invoke(commands.cli, ["top", shop.url, "--json"]).output)
+        assert top["jobs"] == {"waiting_action": 1, "succeeded": 1}
+        assert {row["worker"]: (row["state"], row["open_jobs"]) for row in top["workers"]} == workers
+        table, _ = read_jobs(address, JobQuery(), Payloads(), "")
+        assert re.search(rf"<td>waiting action</td><td class=.n.>{holder}</td>", table)
+        assert "<h2>Workers</h2>" in table
+        assert f"<dt>worker</dt><dd>{holder}</dd>" in read_job(address, held.job_id, 0, Payloads(), "", 3.0)[1]
+        await second.resume()
+        await first.close()
+
+        def is_taken() -> bool:
+            with address.opened() as reader:
+                mark = reader.job(held.job_id)
+                return mark is not None and mark.worker not in (0, holder)
+
+        await until(is_taken)
 
 
 async def test_one_idempotency_key_is_one_job_whichever_workers_are_asked(shop: Shop) -> None:

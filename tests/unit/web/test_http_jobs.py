@@ -153,9 +153,11 @@ async def test_a_job_is_begun_once_for_a_key_and_its_result_is_awaited(site: Sit
         **{"usage": told["usage"], "cost": None, "error": ""},
     }
     status, shown = await site.ask("GET", f"/jobs/{job}")
-    known = {name: shown[name] for name in ("agent", "status", "scope", "session", "effects", "open", "blocked")}
+    known = {
+        name: shown[name] for name in ("agent", "status", "scope", "session", "effects", "open", "blocked", "worker")
+    }
     facts = {"agent": "shop.support", "status": "succeeded", "scope": "acme", "session": "s", "effects": 1}
-    assert known == facts | {"open": [], "blocked": ""}
+    assert known == facts | {"open": [], "blocked": "", "worker": None}
     assert (await site.ask("POST", "/jobs", asked))[1]["status"] == "succeeded"
     assert MADE == [7]
 
