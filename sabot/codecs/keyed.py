@@ -22,6 +22,7 @@ from sabot.codecs.keys import (
     number_keys,
 )
 from sabot.codecs.records import RECORD_SCHEMA
+from sabot.errors import UserError
 
 if TYPE_CHECKING:
     from sabot.codecs.schemas import SchemaRegistry
@@ -220,7 +221,11 @@ def key_rows_of(format: Format, schema: pa.Schema, keys: Sequence[str]) -> KeyRo
     if not isinstance(format, Avro) or format.registry is None:
         return None
     plain = pa.schema([schema.field(key) for key in keys])
-    return FramedKeys(_avro_keys(format.registry, plain, plain.names, plain), keys_of_schema(plain, connect=False))
+    framed = _avro_keys(format.registry, plain, plain.names, plain)
+    try:
+        return FramedKeys(framed, keys_of_schema(plain, connect=False))
+    except UserError:  # keys in JSON have no such type: a time of day
+        return framed
 
 
 def as_key(format: Format) -> Format:
@@ -240,7 +245,10 @@ def _avro_keys(registry: "SchemaRegistry", fields: pa.Schema, names: Sequence[st
 
     def schema_of(id: int) -> str:
         written = json.loads(registry.schema_of(id, "AVRO"))
-        if not isinstance(written, dict) or not isinstance(written.get("name"), str):
+        is_record = isinstance(written, dict) and isinstance(written.get("name"), str) and "fields" in written
+        if not is_record and len(fields) == 1:  # a value alone has the bytes of a record with one field
+            written = {"type": "record", "name": _KEY, "fields": [{"name": fields.names[0], "type": written}]}
+        elif not is_record:
             return json.dumps(written)
         # a record is read by its own name only, and this one may have any
         space, _, _ = written["name"].rpartition(".")

@@ -124,6 +124,10 @@ def _match(writer: AvroType, reader: AvroType, path: str) -> ReadStep | None:
                 texts=[each.encode() for each in texts],
                 known=[fits or other is not None for fits in known],
             )
+        case AvroEnum(), AvroPrimitive(name="string", logical=None):  # such is the type of a column of symbols
+            return ReadStep(
+                "enum", path, texts=[each.encode() for each in writer.symbols], known=[True] * len(writer.symbols)
+            )
         case AvroArray(), AvroArray():
             item = _read(writer.items, reader.items, f"{path}[]", 0)
             return ReadStep("array", path, size=writer.items.least_bytes, steps=(item,))

@@ -2,11 +2,14 @@
 
 import base64
 import datetime as dt
+import io
 import json
+import uuid
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import fastavro
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -606,6 +609,46 @@ async def test_a_tombstone_whose_key_is_in_avro_deletes_its_row(memory_url: str,
         await app.send("people", payload, key=keys[at])
     table = app.table("people", key="id", format=Avro(registry=registry), until="now")
     assert table.materialize().collect().to_pylist() == [{"id": ids[1], "name": "Bob"}]
+
+
+NAMED_KEYS: dict[str, tuple[Any, list[Any]]] = {  # types of Avro, named as a writer likes, and two values
+    "enum": ({"type": "enum", "name": "Shop", "symbols": ["A", "B"]}, ["A", "B"]),
+    "maybe enum": (["null", {"type": "enum", "name": "Shop", "symbols": ["A", "B"]}], ["A", "B"]),
+    "uuid": ({"type": "string", "logicalType": "uuid"}, [str(uuid.UUID(int=1)), str(uuid.UUID(int=2))]),
+    "time": ({"type": "int", "logicalType": "time-millis"}, [dt.time(), dt.time(23, 59, 59, 999000)]),
+    "fine time": ({"type": "long", "logicalType": "time-micros"}, [dt.time(0, 0, 0, 1), dt.time(0, 0, 0, 2)]),
+    "day": ({"type": "int", "logicalType": "date"}, [dt.date(1, 1, 1), dt.date(9999, 12, 31)]),
+    "fixed decimal": (
+        {"type": "fixed", "name": "Price", "size": 5, "logicalType": "decimal", "precision": 9, "scale": 3},
+        [Decimal("0.001"), Decimal("-0.001")],
+    ),
+}
+
+
+@pytest.mark.parametrize("form", ["record", "alone"])
+@pytest.mark.parametrize("name", NAMED_KEYS)
+async def test_a_tombstone_in_avro_deletes_its_row_whatever_the_type_of_its_key_is(
+    memory_url: str, name: str, form: str
+) -> None:
+    """Of enums and of keys without a record they were dead letters, so that deleted rows stayed; a table whose key
+    is a time of day was refused.
+    """
+    kind, ids = NAMED_KEYS[name]
+    registry = LocalRegistry()
+    value = {"type": "record", "name": "db.Row", "fields": [{"name": "id", "type": kind}, {"name": "n", "type": "int"}]}
+    key = {"type": "record", "name": "db.Key", "fields": [{"name": "id", "type": kind}]} if form == "record" else kind
+
+    def written(subject: str, schema: Any, row: Any) -> bytes:
+        file = io.BytesIO()
+        fastavro.schemaless_writer(file, schema, row)
+        return b"\0" + registry.register(subject, json.dumps(schema), "AVRO").to_bytes(4) + file.getvalue()
+
+    app = App("avro", memory_url)
+    for id, n in ((ids[0], 1), (ids[1], 2), (ids[0], None)):
+        payload = None if n is None else written("people-value", value, {"id": id, "n": n})
+        await app.send("people", payload, key=written("people-key", key, {"id": id} if form == "record" else id))
+    table = app.table("people", key="id", format=Avro(registry=registry), until="now")
+    assert table.materialize().collect().to_pylist() == [{"id": ids[1], "n": 2}]
 
 
 AVRO_OF = {
