@@ -354,6 +354,28 @@ async def test_a_tool_that_is_repeated_calls_none_that_must_not_be(effect: str, 
             assert f"whose class '{effect}' allows to repeat it" in seen.said, f"{effect}, {way}: {seen}"
 
 
+async def test_in_an_app_without_rules_a_tool_that_is_repeated_calls_none_that_must_not_be(memory_url: str) -> None:
+    """A kernel has the limits of its jobs; an app may have nothing that judges calls."""
+    desks, said_of = {way: Desk() for way in WAYS}, dict[str, str]()
+    app = App("shop", memory_url, journal="memory", state="memory")
+
+    @app.agent("ways", durable=True)
+    async def handle(ctx: Any) -> None:
+        way = ctx.message["way"]
+
+        async def pays() -> Any:
+            return await call(way, desks[way])
+
+        said_of[way] = await said(ctx.step(pays, effect="read"))
+
+    async with started(app):
+        MemoryBroker.get(memory_url).publish("ways", [{"way": way} for way in WAYS])
+        await until(lambda: len(said_of) == len(WAYS))
+    for way, words in said_of.items():
+        assert "whose class 'read' allows to repeat it" in words, f"{way}: {words}"
+        assert desks[way].made == []
+
+
 @pytest.mark.parametrize("rule", ["none", "bound"])
 @pytest.mark.parametrize("effect", ["read", "local", "metered", "idempotent"])
 async def test_a_tool_that_changes_nothing_calls_none_that_is_made_once_by_its_key(effect: str, rule: str) -> None:
@@ -1285,10 +1307,19 @@ class _PayingSource(Source, Bounded):
         self._pays("close")
 
 
-async def test_a_rule_holds_for_a_source_of_a_stream() -> None:
+@pytest.mark.parametrize("reads", ["stream", "agent", "durable agent"])
+async def test_a_rule_holds_for_a_source(reads: str) -> None:
     desk = Desk()
-    source, app = _PayingSource(desk), App("shop", policy=RULES["denied"], state="memory")
-    app.stream(source).to(ListSink("out"))
+    source = _PayingSource(desk)
+    app = App("shop", policy=RULES["denied"], state="memory", journal="memory")
+    if reads == "stream":
+        app.stream(source).to(ListSink("out"))
+    else:
+        durable: dict[str, Any] = {"durable": True, "job_id": "way"} if reads == "durable agent" else {}
+
+        @app.agent(source, **durable)
+        async def handle(ctx: Any) -> None: ...
+
     source.done.clear()  # what the program itself has called
     desk.made.clear()
     await app.run()

@@ -6,12 +6,14 @@ import contextlib
 import inspect
 import logging
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
-from sabot import App
+from sabot import App, Batch, Sink, Source
 from sabot.agents import (
     Budget,
     DurableContext,
@@ -25,6 +27,8 @@ from sabot.agents import (
 )
 from sabot.api.streams import Stream
 from sabot.clock import ManualClock, SystemClock
+from sabot.connectors import Bounded, Scans
+from sabot.connectors.base import KeepsToken, Positions, Token, Track
 from sabot.engine.calls.judging import judged_clock
 from sabot.engine.calls.tools import Tool
 from sabot.errors import SabotError, TransientError, UserError
@@ -39,6 +43,7 @@ class Till:
     def __init__(self) -> None:
         self.made: list[str] = []
         self.tried = 0
+        self.by = set[str]()
         made = self.made
 
         @tool
@@ -50,10 +55,11 @@ class Till:
         self.refund = refund
         self.on = False
 
-    def pay(self) -> None:
-        """Calls the tool; an error is the user's to catch."""
+    def pay(self, by: str = "") -> None:
+        """Calls the tool; an error is the user's to catch. `by`: the name of the method that calls it."""
         if self.on:
             self.tried += 1
+            self.by.add(by)
             with contextlib.suppress(SabotError):
                 self.refund("o-1")
 
@@ -61,9 +67,16 @@ class Till:
 def of(kind: type, till: Till, *args: Any, **options: Any) -> Any:
     """Returns an object of a user's own class whose methods, and properties, call the tool before they do their work."""
 
+    def read(name: str) -> property:
+        def get(self: Any) -> Any:
+            till.pay(name)
+            return getattr(super(made, self), name)
+
+        return property(get)
+
     def paying(name: str) -> Callable[..., Any]:
         def method(self: Any, *given: Any, **named: Any) -> Any:
-            till.pay()
+            till.pay(name)
             return getattr(super(made, self), name)(*given, **named)
 
         return method
@@ -74,7 +87,9 @@ def of(kind: type, till: Till, *args: Any, **options: Any) -> Any:
         if not name.startswith("_") and inspect.isfunction(inspect.getattr_static(kind, name, None))
     ]
     names += [name for name in dir(kind) if isinstance(inspect.getattr_static(kind, name, None), staticmethod)]
-    made: type = type(f"Own{kind.__name__}", (kind,), {name: paying(name) for name in names})
+    own = {name: paying(name) for name in names}
+    own |= {name: read(name) for name in dir(kind) if isinstance(inspect.getattr_static(kind, name), property)}
+    made: type = type(f"Own{kind.__name__}", (kind,), own)
     return made(*args, **options)
 
 
@@ -237,6 +252,127 @@ async def test_what_is_called_about_a_failed_record_calls_no_tool_that_is_denied
     finally:
         log.removeHandler(handler)
     assert till.made == []
+
+
+COLUMNS = pa.schema({"n": pa.int64()})
+
+
+class Numbers(Source, Bounded, Scans):
+    """Three rows, one for each read."""
+
+    name = "numbers"
+
+    def __init__(self) -> None:
+        self._next = 0
+
+    @property
+    def schema(self) -> pa.Schema:
+        return COLUMNS
+
+    def open(self, positions: Positions | None, start: str | int = "earliest") -> None:
+        self._next = (positions or {}).get(("numbers", 0), 0)
+
+    def read_batch(self, max_rows: int, timeout: float) -> Batch | None:
+        if self._next == 3:
+            return None
+        self._next += 1
+        rows = pa.record_batch([pa.array([self._next], pa.int64())], schema=COLUMNS)
+        return Batch(rows, self.positions(), self.name)
+
+    @property
+    def exhausted(self) -> bool:
+        return self._next == 3
+
+    def positions(self) -> Positions:
+        return {("numbers", 0): self._next}
+
+    def remember(self) -> Mapping[tuple[str, int], bytes]:
+        return {("numbers", 0): b"x"}
+
+    def identity(self) -> str:
+        return "numbers"
+
+    def infer_schema(self) -> pa.Schema:
+        return COLUMNS
+
+    def scan(self, schema: pa.Schema | None, columns: Sequence[str] | None) -> bool:
+        return True
+
+    def close(self) -> None: ...
+
+
+class Written(Sink):
+    name = "written"
+
+    def open(self) -> None: ...
+
+    def write(self, batch: Batch) -> None: ...
+
+    def flush(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Kept(KeepsToken, Written):
+    """Keeps the token of its rows in memory."""
+
+    def __init__(self) -> None:
+        self._token: Token | None = None
+
+    def known(self, track: Track) -> Token | None:
+        return self._token
+
+    def claim(self, track: Track) -> Token | None:
+        return self._token
+
+    def deliver(self, seq: int, batches: Sequence[pa.RecordBatch]) -> None: ...
+
+    def settle(self, seq: int) -> None: ...
+
+
+@pytest.mark.parametrize("sink", [Written, Kept])
+@pytest.mark.parametrize("reads", ["stream", "agent", "durable agent", "batch agent"])
+async def test_no_method_of_a_source_or_a_sink_calls_a_tool_that_is_denied(
+    reads: str, sink: type[Sink], tmp_path: Path
+) -> None:
+    """Those that tell figures, and those that a start asks before it opens them, had no judge."""
+    till = Till()
+    for _ in range(2):  # the second run goes on from a checkpoint
+        policy = PolicyEngine([ToolPolicy(["refund"], denied=True)])
+        app = App("desk", state=str(tmp_path / "state"), journal=str(tmp_path / "journal"), policy=policy)
+        numbers, out = of(Numbers, till), of(sink, till)
+        if reads == "stream":
+            app.stream(numbers).to(out)
+        elif reads == "batch agent":
+
+            @app.agent(numbers, sink=out, batch=True)
+            async def passes(batch: pa.RecordBatch, ctx: Any) -> pa.RecordBatch:
+                return batch
+        else:
+            durable: dict[str, Any] = {"durable": True, "job_id": "n"} if reads == "durable agent" else {}
+
+            @app.agent(numbers, sink=out, **durable)
+            async def handle(ctx: Any) -> dict[str, int]:
+                return {"n": 1}
+
+        till.on = True
+        await app.run()
+        till.on = False
+    asked = {
+        "open",
+        "read_batch",
+        "positions",
+        "close",
+        "lag",
+        "figures",
+        "log_id",
+        "commit",
+        "remember",
+        "start_afresh",
+    }
+    asked |= {"claim", "deliver"} if sink is Kept else {"write", "flush"}
+    asked |= set() if reads == "stream" else {"recall"}  # a stream that has ended is not opened again
+    assert (till.made, asked - till.by) == ([], set())
 
 
 def test_a_clock_that_calls_a_tool_is_told_what_to_do() -> None:

@@ -62,6 +62,21 @@ def with_judge(function: Callable[P, T], judge: object) -> Callable[P, T]:
     return within
 
 
+@contextmanager
+def judged_by(judge: object) -> Iterator[None]:
+    """Makes `judge` the judge of the calls within the `with` block, in the present context; None leaves the present judge.
+    Several threads may use one judge at once. The block awaits nothing.
+    """
+    if judge is None:
+        yield
+        return
+    before = JUDGE.set(judge)
+    try:
+        yield
+    finally:
+        JUDGE.reset(before)
+
+
 Make = Callable[[tuple[Any, ...], Mapping[str, Any]], Awaitable[Any]]
 """A function that makes a call of a tool with these arguments."""
 

@@ -16,7 +16,7 @@ from sabot.codecs.formats import JSON
 from sabot.connectors.base import Sink, Source, TakesBound, start_of
 from sabot.connectors.checks import up_to
 from sabot.connectors.places import Place
-from sabot.engine.calls.judging import begin_judging, end_judging, with_judge
+from sabot.engine.calls.judging import begin_judging, end_judging, judged_by, with_judge
 from sabot.engine.checkpoint import Coordinator, Manifest
 from sabot.engine.delivery import StagedSink
 from sabot.engine.operators.agents.counters import Counters
@@ -242,14 +242,17 @@ class LocalAgents:
             )
         name = f"{spec.agent_id}/{source.name}"
         facts = None if meta is None else meta["sources"].get(name)
-        if facts is not None and not is_same_log(source, facts):
+        with judged_by(self._judge):
+            is_replaced = facts is not None and not is_same_log(source, facts)
+            knows_columns = source.schema is not None
+        if facts is not None and is_replaced:
             _log.warning(
                 "source %s: its rows are not those of the checkpoint, as rows in memory end with their process; reading from its start",
                 name,
             )
             facts = facts | {"positions": None}
         codec: Codec | None = None
-        if (spec.batch or spec.format != JSON) and source.schema is None:
+        if (spec.batch or spec.format != JSON) and not knows_columns:
             text = None if facts is None else facts["schema"]
             if facts is not None and (before := changed_format(spec.format, facts)):
                 _log.warning(
@@ -401,7 +404,8 @@ class LocalAgents:
         if isinstance(sink, Sink) and id(sink) in shared:
             port = SinkPort(sink.name, shared[id(sink)], self._loop)
         else:
-            writer = self.sinks.writer(self.group, sink, afresh=self._afresh)
+            with judged_by(self._judge):
+                writer = self.sinks.writer(self.group, sink, afresh=self._afresh)
             port = own = with_judge(AgentSink, self._judge)(writer, self._loop, self._clock)
             own.on_broken = self.task.sink_broke
         self._sinks[place] = port

@@ -181,7 +181,7 @@ class AgentSource:
             "ended": self.task.ended,
             "lag": self.input.lag(),
             "registry": self.input.outage.why,
-            "figures": dict(self.input.source.figures()),
+            "figures": self.input.figures(),
             "channel": self.channel.statistics(),
             **self.task.times.figures(),
         }

@@ -32,6 +32,7 @@ from sabot.base.threads import Handle, call_on_loop, run_in_thread, run_to_end, 
 from sabot.base.version import sabot_version
 from sabot.clock import process_cpu_seconds
 from sabot.connectors.memory import CountSink, MemoryBroker, TableSink
+from sabot.engine.calls.judging import judged_by
 from sabot.engine.checkpoint import Coordinator
 from sabot.engine.runtime.app_spec import AppSpec
 from sabot.engine.runtime.life.host import in_notebook
@@ -265,7 +266,8 @@ class AppRunner:
     def _tell_guarantees(self) -> None:
         """Logs the guarantees of all sources and sinks, one line for each guarantee, and gives them to the record."""
         try:
-            edges = guarantees_of(self.app.plan(), self.app.ends, self.app.settings)
+            with judged_by(self.app.judge_of_functions()):
+                edges = guarantees_of(self.app.plan(), self.app.ends, self.app.settings)
         except SabotError:  # the plan is known only with the columns of the data
             return
         self.recorder.guarantees = edges

@@ -232,7 +232,7 @@ class LocalStreams:
 
     def progress(self) -> tuple[float, float] | None:
         """Returns the bytes read and the total bytes of the bounded sources, or None if there are none."""
-        parts = [part for _, _, source in self.build.inputs if (part := source.source.progress()) is not None]
+        parts = [part for _, _, source in self.build.inputs if (part := source.progress()) is not None]
         return (sum(part[0] for part in parts), sum(part[1] for part in parts)) if parts else None
 
     def statistics(self) -> dict[str, Any]:

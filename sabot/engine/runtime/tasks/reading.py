@@ -29,7 +29,7 @@ from sabot.codecs.records import RECORD_SCHEMA, bounded, build_records
 from sabot.codecs.table import TableCodec
 from sabot.connectors.base import Positions, Source, bound_of, ends, exhausted_of, overrides
 from sabot.connectors.places import Place
-from sabot.engine.calls.judging import JUDGE, with_judge
+from sabot.engine.calls.judging import JUDGE, judged_by, with_judge
 from sabot.engine.letters.form import letters_of
 from sabot.engine.letters.log import LetterLog, ReasonCounts
 from sabot.engine.operators.base import COMPLETE, DELETE, INSERT, OP_COLUMN, START_OF_TIME, TIME_COLUMN
@@ -65,7 +65,6 @@ class Reader:
         self.name = name
         self.source = source
         self.topic_id = ""  # the id of the topic that was opened (`Source.topic_id`)
-        self.unread = source.lag  # the number of unread rows by partition; from any thread
         self.record_bytes = source.record_bytes
         self._exhausted = exhausted_of(source)
         self.rows_in = 0
@@ -92,6 +91,7 @@ class Reader:
         self.outage = Outage(name)
         self.times = TaskTimes()
         self._close: Callable[[], None] = self._close_source
+        self._judge = JUDGE.get()  # of the source's code that other threads call for its figures
 
     # -- from any thread ----------------------------------------------------------------------------------------------
 
@@ -118,7 +118,8 @@ class Reader:
         """Returns the facts about the source's log, such as the id of its topic, that a checkpoint stores beside the
         positions.
         """
-        return facts_of(self.source, self.name, self.topic_id)
+        with judged_by(self._judge):
+            return facts_of(self.source, self.name, self.topic_id)
 
     def request_commit(self, positions: Positions) -> None:
         """Requests a commit of these positions, which a complete checkpoint covers."""
@@ -157,6 +158,21 @@ class Reader:
 
     def wake(self) -> None:
         self._wake.set()
+
+    def unread(self) -> dict[tuple[str, int], int]:
+        """Returns the number of unread rows by partition."""
+        with judged_by(self._judge):
+            return self.source.lag()
+
+    def figures(self) -> dict[str, int | float | str]:
+        """Returns the source's own figures."""
+        with judged_by(self._judge):
+            return dict(self.source.figures())
+
+    def progress(self) -> tuple[float, float] | None:
+        """Returns the bytes read and the total bytes, or None if that is not known."""
+        with judged_by(self._judge):
+            return self.source.progress()
 
     def lag(self) -> dict[str, int]:
         """Returns the rows that are not read yet, by "topic[partition]"."""
@@ -381,7 +397,7 @@ class SourceInput(Reader):
             "watermark_ms": self._told.watermark_ms if self._told.watermark_ms > START_OF_TIME else None,
             "lag": self.lag(),
             "lag_unit": self.source.lag_unit,
-            "figures": dict(self.source.figures()),
+            "figures": self.figures(),
             "overdue_seconds": self.overdue_seconds,
             "ends": ends(self.source),
             "exhausted": self.exhausted,
@@ -399,7 +415,10 @@ class SourceInput(Reader):
     @property
     def backlog(self) -> int:
         """The number of rows still to be read before sources that wait for this one may begin. From any thread."""
-        return (self.source.backlog() or 0) if self.awaited_by else 0
+        if not self.awaited_by:
+            return 0
+        with judged_by(self._judge):
+            return self.source.backlog() or 0
 
     def open(self, positions: Positions | None, start: Place, facts: Mapping[str, Any] | None) -> None:
         """Opens the source. Blocks. Raises the errors of `open_source`."""
