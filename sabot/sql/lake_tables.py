@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from sabot.api.stream import Stream
     from sabot.connectors.base import Sink
 
+_MODES = {"batch": False, "streaming": True}
 _CATALOGS = {"rest": "rest", "jdbc": "sql", "sql": "sql", "glue": "glue", "hive": "hive"}
 _OF_CATALOGS = ("token", "credential", "scope", "oauth2-server-uri", "user", "password")
 _FAMILIES = ("s3.", "gcs.", "adls.", "hdfs.", "glue.", "rest.", "header.", "client.")
@@ -22,10 +23,32 @@ def read_delta(options: Options, statement: CreateTable) -> "Callable[[Any, dict
     from sabot.connectors.delta import DeltaSource
 
     path = options.need("table-path", "path")
-    version = options.number("versionAsOf")
-    stored = options.prefixed("storage.")
-    given_version = None if version is None else int(version)
-    return lambda app, given: app.stream(DeltaSource(path, version=given_version, storage_options=stored), **given)
+    feed, first = options.key_span("readChangeFeed"), options.key_span("startingVersion")
+    follows = options.choose("mode", _MODES, False)
+    interval = options.duration("monitor-interval") or "60s"
+    changes = options.choose("readChangeFeed", YES_OR_NO, False)
+    latest = options.given("startingVersion") == "latest"
+    if latest:
+        options.take("startingVersion")
+    version, since = options.number("versionAsOf"), options.number("startingVersion")
+    keys = [name.text for name in statement.key]
+    if changes and not (keys and follows):
+        hint = "'mode' = 'streaming'" if keys else "PRIMARY KEY (id) NOT ENFORCED says which columns name a row"
+        raise SqlFault(feed, "changes are read by a key, from a table that is followed", hint)
+    if latest and not follows:
+        hint = "'mode' = 'streaming'"
+        raise SqlFault(first, "only a table that is followed has a latest version", hint)
+    with at(options.span):
+        source = DeltaSource(
+            path,
+            version=None if version is None else int(version),
+            since=None if since is None else int(since),
+            follow=interval if follows else None,
+            keys=keys if changes else (),
+            storage_options=options.prefixed("storage."),
+        )
+    places = {"start": "latest"} if latest else {}
+    return lambda app, given: (app.table if changes else app.stream)(source, **given, **places)
 
 
 def write_delta(options: Options, statement: CreateTable) -> "Callable[[Any], tuple[Sink, dict[str, Any]]]":

@@ -8,6 +8,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import pyarrow as pa
+from pyarrow import fs as arrow_fs
+
 from sabot.base.os_errors import hint_of
 from sabot.base.redaction import clean_cause, keep_settings, keep_url, redacted_url, scrubbed
 from sabot.connectors.lake.sink import LakePlace
@@ -50,6 +53,22 @@ class DeltaPlace(LakePlace):
         except self.delta.exceptions.TableNotFoundError:
             return None
 
+    def files(self, sizes: dict[str, int] | None = None) -> arrow_fs.FileSystem:
+        """Returns the files below the table, by deltalake. `sizes`: those of files, so that an object store is not asked for them."""
+        from deltalake.fs import DeltaStorageHandler
+
+        return arrow_fs.PyFileSystem(DeltaStorageHandler(self.uri, self.options, sizes))
+
+    def log_entry(self, version: int) -> bytes:
+        """Returns the entry of the log for a version. Raises FileNotFoundError if it is not there (any more)."""
+        inside = f"_delta_log/{version:020}.json"
+        if self.folder is not None:
+            with open(os.path.join(self.folder, inside), "rb") as file:
+                return file.read()
+        with self.files().open_input_stream(inside) as stream:
+            found: bytes = stream.read()
+            return found
+
     @contextmanager
     def explained(self) -> Iterator[None]:
         """Raises errors of deltalake as those of Sabot."""
@@ -59,6 +78,16 @@ class DeltaPlace(LakePlace):
         except errors.CommitFailedError as error:
             text = f"{self.where}: another process has changed it: {_plain(error)}"
             raise TransientError(text) from clean_cause(error)
+        except FileNotFoundError as error:
+            raise UserError(
+                f"{self.where}: a file that its log names cannot be read, as it is not there: {_plain(error)}",
+                hint="VACUUM removes the files of old versions; start afresh (--fresh), or restore the file",
+            ) from clean_cause(error)
+        except pa.ArrowException as error:
+            raise UserError(
+                f"{self.where}: a file cannot be read: {_plain(error)}",
+                hint="it is damaged, or its columns are not those of the table; restore it",
+            ) from clean_cause(error)
         except OSError as error:
             raise TransientError(
                 f"{self.where} cannot be reached: {_plain(error)}",

@@ -61,12 +61,12 @@ class ParquetFormat(ColumnFormat):
         return last_bytes(file, 4) in (b"PAR1", b"PARE")
 
     def end_of(self, file: DataFile) -> int | None:
-        with _parquet(file.path) as opened:
+        with open_parquet(file.path) as opened:
             rows: int = opened.metadata.num_rows
             return rows
 
     def infer(self, files: Sequence[DataFile]) -> pa.Schema:
-        with _parquet(files[0].path) as opened:
+        with open_parquet(files[0].path) as opened:
             return all_columns(opened.schema_arrow, files[0].path)
 
     def check_values(self, data: pa.RecordBatch) -> None:
@@ -97,7 +97,7 @@ class ParquetFormat(ColumnFormat):
         return Gathered(ParquetWriter(file, schema, compression=self._compression), file, _ROWS)
 
 
-def _parquet(path: str, int96_unit: str = "us") -> "ParquetFile":
+def open_parquet(path: str, int96_unit: str = "us") -> "ParquetFile":
     """Opens a file. `int96_unit`: the unit of its times in INT96, as Spark and Hive write them. They are of any year, and Arrow would
     make ns of them, which end in 2262: a later one came out as another time.
     """
@@ -117,7 +117,7 @@ def _parquet(path: str, int96_unit: str = "us") -> "ParquetFile":
 class _ParquetReader(ColumnReader):
     def __init__(self, file: DataFile, offset: int, share: Share, schema: pa.Schema, record_bytes: int) -> None:
         super().__init__(file, offset, schema, record_bytes)
-        self._opened = _parquet(file.path)
+        self._opened = open_parquet(file.path)
         self._int96: _Int96 | None = None
         try:
             self.in_file = self._opened.schema_arrow
@@ -185,7 +185,7 @@ class _Int96:
         """`read`: the columns as us. `wanted`: as the source gives them. `columns`: those that are read."""
         self._path = path
         self._wanted = wanted
-        self._opened = _parquet(path, "ns")
+        self._opened = open_parquet(path, "ns")
         exact = self._opened.schema_arrow
         self._names = [name for name in columns if read.field(name).type != exact.field(name).type]
         self._batches: Any = iter(())

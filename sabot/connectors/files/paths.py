@@ -10,6 +10,7 @@ import glob
 import os
 import re
 import stat
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import replace
@@ -329,6 +330,18 @@ def digest(files: Sequence[DataFile], *, sizes: bool = False) -> int:
 
 
 # -- object stores ------------------------------------------------------------------------------------------------------
+
+
+class HasPath(ABC):
+    """The ability of a source to go on under another way to write its path, which a checkpoint knows it by."""
+
+    @abstractmethod
+    def has_path(self, path: str) -> bool:
+        """Returns True if the source reads one local path, and `path` is another way to write it."""
+
+    @abstractmethod
+    def use_path(self, path: str) -> None:
+        """Reads the same file or folder by another path, which is its name from now on. Called before `open`."""
 
 
 class RemotePath(str):

@@ -46,6 +46,7 @@ from sabot.connectors.files.format import (
 )
 from sabot.connectors.files.paths import (
     DataFile,
+    HasPath,
     Paths,
     RemotePath,
     bare_suffix,
@@ -163,7 +164,7 @@ def difference(record: Begun, file: DataFile, *, grows: bool) -> str:
     return "begins with other bytes now" if record.head else "has another ETag now"
 
 
-class FileSource(Source, Bounded, Scans):
+class FileSource(Source, Bounded, Scans, HasPath):
     """A bounded source of the rows of files, in order, as the files are when the source is opened.
 
     `path`: a file, a folder, a glob ("data/**/*.json.gz") or a list of these; a folder's files are read by name.
@@ -204,12 +205,10 @@ class FileSource(Source, Bounded, Scans):
         self._progress: tuple[float, float] | None = None
 
     def has_path(self, path: str) -> bool:
-        """Returns True if the source reads one local path, and `path` is another way to write it."""
         one = isinstance(self._paths, str | os.PathLike) and "://" not in self.name
         return one and os.path.abspath(self.name) == os.path.abspath(path)
 
     def use_path(self, path: str) -> None:
-        """Reads the same file or folder by another path, which is its name from now on. Called before `open`."""
         self.name, self._paths = name_of(path), path
         self.file_format.name = self.name
 

@@ -1,38 +1,57 @@
 """`IcebergSource`: reads a snapshot of a table of Iceberg, and then the rows that later snapshots add.
 
-The log of the source is the list of data files of the first snapshot, in the order of their commits, and then, for each later snapshot
-of the branch `main` in its order, the files that it has added. A place in it is a snapshot, the number of a file among its files, and a
-row; the memory of a checkpoint has it (`Source.remember`), and the position is the number of rows so far.
+The log of the source is that of a `LakeSource`; a file of a later snapshot is one that it has added. Snapshots are those of the branch
+`main`, by their parents.
 """
 
-import json
-import logging
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
 
-from sabot._cython.arrow.batch import Batch, normalise
 from sabot.base.checks import Whole, check
-from sabot.base.config import Duration, parse_seconds
-from sabot.clock import SYSTEM_CLOCK
-from sabot.connectors.base import Bounded, Positions, Scans, Sink, Source
+from sabot.base.config import Duration
+from sabot.connectors.base import Sink
 from sabot.connectors.files.columns import canonical
+from sabot.connectors.files.format import FileReader, FoundRows
 from sabot.connectors.iceberg.sink import IcebergSink
 from sabot.connectors.iceberg.table import IcebergPlace
-from sabot.errors import TransientError, UserError
+from sabot.connectors.lake.source import AFRESH, LakeFile, LakeSource
+from sabot.errors import UserError
 
 __all__ = ["IcebergSource"]
 
-_log = logging.getLogger(__name__)
 
-_AGAIN_SECONDS = 1.0  # between two tries while the catalog or the store is away
-_AFRESH = "start afresh (--fresh), which reads the table as it is now"
-_WHOLE = -1  # in place of the number of a file: all files of the snapshot were read
+class _FileRows(FileReader):
+    """The rows of a file, in batches that pyiceberg makes. `columns`: those of the rows, in their order."""
+
+    def __init__(self, batches: Iterator[pa.RecordBatch], row: int, columns: Sequence[str]) -> None:
+        self.offset = row
+        self._skipped = row
+        self._batches = batches
+        self._columns = list(columns)
+        self._rest: pa.RecordBatch | None = None
+
+    def read(self, max_rows: int) -> FoundRows | None:
+        while self._rest is None or not self._rest.num_rows:
+            batch = next(self._batches, None)
+            if batch is None:
+                return None
+            self._rest = batch.slice(min(self._skipped, batch.num_rows))
+            self._skipped -= batch.num_rows - self._rest.num_rows
+        rows, self._rest = self._rest.slice(0, max_rows), self._rest.slice(max_rows)
+        self.offset += rows.num_rows
+        return FoundRows(rows.select(self._columns))
+
+    @property
+    def fraction(self) -> float:
+        return 0.0
+
+    def close(self) -> None:
+        self._batches, self._rest = iter(()), None
 
 
-class IcebergSource(Source, Bounded, Scans):
+class IcebergSource(LakeSource):
     """A source that reads the rows of a table of Iceberg: `IcebergSource(catalog, "lake.orders")`.
 
     `catalog`, `table`: as of `IcebergSink`. `snapshot`: the id of a snapshot, or None for the newest one when the app starts without a
@@ -44,7 +63,7 @@ class IcebergSource(Source, Bounded, Scans):
     A file is in memory while it is read.
     """
 
-    has_records = False
+    snapshot_word = asks = "snapshot"
 
     def __init__(
         self,
@@ -58,267 +77,70 @@ class IcebergSource(Source, Bounded, Scans):
             check("IcebergSource: snapshot", snapshot, Whole(0))
         self._catalog = catalog
         self._place = IcebergPlace(catalog, table, "a source of Iceberg")
-        self.name = table
-        self.bounded = follow is None
-        self._interval = 0.0 if follow is None else parse_seconds(follow, name="follow", zero=False)
-        self._asked = snapshot
-        self._columns: Sequence[str] | None = None
-        self._known: pa.Schema | None = None  # all columns, once the table was looked at
-        self._recalled: bytes | None = None
-        self._stopped = threading.Event()
-        self._table: Any = None
-        self._reset()
-
-    def _reset(self) -> None:
-        self._snapshot: int | None = None  # the one whose files are read
-        self._first = False  # all its files are read, and not only those that it has added
-        self._files: list[Any] = []
-        self._file, self._row = _WHOLE, 0
-        self._count = 0  # rows returned, since the first start
-        self._coming: list[Any] = []  # later snapshots, the next one last
-        self._batches: Iterator[pa.RecordBatch] | None = None  # of the rest of the file
-        self._rest: pa.RecordBatch | None = None
-        self._next_look = 0.0
-        self._is_away = False
-        self._done = False
-        self._left = 0
-
-    # -- columns --------------------------------------------------------------------------------------------------------
-
-    def infer_schema(self) -> pa.Schema:
-        if self._known is None:
-            with self._place.explained():
-                try:
-                    self._known = self._shown(self._found(), None)
-                finally:
-                    if self._table is None:
-                        self._place.close()
-        return self._known
-
-    def scan(self, schema: pa.Schema | None, columns: Sequence[str] | None) -> bool:
-        known = self.infer_schema()
-        for field in schema or ():
-            if field.name not in known.names:
-                raise UserError(
-                    f"{self._place.where} has no column {field.name}", hint=f"it has {', '.join(known.names)}"
-                )
-            if (kind := known.field(field.name).type) != field.type:
-                raise UserError(
-                    f"{self._place.where}: {field.name} is {kind}, and schema= of the stream says {field.type}",
-                    hint=f'leave schema= out, and cast: .with_columns({field.name}=col("{field.name}").cast(…))',
-                )
-        self._columns = columns if columns is not None or schema is None else schema.names
-        return True
-
-    @property
-    def schema(self) -> pa.Schema:
-        known = self.infer_schema()
-        return known if self._columns is None else pa.schema([known.field(name) for name in self._columns])
-
-    def _shown(self, table: Any, names: Sequence[str] | None) -> pa.Schema:
-        driver = self._place.driver
-        return canonical(driver.arrow_of(driver.projected(table, self._asked, names)))
-
-    # -- the contract ---------------------------------------------------------------------------------------------------
-
-    def recall(self, memory: Mapping[tuple[str, int], bytes]) -> None:
-        self._recalled = memory.get((self.name, 0))
-
-    def open(self, positions: Positions | None, start: str | int = "earliest") -> None:
-        self.close()
-        recalled, self._recalled = self._recalled, None
-        self._reset()
-        self._stopped = threading.Event()
-        count = (positions or {}).get((self.name, 0))
-        if start not in ("earliest", "latest"):
-            raise UserError(
-                f"{self._place.where}: start={start!r} is no place in a table",
-                hint='"earliest" reads all rows, "latest" only those that are added',
-            )
-        with self._place.explained():
-            table = self._found()
-            names = self._columns if self._columns is None or self._columns else [self.infer_schema().names[0]]
-            self._projected = self._place.driver.projected(table, self._asked, names)
-            if count is not None:
-                self._resume(table, count, recalled)
-            else:
-                self._begin(table, rows=start == "earliest" or self.bounded)
-        self._table = table
-
-    def _begin(self, table: Any, *, rows: bool) -> None:
-        current = table.current_snapshot()
-        self._snapshot = self._asked if self._asked is not None else current and current.snapshot_id
-        if self._snapshot is not None and rows:
-            self._take(self._place.driver.files_of(table, self._snapshot), 0, 0)
-            self._first = True
-
-    def _resume(self, table: Any, count: int, recalled: bytes | None) -> None:
-        if recalled is None:
-            raise UserError(f"{self._place.where}: the checkpoint does not say where reading stopped", hint=_AFRESH)
-        place = json.loads(recalled)
-        self._snapshot, self._count, self._first = place["snapshot"], count, place["first"]
-        if self._asked is not None and place["asked"] != self._asked:
-            raise UserError(
-                f"{self._place.where}: the checkpoint began at snapshot {place['asked']}, and snapshot= says {self._asked}",
-                hint=_AFRESH,
-            )
-        if place["file"] != _WHOLE:
-            snapshot = table.snapshot_by_id(self._snapshot)
-            if snapshot is None:
-                raise self._expired()
-            driver = self._place.driver
-            files = driver.files_of(table, self._snapshot) if self._first else driver.added_files(table, snapshot)
-            self._take(files, place["file"], place["row"])
-
-    def _take(self, files: list[Any], file: int, row: int) -> None:
-        """Begins the files of a snapshot, at a row of one of them."""
-        self._files, self._file, self._row = files, file, row
-        self._left = max(0, sum(each.file.record_count for each in files[file:]) - row)
-        self._end_of_files()
-
-    def _end_of_files(self) -> None:
-        if self._file >= len(self._files):
-            self._files, self._file, self._row = [], _WHOLE, 0
-
-    def read_batch(self, max_rows: int, timeout: float) -> Batch | None:
-        if self._table is None:
-            raise UserError(f"source {self.name} is not open")
-        try:
-            with self._place.explained():
-                rows = self._next(max_rows)
-                while rows is None and not self._done and self._goes_on():
-                    rows = self._next(max_rows)
-        except TransientError as error:
-            if not self._is_away:
-                _log.warning("%s; reading goes on when it is back", error)
-            self._is_away, self._batches, self._rest = True, None, None
-            self._stopped.wait(min(timeout, _AGAIN_SECONDS))
-            return None
-        if self._is_away:
-            _log.info("%s is back", self._place.where)
-            self._is_away = False
-        if rows is None:
-            if not self._done:
-                self._stopped.wait(max(0.0, min(timeout, self._next_look - SYSTEM_CLOCK.monotonic())))
-            return None
-        return Batch(rows, self.positions(), self.name)
-
-    def _next(self, max_rows: int) -> pa.RecordBatch | None:
-        """Returns the next rows of the files of the snapshot, or None behind the last one."""
-        while self._file != _WHOLE:
-            if self._batches is None:
-                found = self._place.driver.read(self._table, self._files[self._file], self._projected)
-                self._batches = _behind(found, self._row)
-            if self._rest is None:
-                self._rest = next(self._batches, None)
-            if self._rest is None:
-                self._batches, self._row = None, 0
-                self._file += 1
-                self._end_of_files()
-                continue
-            rows, rest = self._rest.slice(0, max_rows), self._rest.slice(max_rows)
-            self._rest = rest if rest.num_rows else None
-            self._row += rows.num_rows
-            self._count += rows.num_rows
-            self._left = max(0, self._left - rows.num_rows)
-            rows = normalise(rows)
-            return rows if self._columns is None else rows.select(list(self._columns))
-        return None
-
-    def _goes_on(self) -> bool:
-        """Begins the files of the next snapshot. Returns False if there is none now."""
-        if self.bounded:
-            self._done = True
-            return False
-        if not self._coming:
-            if SYSTEM_CLOCK.monotonic() < self._next_look:
-                return False
-            self._next_look = SYSTEM_CLOCK.monotonic() + self._interval
-            self._table = self._found()
-            self._coming = self._later(self._table)
-            if not self._coming:
-                return False
-        snapshot = self._coming[-1]
-        files = self._added(snapshot)
-        self._coming.pop()
-        self._snapshot, self._first = snapshot.snapshot_id, False
-        self._take(files, 0, 0)
-        return True
-
-    def _later(self, table: Any) -> list[Any]:
-        """Returns the snapshots behind the one that was read, the next one last."""
-        found: list[Any] = []
-        snapshot = table.current_snapshot()
-        while snapshot is not None and snapshot.snapshot_id != self._snapshot:
-            found.append(snapshot)
-            if (parent := snapshot.parent_snapshot_id) is None or parent == self._snapshot:
-                if parent != self._snapshot:
-                    raise self._expired()
-                break
-            if (snapshot := table.snapshot_by_id(parent)) is None:
-                raise self._expired()
-        if snapshot is None and self._snapshot is not None:
-            raise self._expired()
-        return found
-
-    def _added(self, snapshot: Any) -> list[Any]:
-        operation = snapshot.summary.operation.value
-        if operation == "replace":
-            return []
-        if operation != "append":
-            raise UserError(
-                f"{self._place.where}: snapshot {snapshot.snapshot_id} removes or replaces rows ({operation}), which a source "
-                "that follows does not read",
-                hint=f"{_AFRESH}; or read the table without follow=",
-            )
-        found: list[Any] = self._place.driver.added_files(self._table, snapshot)
-        return found
-
-    def _expired(self) -> UserError:
-        return UserError(
-            f"{self._place.where}: snapshot {self._snapshot}, at which reading goes on, is not in its history any more",
-            hint=f"it has expired, or the table was rolled back or made anew; {_AFRESH}",
-        )
-
-    def _found(self) -> Any:
-        table = self._place.found()
-        if table is None:
-            raise UserError(f"{self._place.where} does not exist", hint="see the catalog, and the name of the table")
-        if self._asked is not None and self._snapshot is None and table.snapshot_by_id(self._asked) is None:
-            raise UserError(
-                f"{self._place.where} has no snapshot {self._asked}", hint="leave snapshot= out, for the newest one"
-            )
-        return table
-
-    @property
-    def exhausted(self) -> bool:
-        return self._done
-
-    def positions(self) -> Positions:
-        return {(self.name, 0): self._count}
-
-    def remember(self) -> Mapping[tuple[str, int], bytes]:
-        place = {"snapshot": self._snapshot, "first": self._first, "file": self._file, "row": self._row}
-        return {(self.name, 0): json.dumps(place | {"asked": self._asked}).encode()}
-
-    def backlog(self) -> int | None:
-        return self._left if self.bounded or self._first else 0
-
-    def lag(self) -> dict[tuple[str, int], int]:
-        return {(self.name, 0): self._left}
-
-    def close(self) -> None:
-        self._stopped.set()
-        self._table, self._batches, self._rest = None, None, None
-        self._place.close()
+        super().__init__(self._place, snapshot, follow)
 
     def as_sink(self) -> Sink:
         return IcebergSink(self._catalog, self.name)
 
+    # -- the format -----------------------------------------------------------------------------------------------------
 
-def _behind(batches: Iterator[pa.RecordBatch], rows: int) -> Iterator[pa.RecordBatch]:
-    """Yields what is behind the first so many rows."""
-    for batch in batches:
-        if rows < batch.num_rows:
-            yield batch.slice(rows)
-        rows = max(0, rows - batch.num_rows)
+    def _all_columns(self, table: Any) -> pa.Schema:
+        driver = self._place.driver
+        return canonical(driver.arrow_of(driver.projected(table, self.asked, None)))
+
+    def _id_of(self, table: Any) -> str:
+        return str(table.metadata.table_uuid)
+
+    def _newest(self, table: Any) -> int | None:
+        snapshot = table.current_snapshot()
+        return None if snapshot is None else int(snapshot.snapshot_id)
+
+    def _has_snapshot(self, table: Any, snapshot: int) -> bool:
+        return table.snapshot_by_id(snapshot) is not None
+
+    def _take_columns(self, table: Any, names: Sequence[str]) -> None:
+        self._projected = self._place.driver.projected(table, self.asked, names)
+
+    def _first_files(self, table: Any, snapshot: int) -> list[LakeFile]:
+        if not self._has_snapshot(table, snapshot):
+            raise self.expired()
+        return _listed(self._place.driver.files_of(table, snapshot))
+
+    def _open_file(self, file: LakeFile, row: int) -> FileReader:
+        found = self._place.driver.read(self.table, file.what, self._projected)
+        return _FileRows(found, row, self.schema.names)
+
+    def _later(self, table: Any, snapshot: int | None) -> list[int]:
+        found: list[int] = []
+        each = table.current_snapshot()
+        while each is not None and each.snapshot_id != snapshot:
+            found.append(each.snapshot_id)
+            parent = each.parent_snapshot_id
+            if parent is None or parent == snapshot:
+                if parent != snapshot:
+                    raise self.expired()
+                break
+            if (each := table.snapshot_by_id(parent)) is None:
+                raise self.expired()
+        if each is None and snapshot is not None:
+            raise self.expired()
+        return found
+
+    def _added(self, table: Any, snapshot: int) -> list[LakeFile]:
+        found = table.snapshot_by_id(snapshot)
+        if found is None:
+            raise self.expired()
+        operation = found.summary.operation.value
+        if operation == "replace":
+            return []
+        if operation != "append":
+            raise UserError(
+                f"{self._place.where}: snapshot {snapshot} removes or replaces rows ({operation}), which a source "
+                "that follows does not read",
+                hint=f"{AFRESH}; or read the table without follow=",
+            )
+        return _listed(self._place.driver.added_files(table, found))
+
+
+def _listed(files: list[Any]) -> list[LakeFile]:
+    return [LakeFile(each.file.record_count, each.file.file_size_in_bytes, each) for each in files]

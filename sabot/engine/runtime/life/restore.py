@@ -28,8 +28,8 @@ from sabot.base.os_errors import restoring
 from sabot.codecs.engine_columns import RESERVED
 from sabot.codecs.json import schema_of_text
 from sabot.connectors.base import Delivery, Positions, Sink, Source, TakesBound, columns_of, ends
+from sabot.connectors.files.paths import HasPath
 from sabot.connectors.files.sink import FileSink
-from sabot.connectors.files.source import FileSource
 from sabot.connectors.places import Place
 from sabot.engine.checkpoint import Manifest, StoredTask
 from sabot.engine.operators.event_time import ComputedTime
@@ -172,7 +172,7 @@ def _take_stored_paths(reads: Iterable[Read], restored: Manifest) -> None:
     ("a.csv", "./a.csv", "/data/a.csv"). The checkpoint knows the source and its position by that path.
     """
     known = {stored.meta["input"]["source"] for stored in restored.tasks.values() if _reads(stored)}
-    sources = [node.source for node in reads if isinstance(node.source, FileSource)]
+    sources = [node.source for node in reads if isinstance(node.source, Source) and isinstance(node.source, HasPath)]
     gone = known - {source.name for source in sources}
     for source in sources:
         stored_path = next((name for name in gone if source.has_path(name)), None) if source.name not in known else None
