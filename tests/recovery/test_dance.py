@@ -9,6 +9,7 @@ from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
+import deltalake
 import duckdb
 import psycopg
 import pyarrow as pa
@@ -31,7 +32,7 @@ PROGRAM = """
 import asyncio
 import pyarrow as pa
 import sabot
-from sabot import App, files
+from sabot import App, DeltaSink, DeltaSource, files
 from sabot.connectors.iceberg import IcebergSink, IcebergSource
 from sabot.connectors.postgres import PostgresChanges
 from sabot.connectors.redis import RedisStreamSink, RedisStreamSource
@@ -151,6 +152,58 @@ def through_iceberg(folder: Path, seed: int) -> Dance:
     return Dance(program, folder, put=put, rows=rows, expected=row, seed=seed)
 
 
+def through_delta(folder: Path, seed: int) -> Dance:
+    """A table that is followed into another one, and one whose rows change, by the change feed or by the files of each commit."""
+    feed = {"delta.enableChangeDataFeed": str(seed % 2 == 1).lower()}
+    ins, stock, every = (folder / name for name in ("ins", "stock", "every"))
+    columns = pa.schema([(name, pa.int64()) for name in ("n", "key", "amount")])
+    deltalake.DeltaTable.create(ins, deltalake.Schema.from_arrow(columns.remove(2)))
+    deltalake.DeltaTable.create(stock, deltalake.Schema.from_arrow(columns), configuration=feed)
+
+    def put(numbers: Sequence[int]) -> None:
+        first, last = min(numbers), max(numbers)
+        there = deltalake.DeltaTable(stock)
+        there.update(predicate=f"n % 5 = {first % 5}", updates={"amount": "amount + 1"})
+        there.update(predicate=f"n % 11 = {last % 11}", updates={"n": "n + 1000000"})  # another key
+        keys = [n % KEYS for n in numbers]
+        for rows in ([*numbers, -1], [-2]):
+            more = {"n": rows, "key": [n % KEYS for n in rows], "amount": rows}
+            deltalake.write_deltalake(stock, pa.table(more), mode="append")
+        deltalake.DeltaTable(stock).delete("n < 0")
+        if first % 4 == 0:
+            deltalake.DeltaTable(stock).optimize.compact()
+        deltalake.write_deltalake(ins, pa.table({"n": list(numbers), "key": keys}), mode="append")
+
+    def rows() -> Sequence[Hashable]:
+        """The rows of one output, as many as the other one has too."""
+        files = deltalake.DeltaTable(every).file_uris() if deltalake.DeltaTable.is_deltatable(str(every)) else []
+        if not files:
+            return []
+        found = duckdb.sql("SELECT n, count FROM read_parquet($1)", params=[files]).fetchall()
+        return found[: sum(count for _, count, _ in totals_of(folder))]
+
+    program = PROGRAM.format(
+        source='DeltaSource("ins", follow="20ms")',
+        sink='DeltaSink("every", schema=COUNTED)',
+        more="""
+stock = app.table(DeltaSource("stock", follow="20ms", keys=["n"]))
+totals = stock.group_by("key").aggregate(count=sabot.count(), amount=sabot.sum("amount"))
+totals.upsert("key").to(SqlSink("sqlite:totals.db", table="totals"))
+""",
+    )
+    return Dance(program, folder, put=put, rows=rows, expected=row, seed=seed)
+
+
+def totals_of(folder: Path) -> list[tuple[int, int, int]]:
+    """(key, count, amount) of a table of SQLite."""
+    path = folder / "totals.db"
+    if not path.exists():
+        return []
+    with contextlib.closing(sqlite3.connect(path, timeout=GUARD_SECONDS)) as connection:
+        there = connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'totals'").fetchone()
+        return connection.execute("SELECT key, count, amount FROM totals ORDER BY key").fetchall() if there else []
+
+
 def through_redis(folder: Path, server: Redis, seed: int) -> Dance:
     client = redis.Redis.from_url(server.url)
 
@@ -227,7 +280,7 @@ def check(danced: Danced, kills: int) -> None:
 
 
 @pytest.mark.slow  # 22 processes
-@pytest.mark.parametrize("dance", [into_duckdb, into_sqlite, through_iceberg])
+@pytest.mark.parametrize("dance", [into_duckdb, into_sqlite, through_iceberg, through_delta])
 def test_an_app_that_is_killed_again_and_again_loses_and_repeats_no_row(
     dance: Callable[[Path, int], Dance], tmp_path: Path
 ) -> None:
@@ -239,6 +292,11 @@ def test_an_app_that_is_killed_again_and_again_loses_and_repeats_no_row(
             f"SELECT n % {KEYS}, count(*) FROM every GROUP BY ALL ORDER BY 1",
         )
         assert totals == every
+    if dance is through_delta:
+        stock = pa.table(deltalake.DeltaTable(tmp_path / "stock").scan().read_all())
+        sums = duckdb.sql("SELECT key, count(*), sum(amount)::BIGINT FROM stock GROUP BY key ORDER BY key").fetchall()
+        assert totals_of(tmp_path) == sums
+        assert stock.num_rows
 
 
 @pytest.mark.slow  # 22 processes, and as many starts of a server
