@@ -136,6 +136,7 @@ OWN = {  # classes that no user names: what others share, and what `collect` and
     "KafkaReader",
     "KafkaWriter",
     "LakeSink",
+    "LakeSource",
     "ListOfRows",
     "RowsSource",
     "SavedTable",
