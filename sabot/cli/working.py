@@ -7,9 +7,13 @@ from typing import Annotated
 import typer
 
 from sabot.agents.kernel.kernel import RuntimeKernel
+from sabot.base.backoff import Backoff
 from sabot.cli.agent_jobs import jobs
 from sabot.cli.journal import quietly
 from sabot.cli.loading import WrongUse, load_program
+from sabot.errors import TransientError
+
+_WAITS = Backoff(0.5, 10.0)  # between two attempts to open the journal
 
 
 @jobs.command("work")
@@ -19,7 +23,8 @@ def work(
     """Run the jobs of a kernel until SIGTERM or Ctrl-C: those that clients begin, and those that are open.
 
     A kernel with shared=True becomes one more worker of its journal. A stop gives the calls under way the stop_grace of the
-    kernel; a second signal ends the process at once.
+    kernel; a second signal ends the process at once. If the server of the journal does not answer at the start, the command waits
+    for it.
     """
 
     def run() -> None:
@@ -42,10 +47,23 @@ async def _work(kernel: RuntimeKernel) -> None:
 
     for each in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(each, stops, each)
+    stopped = asyncio.create_task(stop.wait())
+    failures = 0
+    while not stopped.done():
+        try:
+            await kernel.start()
+            break
+        except TransientError as error:  # containers start in any order, and a server may restart just now
+            failures += 1
+            typer.echo(f"sabot: kernel {kernel.name} waits for its journal: {' '.join(str(error).split())}", err=True)
+            await asyncio.wait([stopped], timeout=_WAITS.wait_s(failures))
+    if stopped.done():
+        await kernel.close()
+        return
     async with kernel:
         await kernel.resume()
         typer.echo(f"sabot: kernel {kernel.name} runs jobs", err=True)
-        serving, stopped = asyncio.create_task(kernel.serve()), asyncio.create_task(stop.wait())
+        serving = asyncio.create_task(kernel.serve())
         await asyncio.wait([serving, stopped], return_when=asyncio.FIRST_COMPLETED)
         stopped.cancel()
         if serving.done():

@@ -8,14 +8,16 @@ import threading
 class CommitWire:
     """Forwards connections to the server at `url`; those to its own `url` go through it. `cut`: the connection that next sends
     a COMMIT breaks, "before" it passes, or "behind" it, when the server has answered and nobody was told. With "late" the
-    server gets that COMMIT when `deliver` is called, long after the connection of the client has broken.
+    server gets that COMMIT when `deliver` is called, long after the connection of the client has broken. `bound`: a socket with the
+    address at which to listen; by default one of its own.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, bound: socket.socket | None = None) -> None:
         before, _, port = url.rpartition(":")
         number, _, database = port.partition("/")
         self._port = int(number)
-        self._listening = socket.create_server(("127.0.0.1", 0))
+        self._listening = bound or socket.create_server(("127.0.0.1", 0))
+        self._listening.listen()
         self.url = f"{before}:{self._listening.getsockname()[1]}/{database}"
         self.cut = ""
         self._late = threading.Event()

@@ -1,11 +1,17 @@
 """`sabot jobs work`: its processes are those of `tests/recovery/test_kernel_kill.py`."""
 
+import socket
+import subprocess
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from sabot.cli import commands
+from tools.command_line import ENV, SABOT
+from tools.commit_wire import CommitWire
+from tools.postgres import server_or_skip
 
 
 def test_an_app_is_refused_with_the_command_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -15,3 +21,24 @@ def test_an_app_is_refused_with_the_command_for_it(tmp_path: Path, monkeypatch: 
     assert done.exit_code == 2
     assert "worked:app is an App, and no kernel" in done.output
     assert "sabot run worked:app" in done.output
+
+
+def test_a_worker_waits_for_a_server_that_does_not_answer_at_its_start(tmp_path: Path) -> None:
+    with server_or_skip().database() as url, socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))  # nobody listens: connections are refused
+        place = f"{url.rpartition(':')[0]}:{bound.getsockname()[1]}/{url.rpartition('/')[2]}"
+        (tmp_path / "worked.py").write_text(
+            "from sabot.agents import RuntimeKernel\n\n\nasync def echo(ctx):\n    return ctx.message\n\n\n"
+            f"kernel = RuntimeKernel.create(agent=echo, journal={place!r}, name='shop', shared=True)\n"
+        )
+        command = [*SABOT, "jobs", "work", "worked:kernel"]
+        env = {**ENV, "PYTHONPATH": f"{ENV['PYTHONPATH']}:{tmp_path}"}
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=env) as worker:
+            assert worker.stderr is not None
+            assert "kernel shop waits for its journal: " in worker.stderr.readline()
+            with closing(CommitWire(url, bound)):
+                said = next(line for line in worker.stderr if "waits" not in line and "fsync" not in line)
+                worker.terminate()
+                rest = worker.stderr.read()
+        assert said == "sabot: kernel shop runs jobs\n"
+        assert (worker.returncode, rest) == (0, "sabot: kernel shop stops: SIGTERM\n")
