@@ -163,9 +163,12 @@ def test_a_log_that_lists_a_file_elsewhere_is_refused(table: Path, tmp_path: Pat
     (tmp_path / "deeper" / "link.parquet").symlink_to(tmp_path / "secret.parquet")
     (table / "link.parquet").symlink_to(tmp_path / "secret.parquet")
     (table / "linked").symlink_to(tmp_path)
+    _, before = read(DeltaSource(table, follow="1ms"))
     listed(table, path.format(outside=tmp_path))
     with pytest.raises(UserError, match=r"table .*lake, version 4: its log lists the file .*, which ") as refused:
         read(DeltaSource(table))
+    with pytest.raises(UserError, match=r"version 4: its log lists the file .*, which "):
+        read(DeltaSource(table, follow="1ms"), before)
     assert "shallow clone" in refused.value.hint
 
 
