@@ -22,6 +22,7 @@ from sabot.connectors.base import Bounded, Positions, Source
 from sabot.errors import SabotError, UserError, short_repr
 
 _ROWS_AHEAD = 8192  # the rows that a generator may yield ahead of the reader, and the last list of them
+_GATHER_SECONDS = 0.005  # the time in which a reader that is behind waits for more rows of a batch
 _RETRY_SECONDS = 0.05  # between two tries to hand an item over to a reader that is behind
 _JOIN_SECONDS = 1.0  # the time that `close` gives a generator to end
 
@@ -93,12 +94,19 @@ class GeneratorSource(Source, Bounded):
         assert self._run is not None
         rows: list[Any] = []
         before, cursor = self._at, self._cursor
-        deadline, left = SYSTEM_CLOCK.monotonic() + timeout, timeout
+        items, began = self._run.items, SYSTEM_CLOCK.monotonic()
+        # Rows that wait show that the reader is behind. While it works, a generator that reads from a socket gets the interpreter
+        # after 5 ms each time, for the rows of one read, so each batch would be as small. While it waits here, more of them come.
+        gathers = self._kept is not None or not items.empty()
+        waits, left = timeout > 0, timeout
         while not self._ended and len(rows) < max_rows:
             try:
-                item = self._kept or self._run.items.get(not rows and left > 0, left)
+                item = self._kept or items.get(waits, left)
             except queue.Empty:
-                break
+                if waits or not (rows and gathers):
+                    break
+                waits, left = True, max(0.0, began + _GATHER_SECONDS - SYSTEM_CLOCK.monotonic())
+                continue
             self._kept = None
             if item is None:
                 self._ended = True
@@ -114,7 +122,8 @@ class GeneratorSource(Source, Bounded):
                 self._at = self._at + len(item[0]) if item[1] is None else item[1]
                 self._cursor = item[2] if item[2] is not None or item[1] is not None else self._cursor
             # A generator that has nothing may yield empty lists, which give the reader no rows to return with.
-            if not rows and (left := deadline - SYSTEM_CLOCK.monotonic()) <= 0:
+            waits = waits and not rows
+            if not rows and (left := began + timeout - SYSTEM_CLOCK.monotonic()) <= 0:
                 break
         if not self._absent.is_done:
             self._absent.look_at([row for row in rows if isinstance(row, Mapping)], self._schema.names)
