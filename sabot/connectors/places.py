@@ -124,14 +124,14 @@ def goes_on_at(topic: str, partition: int, position: int, held: tuple[int, int],
     if first <= position <= end:
         return position
     if position > end or not skips:
-        hint = "the topic was made again, or has lost records; start afresh (--fresh)"
+        hint = "the log was made again, or has lost records; start afresh (--fresh)"
         if position < first:
             hint = (
                 f"retention has removed {first - position} records that were not read; --from-earliest {topic} goes on without them, "
                 "with all state"
             )
         raise UserError(
-            f"{topic}[{partition}]: position {position} does not exist; the broker holds {first} to {end}", hint=hint
+            f"{topic}[{partition}]: position {position} does not exist; the log holds {first} to {end}", hint=hint
         )
     _log.warning(
         "%s[%d]: %d records that were not read are missing: retention has removed them; reading goes on at %d, as from_earliest= says",

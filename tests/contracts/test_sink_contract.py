@@ -1,6 +1,8 @@
 """What `connectors/base.py` promises of every sink, on the embedded broker, a file and a real broker."""
 
 import asyncio
+import copy
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,8 +14,11 @@ from contracts.places import PAYLOADS, MemoryPlace, Place, TablePlace
 from sabot._cython.arrow.batch import Batch
 from sabot.clock import SYSTEM_CLOCK
 from sabot.codecs.records import Headers, build_records, decode_json
+from sabot.connectors.base import Sink
 from sabot.errors import UserError
 from sabot.kafka import RecordSender, open_sink
+from sabot.testing.connectors import ConnectorPlace, SinkSuite
+from sabot.testing.connectors.place import NewPlace, Row
 
 
 def records(
@@ -24,6 +29,33 @@ def records(
 ) -> Batch:
     rows = len(payloads)
     return Batch(build_records(payloads, keys, np.full(rows, timestamp), 7, np.arange(rows) + 1000, headers))
+
+
+class Numbered(ConnectorPlace):
+    """One of these places for the suite, under a name of its own."""
+
+    def __init__(self, place: Place, number: int) -> None:
+        self.place = copy.copy(place)
+        self.place.topic += f".{number}" if place.groups else f".{number}.ndjson"
+        self.place.create()
+
+    def sink(self) -> Sink:
+        return self.place.sink()
+
+    def rows(self) -> list[Row]:
+        return [
+            (value["n"], value["text"])
+            for record in self.place.records()
+            for value in [decode_json(record.payload, where="")]
+        ]
+
+
+@pytest.mark.one_in(2, "a tenth of a second of a core each")
+class TestSinks(SinkSuite):
+    @pytest.fixture
+    def new_place(self, place: Place) -> NewPlace:
+        numbers = itertools.count()
+        return lambda: Numbered(place, next(numbers))
 
 
 def test_payloads_are_written_as_they_are_and_in_order(place: Place) -> None:
@@ -44,26 +76,6 @@ def test_other_columns_become_one_json_object_a_row(place: Place) -> None:
     values = [decode_json(record.payload, where="") for record in place.records()]
     assert values == [{"n": 1, "name": "a", "x": 0.5}, {"n": None, "name": "ü", "x": 2.0}]
     sink.close()
-
-
-def test_a_slice_writes_only_its_own_rows(place: Place) -> None:
-    sink = place.sink()
-    sink.open()
-    sink.write(records(PAYLOADS).slice(3, 4))
-    sink.write(records([]))
-    sink.flush()
-    assert [record.payload for record in place.records()] == PAYLOADS[3:7]
-    sink.close()
-
-
-def test_what_was_flushed_is_there_when_the_sink_is_opened_again(place: Place) -> None:
-    for half in (PAYLOADS[:5], PAYLOADS[5:]):
-        sink = place.sink()
-        sink.open()
-        sink.write(records(half))
-        sink.flush()
-        sink.close()
-    assert [record.payload for record in place.records()] == PAYLOADS
 
 
 @pytest.mark.one_in(3, "a fifth of a second of a core each")
@@ -87,25 +99,6 @@ def test_a_payload_of_10_megabytes_is_written(place: Place) -> None:
     sink.write(records([b"1", big, b"2"]))
     sink.flush()
     assert [record.payload for record in place.records()] == [b"1", big, b"2"]
-    sink.close()
-
-
-def test_close_may_come_twice_and_first_and_a_closed_sink_writes_nothing(place: Place) -> None:
-    sink = place.sink()
-    sink.close()
-    sink.open()
-    sink.close()
-    sink.close()
-    with pytest.raises(UserError, match="not open"):
-        sink.write(records(PAYLOADS))
-    assert place.records() == []
-
-
-def test_a_flush_of_nothing_returns(place: Place) -> None:
-    sink = place.sink()
-    sink.open()
-    sink.flush()
-    sink.flush()
     sink.close()
 
 

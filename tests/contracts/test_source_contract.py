@@ -108,16 +108,6 @@ def payloads(source: Source, rows: int, max_rows: int = 65536) -> list[bytes | N
     return [record.payload for record in read(source, rows, max_rows)]
 
 
-def test_rows_come_in_order_in_batches_of_any_size(place: Place) -> None:
-    place.create()
-    place.put(PAYLOADS)
-    for max_rows in (1, 3, 100):
-        source = place.source()
-        source.open(None)
-        assert payloads(source, 10, max_rows) == PAYLOADS
-        source.close()
-
-
 def test_the_identity_of_a_log_is_its_own_for_ever_and_grows_with_no_record(place: Place, tmp_path: Path) -> None:
     place.create()
     place.put(PAYLOADS[:5])
@@ -161,18 +151,6 @@ def test_positions_know_every_partition_before_anything_was_read(place: Place) -
     source = place.source()
     source.open(None)
     assert source.positions().keys() == {(place.topic, 0)}
-    source.close()
-
-
-def test_rows_already_there_come_at_once(place: Place) -> None:
-    place.create()
-    place.put(PAYLOADS)
-    source = place.source()
-    source.open(None)
-    before = SYSTEM_CLOCK.monotonic()
-    batch = source.read_batch(1000, 3600)
-    assert batch is not None
-    assert SYSTEM_CLOCK.monotonic() - before < WAIT
     source.close()
 
 

@@ -237,7 +237,7 @@ def test_positions_that_retention_has_passed_are_refused_by_name(
     for done in client.delete_records([TopicPartition(topic, 0, 60)]).values():
         done.result()
     source = KafkaSource(topic, kafka_url, topic)
-    with pytest.raises(UserError, match=rf"{topic}\[0\]: position 10 does not exist; the broker holds 60 to 100"):
+    with pytest.raises(UserError, match=rf"{topic}\[0\]: position 10 does not exist; the log holds 60 to 100"):
         source.open({(topic, 0): 10})
     source.skip_removed()
     source.open({(topic, 0): 10})

@@ -62,7 +62,8 @@ class MemorySink(Sink, TakesChanges, KeepsToken):
             topic.write([data], lambda: self._topic is None, self._write_timeout)
 
     def flush(self) -> None:
-        """Does nothing: `write` returns when the rows are in the topic."""
+        """Only checks that the sink is open: `write` returns when the rows are in the topic."""
+        self._opened()
 
     def claim(self, track: Track) -> Token | None:
         again = track == self._track

@@ -210,7 +210,7 @@ class MemorySource(Source, TakesBound):
 
     def _lost(self, partition: int, position: int, first: int, end: int) -> UserError:
         return UserError(
-            f"{self.name}[{partition}]: position {position} does not exist; the broker holds {first} to {end}",
+            f"{self.name}[{partition}]: position {position} does not exist; the log holds {first} to {end}",
             hint="memory:// ends with its process, and keeps retention_bytes of a topic; start afresh (--fresh)",
         )
 

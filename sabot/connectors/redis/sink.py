@@ -174,6 +174,7 @@ class RedisStreamSink(Sink, KeepsToken):
         self._add([self._records(batch.taken())], None, 0)
 
     def flush(self) -> None:
+        self._opened()
         self._make_durable()
 
     def close(self) -> None:

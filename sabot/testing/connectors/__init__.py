@@ -3,6 +3,7 @@
 from sabot.testing.connectors.dance import Dance, Danced, Killable
 from sabot.testing.connectors.delivery import DeliverySuite
 from sabot.testing.connectors.place import ConnectorPlace
+from sabot.testing.connectors.sink import SinkSuite
 from sabot.testing.connectors.source import ChangesSuite, SourceSuite
 
-__all__ = ["ChangesSuite", "ConnectorPlace", "Dance", "Danced", "DeliverySuite", "Killable", "SourceSuite"]
+__all__ = ["ChangesSuite", "ConnectorPlace", "Dance", "Danced", "DeliverySuite", "Killable", "SinkSuite", "SourceSuite"]

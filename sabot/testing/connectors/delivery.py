@@ -8,7 +8,7 @@ import pyarrow as pa
 from sabot import steps
 from sabot.connectors.base import Delivers, KeepsToken, Token, Track
 from sabot.errors import AppLocked, UserError
-from sabot.testing.connectors.place import ConnectorPlace, NewPlace, Row, raises
+from sabot.testing.connectors.place import ConnectorPlace, NewPlace, Row, check_close, raises
 
 TRACK = Track("suite", "sink.1", "first")
 SCHEMA = pa.schema([("n", pa.int64()), ("text", pa.string())])
@@ -67,10 +67,17 @@ class DeliverySuite:
     What does not hold for a sink falls away by its own facts: its abilities, `whole`, and `ConnectorPlace.fences`.
     """
 
+    def sink(self, place: ConnectorPlace) -> Any:
+        """Returns a new sink."""
+        sink = place.sink()
+        assert isinstance(sink, Delivers), (
+            f"{type(sink).__name__} does not have the ability Delivers: SinkSuite tests a sink that writes at least once"
+        )
+        return sink
+
     def claimed(self, place: ConnectorPlace, track: Track = TRACK) -> Any:
         """Returns a sink that has claimed its track."""
-        sink = place.sink()
-        assert isinstance(sink, Delivers), f"{type(sink).__name__} is no Delivers"
+        sink = self.sink(place)
         sink.claim(track)
         return sink
 
@@ -82,7 +89,7 @@ class DeliverySuite:
         """Does what an app does whose checkpoint lists these parts."""
         steps.watch(watcher)
         try:
-            sink: Any = place.sink()
+            sink = self.sink(place)
             sink.expect(SCHEMA)
             token = sink.claim(TRACK)
             there = 0 if token is None else token.seq
@@ -123,11 +130,11 @@ class DeliverySuite:
 
     def test_a_claim_tells_the_last_part(self, new_place: NewPlace) -> None:
         place = new_place()
-        sink: Any = place.sink()
+        sink = self.sink(place)
         assert sink.claim(TRACK) is None, "no part has come"
         for seq, batches in PARTS:
             sink.deliver(seq, batches)
-            again: Any = place.sink()
+            again = self.sink(place)
             for later in (sink, again):
                 self.check_token(later, later.claim(TRACK), Token(seq, "first"))
             sink.close()
@@ -145,8 +152,44 @@ class DeliverySuite:
         sink.deliver(5, [])
         sink.deliver(6, [columns([])])
         self.check_token(sink, sink.claim(TRACK), Token(6, "first"))
-        assert list(place.rows()) == []
+        assert list(place.rows()) == [], f"parts without rows: {place.rows()}"
         sink.close()
+
+    def test_known_claims_nothing_and_makes_no_token(self, new_place: NewPlace) -> None:
+        place = new_place()
+        newcomer = self.sink(place)
+        assert newcomer.known(TRACK) is None, "no part has come"
+        newcomer.close()
+        sink = self.claimed(place)
+        for seq, batches in PARTS[:2]:
+            sink.deliver(seq, batches)
+            other = self.sink(place)
+            if (token := other.known(TRACK)) is not None:
+                self.check_token(other, token, Token(seq, "first"))
+            other.close()
+        sink.close()
+        assert list(place.rows()) == ALL[:12], f"beside other sinks that asked for the token: {place.rows()}"
+
+    def test_a_receiver_that_is_gone_is_an_error(self, new_place: NewPlace) -> None:
+        place = new_place()
+        if not place.has("drop"):
+            return
+        sink = self.claimed(place)
+        sink.deliver(*PARTS[0])
+        place.drop()
+        raises(Exception, lambda: sink.deliver(*PARTS[1]), "deliver to a receiver that is gone")
+        sink.close()
+
+    def test_close_releases_threads_and_files(self, new_place: NewPlace) -> None:
+        place = new_place()
+
+        def use() -> Any:
+            sink = self.claimed(place)
+            sink.deliver(*PARTS[0])
+            sink.close()
+            return sink
+
+        check_close(use)
 
     def test_tracks_do_not_know_of_each_other(self, new_place: NewPlace) -> None:
         place = new_place()
@@ -154,15 +197,16 @@ class DeliverySuite:
         sink = self.claimed(place)
         sink.deliver(*PARTS[2])
         for number, track in enumerate(others):
-            other: Any = place.sink()
+            other = self.sink(place)
             other.start_afresh()
             assert other.claim(track) is None, f"the token of {track.key} is that of another track"
             if isinstance(other, KeepsToken):
                 other.deliver(1, [columns([(100 + number, "other")])])
             other.close()
         if isinstance(sink, KeepsToken):
-            assert list(place.rows()) == [*ALL[12:], (100, "other"), (101, "other")]
-            assert sink.claim(TRACK) == Token(PARTS[2][0], "first")
+            expected = [*ALL[12:], (100, "other"), (101, "other")]
+            assert list(place.rows()) == expected, f"rows of three tracks: {place.rows()}"
+            self.check_token(sink, sink.claim(TRACK), Token(PARTS[2][0], "first"))
         sink.close()
 
     def test_numbers_of_another_incarnation_count_anew(self, new_place: NewPlace) -> None:
@@ -170,13 +214,15 @@ class DeliverySuite:
         sink = self.claimed(place)
         sink.deliver(PARTS[2][0], [columns(ALL[:4])])
         sink.close()
-        afresh: Any = place.sink()
+        afresh = self.sink(place)
         afresh.start_afresh()
         second = Track(TRACK.app, TRACK.sink, "second")
         token = afresh.claim(second)
-        assert (token is not None) == isinstance(afresh, KeepsToken)
+        assert (token is not None) == isinstance(afresh, KeepsToken), f"the token of another incarnation is {token}"
         if token is not None:  # a receiver may keep a digest of the incarnation, which is still that of another one
-            assert (token.seq, token.incarnation == "second") == (PARTS[2][0], False)
+            assert (token.seq, token.incarnation == "second") == (PARTS[2][0], False), (
+                f"the token of the first is {token}"
+            )
         afresh.deliver(GENERATION + 1, [columns(ALL[4:])])
         afresh.deliver(GENERATION + 1, [columns(ALL[4:])])
         self.check_token(afresh, afresh.claim(second), Token(GENERATION + 1, "second"))
@@ -187,8 +233,8 @@ class DeliverySuite:
         place = new_place()
         if not place.fences:
             return
-        before, after = self.claimed(place), place.sink()
-        assert isinstance(after, KeepsToken)
+        before, after = self.claimed(place), self.sink(place)
+        assert self.keeps_token(after), "only a receiver with tokens keeps sinks out: fences = False in the place"
         before.deliver(*PARTS[0])
         self.check_token(after, after.claim(TRACK), Token(PARTS[0][0], "first"))
         for attempt in (lambda: before.deliver(*PARTS[1]), lambda: before.claim(TRACK), lambda: before.claim(TRACK)):
@@ -201,7 +247,7 @@ class DeliverySuite:
         before.deliver(*PARTS[2])
         after.close()
         before.close()
-        assert list(place.rows()) == ALL
+        assert list(place.rows()) == ALL, f"of two sinks that claimed a track by turns: {place.rows()}"
 
     def test_settle_moves_the_token_and_nothing_else(self, new_place: NewPlace) -> None:
         place = new_place()
@@ -214,12 +260,12 @@ class DeliverySuite:
         sink.deliver(*PARTS[1])
         sink.settle(PARTS[0][0])
         self.check_token(sink, sink.claim(TRACK), Token(PARTS[0][0], "first"))
-        assert list(place.rows()) == ALL[7:12]
+        assert list(place.rows()) == ALL[7:12], f"the part behind settle, and no other: {place.rows()}"
         sink.close()
 
     def test_a_sink_that_was_not_claimed_delivers_nothing(self, new_place: NewPlace) -> None:
         place = new_place()
-        sink: Any = place.sink()
+        sink = self.sink(place)
         sink.close()
         if not self.keeps_token(sink):
             return
@@ -228,7 +274,7 @@ class DeliverySuite:
         sink.close()
         sink.close()
         raises(UserError, lambda: sink.deliver(*PARTS[0]), "deliver of a closed sink")
-        assert list(place.rows()) == []
+        assert list(place.rows()) == [], f"of a sink without a claim: {place.rows()}"
 
     def test_a_crash_at_any_step_loses_nothing_and_repeats_nothing(self, new_place: NewPlace) -> None:
         undisturbed = CrashAt()
@@ -242,7 +288,7 @@ class DeliverySuite:
             place = new_place()
             raises(StepCrash, lambda: self.run(place, PARTS, CrashAt(moment)), f"a crash {name}")  # noqa: B023
             so_far = list(place.rows())
-            if place.sink().whole:  # type: ignore[attr-defined]
+            if self.sink(place).whole:
                 assert so_far in [ALL[:0], ALL[:7], ALL[:12], ALL], f"a crash {name} left a part of a part: {so_far}"
             assert so_far == ALL[: len(so_far)], f"a crash {name} left rows without those before them: {so_far}"
             self.run(place, PARTS)

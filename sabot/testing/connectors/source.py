@@ -8,14 +8,15 @@ from sabot.base.dataclass import dataclass
 from sabot.clock import SYSTEM_CLOCK
 from sabot.codecs.engine_columns import DELETE, INSERT, OP_COLUMN
 from sabot.codecs.records import RECORD_SCHEMA
-from sabot.connectors.base import Positions, Source, ends
+from sabot.connectors.base import Positions, Source, ends, exhausted_of
 from sabot.engine.runtime.tasks.facts import read_memory, stored_memory, stored_positions
-from sabot.errors import UserError
-from sabot.testing.connectors.place import ConnectorPlace, NewPlace, raises
+from sabot.errors import TransientError, UserError
+from sabot.testing.connectors import place as places
+from sabot.testing.connectors.place import ConnectorPlace, NewPlace, check_close, in_time, raises
 
-GUARD_SECONDS = 60.0  # only a test that fails waits so long
 _ROWS = 10
 _FAR = 1 << 62  # a position that no log has reached
+_LATE_SECONDS = 2.0  # how much longer than its timeout a read may take, at its best of three
 
 
 @dataclass(frozen=True)
@@ -26,10 +27,16 @@ class _Checkpoint:
     memory: Mapping[tuple[str, int], bytes]
 
     @classmethod
-    def of(cls, source: Source) -> "_Checkpoint":
-        positions, memory = source.positions(), source.remember()
-        stored_positions(source.name, positions)
-        return cls(dict(positions), read_memory(stored_memory(source.name, memory)))
+    def of(cls, *readers: Source) -> "_Checkpoint":
+        positions: Positions = {}
+        memory: dict[tuple[str, int], bytes] = {}
+        for source in readers:
+            own, kept = source.positions(), source.remember()
+            stored_positions(source.name, own)
+            assert not positions.keys() & own.keys(), f"two readers have a position of {positions.keys() & own.keys()}"
+            positions |= own
+            memory |= read_memory(stored_memory(source.name, kept))
+        return cls(positions, memory)
 
 
 class SourceSuite:
@@ -43,7 +50,10 @@ class SourceSuite:
 
     def opened(self, place: ConnectorPlace, checkpoint: "_Checkpoint | None" = None, start: str = "earliest") -> Source:
         """Returns an open source, at a checkpoint or at the start."""
-        source = place.source()
+        return self.open(place.source(), checkpoint, start)
+
+    def open(self, source: Source, checkpoint: "_Checkpoint | None" = None, start: str = "earliest") -> Source:
+        """Opens a source, or one of its readers."""
         source.app = source.app or "suite"
         if checkpoint is not None:
             source.recall(checkpoint.memory)
@@ -52,13 +62,16 @@ class SourceSuite:
 
     def batch(self, source: Source, max_rows: int) -> Batch:
         """Returns the next batch with rows, and checks what every batch must be."""
-        until = SYSTEM_CLOCK.monotonic() + GUARD_SECONDS
+        until = SYSTEM_CLOCK.monotonic() + places.GUARD_SECONDS
         while SYSTEM_CLOCK.monotonic() < until:
             batch = source.read_batch(max_rows, 0.2)
             if batch is None:
                 continue
             assert batch.num_rows <= max_rows, f"{batch.num_rows} rows came where {max_rows} were asked for"
             there = source.positions()
+            assert batch.offsets or not batch.num_rows, (
+                "a batch has rows and no offsets: Batch(rows, self.positions(), self.name)"
+            )
             assert batch.offsets.items() <= there.items(), (
                 f"the batch ends at {batch.offsets}, and the source is at {there}"
             )
@@ -72,7 +85,7 @@ class SourceSuite:
             batch.data.validate(full=True)
             if batch.num_rows:
                 return batch
-        raise AssertionError("no rows came")
+        raise AssertionError(f"read_batch gave no row in {places.GUARD_SECONDS:g} s, and the log has more of them")
 
     def read(self, place: ConnectorPlace, source: Source, count: int, max_rows: int = 1000) -> list[int]:
         """Returns the numbers of the next `count` rows."""
@@ -80,6 +93,26 @@ class SourceSuite:
         while len(found) < count:
             found += place.numbers(self.batch(source, min(max_rows, count - len(found))).data)
         return found
+
+    def test_read_batch_comes_back_with_the_first_row_or_when_its_time_is_over(self, new_place: NewPlace) -> None:
+        place = new_place()
+        place.put(range(_ROWS))
+        seconds: list[float] = []
+
+        def work() -> None:
+            source = self.opened(place)
+            found: list[int] = []
+            while len(found) < _ROWS:
+                if (batch := source.read_batch(1000, 3600)) is not None:
+                    found += place.numbers(batch.data)
+            for _ in range(3):
+                before = SYSTEM_CLOCK.monotonic()
+                source.read_batch(1000, 0.05)
+                seconds.append(SYSTEM_CLOCK.monotonic() - before)
+            source.close()
+
+        in_time(work, "a read_batch of rows that are there, or with a timeout of 0.05 s,")
+        assert min(seconds) < _LATE_SECONDS, f"read_batch(1000, timeout=0.05) took {min(seconds):.1f} s and more"
 
     def test_rows_come_in_order_in_batches_of_any_size(self, new_place: NewPlace) -> None:
         place = new_place()
@@ -138,10 +171,12 @@ class SourceSuite:
             checkpoints.append(_Checkpoint.of(source))
         for number in (0, 0, 1, 0, 1):
             source.commit(checkpoints[number].positions)
-        assert self.read(place, source, _ROWS - 6) == list(range(6, _ROWS))
+        found = self.read(place, source, _ROWS - 6)
+        assert found == list(range(6, _ROWS)), f"behind 6 rows and commits: {found}"
         source.close()
         later = self.opened(place, checkpoints[1])
-        assert self.read(place, later, _ROWS - 4) == list(range(4, _ROWS))
+        found = self.read(place, later, _ROWS - 4)
+        assert found == list(range(4, _ROWS)), f"behind 4 rows and later commits: {found}"
         later.close()
 
     def test_latest_begins_behind_what_is_there(self, new_place: NewPlace) -> None:
@@ -197,6 +232,136 @@ class SourceSuite:
         source.close()
         far = _Checkpoint(dict.fromkeys(checkpoint.positions, _FAR), checkpoint.memory)
         raises(UserError, lambda: self.opened(place, far), f"position {_FAR}, which the log has not reached")
+
+    def test_positions_of_other_sources_are_not_its_own(self, new_place: NewPlace) -> None:
+        """One dict may have the positions of all sources of an app."""
+        place = new_place()
+        place.put(range(_ROWS))
+        source = self.opened(place, _Checkpoint({("another source", 0): 7}, {}))
+        assert 7 not in source.positions().values(), "it begins at the position of another source"
+        found = self.read(place, source, _ROWS)
+        assert found == list(range(_ROWS)), f"with a position of another source: {found}"
+        source.close()
+
+    def test_a_position_whose_rows_were_removed_is_refused(self, new_place: NewPlace) -> None:
+        place = new_place()
+        place.put(range(_ROWS))
+        source = self.opened(place)
+        if source.keys or not place.has("remove"):
+            source.close()
+            return
+        self.read(place, source, 1)
+        checkpoint = _Checkpoint.of(source)
+        source.close()
+        place.remove(range(4))
+        raises(UserError, lambda: self.opened(place, checkpoint), "a position whose next 3 rows are gone")
+        source = self.opened(place)
+        found = self.read(place, source, _ROWS - 4)
+        assert found == list(range(4, _ROWS)), f"afresh, behind rows that were removed: {found}"
+        source.close()
+
+    def test_a_log_that_is_gone_is_an_error_and_no_end(self, new_place: NewPlace) -> None:
+        place = new_place()
+        if not place.has("drop"):
+            return
+        place.put(range(_ROWS))
+        source = self.opened(place)
+        found = self.read(place, source, 1)
+        checkpoint = _Checkpoint.of(source)
+        place.drop()
+        raises((UserError, TransientError), lambda: self.opened(place), "a log that does not exist")
+        raises((UserError, TransientError), lambda: self.opened(place, checkpoint), "a position in a log that is gone")
+        until = SYSTEM_CLOCK.monotonic() + places.GUARD_SECONDS
+        try:
+            while len(found) < _ROWS:  # it may have read them before
+                if (batch := source.read_batch(1, 0.2)) is not None:
+                    found += place.numbers(batch.data)
+                elif exhausted_of(source)() or SYSTEM_CLOCK.monotonic() > until:
+                    break
+        except Exception:  # any error ends the app, and the rows are not passed over
+            source.close()
+            return
+        source.close()
+        assert found == list(range(_ROWS)), f"the log is gone behind the rows {found}, and read_batch raises no error"
+
+    def test_a_source_that_ends_says_so_behind_its_last_row_and_not_before(self, new_place: NewPlace) -> None:
+        place = new_place()
+        place.put(range(_ROWS))
+        source = self.opened(place)
+        exhausted = exhausted_of(source)
+        if not ends(source):
+            assert not exhausted(), "exhausted is True, and bounded is False"
+            source.close()
+            return
+        for taken in range(_ROWS):
+            assert not exhausted(), f"exhausted is True behind {taken} of {_ROWS} rows"
+            self.read(place, source, 1, 1)
+        checkpoint = _Checkpoint.of(source)
+        self.check_end(source)
+        source.close()
+        for later in [self.opened(place, checkpoint), *(self.opened(place, start=each) for each in self.starts[1:])]:
+            self.check_end(later)
+            later.close()
+
+    def check_end(self, source: Source) -> None:
+        """Reads on behind the last row."""
+        until = SYSTEM_CLOCK.monotonic() + places.GUARD_SECONDS
+        while (batch := source.read_batch(10, 0.05)) is not None or not exhausted_of(source)():
+            assert batch is None or not batch.num_rows, "more rows came than there are"
+            assert SYSTEM_CLOCK.monotonic() < until, "exhausted stays False behind the last row: the stream never ends"
+
+    def test_readers_share_the_rows_and_go_on_at_the_positions_of_all(self, new_place: NewPlace) -> None:
+        place = new_place()
+        place.put(range(_ROWS))
+        found: list[int] = []
+        checkpoint: _Checkpoint | None = None
+        for count in (_ROWS // 2, _ROWS):
+            readers = [self.open(each, checkpoint) for each in place.source().readers(3)]
+            until = SYSTEM_CLOCK.monotonic() + places.GUARD_SECONDS
+            while len(found) < count and SYSTEM_CLOCK.monotonic() < until:
+                for reader in readers:
+                    if (batch := reader.read_batch(1, 0.01)) is not None:
+                        found += place.numbers(batch.data)
+            checkpoint = _Checkpoint.of(*readers)
+            more = [
+                batch for reader in readers if count == _ROWS and (batch := reader.read_batch(10, 0.01)) is not None
+            ]
+            for reader in readers:
+                reader.close()
+        found += [n for batch in more for n in place.numbers(batch.data)]
+        assert sorted(found) == list(range(_ROWS)), f"{len(readers)} readers gave the rows {sorted(found)}"
+
+    def test_figures_are_told_at_any_time_and_in_any_thread(self, new_place: NewPlace) -> None:
+        place = new_place()
+        place.put(range(_ROWS))
+        source = place.source()
+
+        def tell() -> None:
+            for partition, unread in source.lag().items():
+                assert unread >= 0, f"the lag of {partition} is {unread}"
+            source.backlog(), source.progress(), source.figures()
+
+        tell()
+        self.open(source)
+        in_time(tell, "lag, backlog, progress or figures, in another thread,")
+        self.read(place, source, _ROWS)
+        source.read_batch(1, 0)  # behind the last row
+        assert not any(source.lag().values()), f"behind the last row the lag is {source.lag()}"
+        assert not source.backlog(), f"behind the last row the backlog is {source.backlog()}"
+        source.close()
+        in_time(tell, "lag, backlog, progress or figures of a closed source")
+
+    def test_close_releases_threads_and_files(self, new_place: NewPlace) -> None:
+        place = new_place()
+        place.put(range(_ROWS))
+
+        def use() -> Source:
+            source = self.opened(place)
+            self.read(place, source, 1)
+            source.close()
+            return source
+
+        check_close(use)
 
     def test_an_unknown_start_is_refused(self, new_place: NewPlace) -> None:
         place = new_place()

@@ -1,8 +1,10 @@
-"""The suites for connectors find what is broken: a source of pages and a sink with a token, written from the documents alone, and each
-promise of theirs broken by itself.
+"""The suites for connectors find what is broken: a source of pages, a sink with a token and one without, written from the documents
+alone, and each promise of theirs broken by itself.
 """
 
 import json
+import os
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,10 +12,11 @@ import pyarrow as pa
 import pytest
 
 from sabot import Batch, Sink, Source, Token
-from sabot.connectors import KeepsToken
+from sabot.connectors import Bounded, KeepsToken
 from sabot.errors import AppLocked, UserError
 from sabot.steps import step
-from sabot.testing.connectors import ConnectorPlace, DeliverySuite, SourceSuite
+from sabot.testing.connectors import ConnectorPlace, DeliverySuite, SinkSuite, SourceSuite
+from sabot.testing.connectors import place as places
 
 SCHEMA = pa.schema([("n", pa.int64())])
 ROWS_OF_A_PAGE = 4
@@ -25,11 +28,12 @@ class Service:
     def __init__(self) -> None:
         self.rows: list[int] = []
         self.first = 0
+        self.gone = False
 
     def page(self, cursor: str) -> tuple[list[int], str]:
         """Rows behind a cursor, at most a page, and the cursor behind them."""
         at = self.place(cursor)
-        if at < self.first:
+        if at < self.first or self.gone:
             raise UserError("these rows are gone")
         found = self.rows[at : at + ROWS_OF_A_PAGE]
         return found, f"c{at + len(found)}"
@@ -52,12 +56,16 @@ class Feed(Source):
         self.memory: dict[tuple[str, int], bytes] = {}
         self.cursors: dict[int, str] = {}
         self.is_open = False
+        self.file = os.open(os.devnull, os.O_RDONLY)
+        self.stopped = threading.Event()
 
     def recall(self, memory: Any) -> None:
         self.memory = {} if self.broken == "forgets its memory" else dict(memory)
 
     def open(self, positions: Any, start: str | int = "earliest") -> None:
         known = (positions or {}).get((self.name, 0))
+        if self.broken == "takes the position of another source":
+            known = next(iter((positions or {}).values()), None)
         self.page: list[int] = []
         self.cursor, self.taken, self.next = "c0", 0, 0
         if known is not None:
@@ -65,12 +73,18 @@ class Feed(Source):
                 self.cursor, self.taken = json.loads(self.memory[self.name, 0])
             if known != self.service.place(self.cursor) + self.taken and not self.broken:
                 raise UserError(f"feed: position {known} is not that of the cursor {self.cursor}")
+            if self.broken == "passes over what was removed" and self.service.place(self.cursor) < self.service.first:
+                self.cursor, self.taken = f"c{self.service.first}", 0
             self.next = known
             self.page = self.service.page(self.cursor)[0]
         elif start == "latest":
             self.next = len(self.service.rows)
             self.cursor = f"c{self.next}"
-        elif start != "earliest" and self.broken != "takes any start":
+        elif start == "earliest":
+            self.next = self.service.first
+            self.cursor = f"c{self.next}"
+            self.service.page(self.cursor)
+        elif self.broken != "takes any start":
             raise UserError(f"feed: start={start!r}")
         self.memory, self.is_open = {}, True
 
@@ -80,18 +94,25 @@ class Feed(Source):
         if self.taken >= len(self.page):
             if self.page:
                 self.cursor = f"c{self.service.place(self.cursor) + len(self.page)}"
-            self.page, _ = self.service.page(self.cursor)
-            self.taken = 0
+            self.page, self.taken = [], 0
+            try:
+                self.page, _ = self.service.page(self.cursor)
+            except UserError:
+                if self.broken != "swallows an error":
+                    raise
             if self.broken == "acknowledges what no checkpoint has":
                 self.service.acknowledge(f"c{self.service.place(self.cursor) + len(self.page)}")
         most = len(self.page) if self.broken == "gives whole pages" else max_rows
         found = self.page[self.taken : self.taken + most]
         if not found:
+            if self.broken == "waits for a row as long as it takes":
+                self.stopped.wait()
             return None
         self.taken += len(found)
         self.next += len(found)
         self.cursors[self.next] = self.cursor
-        return Batch(pa.record_batch([pa.array(found, pa.int64())], SCHEMA), self.positions(), self.name)
+        offsets = {} if self.broken == "gives rows without offsets" else self.positions()
+        return Batch(pa.record_batch([pa.array(found, pa.int64())], SCHEMA), offsets, self.name)
 
     def positions(self) -> dict[tuple[str, int], int]:
         return {(self.name, 0): self.next + (self.broken == "is a row ahead" and self.next > 0)}
@@ -104,19 +125,53 @@ class Feed(Source):
         if (cursor := self.cursors.get(positions.get((self.name, 0), 0))) is not None:
             self.service.acknowledge(cursor)
 
+    def readers(self, count: int) -> Sequence[Source]:
+        return [Feed(self.service, self.broken) for _ in range(count)] if self.broken == "shares no rows" else [self]
+
+    def lag(self) -> dict[tuple[str, int], int]:
+        if self.broken == "tells its lag only while it is open":
+            return {(self.name, 0): len(self.service.rows) - self.next}
+        return {(self.name, 0): len(self.service.rows) - self.next} if self.is_open else {}
+
     def close(self) -> None:
         self.is_open = False
+        self.stopped.set()
+        if self.file and self.broken != "keeps its file open":
+            os.close(self.file)
+            self.file = 0
+
+
+class EndingFeed(Feed, Bounded):
+    """A Feed that ends behind the rows that are there."""
+
+    @property
+    def exhausted(self) -> bool:
+        if self.broken == "never ends":
+            return False
+        return self.next >= len(self.service.rows) - (self.broken == "ends a row too early")
 
 
 class FeedPlace(ConnectorPlace):
+    kind: type[Feed] = Feed
+
     def __init__(self, broken: str) -> None:
         self.service, self.broken = Service(), broken
 
     def put(self, numbers: Sequence[int]) -> None:
         self.service.rows += numbers
 
+    def remove(self, numbers: Sequence[int]) -> None:
+        self.service.first = max(numbers) + 1
+
+    def drop(self) -> None:
+        self.service.gone = True
+
     def source(self) -> Source:
-        return Feed(self.service, self.broken)
+        return self.kind(self.service, self.broken)
+
+
+class EndingPlace(FeedPlace):
+    kind = EndingFeed
 
 
 class Shelf:
@@ -125,8 +180,11 @@ class Shelf:
     def __init__(self) -> None:
         self.rows: list[tuple[int, str | None]] = []
         self.facts: dict[str, Any] = {}
+        self.gone = False
 
     def put(self, rows: Sequence[tuple[int, str | None]], facts: dict[str, Any]) -> None:
+        if self.gone:
+            raise UserError("there is no such shelf")
         self.rows += rows
         self.facts.update(facts)
 
@@ -139,6 +197,15 @@ class ShelfSink(Sink, KeepsToken):
         self.shelf, self.broken = shelf, broken
         self.track: Any = None
         self.lost = False
+
+    def known(self, track: Any) -> Token | None:
+        if self.broken == "claims when it is asked":
+            return self.claim(track)
+        return (
+            self.shelf.facts[track.key]
+            if self.broken == "knows only what is there"
+            else self.shelf.facts.get(track.key)
+        )
 
     def claim(self, track: Any) -> Token | None:
         if self.track is not None and not self.ours():
@@ -164,6 +231,8 @@ class ShelfSink(Sink, KeepsToken):
     def set(self, seq: int, rows: Sequence[tuple[int, str | None]]) -> None:
         if self.track is None:
             raise UserError("the sink shelf is not open")
+        if self.shelf.gone and self.broken == "swallows an error":
+            return
         if not self.ours():
             raise AppLocked("shelf: another process has claimed the track")
         last = self.token()
@@ -202,15 +271,74 @@ class ShelfSink(Sink, KeepsToken):
         """No row waits in memory."""
 
 
+class HeapSink(Sink):
+    """Puts rows on a Shelf at least once."""
+
+    name = "heap"
+    format = None
+
+    def __init__(self, shelf: Shelf, broken: str) -> None:
+        self.shelf, self.broken = shelf, broken
+        self.waiting: list[tuple[int, str | None]] | None = None
+
+    def open(self) -> None:
+        self.waiting = []
+        if self.broken == "begins anew at each open":
+            self.shelf.rows.clear()
+
+    def rows(self) -> list[tuple[int, str | None]]:
+        if self.waiting is None:
+            raise UserError("the sink heap is not open")
+        return self.waiting
+
+    def write(self, batch: Batch) -> None:
+        data = batch.data if self.broken == "writes what a filter has dropped" else batch.taken()
+        self.rows().extend(zip(*data.to_pydict().values(), strict=True))
+
+    def flush(self) -> None:
+        rows = self.rows()
+        if self.broken == "keeps rows until it is closed":
+            return
+        with step("commit", self.name):
+            try:
+                self.shelf.put(rows[::-1] if self.broken == "turns the order" else rows, {})
+            except UserError:
+                if self.broken != "swallows an error":
+                    raise
+        if self.broken != "writes a row again at each flush":
+            rows.clear()
+
+    def close(self) -> None:
+        if self.waiting and self.broken == "keeps rows until it is closed":
+            self.shelf.put(self.waiting, {})
+        if self.broken != "can be written when it is closed":
+            self.waiting = None
+
+
 class ShelfPlace(ConnectorPlace):
+    kind: Callable[[Shelf, str], Sink] = ShelfSink
+
     def __init__(self, broken: str) -> None:
         self.shelf, self.broken = Shelf(), broken
 
     def sink(self) -> Sink:
-        return ShelfSink(self.shelf, self.broken)
+        return type(self).kind(self.shelf, self.broken)
+
+    def drop(self) -> None:
+        self.shelf.gone = True
 
     def rows(self) -> Sequence[Any]:
         return self.shelf.rows
+
+
+class HeapPlace(ShelfPlace):
+    kind = HeapSink
+
+
+@pytest.fixture(autouse=True)
+def short_guard(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes a test that fails wait only so long."""
+    monkeypatch.setattr(places, "GUARD_SECONDS", 0.3)
 
 
 def findings(suite: Any, new_place: Callable[[], ConnectorPlace]) -> list[str]:
@@ -219,7 +347,7 @@ def findings(suite: Any, new_place: Callable[[], ConnectorPlace]) -> list[str]:
     for name in sorted(name for name in dir(suite) if name.startswith("test_")):
         try:
             getattr(suite, name)(new_place)
-        except (AssertionError, UserError, AppLocked):
+        except (AssertionError, UserError, AppLocked, KeyError, AttributeError):
             failed.append(name.removeprefix("test_"))
     return failed
 
@@ -240,10 +368,31 @@ CRASH = "a_crash_at_any_step_loses_nothing_and_repeats_nothing"
         ),
         ("gives whole pages", "rows_come_in_order_in_batches_of_any_size"),
         ("takes any start", "an_unknown_start_is_refused"),
+        ("takes the position of another source", "positions_of_other_sources_are_not_its_own"),
+        ("gives rows without offsets", "rows_come_in_order_in_batches_of_any_size"),
+        ("passes over what was removed", "a_position_whose_rows_were_removed_is_refused"),
+        ("swallows an error", "a_log_that_is_gone_is_an_error_and_no_end"),
+        ("shares no rows", "readers_share_the_rows_and_go_on_at_the_positions_of_all"),
+        ("tells its lag only while it is open", "figures_are_told_at_any_time_and_in_any_thread"),
+        ("keeps its file open", "close_releases_threads_and_files"),
     ],
 )
 def test_a_source_that_breaks_a_promise_is_found(broken: str, found: str) -> None:
     assert found in findings(SourceSuite(), lambda: FeedPlace(broken))
+
+
+def test_a_source_that_waits_longer_than_it_may_is_found() -> None:
+    suite = SourceSuite()
+    with pytest.raises(AssertionError, match=r"timeout of 0.05 s, has not come back"):
+        suite.test_read_batch_comes_back_with_the_first_row_or_when_its_time_is_over(
+            lambda: FeedPlace("waits for a row as long as it takes")
+        )
+
+
+@pytest.mark.parametrize("broken", ["never ends", "ends a row too early"])
+def test_a_source_that_does_not_end_with_its_last_row_is_found(broken: str) -> None:
+    found = findings(SourceSuite(), lambda: EndingPlace(broken))
+    assert "a_source_that_ends_says_so_behind_its_last_row_and_not_before" in found
 
 
 @pytest.mark.parametrize(
@@ -256,14 +405,40 @@ def test_a_source_that_breaks_a_promise_is_found(broken: str, found: str) -> Non
         ("fences nobody", "who_lost_the_track_is_refused"),
         ("has one token for all tracks", "tracks_do_not_know_of_each_other"),
         ("settles with rows", "settle_moves_the_token_and_nothing_else"),
+        ("claims when it is asked", "known_claims_nothing_and_makes_no_token"),
+        ("knows only what is there", "known_claims_nothing_and_makes_no_token"),
+        ("swallows an error", "a_receiver_that_is_gone_is_an_error"),
     ],
 )
 def test_a_sink_that_breaks_a_promise_is_found(broken: str, found: str) -> None:
     assert found in findings(DeliverySuite(), lambda: ShelfPlace(broken))
 
 
+@pytest.mark.parametrize(
+    ("broken", "found"),
+    [
+        ("writes what a filter has dropped", "rows_that_a_filter_has_dropped_are_not_written"),
+        ("turns the order", "flushed_rows_are_there_in_order"),
+        ("writes a row again at each flush", "flushed_rows_are_there_in_order"),
+        ("keeps rows until it is closed", "flushed_rows_are_there_in_order"),
+        ("begins anew at each open", "what_was_flushed_stays_when_the_sink_is_opened_again"),
+        ("can be written when it is closed", "close_may_come_twice_and_first_and_a_closed_sink_writes_nothing"),
+        ("swallows an error", "a_receiver_that_is_gone_is_an_error"),
+    ],
+)
+def test_a_sink_of_at_least_once_that_breaks_a_promise_is_found(broken: str, found: str) -> None:
+    assert found in findings(SinkSuite(), lambda: HeapPlace(broken))
+
+
+def test_a_sink_that_does_not_deliver_is_told_its_suite() -> None:
+    with pytest.raises(AssertionError, match="HeapSink does not have the ability Delivers: SinkSuite tests"):
+        DeliverySuite().test_crash_after_crash_comes_to_an_end(lambda: HeapPlace(""))
+
+
 def test_connectors_that_keep_their_promises_pass() -> None:
     assert findings(SourceSuite(), lambda: FeedPlace("")) == []
+    assert findings(SourceSuite(), lambda: EndingPlace("")) == []
+    assert findings(SinkSuite(), lambda: HeapPlace("")) == []
     assert findings(DeliverySuite(), lambda: ShelfPlace("")) == []
 
 
