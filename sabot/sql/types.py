@@ -147,7 +147,7 @@ def common_type(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
     if not decimals:
         return max(integers, key=lambda type: type.bit_width)
     sizes = [(type.precision, type.scale) for type in decimals]
-    sizes += [({8: 3, 16: 5, 32: 10, 64: 19}[type.bit_width], 0) for type in integers]
+    sizes += [(20 if type == pa.uint64() else {8: 3, 16: 5, 32: 10, 64: 19}[type.bit_width], 0) for type in integers]
     scale = max(scale for _, scale in sizes)
     digits = max(precision - scale for precision, scale in sizes)
     return pa.decimal128(min(digits + scale, 38), scale)

@@ -5,15 +5,28 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import threading
 import tomllib
 import zipfile
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.metadata import requires
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
+from opentelemetry.exporter.otlp.proto.http import Compression
+from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from packaging.version import Version
 
 import sabot
+from sabot import App
 from sabot._cython.arrow import batch
 from sabot.base.version import RELEASE, version_of
 
@@ -75,6 +88,45 @@ def test_core_dependencies_are_the_ten_that_a_stream_and_its_console_need() -> N
     core = {line.split(">")[0].split(";")[0].strip() for line in requires("sabot") or [] if "extra ==" not in line}
     streams = {"pyarrow", "numpy", "confluent-kafka", "rocksdict", "msgspec"}
     assert core == streams | {"typer", "rich"} | {"jinja2", "starlette", "uvicorn"}
+
+
+class Collector(BaseHTTPRequestHandler):
+    """A collector of OpenTelemetry: keeps what is posted to each path."""
+
+    got: ClassVar[dict[str, list[bytes]]] = {}
+
+    def do_POST(self) -> None:
+        self.got.setdefault(self.path, []).append(self.rfile.read(int(self.headers["Content-Length"])))
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *given: object) -> None: ...
+
+
+def test_the_extra_for_opentelemetry_sends_figures_and_spans_to_a_collector(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The extra had the SDK alone: what the page says needed one more package, which no error named."""
+    extra = [line.partition(">")[0] for line in PYPROJECT["project"]["optional-dependencies"]["otel"]]
+    assert extra == ["opentelemetry-exporter-otlp-proto-http", "opentelemetry-sdk"], "no other package is imported here"
+    monkeypatch.setattr(Collector, "got", {})
+    with ThreadingHTTPServer(("127.0.0.1", 0), Collector) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+        meters = MeterProvider(
+            [PeriodicExportingMetricReader(OTLPMetricExporter(compression=Compression.NoCompression))]
+        )
+        App("sent", state="memory").observe_metrics(meters)
+        assert meters.force_flush()
+        tracers = TracerProvider()
+        tracers.add_span_processor(SimpleSpanProcessor(OTLPSpanExporter(compression=Compression.NoCompression)))
+        tracers.get_tracer("sabot").start_span("agent.run").end()
+        meters.shutdown()
+        server.shutdown()
+    sent = ExportMetricsServiceRequest.FromString(Collector.got["/v1/metrics"][0])
+    found = {metric.name: metric for each in sent.resource_metrics[0].scope_metrics for metric in each.metrics}
+    (point,) = found["sabot_restarts_total"].sum.data_points
+    assert {each.key: each.value.string_value for each in point.attributes} == {"app": "sent"}
+    spans = ExportTraceServiceRequest.FromString(Collector.got["/v1/traces"][0])
+    assert [span.name for span in spans.resource_spans[0].scope_spans[0].spans] == ["agent.run"]
 
 
 def test_every_kernel_has_a_type_stub_and_a_compiled_module() -> None:

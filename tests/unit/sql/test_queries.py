@@ -601,3 +601,12 @@ def test_a_text_column_of_event_time_is_compared_with_the_text_of_a_time_as_a_ti
     assert len(found("ts > '2024-01-01'")) == 6
     assert found("k < 20 AND ts <> 'never 08:10'") == [0, 10]
     assert caplog.text == ""
+
+
+def test_the_greatest_unsigned_number_is_compared_with_a_decimal():
+    """A DECIMAL of 19 digits did not hold it: the row was a dead letter of the join."""
+    app = App("unsigned")
+    some = app.stream([{"u": 2**64 - 1}, {"u": 7}], schema={"u": "uint64"})
+    decimals = app.stream([{"d": Decimal("18446744073709551615.00")}], schema={"d": "decimal(24, 2)"})
+    found = app.sql("SELECT u FROM a JOIN b ON a.u = b.d", a=some, b=decimals).materialize().collect()
+    assert found["u"].to_pylist() == [2**64 - 1]
