@@ -31,7 +31,7 @@ from sabot.connectors.base import Token, Track
 from sabot.connectors.delta.table import DeltaPlace
 from sabot.connectors.delta.types import check_days, columns_of, delta_schema
 from sabot.connectors.files.paths import check_partitions
-from sabot.connectors.lake.sink import NUMBER_BITS, LakeSink
+from sabot.connectors.lake.sink import NUMBER_BITS, CommitMark, LakeSink
 from sabot.connectors.lake.types import in_order
 from sabot.connectors.sql.rows import decoded_records
 from sabot.engine.letters.refused import refused_in
@@ -40,11 +40,11 @@ from sabot.steps import step
 
 __all__ = ["DeltaSink"]
 
+_OVERWRITES = {("s3_allow_unsafe_rename", "true"), ("allow_unsafe_rename", "true"), ("conditional_put", "disabled")}
+"""Settings of deltalake for stores without conditional writes, without the prefix aws_."""
 _COMMITS = 20  # after which the table is loaded anew
 _CONSTRAINT = "delta.constraints."
-
-Numbers = Sequence[tuple[str, int]]
-"""The numbers of application ids that a commit sets."""
+_RETENTION = "delta.setTransactionRetentionDuration"
 
 
 class DeltaSink(LakeSink):
@@ -84,8 +84,22 @@ class DeltaSink(LakeSink):
     # -- the contract --------------------------------------------------------------------------------------------------
 
     def open(self) -> None:
+        self._check_store()
         super().open()
         self._constrained = _is_constrained(self.table)
+
+    def claim(self, track: Track) -> Token | None:
+        self._check_store()
+        return super().claim(track)
+
+    def _check_store(self) -> None:
+        """Raises UserError for a store that may replace an entry of the log, so that the commit of another process would be lost."""
+        for name, value in self._place.options.items():
+            if (name.lower().removeprefix("aws_"), value.lower()) in _OVERWRITES:
+                raise UserError(
+                    f"{self.where}: storage_options= has {name}={value}, with which two commits can replace each other, and rows are lost",
+                    hint="leave it out: the store must refuse to write an entry of the log that is there",
+                )
 
     def write(self, batch: Batch) -> None:
         if self._constrained and batch.num_rows:  # `flush` could not name the rows
@@ -134,14 +148,19 @@ class DeltaSink(LakeSink):
     def _check_partitions(self, schema: pa.Schema) -> None:
         check_partitions(schema, self.partition_by, self.where)
 
-    def _check_place(self) -> None:
-        if self._place.folder is not None:
-            check_reach(Path(self._place.folder))
-
     def _check(self, table: Any) -> None:
         super()._check(table)
         if table is not None:
             self._divides_by = frozenset(self._partitions(table))
+            if (period := table.metadata().configuration.get(_RETENTION)) is not None:
+                raise UserError(
+                    f"{self.where} forgets application transactions after {period} ({_RETENTION}), and with them which rows have arrived",
+                    hint=f'DeltaTable(…).alter.set_table_properties({{"{_RETENTION}": "interval 3650 days"}}), or write to another table',
+                )
+
+    def _check_place(self) -> None:
+        if self._place.folder is not None:
+            check_reach(Path(self._place.folder))
 
     def _check_values(self, rows: pa.RecordBatch) -> None:
         check_days(rows, self.where)
@@ -152,12 +171,6 @@ class DeltaSink(LakeSink):
                     "of Delta Lake has null for it",
                     hint=f'give such rows another text, or null, before the sink: when(col("{name}") != "").then(col("{name}"))',
                 )
-
-    def _fence(self, track: Track, owner: int) -> Numbers:
-        return [(_owner_id(track), owner)]
-
-    def _mark(self, track: Track, seq: int) -> Numbers:
-        return [(track.key, seq), (_incarnation_id(track), _digest(track.incarnation)), (_owner_id(track), self.owner)]
 
     def _token(self, table: Any, track: Track) -> Token | None:
         """Returns the token of the track. The log has only a digest of the incarnation, which stands for another one."""
@@ -173,17 +186,27 @@ class DeltaSink(LakeSink):
 
     # -- commits -------------------------------------------------------------------------------------------------------
 
-    def _created(self, schema: pa.Schema, mark: Numbers | None) -> Any:
-        with step("create", self.name):
-            return self._place.delta.DeltaTable.create(
-                self._place.uri,
-                schema=self._place.delta.Schema.from_arrow(schema),
-                partition_by=self.partition_by,
-                storage_options=self._place.options,
-                commit_properties=self._properties(mark),
-            )
+    def _created(self, schema: pa.Schema, mark: CommitMark | None) -> Any:
+        try:
+            with step("create", self.name):
+                return self._place.delta.DeltaTable.create(
+                    self._place.uri,
+                    schema=self._place.delta.Schema.from_arrow(schema),
+                    partition_by=self.partition_by,
+                    storage_options=self._place.options,
+                    commit_properties=self._properties(mark),
+                )
+        except self._place.delta.exceptions.DeltaError:
+            table = self._place.found()
+            if table is None:
+                raise
+        self._check(table)  # it was made meanwhile, or the answer of an earlier try was lost
+        if mark is not None:
+            with step("claim", mark.track.key):
+                self._claim(table, mark)
+        return table
 
-    def _claim(self, table: Any, mark: Numbers) -> None:
+    def _claim(self, table: Any, mark: CommitMark) -> None:
         self._commit_numbers(table, self._properties(mark))
 
     def _refresh(self) -> Any:
@@ -204,7 +227,7 @@ class DeltaSink(LakeSink):
     def _files(self, table: Any) -> int:
         return len(table.file_uris())
 
-    def _empty(self, mark: Numbers | None) -> None:
+    def _empty(self, mark: CommitMark | None) -> None:
         with step("commit", self.name):
             self.table.delete(commit_properties=self._properties(mark))
 
@@ -213,16 +236,15 @@ class DeltaSink(LakeSink):
             self.table.alter.add_columns(self._place.delta.Schema.from_arrow(fields).fields)
         self.table.update_incremental()
 
-    def _commit(self, rows: Sequence[pa.RecordBatch], mark: Numbers | None) -> None:
-        table, properties = self.table, self._properties(mark)
-        with step("commit", self.name):
-            if rows:
-                hook = self._place.delta.PostCommitHookProperties(cleanup_expired_logs=None if self._is_turn else False)
-                self._place.delta.write_deltalake(
-                    table, rows, mode="append", commit_properties=properties, post_commithook_properties=hook
-                )
-            else:
-                self._commit_numbers(table, properties)
+    def _try(self, table: Any, rows: Sequence[pa.RecordBatch], mark: CommitMark | None) -> None:
+        properties = self._properties(mark)
+        if rows:
+            hook = self._place.delta.PostCommitHookProperties(cleanup_expired_logs=None if self._is_turn else False)
+            self._place.delta.write_deltalake(
+                table, rows, mode="append", commit_properties=properties, post_commithook_properties=hook
+            )
+        else:
+            self._commit_numbers(table, properties)
         self._sync(table)
 
     def _commit_numbers(self, table: Any, properties: Any) -> None:
@@ -251,9 +273,15 @@ class DeltaSink(LakeSink):
             for path in [*files, *{file.parent for file in files}, Path(root), log, log.parent]:
                 sync(path)
 
-    def _properties(self, numbers: Numbers | None) -> Any:
+    def _properties(self, mark: CommitMark | None) -> Any:
+        """Returns the numbers of application ids that a commit sets."""
+        numbers: list[tuple[str, int]] = []
+        if mark is not None:
+            numbers.append((_owner_id(mark.track), mark.owner))
+        if mark is not None and mark.seq is not None:
+            numbers += [(mark.track.key, mark.seq), (_incarnation_id(mark.track), _digest(mark.track.incarnation))]
         return self._place.delta.CommitProperties(
-            app_transactions=[self._place.delta.Transaction(*each) for each in numbers or ()]
+            app_transactions=[self._place.delta.Transaction(*each) for each in numbers]
         )
 
 

@@ -15,7 +15,6 @@ did not are used again; those that a killed process leaves are in no snapshot, a
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -24,22 +23,13 @@ from sabot.connectors.base import Token, Track
 from sabot.connectors.files.columns import canonical
 from sabot.connectors.iceberg.table import IcebergPlace
 from sabot.connectors.iceberg.types import iceberg_schema, takes, widens
-from sabot.connectors.lake.sink import ATTEMPTS, LakeSink, has_reached
+from sabot.connectors.lake.sink import CommitMark, LakeSink
 from sabot.errors import TransientError, UserError
 from sabot.steps import step
 
 __all__ = ["IcebergSink"]
 
 _OWNER, _PART, _INCARNATION = "sabot.owner", "sabot.part", "sabot.incarnation"
-
-
-@dataclass(frozen=True, slots=True)
-class _CommitMark:
-    """The mark of a commit: its track, the owner, and the number of the part, or None to leave the token as it is."""
-
-    track: Track
-    owner: int
-    seq: int | None
 
 
 class IcebergSink(LakeSink):
@@ -73,6 +63,7 @@ class IcebergSink(LakeSink):
     ) -> None:
         self._place = IcebergPlace(catalog, table, "a sink into Iceberg")
         super().__init__(self._place, partition_by, schema, evolve, overwrite)
+        self._spec = 0  # the partitions by which the files that are committed were written
 
     @property
     def address(self) -> str:
@@ -128,12 +119,6 @@ class IcebergSink(LakeSink):
             ]
         )
 
-    def _fence(self, track: Track, owner: int) -> _CommitMark:
-        return _CommitMark(track, owner, None)
-
-    def _mark(self, track: Track, seq: int) -> _CommitMark:
-        return _CommitMark(track, self.owner, seq)
-
     def _token(self, table: Any, track: Track) -> Token | None:
         found = _summary(table, track)
         return Token(int(found[_PART]), found[_INCARNATION]) if _PART in found else None
@@ -144,7 +129,7 @@ class IcebergSink(LakeSink):
 
     # -- commits --------------------------------------------------------------------------------------------------------
 
-    def _created(self, schema: pa.Schema, mark: _CommitMark | None) -> Any:
+    def _created(self, schema: pa.Schema, mark: CommitMark | None) -> Any:
         driver, place = self._place.driver, self._place
         try:
             with step("create", self.name):
@@ -157,7 +142,7 @@ class IcebergSink(LakeSink):
                 self._claim(table, mark)
         return table
 
-    def _claim(self, table: Any, mark: _CommitMark) -> None:
+    def _claim(self, table: Any, mark: CommitMark) -> None:
         self._try(table, [], mark)
 
     def _refresh(self) -> Any:
@@ -168,7 +153,7 @@ class IcebergSink(LakeSink):
         snapshot = table.current_snapshot()
         return 0 if snapshot is None else int(snapshot.summary.get("total-data-files") or 0)
 
-    def _empty(self, mark: _CommitMark | None) -> None:
+    def _empty(self, mark: CommitMark | None) -> None:
         if mark is not None:
             self.check_owner(self.table, mark.track, mark.owner)
         with step("commit", self.name), self._place.driver.Commit(self.table, _tag(mark)) as commit:
@@ -179,35 +164,15 @@ class IcebergSink(LakeSink):
             update.union_by_name(fields)
         self._refresh()
 
-    def _commit(self, rows: Sequence[pa.RecordBatch], mark: _CommitMark | None) -> None:
-        """Commits rows and mark. Tries again, with the same files, if another commit came in between; and, if there is a token that
-        says what took effect, if the answer was lost.
-        """
-        driver, table = self._place.driver, self.table
+    def _written(self, rows: Sequence[pa.RecordBatch]) -> Sequence[Any]:
+        self._spec = self.table.metadata.default_spec_id
         with step("write", self.name):
-            files = driver.data_files(table, rows)
-        spec = table.metadata.default_spec_id
-        for _ in range(ATTEMPTS):
-            try:
-                with step("commit", self.name):
-                    return self._try(table, files, mark)
-            except driver.exceptions.CommitFailedException:
-                pass
-            except driver.LATER:
-                if mark is None:
-                    raise
-            table = self._refresh()
-            if mark is not None:
-                self.check_owner(table, mark.track, mark.owner)
-                assert mark.seq is not None
-                if has_reached(self._token(table, mark.track), mark.track, mark.seq):
-                    return None
-            if table.metadata.default_spec_id != spec:
-                raise TransientError(f"{self.where}: its partitions were changed while rows were written")
-        raise TransientError(f"{self.where}: other processes commit so often that no commit of ours comes through")
+            files: Sequence[Any] = self._place.driver.data_files(self.table, rows)
+            return files
 
-    def _try(self, table: Any, files: Sequence[Any], mark: _CommitMark | None) -> None:
-        """Tries a commit once."""
+    def _try(self, table: Any, files: Sequence[Any], mark: CommitMark | None) -> None:
+        if files and self._spec != table.metadata.default_spec_id:
+            raise TransientError(f"{self.where}: its partitions were changed while rows were written")
         summary: dict[str, str] = {}
         if mark is not None:
             before = _summary(table, mark.track)
@@ -219,7 +184,7 @@ class IcebergSink(LakeSink):
             commit.add(files, summary)
 
 
-def _tag(mark: _CommitMark | None) -> str | None:
+def _tag(mark: CommitMark | None) -> str | None:
     return None if mark is None else mark.track.key
 
 

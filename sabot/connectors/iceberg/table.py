@@ -27,6 +27,7 @@ class IcebergPlace(LakePlace):
 
         self.driver: Any = driver
         self.conflict = driver.exceptions.CommitFailedException
+        self.unknown = driver.LATER
         self.name = table
         if not all(table.split(".")[0:2]) or "." not in table:
             raise UserError(f"table {table!r} has no namespace", hint='"lake.orders": the namespace, and the table')

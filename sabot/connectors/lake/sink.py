@@ -16,6 +16,7 @@ import pyarrow as pa
 from sabot._cython.arrow.batch import Batch, normalise
 from sabot.base.arrays import empty_batch
 from sabot.base.checks import FLAG, check
+from sabot.base.dataclass import dataclass
 from sabot.codecs.records import RECORD_SCHEMA, refuse_types
 from sabot.connectors.base import KeepsToken, Sink, Token, Track
 from sabot.connectors.checks import SCHEMA
@@ -25,13 +26,12 @@ from sabot.engine.letters.form import as_columns
 from sabot.errors import AppLocked, TransientError, UserError
 from sabot.steps import step
 
-__all__ = ["ATTEMPTS", "NUMBER_BITS", "LakePlace", "LakeSink", "has_reached"]
+__all__ = ["NUMBER_BITS", "CommitMark", "LakePlace", "LakeSink"]
 
 _log = logging.getLogger(__name__)
 
 _WAITING_BYTES = 64 << 20  # at least once, so many bytes of rows are committed before the next checkpoint
-ATTEMPTS = 20
-"""The tries of one commit while others commit in between."""
+_ATTEMPTS = 20  # of one commit, while others commit in between or answers are lost
 NUMBER_BITS = 62
 """The bits of the random number of an owner, which a log may keep as a positive long."""
 
@@ -42,6 +42,8 @@ class LakePlace(ABC):
     name: str
     conflict: type[Exception]
     """The driver's error for a commit that another one came before."""
+    unknown: tuple[type[Exception], ...] = ()
+    """The driver's errors after which a commit may have taken effect, and is tried again with the same files if it has not."""
 
     @property
     def where(self) -> str:
@@ -59,11 +61,19 @@ class LakePlace(ABC):
         """Releases what `found` has opened. May be called twice."""
 
 
+@dataclass(frozen=True, slots=True)
+class CommitMark:
+    """The mark of a commit beside its rows: its track, the owner, and the number of the part, or None to leave the token as it is."""
+
+    track: Track
+    owner: int
+    seq: int | None
+
+
 class LakeSink(Sink, KeepsToken):
     """A sink that appends rows to a table of a lakehouse. The arguments are those of `DeltaSink` and `IcebergSink`.
 
-    The table, in `table`, is an object of the driver. A *mark* is what a commit says beside its rows, made by the format: whose commit it
-    is, and the token; without an owner it is None.
+    The table, in `table`, is an object of the driver. The mark of a commit is None for rows that are written at least once.
     """
 
     format = None
@@ -127,14 +137,6 @@ class LakeSink(Sink, KeepsToken):
         return columns
 
     @abstractmethod
-    def _fence(self, track: Track, owner: int) -> Any:
-        """Returns the mark of a commit without a token."""
-
-    @abstractmethod
-    def _mark(self, track: Track, seq: int) -> Any:
-        """Returns the mark of a commit of a part."""
-
-    @abstractmethod
     def _token(self, table: Any, track: Track) -> Token | None:
         """Returns the token of the track in the log of the table."""
 
@@ -143,11 +145,11 @@ class LakeSink(Sink, KeepsToken):
         """Returns the owner of the track in the log of the table, or None."""
 
     @abstractmethod
-    def _created(self, schema: pa.Schema, mark: Any) -> Any:
+    def _created(self, schema: pa.Schema, mark: CommitMark | None) -> Any:
         """Makes the table with these columns, and returns it. `mark`: its owner, or None."""
 
     @abstractmethod
-    def _claim(self, table: Any, mark: Any) -> None:
+    def _claim(self, table: Any, mark: CommitMark) -> None:
         """Commits a mark without a token and without rows, once. Raises the error `conflict` of the place if another commit came before."""
 
     @abstractmethod
@@ -159,16 +161,20 @@ class LakeSink(Sink, KeepsToken):
         """Returns the number of files of the table."""
 
     @abstractmethod
-    def _empty(self, mark: Any) -> None:
+    def _empty(self, mark: CommitMark | None) -> None:
         """Commits that the table has no rows."""
 
     @abstractmethod
     def _add(self, fields: pa.Schema) -> None:
         """Commits columns that the table lacks, or has with a narrower type."""
 
+    def _written(self, rows: Sequence[pa.RecordBatch]) -> Sequence[Any]:
+        """Returns rows, which have all columns of the table, as `_try` takes them, more than once if need be."""
+        return rows
+
     @abstractmethod
-    def _commit(self, rows: Sequence[pa.RecordBatch], mark: Any) -> None:
-        """Commits rows, which have all columns of the table, and the mark, both or neither."""
+    def _try(self, table: Any, written: Sequence[Any], mark: CommitMark | None) -> None:
+        """Commits what `_written` has returned and the mark, both or neither, in one try."""
 
     # -- the contract ---------------------------------------------------------------------------------------------------
 
@@ -252,8 +258,8 @@ class LakeSink(Sink, KeepsToken):
         """Makes `owner` the owner of the track, and returns the table, or the value of `made` if there is none. If a commit of another
         process comes in between, tries again. `again`: this sink is the owner, unless another process has claimed the track since.
         """
-        mark = self._fence(track, owner)
-        for _ in range(ATTEMPTS):
+        mark = CommitMark(track, owner, None)
+        for _ in range(_ATTEMPTS):
             table = self._lake_place.found()
             if again:
                 self.check_owner(table, track, owner)
@@ -290,13 +296,13 @@ class LakeSink(Sink, KeepsToken):
         with self._lake_place.explained():
             table = self._begun(track)
             if not has_reached(self._token(table, track), track, seq):
-                self._append([batch for batch in batches if batch.num_rows], self._mark(track, seq))
+                self._append([batch for batch in batches if batch.num_rows], CommitMark(track, self.owner, seq))
 
     def settle(self, seq: int) -> None:
         track = self._turn()
         with self._lake_place.explained():
             self._begun(track)
-            self._append([], self._mark(track, seq))
+            self._append([], CommitMark(track, self.owner, seq))
 
     def close(self) -> None:
         self._track, self.table, self._begins = None, None, False
@@ -305,13 +311,13 @@ class LakeSink(Sink, KeepsToken):
 
     # -- the table ------------------------------------------------------------------------------------------------------
 
-    def made(self, mark: Any) -> Any:
+    def made(self, mark: CommitMark | None) -> Any:
         """Makes the table. Returns None at a start without a checkpoint, which another sink may still refuse: then the first
         commit makes the table.
         """
         return None if self._afresh else self._begun_anew(mark)
 
-    def _begun_anew(self, mark: Any) -> Any:
+    def _begun_anew(self, mark: CommitMark | None) -> Any:
         schema = self._expected()
         assert schema is not None  # `_check` has refused the others
         return self._created(declared(schema), mark)
@@ -370,12 +376,12 @@ class LakeSink(Sink, KeepsToken):
         """Prepares the table before the first commit of a track, and returns it with all commits so far. Raises AppLocked if
         another process has claimed the track.
         """
-        self._begin(self._fence(track, self.owner))
+        self._begin(CommitMark(track, self.owner, None))
         table = self._refresh()
         self.check_owner(table, track, self.owner)
         return table
 
-    def _begin(self, mark: Any) -> None:
+    def _begin(self, mark: CommitMark | None) -> None:
         """Prepares the table, which was checked, before the first commit: makes it, or adds columns that will come. At a
         start without a checkpoint, removes the rows of an earlier run, or logs that they are kept. `mark`: the owner, so that
         a process that has lost the track removes nothing.
@@ -413,7 +419,7 @@ class LakeSink(Sink, KeepsToken):
             _log.info("%s lacked %s, which is added, as evolve= says", self.where, in_words(missing))
         return self._columns(self.table)
 
-    def _append(self, batches: Sequence[pa.RecordBatch], mark: Any) -> None:
+    def _append(self, batches: Sequence[pa.RecordBatch], mark: CommitMark | None) -> None:
         """Commits the rows and the mark, both or neither."""
         fitting: list[pa.RecordBatch] = []
         columns = self._columns(self.table)
@@ -426,6 +432,27 @@ class LakeSink(Sink, KeepsToken):
                 columns = self._fit(data.schema)
             fitting.append(data)
         self._commit([in_order(data, columns, self.where) for data in fitting], mark)
+
+    def _commit(self, rows: Sequence[pa.RecordBatch], mark: CommitMark | None) -> None:
+        """Commits rows and mark. Tries again if another commit came in between, and, where a token says what took effect, if the answer
+        was lost: what comes before a commit may be the same commit, whose answer was lost on the way.
+        """
+        table, written = self.table, self._written(rows)
+        for _ in range(_ATTEMPTS):
+            try:
+                with step("commit", self.name):
+                    return self._try(table, written, mark)
+            except self._lake_place.conflict:
+                pass
+            except self._lake_place.unknown:
+                if mark is None:
+                    raise
+            table = self._refresh()
+            if mark is not None:
+                self.check_owner(table, mark.track, mark.owner)
+                if mark.seq is not None and has_reached(self._token(table, mark.track), mark.track, mark.seq):
+                    return None
+        raise TransientError(f"{self.where}: other processes commit so often that no commit of ours comes through")
 
     def _check_names(self, schema: pa.Schema) -> None:
         folded = [name.lower() for name in schema.names]

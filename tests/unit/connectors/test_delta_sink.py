@@ -118,11 +118,105 @@ def test_who_lost_the_track_between_its_look_and_its_commit_is_refused(
         write(*args, **options)
 
     monkeypatch.setattr(deltalake, "write_deltalake", writes_late)
-    with pytest.raises(TransientError, match="another process has changed it"):
+    with pytest.raises(AppLocked):
         put(sink, 1, batch(1))
     with pytest.raises(AppLocked):
         sink.claim(TRACK)
     assert rows(table) == []
+
+
+@pytest.mark.parametrize("error", ["conflict", "time-out"])
+def test_answers_that_are_lost_lose_and_repeat_nothing(
+    table: Path, monkeypatch: pytest.MonkeyPatch, error: str
+) -> None:
+    """A store that has taken an entry of the log, and whose answer is lost, is asked again by its driver, and says that there is one."""
+    write, lost = deltalake.write_deltalake, iter(range(10))
+
+    def loses_its_answer(*args: Any, **options: Any) -> None:
+        write(*args, **options)
+        if next(lost, None) is not None:
+            raise (
+                OSError("timed out")
+                if error == "time-out"
+                else deltalake.exceptions.CommitFailedError("version exists")
+            )
+
+    monkeypatch.setattr(deltalake, "write_deltalake", loses_its_answer)
+    sink = claimed(table)
+    for seq in range(1, 15):
+        if error == "time-out" and seq <= 10:
+            with pytest.raises(TransientError, match="timed out"):
+                put(sink, seq, batch(seq))  # the engine delivers the part again
+        put(sink, seq, batch(seq))
+    assert [row["n"] for row in rows(table)] == list(range(1, 15))
+
+
+def test_a_table_whose_making_has_lost_its_answer_is_claimed(table: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    create = deltalake.DeltaTable.create
+
+    def made_by_another_try(*args: Any, **options: Any) -> Any:
+        create(*args, **options)
+        return create(*args, **options)
+
+    monkeypatch.setattr(deltalake.DeltaTable, "create", made_by_another_try)
+    put(claimed(table), 1, batch(1))
+    assert [row["n"] for row in rows(table)] == [1]
+
+
+def test_the_token_is_there_behind_checkpoints_of_the_log_whose_entries_are_removed(table: Path) -> None:
+    claimed(table)
+    deltalake.DeltaTable(table).alter.set_table_properties({"delta.checkpointInterval": "5"})
+    sink = claimed(table)
+    for seq in range(1, 13):
+        put(sink, seq, batch(seq))
+    assert list((table / "_delta_log").glob("*.checkpoint.parquet"))
+    last = json.loads((table / "_delta_log" / "_last_checkpoint").read_text())["version"]
+    for entry in (table / "_delta_log").glob("*.json"):
+        if int(entry.stem) < last:
+            entry.unlink()
+    later = DeltaSink(table, schema=SCHEMA)
+    token = later.claim(TRACK)
+    assert token is not None
+    assert (token.seq, token.incarnation) == (12, "one")
+    put(later, 12, batch(12))
+    put(later, 13, batch(13))
+    assert [row["n"] for row in rows(table)] == list(range(1, 14))
+
+
+@pytest.mark.parametrize("option", ["AWS_S3_ALLOW_UNSAFE_RENAME=true", "conditional_put=disabled"])
+def test_a_store_that_is_told_to_overwrite_entries_of_the_log_is_refused(option: str) -> None:
+    name, _, value = option.partition("=")
+    sink = DeltaSink("s3://lake/orders", schema=SCHEMA, storage_options={name: value})
+    with pytest.raises(UserError, match=f"storage_options= has {name}"):
+        sink.claim(TRACK)
+    with pytest.raises(UserError, match=f"storage_options= has {name}"):
+        sink.open()
+
+
+def test_a_table_that_forgets_application_transactions_is_refused(table: Path) -> None:
+    claimed(table)
+    name = "delta.setTransactionRetentionDuration"
+    deltalake.DeltaTable(table).alter.set_table_properties({name: "interval 1 days"}, raise_if_not_exists=False)
+    with pytest.raises(UserError, match=f"forgets application transactions after interval 1 days .{name}"):
+        claimed(table)
+
+
+@pytest.mark.parametrize("mode", ["name", "id"])
+def test_a_table_with_column_mapping_takes_rows(table: Path, mode: str) -> None:
+    mapping = {"delta.columnMapping.mode": mode}
+    deltalake.write_deltalake(table, pa.table(batch(0)), partition_by=["day"], configuration=mapping)
+    put(claimed(table), 1, batch(1), batch(2, day="tue"))
+    found = pa.table(deltalake.DeltaTable(table).scan().read_all()).to_pylist()
+    assert sorted(found, key=lambda row: row["n"]) == [
+        {"n": 0, "day": "mon"},
+        {"n": 1, "day": "mon"},
+        {"n": 2, "day": "tue"},
+    ]
+    more = pa.schema([*SCHEMA, ("more", pa.int64())])
+    evolving = DeltaSink(table, schema=more, evolve=True)
+    evolving.claim(TRACK)
+    with pytest.raises(UserError, match="Column mapping is not supported"):
+        evolving.deliver(2, [evolving.fitting(pa.record_batch({"n": [3], "day": ["x"], "more": [1]}, more))])
 
 
 def test_a_table_that_was_removed_meanwhile_is_not_half_made(table: Path) -> None:
