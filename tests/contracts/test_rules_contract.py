@@ -432,23 +432,37 @@ async def test_a_step_does_not_declare_that_a_tool_with_a_key_changes_nothing() 
 
 
 @pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("place", ["step", "function"])
-async def test_a_rule_holds_for_the_tool_of_a_server_that_is_called_plainly(place: str, rule: str) -> None:
-    desk = Desk()
+@pytest.mark.parametrize("place", ["step", "function", "an agent in a step", "an agent without jobs"])
+async def test_a_rule_holds_for_the_tool_of_a_server_that_is_called_plainly(
+    place: str, rule: str, memory_url: str
+) -> None:
+    desk, words = Desk(), list[str]()
     async with McpServerPool() as pool:
         pool.add("shop", connect=ToolServer("shop", [desk.refund]).connect)
         (remote,) = await pool.tools("shop")
+        agent = Agent(desk.engine, name="worker", tools=[remote])
 
-        async def work(ctx: Any) -> str:
-            async def pays() -> Any:
-                return (await remote(order="o-1", **MUCH)).text
+        async def pays() -> Any:
+            return await _ran(agent) if "agent" in place else (await remote(order="o-1", **MUCH)).text
 
-            return await said(ctx.step(pays) if place == "step" else pays())
+        async def work(ctx: Any) -> None:
+            words.append(await said(ctx.step(pays) if "step" in place else pays()))
 
-        async with RuntimeKernel.create(agent=work, policy=RULES[rule]) as kernel:
-            handle = await kernel.execute(ExecutionRequest(prompt="go"))
-            words = await said(_content(handle.result()))
-    Seen(len(desk.made), words).check(f"MCP tool, {place}, {rule}", rule, refused=place == "function")
+        if place == "an agent without jobs":
+            app = App("shop", memory_url, **({} if RULES[rule] is None else {"policy": RULES[rule]}))
+            app.agent("orders")(work)
+            MemoryBroker.get(memory_url).publish("orders", [{"order": 1}])
+            if rule == "approval":
+                with pytest.raises(UserError, match="can call, and that agent has no jobs, so nobody can be asked"):
+                    await app.start()
+                return
+            async with started(app):
+                await until(lambda: words)
+        else:
+            async with RuntimeKernel.create(agent=work, policy=RULES[rule]) as kernel:
+                handle = await kernel.execute(ExecutionRequest(prompt="go"))
+                await asyncio.wait([asyncio.ensure_future(handle.result())])
+    Seen(len(desk.made), words[0]).check(f"MCP tool, {place}, {rule}", rule, refused=place == "function")
 
 
 @pytest.mark.parametrize("caught", [True, False])

@@ -13,7 +13,8 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from sabot import App, Batch, Sink, Source
+import sabot
+from sabot import App, Batch, Sink, Source, files, tumbling
 from sabot.agents import (
     Budget,
     DurableContext,
@@ -25,6 +26,7 @@ from sabot.agents import (
     RuntimeKernel,
     ToolPolicy,
 )
+from sabot.api.stream.stream import ConnectedStreams, GroupedStream, KeyedStream, WindowedStream
 from sabot.api.streams import Stream
 from sabot.clock import ManualClock, SystemClock
 from sabot.connectors import Bounded, Scans
@@ -34,6 +36,7 @@ from sabot.engine.calls.tools import Tool
 from sabot.errors import SabotError, TransientError, UserError
 from sabot.llm import Agent, ExecutionEngine, MemoryCache, Price, PriceTable, ScriptedProvider, tool
 from sabot.mcp import McpServerPool
+from sabot.testing import ListSink
 from tools.agent_tools import started, until
 
 
@@ -375,6 +378,127 @@ async def test_no_method_of_a_source_or_a_sink_calls_a_tool_that_is_denied(
     assert (till.made, asked - till.by) == ([], set())
 
 
+class Sum(sabot.UserAggregate):
+    """A sum whose methods call the tool of a till."""
+
+    type = pa.int64()
+
+    def __init__(self, till: Till) -> None:
+        self._till = till
+
+    def init(self) -> int:
+        self._till.pay("init")
+        return 0
+
+    def accumulate(self, state: int, batch: pa.RecordBatch) -> int:
+        self._till.pay("accumulate")
+        return state + batch.num_rows
+
+    def merge(self, state: int, later: int) -> int:
+        self._till.pay("merge")
+        return state + later
+
+    def finish(self, state: int) -> int:
+        self._till.pay("finish")
+        return state
+
+
+def _passed(till: Till) -> Callable[..., Any]:
+    def passes(given: Any, *_: Any) -> Any:
+        till.pay()
+        return given
+
+    return passes
+
+
+def _rows(till: Till) -> Callable[..., Any]:
+    def rows(start: int) -> Iterator[dict[str, int]]:
+        till.pay()
+        yield {"n": 1, "at": 0}
+
+    return rows
+
+
+def _group(till: Till) -> Any:
+    @sabot.aggregate("int64")
+    def size(numbers: pa.Array) -> int:
+        till.pay()
+        return len(numbers)
+
+    return size
+
+
+def _found(till: Till) -> Callable[..., Any]:
+    async def found(key: Any) -> dict[str, int]:
+        till.pay()
+        return {"m": 1}
+
+    return found
+
+
+def _async_passed(till: Till) -> Callable[..., Any]:
+    async def passes(row: dict[str, Any]) -> dict[str, Any]:
+        till.pay()
+        return row
+
+    return passes
+
+
+def _fired(till: Till) -> dict[str, Any]:
+    def sets(row: dict[str, Any], ctx: Any) -> None:
+        ctx.timers.event(row["at"] + 1)
+
+    def on_timer(timer: Any, ctx: Any) -> None:
+        till.pay()
+
+    return {"function": sets, "on_timer": on_timer}
+
+
+WINDOW = tumbling("1s")
+FUNCTIONS: Mapping[str, Callable[[Stream, Till], Stream]] = {
+    "map_batches": lambda rows, till: rows.map_batches(_passed(till), schema=TIMED),
+    "flat_map": lambda rows, till: rows.flat_map(lambda row: [_passed(till)(row)], schema=TIMED),
+    "map_async": lambda rows, till: rows.map_async(_async_passed(till), schema=TIMED),
+    "lookup": lambda rows, till: rows.lookup(_found(till), on="n", schema={"m": "int64"}),
+    "process": lambda rows, till: rows.key_by("n").process(_passed(till), schema=TIMED),
+    "process(on_timer)": lambda rows, till: rows.key_by("n").process(**_fired(till), schema=TIMED),
+    "connect": lambda rows, till: (
+        rows.key_by("n").connect(rows.key_by("n")).process(lambda row, ctx: None, right=_passed(till), schema=TIMED)
+    ),
+    "reduce": lambda rows, till: rows.with_columns(n=sabot.lit(1)).key_by("n").reduce(_passed(till)),
+    "apply": lambda rows, till: rows.window(WINDOW).apply(_passed(till), schema=TIMED),
+    "aggregate": lambda rows, till: rows.key_by("n").window(WINDOW).aggregate(m=_group(till)("n")),
+    "aggregate_with": lambda rows, till: (
+        rows.key_by("n").window(WINDOW).aggregate(m=sabot.aggregate_with(Sum(till), "n"))
+    ),
+}
+TIMED = pa.schema({"n": pa.int64(), "at": pa.int64()})
+
+
+@pytest.mark.parametrize("name", [*FUNCTIONS, "source", "SQL"])
+async def test_no_function_of_a_stream_calls_a_tool_that_is_denied(name: str, tmp_path: Path) -> None:
+    till, given = Till(), tmp_path / "rows.ndjson"
+    given.write_text("".join(f'{{"n": {number}, "at": {number * 400}}}\n' for number in range(9)))
+    app = App("desk", state="memory", policy=PolicyEngine([ToolPolicy(["refund"], denied=True)]))
+    if name == "source":
+        stream = app.stream(app.source(schema=TIMED)(_rows(till)))
+    else:
+        stream = app.stream(files(str(given)), schema=TIMED, time="at")
+        stream = stream if name == "SQL" else FUNCTIONS[name](stream, till)
+    if name == "SQL":
+
+        def doubled(number: int) -> int:
+            till.pay()
+            return number * 2
+
+        app.register("doubled", doubled)
+        stream = app.sql("SELECT doubled(n) AS m FROM stream", stream=stream)
+    stream.to(ListSink("out"))
+    till.on = True
+    await app.run()
+    assert (till.tried > 0, till.made) == (True, [])
+
+
 def test_a_clock_that_calls_a_tool_is_told_what_to_do() -> None:
     till = Till()
     till.on = True
@@ -398,21 +522,23 @@ OBJECTS: Mapping[str, str] = {
     "App.resource(function) DurableContext.aggregating_state(add) DurableContext.aggregating_state(create) "
     "DurableContext.aggregating_state(result) DurableContext.child(agent) DurableContext.reducing_state(reduce) "
     "RuntimeKernel(agent) Stream.flat_map(function) Stream.lookup(table) Stream.map_async(function) "
-    "Stream.map_batches(function) Stream.map_llm(prompt)",
+    "Stream.map_batches(function) Stream.map_llm(prompt) ConnectedStreams.process(on_timer) ConnectedStreams.process(right) "
+    "KeyedStream.process(on_timer) KeyedStream.reduce(function) WindowedStream.apply(function)",
     "judged, as a Sink, a Source, a handler or a ledger writer": "App(events) App.agent(dead_letter) App.agent(sink) "
     "App.stream(dead_letter) App.stream(source) App.table(dead_letter) App.table(source) Ledger(writer) "
     "RuntimeKernel(event_bus) RuntimeKernel(ledger_writer) Stream.join(late) Stream.join_asof(late) "
     "Stream.lookup(dead_letter) Stream.map_async(dead_letter) Stream.map_llm(dead_letter) Stream.sorted(late) "
-    "Stream.to(sink) Stream.window(late)",
+    "Stream.to(sink) Stream.window(late) KeyedStream.pattern(late) KeyedStream.window(late)",
     "judged, and where the program awaits the kernel the program's": "RuntimeKernel(action_store) RuntimeKernel(job_store) "
     "RuntimeKernel(journal) RuntimeKernel(policy) PolicyEngine(rules) Ledger(on_decision)",
-    "a name, or an object that Sabot gives": "App.agent_of(function) App.surround_jobs(events) DurableContext(clock) "
+    "a name, or an object that Sabot gives": "WindowedStream(late) App.agent_of(function) App.surround_jobs(events) DurableContext(clock) "
     "DurableContext(state_backend)",
 }
 _CALLED = re.compile(
     r"\b(Callable|Clock|Provider|CompletionCache|Prices|Sink|Source|Journal|JobStore|ActionStore|LedgerWriter|EffectGuard|"
     r"PolicyRule|\w*EventBus|StateBackend|Tool)\b"
 )
+_WITH_METHODS = (App, DurableContext, ConnectedStreams)
 _CALLERS = (
     App,
     RuntimeKernel,
@@ -422,6 +548,10 @@ _CALLERS = (
     Tool,
     PolicyEngine,
     Stream,
+    KeyedStream,
+    WindowedStream,
+    GroupedStream,
+    ConnectedStreams,
     DurableContext,
     McpServerPool,
 )
@@ -429,7 +559,11 @@ _CALLERS = (
 
 def _parameters() -> Iterator[str]:
     for kind in _CALLERS:
-        methods = inspect.getmembers(kind, inspect.isfunction) if kind in (App, Stream, DurableContext) else []
+        methods = (
+            inspect.getmembers(kind, inspect.isfunction)
+            if kind.__name__.endswith("Stream") or kind in _WITH_METHODS
+            else []
+        )
         made = [(kind.__name__, kind.__init__), *((f"{kind.__name__}.{name}", each) for name, each in methods)]
         for name, function in made:
             if "._" in name:
