@@ -9,13 +9,14 @@ import pyarrow.compute as pc
 from pyarrow import csv
 
 from sabot._cython.arrow.batch import normalise
-from sabot.base.arrays import has_far_times, time_texts, to_unit
+from sabot.base.arrays import PER_SECOND, has_far_times, integers, time_texts, to_unit
 from sabot.codecs.json import loses_digits, whole_number
 from sabot.errors import UserError
 
 _UNQUOTABLE = '"\r\n'
 # The most values that are cast one by one to find those that fail.
 _SINGLY = 8
+_WHOLE_MINUTES = 64_000_000  # seconds: in January 1972 the last clock, that of Monrovia, came to whole minutes from UTC
 
 
 def checked_delimiter(mark: Any, what: str) -> str:
@@ -205,14 +206,27 @@ def refuse_csv_types(schema: pa.Schema, where: str) -> None:
 
 def plain_times(data: pa.RecordBatch) -> pa.RecordBatch:
     """Returns the batch with those times as texts, formatted as pyarrow's CSV writer would, for which that writer is slow
-    (in UTC it needs 2.5 us for each) or wrong (beyond the year 32767).
+    (in UTC it needs 2.5 us for each) or wrong (beyond the year 32767, and where a clock is not whole minutes from UTC, as
+    some were until 1972: their texts are in UTC).
     """
     for number, field in enumerate(data.schema):
         if pa.types.is_timestamp(field.type) or pa.types.is_date(field.type):
             column: Any = data.column(number)
             if getattr(field.type, "tz", None) in ("UTC", "Etc/UTC") or has_far_times(column):
                 data = data.set_column(number, field.name, time_texts(column))
+            elif getattr(field.type, "tz", None) is not None and (odd := _has_seconds(column)).any():
+                texts = pc.if_else(pa.array(odd), time_texts(column), column.cast(pa.string()))
+                data = data.set_column(number, field.name, texts)
     return data
+
+
+def _has_seconds(times: Any) -> Any:
+    """Returns, as a numpy mask, the times at which the distance of their zone's clock from UTC has seconds."""
+    per_second = PER_SECOND[times.type.unit]
+    found = integers(times)
+    if not len(found) or found.min() >= _WHOLE_MINUTES * per_second:
+        return np.zeros(len(found), np.bool_)
+    return (integers(pc.local_timestamp(times)) - found) % (60 * per_second) != 0
 
 
 def field_texts(data: pa.RecordBatch, delimiter: str) -> list[pa.StringArray]:

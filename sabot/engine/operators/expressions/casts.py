@@ -26,7 +26,7 @@ from sabot.base.arrays import (
 )
 from sabot.engine.operators.expressions.rounding import rescaled, round_decimals, upscaled
 from sabot.engine.operators.expressions.times import local
-from sabot.engine.operators.expressions.zones import zone_texts
+from sabot.engine.operators.expressions.zones import clock_of, zone_texts
 from sabot.errors import DataError, UserError
 
 _SIGNED = [pa.int8(), pa.int16(), pa.int32(), pa.int64()]
@@ -265,7 +265,7 @@ def _conversion(source: pa.DataType, target: pa.DataType) -> tuple[Convert, bool
         clock, total = _conversion(pa.timestamp(source.unit), target)
         if types.is_time(target):
             return lambda array: clock(local(array)), total
-        return lambda array: pc.binary_join_element_wise(clock(local(array)), zone_texts(array, "z"), ""), total
+        return lambda array: pc.binary_join_element_wise(clock(clock_of(array, 60)), zone_texts(array, "z"), ""), total
     if types.is_string(target):
         if types.is_floating(source):
             return _float_text, True

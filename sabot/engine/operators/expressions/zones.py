@@ -95,10 +95,14 @@ def zone_texts(array: pa.Array, code: str) -> pa.Array:
     return pa.array(texts, pa.string()).take(pa.array(rows, mask=array.is_null().to_numpy(zero_copy_only=False)))
 
 
-def clock_of(array: pa.Array) -> pa.Array:
-    """Converts timestamps to the local time of their time zone, as timestamps without a zone."""
+def clock_of(array: pa.Array, step_s: int = 1) -> pa.Array:
+    """Converts timestamps to the local time of their time zone, as timestamps without a zone. `step_s`: 60 for a clock whose
+    distance from UTC is in whole minutes, as `zone_texts` writes it; until 1972 some had seconds (-00:25:21 is -0026).
+    """
     found = intervals_of(array)
-    return integer_array(_valid(array) + found.offsets[found.rows], pa.timestamp(array.type.unit), array)
+    step = step_s * PER_SECOND[array.type.unit]
+    offsets = found.offsets // step * step
+    return integer_array(_valid(array) + offsets[found.rows], pa.timestamp(array.type.unit), array)
 
 
 def times_at(clock: Any, array: pa.Array) -> pa.Array:

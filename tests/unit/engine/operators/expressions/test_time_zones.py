@@ -1,6 +1,8 @@
 """Times with a zone beside `zoneinfo`, which has the rules of all years: pyarrow's list of changes ends with 2037."""
 
+import asyncio
 import datetime as dt
+from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -10,7 +12,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from sabot import App, files
 from sabot.api.expr import Expr, col
+from sabot.connectors.files import CsvSink
 from sabot.engine.operators.expressions.compiled import compile_expr
 from sabot.errors import DataError, UserError
 
@@ -100,9 +104,10 @@ def test_the_clock_of_a_zone_shows_what_zoneinfo_says(values: list[int | None], 
     assert evaluate(col("t").dt.strftime("%%z %z"), times) == ends
     names = [t and f"{t.tzname()} {t.isoweekday()}" for t in clocks]
     assert evaluate(col("t").dt.strftime("%Z %u"), times) == names
+    minutes = [None if v is None else EPOCH + dt.timedelta(seconds=v + offset(v, zone) // 60 * 60) for v in values]
     texts = [
-        None if t is None or v is None else f"{w}{offset_text(v, zone)}"
-        for t, v, w in zip(clocks, values, written, strict=True)
+        None if t is None or v is None else f"{t.replace(tzinfo=None).isoformat(sep=' ')}{offset_text(v, zone)}"
+        for t, v in zip(minutes, values, strict=True)
     ]
     assert evaluate(col("t").cast("string"), times) == texts
 
@@ -200,6 +205,29 @@ def test_a_clock_time_that_is_skipped_or_occurs_twice_is_refused_with_the_way_ou
     with pytest.raises(DataError, match=r"2024.* is no timestamp\[s, tz=Europe/Berlin\].*ambiguous=") as caught:
         evaluate(col("t").dt.replace_time_zone("Europe/Berlin"), times)
     assert caught.value.rows.to_pylist() == [False, True]
+
+
+OLD = [
+    dt.datetime(1900, 1, 1, tzinfo=dt.UTC),
+    dt.datetime(1971, 12, 31, tzinfo=dt.UTC),
+    dt.datetime(2024, 6, 1, tzinfo=dt.UTC),
+    None,
+]
+
+
+@pytest.mark.parametrize("zone", ["Europe/Dublin", "Europe/Amsterdam", "Africa/Monrovia", "America/New_York"])
+def test_the_text_of_a_time_names_its_instant_also_where_the_clock_had_seconds(tmp_path: Path, zone: str) -> None:
+    """Dublin was 25 minutes and 21 seconds behind UTC: with "-0025" behind the clock's text the instant was another one."""
+    type = pa.timestamp("us", zone)
+    rows = pa.table({"n": [0, 1, 2, 3], "at": pa.array(OLD, type)})
+    text = evaluate(col("t").cast("string"), pa.array(OLD, type))
+    app = App("old", f"memory://old-{tmp_path.name}-{zone}")
+    app.stream(rows).to(CsvSink(tmp_path / "rows.csv"))
+    asyncio.run(app.run())
+    read = App("read").stream(files(tmp_path / "rows.csv"), schema={"n": "int64", "at": type}).collect()
+    assert read["at"].to_pylist() == rows["at"].to_pylist()
+    found = [None if each is None else dt.datetime.strptime(each, "%Y-%m-%d %H:%M:%S.%f%z") for each in text]
+    assert found == OLD
 
 
 def test_a_cast_of_a_clock_time_to_a_zone_names_the_two_ways() -> None:
