@@ -71,6 +71,7 @@ def check_jobs(
     version: str,
     clock: Clock,
     backend: StateBackend | None = None,
+    has_policy: bool = True,
 ) -> Iterator[CheckedJob]:
     """Checks each job that an app would continue if it were started from its checkpoint `manifest`. Runs the jobs over
     their recorded results in memory, without calling anything. Yields one result for each job, in the order in which
@@ -83,6 +84,7 @@ def check_jobs(
     - `clock`: the clock that the functions of the agents see.
     - `backend`: the state backend of the program, from which the expiry times of state values are taken; None means no
       expiry.
+    - `has_policy`: False if the app has no policy: a job whose calls a policy has judged is blocked at its next call.
 
     Raises OtherJournal if the checkpoint belongs to another journal, CorruptJournal or CorruptCheckpoint for damaged
     data, and UserError if the journal has jobs, but there is no checkpoint that records a position in this journal.
@@ -106,7 +108,9 @@ def check_jobs(
             verdict, then = "held", f"its key is held by job {holders[scope]}"
         else:
             code = version_of(durable[job.agent].func, version)
-            verdict, then = _checked(JobRun(job.job_id, history, key=reader.key, code=code), function, reader.key)
+            run = JobRun(job.job_id, history, key=reader.key, code=code)
+            run.lost_policy = "" if has_policy else history.judged_by
+            verdict, then = _checked(run, function, reader.key)
             if verdict == "blocked":
                 holders[scope] = job.job_id
         yield CheckedJob(job.job_id, job.agent, verdict, history.last_ordinal, then)

@@ -440,9 +440,8 @@ def _checked_of_app(
     agents = {name: agent.spec for name, agent in app.spec.agents.items() if agent.spec is not None}
     try:
         with _journal_of(app, against, place, kafka) as reader:
-            found_jobs = check_jobs(
-                reader, manifest, agents, version=app.settings.version, clock=app.clock, backend=app.state_backend
-            )
+            how: dict[str, Any] = {"version": app.settings.version, "has_policy": app.policy is not None}
+            found_jobs = check_jobs(reader, manifest, agents, **how, clock=app.clock, backend=app.state_backend)
             checked = list(found_jobs)
     finally:
         found.storage.release_restored()

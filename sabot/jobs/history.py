@@ -237,6 +237,14 @@ class History:
             raise CorruptJournal(f"job {job_id} has no entry in its journal", hint="go back to a copy of the journal")
         return history
 
+    @property
+    def judged_by(self) -> str:
+        """The version of the policy that has decided on the last recorded call; "" if none has decided on it."""
+        for intent in reversed(self.intents.values()):
+            if (verdict := decode_verdict(intent.note)) is not None:
+                return verdict.version
+        return ""
+
     def followed_by(self, begin: Begin) -> "History":
         """Returns the history of the job after it got another BEGIN entry. If the present history has no END entry,
         this is a new history. If it has one, this is the same history, in which the BEGIN begins another attempt.

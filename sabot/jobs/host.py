@@ -43,7 +43,7 @@ from sabot.jobs.events import (
     Loaded,
     NotBegun,
 )
-from sabot.jobs.guard import NOBODY, Behalf, EffectGuard, UseOf
+from sabot.jobs.guard import NOBODY, Behalf, EffectGuard, UseOf, declared_by
 from sabot.jobs.history import NOT_MADE, PARKS_MS, ContinueAs, Delivery, History, rejects_answer
 from sabot.jobs.host_state import HostState
 from sabot.jobs.journal_calls import call_journal
@@ -126,6 +126,7 @@ class JobHost(HostState):
         self._serving: asyncio.Task[None] | None = None
         self._delivering = False
         self._guard, self._judges = guard or EffectGuard(), guard is not None
+        self._has_policy = "policy" in declared_by(guard)
         self._judge: tuple[str, GuardJudge] | None = None  # of hooks, and the first of the owners when it was made
         self.log = JobLog(self, listener, kept=self._guard.leave, judge=self._judge_of_hooks)
         self._letters = JobLetters(self, self.log)
@@ -450,6 +451,8 @@ class JobHost(HostState):
         position of the history's last entry; None if it was not appended yet.
         """
         job = self._make_run(history.begin.job, history, key=self.journal.key, code=owner.code, pieces=self.log)
+        if not self._has_policy:
+            job.lost_policy = history.judged_by
         running = self.running[job.job_id] = RunningJob(
             job, owner, last, since_ms=self.now_ms(), since_s=self.steady_s()
         )

@@ -387,6 +387,8 @@ class Beginnings:
     - `version`: the version of the code of this worker.
     - `refuse`: gives back jobs that this version cannot continue, for workers of another one. It gets, for each tree, the id of
       a job in it and the reason. As `give_back` otherwise.
+    - `lacks`: gets those of the options "policy" and "budgets" that this worker has, notes them for later ones, and returns
+      those that other workers have and this one lacks: it would make calls that nobody judges or counts. Blocks.
     - `rests`: notes that all functions of a job wait for something that takes long, so that it does not kill this worker.
     - `taken_over`: the ids of open jobs of such workers that `Journal.take` has taken. From then on this worker holds them.
       The host removes those with which it goes on.
@@ -400,6 +402,7 @@ class Beginnings:
         self.give_back: Callable[[Collection[str]], None] = lambda jobs: None
         self.version = ""
         self.refuse: Callable[[Mapping[str, str]], None] = lambda reasons: None
+        self.lacks: Callable[[Collection[str]], list[str]] = lambda declared: []
         self.rests: Callable[[str], None] = lambda job: None
         self.taken_over: list[str] = []
         self._journal = journal

@@ -70,6 +70,8 @@ _FENCE = (
     "WITH mine AS (UPDATE workers SET written = %s, until = greatest(until, clock_timestamp() + %s * interval '1 second') "
     "WHERE number = %s AND epoch = %s AND written = %s AND NOT gone RETURNING 1) SELECT 1 / count(*)::int FROM mine"
 )
+_DECLARE = "INSERT INTO meta (name, value) SELECT unnest(%s::text[]), 'declared' ON CONFLICT (name) DO NOTHING"
+_DECLARED = "SELECT name FROM meta WHERE value = 'declared'"
 _HELD = "UPDATE jobs SET worker = %s WHERE job = ANY(%s) AND worker <> %s"
 _LEAVE = (
     "WITH mine AS (UPDATE workers SET gone = true WHERE owner = %s RETURNING number) UPDATE inbox SET worker = 0 FROM mine "
@@ -249,6 +251,14 @@ class PostgresWorker(PostgresJournal):
         self._part = 0  # the number of these that belong to this worker
         self._suspects = Suspects()
         self.begins.give_back, self.begins.rests, self.begins.refuse = self.give_back, self._suspects.rests, self.refuse
+        self.begins.lacks = self.lacks
+
+    def lacks(self, declared: Collection[str]) -> list[str]:
+        """Does what `Beginnings.lacks` says."""
+        with self.inbox.session.using() as connection, step("journal", f"{self.where}: declare"):
+            connection.execute(_DECLARE, (sorted(declared),))
+        noted = {name for (name,) in self.select(_DECLARED)}
+        return sorted(noted - set(declared))
 
     # -- entries -----------------------------------------------------------------------------------------------------------
 

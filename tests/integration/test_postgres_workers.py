@@ -14,7 +14,15 @@ import psycopg
 import pytest
 from typer.testing import CliRunner
 
-from sabot.agents import ExecutionRequest, JobClient, RuntimeKernel
+from sabot.agents import (
+    ExecutionRequest,
+    InMemoryLedgerWriter,
+    JobClient,
+    Ledger,
+    PolicyEngine,
+    RuntimeKernel,
+    ToolPolicy,
+)
 from sabot.agents.app_jobs import JournalAddress
 from sabot.agents.inbox import OpenQuestions
 from sabot.agents.job_view import JobView
@@ -935,6 +943,24 @@ async def test_kernels_go_on_when_their_server_was_restarted(own_server: Postgre
         answers = [await shop.answer(client, each) for each in (*before, *after)]
     assert answers == [f"{letter}{number} is paid" for letter in "ab" for number in range(6)]
     assert sorted(order for order, _ in shop.paid) == [f"{letter}{number}" for letter in "ab" for number in range(6)]
+
+
+async def test_a_worker_has_the_options_that_others_have(shop: Shop) -> None:
+    """A worker that had forgotten the policy took every second job, and made its calls unjudged."""
+
+    def kernel(number: int, **options: Any) -> RuntimeKernel:
+        agent = shop.payer(number)
+        return RuntimeKernel.create(agent=agent, journal=shop.url, name="shop", shared=True, **options)
+
+    ledger = Ledger(InMemoryLedgerWriter(shared=True))
+    async with kernel(1), kernel(2, policy=PolicyEngine([ToolPolicy(["pay"], denied=True)])):
+        with pytest.raises(UserError, match=r"kernel shop has no policy=, and other workers of the .+ have") as error:
+            await kernel(3).start()
+        assert "policy=PolicyEngine([]) says that no rule is meant" in str(error.value.hint)
+        async with kernel(3, policy=PolicyEngine([]), budgets=ledger):
+            with pytest.raises(UserError, match="kernel shop has no budgets= and policy=, and"):
+                await kernel(4).start()
+    assert shop.paid == []
 
 
 async def test_a_shared_kernel_refuses_what_knows_one_worker_only(shop: Shop) -> None:

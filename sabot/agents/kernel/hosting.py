@@ -42,7 +42,7 @@ from sabot.base.threads import run_in_thread
 from sabot.clock import Clock
 from sabot.engine.calls.judging import repeated_around
 from sabot.errors import IdempotencyConflict, InternalError, JournalFailed, NonDeterminism, SabotError, UserError
-from sabot.jobs.guard import Behalf, EffectGuard
+from sabot.jobs.guard import Behalf, EffectGuard, declared_by
 from sabot.jobs.history import History
 from sabot.jobs.host import JobHost
 from sabot.jobs.journal_calls import call_journal
@@ -119,6 +119,7 @@ class KernelHost:
         self._showing: asyncio.Task[None] | None = None
         self._news = False  # the journal has entries that the stores do not show yet
         self._listener = _KernelEvents(events, self._given, self._look_at, self._show if shown else None)
+        self._has_policy = "policy" in declared_by(policy)
         how: dict[str, Any] = {"clock": clock, "stop_grace_s": grace_s, "listener": self._listener, "guard": policy}
         how["use_of"] = use_of_answer
         how["on_letter"], how["refusal"] = self._begun_by_letter, self._refusal
@@ -491,7 +492,9 @@ class KernelHost:
         without calling anything; the job is not in memory then.
         """
         job_id = entries[0].job
-        run = JobRun(job_id, History.of(job_id, entries, parked=len(entries)), key=self.journal.key, code=agent.code)
+        history = History.of(job_id, entries, parked=len(entries))
+        run = JobRun(job_id, history, key=self.journal.key, code=agent.code)
+        run.lost_policy = "" if self._has_policy else history.judged_by
         try:
             run.start(agent.coroutine)
         finally:

@@ -39,7 +39,7 @@ from sabot.engine.calls.judging import judged_clock, refuse_without_rules
 from sabot.engine.runtime.life.host import interpreter
 from sabot.engine.runtime.tasks.blocking import BlockingMonitor
 from sabot.errors import AppLocked, SabotError, TransientError, UserError, short_repr
-from sabot.jobs.guard import EffectGuard, checked_guard, guard_of
+from sabot.jobs.guard import EffectGuard, checked_guard, declared_by, guard_of
 from sabot.jobs.history import History
 from sabot.jobs.host import STOP_GRACE_SECONDS
 from sabot.jobs.journal_calls import call_journal
@@ -272,6 +272,8 @@ class RuntimeKernel:
             self._claim(journal)
             limits = JobLimits()
             policy = guard_of(await self._guards(limits))
+            if missing := await call_journal(journal.begins.lacks, declared_by(policy)):
+                raise self._lacks(journal, missing)
             how = {**self._options, "policy": policy, "around": limits.around}
             how["on_lost"] = self._lost if self._shared and journal is not place else None
             host = KernelHost(journal, agents, partial(ExecutionHandle, self), self.event_bus, self._shown, **how)
@@ -287,6 +289,14 @@ class RuntimeKernel:
             self._watch = BlockingMonitor()
         interpreter.suit()
         return host
+
+    def _lacks(self, journal: Journal, missing: Sequence[str]) -> UserError:
+        options = " and ".join(f"{each}=" for each in missing)
+        return UserError(
+            f"kernel {self.name} has no {options}, and other workers of the {journal.where} have: it would make calls of the same jobs "
+            "that nobody judges or counts",
+            hint="give each worker the same options; policy=PolicyEngine([]) says that no rule is meant",
+        )
 
     def _claim(self, journal: Journal) -> None:
         """Raises AppLocked if another kernel of this process runs over the same Journal: each would make the calls of all of
@@ -688,5 +698,7 @@ def check_kernel(kernel: RuntimeKernel, reader: JournalReader) -> Iterator[Check
         history, agent = History.of(job.job_id, entries, parked=len(entries)), agents.get(job.agent)
         verdict, then = "gone", "the kernel has no agent of this name"
         if agent is not None:
-            verdict, then = verdict_of(JobRun(job.job_id, history, key=reader.key, code=agent.code), agent.coroutine)
+            run = JobRun(job.job_id, history, key=reader.key, code=agent.code)
+            run.lost_policy = history.judged_by if kernel.policy is None else ""
+            verdict, then = verdict_of(run, agent.coroutine)
         yield CheckedJob(job.job_id, job.agent, verdict, history.last_ordinal, then)

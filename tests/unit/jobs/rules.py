@@ -120,6 +120,8 @@ class Judges(EffectGuards):
 
 
 class _Rules(EffectGuard):
+    declared = frozenset({"policy"})
+
     def __init__(self, law: Law) -> None:
         self._law = law
         self._decided: set[tuple[str, int]] = set()  # what the journal has, or will have

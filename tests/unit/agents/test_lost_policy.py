@@ -1,0 +1,116 @@
+"""A job whose calls a policy has judged makes no call where there is no policy: the program has lost it in a deploy."""
+
+import asyncio
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from sabot import App
+from sabot.agents import ConstraintPolicy, ExecutionRequest, PolicyEngine, RuntimeKernel
+from sabot.agents.durable.context import DurableContext
+from sabot.agents.kernel.kernel import check_kernel
+from sabot.errors import EffectError, NonDeterminism
+from sabot.llm import tool
+from tools.agent_tools import until
+
+
+class Desk:
+    """A job that pays twice, and asks a person for each payment."""
+
+    def __init__(self) -> None:
+        self.paid: list[str] = []
+
+        @tool
+        async def pay(order: str, amount: int) -> None:
+            """Pays."""
+            self.paid.append(order)
+
+        self.pay = pay
+
+    async def job(self, ctx: DurableContext) -> str:
+        for order in ("a", "b"):
+            try:
+                await ctx.call(self.pay, order, 100)
+            except EffectError:
+                ctx.log.info("refused")
+        return "done"
+
+    @staticmethod
+    def policy() -> PolicyEngine:
+        return PolicyEngine([ConstraintPolicy(["pay"], "amount", max=50, otherwise="ask")])
+
+
+async def asked(actions: Any) -> Any:
+    while not (found := await actions.find(statuses=["pending"])):  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+    return found[0]
+
+
+@pytest.mark.parametrize("approved", [True, False])
+async def test_a_kernel_without_the_policy_makes_no_further_call(tmp_path: Path, approved: bool) -> None:
+    """It made the second payment, about which nobody was asked."""
+    desk = Desk()
+
+    def kernel(policy: PolicyEngine | None) -> RuntimeKernel:
+        return RuntimeKernel.create(agent=desk.job, policy=policy, journal=str(tmp_path / "jobs"))
+
+    async with kernel(desk.policy()) as first:
+        await first.execute(ExecutionRequest(prompt="go"))
+        question = await asked(first.actions)
+    async with kernel(None) as second:
+        [handle] = await second.resume()
+        await second.actions.resolve(question.resume_token, {"approved": approved})
+        with pytest.raises(NonDeterminism, match=r"at step 2, call pay: a policy \(version .+\) has judged") as error:
+            await handle.result()
+        assert "policy=PolicyEngine([]) says that no rule is meant" in str(error.value.hint)
+    first_paid = ["a"] if approved else []
+    assert desk.paid == first_paid
+    with kernel(None).jobs.store.reader() as reader:
+        verdicts = [[each.verdict for each in check_kernel(kernel(of), reader)] for of in (None, desk.policy())]
+    assert verdicts == [["blocked"], ["ok"]]
+    async with kernel(PolicyEngine([])) as third:  # no rule is meant
+        [handle] = await third.resume()
+        assert (await handle.result()).output == "done"
+    assert desk.paid == [*first_paid, "b"]
+
+
+async def test_a_kernel_that_never_had_a_policy_goes_on(tmp_path: Path) -> None:
+    desk = Desk()
+
+    async def job(ctx: DurableContext) -> str:
+        await ctx.call(desk.pay, "a", 100)
+        await ctx.ask("confirm", {})
+        return await desk.job(ctx)
+
+    for last in (False, True):
+        async with RuntimeKernel.create(agent=job, journal=str(tmp_path / "jobs")) as kernel:
+            if not last:
+                await kernel.execute(ExecutionRequest(prompt="go"))
+                question = await asked(kernel.actions)
+            else:
+                [handle] = await kernel.resume()
+                await kernel.actions.resolve(question.resume_token, {"approved": True})
+                assert (await handle.result()).output == "done"
+    assert desk.paid == ["a", "a", "b"]
+
+
+async def test_an_app_without_the_policy_makes_no_further_call(tmp_path: Path) -> None:
+    desk = Desk()
+
+    def app(policy: PolicyEngine | None) -> App:
+        made = App("desk", "memory://lost-policy", state=str(tmp_path), policy=policy)
+        made.agent("claims", durable=True)(desk.job)
+        return made
+
+    first = app(desk.policy())
+    await first.start()
+    await first.send("claims", {"order": "a"})
+    question = await asked(first.actions)
+    await first.stop()
+    second = app(None)
+    await second.start()
+    await second.actions.resolve(question.resume_token, {"approved": False})
+    await until(lambda: cast(Any, second.statistics()["jobs"])["blocked"])
+    await second.stop()
+    assert desk.paid == []
