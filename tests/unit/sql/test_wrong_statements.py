@@ -1154,6 +1154,27 @@ WRONG = [
 """A statement, the place and the message of its error, and its hint."""
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("SELECT {}", "1:8: a number of 5,000 characters is more than any type holds"),
+        ("SELECT delay FROM flights LIMIT {}", "a number of 5,000 characters is more than any type holds"),
+        ("SELECT TIMESTAMPADD(DAY, {}, ts) FROM flights", "a number of 5,000 characters is more than any type holds"),
+        ("SELECT '\ud800'", "1:9: this is one half of a surrogate pair, which is no character"),
+        (
+            "SELECT carrier AS `\udfff` FROM flights",
+            "1:20: this is one half of a surrogate pair, which is no character",
+        ),
+    ],
+)
+def test_a_number_of_5000_digits_and_a_half_of_a_pair_are_errors_of_the_statement(text, words):
+    """Python's bare errors came: of int(), and of an encoder of UTF-8."""
+    app = App("wrong")
+    app.sql(TABLES)
+    with pytest.raises(SqlError, match=words):
+        app.sql(text.format("9" * 5000))
+
+
 @pytest.mark.one_in(12, "a hundredth of a second of a core each")
 @pytest.mark.parametrize(("statement", "message", "hint"), WRONG)
 def test_wrong_statement_gives_one_error_with_a_caret_and_a_way_out(statement, message, hint):
