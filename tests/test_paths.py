@@ -19,7 +19,7 @@ NOT_OURS = {  # paths of a user's project, of a job's directory, of folders that
     "state/checkpoints",
     "tests/unit/__pycache__",
 }
-MADE_BY_TESTS = {"test_it.py", "test_page.py", "test_shop.py"}
+MADE_BY_TESTS = {"test_connector.py", "test_it.py", "test_page.py", "test_shop.py"}
 
 HINT = "the file on the left names these, which do not exist: correct the path or the name there"
 

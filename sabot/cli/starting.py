@@ -1,12 +1,14 @@
 """`sabot init`: writes a small project to begin with."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from sabot.base.os_errors import hint_of
+from sabot.cli.connector_project import FILES
 from sabot.cli.loading import WrongUse
 from sabot.cli.running import guarded
 
@@ -78,19 +80,26 @@ def init(
     folder: Annotated[
         Path, typer.Argument(metavar="NAME", help="The folder to make; its name is the name of the app.")
     ],
+    connector: Annotated[
+        bool,
+        typer.Option("--connector", help="Write a source and a sink of your own, with the suites that prove them."),
+    ] = False,
 ) -> None:
     """Write a small project with a test into a new folder."""
 
     def work() -> None:
-        _write(folder)
-        typer.echo(f"{folder}: cd {folder} && sabot run app:app; python -m pytest")
+        _write(folder, FILES if connector else _FILES)
+        typer.echo(f"{folder}: cd {folder} && {'' if connector else 'sabot run app:app; '}python -m pytest")
 
     raise typer.Exit(guarded(work, debug=False))
 
 
-def _write(folder: Path) -> None:
-    """Writes the project. Raises WrongUse if the folder is not empty or cannot be written, or if an app cannot have its name."""
+def _write(folder: Path, files: Mapping[str, str]) -> None:
+    """Writes the files of a project, by path. Raises WrongUse if the folder is not empty or cannot be written, or if an app cannot
+    have its name.
+    """
     name = folder.absolute().name
+    module = f"sabot_{name.replace('-', '_').lower()}"
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]{0,99}", name):
         raise WrongUse(
             f"{name!r} cannot be the name of a project",
@@ -100,8 +109,10 @@ def _write(folder: Path) -> None:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise WrongUse(f"{folder} exists and is not empty: nothing is written", hint="give another name")
         folder.mkdir(parents=True, exist_ok=True)
-        for path, text in _FILES.items():
+        for path, text in files.items():
+            path, text = (each.replace("{name}", name).replace("{module}", module) for each in (path, text))
+            (folder / path).parent.mkdir(exist_ok=True)
             with (folder / path).open("x", encoding="utf-8") as file:
-                file.write(text.replace("{name}", name))
+                file.write(text)
     except OSError as error:
         raise WrongUse(f"{folder} cannot be written: {error.strerror or error}", hint=hint_of(error)) from error

@@ -12,10 +12,13 @@ end of this page say what holds without them. A connector that has a member of a
 ability, is refused where it is given to a stream or an agent (`connectors/checks.py`), because the engine would never
 call that member.
 
-One thread at a time calls the methods of a connector. For a source it is the thread of its reader; for a sink, the
-task that writes to it, or the thread that delivers its parts. A method may block unless its docstring says otherwise.
+One thread at a time calls the methods of a connector, but not always the same one: another thread may open it than that
+which reads or writes it, and close it, so a client must not be bound to its thread. Rows are read by the thread of a
+reader; they are written by the task of the sink, or by the thread that delivers its parts. A method may block unless its
+docstring says otherwise.
 After a crash no method is called: a new process opens the source at the positions of the last complete checkpoint.
-`tests/contracts/` checks these rules for every implementation.
+The suites of `sabot.testing.connectors` check these rules, and `sabot init NAME --connector` writes a package with a
+source, a sink and these suites.
 """
 
 # ruff: noqa: B027  a default that does nothing is what most connectors need

@@ -8,7 +8,7 @@ import pyarrow as pa
 from sabot import steps
 from sabot.connectors.base import Delivers, KeepsToken, Token, Track
 from sabot.errors import AppLocked, UserError
-from sabot.testing.connectors.place import ConnectorPlace, NewPlace, Row, check_close, raises
+from sabot.testing.connectors.place import ConnectorPlace, NewPlace, Row, check_close, in_time, raises
 
 TRACK = Track("suite", "sink.1", "first")
 SCHEMA = pa.schema([("n", pa.int64()), ("text", pa.string())])
@@ -164,8 +164,10 @@ class DeliverySuite:
         for seq, batches in PARTS[:2]:
             sink.deliver(seq, batches)
             other = self.sink(place)
-            if (token := other.known(TRACK)) is not None:
-                self.check_token(other, token, Token(seq, "first"))
+            found: list[Token | None] = []
+            in_time(lambda: found.append(other.known(TRACK)), "known")  # noqa: B023  by the thread of the task
+            if found[0] is not None:
+                self.check_token(other, found[0], Token(seq, "first"))
             other.close()
         sink.close()
         assert list(place.rows()) == ALL[:12], f"beside other sinks that asked for the token: {place.rows()}"

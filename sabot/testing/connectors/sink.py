@@ -11,7 +11,7 @@ from sabot.codecs.records import build_records
 from sabot.connectors.base import Sink
 from sabot.errors import UserError
 from sabot.testing.connectors.delivery import SCHEMA, CrashAt, StepCrash, columns, rows_of
-from sabot.testing.connectors.place import ConnectorPlace, NewPlace, Row, check_close, raises
+from sabot.testing.connectors.place import ConnectorPlace, NewPlace, Row, check_close, in_time, raises
 
 _ALL = rows_of(0, 13)
 
@@ -24,11 +24,15 @@ class SinkSuite:
     """
 
     def opened(self, place: ConnectorPlace) -> Sink:
-        """Returns an open sink that goes on after a restart."""
+        """Returns an open sink that goes on after a restart. Another thread opens it than that which writes, as in an app."""
         sink = place.sink()
-        sink.check_types(SCHEMA)
-        sink.expect(SCHEMA)
-        sink.open()
+
+        def work() -> None:
+            sink.check_types(SCHEMA)
+            sink.expect(SCHEMA)
+            sink.open()
+
+        in_time(work, "open")
         return sink
 
     def check(self, place: ConnectorPlace, expected: Sequence[Row], when: str) -> None:

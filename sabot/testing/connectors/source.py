@@ -53,11 +53,15 @@ class SourceSuite:
         return self.open(place.source(), checkpoint, start)
 
     def open(self, source: Source, checkpoint: "_Checkpoint | None" = None, start: str = "earliest") -> Source:
-        """Opens a source, or one of its readers."""
+        """Opens a source, or one of its readers, in another thread than that which reads it, as an app does."""
         source.app = source.app or "suite"
-        if checkpoint is not None:
-            source.recall(checkpoint.memory)
-        source.open(checkpoint.positions if checkpoint is not None else None, start)
+
+        def work() -> None:
+            if checkpoint is not None:
+                source.recall(checkpoint.memory)
+            source.open(checkpoint.positions if checkpoint is not None else None, start)
+
+        in_time(work, "open")
         return source
 
     def batch(self, source: Source, max_rows: int) -> Batch:

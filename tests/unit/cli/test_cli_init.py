@@ -3,12 +3,15 @@
 import asyncio
 import importlib
 import json
+import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+import sabot
 from sabot.cli import load_app
 from tools.command_line import sabot_says
 
@@ -36,6 +39,27 @@ def test_the_project_runs(shop: Path) -> None:
 def test_its_test_passes(shop: Path, tmp_path: Path) -> None:
     test = importlib.import_module("test_app")
     test.test_large_payments_raise_an_alert_each_once_whatever_crashes(tmp_path / "lives")
+
+
+WHAT_MATTERS = "goes_on_behind_each_row or crash_at_any_step or flushed_rows_are_there"
+
+
+@pytest.mark.parametrize(
+    "tests", [pytest.param(WHAT_MATTERS, id="some"), pytest.param("test", id="all", marks=pytest.mark.slow)]
+)
+def test_a_project_of_a_connector_passes_its_suites(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tests: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = sabot_says("init", "my-tape", "--connector")
+    assert found.exit_code == 0, found.output
+    program = [sys.executable, "-m", "pytest", "-q", "-p", "no:benchmark", "-k", tests, "--rootdir=."]
+    root = str(Path(sabot.__file__).parents[1])
+    ran = subprocess.run(
+        program, cwd=tmp_path / "my-tape", env={**os.environ, "PYTHONPATH": root}, capture_output=True, text=True
+    )
+    assert ran.returncode == 0, ran.stdout
+    assert " passed" in ran.stdout
 
 
 def test_a_folder_that_holds_something_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -58,6 +58,7 @@ class Feed(Source):
         self.is_open = False
         self.file = os.open(os.devnull, os.O_RDONLY)
         self.stopped = threading.Event()
+        self.opener: int | None = None
 
     def recall(self, memory: Any) -> None:
         self.memory = {} if self.broken == "forgets its memory" else dict(memory)
@@ -87,10 +88,13 @@ class Feed(Source):
         elif self.broken != "takes any start":
             raise UserError(f"feed: start={start!r}")
         self.memory, self.is_open = {}, True
+        self.opener = threading.get_ident()
 
     def read_batch(self, max_rows: int, timeout: float) -> Batch | None:
         if not self.is_open:
             raise UserError("the source feed is not open")
+        if self.broken == "is bound to the thread that opened it" and self.opener != threading.get_ident():
+            raise UserError("this client was made by another thread")
         if self.taken >= len(self.page):
             if self.page:
                 self.cursor = f"c{self.service.place(self.cursor) + len(self.page)}"
@@ -372,6 +376,7 @@ CRASH = "a_crash_at_any_step_loses_nothing_and_repeats_nothing"
         ("gives rows without offsets", "rows_come_in_order_in_batches_of_any_size"),
         ("passes over what was removed", "a_position_whose_rows_were_removed_is_refused"),
         ("swallows an error", "a_log_that_is_gone_is_an_error_and_no_end"),
+        ("is bound to the thread that opened it", "rows_come_in_order_in_batches_of_any_size"),
         ("shares no rows", "readers_share_the_rows_and_go_on_at_the_positions_of_all"),
         ("tells its lag only while it is open", "figures_are_told_at_any_time_and_in_any_thread"),
         ("keeps its file open", "close_releases_threads_and_files"),
