@@ -371,7 +371,8 @@ class WatchedFiles:
             self._drop(file)
 
     def _queue(self, now_s: float) -> None:
-        waiting = [file for file in self._unfinished.values() if not file.due]
+        # A file that no look has seen has its path from a checkpoint, which may name any file of the machine.
+        waiting = [file for file in self._unfinished.values() if file.seen and not file.due]
         for file in sorted(waiting, key=lambda each: (each.stamp, each.path)):
             file.due = True
             self.due.append(file)

@@ -647,3 +647,19 @@ def test_each_row_comes_once_whatever_is_done_to_its_file(
         follower.look()
     assert follower.bad == []
     assert sorted(follower.rows) == sorted(writer.written)
+
+
+def test_a_checkpoint_that_names_a_file_elsewhere_gives_none_of_its_rows(folder: Path, tmp_path: Path) -> None:
+    """Whoever could write the checkpoints of an app had any file of the machine read as rows of its folder."""
+    (outside := tmp_path / "no").mkdir()
+    (outside / "a.ndjson").write_text(lines(666))
+    os.link(outside / "a.ndjson", folder / "a.ndjson")  # the inode is known too
+    (folder / "b.ndjson").write_text(lines(1))
+    follower = Follower(folder)
+    memory = follower.source.remember()
+    follower.source.close()
+    (folder / "a.ndjson").unlink()
+    assert any(b"/in/a.ndjson" in data for data in memory.values())
+    forged = {place: data.replace(b"/in/a.ndjson", b"/no/a.ndjson") for place, data in memory.items()}
+    follower.source = follower.opened(follower.source.positions(), forged)
+    assert [follower.look(seconds) for seconds in (0, 10, 10)] == [[1], [], []]
