@@ -109,7 +109,7 @@ def check_jobs(
         else:
             code = version_of(durable[job.agent].func, version)
             run = JobRun(job.job_id, history, key=reader.key, code=code)
-            run.lost_policy = "" if has_policy else history.judged_by
+            run.lost_policy = "" if has_policy else history.without_policy
             verdict, then = _checked(run, function, reader.key)
             if verdict == "blocked":
                 holders[scope] = job.job_id

@@ -238,11 +238,12 @@ class History:
         return history
 
     @property
-    def judged_by(self) -> str:
-        """The version of the policy that has decided on the last recorded call; "" if none has decided on it."""
+    def without_policy(self) -> str:
+        """Words why the job may make no call where there is no policy: one has decided on the last recorded call. Else ""."""
         for intent in reversed(self.intents.values()):
             if (verdict := decode_verdict(intent.note)) is not None:
-                return verdict.version
+                said = f"a policy (version {verdict.version}) has judged the calls of the job before, and there is none now"
+                return said if verdict.version else ""
         return ""
 
     def followed_by(self, begin: Begin) -> "History":

@@ -452,7 +452,7 @@ class JobHost(HostState):
         """
         job = self._make_run(history.begin.job, history, key=self.journal.key, code=owner.code, pieces=self.log)
         if not self._has_policy:
-            job.lost_policy = history.judged_by
+            job.lost_policy = history.without_policy
         running = self.running[job.job_id] = RunningJob(
             job, owner, last, since_ms=self.now_ms(), since_s=self.steady_s()
         )

@@ -383,8 +383,8 @@ class JobRun:
     - `labels`: the labels of the input and of all results that the function has received (see `Behalf.labels`).
     - `blocked`: the error if the function has requested another effect than its recorded history has; else None.
     - `input`: the message of the job, the key of its record, and the metadata of its request.
-    - `lost_policy`: the version of the policy that has judged the calls of the job, if nothing here has a policy; else "".
-      Then the job is blocked when it makes another call, since no rule would decide on it.
+    - `lost_policy`: words for the policy that the job must have and that is not there; "" if it may go on. The job is blocked
+      when it makes a new call, since other rules or none would decide on it.
     """
 
     lost_policy = ""
@@ -774,9 +774,9 @@ class JobRun:
             self.open[ordinal] = ask
         if self.lost_policy and intent is None and ask.guarded is not None and self.blocked is None:
             self.blocked = NonDeterminism(
-                f"job {self.job_id}: at step {ordinal}, {effect_words(kind, name)}: a policy (version {self.lost_policy}) has judged the "
-                "calls of the job before, and there is none now",
-                hint="give the app or kernel its policy=; policy=PolicyEngine([]) says that no rule is meant",
+                f"job {self.job_id}: at step {ordinal}, {effect_words(kind, name)}: {self.lost_policy}",
+                hint="give the app or kernel the policy= of before; for a job whose request names none, policy=PolicyEngine([]) says that "
+                "no rule is meant",
             )
         self.new.append(ask)
         return ask

@@ -494,7 +494,7 @@ class KernelHost:
         job_id = entries[0].job
         history = History.of(job_id, entries, parked=len(entries))
         run = JobRun(job_id, history, key=self.journal.key, code=agent.code)
-        run.lost_policy = "" if self._has_policy else history.judged_by
+        run.lost_policy = "" if self._has_policy else history.without_policy
         try:
             run.start(agent.coroutine)
         finally:

@@ -33,7 +33,7 @@ from sabot.engine.calls.usage import Usage
 from sabot.engine.operators.agents.rows import Row
 from sabot.engine.state.backends.memory import MemoryBackend
 from sabot.errors import IdempotencyConflict, NonDeterminism, UserError, short_repr
-from sabot.jobs.guard import Behalf
+from sabot.jobs.guard import Behalf, EffectGuard
 from sabot.jobs.owner import AfterFailure, OpenJob
 from sabot.jobs.run import JobRun
 from sabot.jobs.tree import parent_of
@@ -318,6 +318,21 @@ class JobWatch(Protocol):
         """
 
 
+def other_policy(policy: EffectGuard | None, asked: PolicyRef | None) -> bool:
+    """Returns True if a kernel with this policy does not have the one for which a request asks: it has none, or one with
+    another name or version. None asks for no policy, and the version "" for any version.
+    """
+    if asked is None:
+        return False
+    name = "" if policy is None else policy.name
+    return not name or asked.name != name or asked.version not in ("", getattr(policy, "version", ""))
+
+
+def policy_words(asked: PolicyRef) -> str:
+    """Returns words for a policy in a message: "policy 'production', version 4711"."""
+    return f"policy {asked.name!r}{asked.version and ', version ' + asked.version}"
+
+
 class KernelAgent:
     """The object in a kernel that is responsible for the jobs of one agent: it is their `JobOwner`, whose methods the
     JobHost of the kernel calls. The agent is an Agent, or a function that takes a DurableContext.
@@ -332,6 +347,7 @@ class KernelAgent:
         engine: ExecutionEngine | None,
         clock: Clock,
         version: str,
+        policy: EffectGuard | None = None,
     ) -> None:
         """Makes the object for one agent. Before jobs run, the host of the jobs sets the attribute `watch`.
 
@@ -340,6 +356,7 @@ class KernelAgent:
           Agent's own.
         - `clock`: the clock of the kernel.
         - `version`: the version of the code. With "" it is a digest of the code.
+        - `policy`: the policy of the kernel. Jobs whose requests ask for another one make no call under it.
         """
         if not isinstance(agent, Agent) and not callable(agent):
             raise UserError(f"{short_repr(agent)} is no agent", hint="an Agent of sabot.llm, or `async def f(ctx)`")
@@ -355,7 +372,7 @@ class KernelAgent:
         self.agent_id = f"{kernel}.{self.name}"
         self.code = version_of(Agent.run if isinstance(agent, Agent) else agent, version)
         self._engine = engine if engine is not None else agent.engine if isinstance(agent, Agent) else None
-        self._clock = clock
+        self._clock, self._policy = clock, policy
         self._errors = ErrorLog(f"agent {self.agent_id}", clock)
         self.watch: JobWatch
         self._decoded: tuple[JobRun, ExecutionRequest] | None = None  # the request that was decoded last
@@ -369,6 +386,8 @@ class KernelAgent:
     def coroutine(self, job: JobRun) -> Coroutine[Any, Any, Any]:
         """Returns the coroutine that runs the agent for this job. The caller starts it."""
         request, begin = self._asked(job), job.history.begin
+        if request.policy_ref is not None and other_policy(self._policy, request.policy_ref):
+            job.lost_policy = f"its request asks for {policy_words(request.policy_ref)}, which the kernel does not have"
         row = Row(None, None, begin.at_ms, -1, -1, (), "", request.prompt, begin.key)
         ctx = durable_context(job, row, _NO_STATE, self.agent_id, "", self._clock, request.metadata)
         return self._run(ctx, request)

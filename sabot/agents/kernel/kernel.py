@@ -24,7 +24,7 @@ from sabot.agents.jobs import JobStore
 from sabot.agents.kernel.client import ClientHandle, JobClient, KernelStore
 from sabot.agents.kernel.handle import ElsewhereHandle, ExecutionHandle
 from sabot.agents.kernel.hosting import KernelHost
-from sabot.agents.kernel.jobs import ExecutionRequest, KernelAgent, job_id_of
+from sabot.agents.kernel.jobs import ExecutionRequest, KernelAgent, job_id_of, other_policy, policy_words
 from sabot.agents.replay import JobCode, Recording, record_job
 from sabot.agents.store import LentStore
 from sabot.api.child_limits import ChildLimits, checked_limits
@@ -156,7 +156,7 @@ class RuntimeKernel:
                 f"RuntimeKernel: agent={short_repr(agent)}", hint="an Agent, `async def f(ctx)`, or a list of them"
             )
         agents: list[Any] = [agent] if one else list(agent)  # type: ignore[arg-type]
-        made = [KernelAgent(self.name, each, engine, clock, version) for each in agents]
+        made = [KernelAgent(self.name, each, engine, clock, version, checked_guard(policy)) for each in agents]
         self._agents = {each.name: each for each in made}
         if not made or len(self._agents) < len(made):
             names = ", ".join(each.name for each in made)
@@ -510,22 +510,18 @@ class RuntimeKernel:
         return found
 
     def _check_policy(self, asked: PolicyRef | None) -> None:
-        """Checks that this kernel has the policy for which a request asks. Raises UserError if the kernel has no
-        policy, or if the names or the versions of the two policies differ. `asked` may be None, which accepts any
-        policy. Its version may be "", which accepts any version.
-        """
-        name = "" if self.policy is None else self.policy.name
-        if asked is None or (
-            name and asked.name == name and asked.version in ("", getattr(self.policy, "version", ""))
-        ):
+        """Checks that this kernel has the policy for which a request asks. Raises UserError if not (`other_policy`)."""
+        if not other_policy(self.policy, asked):
             return
+        assert asked is not None
+        name = "" if self.policy is None else self.policy.name
         has = (
             f"its policy is {name!r}, version {getattr(self.policy, 'version', '')}"
             if name
             else "its policy has no name"
         )
         raise UserError(
-            f"kernel {self.name} has no policy {asked.name!r}{asked.version and ', version ' + asked.version}",
+            f"kernel {self.name} has no {policy_words(asked)}",
             hint=f"{'it has none' if self.policy is None else has}; PolicyEngine([…], name={asked.name!r}) gives it one",
         )
 
@@ -699,6 +695,6 @@ def check_kernel(kernel: RuntimeKernel, reader: JournalReader) -> Iterator[Check
         verdict, then = "gone", "the kernel has no agent of this name"
         if agent is not None:
             run = JobRun(job.job_id, history, key=reader.key, code=agent.code)
-            run.lost_policy = history.judged_by if kernel.policy is None else ""
+            run.lost_policy = history.without_policy if kernel.policy is None else ""
             verdict, then = verdict_of(run, agent.coroutine)
         yield CheckedJob(job.job_id, job.agent, verdict, history.last_ordinal, then)

@@ -7,7 +7,7 @@ from typing import Any, cast
 import pytest
 
 from sabot import App
-from sabot.agents import ConstraintPolicy, ExecutionRequest, PolicyEngine, RuntimeKernel
+from sabot.agents import ConstraintPolicy, ExecutionRequest, PolicyEngine, PolicyRef, RuntimeKernel, ToolPolicy
 from sabot.agents.durable.context import DurableContext
 from sabot.agents.kernel.kernel import check_kernel
 from sabot.errors import EffectError, NonDeterminism
@@ -73,6 +73,33 @@ async def test_a_kernel_without_the_policy_makes_no_further_call(tmp_path: Path,
         [handle] = await third.resume()
         assert (await handle.result()).output == "done"
     assert desk.paid == [*first_paid, "b"]
+
+
+@pytest.mark.parametrize("name", ["production", "staging", "", None])
+async def test_a_job_keeps_the_policy_for_which_its_request_asks(tmp_path: Path, name: str | None) -> None:
+    """After a restart under another policy, or none, the job made the call that the policy of its request denies."""
+    desk = Desk()
+
+    async def job(ctx: DurableContext) -> str:
+        await ctx.ask("confirm", {})
+        return await desk.job(ctx)
+
+    def kernel(name: str | None, **rule: Any) -> RuntimeKernel:
+        policy = None if name is None else PolicyEngine([ToolPolicy(["pay"], **rule)], name=name)
+        return RuntimeKernel.create(agent=job, policy=policy, journal=str(tmp_path / "jobs"))
+
+    async with kernel("production", denied=True) as first:
+        await first.execute(ExecutionRequest(prompt="go", policy_ref=PolicyRef("production")))
+        question = await asked(first.actions)
+    async with kernel(name, warn=True) as second:
+        [handle] = await second.resume()
+        await second.actions.resolve(question.resume_token, {"approved": True})
+        if name == "production":  # its rules may change
+            assert (await handle.result()).output == "done"
+        else:
+            with pytest.raises(NonDeterminism, match="call pay: its request asks for policy 'production', which"):
+                await handle.result()
+    assert desk.paid == (["a", "b"] if name == "production" else [])
 
 
 async def test_a_kernel_that_never_had_a_policy_goes_on(tmp_path: Path) -> None:
