@@ -42,9 +42,15 @@ class LogCommit:
 def read_commit(place: DeltaPlace, version: int) -> LogCommit:
     """Returns the commit that made a version. Raises FileNotFoundError if the log does not have it."""
     found: dict[str, list[Action]] = {}
-    for line in place.log_entry(version).splitlines():
-        for kind, action in json.loads(line).items() if line.strip() else ():
-            found.setdefault(kind, []).append(action)
+    try:
+        for line in place.log_entry(version).splitlines():
+            for kind, action in json.loads(line).items() if line.strip() else ():
+                found.setdefault(kind, []).append(action)
+    except ValueError as error:
+        raise UserError(
+            f"{place.where}: the entry of its log for version {version} is damaged: {error}",
+            hint="restore it, or start afresh (--fresh), which reads the table as it is now",
+        ) from error
     metadata, protocol, about = (found.get(kind, [{}])[0] for kind in ("metaData", "protocol", "commitInfo"))
     return LogCommit(
         _of_rows(found.get("add", ())),

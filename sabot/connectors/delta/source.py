@@ -258,7 +258,11 @@ class DeltaSource(LakeSource, HasPath):
         """Lists files of a commit. `version`: one that has their deletion vectors."""
         kinds = {physical_name(field): field.type for field in columns_of(table)}
         paths = self._paths([(action["path"], action.get("size") or 0) for action in actions], version)
-        keep = self._masks(self._at(version)) if any(action.get("deletionVector") for action in actions) else {}
+        vectors = [action["deletionVector"] for action in actions if action.get("deletionVector")]
+        for vector in vectors:
+            if vector.get("storageType") == "p":
+                raise self._refused(vector["pathOrInlineDv"], "is a deletion vector elsewhere", version)
+        keep = self._masks(self._at(version)) if vectors else {}
         listed = []
         for number, (action, path) in enumerate(zip(actions, paths, strict=True)):
             size, stamp = action.get("size") or 0, action.get("modificationTime") or 0
@@ -296,7 +300,7 @@ class DeltaSource(LakeSource, HasPath):
             sizes[inside] = size
         folder = self._place.folder
         if folder is None:
-            remote: Any = self._place.files(sizes)
+            remote: Any = self._place.files({inside: size for inside, size in sizes.items() if size})
             return [RemotePath(f"{self.name}/{inside}", remote, inside) for inside in sizes]
         if outside := first_outside(folder, (os.path.join(folder, each) for each in sizes)):
             raise self._refused(os.path.relpath(outside, folder), "leads out of the table by a symbolic link", version)

@@ -65,7 +65,11 @@ class DeltaPlace(LakePlace):
         if self.folder is not None:
             with open(os.path.join(self.folder, inside), "rb") as file:
                 return file.read()
-        with self.files().open_input_stream(inside) as stream:
+        # deltalake keeps the interpreter's lock while it asks for a size, unless it is asked by get_file_info
+        (info,) = self.files().get_file_info([inside])
+        if info.type == arrow_fs.FileType.NotFound:
+            raise FileNotFoundError(inside)
+        with self.files({inside: info.size}).open_input_stream(inside) as stream:
             found: bytes = stream.read()
             return found
 

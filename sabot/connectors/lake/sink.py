@@ -259,13 +259,15 @@ class LakeSink(Sink, KeepsToken):
         process comes in between, tries again. `again`: this sink is the owner, unless another process has claimed the track since.
         """
         mark = CommitMark(track, owner, None)
-        for _ in range(_ATTEMPTS):
+        for attempt in range(_ATTEMPTS):
             table = self._lake_place.found()
             if again:
                 self.check_owner(table, track, owner)
             self._check(table)
             if table is None:
                 return self.made(mark)
+            if attempt and self._owner_of(table, track) == owner:
+                return table  # the answer to the try before was lost
             try:
                 with step("claim", track.key):
                     self._claim(table, mark)

@@ -202,6 +202,24 @@ def test_a_deletion_vector_that_cannot_be_read_is_an_error_and_no_row(table: Pat
         numbers(DeltaSource(table))
 
 
+def test_a_damaged_entry_of_the_log_and_a_deletion_vector_elsewhere_are_errors(table: Path, tmp_path: Path) -> None:
+    add(table, *range(5), configuration={"delta.enableDeletionVectors": "true"})
+    _, place = numbers(followed(table, keys=["n"]))
+    [first] = actions(table, 0, "add")
+    elsewhere = {
+        "storageType": "p",
+        "pathOrInlineDv": f"file://{tmp_path}/secret.bin",
+        "sizeInBytes": 1,
+        "cardinality": 1,
+    }
+    commit(table, 1, {"add": {**first, "path": "other.parquet", "deletionVector": elsewhere}})
+    with pytest.raises(UserError, match=r"secret\.bin', which is a deletion vector elsewhere"):
+        numbers(followed(table, keys=["n"]), place)
+    entry(table, 1).write_text('{"add": ')
+    with pytest.raises(UserError, match=r"table .*lake"):
+        numbers(followed(table, keys=["n"]), place)
+
+
 NESTED = pa.table(
     {
         "n": pa.array([1, 2], pa.int64()),

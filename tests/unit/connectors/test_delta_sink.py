@@ -1,5 +1,6 @@
 """A table of Delta Lake as a sink, read back with deltalake, DuckDB and polars: types, columns, partitions, owners, errors."""
 
+import contextlib
 import datetime
 import decimal
 import json
@@ -7,7 +8,7 @@ import logging
 import shutil
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from sabot.connectors.base import Track
 from sabot.errors import AppLocked, TransientError
 from sabot.testing import END, ScriptedSource
 from tools.agent_tools import publish, started, until
+from tools.losing_proxy import LosingProxy
 from tools.secrets_planted import leaks, planted
 
 TRACK = Track("app", "out", "one")
@@ -532,6 +534,49 @@ def test_a_table_in_s3(s3: dict[str, str]) -> None:
     assert sorted(found.column("n").to_pylist()) == [1, 2, 3]
     with pytest.raises(TransientError, match="NoSuchBucket"):
         claimed("s3://none/orders", storage_options=options)
+
+
+@pytest.mark.slow  # as above
+def test_a_store_whose_answers_to_commits_are_lost_has_each_row_once(s3: dict[str, str]) -> None:
+    """deltalake asks again by itself, and hears that the entry is there: it may be its own or that of another process."""
+    from pyarrow import fs
+
+    where = s3["aws_endpoint_url"].removeprefix("http://")
+    keys = {"aws_access_key_id": "any", "aws_secret_access_key": "anyone"}
+    fs.S3FileSystem(access_key="any", secret_key="anyone", region="us-east-1", scheme="http", endpoint_override=where,
+                    allow_bucket_creation=True).create_dir("losing")  # fmt: skip
+    count, lost = iter(range(1000)), []
+
+    def loses(method: str, path: str) -> bool:
+        is_commit = method == "PUT" and "_delta_log" in path and path.partition("?")[0].endswith(".json")
+        if not is_commit or next(count) % 2:  # the next try of deltalake is answered
+            return False
+        lost.append(path)
+        return True
+
+    with LosingProxy(where, loses) as proxy:
+        options = {**s3, **keys, "aws_endpoint_url": f"http://{proxy.address}"}
+        sink = DeltaSink("s3://losing/orders", schema=SCHEMA, storage_options=options)
+        again(lambda: sink.claim(TRACK))
+        for seq in range(1, 9):
+            again(lambda seq=seq: put(sink, seq, batch(seq)))
+        later = DeltaSink("s3://losing/orders", schema=SCHEMA, storage_options=options)
+        again(lambda: later.claim(TRACK))
+        with pytest.raises(AppLocked):
+            again(lambda: put(sink, 9, batch(9)))
+        again(lambda: put(later, 8, batch(8)))
+    assert len(lost) > 5
+    found = deltalake.DeltaTable("s3://losing/orders", storage_options={**s3, **keys}).to_pyarrow_table()
+    assert sorted(found.column("n").to_pylist()) == list(range(1, 9))
+
+
+def again(call: Callable[[], object]) -> None:
+    """Calls until it succeeds, as the engine does after a TransientError."""
+    for _ in range(20):
+        with contextlib.suppress(TransientError):
+            call()
+            return
+    raise AssertionError("20 tries have failed")
 
 
 def test_secrets_of_the_store_are_in_no_message(caplog: pytest.LogCaptureFixture) -> None:

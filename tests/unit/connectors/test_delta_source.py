@@ -237,6 +237,11 @@ def test_a_table_in_s3(s3: dict[str, str]) -> None:
     deltalake.write_deltalake("s3://pond/rows", rows, partition_by=["day"], storage_options=s3)
     source = DeltaSource("s3://pond/rows", storage_options=s3)
     assert by_number(App("reads").stream(source).collect().to_pylist()) == ROWS
+    _, place = read(DeltaSource("s3://pond/rows", follow="1ms", storage_options=s3))
+    deltalake.write_deltalake("s3://pond/rows", rows.slice(0, 9), mode="append", storage_options=s3)
+    deltalake.DeltaTable("s3://pond/rows", storage_options=s3).optimize.compact()
+    found, _ = read(DeltaSource("s3://pond/rows", follow="1ms", storage_options=s3), place)
+    assert by_number(found) == ROWS[:9]
 
 
 def test_times_of_spark_in_a_table_are_those_of_every_year(tmp_path: Path) -> None:
