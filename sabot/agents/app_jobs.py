@@ -32,7 +32,7 @@ from sabot.agents.job_view import JobView
 from sabot.agents.jobs import JobManager, JobRecord, JobSpec, JobStatus, check_move, no_job
 from sabot.agents.store import JobsAndActions, as_json, cancel_letter
 from sabot.base.checks import Of, Whole, check
-from sabot.base.threads import run_in_thread
+from sabot.base.threads import run_connected
 from sabot.clock import Clock
 from sabot.engine.calls.tool_context import CALL
 from sabot.engine.runtime.app_spec import AppSpec
@@ -189,7 +189,7 @@ class AppJobStore(JobsAndActions):
 
     async def get(self, job_id: str) -> JobRecord | None:
         await self.own_writes()
-        return await run_in_thread(self._job, job_id)
+        return await run_connected(self._job, job_id)
 
     def _job(self, job_id: str) -> JobRecord | None:
         with self.reader() as reader:
@@ -206,7 +206,7 @@ class AppJobStore(JobsAndActions):
         check_move(job_id, job.status, status)
         if status is not JobStatus.CANCELLED:
             raise IllegalTransition(f"job {job_id} is a run of agent {job.agent}, which says itself how far it is")
-        await run_in_thread(self.post, cancel_letter(job_id, error))
+        await run_connected(self.post, cancel_letter(job_id, error))
         return job
 
     async def find(self, *, scope_id: str | None = None, statuses: Sequence[JobStatus] = ()) -> list[JobRecord]:
@@ -238,7 +238,7 @@ class AppJobStore(JobsAndActions):
             return sorted([*reversed(kept), *logged], key=lambda job: job.created_at)
 
         await self.own_writes()
-        return await run_in_thread(find)
+        return await run_connected(find)
 
     # -- actions ------------------------------------------------------------------------------------------------------
 
@@ -261,7 +261,7 @@ class AppJobStore(JobsAndActions):
         seconds: Any = spec.timeout_seconds
         effect, ask, _ = call
         token = await ask(effect, spec.type, payload, seconds)
-        return await run_in_thread(self._action_of, token)
+        return await run_connected(self._action_of, token)
 
     async def action(self, action_id: str) -> ActionRecord | None:
         found = await self.actions(job_id=action_id.rpartition("/")[0])
@@ -274,10 +274,10 @@ class AppJobStore(JobsAndActions):
             return [action for action in map(self._in_time, found) if not statuses or action.status in statuses]
 
         await self.own_writes()
-        return await run_in_thread(find)
+        return await run_connected(find)
 
     async def resolve(self, token: str, resolution: Mapping[str, Any], by: str) -> ActionRecord:
-        return await run_in_thread(self._resolve, token, resolution, by)
+        return await run_connected(self._resolve, token, resolution, by)
 
     def _resolve(self, token: str, resolution: Mapping[str, Any], by: str) -> ActionRecord:
         asked = self._of_token(token)
@@ -291,11 +291,11 @@ class AppJobStore(JobsAndActions):
         if action is None:
             raise no_action(action_id)
         try:
-            await run_in_thread(self.post, Letter("withdraw", action.resume_token, name=status))
+            await run_connected(self.post, Letter("withdraw", action.resume_token, name=status))
         except LetterRefused as refused:
             if refused.reason not in ("second", "closed"):
                 raise
-        return await run_in_thread(self._action_of, action.resume_token)
+        return await run_connected(self._action_of, action.resume_token)
 
     def _of_token(self, token: str) -> ActionRecord | None:
         with self.reader() as reader:
@@ -449,7 +449,7 @@ class AppJobs(JobManager):
                 letter = retry_letter(reader, job.job_id, budgets, max_turns)
             self.store.post(letter)
 
-        await run_in_thread(post)
+        await run_connected(post)
         return job
 
     async def page(self, query: JobQuery | Mapping[str, Any] | None = None, *, most: int = 200) -> JobPage:
@@ -469,7 +469,7 @@ class AppJobs(JobManager):
                 return jobs_page(reader, asked, most)
 
         await self.store.own_writes()
-        return await run_in_thread(page)
+        return await run_connected(page)
 
     async def cancel_all(self, query: JobQuery | Mapping[str, Any], *, reason: str = "", by: str = "") -> "JobsAsked":
         """Requests that all jobs that a query selects end, as `cancel` does for one. The query is one of `page`, and selects
@@ -517,7 +517,7 @@ class AppJobs(JobManager):
                 return JobsAsked(len(found), len(found) - len(refused), refused)
 
         await self.store.own_writes()
-        return await run_in_thread(ask)
+        return await run_connected(ask)
 
     async def signal(self, job_id: str, name: str, value: Any = None, *, token: str = "", by: str = "") -> None:
         """Sends a signal to a job. The call `ctx.wait(name)` in the job's function returns the value of the signal. The
@@ -539,4 +539,4 @@ class AppJobs(JobManager):
         letter = Letter(
             "signal", token or uuid.uuid4().hex, job=job_id, name=name, body=body, by=checked_word(by, "by")
         )
-        await run_in_thread(self.store.post, letter)
+        await run_connected(self.store.post, letter)

@@ -2,6 +2,7 @@
 
     threads.spawn     makes an engine thread, which works in turns, so that a simulation can run the turns itself
     run_in_thread     called on the loop: runs blocking work in a thread of the engine's pool, and awaits it
+    run_connected     the same for work that opens connections of its own to a server, of which few run at once
     begin_in_thread   called from any thread: begins blocking work in a thread of the pool
     call_on_loop      called from any thread: schedules a call on the loop
     wait_done         called on the loop: waits for a future that a thread completes
@@ -42,6 +43,11 @@ _WAIT_SECONDS = 0.05
 _POOL_THREADS = 32
 
 _pool = ThreadPoolExecutor(_POOL_THREADS, thread_name_prefix="sabot-blocking")
+
+# Each may have two connections to a journal, and PostgreSQL has 100 for all processes: four of a web server get on.
+_CONNECTED_THREADS = 6
+
+_connected = ThreadPoolExecutor(_CONNECTED_THREADS, thread_name_prefix="sabot-connected")
 
 
 class Handle(Protocol):
@@ -99,6 +105,15 @@ async def run_in_thread(work: Callable[P, T], /, *args: P.args, **options: P.kwa
     Cancelling this call does not stop the work. An exit that the work raises is wrapped (`process_exit`).
     """
     return await asyncio.get_running_loop().run_in_executor(_pool, partial(_carrying, partial(work, *args, **options)))
+
+
+async def run_connected(work: Callable[P, T], /, *args: P.args, **options: P.kwargs) -> T:
+    """Runs work as `run_in_thread` does, which opens connections of its own to a server, and closes them. Little of such work
+    runs at once in a process, so that many callers do not take all connections of the server.
+    """
+    return await asyncio.get_running_loop().run_in_executor(
+        _connected, partial(_carrying, partial(work, *args, **options))
+    )
 
 
 def begin_in_thread(work: Callable[[], T]) -> "Future[T]":

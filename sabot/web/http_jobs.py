@@ -33,7 +33,7 @@ from sabot.base.checks import TEXTS, Of, check
 from sabot.base.options import answers_wrong_options
 from sabot.base.quantities import plain
 from sabot.base.redaction import scrubbed, visible
-from sabot.base.threads import run_in_thread
+from sabot.base.threads import run_connected
 from sabot.errors import (
     IdempotencyConflict,
     IllegalTransition,
@@ -435,7 +435,7 @@ class _JobRequests:
         found = await self._client.actions.find(
             job_id=said.get("job_id"), statuses=[ActionStatus(status)] if status else []
         )
-        scopes = await run_in_thread(self._scopes, {each.job_id for each in found})
+        scopes = await run_connected(self._scopes, {each.job_id for each in found})
         seen = [
             each
             for each in found
@@ -451,7 +451,7 @@ class _JobRequests:
     async def answer(self, request: Request, caller: Caller) -> Response:
         said = await _body(request, ["resolution"], ["resolution"])
         token = request.path_params["token"]
-        if not await run_in_thread(self._sees_question, token, caller):
+        if not await run_connected(self._sees_question, token, caller):
             raise _Fault(409, "no question has this token", reason="unknown")
         return _json(_action(await self._client.actions.resolve(token, said["resolution"], by=caller.name)))
 

@@ -744,6 +744,26 @@ async def test_lists_and_pages_name_the_worker_that_holds_a_job(shop: Shop) -> N
         await until(is_taken)
 
 
+async def test_a_hundred_clients_at_once_leave_connections_of_the_server_to_others(shop: Shop) -> None:
+    kernel, name = shop.kernel(1), f"few{uuid.uuid4().hex[:8]}"
+    async with kernel:
+        await kernel.resume()
+        with psycopg.connect(shop.url, autocommit=True) as connection:
+            for statement in (
+                f"CREATE ROLE {name} LOGIN CONNECTION LIMIT 14",
+                f"GRANT ALL ON SCHEMA sabot_shop TO {name}",
+                f"GRANT ALL ON ALL TABLES IN SCHEMA sabot_shop TO {name}",
+                f"GRANT ALL ON ALL SEQUENCES IN SCHEMA sabot_shop TO {name}",
+            ):
+                connection.execute(statement)
+            client = JobClient(shop.url.replace("//sabot@", f"//{name}@"), name="shop")
+            begun = await asyncio.gather(*(client.start("payer", number) for number in range(100)))
+            assert len({each.job_id for each in begun}) == 100
+            records = await asyncio.gather(*(client.jobs.get(each.job_id) for each in begun))
+            assert all(record is not None for record in records)
+            connection.execute(f"DROP OWNED BY {name}; DROP ROLE {name}")
+
+
 async def test_one_idempotency_key_is_one_job_whichever_workers_are_asked(shop: Shop) -> None:
     """At once, and again when it has ended. Each worker that was asked has its result, its events and its questions."""
     first, second = shop.kernel(1), shop.kernel(2)

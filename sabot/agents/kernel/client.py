@@ -33,7 +33,7 @@ from sabot.agents.kernel.jobs import (
 from sabot.base.checks import Of, check
 from sabot.base.config import checked_name
 from sabot.base.options import answers_wrong_options
-from sabot.base.threads import run_in_thread
+from sabot.base.threads import run_connected, run_in_thread
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.engine.calls.judging import repeated_around
 from sabot.errors import JournalFailed, LetterRefused, TransientError, UserError, short_repr
@@ -237,9 +237,9 @@ class JobClient:
                     hint="start(…, idempotency_key=…), from the arguments of the tool, or `effect.key` of a parameter `effect: Effect`",
                 )
             if keyed:
-                await read_earlier_attempts(lambda effect: run_in_thread(self._begun_within, effect))
+                await read_earlier_attempts(lambda effect: run_connected(self._begun_within, effect))
                 check_attempts(job_id_of(f"{self.name}.{each.agent}", each))
-        found = await run_in_thread(self._start_all, requests, effect_around() if self._durable else "")
+        found = await run_connected(self._start_all, requests, effect_around() if self._durable else "")
         return [ClientHandle(self, job_id, self.looks, created=created) for job_id, created in found]
 
     def _begun_within(self, effect: str) -> frozenset[str]:
@@ -286,7 +286,7 @@ class JobClient:
     async def post(self, letter: Letter) -> None:
         """Writes a letter into the inbox of the journal, as `RuntimeKernel.post` does."""
         check("post: letter", letter, Of(Letter))
-        await run_in_thread(self._store.post, letter)
+        await run_connected(self._store.post, letter)
 
 
 @dataclass(slots=True, eq=False)
