@@ -49,7 +49,7 @@ class Json(Format):
         return JsonCodec(found, self.sample_rows, name=topic, inferred=inferred)
 
     def encoder(self, topic: str) -> Encoder:
-        return JsonEncoder(self.times)
+        return JsonEncoder(self.times, f"topic {topic!r}")
 
     def check_types(self, schema: pa.Schema, where: str) -> None:
         refuse_types(schema, encode_rows, where, "JSON")

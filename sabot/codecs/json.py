@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeAlias, get_args
 import pyarrow as pa
 
 from sabot._cython.text.json import BadRow, JsonDecoder, encode_rows
+from sabot.base.arrays import finer_than_ms, finer_unit
 from sabot.base.checks import OneOf, check
 from sabot.base.config import FIELDS
 from sabot.errors import UserError
@@ -17,6 +18,7 @@ from sabot.errors import UserError
 _log = logging.getLogger(__name__)
 
 INFERENCE_ROWS = 1000
+_FIRST_ROWS = 1000  # of so many rows the times are looked at, for digits that JSON cuts
 _NAMED = 100  # from so many records of a batch the names of fields are taken
 TimesInJson = Literal["ms", "iso", "sql"]
 _NO_COLUMNS = pa.schema([])
@@ -260,16 +262,35 @@ def _names_at(record: Any, path: _Path) -> Iterator[str]:
 
 
 class JsonEncoder:
-    """An encoder that writes rows as JSON objects, by the rules of `encode_rows`."""
+    """An encoder that writes rows as JSON objects, by the rules of `encode_rows`. `name`: the place that it writes for, in a
+    warning of times that numbers of milliseconds cut, or "" for none.
+    """
 
-    def __init__(self, times: TimesInJson = "ms") -> None:
-        self._times = check("times", times, OneOf(get_args(TimesInJson)))
+    def __init__(self, times: TimesInJson = "ms", name: str = "") -> None:
+        self._times, self._name = check("times", times, OneOf(get_args(TimesInJson))), name
+        self._unseen = _FIRST_ROWS if name and times == "ms" else 0  # rows whose times are still looked at
 
     def another(self) -> "JsonEncoder":
         return JsonEncoder(self._times)
 
     def encode(self, batch: pa.RecordBatch) -> pa.BinaryArray:
+        if self._unseen > 0:
+            self._look(batch)
         return encode_rows(batch, self._times)
+
+    def _look(self, batch: pa.RecordBatch) -> None:
+        """Warns once if a time among the first rows has digits that are cut. Later rows take no time for it."""
+        self._unseen -= batch.num_rows
+        for name, column in zip(batch.schema.names, batch.columns, strict=True):
+            if pa.types.is_timestamp(column.type) and finer_unit(column.type) and finer_than_ms(column).any():
+                self._unseen = 0
+                _log.warning(
+                    '%s: times of column %r have digits below a millisecond, and JSON has whole ones: they are cut off (times="iso" of'
+                    " Json or NdjsonSink writes all digits, as a text)",
+                    self._name,
+                    name,
+                )
+                return
 
 
 def lossy_json(rows: pa.RecordBatch) -> pa.BinaryArray:

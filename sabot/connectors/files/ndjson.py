@@ -87,7 +87,7 @@ class NdjsonFormat(TextFormat):
         self._given_bytes = None if block_bytes is None else check("block_bytes", block_bytes, Whole(1))
         self._block_bytes = block_bytes or _BLOCK_BYTES
         self._arrays: dict[tuple[str, int, int], int] = {}  # by path, size and time: `_begin_of_array`
-        self._encoder = JsonEncoder(times)
+        self._encoder = JsonEncoder(times, f"file {name!r}")
 
     # -- reading -------------------------------------------------------------------------------------------------------
 

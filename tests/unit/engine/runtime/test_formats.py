@@ -7,9 +7,11 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from sabot import App, ArrowIpc, Avro, Csv, NdjsonSource, Raw, col
+from sabot import App, ArrowIpc, Avro, Csv, Json, NdjsonSource, Raw, col, files
+from sabot.base.arrays import as_type
 from sabot.codecs.base import Codec, Format
 from sabot.codecs.formats import JSON
+from sabot.connectors.files import NdjsonSink
 from sabot.connectors.memory import MemoryBroker
 from sabot.errors import RegistryUnavailable, UserError
 from sabot.kafka import KafkaSink
@@ -507,3 +509,24 @@ async def test_a_changed_format_is_told_of_and_the_positions_stay(
         "stream orders: its records were decoded as csv until the checkpoint, and are decoded as json now"
         in caplog.text
     )
+
+
+@pytest.mark.parametrize("times", ["ms", "iso"])
+@pytest.mark.parametrize("type", ["timestamp[us]", "timestamp[ns, UTC]"])
+async def test_times_that_json_cuts_are_warned_of_once(
+    memory_url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, times: Any, type: str
+) -> None:
+    """They were cut off in silence."""
+    at = pa.array([1_700_000_000_123_000, 1_700_000_000_123_001], pa.timestamp("us"))
+    rows = pa.table({"whole": pa.array([at[0], at[0]]), "at": at}).cast(
+        pa.schema({"whole": at.type, "at": as_type(type)})
+    )
+    app = App("fine", memory_url)
+    stream = app.stream(rows)
+    stream.to("out", format=Json(times=times))
+    stream.to(NdjsonSink(tmp_path / "out.ndjson", times=times))
+    await app.run()
+    said = sorted(each.partition(":")[0] for each in caplog.messages if "below a millisecond" in each)
+    assert said == ([] if times == "iso" else [f"file {str(tmp_path / 'out.ndjson')!r}", "topic 'out'"])
+    read = App("read").stream(files(tmp_path / "out.ndjson"), schema=rows.schema).collect()
+    assert (read["at"].to_pylist() == rows["at"].to_pylist()) is (times == "iso")
