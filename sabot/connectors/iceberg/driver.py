@@ -298,7 +298,9 @@ def _check_inside(table: Table, paths: Sequence[str]) -> None:
 
 
 def _refused(table: Table, path: str, why: str) -> UserError:
+    folder = f"{table.location().removeprefix('file://').rstrip('/')}/"
+    shown = short_repr(path.removeprefix("file://").removeprefix(folder))  # which cuts a long path before its end
     return UserError(
-        f"table {'.'.join(table.name())} lists the file {short_repr(path)}, which {why}",
+        f"table {'.'.join(table.name())} lists the file {shown}, which {why}",
         hint=f"files of a table are below its folder, {table.location()}; copy such rows into a table of their own",
     )
