@@ -30,6 +30,7 @@ _MAKE_SECONDS = 60.0  # the server waits for transactions that are under way
 _END_SECONDS = 10.0  # for an old connection to end
 _POLL_SECONDS = 0.05
 _JOIN_SECONDS = 15.0
+_SHARED_NAME = 50  # characters of a temporary slot's name, of 63; the others are the number of a process
 HELD_BYTES = 16 << 20  # so much WAL is held before an empty transaction is written
 _KEPT = 13  # the version from which a server tells how much WAL it will keep
 FRESH = "start afresh (--fresh), which reads the table again and drops the state"
@@ -99,8 +100,11 @@ class Slot:
             raise
 
     def temporary(self, link: PostgresLink) -> Made:
-        """Makes a slot that ends with its connection, for its snapshot."""
-        return self._make(link, f"{quoted(f'{self.name}_now')} TEMPORARY LOGICAL pgoutput EXPORT_SNAPSHOT", False)
+        """Makes a slot that ends with its connection, for its snapshot. It is named after the process of the server: that of a
+        start before, whose connection has broken, may be there until the server notices.
+        """
+        name = quoted(f"{self.name[:_SHARED_NAME]}_{link.backend}")
+        return self._make(link, f"{name} TEMPORARY LOGICAL pgoutput EXPORT_SNAPSHOT", False)
 
     def _make(self, link: PostgresLink, what: str, published: bool) -> Made:
         try:
