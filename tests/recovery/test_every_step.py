@@ -236,5 +236,5 @@ def test_the_test_that_the_documents_show_passes(tmp_path: Path) -> None:
     page = (Path(sabot.__file__).parents[1] / "docs" / "testing.md").read_text()
     (tmp_path / "test_page.py").write_text(page.split("```py\n")[1].split("```")[0])
     words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path)]
-    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stdout
