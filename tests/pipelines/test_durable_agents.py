@@ -954,7 +954,7 @@ async def test_the_dead_letter_of_a_child_that_is_sent_again_makes_no_effect_aga
     broker = MemoryBroker.get(shop.url)
     async with started(app):
         shop.ticket("ann", 1)
-        await until(lambda: shop.answers())
+        await until(lambda: shop.answers() and broker.records("refunds.dlq"))
         for sent in (1, 2):  # a letter of a letter says the same
             letter = broker.records("refunds.dlq")[-1]
             own = letter.headers[: [name for name, _ in letter.headers].index("sabot.topic")]

@@ -37,7 +37,7 @@ from sabot.llm import ChatMessage, Completion, Price, PriceTable, ToolCall, Turn
 from sabot.llm.agent import Agent
 from sabot.llm.engine import ExecutionEngine
 from sabot.llm.providers.scripted import ScriptedProvider
-from tools.agent_tools import until
+from tools.agent_tools import PATIENCE, until
 
 FREE = PriceTable({"scripted-1": Price(0, 0)}, version="1")  # answers say by themselves what they cost
 
@@ -955,9 +955,11 @@ async def test_a_question_is_answered_by_a_kernel_that_has_not_the_journal(tmp_p
 
     async with RuntimeKernel.create(agent=f, journal=tmp_path / "jobs") as kernel:
         handle = await kernel.execute(ask(1))
-        await until(lambda: kernel.statistics()["parked"])
         other = RuntimeKernel.create(agent=f, journal=tmp_path / "jobs")
-        [action] = await other.actions.find(job_id=handle.job_id)
+        async with asyncio.timeout(PATIENCE):  # the job is parked a moment before its question is on disk
+            while not (found := await other.actions.find(job_id=handle.job_id)):  # noqa: ASYNC110
+                await asyncio.sleep(0.002)
+        [action] = found
         assert (action.status, action.payload) == (ActionStatus.PENDING, {"amount": 5})
         await other.actions.resolve(action.resume_token, {"approved": True}, by="ann")
         with pytest.raises(LetterRefused):
