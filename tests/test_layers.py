@@ -48,6 +48,7 @@ ORDER = [
     "base.probes",
     "base.doors",
     "base.http_connections",
+    "base.figures",
     "base.metrics",
     "process",
     "specified",  # its `__init__`, which imports nothing

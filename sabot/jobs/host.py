@@ -14,7 +14,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
@@ -62,6 +62,9 @@ from sabot.journal.base import EVERY, Approval, JobMark
 from sabot.journal.ended_jobs import BLOCKED, JobQuery
 from sabot.journal.entries import Answer, Attempt, Begin, EffectResult, End, Entry, Signal
 from sabot.journal.memory import salt_of
+
+if TYPE_CHECKING:
+    from sabot.base.figures import ToldJobs
 
 T = TypeVar("T")
 
@@ -1004,18 +1007,8 @@ class JobHost(HostState):
 
     # -- figures ------------------------------------------------------------------------------------------------------
 
-    def statistics(self) -> dict[str, Any]:
-        """Returns the figures of the host:
-
-        - `running`: the number of jobs in memory, including those whose history is being read. `parked`: the number
-          of parked jobs.
-        - `blocked`: by the id of a job, the reason why it cannot continue.
-        - `begun`, `ended`: the numbers of jobs that have begun and ended since the start of the app.
-        - `effects`: the number of effects since the start of the app. `doubts`: the number of questions since then
-          that asked a person whether an effect was made.
-        - `in_flight`: the number of calls that have no outcome yet. `tools`: the figures of each tool, by its name.
-        - `journal`: the figures of the journal.
-        """
+    def statistics(self) -> "ToldJobs":
+        """Returns the figures since the start of the app, without `waiting`. From any thread."""
         return {
             "running": len(self.running) + self.parking.loading,
             "parked": self.parking.parked,

@@ -27,7 +27,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 
@@ -596,7 +596,7 @@ class Journal(JournalReader, Inbox):
         """
 
     @abstractmethod
-    def statistics(self) -> dict[str, Any]:
+    def statistics(self) -> dict[str, int]:
         """Returns figures since the journal was opened. Never blocks.
 
         - `entries`: the number of entries that were appended. `commits`: the number of steps in which entries became

@@ -12,7 +12,6 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from hashlib import blake2b
-from typing import Any
 
 from sabot.base.accounts import Amounts
 from sabot.clock import SYSTEM_CLOCK, Clock
@@ -381,7 +380,7 @@ class MemoryJournal(MemoryReader, Journal):
             for offset in storage.history_entries.pop(job.job):
                 storage.uses.pop(offset, None)
 
-    def statistics(self) -> dict[str, Any]:
+    def statistics(self) -> dict[str, int]:
         appended = self.storage.next - self._first
         return {
             "entries": appended,

@@ -6,7 +6,6 @@ from abc import abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
-from typing import Any
 
 from sabot.clock import Clock
 from sabot.errors import JournalFull, LetterRefused
@@ -190,7 +189,7 @@ class SqlJournal(SqlReader, Journal):
                 self.inbox.expire(jobs)
         return removed
 
-    def statistics(self) -> dict[str, Any]:
+    def statistics(self) -> dict[str, int]:
         return {
             **self.writer.statistics(),
             "bodies": self.bodies,

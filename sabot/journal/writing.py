@@ -11,7 +11,6 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
 
 from sabot.base.os_errors import hint_of
 from sabot.base.threads import call_on_loop, threads
@@ -181,7 +180,7 @@ class GroupWriter:
                 self._roomless.append((loop, future))
             await future
 
-    def statistics(self) -> dict[str, Any]:
+    def statistics(self) -> dict[str, int]:
         """Returns figures:
 
         - `entries`, `commits`: the numbers of entries and of commits since the writer was made.

@@ -1,6 +1,7 @@
 from collections.abc import Callable, Sequence
 
 from sabot._cython.arrow.batch import Batch
+from sabot.base.figures import ToldInput
 
 class Barrier:
     """A mark in a channel: everything before it belongs to the checkpoint `checkpoint_id`, which must be > 0.
@@ -137,7 +138,7 @@ class Gate:
         """The indexes of the inputs that have not delivered the awaited barrier; empty if no barrier is awaited."""
     def close(self) -> None:
         """Closes all channels. Idempotent."""
-    def statistics(self) -> dict[str, int]:
+    def statistics(self) -> ToldInput:
         """Returns the number of inputs and how many are ended, idle and held; rows and bytes in their channels;
         awaited (a checkpoint id, or 0); barriers_total (aligned barriers), aborts_total; and alignment_seconds, the
         time from the first to the last arrival of the last aligned barrier.

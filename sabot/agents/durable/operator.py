@@ -19,7 +19,7 @@ of the record gives the id. A dead letter has the id in a header, so a record th
 import asyncio
 from collections.abc import Coroutine, Iterable, Mapping
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sabot._cython.arrow.batch import Batch
 from sabot.agents.admission import JobAdmission
@@ -69,6 +69,9 @@ from sabot.jobs.run import JobRun
 from sabot.jobs.values import conversation_of, pack, pack_error, unpack, unpack_error
 from sabot.journal.base import MAY_BEGIN_AGAIN
 from sabot.journal.entries import Begin
+
+if TYPE_CHECKING:
+    from sabot.base.figures import ToldLanes
 
 
 class DurableAgentOperator(AgentOperator):
@@ -687,16 +690,8 @@ class DurableAgentOperator(AgentOperator):
 
     # -- metrics and barriers -----------------------------------------------------------------------------------------
 
-    def statistics(self) -> dict[str, Any]:
-        """Returns a dict of numbers: those of the base class, and the following.
-
-        - `limit`: the most jobs that may run at a time. `running` (also as `in_flight`): the jobs that run.
-        - `parked`: the jobs that wait for something, and whose functions are not in memory.
-        - `blocked`: the jobs whose functions no longer match their journals. `behind_blocked`: the rows and jobs that
-          cannot begin because a blocked job has the same key.
-        - `mailbox_rows`: the rows in mailboxes.
-        - `duplicates`: the rows that were dropped because their job existed already.
-        """
+    def statistics(self) -> "ToldLanes":
+        """Returns the figures of the base class and of the jobs. `running` and `in_flight` are the same."""
         return {
             **super().statistics(),
             "limit": self._admission.limit,

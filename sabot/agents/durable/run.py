@@ -11,7 +11,7 @@ import logging
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sabot.agents.accounts.guard import use_of_answer
 from sabot.agents.durable.batch_operator import DurableBatchOperator
@@ -41,6 +41,9 @@ from sabot.journal.base import check_place
 from sabot.journal.memory import MemoryJournal, MemoryStorage
 from sabot.journal.source import held_for
 from sabot.journal.sqlite import SqliteJournal
+
+if TYPE_CHECKING:
+    from sabot.base.figures import ToldJobs
 
 _log = logging.getLogger(__name__)
 
@@ -410,7 +413,7 @@ class DurableJobs:
         await self.host.close()
         await run_in_thread(self.mail.shut)
 
-    def statistics(self) -> dict[str, Any]:
+    def statistics(self) -> "ToldJobs":
         """Returns the numbers of the JobHost, and `waiting`: the number of rows that have not ended, in the queues of
         the agents and in mailboxes. May be called from any thread.
         """

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from hashlib import blake2b
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -55,6 +55,9 @@ from sabot.jobs.values import pack_error
 from sabot.journal import Journal, Position
 from sabot.journal.entries import REQUEST, Answer, Begin, Cancel, EffectResult, End, Entry, Signal
 from sabot.journal.memory import MemoryJournal
+
+if TYPE_CHECKING:
+    from sabot.base.figures import ToldJobs
 
 _log = logging.getLogger(__name__)
 
@@ -252,7 +255,7 @@ class KernelHost:
         if self._host.stopping:
             raise UserError("the kernel was closed before the job had begun")
 
-    def statistics(self) -> dict[str, Any]:
+    def statistics(self) -> "ToldJobs":
         """Returns the figures of `JobHost.statistics`, and as "waiting" the number of jobs that wait because `max_jobs`
         others run.
         """

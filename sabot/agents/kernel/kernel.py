@@ -657,7 +657,7 @@ class RuntimeKernel:
         - `tools`: the figures of each tool, by its name.
         - `journal`: the figures of the journal.
         """
-        return {} if self._host is None else self._host.statistics()
+        return {} if self._host is None else {**self._host.statistics()}
 
 
 def _stores_of(job_store: Any, action_store: Any) -> list[LentStore]:

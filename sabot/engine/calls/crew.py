@@ -21,7 +21,7 @@ import math
 from collections import deque
 from collections.abc import Awaitable, Callable, Generator
 from functools import partial
-from typing import Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from sabot.base.process_exit import EXITS
 from sabot.base.supervision import watch_call
@@ -30,6 +30,9 @@ from sabot.engine.calls.judging import JUDGE, OnceJudge
 from sabot.engine.calls.limits import AdaptiveLimit, Limit, TokenBucket
 from sabot.engine.calls.options import CallOptions
 from sabot.errors import Overloaded, SabotError
+
+if TYPE_CHECKING:
+    from sabot.base.figures import ToldCalls
 
 _log = logging.getLogger(__name__)
 
@@ -340,15 +343,8 @@ class Crew(Generic[T]):
         """The number of calls that may be in flight now: the user's limit, or less after the service was overloaded."""
         return self._options.concurrency if self._adaptive is None else self._adaptive.limit
 
-    def statistics(self) -> dict[str, Any]:
-        """Returns figures. May be called from any thread.
-
-        - `in_flight`, `limit`: the properties of these names.
-        - `attempts`, `attempt_seconds`: the number of attempts that have ended, and the sum of their durations.
-        - `running_seconds`: the sum of the durations so far of the attempts that are running.
-        - `retries`, `timeouts`, `overloads`: the numbers of attempts that were made again after a failure, that took
-          longer than `timeout=`, and that the service refused because it was overloaded.
-        """
+    def statistics(self) -> "ToldCalls":
+        """Returns its figures, without `calls` and `failed_calls`. May be called from any thread."""
         now = self._clock.monotonic()
         running = [started for worker in self.workers if (started := worker.started) < math.inf]
         return {

@@ -13,7 +13,7 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, ParamSpec, Protocol
+from typing import TYPE_CHECKING, Any, ParamSpec, Protocol
 
 import pyarrow as pa
 
@@ -27,6 +27,9 @@ from sabot.engine.calls.crew import CANCEL_SECONDS, Crew
 from sabot.engine.calls.error_log import ErrorLog
 from sabot.engine.calls.options import CallOptions
 from sabot.errors import InternalError, SabotError, UserError, short_repr
+
+if TYPE_CHECKING:
+    from sabot.base.figures import ToldCalls
 
 _log = logging.getLogger(__name__)
 
@@ -208,10 +211,8 @@ class Handover:
                 "%s: %d calls did not end after their cancellation and are abandoned", self._name, self.left_behind
             )
 
-    def statistics(self) -> dict[str, Any]:
-        """Returns the figures of `Crew.statistics`, and in addition `calls`, the number of calls that have begun, and
-        `failed_calls`, the number of those that have failed. May be called from any thread.
-        """
+    def statistics(self) -> "ToldCalls":
+        """Returns the figures of the crew, with `calls` and `failed_calls`. May be called from any thread."""
         figures = self._crew.statistics()
         return {**figures, "calls": self._ended + figures["in_flight"], "failed_calls": self._failed}
 

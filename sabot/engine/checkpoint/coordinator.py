@@ -23,7 +23,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
@@ -40,6 +40,9 @@ from sabot.engine.checkpoint.storage import CheckpointStorage
 from sabot.engine.checkpoint.task_states import FinalState, StoredState, save_states
 from sabot.engine.state.base import Cut, Snapshot
 from sabot.errors import AppLocked, CheckpointFailed, SabotError, StorageLost, UserError
+
+if TYPE_CHECKING:
+    from sabot.base.figures import ToldCheckpoints
 
 _log = logging.getLogger(__name__)
 
@@ -621,12 +624,8 @@ class Coordinator:
             self._replace_final(task, None)
         self._refused = ""
 
-    def statistics(self) -> dict[str, Any]:
-        """Returns counts since the start; the id of the checkpoint in flight (`in_flight`); id, seconds and bytes of
-        the last complete checkpoint, and when it was complete (`last_at`); the error of the last one that failed, and
-        when it did (`failed_at`); and the id of the oldest checkpoint that is still stored. Id 0 means none; times
-        are in seconds since 1970, or None.
-        """
+    def statistics(self) -> "ToldCheckpoints":
+        """Returns the figures since the start. From any thread."""
         return {
             "completed": self._completed,
             "failed": self._failed,

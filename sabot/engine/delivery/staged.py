@@ -22,7 +22,7 @@ import threading
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import pyarrow as pa
 
@@ -41,6 +41,9 @@ from sabot.engine.delivery.parts import Part
 from sabot.engine.delivery.tracks import TrackWork
 from sabot.engine.letters.refused import marked
 from sabot.errors import AppLocked, CheckpointFailed, SabotError, TransientError, UserError
+
+if TYPE_CHECKING:
+    from sabot.base.figures import ToldTrack
 
 _log = logging.getLogger(__name__)
 
@@ -454,7 +457,7 @@ class StagedSinks:
         if scratch is not None:
             await run_in_thread(shutil.rmtree, scratch, ignore_errors=True)
 
-    def statistics(self) -> dict[str, Any]:
+    def statistics(self) -> "dict[str, ToldTrack]":
         """Returns the figures of each track (`TrackWork.statistics`), by track id; after `close` the last ones. Callable
         from any thread.
         """

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -27,6 +27,9 @@ from sabot.engine.letters.log import LetterLog, ReasonCounts
 from sabot.engine.letters.refused import is_refusal, letters_in, letters_of_refused, parted, shortened, with_row_ids
 from sabot.errors import AppLocked, DataError, SabotError, TransientError, UserError, message_of
 from sabot.steps import step
+
+if TYPE_CHECKING:
+    from sabot.base.figures import ToldTrack
 
 _log = logging.getLogger(__name__)
 
@@ -545,7 +548,7 @@ class TrackWork:
             _log.exception("sink %s could not be closed", self.sink.name)
         self.drop_open()
 
-    def statistics(self) -> dict[str, Any]:
+    def statistics(self) -> "ToldTrack":
         with self._changed:
             waiting = [part for part in self._parts if part.seq > self.delivered]
             return {

@@ -23,7 +23,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
@@ -34,6 +34,9 @@ from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.codecs.engine_columns import DELETE, INSERT, OP_COLUMN, TIME_COLUMN, UPDATE_AFTER, UPDATE_BEFORE
 from sabot.codecs.records import RECORD_SCHEMA
 from sabot.engine.state.base import Cut, Saved
+
+if TYPE_CHECKING:
+    from sabot.base.figures import ToldStep
 
 __all__ = [
     "CHUNK_ROWS",
@@ -239,7 +242,7 @@ class Operator:
         Called by the thread that ends the app, when the task's thread has ended. Rows that were not emitted are lost.
         """
 
-    def statistics(self) -> dict[str, Any]:
+    def statistics(self) -> "ToldStep":
         """Returns figures for metrics, by name. Called from any thread, at any time after `open`; must not block."""
         return {}
 

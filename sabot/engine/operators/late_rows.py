@@ -10,7 +10,7 @@
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +21,9 @@ from sabot.engine.letters.form import letters_of_rows
 from sabot.engine.operators.base import LETTERS, TIME_COLUMN, OperatorContext
 from sabot.engine.operators.rows.bad import STEP_LENGTH
 from sabot.errors import DataError
+
+if TYPE_CHECKING:
+    from sabot.base.figures import ToldStep
 
 _log = logging.getLogger(__name__)
 
@@ -114,15 +117,12 @@ class LateRows:
             lateness["partly"] = self._partly
         return {"late_rows": self.count, "lateness": lateness}
 
-    def statistics(self) -> dict[str, Any]:
-        """Returns `late_rows`, the number of late rows, and how late they were, in ms: the latest one (`late_most_ms`),
-        the median (`late_p50_ms`), and the 99th percentile (`late_p99_ms`). The last two are at most a fifth too high.
-        All count from the begin of the step's state, over restarts. From any thread.
-        """
+    def statistics(self) -> "ToldStep":
+        """Returns the figures since the begin of the step's state. From any thread."""
         return late_figures(self.count, self._greatest_ms, self._by_lateness)
 
     @staticmethod
-    def together(parts: "Iterable[LateRows]") -> dict[str, Any]:
+    def together(parts: "Iterable[LateRows]") -> "ToldStep":
         """Returns the figures of several inputs as one."""
         each = list(parts)
         histogram = np.sum([part._by_lateness for part in each], axis=0)
@@ -188,9 +188,9 @@ class LateRows:
         )
 
 
-def late_figures(count: int, most_ms: int, by_lateness: Any) -> dict[str, Any]:
+def late_figures(count: int, most_ms: int, by_lateness: Any) -> "ToldStep":
     """Returns the figures of `LateRows.statistics`. `by_lateness`: the rows by the logarithm of their lateness (numpy)."""
-    figures = {"late_rows": count}
+    figures: ToldStep = {"late_rows": count}
     if by_lateness.any():
         figures["late_p50_ms"], figures["late_p99_ms"] = quantiles_ms(by_lateness, most_ms, (0.5, 0.99))
         figures["late_most_ms"] = most_ms

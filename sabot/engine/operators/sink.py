@@ -5,7 +5,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -33,6 +33,9 @@ from sabot.engine.operators.base import (
 )
 from sabot.engine.operators.nulled import Nulled
 from sabot.errors import RowErrors, SabotError, TransientError, UserError
+
+if TYPE_CHECKING:
+    from sabot.base.figures import ToldStep
 
 _log = logging.getLogger(__name__)
 
@@ -266,9 +269,13 @@ class SinkWriter(WritesOutside):
         """The number of floats that became null because the sink's format cannot represent them."""
         return self._nulled.count
 
-    def statistics(self) -> dict[str, Any]:
-        found = {"nulled": self.nulled, "refused_rows": self.refused_rows}
-        return {"sink": self.sink.name, "rows_out": self.rows_out, **{name: n for name, n in found.items() if n}}
+    def statistics(self) -> "ToldStep":
+        figures: ToldStep = {"sink": self.sink.name, "rows_out": self.rows_out}
+        if self.nulled:
+            figures["nulled"] = self.nulled
+        if self.refused_rows:
+            figures["refused_rows"] = self.refused_rows
+        return figures
 
     # -- floats that the format does not have --------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -40,6 +40,9 @@ from sabot.engine.operators.state_parts import (
 )
 from sabot.engine.state.segments import Piece, Segments, SegmentsCut, read_segments
 from sabot.engine.state.tables.idle import longest_idle
+
+if TYPE_CHECKING:
+    from sabot.base.figures import ToldStep
 
 Array: TypeAlias = pa.Array
 _PIECE_BYTES = 8_000_000  # about the bytes of rows that are copied at a time when keys go to disk
@@ -240,7 +243,7 @@ class SlotState(StatePart):
         """
         return len(self.known) + keys_of_rows(self.cold_rows, self._evicted_keys, self._evicted)
 
-    def figures(self) -> dict[str, int]:
+    def figures(self) -> "ToldStep":
         """Returns figures for statistics."""
         cold = self._cold
         return {

@@ -10,7 +10,7 @@ A group is either in memory or on disk, never in parts. So its state is the same
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +24,9 @@ from sabot.engine.operators.cuts import MEMORY_SHARE, SlotRows
 from sabot.engine.operators.slot_state import keys_of_rows
 from sabot.engine.operators.state_parts import Batches, Owned, StatePart, key_hashes, take_over
 from sabot.engine.state.segments import Segments, read_segments
+
+if TYPE_CHECKING:
+    from sabot.base.figures import ToldStep
 
 _COLD = "cold"
 _MEASURED_ROWS, _MEASURED_BATCHES = 1_024, 8  # the memory of groups is measured after this number of rows or batches
@@ -202,7 +205,7 @@ class SpilledGroups(StatePart):
             self._cold.close()
         self._count = {}
 
-    def statistics(self, of_store: dict[str, int]) -> dict[str, int]:
+    def statistics(self, of_store: "ToldStep") -> "ToldStep":
         """Returns the store's figures, with the groups on disk added: about as many as their rows say."""
         cold, count = self._cold, self.count
         return {

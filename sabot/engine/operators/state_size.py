@@ -1,14 +1,17 @@
 """The size of an operator's state, read out of its figures, whose names differ with what the operator keeps."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sabot.base.figures import ToldStep
 
 _KEYS = ("keys", "groups", "values")
 _ROWS = ("left_rows", "right_rows", "held_rows")
 _BYTES = ("bytes", "left_bytes", "right_bytes", "held_bytes")
 
 
-def state_size(figures: Mapping[str, Any]) -> dict[str, int]:
+def state_size(figures: Mapping[str, Any]) -> "ToldStep":
     """Returns `state_keys`, the number of keys with state, or of the rows of an operator that keeps rows, as a join;
     and `state_bytes`, the size of the state in memory and on disk, which is an estimate.
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pyarrow as pa
 
@@ -76,6 +76,9 @@ from sabot.engine.workers.rendezvous import Rendezvous
 from sabot.engine.workers.secrets import new_token
 from sabot.engine.workers.share import CoordinatorPlacement
 from sabot.errors import SabotError, WorkerLost
+
+if TYPE_CHECKING:
+    from sabot.base.figures import ToldTask
 
 _log = logging.getLogger(__name__)
 
@@ -478,10 +481,10 @@ class WorkerStreams:
         parts = [each.beat.progress for each in self.members if each.beat.progress is not None]
         return (sum(part[0] for part in parts), sum(part[1] for part in parts)) if parts else None
 
-    def statistics(self) -> dict[str, Any]:
+    def statistics(self) -> "dict[str, ToldTask]":
         """Returns the figures of each task from the last heartbeats, with the number of its worker. From any thread."""
         return {
-            task: {**figures, "worker": member.number + 1}
+            task: cast("ToldTask", {**figures, "worker": member.number + 1})
             for member in self.members
             for task, figures in member.beat.figures.items()
         }

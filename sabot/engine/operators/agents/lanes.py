@@ -8,7 +8,7 @@ differences.
 import logging
 from abc import abstractmethod
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sabot.api.agent import AgentSpec
 from sabot.api.context import AgentContext, apply_writes, timer_changes
@@ -17,6 +17,9 @@ from sabot.base.supervision import unexpected_end
 from sabot.engine.calls import Crew
 from sabot.engine.operators.agents.operator import AgentOperator
 from sabot.errors import SabotError
+
+if TYPE_CHECKING:
+    from sabot.base.figures import ToldLanes
 
 _log = logging.getLogger(__name__)
 
@@ -86,7 +89,7 @@ class LaneOperator(AgentOperator):
 
     # -- metrics ------------------------------------------------------------------------------------------------------
 
-    def statistics(self) -> dict[str, Any]:
+    def statistics(self) -> "ToldLanes":
         """Returns the base's figures, the number of lanes, those of the crew, and those of timers."""
         return {
             **super().statistics(),

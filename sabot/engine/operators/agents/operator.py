@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import pyarrow as pa
 
@@ -38,6 +38,9 @@ from sabot.engine.operators.nulled import Nulled
 from sabot.engine.operators.row_queue import QueuedRows, RowQueue
 from sabot.engine.state import StateBackend
 from sabot.errors import AgentFailed, SabotError, UserError, message_of
+
+if TYPE_CHECKING:
+    from sabot.base.figures import ToldLanes
 
 _log = logging.getLogger(__name__)
 
@@ -330,10 +333,8 @@ class AgentOperator(ABC):
         """The number of results that were passed on."""
         return sum(buffer.rows_total for buffer in self._outputs)
 
-    def statistics(self) -> dict[str, Any]:
-        """Returns the rows and bytes in the queue, and their limits; rows_out; the number of batches that have ended,
-        and their total time.
-        """
+    def statistics(self) -> "ToldLanes":
+        """Returns the figures of its queue and of its batches, and the number of rows that it has emitted."""
         batches = self._batch_seconds.statistics()
         return {
             "rows": self.held.rows,

@@ -18,7 +18,7 @@ import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
@@ -35,6 +35,9 @@ from sabot.engine.operators.cuts import OpenCuts, OpenRows, Rows
 from sabot.engine.operators.state_parts import Batches, PartsCut, read_batches
 from sabot.engine.state.base import Cut
 from sabot.errors import CorruptCheckpoint, SabotError
+
+if TYPE_CHECKING:
+    from sabot.base.figures import ToldCalls
 
 DueTimer = tuple[bytes, int, str]
 """(the scope of the timer's key, its time in ms, its name)."""
@@ -265,7 +268,7 @@ class KeyTimers:
             except ValueError as error:
                 raise CorruptCheckpoint(f"{directory}: the timers cannot be restored: {error}") from error
 
-    def statistics(self) -> dict[str, int]:
+    def statistics(self) -> "ToldCalls":
         """Returns the number of timers, with those in lanes, and the number of timers that have fired."""
         return {"timers": len(self), "timers_fired": self._table.statistics()["fired"] - len(self._in_lanes)}
 

@@ -1,7 +1,7 @@
 """The first of two phases of an aggregate in windows: each batch becomes one partial state for each key and pane."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +14,9 @@ from sabot.engine.operators.base import TIME_COLUMN, Operator, OperatorContext
 from sabot.engine.operators.columns import time_index
 from sabot.engine.operators.windows.panes import PANE_COLUMN, shape_of
 from sabot.errors import InternalError
+
+if TYPE_CHECKING:
+    from sabot.base.figures import ToldStep
 
 ROWS_COLUMN = "__rows"  # the number of rows that a partial state combines
 
@@ -87,7 +90,7 @@ class LocalCombine(Operator):
             pa.RecordBatch.from_arrays([state.column(name) for name in kept], schema=self._schema) for state in states
         ]
 
-    def statistics(self) -> dict[str, Any]:
+    def statistics(self) -> "ToldStep":
         return {"rows_in": self._rows_in, "rows_out": self._rows_out}
 
 

@@ -12,7 +12,7 @@ is not.
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -44,6 +44,9 @@ from sabot.engine.operators.calls.saved import CallsCut, filtered, read_done
 from sabot.engine.operators.row_queue import RowNumbers, RowQueue
 from sabot.engine.operators.state_parts import columns_schema, last_watermark, owned_groups, read_batches
 from sabot.errors import UserError
+
+if TYPE_CHECKING:
+    from sabot.base.figures import ToldStep
 
 _EMIT_ROWS = 65_536
 _CAPACITY_BYTES = 64 << 20
@@ -394,7 +397,12 @@ class AsyncOperator(Stateful, HoldsMarks, WaitsForCalls, HasBranches):
             return []
         return [f"{self._handover.left_behind} calls of {self.name}"]
 
-    def statistics(self) -> dict[str, Any]:
-        calls = {} if self._handover is None else self._handover.statistics()
-        held = {"held_rows": self.queue.rows, "held_bytes": self.queue.nbytes, "dead_rows": self._dead_rows}
-        return {"function": self.name, "dead_row_reasons": self._reasons.statistics(), **held, **calls}
+    def statistics(self) -> "ToldStep":
+        figures: ToldStep = {
+            "function": self.name,
+            "dead_row_reasons": self._reasons.statistics(),
+            "held_rows": self.queue.rows,
+            "held_bytes": self.queue.nbytes,
+            "dead_rows": self._dead_rows,
+        }
+        return figures if self._handover is None else {**figures, **self._handover.statistics()}

@@ -7,7 +7,7 @@ without the event loop.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +20,9 @@ from sabot.engine.operators.calls.async_operator import AsyncOperator
 from sabot.engine.operators.calls.chunks import Chunk, EndedCall
 from sabot.engine.operators.row_queue import RowNumbers
 from sabot.errors import UserError
+
+if TYPE_CHECKING:
+    from sabot.base.figures import ToldStep
 
 _TAKE_QUESTIONS = 64  # the number of questions that become Python objects at a time, on the event loop
 
@@ -192,10 +195,10 @@ class QuestionOperator(AsyncOperator):
     def _answers(self) -> Answers | None:
         return self.answer
 
-    def statistics(self) -> dict[str, Any]:
-        figures = {
+    def statistics(self) -> "ToldStep":
+        return {
+            **super().statistics(),
             "cached_rows": len(self.known),
             "cache_hits": self.known.hits,
             "distinct_keys": self._asked,
         }
-        return {**super().statistics(), **figures}

@@ -1,7 +1,7 @@
 """Aggregates by key whose keys expire: the changes of a table, of which only the keys with recent rows are state."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +16,9 @@ from sabot.engine.operators.columns import result_schema, time_index
 from sabot.engine.operators.readers import StateReaders, aggregates_of
 from sabot.engine.operators.state_parts import StatefulOperator, StateParts, columns_schema
 from sabot.engine.operators.windows.sessions import RunAggregates, plus_ms
+
+if TYPE_CHECKING:
+    from sabot.base.figures import ToldStep
 
 
 class ExpiringGroups(StatefulOperator):
@@ -97,8 +100,8 @@ class ExpiringGroups(StatefulOperator):
         if self._state is not None:
             self._state.clear()
 
-    def statistics(self) -> dict[str, Any]:
-        return {} if self._state is None else dict(self._state.statistics())
+    def statistics(self) -> "ToldStep":
+        return {} if self._state is None else self._state.statistics()
 
 
 def _read_with(reader: Mapping[str, Any]) -> ExpiringGroups:

@@ -11,7 +11,7 @@ without rounding, sorted multisets of values, rows in order (`_cython.groups.mul
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -40,6 +40,9 @@ from sabot.engine.operators.readers import described
 from sabot.engine.operators.rows.origin import reselected
 from sabot.engine.operators.state_parts import StatefulOperator, StateParts, columns_schema
 from sabot.engine.state.files import remove_tree
+
+if TYPE_CHECKING:
+    from sabot.base.figures import ToldStep
 
 _BY_ARRIVAL = ("first", "last", "collect_list", "user")  # these follow the order of arrival if rows have no event time
 
@@ -143,7 +146,7 @@ class TableOperator(StatefulOperator, GivesTable, FilledFromTable):
         if self._groups is not None:
             self._groups.close()
 
-    def statistics(self) -> dict[str, Any]:
+    def statistics(self) -> "ToldStep":
         return {} if self._groups is None else self._groups.statistics()
 
     def _require_groups(self) -> "Groups":

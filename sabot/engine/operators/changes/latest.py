@@ -1,7 +1,7 @@
 """The last row of each key, where each row replaces the one before it."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +16,9 @@ from sabot.engine.operators.changes.weaving import signs
 from sabot.engine.operators.columns import key_table
 from sabot.engine.operators.state_parts import Owned, StatePart, StorePart
 from sabot.engine.state.tables.rows import RowStore
+
+if TYPE_CHECKING:
+    from sabot.base.figures import ToldStep
 
 
 class LatestRows(Groups):
@@ -120,7 +123,7 @@ class LatestRows(Groups):
         self._rows.close()
         self._known.clear()
 
-    def statistics(self) -> dict[str, Any]:
+    def statistics(self) -> "ToldStep":
         figures = self._rows.statistics()
         nbytes = figures["bytes"] + self._known.nbytes + self._ids.nbytes
         return {"groups": len(self._known), "bytes": nbytes, "disk_bytes": figures.get("disk_bytes", 0)}

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -41,6 +41,9 @@ from sabot.engine.operators.state_parts import (
 )
 from sabot.engine.state.files import remove_tree
 from sabot.engine.state.tables.store import TableStore
+
+if TYPE_CHECKING:
+    from sabot.base.figures import ToldStep
 
 Array: TypeAlias = pa.Array
 
@@ -120,8 +123,8 @@ class Materialize(StatefulOperator, FilledFromTable):
         if self._table is not None:
             self._table.store.close()
 
-    def statistics(self) -> dict[str, Any]:
-        return {} if self._table is None else dict(self._table.store.statistics())
+    def statistics(self) -> "ToldStep":
+        return {} if self._table is None else self._table.store.statistics()
 
     def _require_table(self) -> "RowCounts":
         assert self._table is not None

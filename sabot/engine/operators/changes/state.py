@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pyarrow as pa
 
@@ -19,6 +19,9 @@ from sabot.engine.operators.cuts import SlotRows
 from sabot.engine.operators.spilled import SpilledGroups
 from sabot.engine.operators.state_parts import Batches, RowsPart, StatePart, TablesPart
 from sabot.engine.state.tables.store import TableStore
+
+if TYPE_CHECKING:
+    from sabot.base.figures import ToldStep
 
 Array: TypeAlias = pa.Array
 
@@ -108,7 +111,7 @@ class Groups(ABC):
     @abstractmethod
     def close(self) -> None: ...
     @abstractmethod
-    def statistics(self) -> dict[str, Any]: ...
+    def statistics(self) -> "ToldStep": ...
 
 
 class StoredGroups(Groups):
@@ -265,6 +268,6 @@ class StoredGroups(Groups):
         if not self._extra_rows.holds(_PANE):
             self.forget_all()
 
-    def statistics(self) -> dict[str, Any]:
+    def statistics(self) -> "ToldStep":
         figures = self._spilled.statistics(self.store.statistics())
         return {**figures, "bytes": figures["bytes"] + self.nbytes}

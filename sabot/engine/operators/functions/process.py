@@ -20,7 +20,7 @@ the end of the input.
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, Never, TypeAlias
+from typing import TYPE_CHECKING, Any, Never, TypeAlias
 
 import pyarrow as pa
 
@@ -64,6 +64,9 @@ from sabot.engine.operators.state_parts import (
 from sabot.engine.state.base import Entry, EntryFilter
 from sabot.engine.state.keyed_values import load_values
 from sabot.errors import UserError
+
+if TYPE_CHECKING:
+    from sabot.base.figures import ToldStep
 
 Array: TypeAlias = pa.Array
 
@@ -231,7 +234,7 @@ class Process(StatefulOperator, HasBranches):
             self._state.values.shut()
             self._state.timer_state.close()
 
-    def statistics(self) -> dict[str, Any]:
+    def statistics(self) -> "ToldStep":
         if self._state is None:
             return {}
         timers, values = self._state.timer_state, self._state.values.statistics()

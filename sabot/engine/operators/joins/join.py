@@ -10,7 +10,7 @@ event time of a pair is the later of both. Joins by event time are in `interval`
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -35,6 +35,9 @@ from sabot.engine.operators.layout.plan_points import Planners, PlanPoint
 from sabot.engine.operators.readers import StateReaders
 from sabot.engine.operators.state_parts import last_watermark
 from sabot.errors import UserError
+
+if TYPE_CHECKING:
+    from sabot.base.figures import ToldStep
 
 __all__ = ["PLANNERS", "STATE_READERS", "Join", "Sides", "TableLookup", "plan_sides"]
 
@@ -349,7 +352,7 @@ class Join(JoinOperator, FilledFromTable):
         names = ("left_changes", "right_changes", "broadcast", "left_keep_ms", "right_keep_ms")
         return {name: getattr(self, f"_{name}") for name in names}
 
-    def statistics(self) -> dict[str, Any]:
+    def statistics(self) -> "ToldStep":
         figures = super().statistics()
         return {**figures, "unknown_takes": self._unknown_takes()} if figures else figures
 

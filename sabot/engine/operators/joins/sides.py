@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -29,6 +29,9 @@ from sabot.engine.operators.output import OutputBuffer
 from sabot.engine.operators.state_parts import StatefulOperator, StateParts, StorePart, columns_schema, fewer_columns
 from sabot.engine.state.tables.rows import RowStore
 from sabot.errors import UserError
+
+if TYPE_CHECKING:
+    from sabot.base.figures import ToldStep
 
 Array: TypeAlias = pa.Array
 
@@ -547,11 +550,14 @@ class JoinOperator(StatefulOperator, SecondInput):
             for side in self._kept_sides():
                 side.store.close()
 
-    def statistics(self) -> dict[str, Any]:
+    def statistics(self) -> "ToldStep":
         if not hasattr(self, "result"):
             return {}
-        figures: dict[str, Any] = {}
+        figures: ToldStep = {}
         for side in self._kept_sides():
-            figures[f"{side.name}_rows"] = len(side.table)
-            figures[f"{side.name}_bytes"] = side.table.nbytes
+            rows, nbytes = len(side.table), side.table.nbytes
+            if side is self.left:
+                figures |= {"left_rows": rows, "left_bytes": nbytes}
+            else:
+                figures |= {"right_rows": rows, "right_bytes": nbytes}
         return figures

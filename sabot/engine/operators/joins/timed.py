@@ -6,7 +6,7 @@ go to the output branch "late" or "late_right".
 """
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +26,9 @@ from sabot.engine.operators.columns import no_event_time
 from sabot.engine.operators.joins.sides import JoinOperator, Rows, Side
 from sabot.engine.operators.late_rows import DROPPED, LateRows
 from sabot.engine.operators.state_parts import last_watermark
+
+if TYPE_CHECKING:
+    from sabot.base.figures import ToldStep
 
 LONGEST_MS = 2**60  # the longest interval or tolerance
 
@@ -110,7 +113,7 @@ class TimedJoin(JoinOperator, HasBranches):
         for each in self.late.values() if hasattr(self, "late") else ():
             each.tell_rest()
 
-    def statistics(self) -> dict[str, Any]:
+    def statistics(self) -> "ToldStep":
         figures = super().statistics()
         return {**LateRows.together(self.late.values()), **figures} if figures else figures
 

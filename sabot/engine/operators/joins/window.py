@@ -2,7 +2,7 @@
 
 from bisect import bisect_left, insort
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +18,9 @@ from sabot.engine.operators.layout.plan_points import Planners, PlanPoint
 from sabot.engine.operators.readers import StateReaders
 from sabot.engine.operators.windows.panes import shape_of, stored_window, window_of, window_text
 from sabot.errors import UserError
+
+if TYPE_CHECKING:
+    from sabot.base.figures import ToldStep
 
 
 class WindowJoin(TimedJoin):
@@ -152,7 +155,7 @@ class WindowJoin(TimedJoin):
     def _with_options(cls, sides: Sides, how: str, given: dict[str, Any]) -> JoinOperator:
         return cls(sides, how, window_of(given))
 
-    def statistics(self) -> dict[str, Any]:
+    def statistics(self) -> "ToldStep":
         figures = super().statistics()
         return {**figures, "panes": len(self._panes)} if figures else figures
 

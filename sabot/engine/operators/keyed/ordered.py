@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +24,9 @@ from sabot.engine.operators.late_rows import LateRows
 from sabot.engine.operators.layout.plan_points import Planners, PlanPoint
 from sabot.engine.operators.readers import StateReaders
 from sabot.engine.operators.state_parts import RowsPart, SavesWatermark, StateParts, columns_schema
+
+if TYPE_CHECKING:
+    from sabot.base.figures import ToldStep
 
 _SMALL_ROWS = 16_384
 
@@ -130,7 +133,7 @@ class EventOrder(SavesWatermark):
         """Yields the buffered rows."""
         yield from self._held
 
-    def statistics(self) -> dict[str, Any]:
+    def statistics(self) -> "ToldStep":
         held = list(self._held)
         return {"held_rows": sum(data.num_rows for data in held), "held_bytes": sum(data.nbytes for data in held)}
 
@@ -189,7 +192,7 @@ class SortedByTime(EventOrder):
         if self._opened:
             self._late.tell_rest()
 
-    def statistics(self) -> dict[str, Any]:
+    def statistics(self) -> "ToldStep":
         return {**super().statistics(), **self._late.statistics()}
 
 

@@ -7,7 +7,7 @@ ranks.
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -47,9 +47,11 @@ from sabot.engine.operators.rows.stateless import Drop
 from sabot.engine.operators.state_parts import RowsPart, SavesWatermark, StateParts, columns_schema
 from sabot.errors import UserError
 
+if TYPE_CHECKING:
+    from sabot.base.figures import ToldStep
+
 OVER_KINDS = frozenset([*RANKS, "lag", "lead"])  # the kinds that are not aggregates
 _INT64 = pa.int64()
-_MOVED = ("disk_bytes", "cold", "evicted_total", "faults_total")  # figures of state on disk
 
 
 class Over(SavesWatermark):
@@ -306,12 +308,16 @@ class Over(SavesWatermark):
         self._parts = []
         self._leading = None
 
-    def statistics(self) -> dict[str, Any]:
+    def statistics(self) -> "ToldStep":
         every = [part.statistics() for part in self._every_part()]
         return {
             "keys": max((each["keys"] for each in every), default=0),
             "rows": sum(each["rows"] for each in every) + sum(rows.num_rows for rows in getattr(self, "_held", [])),
-            **{name: sum(each.get(name, 0) for each in every) for name in ("bytes", *_MOVED)},
+            "bytes": sum(each.get("bytes", 0) for each in every),
+            "disk_bytes": sum(each.get("disk_bytes", 0) for each in every),
+            "cold": sum(each.get("cold", 0) for each in every),
+            "evicted_total": sum(each.get("evicted_total", 0) for each in every),
+            "faults_total": sum(each.get("faults_total", 0) for each in every),
         }
 
     def _every_part(self) -> list[OverState | LeadState]:

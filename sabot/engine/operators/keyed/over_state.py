@@ -5,7 +5,7 @@ that wait for lead.
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +26,9 @@ from sabot.engine.operators.slot_state import SlotState
 from sabot.engine.operators.state_parts import StatePart, TablesPart, read_batches
 from sabot.engine.operators.windows.sessions import plus_ms
 from sabot.errors import UserError
+
+if TYPE_CHECKING:
+    from sabot.base.figures import ToldStep
 
 _INT64 = pa.int64()
 _AT = pa.field("__at", _INT64)
@@ -59,7 +62,7 @@ class OverState:
         """Returns the parts of the state for snapshots and restores."""
         raise NotImplementedError
 
-    def statistics(self) -> dict[str, int]:
+    def statistics(self) -> "ToldStep":
         raise NotImplementedError
 
     def close(self) -> None:
@@ -118,7 +121,7 @@ class RunningState(OverState):
         before = _aggregator(self._keys, was, self.migration.input, TIME_COLUMN)
         return StateMigration(before.layout, self._aggregator.layout, numbers)
 
-    def statistics(self) -> dict[str, int]:
+    def statistics(self) -> "ToldStep":
         told = self.store.statistics()
         return {"keys": told["groups"], "rows": 0, "bytes": told["bytes"], "disk_bytes": told["disk_bytes"]}
 
@@ -197,7 +200,7 @@ class OverSlots(SlotState):
     def rows(self) -> int:
         """The number of rows in memory."""
 
-    def statistics(self) -> dict[str, int]:
+    def statistics(self) -> "ToldStep":
         return {"keys": self.key_count, "rows": self.rows + self.cold_rows, **self.figures()}
 
     def close(self) -> None:
@@ -429,7 +432,7 @@ class PlaceState(OverSlots, OverState):
     def nbytes(self) -> int:
         return self.known.nbytes + int(self._places.nbytes)
 
-    def statistics(self) -> dict[str, int]:
+    def statistics(self) -> "ToldStep":
         return {**super().statistics(), "rows": 0}
 
     def renewed(self, rows: Rows) -> Rows:

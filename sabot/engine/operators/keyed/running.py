@@ -10,7 +10,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from functools import partial
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -45,6 +45,9 @@ from sabot.engine.operators.windows.panes import window_text
 from sabot.engine.operators.windows.sessions import KeyedRuns, RunAggregates, plus_ms
 from sabot.engine.state.tables.store import TableStore
 from sabot.errors import UserError
+
+if TYPE_CHECKING:
+    from sabot.base.figures import ToldStep
 
 Array: TypeAlias = pa.Array
 Row = dict[str, Any]
@@ -84,9 +87,9 @@ class _KeyedOperator(StatefulOperator):
         if self._state is not None:
             self._state.clear()
 
-    def statistics(self) -> dict[str, Any]:
+    def statistics(self) -> "ToldStep":
         holder = self._state if self._store is None else self._store
-        return {} if holder is None else dict(holder.statistics())
+        return {} if holder is None else holder.statistics()
 
     def group_count(self) -> int:
         """Returns about how many keys or runs have state."""
@@ -284,7 +287,7 @@ class CountAggregate(_KeyedOperator):
         for numbers in self._state.numbers():
             yield self._rows(self._runs, numbers)
 
-    def statistics(self) -> dict[str, Any]:
+    def statistics(self) -> "ToldStep":
         return {"windows": 0 if self._runs is None else self._state.count, **super().statistics()}
 
 
@@ -367,7 +370,7 @@ class Deduplicate(_KeyedOperator):
                 names = [*self._names, "passed_at"]
                 yield pa.RecordBatch.from_arrays([*self._state.key_columns(numbers), passed], names=names)
 
-    def statistics(self) -> dict[str, Any]:
+    def statistics(self) -> "ToldStep":
         return {"dropped_rows": self._dropped_rows, **super().statistics()}
 
 

@@ -7,7 +7,7 @@ A `RankTable` stores the rows, decides which are among the first n, and returns 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -43,6 +43,9 @@ from sabot.engine.operators.state_parts import (
     only_columns_of,
 )
 from sabot.errors import InternalError, UserError
+
+if TYPE_CHECKING:
+    from sabot.base.figures import ToldStep
 
 TIES = ("row_number", "rank", "dense_rank")
 _TIMESTAMP = pa.timestamp("ms", "UTC")
@@ -241,7 +244,7 @@ class TopN(RankedOperator, GivesTable, FilledFromTable):
             self.state_parts = StateParts(self._context, [], keyed=False)
         self._state = None
 
-    def statistics(self) -> dict[str, Any]:
+    def statistics(self) -> "ToldStep":
         if self._state is None:
             return {}
         rows = len(self._state.table) + self._state.cold_rows

@@ -7,7 +7,7 @@ numbers of the rows, as long as a partial match has the row.
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -36,6 +36,9 @@ from sabot.engine.operators.readers import StateReaders
 from sabot.engine.operators.rows.bad import BadRows, values_or_nulls
 from sabot.engine.operators.state_parts import StatefulOperator, StateParts, columns_schema, last_watermark
 from sabot.errors import DataError, UserError
+
+if TYPE_CHECKING:
+    from sabot.base.figures import ToldStep
 
 MAX_PARTIAL = 10_000
 _ROWS_A_PARTIAL = 100  # the most rows of a key, for each partial match of `max_partial`
@@ -338,7 +341,7 @@ class Pattern(StatefulOperator):
             self._late.tell_rest()
             self._bad.close()
 
-    def statistics(self) -> dict[str, Any]:
+    def statistics(self) -> "ToldStep":
         return {
             **self._state.figures(),
             "partial_matches": len(self._table),

@@ -11,7 +11,7 @@ A row that failed is *set apart*: it is counted, and becomes a dead letter or a 
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -31,6 +31,9 @@ from sabot.engine.operators.expressions.casts import RefusedValues
 from sabot.engine.operators.expressions.node import Compiled
 from sabot.engine.operators.rows.origin import of_selected
 from sabot.errors import DataError, SabotError, UserError, message_of
+
+if TYPE_CHECKING:
+    from sabot.base.figures import ToldStep
 
 CALLS = 4096
 _OF_THE_PROGRAM = (UserError, NameError, ImportError, NotImplementedError)
@@ -168,7 +171,7 @@ class BadRows:
         """Logs the failed rows that were only counted. Called at the end of the step."""
         self._log.flush(self.step)
 
-    def statistics(self) -> dict[str, Any]:
+    def statistics(self) -> "ToldStep":
         """Returns the number of rows that were set apart, in total and by the class of their error. Returns an empty
         dict if there are none.
         """

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +17,9 @@ from sabot.engine.operators.rows.bad import BadRows, row_place
 from sabot.engine.operators.rows.marked import pairs_split
 from sabot.engine.operators.rows.origin import of_selected
 from sabot.errors import DataError, UserError
+
+if TYPE_CHECKING:
+    from sabot.base.figures import ToldStep
 
 
 class Explode(Operator):
@@ -115,7 +118,7 @@ class Explode(Operator):
         if hasattr(self, "_bad"):
             self._bad.close()
 
-    def statistics(self) -> dict[str, Any]:
+    def statistics(self) -> "ToldStep":
         return self._bad.statistics()
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -22,6 +22,9 @@ from sabot.engine.operators.rows.bad import BadRows, batch_place, nulls_of, row_
 from sabot.engine.operators.rows.marked import check_given_names
 from sabot.engine.operators.rows.origin import of_selected
 from sabot.errors import DataError, UserError, short_repr
+
+if TYPE_CHECKING:
+    from sabot.base.figures import ToldStep
 
 _FLAT_ROWS = 65_536  # the most rows of a batch that flat_map emits
 
@@ -102,7 +105,7 @@ class MapBatches(Operator):
         if hasattr(self, "_bad"):
             self._bad.close()
 
-    def statistics(self) -> dict[str, Any]:
+    def statistics(self) -> "ToldStep":
         return {"function": self.name, **self._bad.statistics()}
 
     def _learn_schema(self) -> pa.Schema:
@@ -352,7 +355,7 @@ class FlatMap(Operator):
         if hasattr(self, "_bad"):
             self._bad.close()
 
-    def statistics(self) -> dict[str, Any]:
+    def statistics(self) -> "ToldStep":
         return {"function": self.name, **self._bad.statistics()}
 
 

@@ -7,7 +7,7 @@ selected rows are copied first. Otherwise the value is computed for all rows, an
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -33,6 +33,9 @@ from sabot.engine.operators.rows.bad import BadRows, values_or_nulls
 from sabot.engine.operators.rows.marked import MARKS, AsInserts, check_given_names, pairs_split
 from sabot.engine.operators.rows.origin import of_selected, reselected, with_columns_of
 from sabot.errors import DataError, UserError
+
+if TYPE_CHECKING:
+    from sabot.base.figures import ToldStep
 
 _FEW = 4  # if fewer than one row in 4 is selected, copying the selected rows is faster than computing all
 
@@ -80,7 +83,7 @@ class Filter(Operator):
         if hasattr(self, "_rows"):
             self._rows.close()
 
-    def statistics(self) -> dict[str, Any]:
+    def statistics(self) -> "ToldStep":
         return {"rows_in": self.rows_in, "rows_out": self.rows_out, **self._rows.statistics()}
 
 
@@ -106,7 +109,7 @@ class Select(Operator):
         if hasattr(self, "_outputs"):
             self._outputs.close()
 
-    def statistics(self) -> dict[str, Any]:
+    def statistics(self) -> "ToldStep":
         return self._outputs.statistics()
 
 
@@ -135,7 +138,7 @@ class WithColumns(Operator):
         if hasattr(self, "_outputs"):
             self._outputs.close()
 
-    def statistics(self) -> dict[str, Any]:
+    def statistics(self) -> "ToldStep":
         return self._outputs.statistics()
 
 
@@ -191,7 +194,7 @@ class EndVersions(Operator):
         if hasattr(self, "_rows"):
             self._rows.close()
 
-    def statistics(self) -> dict[str, Any]:
+    def statistics(self) -> "ToldStep":
         return self._rows.statistics()
 
 
@@ -289,7 +292,7 @@ class _RowExpressions:
     def close(self) -> None:
         self._bad.close()
 
-    def statistics(self) -> dict[str, Any]:
+    def statistics(self) -> "ToldStep":
         return self._bad.statistics()
 
 
@@ -346,7 +349,7 @@ class _OutputColumns:
         if self._rows is not None:
             self._rows.close()
 
-    def statistics(self) -> dict[str, Any]:
+    def statistics(self) -> "ToldStep":
         return {} if self._rows is None else self._rows.statistics()
 
 

@@ -4,7 +4,7 @@ import threading
 from bisect import bisect_right
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -35,6 +35,9 @@ from sabot.engine.operators.rows.bad import BadRows
 from sabot.engine.operators.rows.origin import of_selected, reselected, with_columns_of
 from sabot.engine.operators.state_parts import StatefulOperator, StateParts
 from sabot.errors import DataError
+
+if TYPE_CHECKING:
+    from sabot.base.figures import ToldStep
 
 _MOST_STEPS = 1024
 _MOST_BATCHES, _MOST_ROWS = 64, 1 << 16
@@ -247,7 +250,7 @@ class NewTime(StatefulOperator, HoldsMarks):
         if hasattr(self, "_bad"):
             self._bad.close()
 
-    def statistics(self) -> dict[str, Any]:
+    def statistics(self) -> "ToldStep":
         return self._bad.statistics() if hasattr(self, "_bad") else {}
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -79,6 +79,9 @@ from sabot.engine.operators.windows.sparse import (
     few_rows,
 )
 from sabot.errors import UserError
+
+if TYPE_CHECKING:
+    from sabot.base.figures import ToldStep
 
 _INT64 = pa.int64()
 _NO_CHANGE = nullcontext()
@@ -655,15 +658,19 @@ class WindowAggregate(StatefulOperator):
                 self._sparse.close()
             self._late.tell_rest()
 
-    def statistics(self) -> dict[str, Any]:
+    def statistics(self) -> "ToldStep":
         if not hasattr(self, "_merged"):
             return {}
         figures = self._spilled.statistics(self._store.statistics())
         figures["bytes"] += sum(extras.nbytes for extras in list(self._extras.values()))
         if self._sparse is not None:
             figures["groups"] += self._sparse.count
-            for name, value in self._sparse.figures().items():
-                figures[name] += value
+            sparse = self._sparse.figures()
+            figures["bytes"] += sparse["bytes"]
+            figures["disk_bytes"] += sparse["disk_bytes"]
+            figures["cold"] += sparse["cold"]
+            figures["evicted_total"] += sparse["evicted_total"]
+            figures["faults_total"] += sparse["faults_total"]
         return {
             **figures,
             "panes": len(self._panes) + (0 if self._sparse is None else len(self._sparse.starts)),

@@ -9,7 +9,7 @@ Sessions, and the runs of `keyed.running`, are numbered; a number is used again 
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -32,6 +32,9 @@ from sabot.engine.operators.readers import StateReaders, aggregates_of, describe
 from sabot.engine.operators.slot_state import SlotState
 from sabot.engine.operators.state_parts import StatefulOperator, StateParts, columns_schema, last_watermark
 from sabot.engine.operators.windows.panes import window_text
+
+if TYPE_CHECKING:
+    from sabot.base.figures import ToldStep
 
 _GROUP = "__group"
 _TIMESTAMP = pa.timestamp("ms", "UTC")
@@ -169,7 +172,7 @@ class SessionAggregate(StatefulOperator):
             self._state.clear()
             self._late.tell_rest()
 
-    def statistics(self) -> dict[str, Any]:
+    def statistics(self) -> "ToldStep":
         kernel = self._sessions.statistics()
         return {
             "sessions": self._state.count,
@@ -262,7 +265,7 @@ class KeyedRuns(SlotState):
         """The number of sessions or runs, in memory and on disk."""
         return len(self.runs) + self.cold_rows
 
-    def statistics(self) -> dict[str, int]:
+    def statistics(self) -> "ToldStep":
         return {"keys": self.key_count, **self.figures()}
 
 

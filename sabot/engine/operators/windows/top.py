@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -44,6 +44,9 @@ from sabot.engine.operators.windows.panes import (
 from sabot.engine.operators.windows.sparse import MOST_KEYS, SparseState, Spread, TouchedGroups, few_rows
 from sabot.engine.state.tables.idle import longest_idle
 from sabot.errors import UserError
+
+if TYPE_CHECKING:
+    from sabot.base.figures import ToldStep
 
 _TIMESTAMP = pa.timestamp("ms", "UTC")
 _SHARE = 0.4  # the share of the keys that leave the memory when the budget is exceeded
@@ -374,7 +377,7 @@ class WindowTopN(RankedOperator):
                 self._sparse.close()
             self._late.tell_rest()
 
-    def statistics(self) -> dict[str, Any]:
+    def statistics(self) -> "ToldStep":
         if self._panes is None:
             return {}
         panes = [pane for _, pane in self._panes.items()]
@@ -392,7 +395,11 @@ class WindowTopN(RankedOperator):
             "panes": len(panes) + (0 if sparse is None else len(sparse.starts)),
             "keys": figures["groups"],
             "rows": sum(len(pane.rows) for pane in panes) + (0 if sparse is None else sparse.rows) + figures["cold"],
-            **{name: figures[name] for name in ("bytes", "disk_bytes", "cold", "evicted_total", "faults_total")},
+            "bytes": figures["bytes"],
+            "disk_bytes": figures["disk_bytes"],
+            "cold": figures["cold"],
+            "evicted_total": figures["evicted_total"],
+            "faults_total": figures["faults_total"],
             **self._late.statistics(),
             "windows": self._windows_emitted,
         }

@@ -13,6 +13,7 @@ from sabot.engine.checkpoint import CheckpointStorage, Manifest
 from sabot.engine.state.base import Cut
 
 if TYPE_CHECKING:
+    from sabot.base.figures import ToldJobs
     from sabot.engine.operators.agents.operator import AgentOperator
     from sabot.engine.runtime.tasks.writing import Flushes
 
@@ -150,5 +151,5 @@ class JobsOfRun(Protocol):
     async def close(self) -> None:
         """Drops the jobs in memory; the journal has them. Idempotent."""
 
-    def statistics(self) -> dict[str, Any]:
+    def statistics(self) -> "ToldJobs":
         """Returns the figures of the jobs. From any thread."""

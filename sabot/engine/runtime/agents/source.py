@@ -9,7 +9,7 @@ has read.
 import asyncio
 from collections import deque
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from sabot._cython.arrow.batch import Batch
 from sabot._cython.flow.channel import Channel
@@ -29,6 +29,9 @@ from sabot.engine.runtime.tasks.chain import Chain, Output
 from sabot.engine.runtime.tasks.reading import Reader, insertions
 from sabot.engine.runtime.tasks.task import StreamTask, close_tasks
 from sabot.errors import InternalError, UserError
+
+if TYPE_CHECKING:
+    from sabot.base.figures import ToldPort
 
 _STOP_SECONDS = 30.0
 
@@ -172,7 +175,7 @@ class AgentSource:
         """The thread, if it did not end. Valid after `stop`."""
         return self._left
 
-    def statistics(self) -> dict[str, Any]:
+    def statistics(self) -> "ToldPort":
         """Returns `rows_in` (read in this run), `ended`, `lag`, the reason why it waits for a schema registry or "",
         `Source.figures`, and the figures of its channel. From any thread.
         """
@@ -183,7 +186,7 @@ class AgentSource:
             "registry": self.input.outage.why,
             "figures": self.input.figures(),
             "channel": self.channel.statistics(),
-            **self.task.times.figures(),
+            **cast("ToldPort", self.task.times.figures()),
         }
 
     # -- reports of its task, in the task's thread ------------------------------------------------------------------------

@@ -15,7 +15,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sabot._cython.arrow.batch import Batch
 from sabot._cython.flow.channel import END, Barrier, Channel, Gate
@@ -45,6 +45,9 @@ from sabot.engine.runtime.tasks.writing import AgentSink, Flushes, OperatorPort,
 from sabot.engine.state import HeldWrites, Snapshot, StateBackend
 from sabot.engine.state.base import Cut, LocalBackend
 from sabot.errors import InternalError, SabotError, UserError
+
+if TYPE_CHECKING:
+    from sabot.base.figures import ToldAgents
 
 _log = logging.getLogger(__name__)
 
@@ -585,7 +588,7 @@ class AgentTask:
                 source = meta["sources"].get(f"{agent_id}/{entry['topic']}", {})
                 operator.put_restored(batch, source.get("identity"))
 
-    def statistics(self) -> dict[str, Any]:
+    def statistics(self) -> "ToldAgents":
         """Returns the figures of its sources, operators, sinks and gate; from any thread."""
         sinks: dict[str, Any] = {}
         for sink in list(self.sinks):

@@ -725,11 +725,11 @@ class AppRunner:
         yield Sample("sabot_build_info", 1, sabot_version(), platform.python_version(), self.app.settings.version)
         checkpoints = self.coordinator.statistics()
         yield Sample("sabot_checkpoint_failed_total", checkpoints["failed"])
-        if checkpoints["completed"]:
+        if checkpoints["last_at"] is not None:
             yield Sample("sabot_checkpoint_seconds", checkpoints["last_seconds"])
             yield Sample("sabot_checkpoint_bytes", checkpoints["last_bytes"])
             yield Sample("sabot_checkpoint_timestamp_seconds", checkpoints["last_at"])
-        if checkpoints["failed"]:
+        if checkpoints["failed_at"] is not None:
             yield Sample("sabot_checkpoint_failure_timestamp_seconds", checkpoints["failed_at"])
         yield Sample("sabot_restarts_total", self.restarts)
         if self.health is not None:

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
@@ -28,6 +28,9 @@ from sabot.engine.runtime.tasks.inputs import GateInput
 from sabot.engine.runtime.tasks.replay import Replay
 from sabot.engine.runtime.tasks.taps import TapPoint, Taps, share_of, tapped
 from sabot.engine.runtime.tasks.task import StreamTask, close_tasks, task_samples
+
+if TYPE_CHECKING:
+    from sabot.base.figures import ToldTask
 
 _log = logging.getLogger(__name__)
 
@@ -235,7 +238,7 @@ class LocalStreams:
         parts = [part for _, _, source in self.build.inputs if (part := source.progress()) is not None]
         return (sum(part[0] for part in parts), sum(part[1] for part in parts)) if parts else None
 
-    def statistics(self) -> dict[str, Any]:
+    def statistics(self) -> "dict[str, ToldTask]":
         """Returns the figures of each task. From any thread."""
         return {task.name: task.statistics() | {"input": task.input.statistics()} for task in self.tasks if task.built}
 

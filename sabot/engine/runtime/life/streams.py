@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import pyarrow as pa
 
@@ -15,6 +15,9 @@ from sabot.engine.runtime.tasks.facts import read_to_end
 from sabot.engine.runtime.tasks.taps import TapPoint
 from sabot.engine.runtime.tasks.task import StreamTask
 from sabot.errors import AgentFailed
+
+if TYPE_CHECKING:
+    from sabot.base.figures import ToldTask
 
 
 class TaskCoordinator(Protocol):
@@ -92,7 +95,7 @@ class Streams(Protocol):
 
     def progress(self) -> tuple[float, float] | None: ...
 
-    def statistics(self) -> dict[str, Any]: ...
+    def statistics(self) -> "dict[str, ToldTask]": ...
 
     def tap(self, point: TapPoint) -> list[pa.RecordBatch]: ...
 
@@ -112,7 +115,7 @@ class AgentsElsewhere(Protocol):
     needs_checkpoint: bool
     """True if jobs of durable agents wait for the first checkpoint that contains the position of their journal."""
 
-    def statistics(self) -> dict[str, Any]:
+    def statistics(self) -> "dict[str, ToldTask]":
         """Returns the figures of `AgentTask.statistics`, and `state`, those of the backend. From any thread."""
 
 

@@ -7,7 +7,7 @@ Chain                 the operators of one subtask, and its outputs
 
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sabot._cython.arrow.batch import Batch
 from sabot._cython.flow.channel import ACTIVE, IDLE, Channel, ChannelClosed, Watermark
@@ -30,6 +30,9 @@ from sabot.engine.operators.state_size import state_size
 from sabot.engine.runtime.tasks.inputs import SMALL_ROWS, fill
 from sabot.engine.runtime.tasks.task_times import TaskState, TaskTimes
 from sabot.errors import DataError
+
+if TYPE_CHECKING:
+    from sabot.base.figures import ToldEdge, ToldStep
 
 _WAIT_SECONDS = 0.05
 
@@ -144,11 +147,8 @@ class Output:
             if self.stopping:
                 raise ChannelClosed(channel.name)
 
-    def figures(self) -> dict[str, Any]:
-        """Returns the target, the rows and batches that were sent, and the seconds of sending them without waits. Of
-        the channels: the rows that wait in them and their bound, how full the fullest one is (0 to 1), and how often
-        one was full. From any thread.
-        """
+    def figures(self) -> "ToldEdge":
+        """Returns the figures of the way and its channels. From any thread."""
         channels = [each.statistics() for each in self.channels]
         return {
             "to": self.target,
@@ -254,14 +254,12 @@ class Link:
         first = next(iter(self.targets), None)  # each target gets all rows
         return 0 if first is None else first.rows_in if isinstance(first, Link) else first.rows_out
 
-    def figures(self) -> dict[str, Any]:
+    def figures(self) -> "ToldEdge":
         """Returns the operator's id as the target, and the rows and batches that it got. From any thread."""
         return {"to": self.operator.step.id, "right": False, "rows": self.rows_in, "batches": self.batches_in}
 
-    def statistics(self) -> dict[str, Any]:
-        """Returns rows_in, rows_out, the seconds of work without waits, the watermark, the size of the state, and the
-        operator's own figures. From any thread.
-        """
+    def statistics(self) -> "ToldStep":
+        """Returns the figures of the step: its own, and those of its operator. From any thread."""
         figures = self.operator.statistics()
         return {
             "rows_in": self.rows_in,
@@ -372,7 +370,7 @@ class Chain:
         """True if no row is in flight."""
         return all([operator.is_empty for operator in self.waiting])
 
-    def edges(self, stage: str) -> list[dict[str, Any]]:
+    def edges(self, stage: str) -> "list[ToldEdge]":
         """Returns the figures of all connections over which rows move: into the chain and between operators, with
         counts of rows and batches; out of the chain, with the figures of `Output`. `stage`: the id of the stage,
         which names the chain's input. From any thread.

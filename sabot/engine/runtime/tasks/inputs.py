@@ -6,7 +6,7 @@ COMPLETE (all rows that the sources had at the start have been read).
 
 from collections import deque
 from collections.abc import Callable, Sequence, Set
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from sabot._cython.arrow.batch import Batch
 from sabot._cython.arrow.gather import gathered
@@ -15,6 +15,9 @@ from sabot.clock import SYSTEM_CLOCK
 from sabot.engine.operators.base import COMPLETE
 from sabot.engine.operators.rows.origin import joined_origin
 from sabot.engine.runtime.tasks.task_times import TaskState, TaskTimes
+
+if TYPE_CHECKING:
+    from sabot.base.figures import ToldInput
 
 SMALL_ROWS = 4_096  # the sender copies smaller batches, and they may wait for others
 _GATHER_SECONDS = 0.02  # the longest wait of a small batch for others
@@ -57,7 +60,7 @@ class Input(Protocol):
     def wake(self) -> None:
         """Makes `next` return soon, possibly without an element. From any thread."""
 
-    def statistics(self) -> dict[str, Any]:
+    def statistics(self) -> "ToldInput":
         """Returns figures. From any thread."""
 
     def close(self) -> None:
@@ -218,7 +221,7 @@ class GateInput:
     def aligned_seconds(self) -> float:
         return float(self.gate.statistics()["alignment_seconds"])
 
-    def statistics(self) -> dict[str, Any]:
+    def statistics(self) -> "ToldInput":
         return {**self.gate.statistics(), "fill": fill(self._channels), "late_seconds": dict(self._late)}
 
     def close(self) -> None:

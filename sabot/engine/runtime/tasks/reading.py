@@ -10,7 +10,7 @@ import re
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -43,6 +43,9 @@ from sabot.engine.runtime.tasks.source_log import commit_offsets, facts_of, memo
 from sabot.engine.runtime.tasks.task_times import TaskState, TaskTimes
 from sabot.engine.runtime.tasks.watermarks import EmittedMarks, Watermarks
 from sabot.errors import RegistryUnavailable, UserError
+
+if TYPE_CHECKING:
+    from sabot.base.figures import ToldInput
 
 _log = logging.getLogger(__name__)
 
@@ -180,7 +183,7 @@ class Reader:
         # numpy's of a user's source
         return {f"{topic}[{partition}]": int(lag) for (topic, partition), lag in known.items()}
 
-    def statistics(self) -> dict[str, Any]:
+    def statistics(self) -> "ToldInput":
         return {"rows_in": self.rows_in, "lag": self.lag()}
 
     def _request(self, mark: Any) -> None:
@@ -388,7 +391,7 @@ class SourceInput(Reader):
         self.watermarks = watermarks
         self._told = EmittedMarks(watermarks)
 
-    def statistics(self) -> dict[str, Any]:
+    def statistics(self) -> "ToldInput":
         return {
             "source": self.name,
             "rows_in": self.rows_in,

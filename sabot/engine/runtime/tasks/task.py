@@ -11,7 +11,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from sabot._cython.arrow.batch import Batch
 from sabot._cython.flow.channel import ACTIVE, END, IDLE, Abort, Barrier, ChannelClosed, Watermark
@@ -32,6 +32,9 @@ from sabot.engine.runtime.tasks.placement import PausableReaders
 from sabot.engine.runtime.tasks.task_times import OwnWork, TaskState, TaskTimes
 from sabot.engine.state.base import Cut, Saved
 from sabot.errors import InternalError, SabotError
+
+if TYPE_CHECKING:
+    from sabot.base.figures import ToldTask
 
 _log = logging.getLogger(__name__)
 
@@ -346,7 +349,7 @@ class StreamTask:
         inside = "" if found is None else f"; in {found[1]}"
         return f"{self.batches} batches taken{inside}" + (f"; rows wait in {', '.join(full[:3])}" if full else "")
 
-    def statistics(self) -> dict[str, Any]:
+    def statistics(self) -> "ToldTask":
         """Returns figures. From any thread."""
         return {
             "batches": self.batches,
@@ -355,7 +358,7 @@ class StreamTask:
             "watermark_ms": self.watermark_ms,
             "cut_seconds": self.cut_seconds,
             "cut_seconds_total": self.cut_seconds_total,
-            **self.times.figures(),
+            **cast("ToldTask", self.times.figures()),
             "reading_seconds": self.times.seconds_of(self._reading),
             "cutting_seconds": self.times.seconds_of(self._cutting),
             "operators": {link.operator.step.id: link.statistics() for link in self.chain.links},
@@ -382,8 +385,9 @@ def task_samples(task: StreamTask) -> Iterator[Sample]:
             yield Sample("sabot_state_keys", each["state_keys"], name)
             yield Sample("sabot_state_bytes", each["state_bytes"], name)
         if "late_most_ms" in each:
-            for quantile, figure in (("0.5", "late_p50_ms"), ("0.99", "late_p99_ms"), ("1", "late_most_ms")):
-                yield Sample("sabot_late_seconds", each[figure] / 1000, name, quantile)
+            late_ms = {"0.5": each["late_p50_ms"], "0.99": each["late_p99_ms"], "1": each["late_most_ms"]}
+            for quantile, value in late_ms.items():
+                yield Sample("sabot_late_seconds", value / 1000, name, quantile)
         for reason, count in each.get("dead_row_reasons", {}).items():
             yield Sample("sabot_dead_letter_reasons_total", count, name, "", reason)
         yield from call_samples(name, each)

@@ -35,6 +35,7 @@ from sabot.engine.runtime.tasks.task import StreamTask, close_tasks
 from sabot.errors import SabotError, UserError
 
 if TYPE_CHECKING:
+    from sabot.base.figures import ToldPort
     from sabot.engine.operators.agents.operator import AgentOperator
 
 _log = logging.getLogger(__name__)
@@ -259,11 +260,13 @@ class SinkPort:
         """
         return 0
 
-    def statistics(self) -> dict[str, Any]:
-        """Returns `rows_out` (in this run), `waiting` (elements that the full channel refused), the figures of the
-        channel, `nulled`, if any, and `dead_letters`: True for a sink of dead letters.
-        """
-        figures = {"rows_out": self.rows_out, "waiting": len(self._backlog), "channel": self._channel.statistics()}
+    def statistics(self) -> "ToldPort":
+        """Returns the figures of every port: those that it does not have are left out."""
+        figures: ToldPort = {
+            "rows_out": self.rows_out,
+            "waiting": len(self._backlog),
+            "channel": self._channel.statistics(),
+        }
         if self.takes_dead_letters:
             figures["dead_letters"] = True
         return {**figures, "nulled": self.nulled} if self.nulled else figures
@@ -411,7 +414,7 @@ class AgentSink(SinkPort):
     def nulled(self) -> int:
         return self.writer.nulled
 
-    def statistics(self) -> dict[str, Any]:
+    def statistics(self) -> "ToldPort":
         """Returns the figures of every port, and where the time of the sink's thread goes (`TaskTimes.figures`)."""
         return {**super().statistics(), **self.task.times.figures()}
 

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -36,6 +36,9 @@ from sabot.engine.state.tables.idle import longest_idle
 from sabot.engine.state.tables.restored import PaneFacts, Renewal, SavedGroups
 from sabot.engine.state.tables.saved import COLD, Change, ColdCut, Delta, TablesCut, count_deltas
 from sabot.errors import CorruptCheckpoint, InternalError, SabotError
+
+if TYPE_CHECKING:
+    from sabot.base.figures import ToldStep
 
 __all__ = ["CHUNK_ROWS", "TableStore"]
 
@@ -354,7 +357,7 @@ class TableStore:
             self._database.close()
             self._database = None
 
-    def statistics(self) -> dict[str, int]:
+    def statistics(self) -> "ToldStep":
         """Returns counts and sizes. May be called from any thread. While groups may be in parts (`HotTable.lookups`
         is False), one group may be counted once as hot and several times as cold.
         """
