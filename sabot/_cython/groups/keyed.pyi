@@ -246,3 +246,9 @@ class WindowMerge:
         """Returns the results of the next windows, about `rows`, and the index of the window of each, ascending; None at
         the end. The columns are those of `GroupTable.finish`; the pane is any of the panes that were merged.
         """
+    def order(self) -> pa.Int32Array:
+        """Returns all groups by key, those of a key by ascending panes, as places in `slots`."""
+    def spans(self) -> tuple[pa.Int32Array, pa.Int32Array]:
+        """Returns the first and the last group of each result of the last `read`, as places in `order`: a result is
+        merged of these groups and of those between them.
+        """

@@ -134,6 +134,8 @@ cdef extern from "groups/keyed_windows.h" namespace "sabot" nogil:
         int64_t key_bytes(int key)
         void columns(const vector[Source]& sources, Output* outputs) except +
         const int32_t* windows()
+        const int32_t* order()
+        const int32_t* spans()
 
 
 KINDS = frozenset(["count", "sum", "min", "max", "mean", "variance", "first", "last"])
@@ -810,6 +812,7 @@ cdef class WindowMerge:
 
     cdef GroupTable table
     cdef Windows* windows
+    cdef int64_t groups, results    # of all windows, and of the last `read`
 
     def __dealloc__(self):
         del self.windows
@@ -829,6 +832,7 @@ cdef class WindowMerge:
         if self.windows != NULL:
             raise RuntimeError("the windows are merged already")
         self.table = table
+        self.groups = numbers.length
         self.windows = new Windows(table.table)
         with nogil:
             self.windows.open(
@@ -843,6 +847,7 @@ cdef class WindowMerge:
         cdef GroupTable table = self.table
         cdef int64_t count, size
         cdef size_t s
+        self.results = 0
         with nogil:
             count = self.windows.next(rows)
         table.check_sums()
@@ -860,12 +865,25 @@ cdef class WindowMerge:
                 if size > MAX_OFFSET:
                     raise OverflowError(f"keys of {count} results take more than 2 GiB: read fewer at once")
             outputs.add(types[s], size)
-        buffer = pa.allocate_buffer(count * 4)
-        cdef int32_t* numbers = <int32_t*> <size_t> buffer.address
         with nogil:
             self.windows.columns(sources, outputs.items.data())
-            memcpy(numbers, self.windows.windows(), count * 4)
-        return outputs.arrays(), _int32_array(buffer, count)
+        self.results = count
+        return outputs.arrays(), _copied(self.windows.windows(), count)
+
+    def order(self):
+        """Returns the groups by key, as places in `slots`."""
+        return _copied(self.windows.order(), self.groups)
+
+    def spans(self):
+        """Returns the first and the last group of each result of the last `read`, as places in `order`."""
+        cdef const int32_t* spans = self.windows.spans()
+        return _copied(spans, self.results), _copied(spans + self.results, self.results)
+
+
+cdef object _copied(const int32_t* numbers, int64_t count):
+    buffer = pa.allocate_buffer(count * 4)
+    memcpy(<void*> <size_t> buffer.address, numbers, count * 4)
+    return _int32_array(buffer, count)
 
 
 cdef class _Outputs:

@@ -60,6 +60,7 @@ class Windows {
         rows_.resize(total * table_.stride_);
         last_.resize(total);
         windows_.resize(total);
+        spans_.resize(2 * total);
         std::vector<int32_t> first(total); /* the group from which on the key's groups of the first block count, or -1 */
         while (total && group_ < groups && panes_[group_] < starts_[begin_]) group_++;
         for (int64_t g = group_; total && g < groups && panes_[g] < ends_[end_ - 1]; g++) {
@@ -71,6 +72,8 @@ class Windows {
                 last_[place] = in_last ? static_cast<int32_t>(g) : -1;
                 first[place] = blocks_[cursor] >= last_blocks_[w] ? -1 : cursor;
                 windows_[place] = static_cast<int32_t>(w);
+                spans_[place] = ranks_[cursor];
+                spans_[total + place] = ranks_[g];
             }
         }
         combine(first, total);
@@ -88,6 +91,10 @@ class Windows {
     }
     /* The window of each result. */
     const int32_t* windows() const { return windows_.data(); }
+    /* The groups by key, those of a key by ascending panes: the place of each in `slots`. */
+    const int32_t* order() const { return order_.data(); }
+    /* For each result the first of its groups, then for each the last, as places in `order`. */
+    const int32_t* spans() const { return spans_.data(); }
 
   private:
     Table& table_;
@@ -97,6 +104,7 @@ class Windows {
     std::vector<int64_t> starts_, ends_, last_blocks_; /* of each window */
     std::vector<int32_t> keys_;          /* by group, the number of its key without the pane */
     std::vector<int32_t> previous_, next_; /* by group, the one of the same key before and after it, or -1 */
+    std::vector<int32_t> order_, ranks_; /* the groups by key, and by group its place in them */
     std::vector<int32_t> cursors_;       /* by key, its first group that the windows from begin_ on may need */
     std::vector<int32_t> from_, upto_;   /* by group, the windows in which it is the last of its key */
     std::vector<int64_t> counts_;        /* by window, its results */
@@ -104,7 +112,7 @@ class Windows {
     bool two_blocks_ = false;            /* true if groups of the first block of a window count */
     int64_t begin_ = 0, end_ = 0, group_ = 0; /* the current windows, and their first group */
     std::vector<uint8_t> rows_;          /* the results, as rows of the table */
-    std::vector<int32_t> last_, windows_; /* by result */
+    std::vector<int32_t> last_, windows_, spans_; /* by result */
 
     uint8_t* result(int64_t i) const { return const_cast<uint8_t*>(rows_.data()) + i * table_.stride_; }
     const uint8_t* group(int64_t i) const { return table_.row(slots_[i] + 1); }
@@ -157,6 +165,14 @@ class Windows {
             previous_[i] = latest[key];
             if (!is_new) next_[latest[key]] = static_cast<int32_t>(i);
             latest[key] = static_cast<int32_t>(i);
+        }
+        order_.reserve(groups);
+        ranks_.resize(groups);
+        for (const int32_t first : cursors_) {
+            for (int32_t i = first; i >= 0; i = next_[i]) {
+                ranks_[i] = static_cast<int32_t>(order_.size());
+                order_.push_back(i);
+            }
         }
     }
 

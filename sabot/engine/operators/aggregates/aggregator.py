@@ -223,28 +223,17 @@ class Aggregator:
                 extras.add(slots, data, selection)
 
     def merge(
-        self,
-        table: GroupTable,
-        extras: Extras,
-        state: pa.RecordBatch,
-        selection: Array | None = None,
-        last_key: Array | None = None,
+        self, table: GroupTable, extras: Extras, state: pa.RecordBatch, selection: pa.Int32Array | None = None
     ) -> pa.Int32Array:
         """Merges partial states into the table and the extras, and returns the slot of each row. `state`: rows that
-        `export` of another table has yielded. `last_key`: for each row of the selection, the value of the last key in
-        the place of that in `state`, or None.
+        `export` of another table has yielded.
 
         Columns are found by name; columns that are not among `states` are ignored.
         """
-        kernel = state.select(self._kernel_states)
-        if last_key is None:
-            slots = table.merge(kernel, selection=selection)
-        else:
-            last = len(self.keys) - 1
-            slots = table.merge(kernel.take(selection).set_column(last, self.keys[last], last_key))
+        slots = table.merge(state.select(self._kernel_states), selection=selection)
         if self.needs_slots:
             with named_by(partial(_key_of, table)):
-                extras.merge(slots, state, selection)
+                extras.merge(slots, state if selection is None else state.take(selection))
         return slots
 
     @property
@@ -281,6 +270,21 @@ class Aggregator:
     def _gathered(self, table: GroupTable, extras: Extras, slots: pa.Int32Array) -> list[Array]:
         with named_by(partial(_key_of, table)):
             return extras.results(slots)
+
+    def over(
+        self, keys: Sequence[Array], columns: Sequence[Array], extras: Extras, slots: Any, first: Any, sizes: Any
+    ) -> list[Array]:
+        """Returns the results of ranges of slots: one column for each aggregate. `keys`: the keys of the results.
+        `columns`: the results of the kernel's accumulators. `slots`, `first`, `sizes`: as for
+        `GatheredValues.results_over`.
+        """
+
+        def key_of(place: int) -> pa.RecordBatch:
+            names = self.keys.names[: len(keys)]
+            return pa.RecordBatch.from_arrays([column.slice(place, 1) for column in keys], names=names)
+
+        with named_by(key_of):
+            return self.compose(columns, extras.results_over(slots, first, sizes))
 
     def results(self, store: TableStore, pane: int, extras: Extras) -> Iterator[pa.RecordBatch]:
         """Yields the results of all groups of a pane, in pieces of at most CHUNK_ROWS rows."""

@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pyarrow as pa
 
@@ -37,21 +38,19 @@ class Extras:
         for part in self._parts:
             part.add(slots, data, selection)
 
-    def merge(self, slots: pa.Int32Array, state: pa.RecordBatch, selection: Array | None = None) -> None:
-        """Merges row i of the selection (of `state`, if `selection` is None) into slots[i]. `state`: columns that
-        `states` has returned, by name.
-        """
+    def merge(self, slots: pa.Int32Array, state: pa.RecordBatch) -> None:
+        """Merges row i of `state` into slots[i]. `state`: columns that `states` has returned, by name."""
         self._before(slots)
         for part in self._parts:
-            columns = [state.column(field.name) for field in part.gather.states]
-            if selection is None:
-                part.merge(slots, columns)
-            else:
-                part.merge_rows(slots, columns, selection)
+            part.merge(slots, [state.column(field.name) for field in part.gather.states])
 
     def results(self, slots: pa.Int32Array) -> list[Array]:
         """Returns the results of these slots: one column for each aggregate."""
         return [part.results(slots) for part in self._parts]
+
+    def results_over(self, slots: Any, first: Any, sizes: Any) -> list[Array]:
+        """Returns the results of ranges of slots, as `GatheredValues.results_over` does."""
+        return [part.results_over(slots, first, sizes) for part in self._parts]
 
     def states(self, slots: pa.Int32Array) -> list[Array]:
         """Returns the state of these slots, as columns for `merge`."""

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -148,12 +149,18 @@ class GatheredValues(ABC):
     def add(self, slots: pa.Int32Array, data: pa.RecordBatch, selection: pa.Int32Array | None) -> None: ...
     @abstractmethod
     def merge(self, slots: pa.Int32Array, columns: list[Array]) -> None: ...
-    def merge_rows(self, slots: pa.Int32Array, columns: list[Array], rows: Array) -> None:
-        """Merges row rows[i] of the columns into slots[i]."""
-        self.merge(slots, [column.take(rows) for column in columns])
-
     @abstractmethod
     def results(self, slots: pa.Int32Array) -> Array: ...
+    def results_over(self, slots: Any, first: Any, sizes: Any) -> Array:
+        """Returns the results of ranges of slots: of slots[first[i]] and those behind it, sizes[i] in all, merged in
+        this order. The rows of a slot come before those of the slots behind it in its ranges.
+        """
+        each = type(self)(self.gather)
+        parents = pa.array(np.repeat(np.arange(len(sizes), dtype=np.int32), sizes))
+        chosen = pa.array(ranges(first, sizes))
+        each.merge(parents, [column.take(chosen) for column in self.states(pa.array(slots))])
+        return each.results(pa.array(np.arange(len(sizes), dtype=np.int32)))
+
     @abstractmethod
     def states(self, slots: pa.Int32Array) -> list[Array]: ...
     @abstractmethod
@@ -165,6 +172,12 @@ class GatheredValues(ABC):
     @property
     def nbytes(self) -> int:
         return 0
+
+
+def ranges(first: Any, sizes: Any) -> Any:
+    """Returns the numbers first[0], first[0] + 1, … (sizes[0] of them), then those from first[1] on, and so on."""
+    ends = np.cumsum(sizes)
+    return np.arange(ends[-1] if len(ends) else 0) + np.repeat(first - ends + sizes, sizes)
 
 
 def _sketched(name: str, kind: str, field: pa.Field, option: Any) -> pa.DataType:

@@ -18,8 +18,17 @@ import pyarrow.compute as pc
 
 from sabot.base.arrays import empty_batch
 from sabot.engine.operators.aggregates.decimals import SumOverflow
-from sabot.engine.operators.aggregates.gather import ROWS, VALUES, Array, Gather, GatheredValues, joined, selected
-from sabot.engine.operators.aggregates.reducers import REDUCERS, distinct, plain_floats, top
+from sabot.engine.operators.aggregates.gather import (
+    ROWS,
+    VALUES,
+    Array,
+    Gather,
+    GatheredValues,
+    joined,
+    ranges,
+    selected,
+)
+from sabot.engine.operators.aggregates.reducers import REDUCERS, plain_floats, top
 
 REDUCE_ROWS = 65_536  # the fewest rows that are reduced: below, it saves nothing
 PIECE_ROWS = 32_768  # rows that are reduced at once, so that lookups stay in the processor's cache
@@ -120,24 +129,10 @@ class Pairs(GatheredValues):
 
     def merge(self, slots: pa.Int32Array, columns: list[Array]) -> None:
         parents = pc.list_parent_indices(columns[0])
-        self._merge_flat(slots.take(parents), [pc.list_flatten(column) for column in columns])
-
-    def merge_rows(self, slots: pa.Int32Array, columns: list[Array], rows: pa.Int64Array) -> None:
-        ends = columns[0].offsets.to_numpy()[1:] - columns[0].offsets[0].as_py()
-        sizes = np.diff(ends, prepend=0)
-        chosen = rows.to_numpy()
-        first, counts = (ends - sizes)[chosen], sizes[chosen]
-        at = first if (sizes == 1).all() else _ranges(first, counts)
-        into, flat = pa.array(np.repeat(slots.to_numpy(), counts)), [pc.list_flatten(column) for column in columns]
-        if self.gather.reduce == "distinct" and len(at):  # numbers are sorted, before there are copies of the values
-            self._append(distinct(into, flat[0].dictionary_encode(), at, self._schema), is_reduced=True)
-        else:
-            self._merge_flat(into, [column.take(pa.array(at)) for column in flat])
-
-    def _merge_flat(self, slots: pa.Int32Array, columns: list[Array]) -> None:
+        flat = [pc.list_flatten(column) for column in columns]
         if self.gather.reduce in ROWS and self.gather.rank < 0:
-            columns[1] = self._arrivals(len(slots))
-        self._append(pa.RecordBatch.from_arrays([slots, *columns], schema=self._schema))
+            flat[1] = self._arrivals(len(parents))
+        self._append(pa.RecordBatch.from_arrays([slots.take(parents), *flat], schema=self._schema))
 
     def results(self, slots: pa.Int32Array) -> Array:
         batch, bounds = self._rows_of(slots.to_numpy())
@@ -150,6 +145,27 @@ class Pairs(GatheredValues):
         if self.gather.reduce in ("list", "top"):
             return pa.ListArray.from_arrays(pa.array(bounds.astype(np.int32)), values)
         return values.take(pa.array(bounds[:-1], mask=bounds[:-1] == bounds[1:]))
+
+    def results_over(self, slots: Any, first: Any, sizes: Any) -> Array:
+        if self.gather.reduce not in ("list", "distinct"):
+            return super().results_over(slots, first, sizes)
+        batch, bounds = self._rows_of(slots)
+        begin, end = bounds[first], bounds[first + sizes]
+        if self.gather.reduce == "list":
+            values, counts = batch.column(1).take(pa.array(ranges(begin, end - begin))), end - begin
+        else:
+            numbers = batch.column(1).dictionary_encode()
+            before = _same_before(numbers.indices.to_numpy())
+            if not pa.types.is_list(self.gather.type):
+                return pa.array(_differing(before, begin, end))
+            parents, rows = np.repeat(np.arange(len(begin)), end - begin), ranges(begin, end - begin)
+            new = before[rows] < begin[parents]
+            counts = np.bincount(parents[new], minlength=len(begin))
+            values = batch.column(1).take(pa.array(rows[new]))
+        ends = np.concatenate([[0], np.cumsum(counts)])
+        if self.gather.reduce == "distinct":
+            values = _ascending(values, ends)
+        return pa.ListArray.from_arrays(pa.array(ends.astype(np.int32)), values, type=self.gather.type)
 
     def states(self, slots: pa.Int32Array) -> list[Array]:
         batch, bounds = self._rows_of(slots.to_numpy())
@@ -198,17 +214,15 @@ class Pairs(GatheredValues):
         self._arrived += rows
         return pa.array(np.arange(self._arrived - rows, self._arrived))
 
-    def _append(self, batch: pa.RecordBatch, is_reduced: bool = False) -> None:
+    def _append(self, batch: pa.RecordBatch) -> None:
         if batch.num_rows:
             if self._home is not None:
                 slots = batch.column(0).to_numpy()
                 self._reach(slots.max())
                 batch = _renumbered(batch, self._home[slots])
-            self._to_tail(batch, is_reduced)
+            self._to_tail(batch)
 
-    def _to_tail(self, batch: pa.RecordBatch, is_reduced: bool = False) -> None:
-        if is_reduced and not self._tail:
-            self._reduced_rows = batch.num_rows
+    def _to_tail(self, batch: pa.RecordBatch) -> None:
         self._tail.append(batch)
         self._tail_rows += batch.num_rows
         self._tail_bytes += batch.nbytes
@@ -332,13 +346,35 @@ def _taken(batch: pa.RecordBatch, first: Any, sizes: Any) -> pa.RecordBatch:
     rows = int(sizes.sum())
     if 2 * rows > batch.num_rows and (first[1:] == first[:-1] + sizes[:-1]).all():
         return batch.slice(int(first[0]), rows)
-    return batch.take(pa.array(_ranges(first, sizes)))
+    return batch.take(pa.array(ranges(first, sizes)))
 
 
-def _ranges(first: Any, sizes: Any) -> Any:
-    """Returns the numbers first[0], first[0] + 1, … (sizes[0] of them), then those from first[1] on, and so on."""
-    ends = np.cumsum(sizes)
-    return np.arange(ends[-1]) + np.repeat(first - ends + sizes, sizes)
+def _same_before(numbers: Any) -> Any:
+    """Returns for each row the last row before it with the same number, or -1."""
+    pairs = numbers.astype(np.int64) << 32 | np.arange(len(numbers))
+    pairs.sort()
+    rows = pairs & 0xFFFFFFFF
+    before = np.full(len(numbers), -1)
+    again = pairs[1:] >> 32 == pairs[:-1] >> 32
+    before[rows[1:][again]] = rows[:-1][again]
+    return before
+
+
+def _differing(before: Any, begin: Any, end: Any) -> Any:
+    """Returns how many different values there are in each range of rows. `before`: for each row, the last one before it
+    with its value, or -1. A range that begins behind another does not end before it.
+
+    A row counts in those ranges that it is in and that begin after the row before it. These ranges are neighbours.
+    """
+    order = np.lexsort((end, begin))
+    begins, ends = begin[order], end[order]
+    rows = np.arange(len(before))
+    first = np.maximum(np.searchsorted(ends, rows, "right"), np.searchsorted(begins, before, "right"))
+    last = np.maximum(np.searchsorted(begins, rows, "right"), first)
+    changes = np.bincount(first, minlength=len(order) + 1) - np.bincount(last, minlength=len(order) + 1)
+    counts = np.empty(len(order), np.int64)
+    counts[order] = np.cumsum(changes)[:-1]
+    return counts
 
 
 def _sorted(batch: pa.RecordBatch) -> pa.RecordBatch:

@@ -439,10 +439,7 @@ class SparsePanes(SparseState):
             panes = np.concatenate([rows.column(PANE_COLUMN).to_numpy() for rows in joined])
             order = np.argsort(panes, kind="stable")
             slots, panes = slots[order], panes[order]
-        # A complete block is merged from its end, unless it is a cumulative window (as in MergedPanes).
-        last = self.shape.blocks(ends - 1 if self.shape.grows else ends)
-        times = (self.shape.blocks(panes), starts, ends, last)
-        merge = WindowMerge(table, pa.array(slots), *map(pa.array, times))
+        merge = self._merge(table, slots, panes, ends)
         while (found := merge.read(CHUNK_ROWS)) is not None:
             columns, windows = found
             results = self.aggregator.compose(columns[place + 1 :], [])
@@ -451,14 +448,21 @@ class SparsePanes(SparseState):
     def _windows_with_extras(self, ends: Numbers) -> Iterator[tuple[list[pa.Array], Numbers]]:
         place = len(self._names) - 1
         for some, slots, panes in self.window_pieces(ends):
-            groups = self.aggregator.export_slots(self.known, self._extras, pa.array(slots))
-            at, end_of_each = self.in_windows(some, panes)
-            # The end of the window takes the place of the pane in the key.
-            table, extras = self.aggregator.table(), self.aggregator.extras()
-            self.aggregator.merge(table, extras, groups, pa.array(at), pa.array(end_of_each))
-            for result in self.aggregator.results_of(table, extras):
-                columns = result.columns
-                yield [*columns[:place], *columns[place + 1 :]], columns[place].to_numpy()
+            merge = self._merge(self.known, slots, panes, some)
+            by_key = slots[merge.order().to_numpy()]
+            while (found := merge.read(CHUNK_ROWS)) is not None:
+                columns, windows = found
+                first, last = (each.to_numpy() for each in merge.spans())
+                keys, groups = columns[:place], (by_key, first, last - first + 1)
+                results = self.aggregator.over(keys, columns[place + 1 :], self._extras, *groups)
+                yield [*keys, *results], some[windows.to_numpy()]
+
+    def _merge(self, table: GroupTable, slots: Numbers, panes: Numbers, ends: Numbers) -> WindowMerge:
+        """Returns the results of windows with these ends, merged from groups by ascending panes."""
+        # A complete block is merged from its end, unless it is a cumulative window (as in MergedPanes).
+        last = self.shape.blocks(ends - 1 if self.shape.grows else ends)
+        times = (self.shape.blocks(panes), self.shape.starts_of(ends), ends, last)
+        return WindowMerge(table, pa.array(slots), *map(pa.array, times))
 
     # The methods of `SlotState`
 

@@ -818,6 +818,18 @@ def test_a_pane_that_will_not_go_is_only_added():
 # Windows merged from the groups of one table
 
 
+def check_spans(merge: WindowMerge, groups: list[Any], keys: list[Any], starts: list[int], width: int) -> None:
+    """The groups of each result are those of its key in its window, in the order of their panes."""
+    rows = [[canonical(value.as_py()) for value in row] for row in zip(*groups, strict=True)]
+    rows = [rows[place] for place in merge.order().to_pylist()]
+    assert sorted(merge.order().to_pylist()) == list(range(len(rows)))
+    for place, (first, last) in enumerate(zip(*(each.to_pylist() for each in merge.spans()), strict=True)):
+        key, start = [canonical(column[place].as_py()) for column in keys], starts[place]
+        wanted = sorted(p[1] for *k, p in rows if k == key and start <= p[1] < start + width)
+        assert [p[1] for *_, p in rows[first : last + 1]] == wanted
+        assert all(k == key for *k, _ in rows[first : last + 1])
+
+
 def merged(table: GroupTable, width: int, starts: list[int], rows: int) -> list[tuple[int, list[Any]]]:
     """The start of the window, the key and the results of each row, for windows of `width` panes."""
     panes = np.array(table.key_columns()[-1].to_pylist(), np.int64)
@@ -828,6 +840,13 @@ def merged(table: GroupTable, width: int, starts: list[int], rows: int) -> list[
     found: list[tuple[int, list[Any]]] = []
     while (piece := merge.read(rows)) is not None:
         columns, windows = piece
+        check_spans(
+            merge,
+            table.key_columns(slots),
+            columns[: len(table.keys) - 1],
+            [starts[w] for w in windows.to_pylist()],
+            width,
+        )
         del columns[len(table.keys) - 1]
         each = zip(*(column.to_pylist() for column in columns), strict=True) if columns else [()] * len(windows)
         found += [(starts[window], list(row)) for window, row in zip(windows.to_pylist(), each, strict=True)]

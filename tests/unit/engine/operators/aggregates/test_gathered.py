@@ -175,6 +175,31 @@ def test_slots_hold_what_a_dict_of_rows_holds(run_bytes, script):
                     twin[slot].append(row)
 
 
+@settings(max_examples=30, deadline=None)
+@given(sizes=st.lists(st.integers(0, 4), min_size=1, max_size=14), width=st.integers(1, 8), cut=st.integers(0, 14))
+def test_ranges_of_slots_have_the_results_of_their_rows(sizes, width, cut):
+    """As in windows of several panes: slots of one key, then those of another, in the order of their times."""
+    extras, twin, slots, cut = Extras(GATHERS), {}, list(range(2 * len(sizes), 0, -2)), min(cut, len(sizes))
+    for place, (slot, size) in enumerate(zip(slots, sizes, strict=True)):
+        rows = rows_for(3, [slot] * size)
+        twin[slot] = [{**row, "t": 10 * place + at} for at, row in enumerate(rows)]
+        if rows:
+            add(extras, [slot] * size, twin[slot], backwards=place % 2 == 1)
+    ranges = [
+        (max(end - width, least), end)
+        for least, most in ((0, cut), (cut, len(slots)))
+        for end in range(least + 1, most + 1)
+    ]
+    ranges = ranges[1::2] + ranges[::2]
+    first, end = np.array(ranges).T
+    found = extras.results_over(np.array(slots, np.int32), first, end - first)
+    for (one, expected), column in zip(TWINS, found, strict=True):
+        column.validate(full=True)
+        assert column.type == one.type
+        rows = [[row for slot in slots[begin:upto] for row in twin[slot]] for begin, upto in ranges]
+        assert column.to_pylist() == [expected(each) for each in rows], one.name
+
+
 def check(extras: Extras, twin: dict[int, list[Row]], slots: list[int]) -> None:
     for (one, expected), column in zip(TWINS, extras.results(ints(slots)), strict=True):
         column.validate(full=True)
