@@ -145,7 +145,7 @@ ENGINE = (  # rooms, and modules beside them, in which the running program is an
 ABOUT_JOBS = {  # modules of these rooms that are about jobs of durable agents, or about their journals
     "engine/calls/decoded.py": "each run of a job decodes the words of a model",
     "engine/calls/tool_context.py": "the job that calls a tool",
-    "engine/runtime/watch/figures.py": "calls of tools that jobs make, and the rows that wait for jobs",
+    "base/figures.py": "calls of tools that jobs make, and the rows that wait for jobs",
     "engine/runtime/watch/log_ring.py": "the job that a line of the log names",
     "connectors/datagen/words.py": "#{job.title} of Java's faker",
     **dict.fromkeys(

@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import urlsplit
 
@@ -18,6 +18,7 @@ import msgspec
 import typer
 
 from sabot.agents.job_reads import jobs_page
+from sabot.base.figures import STEP_COUNTS, CheckpointFigures
 from sabot.base.logs import set_up_logging
 from sabot.base.quantities import bytes_words
 from sabot.cli.app_checkpoints import AppWord, find_checkpoints
@@ -28,9 +29,8 @@ from sabot.cli.workers import WORKER_TITLES, running_control, worker_rows
 from sabot.engine.checkpoint import ask
 from sabot.engine.checkpoint.inspection import AppCheckpoints, control_of
 from sabot.engine.plan.drawing import SHARES
-from sabot.engine.runtime.watch.app_rates import AppRates, AppReading, TaskRates, rates_between
+from sabot.engine.runtime.watch.app_rates import AppRates, AppReading, StepRates, TaskRates, rates_between
 from sabot.engine.runtime.watch.bottleneck import NarrowPlace, narrow_places
-from sabot.engine.runtime.watch.figures import CheckpointFigures
 from sabot.errors import UserError
 from sabot.journal.base import JournalReader
 from sabot.journal.ended_jobs import JobQuery
@@ -47,7 +47,7 @@ _WINDOW = 5  # the readings over which a live table takes its rates
 _KEY_SECONDS = 0.2
 _SILENT_SECONDS = 3.0  # without an answer: the table says that its figures are old
 _LEAST_SHARE = 0.05
-_TITLES = ["task", "rows in/s", "rows out/s", "time", "input", "lag", "behind", "late", "dead"]
+_TITLES = ["task", "rows in/s", "rows out/s", "time", "input", "lag", "behind", *(each.short for each in STEP_COUNTS)]
 _WIDE = 124  # columns of a terminal, from which a table has bars and more space
 _COLOURS = dict(zip(SHARES, ("green", "yellow", "red", "magenta", "blue", "bright_black"), strict=True))
 
@@ -120,7 +120,7 @@ def _record(reading: AppReading, rates: AppRates, places: Sequence[NarrowPlace])
         "failure": reading.figures.failure,
         "checkpoints": msgspec.to_builtins(reading.figures.checkpoints),
         "narrow_places": [asdict(place) for place in places],
-        "tasks": [asdict(task) | {"steps": [asdict(step) for step in task.steps.values()]} for task in rates.tasks],
+        "tasks": [_flat(task) | {"steps": [_flat(step) for step in task.steps.values()]} for task in rates.tasks],
         "sources": {
             task.input.source: task.input.figures for task in reading.figures.streams.values() if task.input.figures
         },
@@ -130,6 +130,15 @@ def _record(reading: AppReading, rates: AppRates, places: Sequence[NarrowPlace])
         ],
         "workers": msgspec.to_builtins(reading.figures.workers),
     }
+
+
+def _flat(rates: TaskRates | StepRates) -> dict[str, object]:
+    """Returns the rates by name, with each count under its own."""
+    found: dict[str, object] = {}
+    for each in fields(rates):
+        counts = {one.short: rates.counts[one.short] for one in STEP_COUNTS}
+        found |= counts if each.name == "counts" else {each.name: getattr(rates, each.name)}
+    return found
 
 
 def _heading(reading: AppReading, rates: AppRates, places: Sequence[NarrowPlace]) -> Iterator[str]:
@@ -176,12 +185,11 @@ def _rows(
             fill,
             lag,
             _span(task.behind_s),
-            _count(task.late),
-            _count(task.dead),
+            *_counts(task.counts),
         ]
         yield " ".join(filter(None, [task.id, task.name])) + many, cells, task.shares
         for step in steps if with_steps and not alone else ():
-            cells = [_rate(step.rows_in), _rate(step.rows_out), "", "", "", _count(step.late), _count(step.dead)]
+            cells = [_rate(step.rows_in), _rate(step.rows_out), "", "", "", *_counts(step.counts)]
             yield f"  {step.id}", cells, step.share
 
 
@@ -206,8 +214,8 @@ def _rate(value: float | None) -> str:
     return f"{value:,.1f}" if 0 < value < 10 else f"{value:,.0f}"
 
 
-def _count(value: int) -> str:
-    return f"{value:,}" if value else "-"
+def _counts(found: Mapping[str, int]) -> list[str]:
+    return [f"{value:,}" if (value := found[each.short]) else "-" for each in STEP_COUNTS]
 
 
 def _span(seconds: float | None) -> str:

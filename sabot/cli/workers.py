@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from sabot.base.figures import AppFigures, FlowFigures, WorkerFigures
 from sabot.base.logs import set_up_logging
 from sabot.base.quantities import bytes_words
 from sabot.cli.app_checkpoints import AppWord, find_checkpoints
@@ -13,7 +14,6 @@ from sabot.cli.printing import columns, json_line, plain
 from sabot.cli.running import guarded
 from sabot.engine.checkpoint import ask
 from sabot.engine.checkpoint.inspection import AppCheckpoints, control_of
-from sabot.engine.runtime.watch.figures import AppFigures, FlowFigures, WorkerFigures
 from sabot.errors import UserError
 
 _ASK_SECONDS = 20.0

@@ -8,6 +8,7 @@ from urllib.parse import urlencode
 
 from markupsafe import Markup
 
+from sabot.base.figures import STEP_COUNTS
 from sabot.base.redaction import scrubbed
 from sabot.engine.plan.drawing import SHARE_WORDS
 from sabot.engine.plan.drawing.render import render
@@ -57,8 +58,7 @@ _STEP_TITLES = {  # of the columns of the table of steps, by the name in the rec
     "lag": "lag",
     "state_keys": "keys",
     "state_bytes": "state",
-    "late_rows": "late",
-    "dead_letters": "dead letters",
+    **{each.column: each.title for each in STEP_COUNTS},
 }
 
 

@@ -5,11 +5,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
+from sabot.base.figures import CalledFigures, EngineFigures, ToolCalls
 from sabot.base.metrics import Durations
 from sabot.engine.calls.names import SERVERS
 from sabot.engine.runtime.watch.app_rates import rate_of
 from sabot.engine.runtime.watch.figure_rings import FigureRings, Tick
-from sabot.engine.runtime.watch.figures import CalledFigures, EngineFigures, ToolCalls
 from sabot.jobs.history import ASKS
 from sabot.process.tree import below, facts_of
 from sabot.web.screen import Query, Rows, Screen, ScreenGroup

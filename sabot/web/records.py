@@ -5,13 +5,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
+from sabot.base.figures import STEP_COUNTS, AgentFigures, AppFigures, StepFigures, TaskFigures, ThreadFigures
 from sabot.base.redaction import scrubbed
 from sabot.clock import SYSTEM_CLOCK
 from sabot.engine.plan.drawing import SHARES, PlanFigures
 from sabot.engine.runtime.tasks.taps import TapPoint
 from sabot.engine.runtime.watch.app_rates import AppReading, lag_of, rate_of, rates_between, shares_of
 from sabot.engine.runtime.watch.figure_rings import FigureRings, Tick, rows_read, time_of, unread, watermark_of
-from sabot.engine.runtime.watch.figures import AgentFigures, AppFigures, StepFigures, TaskFigures, ThreadFigures
 
 if TYPE_CHECKING:
     from sabot.web.shown import RunFacts
@@ -66,7 +66,8 @@ class StepRecord:
 
     `kind`: source, step, sink or agent. `seconds`: the part of the last ten seconds that the task spent in the step, 0 to 1.
     `shares`: the part of these seconds that the task spent in each state. `fill`: how full the fullest input channel of the task is.
-    `queue`: the rows that wait in front of the task. `behind`: the seconds by which the watermark is behind the clock.
+    `queue`: the rows that wait in front of the task. `behind`: the seconds by which the watermark is behind the clock. `counts`: by the
+    name of their column (`STEP_COUNTS`).
     """
 
     step: str
@@ -84,8 +85,7 @@ class StepRecord:
     lag: float | None
     state_keys: int | None
     state_bytes: int | None
-    late_rows: int
-    dead_letters: int
+    counts: Mapping[str, int]
     skew: float | None = None
     """The rows of the busiest subtask, divided by the mean of all subtasks; None for a single one."""
     late_half: float | None = None
@@ -98,7 +98,9 @@ class StepRecord:
 
 _STALE_SECONDS = 30.0  # a run that goes on writes its figures each ten seconds
 
-STEP_COLUMNS = tuple(each.name for each in fields(StepRecord) if each.name != "shares")
+COUNT_COLUMNS = tuple(each.column for each in STEP_COUNTS)
+_NONE = dict.fromkeys(COUNT_COLUMNS, 0)
+STEP_COLUMNS = {each.name for each in fields(StepRecord)} - {"shares", "counts"}
 
 
 def app_record(id: str, run: "RunFacts", figures: FigureRings) -> AppRecord:
@@ -127,8 +129,8 @@ def app_record(id: str, run: "RunFacts", figures: FigureRings) -> AppRecord:
         checkpoint_bytes=checkpoints.last_bytes,
         checkpoints_failed=checkpoints.failed,
         checkpoint_error=scrubbed(checkpoints.last_error),
-        late_rows=sum(each.late_rows for each in steps),
-        dead_letters=sum(each.dead_letters for each in steps),
+        late_rows=sum(each.counts["late_rows"] for each in steps),
+        dead_letters=sum(each.counts["dead_letters"] for each in steps),
         late_most=max((each.late_most for each in steps if each.late_most is not None), default=None),
         stale=SYSTEM_CLOCK.time() - now.at > _STALE_SECONDS,
     )
@@ -193,14 +195,13 @@ def _fold(group: Sequence[StepRecord]) -> StepRecord:
         "lag",
         "state_keys",
         "state_bytes",
-        "late_rows",
-        "dead_letters",
     )
     rows = total("rows_in")
     return replace(
         group[0],
         **{name: total(name) for name in sums},
         seconds=sum(known("seconds")) / len(group) if known("seconds") else None,
+        counts={name: sum(each.counts[name] for each in group) for name in COUNT_COLUMNS},
         shares={name: sum(each.shares.get(name, 0.0) for each in group) / len(group) for name in group[0].shares},
         behind=max(known("behind"), default=None),
         fill=max(known("fill"), default=None),
@@ -220,6 +221,8 @@ def chosen(steps: Iterable[StepRecord], search: str, order: str) -> list[StepRec
     column = order.removeprefix("-")
     if column in SHARES:
         return sorted(found, key=lambda each: each.shares.get(column, 0.0), reverse=order.startswith("-"))
+    if column in COUNT_COLUMNS:
+        return sorted(found, key=lambda each: each.counts[column], reverse=order.startswith("-"))
     if column not in STEP_COLUMNS:
         return found
     known = [each for each in found if getattr(each, column) is not None]
@@ -229,9 +232,11 @@ def chosen(steps: Iterable[StepRecord], search: str, order: str) -> list[StepRec
 
 def flat(step: StepRecord) -> dict[str, Any]:
     """Returns the values of a record by name, for CSV and JSON; shares of time by the names of their states."""
-    return {name: value for name, value in asdict(step).items() if name != "shares"} | {
-        f"share_{name}": step.shares.get(name) for name in SHARES
-    }
+    found: dict[str, Any] = {}
+    for name, value in asdict(step).items():
+        if name != "shares":
+            found |= step.counts if name == "counts" else {name: value}
+    return found | {f"share_{name}": step.shares.get(name) for name in SHARES}
 
 
 def _steps_of(
@@ -253,8 +258,7 @@ def _steps_of(
             lag=lag_of(source),
             state_keys=None,
             state_bytes=None,
-            late_rows=0,
-            dead_letters=source.dead_letters,
+            counts=_NONE | {"dead_letters": source.dead_letters},
             **common,
         )
     for step, operator in task.operators.items():
@@ -272,8 +276,7 @@ def _steps_of(
             lag=None,
             state_keys=operator.state_keys,
             state_bytes=operator.state_bytes,
-            late_rows=operator.late_rows,
-            dead_letters=operator.dead_rows,
+            counts={each.column: getattr(operator, each.figure) for each in STEP_COUNTS},
             watermark=_seconds(time_of(operator.watermark_ms)),
             late_half=_seconds(operator.late_p50_ms),
             late_most=_seconds(operator.late_most_ms),
@@ -308,8 +311,7 @@ def _agent_step(name: str, agent: AgentFigures, now: AppFigures, before: AppFigu
         lag=None,
         state_keys=None,
         state_bytes=None,
-        late_rows=0,
-        dead_letters=agent.dead_letters,
+        counts=_NONE | {"dead_letters": agent.dead_letters},
     )
 
 

@@ -18,6 +18,7 @@ import pytest
 
 import sabot
 from sabot import App, col, tumbling
+from sabot.base.figures import AppFigures
 from sabot.cli.app_checkpoints import AppCheckpoints
 from sabot.cli.top import _Poller, _table
 from sabot.engine.plan import Plan, make_plan
@@ -25,7 +26,6 @@ from sabot.engine.plan.drawing import frames_of
 from sabot.engine.plan.drawing.render import svg
 from sabot.engine.runtime.watch.app_rates import AppReading, rates_between
 from sabot.engine.runtime.watch.bottleneck import Cause, NarrowPlace
-from sabot.engine.runtime.watch.figures import AppFigures
 from sabot.errors import UserError
 from sabot.testing import MemoryBroker
 from tools.agent_tools import until

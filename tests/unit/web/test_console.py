@@ -622,7 +622,7 @@ def test_slow_headers_are_cut_off_and_a_page_loads_beside_a_thousand_idle_connec
 def step(name: str, **facts: Any) -> StepRecord:
     nothing = {each.name: None for each in fields(StepRecord)}
     common = {"kind": "step", "task": "read-1", "subtask": 0, "rows_in": 0, "rows_per_second": 0.0, "shares": {}}
-    return StepRecord(**{**nothing, "late_rows": 0, "dead_letters": 0, **common, "step": name, **facts})
+    return StepRecord(**{**nothing, "counts": {"late_rows": 0, "dead_letters": 0}, **common, "step": name, **facts})
 
 
 def test_subtasks_are_folded_into_one_row() -> None:

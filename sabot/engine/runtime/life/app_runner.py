@@ -24,6 +24,7 @@ from sabot.api.nodes.node import Node, walk
 from sabot.api.nodes.read import Write
 from sabot.base.backoff import Backoff, Failures
 from sabot.base.config import parse_broker
+from sabot.base.figures import AppFigures
 from sabot.base.metrics import Health, Metrics, Sample
 from sabot.base.os_errors import errno_of
 from sabot.base.probes import Page, page_of
@@ -45,7 +46,6 @@ from sabot.engine.runtime.tasks.blocking import BlockingMonitor
 from sabot.engine.runtime.tasks.inference import StoppedEarly
 from sabot.engine.runtime.tasks.taps import TapPoint
 from sabot.engine.runtime.watch.app_rates import AppReading
-from sabot.engine.runtime.watch.figures import AppFigures
 from sabot.engine.runtime.watch.guarantees import guarantees_of
 from sabot.engine.runtime.watch.reports import Reporter, Summary, screen_of_person, summary_of
 from sabot.errors import (

@@ -11,6 +11,7 @@ from sabot._cython.groups.tables import give_back
 from sabot.api.agent import AgentSpec
 from sabot.api.nodes.agents import AgentRead
 from sabot.api.nodes.read import StreamEnd
+from sabot.base.figures import STEP_COUNTS
 from sabot.base.metrics import Sample
 from sabot.base.quantities import counted_words
 from sabot.base.threads import Handle, call_on_loop, run_in_thread, run_to_end
@@ -279,13 +280,9 @@ class LocalStreams:
                 yield Sample("sabot_channel_rows", task.input.gate.statistics()["rows"], task.name, "")
             for operator in task.chain.operators:
                 figures: Mapping[str, Any] = operator.statistics()
-                if "late_rows" in figures:
-                    yield Sample(
-                        "sabot_records_late_total", figures["late_rows"], f"{task.name} {operator.step.id}", ""
-                    )
-                if figures.get("dead_rows"):
-                    name = f"{task.name} {operator.step.id}"
-                    yield Sample("sabot_dead_letters_total", figures["dead_rows"], name, "")
+                for each in STEP_COUNTS:
+                    if figures.get(each.figure) or (each.from_zero and each.figure in figures):
+                        yield Sample(each.metric, figures[each.figure], f"{task.name} {operator.step.id}", "")
                 if figures.get("nulled"):
                     yield Sample("sabot_sink_nulled_total", figures["nulled"], task.name, operator.step.id)
                 if "rows_out" in figures:

@@ -3,15 +3,14 @@
 The subtasks of a task are folded into one row. Nothing here waits or asks the app.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import field, replace
 from typing import Any
 
 from sabot.base.dataclass import dataclass
-from sabot.engine.operators.base import END_OF_TIME, START_OF_TIME
-from sabot.engine.plan.drawing import AGENT_SINK, SHARES, BoxFigures, LinkFigures, LinkKey, PlanFigures
-from sabot.engine.runtime.watch.figures import (
+from sabot.base.figures import (
+    STEP_COUNTS,
     AgentFigures,
     AgentSinkFigures,
     AgentSourceFigures,
@@ -23,6 +22,8 @@ from sabot.engine.runtime.watch.figures import (
     TaskFigures,
     ThreadFigures,
 )
+from sabot.engine.operators.base import END_OF_TIME, START_OF_TIME
+from sabot.engine.plan.drawing import AGENT_SINK, SHARES, BoxFigures, LinkFigures, LinkKey, PlanFigures
 
 
 @dataclass(frozen=True)
@@ -47,16 +48,15 @@ class StepRates:
     """Rates of a step, or of an agent.
 
     `rows_in` and `rows_out`: rows per second, or None if they are not known. `share`: the part of the time, from 0 to
-    1, in which its task worked in this step, as the mean of the subtasks, or None. `late`, `dead`: counts of late
-    rows and dead letters since the start.
+    1, in which its task worked in this step, as the mean of the subtasks, or None. `counts`: since the start, by their
+    short names (`STEP_COUNTS`).
     """
 
     id: str
     rows_in: float | None = None
     rows_out: float | None = None
     share: float | None = None
-    late: int = 0
-    dead: int = 0
+    counts: Counter[str] = field(default_factory=Counter)
 
 
 @dataclass
@@ -66,7 +66,7 @@ class TaskRates:
     `kind`: "source", "sink" or "task" of streams; "agents"; "agent's source" or "agent's sink". `name`: the source or the
     sink, or "". `shares`: the mean share of time by state. `fill`: how full its fullest input is, 0 to 1, or None if it
     reads a source. `lag`: rows or bytes (`lag_unit`) of its source that are not read yet, or None. `behind_s`: seconds by which its
-    watermark is behind the clock, or None if it has none.
+    watermark is behind the clock, or None if it has none. `counts`: those of its steps, and the dead letters of its source.
     """
 
     id: str
@@ -80,8 +80,7 @@ class TaskRates:
     lag: float | None = None
     lag_unit: str = "rows"
     behind_s: float | None = None
-    late: int = 0
-    dead: int = 0
+    counts: Counter[str] = field(default_factory=Counter)
     workers: list[int] = field(default_factory=list)
     steps: dict[str, StepRates] = field(default_factory=dict)
 
@@ -97,12 +96,12 @@ class AppRates:
     @property
     def late(self) -> int:
         """The number of late rows since the start."""
-        return sum(task.late for task in self.tasks)
+        return sum(task.counts["late"] for task in self.tasks)
 
     @property
     def dead(self) -> int:
         """The number of dead letters since the start."""
-        return sum(task.dead for task in self.tasks)
+        return sum(task.counts["dead"] for task in self.tasks)
 
     def drawn(self) -> PlanFigures:
         """Returns the figures for a drawing of the plan (`plan.drawing`).
@@ -112,11 +111,12 @@ class AppRates:
         tasks: dict[str, BoxFigures] = {}
         steps: dict[str, BoxFigures] = {}
         for task in self.tasks:
+            counts = task.counts
             figures = BoxFigures(
-                task.shares, task.behind_s, late=task.late, dead_letters=task.dead, subtasks=task.subtasks
+                task.shares, task.behind_s, late=counts["late"], dead_letters=counts["dead"], subtasks=task.subtasks
             )
             own = {
-                step.id: BoxFigures(late=step.late, dead_letters=step.dead, own_time=step.share)
+                step.id: BoxFigures(late=step.counts["late"], dead_letters=step.counts["dead"], own_time=step.share)
                 for step in task.steps.values()
             }
             if task.kind == "agents":
@@ -199,7 +199,7 @@ class _StreamRates:
         watermark = after.watermark_ms
         if watermark is not None and START_OF_TIME < watermark < END_OF_TIME:
             task.behind_s = _most(task.behind_s, (now_ms - watermark) / 1000)
-        task.dead += given.dead_letters
+        task.counts["dead"] += given.dead_letters
         if after.worker is not None and after.worker not in task.workers:
             task.workers.append(after.worker)
         for step, figures in after.operators.items():
@@ -213,10 +213,9 @@ class _StreamRates:
         step.share = _plus(step.share, rate_of(before.seconds, after.seconds, self._seconds))
         if after.sink:
             task.kind, task.name = "sink", after.sink
-        step.late += after.late_rows
-        step.dead += after.dead_rows
-        task.late += after.late_rows
-        task.dead += after.dead_rows
+        counts = {each.short: getattr(after, each.figure) for each in STEP_COUNTS}
+        step.counts.update(counts)
+        task.counts.update(counts)
 
     def _add_links(self, task: TaskRates, before: Iterable[EdgeFigures], after: Iterable[EdgeFigures]) -> None:
         then = {_key(edge): edge.rows for edge in before}
@@ -248,7 +247,7 @@ def _agent_tasks(before: AppFigures, after: AppFigures, seconds: float) -> Itera
         told, earlier = (each.agents.get(name, AgentFigures()) for each in (after, before))
         rows_in = rate_of(earlier.messages_processed, told.messages_processed, seconds)
         rows_out = rate_of(before.operators.get(name, LaneFigures()).rows_out, lanes.rows_out, seconds)
-        agents[name] = StepRates(name, rows_in, rows_out, None, dead=told.dead_letters)
+        agents[name] = StepRates(name, rows_in, rows_out, None, Counter(dead=told.dead_letters))
     for task, thread in after.agent_tasks.items():
         one = len(after.agent_tasks) == 1
         steps = agents if one else {task: agents[task]} if task in agents else {}
@@ -258,7 +257,7 @@ def _agent_tasks(before: AppFigures, after: AppFigures, seconds: float) -> Itera
             rates.rows_in = _plus(rates.rows_in, step.rows_in)
             rates.rows_out = _plus(rates.rows_out, step.rows_out)
             rates.fill = _most(rates.fill, fills.get(name))
-            rates.dead += step.dead
+            rates.counts.update(step.counts)
         yield rates
     for name, sink in after.sinks.items():
         was = before.sinks.get(name, AgentSinkFigures())

@@ -14,9 +14,7 @@ from enum import StrEnum
 from statistics import median
 from typing import TypeVar
 
-from sabot.engine.plan.drawing import SHARES
-from sabot.engine.runtime.watch.app_rates import lag_of, rate_of, shares_of
-from sabot.engine.runtime.watch.figures import (
+from sabot.base.figures import (
     AppFigures,
     CallLoad,
     EdgeFigures,
@@ -24,6 +22,8 @@ from sabot.engine.runtime.watch.figures import (
     TaskFigures,
     ThreadFigures,
 )
+from sabot.engine.plan.drawing import SHARES
+from sabot.engine.runtime.watch.app_rates import lag_of, rate_of, shares_of
 
 _T = TypeVar("_T")
 

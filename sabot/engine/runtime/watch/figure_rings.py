@@ -12,9 +12,9 @@ from typing import Any
 import msgspec
 
 from sabot.base.dataclass import dataclass
+from sabot.base.figures import AppFigures
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.engine.runtime.watch.app_rates import lag_of, rate_of
-from sabot.engine.runtime.watch.figures import AppFigures
 
 _FINE = 900  # values of one second each: 15 minutes
 _COARSE = 720  # values of ten seconds each: two hours

@@ -9,11 +9,11 @@ from dataclasses import field
 from typing import TextIO
 
 from sabot.base.dataclass import dataclass
+from sabot.base.figures import AppFigures
 from sabot.base.logs import log_is_json
 from sabot.base.quantities import bytes_words, count_words, counted_words, duration_words
 from sabot.clock import Clock
 from sabot.engine.runtime.watch.app_rates import AppReading, rates_between
-from sabot.engine.runtime.watch.figures import AppFigures
 
 _log = logging.getLogger(__name__)
 

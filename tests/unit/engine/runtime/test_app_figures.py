@@ -5,8 +5,12 @@ from pathlib import Path
 import msgspec
 
 import sabot
-from sabot.engine.runtime.watch import figures
-from sabot.engine.runtime.watch.figures import AppFigures
+from sabot.base import figures
+from sabot.base.figures import STEP_COUNTS, AppFigures
+from sabot.base.metrics import KINDS
+from sabot.engine.runtime.watch.app_rates import AppReading, rates_between
+from sabot.engine.runtime.watch.figure_rings import FigureRings
+from sabot.web.records import flat, folded, step_records
 
 SOURCES = Path(sabot.__file__).parent
 
@@ -19,7 +23,11 @@ def structs() -> list[type[msgspec.Struct]]:
 
 def test_each_figure_is_told_by_a_part_of_the_engine() -> None:
     """A figure whose name nobody tells would always have its default, and look like 0."""
-    paths = [path for path in SOURCES.rglob("*.py") if path.parent.name not in ("watch", "web", "cli")]
+    paths = [
+        path
+        for path in SOURCES.rglob("*.py")
+        if path.parent.name not in ("watch", "web", "cli") and path.name != "figures.py"
+    ]
     told = "\n".join(path.read_text() for path in paths)
     names = {field.encode_name for struct in structs() for field in msgspec.structs.fields(struct)}
     assert [name for name in sorted(names) if f'"{name}"' not in told] == []
@@ -50,3 +58,15 @@ def test_what_a_source_tells_of_its_server_is_words_for_people() -> None:
         "public.orders": "committed 1970-01-01 00:00:00+00:00, held wal 12.3 MB, reconnects 2, slot shop, snapshot 1 min 1 s",
         "public.events": "wal status lost",
     }
+
+
+def test_each_count_of_a_step_is_shown_as_the_sum_of_its_subtasks() -> None:
+    """What a line of `STEP_COUNTS` does without a change elsewhere: its column in `sabot top` and on the console, and its metric."""
+    for each in STEP_COUNTS:
+        told = {"streams": {f"count/{task}": {"operators": {"count": {each.figure: 3 + task}}} for task in (0, 1)}}
+        reading = AppReading("shop", 1.0, 1000.0, 0, AppFigures.of(told))
+        (row,) = rates_between(reading, reading).tasks
+        assert (row.counts[each.short], row.steps["count"].counts[each.short]) == (7, 7)
+        (shown,) = folded(step_records(FigureRings(lambda told=told: told)))
+        assert flat(shown)[each.column] == 7
+        assert KINDS[each.metric].type == "counter"

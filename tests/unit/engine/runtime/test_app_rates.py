@@ -2,9 +2,9 @@
 
 from typing import Any
 
+from sabot.base.figures import AppFigures
 from sabot.engine.plan.drawing import BoxFigures, LinkFigures, LinkKey
 from sabot.engine.runtime.watch.app_rates import AppReading, rates_between
-from sabot.engine.runtime.watch.figures import AppFigures
 
 
 def reading(seconds: float, streams: dict[str, Any] | None = None, **parts: Any) -> AppReading:
@@ -37,7 +37,7 @@ def test_the_subtasks_of_a_task_are_one_row() -> None:
     assert (row.shares["busy"], row.shares["idle"]) == (0.5, 0.5)
     assert row.fill == 0.7
     assert row.behind_s == 10.0  # of the slower one
-    assert row.late == 6
+    assert row.counts["late"] == 6
     assert (row.steps["w"].rows_in, row.steps["w"].share) == (100.0, 0.5)
 
 
@@ -48,7 +48,7 @@ def test_a_source_has_its_lag_and_a_sink_its_name() -> None:
     }
     rates = rates_between(reading(0), reading(2, streams))
     source, sink = rates.tasks
-    assert (source.kind, source.name, source.lag, source.dead) == ("source", "orders", 11, 2)
+    assert (source.kind, source.name, source.lag, source.counts["dead"]) == ("source", "orders", 11, 2)
     assert (sink.kind, sink.name, sink.steps["write-1"].rows_out) == ("sink", "minutes", 2.0)
     assert rates.dead == 2
 
@@ -97,7 +97,7 @@ def test_agents_their_sources_and_sinks_have_rows_of_their_own() -> None:
     rates = rates_between(reading(0, **at(0)), reading(1, **at(10)))
     source, agents, sink = rates.tasks
     assert (source.id, source.rows_in, source.lag) == ("shop.a/in", 10.0, 7)
-    assert (agents.rows_in, agents.rows_out, agents.fill, agents.dead) == (10.0, 20.0, 0.3, 1)
+    assert (agents.rows_in, agents.rows_out, agents.fill, agents.counts["dead"]) == (10.0, 20.0, 0.3, 1)
     assert agents.shares["waiting"] == 1.0
     assert agents.steps["shop.a"].rows_in == 10.0
     assert (sink.id, sink.rows_out, sink.fill) == ("out", 20.0, 0.6)

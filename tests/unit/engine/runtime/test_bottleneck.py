@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
+from sabot.base.figures import AppFigures
 from sabot.engine.runtime.tasks.task_times import TaskState
 from sabot.engine.runtime.watch.bottleneck import Cause, NarrowPlace, narrow_places
-from sabot.engine.runtime.watch.figures import AppFigures
 
 SECONDS = 4.0
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from sabot import App, NdjsonSink, NdjsonSource
+from sabot.base.figures import AppFigures
 from sabot.engine.runtime.watch.app_rates import AppReading
-from sabot.engine.runtime.watch.figures import AppFigures
 from sabot.engine.runtime.watch.reports import (
     Late,
     Reporter,
