@@ -96,6 +96,7 @@ from sabot.jobs.guard import GuardedCall as GuardedCall
 from sabot.jobs.guard import GuardVerdict as GuardVerdict
 from sabot.journal.kafka import KafkaInbox as KafkaInbox
 from sabot.journal.kafka import KafkaJournal as KafkaJournal
+from sabot.journal.lanes import JobLimit as JobLimit
 from sabot.journal.postgres import PostgresInbox as PostgresInbox
 from sabot.journal.postgres import PostgresJournal as PostgresJournal
 from sabot.journal.sqlite import SqliteInbox as SqliteInbox

@@ -25,6 +25,7 @@ from sabot.jobs.guard import CONFIRM, Decision, decode_verdict
 from sabot.jobs.history import IN_DOUBT, always_of
 from sabot.jobs.values import unpack
 from sabot.journal.base import JobMark, JournalReader
+from sabot.journal.begin_facts import key_text
 from sabot.journal.entries import (
     REQUEST,
     Answer,
@@ -39,7 +40,6 @@ from sabot.journal.entries import (
     JobOrigin,
     Signal,
 )
-from sabot.journal.job_marks import key_text
 
 EffectState: TypeAlias = Literal[
     "open", "in_doubt", "needs_approval", "done", "failed", "denied", "answered", "expired", "withdrawn", "closed"

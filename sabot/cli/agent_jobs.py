@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict
+from datetime import datetime
 from json import loads
 from pathlib import Path
 from typing import Annotated, Any
@@ -286,6 +287,16 @@ def start_job(
     key: Annotated[
         str, typer.Option(metavar="KEY", help="The idempotency key: the same one begins no second job.")
     ] = "",
+    of: Annotated[
+        str, typer.Option("--of", metavar="KEY", help="The key of the job, such as a customer, for limits by key.")
+    ] = "",
+    after: Annotated[
+        str | None,
+        typer.Option(metavar="TIME", help="The job does not begin before: 10min, or 2026-11-28T09:00+01:00."),
+    ] = None,
+    priority: Annotated[
+        int, typer.Option(metavar="N", help="Of jobs that wait to begin, smaller numbers are first.")
+    ] = 0,
     json: Json = False,
 ) -> None:
     """Begin a job of a kernel, and print its id. The kernel takes it soon, or at its next start."""
@@ -294,7 +305,8 @@ def start_job(
         name, dot, short = agent.rpartition(".")
         client = JobClient(place, name=name if dot else "kernel")
         message = None if with_ is None else json_of(with_, "--with")
-        asked = client.start(short, message, scope=scope, principal=by or this_user(), idempotency_key=key)
+        who: dict[str, Any] = {"scope": scope, "principal": by or this_user(), "key": of, "idempotency_key": key}
+        asked = client.start(short, message, **who, start_after=_time(after), priority=priority)
         handle = asyncio.run(asked)
         if json:
             json_line({"job_id": handle.job_id, "url_id": handle.url_id})
@@ -302,6 +314,14 @@ def start_job(
             typer.echo(handle.job_id)
 
     quietly(work)
+
+
+def _time(text: str | None) -> datetime | str | None:
+    """Returns the time of --after: a datetime, or the text of a duration."""
+    try:
+        return None if text is None else datetime.fromisoformat(text)
+    except ValueError:
+        return text
 
 
 @jobs.command("retry")

@@ -576,6 +576,7 @@ class JobHost(HostState):
     async def _take_letters(self, posted_by: str) -> None:
         for position, begin in await self._letters.take():
             self._begun_by_letter(position, begin)
+        self.journal.begins.begun_all()
         await self._give_refused()
         if jobs := self.journal.begins.taken_over:
             self.journal.begins.taken_over = []

@@ -105,7 +105,7 @@ class JobTimers:
         try:
             # raises where it has failed, which nobody else hears of while all jobs are parked
             await self._host.journal.room()
-            if await self._host.journal.look():
+            if await self._host.journal.look() or self._host.journal.begins.is_due(round(self._clock.time() * 1000)):
                 self._host.put(LettersCame())
         except TransientError:
             return  # the next look asks again; a journal whose server is away for too long fails by itself

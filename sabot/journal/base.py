@@ -37,6 +37,7 @@ from sabot.clock import Clock
 from sabot.errors import CorruptJournal, LetterRefused, OtherJournal
 from sabot.journal.ended_jobs import BLOCKED, OUTCOMES, EndedJob, HistoryBounds, JobQuery
 from sabot.journal.entries import Answer, Begin, Body, Cancel, Entry, Letter, Signal, decode_entry
+from sabot.journal.lanes import Lanes
 
 _log = logging.getLogger(__name__)
 
@@ -379,7 +380,8 @@ class Beginnings:
     - `agents`: the ids of the agents whose jobs letters may begin. It is empty for an app.
     - `begun`: the number of jobs that letters have begun for the first time.
     - `shared`: True if other workers append to the journal too. Each holds some of the jobs, and gets their letters.
-      Only then the others below have a meaning.
+      Only then the others below `room` have a meaning.
+    - `lanes`: the limits of jobs, and the letters that wait for their time, a seat, or room, of a journal with one owner.
     - `room`: returns how many more jobs of letters may begin now.
     - `resumes`: True if this worker goes on with the jobs of workers that are gone.
     - `give_back`: gives jobs back, so that another worker takes them. All of their entries are durable, and this worker
@@ -410,6 +412,8 @@ class Beginnings:
         self._reserved: set[str] = set()
         self._reservations = 0
         self._left: set[str] = set()  # jobs of agents that are not there: the log has named them
+        self.lanes = Lanes()
+        self._begun_now = 0  # jobs that letters have begun since the last look for room
 
     def reserve(self, job: str) -> None:
         """Reserves the id of a job that the owner is about to begin itself: until `release`, no letter begins this job."""
@@ -422,12 +426,39 @@ class Beginnings:
         with self._taking:
             self._reserved.discard(job)
 
-    def take(self, letter: Letter, append: Callable[[], Position]) -> Position | None:
+    def arrive(self, number: int, letter: Letter, now_ms: int) -> list[tuple[int, Letter]]:
+        """Returns the letters that are to be taken now that this one has arrived (`Lanes.arrive`). A worker of a shared journal
+        has claimed its letters in their order.
+        """
+        if self.shared or (letter.kind == "begin" and letter.name not in self.agents):
+            return [(number, letter)]
+        return self.lanes.arrive(number, letter, now_ms)
+
+    def next_due(self, now_ms: int) -> tuple[int, Letter] | None:
+        """Returns the next letter that may be taken of those that have waited, with its number, or None."""
+        return self.lanes.next_due(now_ms, self._left_room())
+
+    def is_due(self, now_ms: int) -> bool:
+        """Returns True if `next_due` returns a letter."""
+        return self.lanes.is_due(now_ms, self._left_room())
+
+    def _left_room(self) -> int:
+        return self.room() - self._begun_now
+
+    def begun_all(self) -> None:
+        """Notes that `room` counts all jobs that letters have begun."""
+        self._begun_now = 0
+
+    def take(self, letter: Letter, append: Callable[[], Position], now_ms: int) -> Position | None:
         """Calls `append`, which appends the entry of a letter, and returns its result. Returns None, and appends nothing, for a
         letter that begins a job of an agent that is not in `agents`, or a job that has begun or is reserved.
         """
-        if letter.kind != "begin":
-            return append()
+        position = append() if letter.kind != "begin" else self._begin(letter, append)
+        self.lanes.taken(letter, now_ms, begun=position is not None)
+        self._begun_now += position is not None and letter.kind == "begin"
+        return position
+
+    def _begin(self, letter: Letter, append: Callable[[], Position]) -> Position | None:
         if letter.name not in self.agents:
             self.leave(letter)
             return None

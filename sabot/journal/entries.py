@@ -247,6 +247,8 @@ class Letter(msgspec.Struct, frozen=True):
     - `name`: the name of a signal, the outcome of a withdrawal ("expired" or "cancelled"), the reason of a cancel, the
       id of the agent of a beginning, or for a retry the offset of the job's last BEGIN entry, as its sender has read it.
     - `body`: for a retry, the encoded BEGIN entry of the next run; for a beginning, that of the first.
+    - `after_ms`: the time in milliseconds since 1970 before which a beginning is not taken; 0 for none.
+    - `priority`: of beginnings that wait, those with smaller numbers are taken first.
     """
 
     kind: Literal["answer", "withdraw", "signal", "cancel", "retry", "begin"]
@@ -255,6 +257,8 @@ class Letter(msgspec.Struct, frozen=True):
     name: str = ""
     body: bytes = b""
     by: str = ""
+    after_ms: int = 0
+    priority: int = 0
 
     @property
     def once(self) -> str:

@@ -21,11 +21,12 @@ from typing import Any
 import msgspec
 
 from sabot.journal.base import Approval, JobMark, Position
+from sabot.journal.begin_facts import created_of, facts_of
 from sabot.journal.ended_jobs import BLOCKED, OUTCOMES, JobQuery, cut
 from sabot.journal.entries import Begin, Entry, Intent
 from sabot.journal.entry_counts import Connection, among, parts
 from sabot.journal.history_tables import shared_conditions, where
-from sabot.journal.job_marks import JobMarks, created_of, facts_of
+from sabot.journal.job_marks import JobMarks
 
 _AT_ONCE = 50  # rows that are filled by one statement, which compares each with each
 LISTED = 5

@@ -243,7 +243,8 @@ class MemoryJournal(MemoryReader, Journal):
             self.storage.owner = self
         self.clock = self.storage.clock
         self._first = self.storage.next
-        self._letters = self._refused = 0
+        self._letters = self._refused = self._numbers = 0
+        self._arrived: dict[int, str] = {}  # by the number of a letter that has arrived and was not taken, its name
 
     def append(self, entry: Entry) -> Position:
         with self.storage.lock:
@@ -301,18 +302,32 @@ class MemoryJournal(MemoryReader, Journal):
             self._refused += 1
             raise
 
+    async def look(self) -> bool:
+        known = set(self._arrived.values())
+        return any(letter is not None and once not in known for once, (_, letter) in list(self.storage.letters.items()))
+
     def take(self) -> list[tuple[Position, Entry]]:
-        taken = []
+        taken = list[tuple[Position, Entry]]()
+
+        def take_one(number: int, letter: Letter) -> None:
+            at_ms = round(self.clock.time() * 1000)
+            entry = entry_of_letter(letter, self.storage.questions.get(letter.token), at_ms)
+            if (position := self.begins.take(letter, partial(self.append, entry), at_ms)) is not None:
+                taken.append((position, entry))
+                once = self._arrived.pop(number)
+                self.storage.letters[once] = (self.storage.letters[once][0], None)
+
         with self.storage.lock:
-            for once, (job, letter) in list(self.storage.letters.items()):
-                if letter is None:
+            known = set(self._arrived.values())
+            for once, (_, letter) in list(self.storage.letters.items()):
+                if letter is None or once in known:
                     continue
-                at_ms = round(self.clock.time() * 1000)
-                entry = entry_of_letter(letter, self.storage.questions.get(letter.token), at_ms)
-                position = self.begins.take(letter, partial(self.append, entry))
-                if position is not None:
-                    taken.append((position, entry))
-                    self.storage.letters[once] = (job, None)
+                self._numbers += 1
+                self._arrived[self._numbers] = once
+                for each in self.begins.arrive(self._numbers, letter, round(self.clock.time() * 1000)):
+                    take_one(*each)
+            while (due := self.begins.next_due(round(self.clock.time() * 1000))) is not None:
+                take_one(*due)
         self._letters += len(taken)
         return taken
 

@@ -4,9 +4,10 @@ Kafka topic share them.
 
 from abc import abstractmethod
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from functools import partial
 
+from sabot.base.threads import run_in_thread
 from sabot.clock import Clock
 from sabot.errors import JournalFull, LetterRefused
 from sabot.journal.base import Approval, Beginnings, Inbox, Journal, Position, check_letter, entry_of_letter, once_of
@@ -145,28 +146,36 @@ class SqlJournal(SqlReader, Journal):
             raise
 
     def letters(self) -> list[Letter]:
-        return [letter for _, letter in self.untaken(self._last_letter)]
+        return [*self.begins.lanes.letters(), *(letter for _, letter in self.untaken(self._last_letter))]
+
+    async def look(self) -> bool:
+        return bool(await run_in_thread(self.untaken, self._last_letter))
 
     def take(self) -> list[tuple[Position, Entry]]:
         taken: list[tuple[Position, Entry]] = []
         letters = self.untaken(self._last_letter)
         questions = self.questions([letter.token for _, letter in letters])
-        for number, letter in letters:
+
+        def take_one(number: int, letter: Letter) -> None:
             at_ms = round(self.clock.time() * 1000)
             entry = entry_of_letter(letter, questions.get(letter.token), at_ms)
-            try:
-                position = self.begins.take(letter, partial(self.writer.append, entry, number))
-            except JournalFull:
-                break  # the other letters are taken when there is room
+            position = self.begins.take(letter, partial(self.writer.append, entry, number), at_ms)
             if position is not None:
                 taken.append((position, entry))
             self.note_taken(number, position)
+
+        with suppress(JournalFull):  # the other letters are taken when there is room
+            for number, letter in letters:
+                for each in self.begins.arrive(number, letter, round(self.clock.time() * 1000)):
+                    take_one(*each)
+                self._last_letter = number
+            while (due := self.begins.next_due(round(self.clock.time() * 1000))) is not None:
+                take_one(*due)
         self._letters += len(taken)
         return taken
 
     def note_taken(self, number: int, position: Position | None) -> None:
         """Notes that a letter was looked at. `position`: that of its entry, which is not durable yet; None if it stays."""
-        self._last_letter = number
 
     def note_blocked(self, reasons: Mapping[str, str]) -> None:
         self.inbox.note_blocked(reasons)

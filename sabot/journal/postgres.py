@@ -193,6 +193,11 @@ class PostgresInbox(SqlInbox):
             self._shared = int(self._place.known_facts(connection)["format"]) == SHARED
 
     def post(self, letter: Letter) -> None:
+        if self._shared and (letter.after_ms or letter.priority):
+            raise UserError(
+                f"job {letter.job}: workers that share {self._place.where} begin jobs in the order of their letters",
+                hint="start_after= and priority= need a kernel that has the journal alone",
+            )
         if letter.kind == "retry" and self._shared:
             with self.transaction("letter") as connection:
                 if tries_again(connection, letter.job):

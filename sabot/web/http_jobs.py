@@ -59,9 +59,12 @@ _START = (
     "scope",
     "principal",
     "session",
+    "key",
     "idempotency_key",
     "budgets",
     "max_turns",
+    "start_after",
+    "priority",
     "metadata",
 )
 _HEADERS = {"cache-control": "no-store", "x-content-type-options": "nosniff"}

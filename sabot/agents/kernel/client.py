@@ -7,6 +7,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -31,7 +32,7 @@ from sabot.agents.kernel.jobs import (
     recorded_result,
 )
 from sabot.base.checks import Of, check
-from sabot.base.config import checked_name
+from sabot.base.config import Duration, checked_name
 from sabot.base.options import answers_wrong_options
 from sabot.base.threads import run_connected, run_in_thread
 from sabot.clock import SYSTEM_CLOCK, Clock
@@ -41,6 +42,7 @@ from sabot.jobs.core import SEQUENCES_APART
 from sabot.jobs.log import notices_of
 from sabot.jobs.open_jobs import begun_or_queued, jobs_begun_within, whole_entry
 from sabot.journal import Inbox, Journal, JournalReader, Position
+from sabot.journal.begin_facts import stored_key
 from sabot.journal.entries import REQUEST, Begin, End, Letter, encode_entry
 from sabot.journal.memory import MemoryStorage, salt_of
 
@@ -181,9 +183,12 @@ class JobClient:
         scope: str = "default",
         principal: str = "",
         session: str = "",
+        key: str = "",
         idempotency_key: str = "",
         budgets: BudgetSpec | Mapping[str, Any] | None = None,
         max_turns: int | None = None,
+        start_after: Duration | datetime | None = None,
+        priority: int = 0,
         metadata: Mapping[str, Any] | None = None,
     ) -> ClientHandle:
         """Begins a job, and returns its handle when the job is durable.
@@ -192,7 +197,8 @@ class JobClient:
         - `scope`, `principal`, `session`: the tenant, the person and the conversation for which the job runs.
         - `idempotency_key`: if the agent already has a job of this scope with the same key, from a client or from
           `RuntimeKernel.execute`, no second job is begun, and the handle is that of the first.
-        - `budgets`, `max_turns`, `metadata`: as in an ExecutionRequest.
+        - `key`, `start_after`, `priority`: the key of the job, the time before which it does not begin, and its place in the
+          queue. `budgets`, `max_turns`, `metadata`: the limits and the data of the job. All as in an ExecutionRequest.
 
         A job of an agent that the kernel does not have stays queued, for a kernel that has it; the kernel logs a warning.
 
@@ -209,6 +215,9 @@ class JobClient:
             idempotency_key=idempotency_key,
             budgets=BudgetSpec.of(budgets),
             max_turns=max_turns,
+            key=key,
+            start_after=start_after,
+            priority=priority,
             metadata={} if metadata is None else metadata,
         )
         (handle,) = await self.start_all([request])
@@ -267,9 +276,20 @@ class JobClient:
             salt=salt_of(reader),
             form=REQUEST,
             within=within if request.idempotency_key else "",
+            key=stored_key(request.key),
         )
+        after_ms = request.begins_ms(self._store.clock.time())
         try:
-            inbox.post(Letter("begin", job=job_id, name=agent, body=encode_entry(begin)))
+            inbox.post(
+                Letter(
+                    "begin",
+                    job=job_id,
+                    name=agent,
+                    body=encode_entry(begin),
+                    after_ms=after_ms,
+                    priority=request.priority,
+                )
+            )
         except LetterRefused:  # it was begun before
             mark, queued = begun_or_queued(reader, job_id)
             if (before := queued or mark) is not None:  # else it was forgotten meanwhile

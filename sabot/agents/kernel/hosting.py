@@ -42,6 +42,7 @@ from sabot.base.threads import run_in_thread
 from sabot.clock import Clock
 from sabot.engine.calls.judging import repeated_around
 from sabot.errors import IdempotencyConflict, InternalError, JournalFailed, NonDeterminism, SabotError, UserError
+from sabot.jobs.events import LettersCame
 from sabot.jobs.guard import Behalf, EffectGuard, declared_by
 from sabot.jobs.history import History
 from sabot.jobs.host import JobHost
@@ -53,7 +54,11 @@ from sabot.jobs.run import JobRun
 from sabot.jobs.tree import first_of, parent_of
 from sabot.jobs.values import pack_error
 from sabot.journal import Journal, Position
+from sabot.journal.base import EVERY
+from sabot.journal.begin_facts import key_text
+from sabot.journal.ended_jobs import JobQuery
 from sabot.journal.entries import REQUEST, Answer, Begin, Cancel, EffectResult, End, Entry, Signal
+from sabot.journal.lanes import JobLimit
 from sabot.journal.memory import MemoryJournal
 
 if TYPE_CHECKING:
@@ -92,6 +97,7 @@ class KernelHost:
         policy: EffectGuard | None,
         around: dict[str, Any],
         children: ChildLimits,
+        limits: Mapping[str, JobLimit],
         on_lost: Callable[[], None] | None,
     ) -> None:
         """Makes a host. Arguments that are not explained here are those of `RuntimeKernel`.
@@ -100,12 +106,15 @@ class KernelHost:
         - `handle`: a function that makes the handle of a job, from its id, its agent and the digest of its request.
         - `events`: the bus to which events are published.
         - `shown`: the stores of the program that also show the jobs of this kernel.
+        - `limits`: by the id of an agent, the limit of its jobs.
         - `around`: by job, the judge of the code that has begun it, if this code may be repeated (`JobLimits.around`).
         - `on_lost`: a function that is called when this worker of a shared journal has lost its lease, and its host was
           stopped: its jobs go on in others. None for an owner that ends then.
         - `dedupe_s`, `grace_s`: the options `dedupe` and `stop_grace` of `RuntimeKernel`, in seconds.
         """
         self.journal = journal
+        journal.begins.lanes.limits = limits
+        self._lanes = journal.begins.lanes
         self.open: dict[str, OpenJob] = {}
         self.handles: dict[str, ExecutionHandle] = {}  # by id, for jobs that have not ended; blocked ones too
         self.failure: SabotError | None = None
@@ -157,6 +166,7 @@ class KernelHost:
                 hint="give it these agents too, and the name= that the kernel had",
             )
         self.open = {job.job_id: job for job in found}
+        await self._take_seats(found)
         if self.open:
             _log.info(
                 "%s has %s: await kernel.resume() goes on with what is open",
@@ -176,6 +186,20 @@ class KernelHost:
         self._host.start()
         for job in cut:
             self._host.end_cut(job)
+
+    async def _take_seats(self, found: Sequence[OpenJob]) -> None:
+        """Gives the open jobs their seats, and counts for the rates what has begun before the start."""
+        if self.journal.begins.shared:
+            return
+        for job in found:
+            if not parent_of(job.job_id)[0]:
+                self._lanes.was_open(job.job_id, job.agent, job.behalf.scope, key_text(job.key))
+        for agent, limit in self._lanes.limits.items():
+            if limit.most:
+                since = self._clock.time() - limit.within_ms / 1000
+                marks = await call_journal(self.journal.logged, JobQuery(agent=agent, since=since), EVERY)
+                for mark in reversed([mark for mark in marks if not parent_of(mark.job)[0]]):
+                    self._lanes.had_begun(agent, mark.scope, mark.key, mark.created_ms or 0)
 
     async def close(self, why: SabotError) -> None:
         """Stops the host. The stores of the program copy the last entries of the journal.
@@ -295,6 +319,16 @@ class KernelHost:
             return await self._begun(handle, inputs, request)
         finally:
             self.journal.begins.release(job_id)
+
+    async def expect(self, agent: KernelAgent, job_id: str, request: ExecutionRequest) -> ExecutionHandle:
+        """Returns the handle of a job whose letter is in the inbox. The job begins as soon as it may."""
+        self._warn_of_open()
+        handle = self.handles.get(job_id)
+        if handle is None:
+            name = digest_of(self.journal.key, agent.agent_id, request) if request.idempotency_key else b""
+            handle = self.handles[job_id] = self._new(job_id, agent, name)
+            await self.take_letters()
+        return handle
 
     async def take_letters(self) -> None:
         """Takes the letters that are in the inbox now, as far as there is room for the jobs that they begin."""
@@ -577,9 +611,13 @@ class KernelHost:
     def rests(self, job_id: str) -> None:
         self.journal.begins.rests(job_id)
         self._leave(job_id)
+        root = first_of(job_id)
+        if self._lanes.limits and all(first_of(each) != root for each in self._seats) and self._lanes.park(root):
+            self._host.put(LettersCame())
 
     def wakes(self, job_id: str) -> None:
-        self._when_free(job_id, partial(self._host.parking.wake, job_id))
+        go_on = partial(self._when_free, job_id, partial(self._host.parking.wake, job_id))
+        self._lanes.go_on(first_of(job_id), go_on)
 
     def child(self, agent: KernelAgent, job_id: str, request: ExecutionRequest, behalf: Behalf) -> None:
         if job_id in self.handles:
@@ -617,7 +655,13 @@ class KernelHost:
             else:
                 handle.settle(InternalError(f"job {job_id} has ended ({outcome}), and nobody said how"), ended=True)
         self._leave(job_id)
+        self._gives_up(job_id)
         self._trim()
+
+    def _gives_up(self, job_id: str, *, blocked: bool = False) -> None:
+        """Ends the seat of a job that is over, or that is blocked."""
+        if self._lanes.leave(job_id, blocked=blocked):
+            self._host.put(LettersCame())
 
     def is_blocked(self, job_id: str, error: NonDeterminism) -> None:
         self._given.pop(job_id, None)
@@ -625,6 +669,7 @@ class KernelHost:
         if handle is not None:
             handle.settle(error, ended=False)
         self._leave(job_id)
+        self._gives_up(job_id, blocked=True)
 
     def asked_to_exit(self, job_id: str, error: BaseException) -> None:
         self._broke(f"job {job_id}", error)

@@ -6,9 +6,10 @@ ExecutionRequest ─▶ BEGIN ─▶ Agent.run(…, effects=ctx.llm(engine)), or
 import uuid
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from decimal import Decimal
 from hashlib import blake2b
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
@@ -16,7 +17,7 @@ from sabot.agents.context import BudgetSpec, ExecutionContext, PolicyRef, RunVer
 from sabot.agents.durable.context import DurableContext, durable_context
 from sabot.agents.durable.job_rows import version_of
 from sabot.base.checks import Whole, check
-from sabot.base.config import checked_name
+from sabot.base.config import Duration, checked_name, parse_seconds
 from sabot.base.options import answers_wrong_options
 from sabot.base.process_exit import EXITS
 from sabot.clock import Clock
@@ -38,10 +39,18 @@ from sabot.jobs.owner import AfterFailure, OpenJob
 from sabot.jobs.run import JobRun
 from sabot.jobs.tree import parent_of
 from sabot.jobs.values import pack, unpack
+from sabot.journal.begin_facts import key_text
 from sabot.journal.entries import EffectResult
 from sabot.llm.agent import Agent, AgentResult
 from sabot.llm.engine import ExecutionEngine
 
+if TYPE_CHECKING:
+    StartAfter = Duration | datetime | None
+else:
+    StartAfter = Any  # it is not stored with the request, and msgspec refuses such unions
+
+_MOST_PRIORITY = 1_000_000
+_AFTER = 'start_after="10min", a timedelta, seconds, or a datetime with a zone'
 _NO_STATE = MemoryBackend()  # the empty state that contexts of jobs show; nothing is ever written to it
 
 
@@ -59,6 +68,10 @@ class ExecutionRequest:
     - `idempotency_key`: if the agent already has a job of this scope with the same key, no second job is begun.
     - `agent`: the name of the agent; "" means the first agent of the kernel.
     - `max_turns`: the most turns of the Agent, in place of its own `max_turns`. It is not for agents that are functions.
+    - `key`: the key of the job, such as a customer: `JobLimit(agent, per="key", concurrency=1)` runs the jobs of each key one
+      after the other. It is in lists of jobs.
+    - `priority`: of jobs that wait to begin, those with smaller numbers begin first.
+    - `start_after`: the job does not begin before this time: a datetime with a zone, or a duration from now on.
     """
 
     prompt: Any
@@ -73,11 +86,32 @@ class ExecutionRequest:
     idempotency_key: str = ""
     agent: str = ""
     max_turns: int | None = None
+    key: str = ""
+    priority: int = 0
+    start_after: StartAfter = None
 
     def __post_init__(self) -> None:
-        check_request(self, "idempotency_key", "agent")
+        check_request(self, "idempotency_key", "agent", "key")
         if self.max_turns is not None:
             check("ExecutionRequest: max_turns", self.max_turns, Whole(1))
+        check("ExecutionRequest: priority", self.priority, Whole(-_MOST_PRIORITY, _MOST_PRIORITY))
+        self.begins_ms(0.0)
+
+    def begins_ms(self, now: float) -> int:
+        """Returns the time from `start_after`, in milliseconds since 1970; 0 for None. `now`: the present time in seconds."""
+        after = self.start_after
+        if after is None:
+            return 0
+        if not isinstance(after, datetime):
+            return round((now + parse_seconds(after, name="start_after", hint=_AFTER)) * 1000)
+        if after.tzinfo is None:
+            raise UserError(f"start_after={short_repr(after)} has no zone", hint="datetime(…, tzinfo=ZoneInfo(…))")
+        return max(0, round(after.timestamp() * 1000))
+
+    @property
+    def waits(self) -> bool:
+        """True if the job may have to wait behind others in the queue, or for its time."""
+        return bool(self.key or self.priority or self.start_after is not None)
 
     def context(self, job_id: str = "") -> ExecutionContext:
         """Returns the context of the job for this request: the tenant, the actor, the limits and the other fields of
@@ -94,7 +128,9 @@ class ExecutionRequest:
     @property
     def content(self) -> dict[str, Any]:
         """The fields, by name, that must be equal in two requests with the same idempotency key."""
-        left_out = ["run_id", "versions", "idempotency_key"]
+        left_out = ["run_id", "versions", "idempotency_key", "priority", "start_after"]
+        if not self.key:  # as max_turns
+            left_out.append("key")
         if self.max_turns is None:  # earlier versions did not have it, and have stored digests without it
             left_out.append("max_turns")
         said = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in left_out}
@@ -131,6 +167,9 @@ _DEFAULTS = {
     if name != "prompt"
 }
 
+# the others are in the letter, or in the BEGIN entry itself
+_STORED = [name for name in _DEFAULTS if name not in ("key", "priority", "start_after")]
+
 
 class _Ended(msgspec.Struct, frozen=True, omit_defaults=True):
     """The result of an Agent in the form that the END entry of its job stores. `output`: the output in the form of
@@ -151,7 +190,7 @@ def encode_request(request: ExecutionRequest) -> bytes:
     UserError for a value that cannot be encoded.
     """
     prompt = [request.prompt] if isinstance(request.prompt, ChatMessage) else request.prompt
-    said = {name: value for name in _DEFAULTS if (value := getattr(request, name)) != _DEFAULTS[name]}
+    said = {name: value for name in _STORED if (value := getattr(request, name)) != _DEFAULTS[name]}
     return pack({**said, "prompt": msgspec.to_builtins(prompt) if _has_messages(prompt) else prompt}, "the request")
 
 
@@ -388,7 +427,7 @@ class KernelAgent:
         request, begin = self._asked(job), job.history.begin
         if request.policy_ref is not None and other_policy(self._policy, request.policy_ref):
             job.lost_policy = f"its request asks for {policy_words(request.policy_ref)}, which the kernel does not have"
-        row = Row(None, None, begin.at_ms, -1, -1, (), "", request.prompt, begin.key)
+        row = Row(None, None, begin.at_ms, -1, -1, (), "", request.prompt, key_text(begin.key).encode())
         ctx = durable_context(job, row, _NO_STATE, self.agent_id, "", self._clock, request.metadata)
         return self._run(ctx, request)
 

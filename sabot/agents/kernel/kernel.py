@@ -44,11 +44,12 @@ from sabot.jobs.history import History
 from sabot.jobs.host import STOP_GRACE_SECONDS
 from sabot.jobs.journal_calls import call_journal
 from sabot.jobs.log import Fragment
-from sabot.jobs.open_jobs import next_begin, open_jobs, whole_entries
+from sabot.jobs.open_jobs import begun_or_queued, next_begin, open_jobs, whole_entries
 from sabot.jobs.run import JobRun
 from sabot.jobs.url_ids import stored_id
 from sabot.journal import Journal, JournalReader
 from sabot.journal.entries import Begin, Entry, Letter
+from sabot.journal.lanes import JobLimit
 from sabot.journal.memory import MemoryJournal, MemoryStorage
 from sabot.journal.opening import open_journal
 from sabot.llm.agent import Agent
@@ -94,6 +95,7 @@ class RuntimeKernel:
         stop_grace: Duration = STOP_GRACE_SECONDS,
         version: str = "",
         shared: bool = False,
+        limits: Sequence[JobLimit] = (),
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         """Makes a kernel. Raises UserError if an argument is not valid.
@@ -124,6 +126,8 @@ class RuntimeKernel:
         - `version`: the version of the code. With "" it is a digest of the code.
         - `shared`: True for one of several workers: kernels of the same code over one journal in PostgreSQL. Each takes
           jobs that clients begin, and after `resume` goes on with the jobs of workers that have ended.
+        - `limits`: the limits of agents (JobLimit): how many of their jobs run at a time, and begin in a time. At most one for
+          each agent.
         - `clock`: the clock of the kernel. A Journal that is passed as `journal` has its own clock, which is then used
           instead.
         """
@@ -163,6 +167,7 @@ class RuntimeKernel:
             raise UserError(
                 f"kernel {self.name}: its agents are {names or 'none'}", hint="one or more, each with its own name"
             )
+        self._limits = self._checked_limits(limits)
         self._place = MemoryStorage(clock) if journal is None else journal
         self.policy, self._budgets, self._writer = checked_guard(policy), budgets, ledger_writer
         if budgets is not None:
@@ -180,6 +185,7 @@ class RuntimeKernel:
             for word, value in stores.items()
             if value is not None and not (isinstance(value, Ledger) and value.shared)
         ]
+        alone += ["limits="] if self._limits else []
         if shared and alone:
             raise UserError(
                 f"kernel {self.name} has shared=True and {', '.join(alone)}: they know of the jobs of one worker only",
@@ -202,6 +208,23 @@ class RuntimeKernel:
         self._client = JobClient.of_worker(KernelStore(self._place, self.name, clock), self.name)
         self._elsewhere_jobs: dict[asyncio.Task[None], ExecutionHandle] = {}  # handles of jobs of other workers
         self._anew: asyncio.Task[None] | None = None  # makes this kernel another worker, after it has lost its lease
+
+    def _checked_limits(self, limits: Sequence[JobLimit]) -> dict[str, JobLimit]:
+        """Returns the limits by the ids of their agents. Raises UserError."""
+        found: dict[str, JobLimit] = {}
+        if isinstance(limits, str | bytes | JobLimit) or not isinstance(limits, Sequence):
+            raise UserError(
+                f"RuntimeKernel: limits={short_repr(limits)}", hint='limits=[JobLimit("support", concurrency=5)]'
+            )
+        for each in limits:
+            check("RuntimeKernel: limits", each, Of(JobLimit, 'JobLimit("support", concurrency=5)'))
+            agent = self._agent(each.agent).agent_id
+            if agent in found:
+                raise UserError(
+                    f"kernel {self.name} has two limits of agent {each.agent}", hint="one JobLimit for each agent"
+                )
+            found[agent] = replace(each, agent=agent)
+        return found
 
     @classmethod
     def create(cls, *, agent: Any, engine: ExecutionEngine | None = None, **options: Any) -> "RuntimeKernel":
@@ -274,7 +297,7 @@ class RuntimeKernel:
             policy = guard_of(await self._guards(limits))
             if missing := await call_journal(journal.begins.lacks, declared_by(policy)):
                 raise self._lacks(journal, missing)
-            how = {**self._options, "policy": policy, "around": limits.around}
+            how = {**self._options, "policy": policy, "around": limits.around, "limits": self._limits}
             how["on_lost"] = self._lost if self._shared and journal is not place else None
             host = KernelHost(journal, agents, partial(ExecutionHandle, self), self.event_bus, self._shown, **how)
             await host.start()
@@ -472,15 +495,20 @@ class RuntimeKernel:
         self._check_policy(request.policy_ref)
         host = await self._started()
         agent = self._agent(request.agent)
-        if request.idempotency_key and host.journal.begins.shared:
-            return await self._execute_shared(host, agent, replace(request, agent=agent.name))
+        shared = host.journal.begins.shared
+        if (shared and request.idempotency_key) or request.waits or agent.agent_id in self._limits:
+            return await self._execute_queued(host, agent, replace(request, agent=agent.name))
         return await host.execute(agent, job_id_of(agent.agent_id, request), request)
 
-    async def _execute_shared(self, host: KernelHost, agent: KernelAgent, request: ExecutionRequest) -> ExecutionHandle:
-        """Begins a job with an idempotency key as a client does, since the journal decides which of several workers that are
-        asked at once begins it. If this one has room, the job runs here.
+    async def _execute_queued(self, host: KernelHost, agent: KernelAgent, request: ExecutionRequest) -> ExecutionHandle:
+        """Begins a job as a client does: one that may have to wait in the queue; or one with an idempotency key, since the
+        journal decides which of several workers that are asked at once begins it. If this one has room, the job runs here.
         """
         (begun,) = await self._client.begin([request])
+        if not host.journal.begins.shared:
+            if begun.created or (await call_journal(begun_or_queued, host.journal, begun.job_id))[0] is None:
+                return await host.expect(agent, begun.job_id, request)
+            return await host.execute(agent, begun.job_id, request)
         if begun.created:
             await host.take_letters()
         return host.handles.get(begun.job_id) or self._watch_elsewhere(begun, agent)

@@ -1,0 +1,349 @@
+"""Limits of jobs, and the queue of the jobs that wait to begin, in a journal with one owner.
+
+   letter "begin" ─▶ later, until its time ─▶ lane ─▶ a seat is free, and the rate allows it ─▶ BEGIN ─▶ … ─▶ END: the seat is free
+                                               ▲
+   parked="free": a job that goes on takes a seat again, before jobs that begin
+
+A lane has the jobs that share a limit: those of an agent, of one scope of it, or of one key. A job without a limit is in the
+lane "", which is never full. A job keeps its seat until its end, with the jobs that it has begun; or with `parked="free"` until
+all of them wait for something that takes long.
+
+The queue is in memory, and the letters are in the inbox of the journal until their jobs begin. So nothing is lost with the
+process. Jobs that have begun within the time of a rate are counted from the marks of the journal at the start.
+"""
+
+import heapq
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import KW_ONLY, dataclass, field
+from operator import itemgetter
+from typing import Literal
+
+from sabot.base.checks import OneOf, Whole, check
+from sabot.base.config import checked_text, parse_seconds
+from sabot.base.options import answers_wrong_options
+from sabot.errors import UserError, short_repr
+from sabot.journal.begin_facts import facts_of
+from sabot.journal.entries import Begin, Letter, decode_entry
+
+_RATE = 'such as rate="100/min", "5/s" or "20/10s": jobs that begin in each such time'
+
+
+@answers_wrong_options
+@dataclass(frozen=True)
+class JobLimit:
+    """A limit for the jobs of one agent of a kernel: how many run at a time, and how many begin in a time. Jobs beyond it stay
+    queued, in the order of their priorities, and among these in the order in which they were asked for.
+
+    - `agent`: the name of the agent.
+    - `per`: "agent" counts all jobs of the agent together, "scope" those of each scope (tenant), "key" those of each `key=`.
+      Jobs without a key are not limited then.
+    - `concurrency`: the most jobs that run at a time; None for no limit. `JobLimit("support", per="key", concurrency=1)` runs
+      the jobs of one customer one after the other.
+    - `rate`: the most jobs that begin within any such time: "100/min". None for no limit.
+    - `parked`: "free" lets the next job pass while a job waits for a person, a signal, a long timer or a child that does; "holds"
+      does not. By default "free", but "holds" for `per="key"`, where order matters.
+
+    A job that another job has begun (`ctx.child`) belongs to that one, and has no seat of its own.
+    """
+
+    agent: str
+    _: KW_ONLY
+    per: Literal["agent", "scope", "key"] = "agent"
+    concurrency: int | None = None
+    rate: str | None = None
+    parked: Literal["holds", "free"] | None = None
+    most: int = field(init=False, repr=False, default=0)
+    within_ms: int = field(init=False, repr=False, default=0)
+
+    def __post_init__(self) -> None:
+        checked_text(self.agent, "JobLimit: agent")
+        check("JobLimit: per", self.per, OneOf(("agent", "scope", "key")))
+        if self.concurrency is not None:
+            check("JobLimit: concurrency", self.concurrency, Whole(1))
+        if self.parked is None:
+            object.__setattr__(self, "parked", "holds" if self.per == "key" else "free")
+        check("JobLimit: parked", self.parked, OneOf(("holds", "free")))
+        if self.rate is not None:
+            most, within_ms = _parsed_rate(self.rate)
+            object.__setattr__(self, "most", most)
+            object.__setattr__(self, "within_ms", within_ms)
+        if self.concurrency is None and self.rate is None:
+            raise UserError(f"JobLimit({self.agent!r}) limits nothing", hint="give it concurrency=, rate= or both")
+
+    def lane(self, scope: str, key: str) -> str:
+        """Returns the name of the lane of a job with this scope and key; "" if the job is not limited."""
+        if self.per == "agent":
+            return self.agent
+        part = scope if self.per == "scope" else key
+        return f"{self.agent}\n{part}" if part else ""
+
+
+def _parsed_rate(rate: object) -> tuple[int, int]:
+    """Returns the number of jobs of a rate, and its time in milliseconds. Raises UserError."""
+    count, slash, time = rate.partition("/") if isinstance(rate, str) else ("", "", "")
+    if not slash or not count.strip().isdecimal() or int(count) < 1:
+        raise UserError(f"JobLimit: rate={short_repr(rate)}", hint=_RATE)
+    time = time.strip()
+    seconds = parse_seconds(time if time[:1].isdecimal() else f"1{time}", name="JobLimit: rate", zero=False, hint=_RATE)
+    return int(count), max(1, round(seconds * 1000))
+
+
+@dataclass(slots=True, eq=False)
+class _Lane:
+    """A lane.
+
+    - `queued`: a heap of the jobs that may begin next: priority, number of the letter, job. `waiting`: the number of jobs in the
+      queue, also of those whose time has not come.
+    - `seats`: the jobs that have a seat. `away`: those that have given theirs up while they wait. `woken`: those of them that want
+      to go on.
+    - `began_ms`: when the last jobs have begun, the oldest first.
+    """
+
+    name: str
+    limit: JobLimit | None
+    queued: list[tuple[int, int, str]] = field(default_factory=list)
+    waiting: int = 0
+    seats: set[str] = field(default_factory=set)
+    away: set[str] = field(default_factory=set)
+    woken: dict[str, Callable[[], object]] = field(default_factory=dict)
+    began_ms: deque[int] = field(default_factory=deque)
+
+    @property
+    def is_full(self) -> bool:
+        most = None if self.limit is None else self.limit.concurrency
+        return most is not None and len(self.seats) >= most
+
+    def next_ms(self, now_ms: int) -> int:
+        """Returns the time from which on the rate allows another job: now, or later."""
+        if self.limit is None or not self.limit.most:
+            return now_ms
+        most, within_ms, began = self.limit.most, self.limit.within_ms, self.began_ms
+        if began and began[-1] > now_ms:  # the clock was set back: they count as if they had begun now
+            began = self.began_ms = deque(min(each, now_ms) for each in began)
+        while began and began[0] + within_ms <= now_ms:
+            began.popleft()
+        return now_ms if len(began) < most else began[len(began) - most] + within_ms
+
+
+@dataclass(slots=True, eq=False)
+class _Queued:
+    """A letter that begins a job, and waits. `following`: letters to the job that came after it."""
+
+    number: int
+    letter: Letter
+    lane: _Lane
+    following: list[tuple[int, Letter]] = field(default_factory=list)
+
+
+class Lanes:
+    """The lanes of a journal with one owner, and the letters that wait in them. May be used from any thread.
+
+    `limits`: by the id of an agent, its limit. They are set before the first letter comes.
+    """
+
+    def __init__(self) -> None:
+        self.limits: Mapping[str, JobLimit] = {}
+        self._lock = threading.Lock()
+        self._free = _Lane("", None)  # of jobs without a limit
+        self._lanes: dict[str, _Lane] = {}
+        self._queued: dict[str, _Queued] = {}
+        self._seated: dict[str, _Lane] = {}
+        self._later: list[tuple[int, int, str]] = []  # a heap: time, number of the letter, job
+        self._slow: list[tuple[int, str]] = []  # a heap: when to look at a lane again because of its rate
+        self._ready: dict[str, _Lane] = {}  # lanes in which a job may be able to begin
+        self._following: deque[tuple[int, Letter]] = deque()  # letters to jobs that have begun
+
+    # -- jobs that wait to begin --------------------------------------------------------------------------------------
+
+    def arrive(self, number: int, letter: Letter, now_ms: int) -> list[tuple[int, Letter]]:
+        """Puts a letter that begins a job into the queue, and letters to a job in the queue behind it. Returns the letters that
+        are to be taken now: any other letter; or with a cancel of a job in the queue all of this job.
+        """
+        with self._lock:
+            waiting = self._queued.get(letter.job) if letter.job else None
+            if letter.kind in ("begin", "retry"):
+                if waiting is not None:
+                    return []
+                lane = self._lane_of(letter)
+                if letter.kind == "retry" and lane is self._free:
+                    return [(number, letter)]
+                self._add(_Queued(number, letter, lane), now_ms)
+                return []
+            if waiting is None:
+                return [(number, letter)]
+            if letter.kind == "cancel":
+                return [(waiting.number, waiting.letter), *waiting.following, (number, letter)]
+            if all(number != each for each, _ in waiting.following):
+                waiting.following.append((number, letter))
+            return []
+
+    def _add(self, made: _Queued, now_ms: int) -> None:
+        self._queued[made.letter.job] = made
+        made.lane.waiting += 1
+        if made.letter.after_ms > now_ms:
+            heapq.heappush(self._later, (made.letter.after_ms, made.number, made.letter.job))
+        else:
+            self._line_up(made)
+
+    def _line_up(self, queued: _Queued) -> None:
+        heapq.heappush(queued.lane.queued, (queued.letter.priority, queued.number, queued.letter.job))
+        self._ready[queued.lane.name] = queued.lane
+
+    def _lane_of(self, letter: Letter) -> _Lane:
+        if not self.limits:
+            return self._free
+        begin = decode_entry(letter.body, f"the letter ({letter.kind}) of job {letter.job}")
+        assert isinstance(begin, Begin)
+        _, scope, _, _, key = facts_of(begin)
+        return self._lane(begin.agent, scope, key)
+
+    def _lane(self, agent: str, scope: str, key: str) -> _Lane:
+        limit = self.limits.get(agent)
+        name = "" if limit is None else limit.lane(scope, key)
+        if not name:
+            return self._free
+        if name not in self._lanes:
+            self._lanes[name] = _Lane(name, limit)
+        return self._lanes[name]
+
+    def letters(self) -> list[Letter]:
+        """Returns the letters that wait in the queue, in the order in which they were posted."""
+        with self._lock:
+            waiting = [
+                each for queued in self._queued.values() for each in ((queued.number, queued.letter), *queued.following)
+            ]
+            return [letter for _, letter in sorted([*waiting, *self._following], key=itemgetter(0))]
+
+    def is_due(self, now_ms: int, room: int) -> bool:
+        """Returns True if a letter of the queue may be taken. `room`: how many more jobs may begin."""
+        return self.next_due(now_ms, room) is not None
+
+    def next_due(self, now_ms: int, room: int) -> tuple[int, Letter] | None:
+        """Returns the next letter that may be taken, with its number, or None. It stays there until `taken`."""
+        with self._lock:
+            if self._following:
+                return self._following[0]
+            found = self._next(now_ms) if room > 0 else None
+            return None if found is None else (found.number, found.letter)
+
+    def _next(self, now_ms: int) -> _Queued | None:
+        while self._later and self._later[0][0] <= now_ms:
+            if (waiting := self._queued.get(heapq.heappop(self._later)[2])) is not None:
+                self._line_up(waiting)
+        while self._slow and self._slow[0][0] <= now_ms:
+            if (lane := self._lanes.get(name := heapq.heappop(self._slow)[1])) is not None:
+                self._ready[name] = lane
+        first: tuple[int, int, str] | None = None
+        for lane in list(self._ready.values()):
+            while lane.queued and lane.queued[0][2] not in self._queued:  # it was cancelled
+                heapq.heappop(lane.queued)
+            if not lane.queued or lane.is_full or lane.woken:
+                self._rests(lane, now_ms)
+            elif (next_ms := lane.next_ms(now_ms)) > now_ms:
+                del self._ready[lane.name]
+                heapq.heappush(self._slow, (next_ms, lane.name))
+            elif first is None or lane.queued[0] < first:
+                first = lane.queued[0]
+        return None if first is None else self._queued[first[2]]
+
+    def _rests(self, lane: _Lane, now_ms: int) -> None:
+        """Looks at a lane no more, until something of it changes. Forgets it if it is empty and its rate remembers nothing."""
+        del self._ready[lane.name]
+        if lane is self._free or lane.waiting or lane.seats or lane.away:
+            return
+        lane.next_ms(now_ms)
+        if lane.began_ms and lane.limit is not None and lane.limit.most:
+            heapq.heappush(self._slow, (lane.began_ms[-1] + lane.limit.within_ms, lane.name))
+        else:
+            del self._lanes[lane.name]
+
+    def taken(self, letter: Letter, now_ms: int, *, begun: bool) -> None:
+        """Notes that a letter has left the queue. `begun`: True if its job has begun, which has a seat from now on."""
+        with self._lock:
+            if self._following and self._following[0][1] is letter:
+                self._following.popleft()
+                return
+            if letter.kind not in ("begin", "retry") or (queued := self._queued.pop(letter.job, None)) is None:
+                return
+            self._following.extend(queued.following)
+            queued.lane.waiting -= 1
+            self._ready[queued.lane.name] = queued.lane
+            if begun and queued.lane is not self._free:
+                self._seated[letter.job] = queued.lane
+                queued.lane.seats.add(letter.job)
+                queued.lane.began_ms.append(now_ms)
+
+    # -- jobs that have begun -----------------------------------------------------------------------------------------
+
+    def was_open(self, job: str, agent: str, scope: str, key: str) -> None:
+        """Gives a job that has begun before the start a seat, also if its lane is full."""
+        with self._lock:
+            lane = self._lane(agent, scope, key)
+            if lane is not self._free:
+                self._seated[job] = lane
+                lane.seats.add(job)
+
+    def had_begun(self, agent: str, scope: str, key: str, at_ms: int) -> None:
+        """Notes that a job has begun before the start, for the rate. They are noted in the order of their times."""
+        with self._lock:
+            lane = self._lane(agent, scope, key)
+            if lane is not self._free:
+                lane.began_ms.append(at_ms)
+                self._ready[lane.name] = lane
+
+    def leave(self, job: str, *, blocked: bool = False) -> bool:
+        """Ends the seat of a job that is over; or with `blocked`, of one that cannot continue, unless the order of its lane
+        matters (`per="key"`). Returns True if another job may begin now.
+        """
+        with self._lock:
+            lane = self._seated.get(job)
+            if blocked and lane is not None and lane.limit is not None and lane.limit.per == "key":
+                return False
+            self._seated.pop(job, None)
+        return lane is not None and self._gets_up(job, lane)
+
+    def park(self, job: str) -> bool:
+        """Ends the seat of a job that waits for something that takes long, unless its lane holds it. Returns as `leave` does."""
+        with self._lock:
+            lane = self._seated.get(job)
+            if lane is None or lane.limit is None or lane.limit.parked == "holds" or job not in lane.seats:
+                return False
+            lane.away.add(job)
+        return self._gets_up(job, lane)
+
+    def _gets_up(self, job: str, lane: _Lane) -> bool:
+        with self._lock:
+            lane.seats.discard(job)
+            if job not in self._seated:
+                lane.away.discard(job)
+                lane.woken.pop(job, None)
+            go = None
+            if lane.woken and not lane.is_full:
+                first = next(iter(lane.woken))
+                go = self._sits(first, lane)
+            if not lane.is_full:
+                self._ready[lane.name] = lane
+            may_begin = bool(lane.queued) and not lane.is_full
+        if go is not None:
+            go()
+        return may_begin
+
+    def _sits(self, job: str, lane: _Lane) -> Callable[[], object]:
+        lane.away.discard(job)
+        lane.seats.add(job)
+        return lane.woken.pop(job)
+
+    def go_on(self, job: str, go: Callable[[], object]) -> None:
+        """Calls `go` as soon as a job that has waited has a seat: at once, unless others have all seats of its lane. Such a
+        job goes before those that begin.
+        """
+        with self._lock:
+            lane = self._seated.get(job)
+            if lane is not None and job in lane.away:
+                lane.woken[job] = go
+                if lane.is_full:
+                    return
+                self._sits(job, lane)
+        go()
