@@ -263,7 +263,12 @@ def read_table(app: "HasStreams", context: Context, statement: CreateTable, span
             stream = stream.with_columns(**made)
         relation = Relation(stream, fields_of(stream, name, {time: 0} if time and not is_computed else None))
     whole = _computed(relation, context, statement, computed, time if later else None, lateness)
-    return replace(whole, key=tuple(each.text for each in statement.key))
+    finds = None
+    if connector is _SQL:
+        from sabot.sql.database_tables import finds_rows
+
+        finds = finds_rows(_options_of(statement), statement)
+    return replace(whole, key=tuple(each.text for each in statement.key), finds=finds)
 
 
 def _instant(name: str, type: pa.DataType, context: Context) -> Expr:
@@ -613,20 +618,16 @@ def _write_files(options: Options, statement: CreateTable) -> OpenWrite:
     return lambda app: (sink_of(format, path, **more), written)
 
 
-def _write_sql(options: Options, statement: CreateTable) -> OpenWrite:
-    from sabot.connectors.sql import SqlSink
+def _read_sql(options: Options, statement: CreateTable) -> OpenRead:
+    from sabot.sql.database_tables import read_sql
 
-    span = options.value_span("url")
-    url = options.need("url").removeprefix("jdbc:")
-    table = options.need("table-name", "table")
-    user, password = options.take("username", "user"), options.take("password")
-    if user is not None or password is not None:
-        url = _with_login(url, user, password)
-    written = delivery_of(options)
-    evolve = options.choose("evolve", YES_OR_NO, False)
-    with at(span):
-        sink = SqlSink(url, table, evolve=evolve)
-    return lambda app: (sink, written)
+    return read_sql(options, statement)
+
+
+def _write_sql(options: Options, statement: CreateTable) -> OpenWrite:
+    from sabot.sql.database_tables import write_sql
+
+    return write_sql(options)
 
 
 def _read_delta(options: Options, statement: CreateTable) -> OpenRead:
@@ -651,14 +652,6 @@ def _write_iceberg(options: Options, statement: CreateTable) -> OpenWrite:
     from sabot.sql.lake_tables import write_iceberg
 
     return write_iceberg(options, statement)
-
-
-def _with_login(url: str, user: str | None, password: str | None) -> str:
-    from urllib.parse import quote
-
-    scheme, _, rest = url.partition("://")
-    login = quote(user or "", safe="") + (f":{quote(password, safe='')}" if password is not None else "")
-    return f"{scheme}://{login}@{rest.rpartition('@')[2]}"
 
 
 def _read_agent(options: Options, statement: CreateTable) -> OpenRead:
@@ -693,7 +686,7 @@ def _read_postgres_changes(options: Options, statement: CreateTable) -> OpenRead
 _TOPIC = TableConnector(_read_topic, _write_topic)
 _MEMORY = TableConnector(_read_topic, _write_topic)
 _FILES = TableConnector(_read_files, _write_files)
-_SQL = TableConnector(None, _write_sql)
+_SQL = TableConnector(_read_sql, _write_sql)
 _DELTA = TableConnector(_read_delta, _write_delta)
 _ICEBERG = TableConnector(_read_iceberg, _write_iceberg)
 _PRINT = TableConnector(None, lambda options, statement: lambda app: (ConsoleSink(times="sql"), {}))

@@ -1,18 +1,27 @@
-"""Tables of databases that are followed: 'connector' = 'postgres-cdc', with the options of Flink's connector of this name."""
+"""Tables of databases: 'connector' = 'jdbc' and its kin, which are read, looked up and written, and 'postgres-cdc', which is followed.
+Their options are those of Flink's connectors of these names.
+"""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+import pyarrow as pa
+
+from sabot.api.calls import LookupOptions
+from sabot.base.threads import run_in_thread
 from sabot.sql.formats import declared_columns
-from sabot.sql.scope import at
+from sabot.sql.scope import FindsRows, at
 from sabot.sql.syntax.text import SqlFault, list_names
 from sabot.sql.syntax.tree import CreateTable
-from sabot.sql.table_options import Options
+from sabot.sql.table_options import YES_OR_NO, Options, delivery_of
+from sabot.sql.types import arrow_type
 
 if TYPE_CHECKING:
     from sabot.api.stream import Stream
+    from sabot.connectors.base import Sink
+    from sabot.connectors.sql.reading import DatabaseTable
 
 _log = logging.getLogger(__name__)
 
@@ -35,9 +44,7 @@ def read_postgres_changes(options: Options, statement: CreateTable) -> "Callable
     given["heartbeat"] = options.duration("heartbeat.interval") or options.duration("heartbeat.interval.ms")
     if ignored := sorted(options.prefixed("debezium.")):
         _log.warning("table %s: the options 'debezium.*' have no effect: %s", options.table, ", ".join(ignored))
-    metadata = next((each for each in statement.columns if each.metadata is not None), None)
-    if metadata is not None:
-        raise SqlFault(metadata.span, "rows of a table of PostgreSQL have no METADATA", "leave the column out")
+    _refuse_metadata(statement, "PostgreSQL")
     with at(options.span):
         source = PostgresChanges(url, table, **{name: value for name, value in given.items() if value is not None})
 
@@ -62,3 +69,111 @@ def read_postgres_changes(options: Options, statement: CreateTable) -> "Callable
         return stream.select(**declared_columns(found, wanted, statement, f"the table {source.name}"))
 
     return open_rows
+
+
+# -- SQLite, DuckDB and PostgreSQL --------------------------------------------------------------------------------------
+
+_AT_ONCE = 4  # lookups of a subtask, each with a connection
+_CACHED = 10_000
+
+
+def _address(options: Options) -> str:
+    url = options.need("url").removeprefix("jdbc:")
+    user, password = options.take("username", "user"), options.take("password")
+    if user is None and password is None:
+        return url
+    scheme, _, rest = url.partition("://")
+    login = quote(user or "", safe="") + (f":{quote(password, safe='')}" if password is not None else "")
+    return f"{scheme}://{login}@{rest.rpartition('@')[2]}"
+
+
+def write_sql(options: Options) -> "Callable[[Any], tuple[str | Sink, dict[str, Any]]]":
+    """Returns the writer of a table of a database. Raises SqlFault."""
+    from sabot.connectors.sql import SqlSink
+
+    span = options.value_span("url")
+    url, table = _address(options), options.need("table-name", "table")
+    written = delivery_of(options)
+    evolve = options.choose("evolve", YES_OR_NO, False)
+    with at(span):
+        sink = SqlSink(url, table, evolve=evolve)
+    return lambda app: (sink, written)
+
+
+def read_sql(options: Options, statement: CreateTable) -> "Callable[[Any, dict[str, Any]], Stream]":
+    """Returns the reader of the rows that a table of a database has. Raises SqlFault."""
+    from sabot.connectors.generated import GeneratorSource
+
+    table, schema = _table(options, statement)
+    _of_lookups(options)
+
+    def open_rows(app: Any, given: "dict[str, Any]") -> "Stream":
+        given.pop("schema", None)
+        rows: Stream = app.stream(GeneratorSource(table.rows, options.table, schema, bounded=True), **given)
+        return rows
+
+    return open_rows
+
+
+def finds_rows(options: Options, statement: CreateTable) -> FindsRows:
+    """Returns what finds the rows of a table of a database for `FOR SYSTEM_TIME AS OF` a PROCTIME(). Raises SqlFault."""
+    table, schema = _table(options, statement)
+    given = _of_lookups(options)
+    row = pa.list_(pa.struct(list(schema)))
+
+    def of_columns(columns: Sequence[str]) -> tuple[Callable[[Any], Any], LookupOptions]:
+        async def lookup(key: Any) -> Mapping[str, Any] | None:
+            values = key if len(columns) > 1 else (key,)
+            found = await run_in_thread(table.found, columns, values)
+            return {"found": found} if found else None
+
+        lookup.__name__ = lookup.__qualname__ = options.table
+        return lookup, {**given, "schema": pa.schema([("found", row)])}
+
+    return of_columns
+
+
+def _table(options: Options, statement: CreateTable) -> "tuple[DatabaseTable, pa.Schema]":
+    from sabot.connectors.sql.reading import DatabaseTable
+
+    span = options.value_span("url")
+    url, table = _address(options), options.need("table-name", "table")
+    _refuse_metadata(statement, "a database")
+    columns = {each.name.text: arrow_type(each.type) for each in statement.columns if each.type is not None}
+    if not columns:
+        message = f"table {options.table} needs columns to be read"
+        raise SqlFault(options.span, message, f"CREATE TABLE {options.table} (id BIGINT, …)")
+    schema = pa.schema(list(columns.items()))
+    with at(span):
+        return DatabaseTable(url, table, schema, [name.text for name in statement.key]), schema
+
+
+def _of_lookups(options: Options) -> LookupOptions:
+    """Returns the options of `Stream.lookup` that a table says. As in Flink, no answers are kept unless it says so."""
+    retries = options.number("lookup.max-retries")
+    found: LookupOptions = {"concurrency": _AT_ONCE, "retries": 3 if retries is None else max(0, int(retries))}
+    kind = options.value_span("lookup.cache")
+    chosen = options.take("lookup.cache")
+    if chosen is not None and chosen.upper() not in ("NONE", "PARTIAL"):
+        hint = "'PARTIAL' keeps the answers of the keys that come; without AS OF, a join reads the whole table"
+        raise SqlFault(kind, f"'lookup.cache' = '{chosen}' is not there", hint)
+    rows = options.number("lookup.partial-cache.max-rows")
+    rows = options.number("lookup.cache.max-rows") if rows is None else rows
+    ages = [
+        options.duration(name)
+        for name in (
+            "lookup.partial-cache.expire-after-write",
+            "lookup.partial-cache.expire-after-access",
+            "lookup.cache.ttl",
+        )
+    ]
+    age = next((each for each in ages if each is not None), None)
+    if (chosen or "").upper() == "NONE" or (chosen is None and rows is None and age is None):
+        return {**found, "cache": 0}
+    return {**found, "cache": _CACHED if rows is None else max(0, int(rows)), "cache_ttl": age}
+
+
+def _refuse_metadata(statement: CreateTable, of: str) -> None:
+    metadata = next((each for each in statement.columns if each.metadata is not None), None)
+    if metadata is not None:
+        raise SqlFault(metadata.span, f"rows of a table of {of} have no METADATA", "leave the column out")

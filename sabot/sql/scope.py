@@ -1,7 +1,7 @@
 """The tables of a query as they are bound: a stream, and the SQL names of its columns."""
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 import pyarrow as pa
 
+from sabot.api.calls import LookupOptions
 from sabot.api.expr import Expr, col
 from sabot.api.nodes.node import WAYS_OF_CHANGES, Node, walk
 from sabot.api.nodes.origin import StepOrigin, originating
@@ -133,6 +134,12 @@ class Ranking:
     ttl: str | None = None
 
 
+FindsRows = Callable[[Sequence[str]], tuple[Callable[[Any], Any], LookupOptions]]
+"""A function that returns, for the columns of a key, the coroutine function which finds the rows of a key, as {"found": [row, …]}, or
+None, and the options of `Stream.lookup` for it.
+"""
+
+
 @dataclass(frozen=True, slots=True)
 class Relation:
     """A bound table: rows and the names by which a query may use them.
@@ -141,6 +148,7 @@ class Relation:
     - `ranking`: the ranking that the rows do not have yet.
     - `calls`: the columns of the stream that have results of registered functions, by `key_of` of the call.
     - `key`: the PRIMARY KEY of a table that CREATE TABLE declares, empty if it has none; None for any other table.
+    - `finds`: of a table of a database, the function that finds its rows; None for any other table.
     """
 
     stream: Stream
@@ -149,6 +157,7 @@ class Relation:
     ranking: Ranking | None = None
     calls: Mapping[Any, TypedExpr] = field(default_factory=dict)
     key: tuple[str, ...] | None = None
+    finds: "FindsRows | None" = None
 
     def named(self, qualifier: str) -> "Relation":
         """Returns the same table under another alias."""

@@ -24,6 +24,7 @@ _IGNORED = (
     re.compile(r"((key|value)\.)?json\.(map-null-key\.(mode|literal)|decode\.json-parser\.enabled)"),
     re.compile(r"scan\.watermark\.(emit\..*|alignment\.update-interval)"),
     re.compile(r"scan\.parallelism|lookup\..*|connector\.property-version|update-mode"),
+    re.compile(r"driver|connection\.max-retry-timeout|scan\.(fetch-size|auto-commit|partition\..*)|sink\.max-retries"),
 )
 """Options of Flink that have no meaning here, or whose meaning the engine always has."""
 

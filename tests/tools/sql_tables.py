@@ -1,8 +1,9 @@
-"""Tables of random rows, and what SQL over them returns: Sabot's answer and DuckDB's."""
+"""Tables of random rows, and what SQL over them returns: Sabot's answer and DuckDB's; files of such statements."""
 
 import random
 from collections import Counter
 from decimal import Decimal
+from typing import NamedTuple
 
 import duckdb
 import pyarrow as pa
@@ -79,3 +80,24 @@ def counted(table):
 
     columns = [[value(each) for each in table.column(i).to_pylist()] for i in range(table.num_columns)]
     return Counter(zip(*columns, strict=True))
+
+
+class Record(NamedTuple):
+    """A record of a file. `kind`: its first line."""
+
+    place: str
+    kind: str
+    text: str
+    rows: list[str]
+
+
+def records(path):
+    found, line = [], 1
+    for block in path.read_text().split("\n\n"):
+        lines = [each for each in block.split("\n") if not each.startswith("#")]
+        if any(each.strip() for each in lines):
+            kind, *rest = [each for each in lines if each.strip()]
+            cut = next((i for i, each in enumerate(rest) if each.startswith("----")), len(rest))
+            found.append(Record(f"{path.stem}:{line}", kind, "\n".join(rest[:cut]), rest[cut:]))
+        line += block.count("\n") + 2
+    return found

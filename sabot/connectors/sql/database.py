@@ -115,6 +115,11 @@ class Database(ABC):
     def run(self, statement: str, values: Sequence[Any] = ()) -> tuple[int, list[tuple[Any, ...]]]:
         """Runs one statement. Returns the number of rows that it changed, and the rows that it read."""
 
+    def read(self, statement: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        """Returns the rows of a query outside of any transaction."""
+        with self.explained():
+            return self.run(statement, values)[1]
+
     @abstractmethod
     def columns(self) -> Columns | None:
         """Returns the columns of the table, in order, without generated ones; None if the table does not exist."""

@@ -85,6 +85,12 @@ class PostgresDatabase(Database):
         cursor = self._open.execute(statement, values)
         return cursor.rowcount, cursor.fetchall() if cursor.description is not None else []
 
+    def read(self, statement: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        rows = super().read(statement, values)
+        with self.explained():
+            self.commit()  # the query has begun a transaction
+        return rows
+
     def columns(self) -> Columns | None:
         _, rows = self.run(
             "SELECT attname, format_type(atttypid, NULL), format_type(atttypid, atttypmod), collisdeterministic "

@@ -1,7 +1,7 @@
 """The binder of joins: keys, bounds of time, and conditions that filter the joined rows."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +10,7 @@ import pyarrow as pa
 from sabot.api import aggregates
 from sabot.api.expr import Expr, coalesce, col, lit, when
 from sabot.api.nodes.changes import GroupAggregate, Upsert
-from sabot.api.nodes.joins import IntervalJoin, TwoInputs
+from sabot.api.nodes.joins import IntervalJoin, TwoInputs, WindowJoin
 from sabot.api.nodes.keyed import Over, TopN
 from sabot.api.nodes.node import time_column
 from sabot.api.nodes.read import endless_read
@@ -25,6 +25,7 @@ from sabot.sql.bind.windows import windows_again
 from sabot.sql.functions import cast
 from sabot.sql.registered import has_calls, with_calls
 from sabot.sql.scope import (
+    FindsRows,
     Names,
     Relation,
     StarName,
@@ -56,6 +57,7 @@ _log = logging.getLogger(__name__)
 _HOW = {"INNER": "inner", "COMMA": "inner", "CROSS": "inner", "LEFT": "left", "RIGHT": "right", "FULL": "full"}
 _COMPARISONS = ("<", "<=", ">", ">=")
 _EVENT_TIMES = (pa.timestamp("ms"), pa.timestamp("ms", tz="UTC"))
+_FROM_LAST_MS = {"time": 0, "end": 1}  # of a window's bounds, in ms
 _RANKED = ("window_start", "window_end")  # the columns that a ranking in windows adds
 
 
@@ -163,6 +165,7 @@ class JoinBinder:
         self._join = join
         self._how = _HOW[join.kind]
         own = conjuncts(join.on)
+        self._read = [each.column for each in right.fields]  # the names of the right table's columns where it is read
         self._left = with_calls(context, left, own)
         right = self._apart(self._left, right)
         self._right = with_calls(context, right, own, self._left)
@@ -554,7 +557,93 @@ class JoinBinder:
 
     def bind_lookup(self) -> Relation:
         """Returns the rows of the left table with the row that the right one has at the moment of processing."""
+        if self._right.finds is not None:
+            return self._bind_database(self._right.finds)
         return self._bind_point(lambda stream, other, options: stream.lookup(other, **options))
+
+    def _bind_database(self, finds: FindsRows) -> Relation:
+        """Returns the rows of the left table with those that a table of a database has for their keys when they are processed:
+        a row for each of them.
+        """
+        left, right, span = self._left, self._right, self._join.span
+        of_database = {each.column: name for each, name in zip(right.fields, self._read, strict=True) if not each.clock}
+        self._sort_conditions()
+        keys = [(of_database[next(iter(its.expr.columns))], mine.expr) for _, mine, its in self._keys if _is_plain(its)]
+        further = [*self._bounds, *(node for node, _, its in self._keys if not _is_plain(its))]
+        for node in self._residual:
+            found = self._constant(node)
+            if found is None:
+                further.append(node)
+            else:
+                keys.append((of_database[found[0]], found[1]))
+        if not keys:
+            message = "AS OF of a table of a database needs ON a.key = b.key"
+            raise SqlFault(self._join.span, message, "the column of the database itself, without a function around it")
+        names = names_of(left)
+        names.taken |= {each.column for each in right.fields}
+        made = {names.free("key"): key for _, key in keys}
+        rows = names.free("found")
+        function, options = finds([name for name, _ in keys])
+        schema = options["schema"]
+        assert isinstance(schema, pa.Schema)
+        known = schema.field("found").type.value_type
+        for name in of_database.values():
+            if known.get_field_index(name) < 0:
+                message = f"{name} is computed, and a table of a database is looked up by the columns that it has"
+                raise SqlFault(span, message, "leave it out of CREATE TABLE, and compute it in the query")
+        outer = self._how == "left"
+        with at(span):
+            stream = left.stream.with_columns(**made)
+            stream = stream.lookup(function, on=list(made), how="left" if outer else "inner", **options)
+            stream = stream.rename({"found": rows}) if rows != "found" else stream
+            stream = stream.explode(rows, keep_nulls=outer, empty_as_null=outer)
+            row = col(rows)
+            stream = stream.with_columns(**{column: row[name] for column, name in of_database.items()})
+            stream = stream.drop(rows, *made)
+        times = node_of(stream).event_times
+        fields = [replace(each, shift_ms=each.shift_ms if each.column in times else None) for each in left.fields]
+        fields += [replace(each, shift_ms=None, never_null=each.never_null and not outer) for each in right.fields]
+        relation = Relation(stream, tuple(fields))
+        if outer and further and not (right.key and set(right.key) <= {name for name, _ in keys}):
+            message = "a condition of LEFT JOIN on a table of a database stands beside all columns of its PRIMARY KEY"
+            raise SqlFault(further[0].span, message, "PRIMARY KEY (id) NOT ENFORCED, and ON a.id = b.id AND …")
+        return self._with_further(relation, further, {each.column for each in right.fields})
+
+    def _constant(self, node: Expression) -> tuple[str, Expr] | None:
+        """Returns a condition `column = constant` about the right table as its column and the constant."""
+        if not isinstance(node, Binary) or node.operator != "=":
+            return None
+        for one, other in ((node.left, node.right), (node.right, node.left)):
+            mine = self._side(one, self._right)
+            if mine is None or mine.expr.column is None:
+                continue
+            if not any(isinstance(each, Column) for each in walk(other)):
+                its = Binder(self._context, self._left).bind(other)
+                return mine.expr.column, same_type(node, mine, its, self._context.zone)[1].expr
+        return None
+
+    def _with_further(self, relation: Relation, conditions: Sequence[Expression], its: Collection[str]) -> Relation:
+        """Returns joined rows that fulfil further conditions of ON. Of a LEFT JOIN, the others have no partner. `its`: the columns of the
+        right table.
+        """
+        if not conditions:
+            return relation
+        relation = with_calls(self._context, relation, conditions)
+        binder = Binder(self._context, relation)
+        for condition in conditions:
+            with at(condition.span):
+                predicate = binder.predicate(condition)
+                if self._how == "inner":
+                    stream = relation.stream.filter(predicate)
+                else:
+                    kept = {
+                        each.column: when(predicate).then(col(each.column)).otherwise(lit(None, each.type))
+                        for each in relation.fields
+                        if each.column in its and not each.clock
+                    }
+                    stream = relation.stream.with_columns(**kept)
+                relation = replace(relation, stream=stream)
+        return relation
 
     def bind_as_of(self) -> Relation:
         """Returns the rows of the left table with the version of the right one at their event time."""
@@ -618,18 +707,17 @@ class JoinBinder:
 
     def _bind_point(self, make: Callable[[Any, Any, dict[str, Any]], Any]) -> Relation:
         self._sort_conditions()
-        further = [*self._residual, *self._bounds]
-        if not self._keys or further:
-            node = further[0] if further else self._join
-            place = "in WHERE, or " if self._how == "inner" else ""  # WHERE would drop the rows without a partner
-            hint = f"further conditions stand {place}in a view of the table" if self._keys else ""
-            raise SqlFault(node.span, "AS OF needs ON a.key = b.key, and nothing else", hint)
+        further, self._residual = [*self._residual, *self._bounds], []
+        if not self._keys:
+            raise SqlFault(self._join.span, "AS OF needs ON a.key = b.key", "a column of each table that are equal")
         left, right, outer = self._copied(self._left, self._right)
         left_on, right_on = [key.expr for _, key, _ in self._keys], [key.expr for _, _, key in self._keys]
         options = {"left_on": left_on, "right_on": right_on, "how": self._how}
         with at(self._join.span):
             stream = make(left.stream, right.stream, options)
-        return self._joined(stream, left, right, outer)
+        relation = self._joined(stream, left, right, outer)
+        own = {each.column for each in relation.fields} - {each.column for each in left.fields}
+        return self._with_further(relation, further, own)
 
     def _copied(self, left: Relation, right: Relation) -> tuple[Relation, Relation, dict[str, str]]:
         """Copies key columns that the joined rows would not have: the engine drops the keys of the right table, which
@@ -663,6 +751,7 @@ class JoinBinder:
             if key_right.expr.column is not None and key_left.expr.column is not None
         }
         node = node_of(stream)
+        step = node.inputs[0] if isinstance(node, Drop) else node
         fields = []
         sides = [(each, self._how in ("inner", "left")) for each in left.fields]
         sides += [(each, self._how in ("inner", "right")) for each in right.fields]
@@ -673,7 +762,10 @@ class JoinBinder:
                 continue
             if node.column_names is not None and column not in node.column_names:
                 column = same.get(each.column) or column
-            shift = each.shift_ms if column in node.event_times else None
+            of_left = len(fields) < len(left.fields)
+            shift = each.shift_ms if step.keeps_time and of_left else None
+            if isinstance(step, WindowJoin) and each.window is not None and kept:
+                shift = _FROM_LAST_MS.get(each.window.edge)  # the time of a joined row is the last ms of its window
             fields.append(replace(each, column=column, shift_ms=shift, never_null=each.never_null and kept))
         relation = Relation(stream, tuple(fields))
         if self._join.using:
@@ -744,6 +836,11 @@ def beside_bounds(side: Relation, names: Names) -> tuple[Relation, dict[str, str
         return side, new
     fields = tuple(replace(each, column=new.get(each.column, each.column)) for each in side.fields)
     return replace(side, stream=side.stream.rename(new), fields=fields), new
+
+
+def _is_plain(key: TypedExpr) -> bool:
+    """Returns True for a column, also one that is cast for its comparison."""
+    return key.expr.column is not None or (key.expr.kind == "cast" and key.expr.inputs[0].column is not None)
 
 
 def _is_finer(column: TableColumn) -> bool:

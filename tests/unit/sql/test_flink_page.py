@@ -16,9 +16,12 @@ CREATE TABLE t (i INT, l BIGINT, d DOUBLE, m DECIMAL(10, 2), s STRING, b BOOLEAN
 CREATE TABLE u (i INT, s STRING, d DOUBLE, ts TIMESTAMP(3), WATERMARK FOR ts AS ts) {KAFKA};
 CREATE TABLE rates (s STRING, rate DOUBLE, ts TIMESTAMP(3), WATERMARK FOR ts AS ts, PRIMARY KEY (s) NOT ENFORCED)
     WITH ('connector' = 'upsert-kafka', 'topic' = 'r', 'key.format' = 'json', 'value.format' = 'json');
+CREATE TABLE q (k INT PRIMARY KEY NOT ENFORCED, v STRING)
+    WITH ('connector' = 'jdbc', 'url' = 'jdbc:sqlite:q.db', 'table-name' = 'q');
 CREATE TABLE o (s STRING, n BIGINT) WITH ('connector' = 'blackhole');
 """
 STANDS_FOR = {
+    "PAIRS": "(SELECT l.i, l.window_time AS e FROM (SELECT * FROM HOURS) AS l JOIN (SELECT * FROM HOURS) AS r ON l.i = r.i AND SAME)",
     "WITH (…)": KAFKA.replace("'x'", "'new'"),
     "HOURS": "TABLE(TUMBLE(TABLE t, DESCRIPTOR(ts), INTERVAL '1' HOUR))",
     "BOUNDS": "window_start, window_end",

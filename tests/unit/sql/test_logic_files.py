@@ -15,7 +15,6 @@ A blank line ends a record. The tables are those of `tests/tools/sql_tables.py`.
 import re
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
@@ -23,30 +22,9 @@ from sabot.sql.functions import AGGREGATES, FUNCTIONS
 from sabot.sql.syntax import tree
 from sabot.sql.syntax.parser import parse
 from sabot.sql.syntax.text import SqlError, SqlText
-from tools.sql_tables import counted, ours, theirs, write_tables
+from tools.sql_tables import counted, ours, records, theirs, write_tables
 
 FILES = sorted((Path(__file__).parent / "logic").glob("*.slt"))
-
-
-class Record(NamedTuple):
-    """A record of a file. `kind`: its first line."""
-
-    place: str
-    kind: str
-    text: str
-    rows: list[str]
-
-
-def records(path):
-    found, line = [], 1
-    for block in path.read_text().split("\n\n"):
-        lines = [each for each in block.split("\n") if not each.startswith("#")]
-        if any(each.strip() for each in lines):
-            kind, *rest = [each for each in lines if each.strip()]
-            cut = next((i for i, each in enumerate(rest) if each.startswith("----")), len(rest))
-            found.append(Record(f"{path.stem}:{line}", kind, "\n".join(rest[:cut]), rest[cut:]))
-        line += block.count("\n") + 2
-    return found
 
 
 RECORDS = [record for path in FILES for record in records(path)]

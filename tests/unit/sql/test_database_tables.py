@@ -1,0 +1,202 @@
+"""Tables of SQLite and DuckDB in FROM, and behind FOR SYSTEM_TIME AS OF a PROCTIME()."""
+
+import sqlite3
+from contextlib import closing
+from datetime import datetime
+from decimal import Decimal
+
+import duckdb
+import pyarrow as pa
+import pytest
+
+from sabot import App
+from sabot.connectors.sql.reading import DatabaseTable
+from sabot.errors import UserError
+from sabot.sql.syntax.text import SqlError
+from tools.agent_tools import write_lines
+
+USERS = [
+    (1, "ann", 30, "2024-01-01 10:00:00", "1.50", True),
+    (2, "bob", 17, None, "2", False),
+    (3, "cyd", 40, "2024-01-02 10:00:00.123456", "3.33", False),
+]
+PHONES = [(1, "11", "home"), (1, "12", "work"), (2, "21", "home")]
+SUBSCRIPTIONS = [("a", 1), ("b", 2), ("c", 9), ("d", None), ("e", 1)]
+TABLES = """
+CREATE TABLE subscriptions (id STRING, user_id INT, ts TIMESTAMP(3), seen AS PROCTIME(), WATERMARK FOR ts AS ts)
+    WITH ('connector' = 'filesystem', 'path' = '{place}/subscriptions.ndjson', 'format' = 'json');
+CREATE TABLE users (id INT PRIMARY KEY NOT ENFORCED, name VARCHAR(255), age INT, joined TIMESTAMP(3), rich DECIMAL(10, 2), vip BOOLEAN)
+    WITH ('connector' = 'jdbc', 'url' = 'jdbc:{url}', 'table-name' = 'users'{more});
+CREATE TABLE phones (user_id INT, phone STRING, kind STRING, told AS UPPER(kind))
+    WITH ('connector' = 'jdbc', 'url' = '{url}', 'table-name' = 'phones');
+CREATE TABLE numbers (user_id INT, phone STRING, kind STRING)
+    WITH ('connector' = 'jdbc', 'url' = '{url}', 'table-name' = 'phones');
+"""
+COLUMNS = {
+    "users": "id INTEGER PRIMARY KEY, name TEXT, age INTEGER, joined {time}, rich {exact}, vip BOOLEAN",
+    "phones": "user_id INTEGER, phone TEXT, kind TEXT",
+}
+
+
+@pytest.fixture(params=["sqlite", "duckdb"])
+def url(request, tmp_path):
+    """The address of a database with the users and their phones."""
+    lines = [{"id": id, "user_id": user, "ts": f"2024-05-01 10:00:0{i}"} for i, (id, user) in enumerate(SUBSCRIPTIONS)]
+    write_lines(tmp_path / "subscriptions.ndjson", lines)
+    path = tmp_path / "dim.db"
+    connect = sqlite3.connect if request.param == "sqlite" else duckdb.connect
+    types = (
+        {"time": "TEXT", "exact": "TEXT"}
+        if request.param == "sqlite"
+        else {"time": "TIMESTAMP", "exact": "DECIMAL(9, 3)"}
+    )
+    with closing(connect(str(path))) as database:
+        for name, rows in (("users", USERS), ("phones", PHONES)):
+            database.execute(f"CREATE TABLE {name} ({COLUMNS[name].format(**types)})")
+            for row in rows:
+                database.execute(f"INSERT INTO {name} VALUES ({', '.join('?' * len(row))})", row)
+        database.commit()
+    return f"{request.param}:{path}"
+
+
+def answer(url, text, more=""):
+    place = url.partition(":")[2].rpartition("/")[0]
+    found = App("databases").sql(TABLES.format(place=place, url=url, more=more) + text).materialize().collect()
+    return sorted((tuple(row.values()) for row in found.to_pylist()), key=repr)
+
+
+def test_a_table_of_a_database_is_read_with_the_types_that_it_declares(url):
+    assert answer(url, "SELECT * FROM users") == [
+        (1, "ann", 30, datetime(2024, 1, 1, 10), Decimal("1.50"), True),
+        (2, "bob", 17, None, Decimal("2.00"), False),
+        (3, "cyd", 40, datetime(2024, 1, 2, 10, 0, 0, 123_000), Decimal("3.33"), False),
+    ]
+    assert answer(url, "SELECT user_id, told, COUNT(*) AS n FROM phones GROUP BY user_id, told") == [
+        (1, "HOME", 1),
+        (1, "WORK", 1),
+        (2, "HOME", 1),
+    ]
+    joined = "SELECT s.id, u.name FROM subscriptions s JOIN users u ON s.user_id = u.id"
+    assert answer(url, joined) == [("a", "ann"), ("b", "bob"), ("e", "ann")]
+
+
+AS_OF = "FOR SYSTEM_TIME AS OF s.seen AS"
+
+
+@pytest.mark.parametrize(
+    ("text", "rows"),
+    [
+        (
+            f"SELECT s.id, u.name, u.id FROM subscriptions s JOIN users {AS_OF} u ON s.user_id = u.id",
+            [("a", "ann", 1), ("b", "bob", 2), ("e", "ann", 1)],
+        ),
+        (
+            f"SELECT s.id, u.name FROM subscriptions s LEFT JOIN users {AS_OF} u ON s.user_id = u.id AND u.age > 18",
+            [("a", "ann"), ("b", None), ("c", None), ("d", None), ("e", "ann")],
+        ),
+        (
+            f"SELECT s.id, n.phone FROM subscriptions s LEFT JOIN numbers {AS_OF} n ON n.user_id = s.user_id",
+            [("a", "11"), ("a", "12"), ("b", "21"), ("c", None), ("d", None), ("e", "11"), ("e", "12")],
+        ),
+        (
+            f"SELECT s.id, n.phone FROM subscriptions s LEFT JOIN numbers {AS_OF} n ON s.user_id = n.user_id AND n.kind = 'work'",
+            [("a", "12"), ("b", None), ("c", None), ("d", None), ("e", "12")],
+        ),
+        (
+            f"SELECT s.id, n.phone FROM subscriptions s JOIN numbers {AS_OF} n ON s.user_id = n.user_id AND n.kind <> s.id",
+            [("a", "11"), ("a", "12"), ("b", "21"), ("e", "11"), ("e", "12")],
+        ),
+        (
+            f"SELECT s.id, b.name FROM subscriptions s JOIN users {AS_OF} b (k, name) ON s.user_id + 1 = k".replace(
+                "b (k, name)", "b (k, name, c, d, e, f)"
+            ),
+            [("a", "bob"), ("b", "cyd"), ("e", "bob")],
+        ),
+        (
+            f"SELECT s.id, u.id, n.phone FROM subscriptions s JOIN users {AS_OF} u ON s.user_id = u.id "
+            f"JOIN numbers {AS_OF} n ON u.id = n.user_id AND n.kind = 'home'",
+            [("a", 1, "11"), ("b", 2, "21"), ("e", 1, "11")],
+        ),
+        (
+            "SELECT CAST(TUMBLE_START(ts, INTERVAL '1' HOUR) AS STRING) AS h, COUNT(*) AS n FROM (SELECT s.ts, u.name "
+            f"FROM subscriptions s JOIN users {AS_OF} u ON s.user_id = u.id) GROUP BY TUMBLE(ts, INTERVAL '1' HOUR)",
+            [("2024-05-01 10:00:00.000", 3)],
+        ),
+    ],
+)
+def test_rows_are_joined_with_those_that_a_database_has_for_their_key(url, text, rows):
+    assert answer(url, text) == rows
+    for more in (", 'lookup.cache.max-rows' = '10', 'lookup.cache.ttl' = '1 min'", ", 'lookup.cache' = 'PARTIAL'"):
+        assert answer(url, text, more) == rows
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            f"SELECT s.id FROM subscriptions s JOIN users {AS_OF} u ON UPPER(s.id) = UPPER(u.name)",
+            "AS OF of a table of a database needs ON a.key = b.key",
+        ),
+        (
+            f"SELECT s.id FROM subscriptions s LEFT JOIN numbers {AS_OF} n ON s.user_id = n.user_id AND n.kind <> 'work'",
+            "a condition of LEFT JOIN on a table of a database stands beside all columns of its PRIMARY KEY",
+        ),
+        (
+            f"SELECT s.id FROM subscriptions s JOIN phones {AS_OF} n ON s.user_id = n.user_id",
+            "told is computed, and a table of a database is looked up by the columns that it has",
+        ),
+    ],
+)
+def test_what_cannot_be_looked_up_is_refused_with_a_hint(url, text, message):
+    with pytest.raises(SqlError) as caught:
+        answer(url, text)
+    (fault,) = caught.value.faults
+    assert fault.message == message
+    assert fault.hint
+
+
+@pytest.mark.parametrize("url", ["sqlite"], indirect=True)
+def test_options_of_lookups_are_those_of_flink(url, caplog):
+    with pytest.raises(SqlError, match=r"'lookup\.cache' = 'FULL' is not there") as caught:
+        answer(url, "SELECT * FROM users", ", 'lookup.cache' = 'FULL'")
+    assert "hint: 'PARTIAL' keeps the answers" in str(caught.value)
+    answer(
+        url,
+        "SELECT * FROM users",
+        ", 'driver' = 'org.sqlite.JDBC', 'scan.fetch-size' = '10', 'lookup.max-retries' = '1'",
+    )
+    assert "the option 'scan.fetch-size' has no effect" in caplog.text
+    assert "lookup.max-retries" not in caplog.text
+
+
+@pytest.mark.parametrize("url", ["sqlite"], indirect=True)
+def test_a_value_that_is_none_of_its_column_is_named(url):
+    path = url.partition(":")[2]
+    with closing(sqlite3.connect(path)) as database:
+        database.execute("UPDATE users SET age = 'old' WHERE id = 2")
+        database.commit()
+    table = DatabaseTable(url, "users", pa.schema([("id", pa.int32()), ("age", pa.int32())]), ["id"])
+    with pytest.raises(UserError, match="table users: column age: 'old' is no int32"):
+        table.found(["id"], [2])
+    app = App("letters")
+    rows = app.sql(TABLES.format(place=path.rpartition("/")[0], url=url, more="") + "SELECT id, age FROM users")
+    assert [row["id"] for row in rows.collect().to_pylist()] == [1, 3]
+
+
+def test_a_table_is_read_on_behind_the_key_at_which_a_restart_begins(tmp_path):
+    with closing(sqlite3.connect(tmp_path / "n.db")) as database:
+        database.execute("CREATE TABLE n (k TEXT, i INTEGER, v INTEGER, PRIMARY KEY (k, i))")
+        database.executemany("INSERT INTO n VALUES (?, ?, ?)", [(f"k{i % 2}", i, i * i) for i in range(10_002)])
+        database.commit()
+    schema = pa.schema([("v", pa.int64()), ("k", pa.string()), ("i", pa.int64())])
+    expected = sorted((f"k{i % 2}", i, i * i) for i in range(10_002))
+    for keys, cursor in ((["k", "i"], ["k1", 9997]), ([], 10_000)):
+        table = DatabaseTable(f"sqlite:{tmp_path}/n.db", "n", schema, keys)
+        (first, place), (rest, _) = table.rows(0)
+        assert place == cursor
+        assert len(first) == 10_000
+        assert [row["v"] for row in first + rest] == (
+            [v for _, _, v in expected] if keys else [i * i for i in range(10_002)]
+        )
+        ((again, _),) = table.rows(place)
+        assert again == rest
