@@ -31,7 +31,7 @@ MEMBERS = {  # of a contract that more than one class fulfils: methods, properti
     "codecs/base.py:Format": 13,
     "connectors/base.py:Delivers": 9,  # 051, 109, 128
     "connectors/base.py:Sink": 17,  # 113
-    "connectors/base.py:Source": 25,  # 113, 122, 134
+    "connectors/base.py:Source": 26,  # 113, 122, 134, 143
     "connectors/files/format.py:FileFormat": 46,  # 114, 116
     "jobs/guard.py:EffectGuard": 11,  # 044, 115: two go when a worker takes trees one by one
     "jobs/owner.py:JobOwner": 15,

@@ -290,7 +290,6 @@ INNER = {
     "TemplateText": "what a template string of Python 3.14 is",
     "Summary": "what app.summary returns: nobody makes one",
     "LakePlace": "of the constructor that DeltaSink and IcebergSink share: each makes its own",
-    "CommitMark": "of the commits of DeltaSink and IcebergSink: the sink makes it",
 }
 
 

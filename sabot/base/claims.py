@@ -12,6 +12,7 @@
 
 import math
 import os
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -118,19 +119,28 @@ class ObjectClaims(Generic[T]):
 
     def __init__(self) -> None:
         self._holders: WeakValueDictionary[int, T] = WeakValueDictionary()  # by id of the object
+        self._lock = threading.RLock()  # garbage that is collected meanwhile may give its object up
 
     def holder(self, held: object) -> T | None:
         """Returns the holder of an object, or None."""
         return self._holders.get(id(held))
 
-    def take(self, held: object, holder: T) -> None:
-        """Makes `holder` the holder of an object, in place of the one before."""
-        self._holders[id(held)] = holder
+    def take(self, held: object, holder: T, *, gives_way: Callable[[T], bool] = lambda other: False) -> T | None:
+        """Makes `holder` the holder of an object that is free, and returns None; else returns the other holder. Of several threads one
+        gets a free object. `gives_way`: returns True for another holder whose place is taken.
+        """
+        with self._lock:
+            other = self.holder(held)
+            if other is not None and other is not holder and not gives_way(other):
+                return other
+            self._holders[id(held)] = holder
+            return None
 
     def release(self, held: object, holder: T) -> None:
         """Gives an object up, if this one holds it."""
-        if self.holder(held) is holder:
-            del self._holders[id(held)]
+        with self._lock:
+            if self.holder(held) is holder:
+                del self._holders[id(held)]
 
 
 def _text_of(file: IO[bytes]) -> str:

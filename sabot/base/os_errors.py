@@ -109,6 +109,7 @@ _HINTS: dict[int, Callable[[], str]] = {
     errno.EAGAIN: _no_more_threads,
 }
 _PASSING = set(_HINTS) - {errno.EIO}  # errors that do not damage files
+_STAYS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG}
 _WORDS = {os.strerror(number).casefold(): number for number in _HINTS if number != errno.EAGAIN}
 _WORDS["can't start new thread"] = errno.EAGAIN  # Python's own text
 _WORDS["database or disk is full"] = errno.ENOSPC  # SQLite's own text
@@ -149,6 +150,11 @@ def hint_of(error: object, otherwise: str = "") -> str:
     """Returns what to do about an error of the operating system, or `otherwise` for any other error."""
     fault = errno_of(error)
     return _HINTS[fault]() if fault else otherwise
+
+
+def stays(error: object) -> bool:
+    """Returns True for an error of a disk of this machine that does not end by itself: this process may not, or nobody may."""
+    return errno_of(error) in _STAYS
 
 
 def is_environment_error(error: BaseException) -> bool:

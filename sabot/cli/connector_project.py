@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping
 
+from sabot.cli.pyproject import pyproject
+
 _SOURCE = '''"""The source of records: reads a table of SQLite whose ids grow. Its position is the id of the next row."""
 
 import sqlite3
@@ -305,16 +307,9 @@ connector = Connector(
     "{module}/source.py": _SOURCE,
     "{module}/sink.py": _SINK,
     "test_connector.py": _TESTS,
-    "pyproject.toml": """[project]
-name = "sabot-{name}"
-version = "0.1.0"
-requires-python = ">=3.11"
-dependencies = ["sabot"]
-
-[project.optional-dependencies]
-test = ["pytest"]
-
-[project.entry-points."sabot.connectors"]
+    "pyproject.toml": pyproject(
+        "sabot-{name}",
+        """[project.entry-points."sabot.connectors"]
 {name} = "{module}:connector"
 
 [build-system]
@@ -323,10 +318,8 @@ build-backend = "setuptools.build_meta"
 
 [tool.setuptools]
 packages = ["{module}"]
-
-[tool.pytest.ini_options]
-pythonpath = ["."]
 """,
+    ),
     ".gitignore": "__pycache__/\n*.egg-info/\nbuild/\n",
     "README.md": """# {name}
 

@@ -10,6 +10,7 @@ import typer
 from sabot.base.os_errors import hint_of
 from sabot.cli.connector_project import FILES
 from sabot.cli.loading import WrongUse
+from sabot.cli.pyproject import pyproject
 from sabot.cli.running import guarded
 
 _FILES = {
@@ -49,21 +50,7 @@ def test_large_payments_raise_an_alert_each_once_whatever_crashes(tmp_path):
     "payments.ndjson": """{"account": "a", "amount": 12.5}
 {"account": "b", "amount": 5000.0}
 """,
-    "pyproject.toml": """[project]
-name = "{name}"
-version = "0.1.0"
-requires-python = ">=3.11"
-dependencies = ["sabot"]
-
-[project.optional-dependencies]
-test = ["pytest"]
-
-[tool.setuptools]
-py-modules = ["app"]
-
-[tool.pytest.ini_options]
-pythonpath = ["."]
-""",
+    "pyproject.toml": pyproject("{name}", '[tool.setuptools]\npy-modules = ["app"]\n'),
     ".gitignore": "__pycache__/\nstate/\nalerts.ndjson\n.*.token\n",
     "README.md": """# {name}
 

@@ -43,6 +43,7 @@ __all__ = [
     "Bounded",
     "Delivers",
     "Delivery",
+    "Guarantee",
     "KeepsToken",
     "LostFloats",
     "OnNan",
@@ -81,6 +82,9 @@ MEMORY_BYTES = 4 << 20
 
 Delivery = Literal["exactly_once", "at_least_once"] | None
 """The delivery guarantee of a sink. None means exactly once if the sink can do that, else at least once."""
+
+Guarantee = Literal["exactly once", "at least once", "at most once"]
+"""How often a row of a source counts in the state and the results of an app that is killed."""
 
 OnNan = Literal["null", "fail"] | None
 """The treatment of floats (NaN, infinities) that the format of a sink cannot represent: "null" writes null, and
@@ -268,6 +272,12 @@ class Source(ABC):
         only the key. `app.table` takes such a source, and `app.stream` if all ops are 0. May block, and raises as `open` does.
         """
         return ()
+
+    guarantee: Guarantee = "exactly once"
+    """How often a row counts across a crash: "exactly once" if the log can be read again from a position, "at least once" if some rows may
+    come again and nothing tells which, "at most once" if the log keeps nothing that was sent while the app is down. `sabot connectors`
+    shows that of the class, the plan and the log of a start that of the object.
+    """
 
     record_bytes: int = RECORD_BYTES
     """The largest size of a record that is decoded, in bytes. A larger record becomes a dead letter with its first bytes."""

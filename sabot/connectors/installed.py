@@ -128,7 +128,10 @@ def summary() -> list[tuple[str, ...]]:
 def _guarantee(kind: Any) -> str:
     """Returns the best guarantee of a class; that of one source or sink is in `delivery.guarantees`."""
     if issubclass(kind, Source):
-        return "exactly once" if kind.log_id is Source.log_id else "exactly once in one process"
+        said: object = kind.guarantee
+        if not isinstance(said, str):
+            return "depends on its options"
+        return said if kind.log_id is Source.log_id else f"{said} in one process"
     if not issubclass(kind, Delivers):
         return "at least once"
     return "exactly once" if kind.lasting else "exactly once in one process"

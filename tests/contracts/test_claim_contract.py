@@ -1,6 +1,7 @@
 """What every claim keeps (`sabot/base/claims.py`): one suite for files, apps, topics and journals."""
 
 import math
+import threading
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from contracts.test_journal_contract import database, home_of, written  # noqa: F401 - `database` is a fixture
-from sabot.base.claims import Claim, FileClaim
+from sabot.base.claims import Claim, FileClaim, ObjectClaims
 from sabot.engine.checkpoint.ownership import Ownership
 from sabot.engine.checkpoint.places import place_of
 from sabot.errors import AppLocked, JournalFailed
@@ -154,3 +155,46 @@ def test_a_file_that_was_removed_is_held_no_longer(tmp_path: Path) -> None:
     second.renew()
     first.release()
     second.release()
+
+
+# -- objects of this process
+
+
+class Holder:
+    """Of an object."""
+
+    def __init__(self, held: object) -> None:
+        self.held = held
+
+
+def test_of_threads_that_want_an_object_at_once_one_gets_it() -> None:
+    claims = ObjectClaims[Holder]()
+    for _ in range(100):
+        held, start = object(), threading.Barrier(4)
+        holders = [Holder(held) for _ in range(4)]
+        others: list[Holder | None] = []
+
+        def take(holder: Holder, held: object = held, start: threading.Barrier = start) -> None:
+            start.wait()
+            others.append(claims.take(held, holder))  # noqa: B023  the threads end in this round
+
+        threads = [threading.Thread(target=take, args=(each,)) for each in holders]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert others.count(None) == 1
+        assert {each for each in others if each is not None} == {claims.holder(held)}
+
+
+def test_a_holder_that_gives_way_or_is_garbage_holds_nothing() -> None:
+    claims, held = ObjectClaims[Holder](), object()
+    first, second = Holder(held), Holder(held)
+    assert claims.take(held, first) is None
+    assert claims.take(held, first) is None
+    assert claims.take(held, second) is first
+    assert claims.take(held, second, gives_way=lambda other: other is first) is None
+    claims.release(held, first)  # which has lost it
+    assert claims.holder(held) is second
+    del second
+    assert claims.holder(held) is None

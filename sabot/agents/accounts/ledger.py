@@ -258,11 +258,10 @@ class Ledger:
         if self.is_alone or not self.budgets:
             self.is_alone = True
             return
-        if _counting.holder(self.writer) not in (None, self):
+        if _counting.take(self.writer, self) is not None:
             raise counted_elsewhere(
                 getattr(self.writer, "where", short_repr(self.writer)), "another ledger of this process"
             )
-        _counting.take(self.writer, self)
         try:
             if (claim := getattr(self.writer, "claim", None)) is not None:
                 await claim()

@@ -325,13 +325,12 @@ class RuntimeKernel:
         """Raises AppLocked if another kernel of this process runs over the same Journal: each would make the calls of all of
         its jobs.
         """
-        other = _running.holder(journal)
-        if other is not None and other is not self and other._runs:
+        other = _running.take(journal, self, gives_way=lambda before: not before._runs)
+        if other is not None:
             raise AppLocked(
                 f"kernel {self.name}: the {journal.where} belongs to kernel {other.name} of this process",
                 hint="give one kernel all agents, RuntimeKernel.create(agent=[…]); or close that one first",
             )
-        _running.take(journal, self)
 
     @property
     def _runs(self) -> bool:

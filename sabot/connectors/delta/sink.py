@@ -186,25 +186,14 @@ class DeltaSink(LakeSink):
 
     # -- commits -------------------------------------------------------------------------------------------------------
 
-    def _created(self, schema: pa.Schema, mark: CommitMark | None) -> Any:
-        try:
-            with step("create", self.name):
-                return self._place.delta.DeltaTable.create(
-                    self._place.uri,
-                    schema=self._place.delta.Schema.from_arrow(schema),
-                    partition_by=self.partition_by,
-                    storage_options=self._place.options,
-                    commit_properties=self._properties(mark),
-                )
-        except self._place.delta.exceptions.DeltaError:
-            table = self._place.found()
-            if table is None:
-                raise
-        self._check(table)  # it was made meanwhile, or the answer of an earlier try was lost
-        if mark is not None:
-            with step("claim", mark.track.key):
-                self._claim(table, mark)
-        return table
+    def _create(self, schema: pa.Schema, mark: CommitMark | None) -> Any:
+        return self._place.delta.DeltaTable.create(
+            self._place.uri,
+            schema=self._place.delta.Schema.from_arrow(schema),
+            partition_by=self.partition_by,
+            storage_options=self._place.options,
+            commit_properties=self._properties(mark),
+        )
 
     def _claim(self, table: Any, mark: CommitMark) -> None:
         self._commit_numbers(table, self._properties(mark))

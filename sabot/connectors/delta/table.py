@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import fs as arrow_fs
 
-from sabot.base.os_errors import hint_of
+from sabot.base.os_errors import hint_of, stays
 from sabot.base.redaction import clean_cause, keep_settings, keep_url, redacted_url, scrubbed
 from sabot.connectors.lake.sink import LakePlace
 from sabot.errors import MissingExtra, TransientError, UserError
@@ -34,6 +34,7 @@ class DeltaPlace(LakePlace):
         self.delta: Any = deltalake
         """The module deltalake."""
         self.conflict = deltalake.exceptions.CommitFailedError
+        self.present = (deltalake.exceptions.DeltaError,)
         self.uri = os.fspath(table)
         self.options = dict(options or {})
         keep_url(self.uri)
@@ -93,6 +94,8 @@ class DeltaPlace(LakePlace):
                 hint="it is damaged, or its columns are not those of the table; restore it",
             ) from clean_cause(error)
         except OSError as error:
+            if self.folder is not None and stays(error):
+                raise UserError(f"{self.where}: {_plain(error)}", hint=hint_of(error)) from clean_cause(error)
             raise TransientError(
                 f"{self.where} cannot be reached: {_plain(error)}",
                 hint=hint_of(error, "check the address, and the keys in storage_options= or in the environment"),

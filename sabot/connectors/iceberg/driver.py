@@ -21,7 +21,7 @@ from pyiceberg.catalog import load_catalog
 from pyiceberg.expressions import AlwaysTrue
 from pyiceberg.io.pyarrow import ArrowScan, PyArrowFile, PyArrowFileIO, _dataframe_to_data_files, schema_to_pyarrow
 from pyiceberg.manifest import ManifestContent, ManifestEntryStatus
-from pyiceberg.table import FileScanTask, Table, Transaction
+from pyiceberg.table import FileScanTask, Table, TableProperties, Transaction
 from pyiceberg.table.refs import SnapshotRefType
 from pyiceberg.table.update import AssertRefSnapshotId, AssertTableUUID, SetSnapshotRefUpdate
 from pyiceberg.transforms import IdentityTransform, VoidTransform, parse_transform
@@ -36,6 +36,7 @@ __all__ = [
     "REFUSED",
     "Commit",
     "catalog_of",
+    "check_places",
     "columns_of",
     "create",
     "data_files",
@@ -269,6 +270,17 @@ def _checked(table: Table, files: list[Any]) -> list[Any]:
     _check_inside(table, [each.file.file_path for each in files])
     _check_inside(table, [old.file_path for each in files for old in each.delete_files])
     return sorted(files, key=lambda each: each.file.file_path)
+
+
+def check_places(table: Table) -> None:
+    """Raises UserError for a table whose properties would have its files written outside of its folder, or by code that they name."""
+    if code := table.properties.get(TableProperties.WRITE_PY_LOCATION_PROVIDER_IMPL):
+        raise UserError(
+            f"table {'.'.join(table.name())} has its files named by {short_repr(code)}, which would be imported and run",
+            hint=f"remove the property {TableProperties.WRITE_PY_LOCATION_PROVIDER_IMPL} of the table",
+        )
+    places = table.location_provider()
+    _check_inside(table, [places.new_data_location("rows.parquet"), places.new_metadata_location("manifest.avro")])
 
 
 def _check_inside(table: Table, paths: Sequence[str]) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from sabot.base.dataclass import dataclass
 from sabot.connectors.base import Token, Track
 from sabot.connectors.files.columns import canonical
 from sabot.connectors.iceberg.table import IcebergPlace
@@ -30,6 +31,14 @@ from sabot.steps import step
 __all__ = ["IcebergSink"]
 
 _OWNER, _PART, _INCARNATION = "sabot.owner", "sabot.part", "sabot.incarnation"
+
+
+@dataclass(frozen=True, slots=True)
+class _PartFiles:
+    """Data files for a commit. `spec`: the id of the partitions by which they were written."""
+
+    files: Sequence[Any] = ()
+    spec: int = 0
 
 
 class IcebergSink(LakeSink):
@@ -63,7 +72,6 @@ class IcebergSink(LakeSink):
     ) -> None:
         self._place = IcebergPlace(catalog, table, "a sink into Iceberg")
         super().__init__(self._place, partition_by, schema, evolve, overwrite)
-        self._spec = 0  # the partitions by which the files that are committed were written
 
     @property
     def address(self) -> str:
@@ -84,6 +92,8 @@ class IcebergSink(LakeSink):
     def _check(self, table: Any) -> None:
         super()._check(table)
         self._check_columns(self.partition_by if table is None else self._partitions(table))
+        if table is not None:
+            self._place.driver.check_places(table)
 
     def _check_columns(self, partitions: Sequence[str]) -> None:
         columns = [self._place.driver.split(by)[1] for by in partitions]
@@ -129,21 +139,11 @@ class IcebergSink(LakeSink):
 
     # -- commits --------------------------------------------------------------------------------------------------------
 
-    def _created(self, schema: pa.Schema, mark: CommitMark | None) -> Any:
-        driver, place = self._place.driver, self._place
-        try:
-            with step("create", self.name):
-                table = driver.create(place.catalog, self.name, schema, self.partition_by)
-        except driver.exceptions.TableAlreadyExistsError:  # meanwhile, or the answer of an earlier try was lost
-            table = place.found()
-            self._check(table)
-        if mark is not None:
-            with step("claim", mark.track.key):
-                self._claim(table, mark)
-        return table
+    def _create(self, schema: pa.Schema, mark: CommitMark | None) -> Any:
+        return self._place.driver.create(self._place.catalog, self.name, schema, self.partition_by)
 
     def _claim(self, table: Any, mark: CommitMark) -> None:
-        self._try(table, [], mark)
+        self._try(table, _PartFiles(), mark)
 
     def _refresh(self) -> Any:
         self.table = self._place.found()
@@ -164,14 +164,12 @@ class IcebergSink(LakeSink):
             update.union_by_name(fields)
         self._refresh()
 
-    def _written(self, rows: Sequence[pa.RecordBatch]) -> Sequence[Any]:
-        self._spec = self.table.metadata.default_spec_id
+    def _written(self, rows: Sequence[pa.RecordBatch]) -> "_PartFiles":
         with step("write", self.name):
-            files: Sequence[Any] = self._place.driver.data_files(self.table, rows)
-            return files
+            return _PartFiles(self._place.driver.data_files(self.table, rows), self.table.metadata.default_spec_id)
 
-    def _try(self, table: Any, files: Sequence[Any], mark: CommitMark | None) -> None:
-        if files and self._spec != table.metadata.default_spec_id:
+    def _try(self, table: Any, written: "_PartFiles", mark: CommitMark | None) -> None:
+        if written.files and written.spec != table.metadata.default_spec_id:
             raise TransientError(f"{self.where}: its partitions were changed while rows were written")
         summary: dict[str, str] = {}
         if mark is not None:
@@ -181,7 +179,7 @@ class IcebergSink(LakeSink):
             if mark.seq is not None:
                 summary |= {_PART: str(mark.seq), _INCARNATION: mark.track.incarnation}
         with self._place.driver.Commit(table, _tag(mark)) as commit:
-            commit.add(files, summary)
+            commit.add(written.files, summary)
 
 
 def _tag(mark: CommitMark | None) -> str | None:

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from sabot.base.os_errors import hint_of
+from sabot.base.os_errors import hint_of, stays
 from sabot.base.redaction import clean_cause, keep_settings, redacted_url, scrubbed
 from sabot.connectors.lake.sink import LakePlace
 from sabot.errors import MissingExtra, TransientError, UserError
@@ -27,6 +27,7 @@ class IcebergPlace(LakePlace):
 
         self.driver: Any = driver
         self.conflict = driver.exceptions.CommitFailedException
+        self.present = (driver.exceptions.TableAlreadyExistsError, self.conflict)
         self.unknown = driver.LATER
         self.name = table
         if not all(table.split(".")[0:2]) or "." not in table:
@@ -75,6 +76,8 @@ class IcebergPlace(LakePlace):
             text = f"{self.where}: another process has changed it: {_plain(error)}"
             raise TransientError(text) from clean_cause(error)
         except driver.LATER as error:
+            if isinstance(error, OSError) and error.errno is not None and stays(error):  # of this machine
+                raise UserError(f"{self.where}: {_plain(error)}", hint=hint_of(error)) from clean_cause(error)
             hint = "check the address of the catalog and of the warehouse, and their keys"
             raise TransientError(
                 f"{self.where} cannot be reached: {_plain(error)}",

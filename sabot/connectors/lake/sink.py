@@ -17,6 +17,7 @@ from sabot._cython.arrow.batch import Batch, normalise
 from sabot.base.arrays import empty_batch
 from sabot.base.checks import FLAG, check
 from sabot.base.dataclass import dataclass
+from sabot.base.os_errors import stays
 from sabot.codecs.records import RECORD_SCHEMA, refuse_types
 from sabot.connectors.base import KeepsToken, Sink, Token, Track
 from sabot.connectors.checks import SCHEMA
@@ -42,6 +43,8 @@ class LakePlace(ABC):
     name: str
     conflict: type[Exception]
     """The driver's error for a commit that another one came before."""
+    present: tuple[type[Exception], ...]
+    """The driver's errors for a table that is made, and is there already."""
     unknown: tuple[type[Exception], ...] = ()
     """The driver's errors after which a commit may have taken effect, and is tried again with the same files if it has not."""
 
@@ -145,8 +148,10 @@ class LakeSink(Sink, KeepsToken):
         """Returns the owner of the track in the log of the table, or None."""
 
     @abstractmethod
-    def _created(self, schema: pa.Schema, mark: CommitMark | None) -> Any:
-        """Makes the table with these columns, and returns it. `mark`: its owner, or None."""
+    def _create(self, schema: pa.Schema, mark: CommitMark | None) -> Any:
+        """Makes the table with these columns, in one try, and returns it. `mark`: its owner, or None; a format whose creation cannot have
+        a mark leaves it out. Raises an error `present` of the place if there is a table.
+        """
 
     @abstractmethod
     def _claim(self, table: Any, mark: CommitMark) -> None:
@@ -168,12 +173,12 @@ class LakeSink(Sink, KeepsToken):
     def _add(self, fields: pa.Schema) -> None:
         """Commits columns that the table lacks, or has with a narrower type."""
 
-    def _written(self, rows: Sequence[pa.RecordBatch]) -> Sequence[Any]:
+    def _written(self, rows: Sequence[pa.RecordBatch]) -> Any:
         """Returns rows, which have all columns of the table, as `_try` takes them, more than once if need be."""
         return rows
 
     @abstractmethod
-    def _try(self, table: Any, written: Sequence[Any], mark: CommitMark | None) -> None:
+    def _try(self, table: Any, written: Any, mark: CommitMark | None) -> None:
         """Commits what `_written` has returned and the mark, both or neither, in one try."""
 
     # -- the contract ---------------------------------------------------------------------------------------------------
@@ -211,10 +216,7 @@ class LakeSink(Sink, KeepsToken):
     def open(self) -> None:
         self._track = None
         with self._lake_place.explained():
-            self.table = self._lake_place.found()
-            self._check(self.table)
-            if self.table is None:
-                self.table = self.made(None)
+            self.table = self._ours(None, makes=not self._afresh)
         self._begins, self._waiting, self._waiting_bytes = True, [], 0
 
     def write(self, batch: Batch) -> None:
@@ -246,7 +248,8 @@ class LakeSink(Sink, KeepsToken):
         again = track == self._track and self.table is not None
         owner = self.owner if again else uuid.uuid4().int >> (128 - NUMBER_BITS)
         with self._lake_place.explained():
-            self.table = self._claimed(track, owner, again=again)
+            mark = CommitMark(track, owner, None)
+            self.table = self._ours(mark, makes=not self._afresh, again=again)
             self.owner = owner
             anew = self.table is None or (self._afresh and self._overwrite)
             token = None if anew else self._token(self.table, track)
@@ -254,27 +257,47 @@ class LakeSink(Sink, KeepsToken):
         self._track = track
         return token
 
-    def _claimed(self, track: Track, owner: int, *, again: bool) -> Any:
-        """Makes `owner` the owner of the track, and returns the table, or the value of `made` if there is none. If a commit of another
-        process comes in between, tries again. `again`: this sink is the owner, unless another process has claimed the track since.
+    def _ours(self, mark: CommitMark | None, *, makes: bool, again: bool = False) -> Any:
+        """Returns the table with the owner of `mark`, which is made if it is missing. If a commit of another process comes in between,
+        tries again. `mark`: None for a table without an owner. `makes`: False at a start without a checkpoint, which another sink may
+        still refuse: then None is returned for a missing table, which the first commit makes. `again`: this sink is the owner, unless
+        another process has claimed the track since.
         """
-        mark = CommitMark(track, owner, None)
-        for attempt in range(_ATTEMPTS):
-            table = self._lake_place.found()
-            if again:
-                self.check_owner(table, track, owner)
+        place, may_be_ours = self._lake_place, False
+        for _ in range(_ATTEMPTS):
+            table = place.found()
+            if again and mark is not None:
+                self.check_owner(table, mark.track, mark.owner)
             self._check(table)
             if table is None:
-                return self.made(mark)
-            if attempt and self._owner_of(table, track) == owner:
-                return table  # the answer to the try before was lost
+                if not makes:
+                    return None
+                may_be_ours = True
+                if (table := self._created(mark)) is None:
+                    continue
+            if mark is None or (may_be_ours and self._owner_of(table, mark.track) == mark.owner):
+                return table  # made with its owner, or the answer to the try before was lost
+            may_be_ours = True
             try:
-                with step("claim", track.key):
+                with step("claim", mark.track.key):
                     self._claim(table, mark)
-            except self._lake_place.conflict:
+            except place.conflict:
                 continue
             return table
-        raise TransientError(f"{self.where}: other processes commit so often that {track.key!r} cannot be claimed")
+        what = "made" if mark is None else f"claimed for {mark.track.key!r}"
+        raise TransientError(f"{self.where}: other processes change it so often that it cannot be {what}")
+
+    def _created(self, mark: CommitMark | None) -> Any:
+        """Makes the table, and returns it; None if it was made meanwhile, or the answer of an earlier try was lost."""
+        schema = self._expected()
+        assert schema is not None  # `_check` has refused the others
+        try:
+            with step("create", self.name):
+                return self._create(declared(schema), mark)
+        except self._lake_place.present:
+            if self._lake_place.found() is None:
+                raise
+            return None
 
     def fitting(self, data: pa.RecordBatch) -> pa.RecordBatch:
         """Returns the rows with the types of the format. Records, which are not decoded yet, are not checked."""
@@ -312,17 +335,6 @@ class LakeSink(Sink, KeepsToken):
         self._lake_place.close()
 
     # -- the table ------------------------------------------------------------------------------------------------------
-
-    def made(self, mark: CommitMark | None) -> Any:
-        """Makes the table. Returns None at a start without a checkpoint, which another sink may still refuse: then the first
-        commit makes the table.
-        """
-        return None if self._afresh else self._begun_anew(mark)
-
-    def _begun_anew(self, mark: CommitMark | None) -> Any:
-        schema = self._expected()
-        assert schema is not None  # `_check` has refused the others
-        return self._created(declared(schema), mark)
 
     def _expected(self) -> pa.Schema | None:
         """Returns the columns that will come, as the table has them; None if they are not known."""
@@ -391,7 +403,7 @@ class LakeSink(Sink, KeepsToken):
         if not self._begins:
             return
         if self.table is None:
-            self.table = self._begun_anew(mark)
+            self.table = self._ours(mark, makes=True)
         else:
             self._refresh()
         if self._afresh and (files := self._files(self.table)):
@@ -440,21 +452,25 @@ class LakeSink(Sink, KeepsToken):
         was lost: what comes before a commit may be the same commit, whose answer was lost on the way.
         """
         table, written = self.table, self._written(rows)
+        lost: Exception | None = None
         for _ in range(_ATTEMPTS):
             try:
                 with step("commit", self.name):
                     return self._try(table, written, mark)
             except self._lake_place.conflict:
-                pass
-            except self._lake_place.unknown:
-                if mark is None:
+                lost = None
+            except self._lake_place.unknown as error:
+                if mark is None or stays(error):
                     raise
+                lost = error
             table = self._refresh()
             if mark is not None:
                 self.check_owner(table, mark.track, mark.owner)
                 if mark.seq is not None and has_reached(self._token(table, mark.track), mark.track, mark.seq):
                     return None
-        raise TransientError(f"{self.where}: other processes commit so often that no commit of ours comes through")
+        raise lost or TransientError(
+            f"{self.where}: other processes commit so often that no commit of ours comes through"
+        )
 
     def _check_names(self, schema: pa.Schema) -> None:
         folded = [name.lower() for name in schema.names]

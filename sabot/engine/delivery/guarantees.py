@@ -51,6 +51,10 @@ def source_guarantee(source: Source, *, kept: bool) -> str:
     """Returns how often a row of the source counts in the state of the app, for people. `kept`: as for `why_repeated`."""
     if not kept:
         return NO_CHECKPOINTS
+    if source.guarantee == "at least once":
+        return "at least once: rows that no complete checkpoint covers may come again"
+    if source.guarantee == "at most once":
+        return "at most once: its log keeps no rows for an app that is down"
     if source.log_id:
         return "exactly once while the process lives: its rows are in memory"
     return "exactly once: a start goes on at the position in the checkpoint"

@@ -165,6 +165,47 @@ def test_a_table_whose_making_has_lost_its_answer_is_claimed(table: Path, monkey
     assert [row["n"] for row in rows(table)] == [1]
 
 
+def test_a_claim_of_a_table_that_was_just_made_is_tried_again(table: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process makes the table first, and commits before our claim does."""
+    create, commit, tries = deltalake.DeltaTable.create, deltalake.DeltaTable.create_write_transaction, []
+
+    def another_is_first(*args: Any, **options: Any) -> Any:
+        monkeypatch.setattr(deltalake.DeltaTable, "create", create)
+        claimed(table, Track("another", "out", "one"))
+        return create(*args, **options)
+
+    def conflicts(*args: Any, **options: Any) -> None:
+        tries.append(args)
+        if len(tries) == 1:
+            raise deltalake.exceptions.CommitFailedError("another came before")
+        commit(*args, **options)
+
+    monkeypatch.setattr(deltalake.DeltaTable, "create", another_is_first)
+    monkeypatch.setattr(deltalake.DeltaTable, "create_write_transaction", conflicts)
+    put(claimed(table), 1, batch(1))
+    assert len(tries) == 2
+    assert [row["n"] for row in rows(table)] == [1]
+
+
+@pytest.mark.parametrize("where", ["disk", "store"])
+def test_a_folder_that_this_process_may_not_read_is_an_error_and_not_waited_for(
+    table: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    claimed(table).close()
+
+    def refuses(*args: Any, **options: Any) -> Any:  # the text of deltalake 1.6
+        raise OSError(
+            "Kernel error -> Generic LocalFileSystem error\n Unable to open file\n Permission denied (os error 13)"
+        )
+
+    monkeypatch.setattr(deltalake, "DeltaTable", refuses)
+    monkeypatch.setattr(refuses, "create", refuses, raising=False)
+    sink = DeltaSink(table if where == "disk" else "s3://lake/orders", schema=SCHEMA)
+    with pytest.raises(UserError if where == "disk" else TransientError, match="Permission denied") as told:
+        sink.claim(TRACK)
+    assert "change the owner or the mode" in told.value.hint
+
+
 def test_the_token_is_there_behind_checkpoints_of_the_log_whose_entries_are_removed(table: Path) -> None:
     claimed(table)
     deltalake.DeltaTable(table).alter.set_table_properties({"delta.checkpointInterval": "5"})

@@ -2,6 +2,7 @@
 
 import datetime
 import decimal
+import json
 import logging
 import re
 import sys
@@ -208,6 +209,69 @@ def test_a_catalog_that_refuses_every_commit_is_given_up(lake: Lake, monkeypatch
     monkeypatch.setattr(SqlCatalog, "commit_table", refuses)
     with pytest.raises(TransientError, match="no commit of ours comes through"):
         put(sink, 1, batch(1))
+
+
+def test_a_claim_of_a_table_that_was_just_made_is_tried_again(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another sink makes the table at the same time: one of the two finds it there, and the claims of both meet."""
+    create, commit = SqlCatalog.create_table_transaction, SqlCatalog.commit_table
+
+    def another_makes_it(*args: Any, **named: Any) -> Any:
+        monkeypatch.setattr(SqlCatalog, "create_table_transaction", create)
+        monkeypatch.setattr(SqlCatalog, "commit_table", commit)
+        lake.claimed(Track("another", "out", "one"))
+        between(monkeypatch, lambda: lake.claimed(Track("third", "out", "one")))
+        return create(*args, **named)
+
+    monkeypatch.setattr(SqlCatalog, "create_table_transaction", another_makes_it)
+    put(lake.claimed(), 1, batch(1))
+    assert lake.numbers() == [1]
+    assert {"sabot.another.out", "sabot.third.out", TRACK.key} < set(lake.table().refs())
+
+
+def test_the_error_of_an_outage_that_does_not_end_is_its_own(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+    sink = lake.claimed()
+
+    def gone(*args: Any, **named: Any) -> Any:
+        raise ConnectionResetError("reset by the proxy")
+
+    monkeypatch.setattr(SqlCatalog, "commit_table", gone)
+    with pytest.raises(TransientError, match="cannot be reached: reset by the proxy"):
+        put(sink, 1, batch(1))
+
+
+def test_a_folder_in_which_this_process_may_not_write_is_an_error(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+    sink = lake.claimed()
+
+    def refuses(*args: Any, **named: Any) -> Any:
+        raise PermissionError(13, "Permission denied", "/lake/orders/data")
+
+    monkeypatch.setattr("sabot.connectors.iceberg.driver.OnDisk.new_output", refuses)
+    with pytest.raises(UserError, match="Permission denied") as told:
+        put(sink, 1, batch(1))
+    assert "change the owner or the mode" in told.value.hint
+
+
+@pytest.mark.parametrize("name", ["write.data.path", "write.metadata.path"])
+def test_a_table_whose_files_would_be_elsewhere_is_refused(lake: Lake, tmp_path: Path, name: str) -> None:
+    """Who can write its metadata would have rows written into any folder; and a source refuses what is not below the table."""
+    lake.claimed().close()
+    with lake.table().transaction() as change:
+        change.set_properties({name: f"{tmp_path}/elsewhere"})
+    with pytest.raises(UserError, match=r"is elsewhere|and the catalog has its metadata at"):
+        lake.claimed()
+    assert not (tmp_path / "elsewhere").exists() or name == "write.metadata.path"
+
+
+def test_a_table_that_names_code_for_its_paths_is_refused(lake: Lake) -> None:
+    lake.claimed().close()
+    metadata = Path(lake.table().metadata_location.removeprefix("file://"))
+    said = json.loads(metadata.read_text())
+    said["properties"]["write.py-location-provider.impl"] = "wave.Places"
+    metadata.write_text(json.dumps(said))
+    sys.modules.pop("wave", None)
+    with pytest.raises(UserError, match=r"has its files named by 'wave.Places', which would be imported"):
+        lake.claimed()
+    assert "wave" not in sys.modules
 
 
 def test_the_token_outlives_the_expiry_of_snapshots(lake: Lake) -> None:

@@ -128,6 +128,17 @@ def test_a_missing_library_names_what_to_install(monkeypatch: pytest.MonkeyPatch
     assert found["delta"][3] == ""
 
 
+def test_a_source_of_a_package_is_listed_with_the_guarantee_that_its_class_has(site: Path) -> None:
+    for number, said in enumerate(['guarantee = "at most once"', "guarantee = property(lambda tape: 'at least once')"]):
+        name = f"tapes{number}"
+        declared = TAPES.replace("tapes.ends", f"{name}.ends").replace('"tape"', f'"{name}"')
+        install(site, name, declared, **{name: f"{name}:connector"})
+        ends = (site / name / "ends.py").read_text()
+        (site / name / "ends.py").write_text(ends.replace("    schema =", f"    {said}\n    schema =", 1))
+    found = {row[0]: row[1] for row in summary()}
+    assert (found["tapes0"], found["tapes1"]) == ("at most once", "depends on its options")
+
+
 async def test_sql_reads_and_writes_by_the_connector_of_a_package(site: Path, tmp_path: Path) -> None:
     install(site, "tapes", TAPES, tape="tapes:connector")
     assert ("tape", "exactly once", "at least once", "", "tapes") in summary()

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sabot import App, NdjsonSink, NdjsonSource, ParquetSink
-from sabot.connectors.base import Delivery, Sink, Source
+from sabot.connectors.base import Delivery, Guarantee, Sink, Source
 from sabot.connectors.console import ConsoleSink
 from sabot.connectors.delta import DeltaSink
 from sabot.connectors.files import ObjectSink
@@ -88,6 +88,20 @@ def test_a_sink_that_cannot_deliver_as_wanted_is_refused(tmp_path: Path) -> None
     ],
 )
 def test_the_guarantee_of_a_source(source: Source, said: str) -> None:
+    assert source_guarantee(source, kept=True) == said
+    assert source_guarantee(source, kept=False) == NO_CHECKPOINTS
+
+
+@pytest.mark.parametrize(
+    ("guarantee", "said"),
+    [
+        ("at least once", "at least once: rows that no complete checkpoint covers may come again"),
+        ("at most once", "at most once: its log keeps no rows for an app that is down"),
+    ],
+)
+def test_a_source_says_what_it_does_not_keep(guarantee: Guarantee, said: str) -> None:
+    source = NdjsonSource("rows.ndjson")
+    source.guarantee = guarantee
     assert source_guarantee(source, kept=True) == said
     assert source_guarantee(source, kept=False) == NO_CHECKPOINTS
 
