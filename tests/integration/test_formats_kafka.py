@@ -1,13 +1,16 @@
 """Formats on a real Kafka broker, beside Confluent's own serializers: what they write Sabot reads, and the other way round."""
 
+import io
 import json
 import uuid
+from base64 import b64encode
 from collections.abc import Iterator
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import fastavro
 import pyarrow as pa
 import pytest
 from confluent_kafka.schema_registry import SchemaRegistryClient
@@ -246,3 +249,70 @@ async def test_protobuf_is_read_from_confluents_serializer_and_written_for_its_d
     assert [deserializer(record.payload, context) for record in place.read(out)] == given
     (letter,) = place.read(f"{topic}.dlq")
     assert (letter.payload, header(letter, "offset")) == (payloads[0][:-1], "2")
+
+
+CONNECT = "org.apache.kafka.connect.data."
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+PAID: list[tuple[str, str, dict[str, Any], Any, Any, Any]] = [
+    # a column, its type in Connect, the rest of its schema, a value as Avro and as JSON write it, and what it is
+    ("id", "bytes", {"name": CONNECT + "Decimal", "parameters": {"scale": "2"}}, b"\x04\xd2", "BNI=", Decimal("12.34")),
+    ("at", "int64", {"name": CONNECT + "Timestamp"}, -1, -1, EPOCH - timedelta(milliseconds=1)),
+    ("day", "int32", {"name": CONNECT + "Date"}, -1, -1, date(1969, 12, 31)),
+    ("clock", "int32", {"name": CONNECT + "Time"}, 86_399_999, 86_399_999, time(23, 59, 59, 999_000)),
+    (
+        "micros",
+        "int64",
+        {"name": "io.debezium.time.MicroTimestamp"},
+        -1,
+        -1,
+        datetime(1969, 12, 31, 23, 59, 59, 999_999),
+    ),
+    ("nanos", "int64", {"name": "io.debezium.time.NanoTime"}, 1_000, 1_000, time(0, 0, 0, 1)),
+    ("zoned", "string", {"name": "io.debezium.time.ZonedTimestamp"}, *["2024-02-29T12:00:00Z"] * 3),
+]
+PAID_KINDS = {"id": "decimal(38, 2)", "at": pa.timestamp("ms", "UTC"), "day": "date32"}
+PAID_KINDS |= {
+    "clock": "int64",
+    "micros": pa.timestamp("us"),
+    "nanos": "int64",
+    "zoned": "string",
+}  # no times of day in JSON
+
+
+@pytest.mark.slow  # half a second of a core
+@pytest.mark.parametrize("form", ["avro", "json"])
+async def test_types_of_connect_are_what_they_mean_in_rows_and_in_the_keys_of_tombstones(
+    place: Place, server: SchemaServer, form: str
+) -> None:
+    topic, kinds = place.topic(), {"bytes": "bytes", "int64": "long", "int32": "int", "string": "string"}
+
+    def record(part: str, names: list[str], id: int) -> bytes:
+        some = [each for each in PAID if each[0] in names]
+        if form == "json":
+            fields = [{"field": name, "type": kind, "optional": False, **rest} for name, kind, rest, *_ in some]
+            payload = {name: written for name, _, _, _, written, _ in some}
+            payload["id"] = b64encode(id.to_bytes(2, "big", signed=True)).decode()
+            return json.dumps({"schema": {"type": "struct", "fields": fields}, "payload": payload}).encode()
+        types = [
+            (
+                name,
+                {"type": kinds[kind], "connect.version": 1} | {f"connect.{each}": told for each, told in rest.items()},
+            )
+            for name, kind, rest, *_ in some
+        ]
+        schema = {"type": "record", "name": f"shop.{part}", "fields": [{"name": n, "type": kind} for n, kind in types]}
+        file, row = io.BytesIO(), {name: written for name, _, _, written, _, _ in some}
+        fastavro.schemaless_writer(file, schema, row | {"id": id.to_bytes(2, "big", signed=True)})
+        return b"\0" + server.add(f"{topic}-{part.lower()}", schema).to_bytes(4) + file.getvalue()
+
+    every = [name for name, *_ in PAID]
+    for id, is_there in ((1234, True), (-1, True), (7, True), (-1, False), (7, True)):
+        place.fill(topic, [record("Value", every, id) if is_there else None], record("Key", ["id"], id))
+    how = {"format": Avro(registry=Registry(server.url))} if form == "avro" else {"schema": PAID_KINDS}
+    app = App(f"app-{uuid.uuid4().hex[:8]}", place.url)
+    rows = app.table(topic, key="id", until="now", **how).materialize().collect().to_pylist()
+    row = {name: value for name, *_, value in PAID}
+    if form == "json":
+        row |= {name: written for name, *_, written, _ in PAID if name in ("clock", "nanos")}
+    assert rows == [row, {**row, "id": Decimal("0.07")}]
+    assert place.read(f"{topic}.dlq") == []

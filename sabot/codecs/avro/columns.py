@@ -4,7 +4,7 @@ null, boolean, int, long, float, double      null, bool, int32, int64, float32, 
 bytes, string, enum, fixed(n)                binary, string, string, fixed_size_binary(n)
 record, array, map                           struct, list, map<string, …>
 union of null and one type                   a nullable column of that type
-date, time-millis, time-micros               date32, time32[ms], time64[us]
+date, time-millis, -micros, -nanos           date32, time32[ms], time64[us], time64[ns]
 timestamp-millis, -micros, -nanos            timestamp[ms, us, ns, tz=UTC]
 local-timestamp-millis, -micros, -nanos      timestamp[ms, us, ns]
 decimal(p, s) of bytes or fixed              decimal128(p, s), decimal256(p, s) above 38 digits
@@ -46,6 +46,7 @@ _LOGICAL = {
     "date": pa.date32(),
     "time-millis": pa.time32("ms"),
     "time-micros": pa.time64("us"),
+    "time-nanos": pa.time64("ns"),
     "timestamp-millis": pa.timestamp("ms", "UTC"),
     "timestamp-micros": pa.timestamp("us", "UTC"),
     "timestamp-nanos": pa.timestamp("ns", "UTC"),
@@ -152,7 +153,7 @@ def avro_schema(schema: pa.Schema, name: str) -> dict[str, Any]:
     and null is their default.
 
     Raises UserError for a name or a type that Avro does not have: names consist of letters, digits and _ (the name of
-    the record may have parts with dots between them); there are no durations, no times in nanoseconds, no decimals
+    the record may have parts with dots between them); there are no durations, no decimals
     with a scale below 0, and no maps with keys that are not texts.
     """
     if not all(map(_NAME.fullmatch, name.split("."))):
@@ -210,8 +211,8 @@ def _written_type(kind: pa.DataType, name: str, path: str, names: set[str]) -> A
         return {"type": "int", "logicalType": "date"}
     if types.is_time32(kind):
         return {"type": "int", "logicalType": "time-millis"}
-    if kind == pa.time64("us"):
-        return {"type": "long", "logicalType": "time-micros"}
+    if types.is_time64(kind):
+        return {"type": "long", "logicalType": f"time-{'micros' if kind.unit == 'us' else 'nanos'}"}
     for said, is_one in (
         ("null", types.is_null),
         ("boolean", types.is_boolean),

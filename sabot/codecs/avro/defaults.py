@@ -20,7 +20,7 @@ from sabot.errors import UserError
 
 _BITS = {"int": 32, "long": 64}
 _FLOATS = ("NaN", "Infinity", "-Infinity")  # the spellings of Java's writer; JSON has no such numbers
-_OF_DAY = {"time-millis": 86_400_000, "time-micros": 86_400_000_000}
+_OF_DAY = {"time-millis": 86_400_000, "time-micros": 86_400_000_000, "time-nanos": 86_400_000_000_000}
 
 
 class _Unfit(Exception):

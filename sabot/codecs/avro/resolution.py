@@ -58,7 +58,11 @@ _OPS = {
     },
     **{("string", "bytes"): "bytes", ("bytes", "string"): "text"},
 }
-_OF_DAY = {"time-millis": ("time32", "int", 86_400_000), "time-micros": ("time64", "long", 86_400_000_000)}
+_OF_DAY = {
+    "time-millis": ("time32", "int", 86_400_000),
+    "time-micros": ("time64", "long", 86_400_000_000),
+    "time-nanos": ("time64", "long", 86_400_000_000_000),
+}
 _PASSED_OVER = {"null": 0, "boolean": 1, "float": 4, "double": 8}
 
 
@@ -112,6 +116,8 @@ def _of_union(writer: AvroUnion, reader: AvroType, path: str, child: int) -> Rea
 def _match(writer: AvroType, reader: AvroType, path: str) -> ReadStep | None:
     """Returns the step that reads a value (not a union) as the reader's type, or None if it does not fit."""
     match writer, reader:
+        case AvroFixed(logical=Logical(name="uuid")), AvroPrimitive(name="string", logical=None):  # that of a UUID
+            return ReadStep("uuid", path, size=writer.size)
         case (AvroPrimitive() | AvroFixed(), AvroPrimitive() | AvroFixed()):
             return _plain(writer, reader, path)
         case AvroEnum(), AvroEnum() if _same_name(writer, reader):

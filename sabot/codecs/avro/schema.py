@@ -24,6 +24,7 @@ _LOGICAL = {
     "date": ("int",),
     "time-millis": ("int",),
     "time-micros": ("long",),
+    "time-nanos": ("long",),
     "timestamp-millis": ("long",),
     "timestamp-micros": ("long",),
     "timestamp-nanos": ("long",),
@@ -33,15 +34,23 @@ _LOGICAL = {
     "uuid": ("string", "fixed"),
     "decimal": ("bytes", "fixed"),
 }
+_CONNECT_DIGITS = 64  # of a decimal whose number of digits Connect does not know
 _CONNECT = {
+    "org.apache.kafka.connect.data.Date": "date",
+    "org.apache.kafka.connect.data.Decimal": "decimal",
+    "org.apache.kafka.connect.data.Time": "time-millis",
+    "org.apache.kafka.connect.data.Timestamp": "timestamp-millis",
     "io.debezium.time.Date": "date",
     "io.debezium.time.Time": "time-millis",
     "io.debezium.time.MicroTime": "time-micros",
+    "io.debezium.time.NanoTime": "time-nanos",
     "io.debezium.time.Timestamp": "local-timestamp-millis",
     "io.debezium.time.MicroTimestamp": "local-timestamp-micros",
     "io.debezium.time.NanoTimestamp": "local-timestamp-nanos",
 }
-"""The times of Debezium to which Connect's Avro converter gives only a name, as `connect.name`."""
+"""The types to which Connect's Avro converter gives only a name, as `connect.name`: Debezium's times and, in converters
+that write no logicalType, Connect's own.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -371,7 +380,22 @@ def _logical(node: Mapping[str, Any], kind: str, size: int) -> Logical | None:
         return None
     if name != "decimal":
         return Logical(name)
-    precision, scale = node.get("precision"), node.get("scale", 0)
+    precision, scale = _digits(node) if "logicalType" not in node else (node.get("precision"), node.get("scale", 0))
     if not isinstance(precision, int) or not isinstance(scale, int) or not 0 <= scale <= precision or precision < 1:
         return None
     return Logical(name, precision, scale)
+
+
+def _digits(node: Mapping[str, Any]) -> tuple[Any, Any]:
+    """Returns the precision and the scale of a decimal to which Connect gives only a name."""
+    told = node.get("connect.parameters")
+    texts = told if isinstance(told, Mapping) else {}
+    given = {
+        name: int(text)
+        for name, text in (("scale", texts.get("scale")), ("precision", texts.get("connect.decimal.precision")))
+        if isinstance(text, str) and text.isdecimal()
+    }
+    return (
+        node.get("precision", given.get("precision", _CONNECT_DIGITS)),
+        node.get("scale", given.get("scale", 0)),
+    )

@@ -5,6 +5,7 @@ import datetime as dt
 import io
 import json
 import uuid
+from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -611,6 +612,13 @@ async def test_a_tombstone_whose_key_is_in_avro_deletes_its_row(memory_url: str,
     assert table.materialize().collect().to_pylist() == [{"id": ids[1], "name": "Bob"}]
 
 
+def named(kind: str, name: str, **more: Any) -> dict[str, Any]:
+    """A type to which Connect's Avro converter gives only a name: older ones write no logicalType."""
+    return {"type": kind, "connect.version": 1, "connect.name": name, **more}
+
+
+EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
+CONNECT, DEBEZIUM = "org.apache.kafka.connect.data.", "io.debezium.time."
 NAMED_KEYS: dict[str, tuple[Any, list[Any]]] = {  # types of Avro, named as a writer likes, and two values
     "enum": ({"type": "enum", "name": "Shop", "symbols": ["A", "B"]}, ["A", "B"]),
     "maybe enum": (["null", {"type": "enum", "name": "Shop", "symbols": ["A", "B"]}], ["A", "B"]),
@@ -622,6 +630,36 @@ NAMED_KEYS: dict[str, tuple[Any, list[Any]]] = {  # types of Avro, named as a wr
         {"type": "fixed", "name": "Price", "size": 5, "logicalType": "decimal", "precision": 9, "scale": 3},
         [Decimal("0.001"), Decimal("-0.001")],
     ),
+    "decimal of Connect": (
+        named("bytes", CONNECT + "Decimal", **{"connect.parameters": {"scale": "2"}}),
+        [Decimal("1.10"), Decimal("-2.00")],
+    ),
+    "decimal of Connect with its digits": (
+        named("bytes", CONNECT + "Decimal", scale=2, precision=10),
+        [Decimal("1.10"), Decimal("-2.00")],
+    ),
+    "time of Connect": (
+        named("long", CONNECT + "Timestamp"),
+        [dt.datetime(1969, 12, 31, 23, 59, 59, 999000, dt.UTC), EPOCH],
+    ),
+    "day of Connect": (named("int", CONNECT + "Date"), [dt.date(1969, 12, 31), dt.date(1970, 1, 1)]),
+    "clock of Connect": (named("int", CONNECT + "Time"), [dt.time(0, 0, 0, 1000), dt.time(23, 59, 59, 999000)]),
+    "nanoseconds of Debezium": (named("long", DEBEZIUM + "NanoTime"), [dt.time(0, 0, 0, 1), dt.time(0, 0, 0, 2)]),
+    "fixed uuid": (
+        {"type": "fixed", "name": "Id", "size": 16, "logicalType": "uuid"},
+        [str(uuid.UUID(int=1)), str(uuid.UUID(int=2))],
+    ),
+}
+PLAIN_OF: dict[str, Callable[[Any], Any]] = {  # what such a type is without its meaning
+    "decimal of Connect": lambda value: int(value * 100).to_bytes(2, "big", signed=True),
+    "decimal of Connect with its digits": lambda value: int(value * 100).to_bytes(2, "big", signed=True),
+    "time of Connect": lambda value: (value - EPOCH) // dt.timedelta(milliseconds=1),
+    "day of Connect": lambda value: (value - EPOCH.date()).days,
+    "clock of Connect": lambda value: (
+        ((value.hour * 60 + value.minute) * 60 + value.second) * 1000 + value.microsecond // 1000
+    ),
+    "nanoseconds of Debezium": lambda value: value.microsecond * 1000,
+    "fixed uuid": lambda value: uuid.UUID(value).bytes,
 }
 
 
@@ -630,21 +668,23 @@ NAMED_KEYS: dict[str, tuple[Any, list[Any]]] = {  # types of Avro, named as a wr
 async def test_a_tombstone_in_avro_deletes_its_row_whatever_the_type_of_its_key_is(
     memory_url: str, name: str, form: str
 ) -> None:
-    """Of enums and of keys without a record they were dead letters, so that deleted rows stayed; a table whose key
-    is a time of day was refused.
+    """Of enums, of UUIDs in 16 bytes and of keys without a record they were dead letters, so that deleted rows stayed; a
+    table whose key is a time of day was refused. Connect's own types were numbers where they had only a name.
     """
     kind, ids = NAMED_KEYS[name]
-    registry = LocalRegistry()
+    plain, registry = PLAIN_OF.get(name), LocalRegistry()
     value = {"type": "record", "name": "db.Row", "fields": [{"name": "id", "type": kind}, {"name": "n", "type": "int"}]}
     key = {"type": "record", "name": "db.Key", "fields": [{"name": "id", "type": kind}]} if form == "record" else kind
 
     def written(subject: str, schema: Any, row: Any) -> bytes:
-        file = io.BytesIO()
-        fastavro.schemaless_writer(file, schema, row)
-        return b"\0" + registry.register(subject, json.dumps(schema), "AVRO").to_bytes(4) + file.getvalue()
+        file, text = io.BytesIO(), json.dumps(schema)
+        bare = json.loads(text.replace('"logicalType": "uuid"', '"is": "uuid"')) if plain else schema
+        fastavro.schemaless_writer(file, bare, row)
+        return b"\0" + registry.register(subject, text, "AVRO").to_bytes(4) + file.getvalue()
 
     app = App("avro", memory_url)
     for id, n in ((ids[0], 1), (ids[1], 2), (ids[0], None)):
+        id = plain(id) if plain else id
         payload = None if n is None else written("people-value", value, {"id": id, "n": n})
         await app.send("people", payload, key=written("people-key", key, {"id": id} if form == "record" else id))
     table = app.table("people", key="id", format=Avro(registry=registry), until="now")
