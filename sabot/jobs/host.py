@@ -577,6 +577,9 @@ class JobHost(HostState):
         for position, begin in await self._letters.take():
             self._begun_by_letter(position, begin)
         self.journal.begins.begun_all()
+        granted, self.journal.begins.granted = self.journal.begins.granted, []
+        for go in granted:
+            go()
         await self._give_refused()
         if jobs := self.journal.begins.taken_over:
             self.journal.begins.taken_over = []

@@ -37,7 +37,7 @@ from sabot.clock import Clock
 from sabot.errors import CorruptJournal, LetterRefused, OtherJournal
 from sabot.journal.ended_jobs import BLOCKED, OUTCOMES, EndedJob, HistoryBounds, JobQuery
 from sabot.journal.entries import Answer, Begin, Body, Cancel, Entry, Letter, Signal, decode_entry
-from sabot.journal.lanes import Lanes
+from sabot.journal.lanes import JobLimit, Lanes
 
 _log = logging.getLogger(__name__)
 
@@ -382,6 +382,8 @@ class Beginnings:
     - `shared`: True if other workers append to the journal too. Each holds some of the jobs, and gets their letters.
       Only then the others below `room` have a meaning.
     - `lanes`: the limits of jobs, and the letters that wait for their time, a seat, or room, of a journal with one owner.
+    - `limit`: sets the limits of the agents that are here, for all workers. Blocks.
+    - `granted`: calls that let jobs go on which have waited for a seat. The host makes and removes them.
     - `room`: returns how many more jobs of letters may begin now.
     - `resumes`: True if this worker goes on with the jobs of workers that are gone.
     - `give_back`: gives jobs back, so that another worker takes them. All of their entries are durable, and this worker
@@ -413,6 +415,8 @@ class Beginnings:
         self._reservations = 0
         self._left: set[str] = set()  # jobs of agents that are not there: the log has named them
         self.lanes = Lanes()
+        self.limit: Callable[[Mapping[str, JobLimit]], None] = self._limit
+        self.granted: list[Callable[[], object]] = []
         self._begun_now = 0  # jobs that letters have begun since the last look for room
 
     def reserve(self, job: str) -> None:
@@ -441,6 +445,9 @@ class Beginnings:
     def is_due(self, now_ms: int) -> bool:
         """Returns True if `next_due` returns a letter."""
         return self.lanes.is_due(now_ms, self._left_room())
+
+    def _limit(self, limits: Mapping[str, JobLimit]) -> None:
+        self.lanes.limits = limits
 
     def _left_room(self) -> int:
         return self.room() - self._begun_now

@@ -38,13 +38,19 @@ APPROVED = 6
 WITHIN = 8
 """The first version of the tables' format whose jobs have the column `within`. Journals with one owner have it."""
 
-SHARED = 9
+SHARED = 10
 """The version of the tables of a journal that several workers share (`postgres_workers`). The places of its entries have
 gaps.
 """
 
+WITHOUT_SEATS = 9
+"""The version of such tables without limits of jobs (`seats`). Some lack the tables `crashes` and `refusals`."""
+
 SHARED_BEFORE = 7
 """The version of such tables without the column `within`. They have all that version 6 has."""
+
+SHARED_FORMATS = (SHARED_BEFORE, WITHOUT_SEATS, SHARED)
+"""All versions of the tables of shared journals."""
 
 _BLOCKED_UNKNOWN = 4
 

@@ -91,7 +91,7 @@ def _parsed_rate(rate: object) -> tuple[int, int]:
 
 
 @dataclass(slots=True, eq=False)
-class _Lane:
+class Lane:
     """A lane.
 
     - `queued`: a heap of the jobs that may begin next: priority, number of the letter, job. `waiting`: the number of jobs in the
@@ -133,7 +133,7 @@ class _Queued:
 
     number: int
     letter: Letter
-    lane: _Lane
+    lane: Lane
     following: list[tuple[int, Letter]] = field(default_factory=list)
 
 
@@ -146,13 +146,13 @@ class Lanes:
     def __init__(self) -> None:
         self.limits: Mapping[str, JobLimit] = {}
         self._lock = threading.Lock()
-        self._free = _Lane("", None)  # of jobs without a limit
-        self._lanes: dict[str, _Lane] = {}
+        self._free = Lane("", None)  # of jobs without a limit
+        self._lanes: dict[str, Lane] = {}
         self._queued: dict[str, _Queued] = {}
-        self._seated: dict[str, _Lane] = {}
+        self._seated: dict[str, Lane] = {}
         self._later: list[tuple[int, int, str]] = []  # a heap: time, number of the letter, job
         self._slow: list[tuple[int, str]] = []  # a heap: when to look at a lane again because of its rate
-        self._ready: dict[str, _Lane] = {}  # lanes in which a job may be able to begin
+        self._ready: dict[str, Lane] = {}  # lanes in which a job may be able to begin
         self._following: deque[tuple[int, Letter]] = deque()  # letters to jobs that have begun
 
     # -- jobs that wait to begin --------------------------------------------------------------------------------------
@@ -191,7 +191,7 @@ class Lanes:
         heapq.heappush(queued.lane.queued, (queued.letter.priority, queued.number, queued.letter.job))
         self._ready[queued.lane.name] = queued.lane
 
-    def _lane_of(self, letter: Letter) -> _Lane:
+    def _lane_of(self, letter: Letter) -> Lane:
         if not self.limits:
             return self._free
         begin = decode_entry(letter.body, f"the letter ({letter.kind}) of job {letter.job}")
@@ -199,13 +199,13 @@ class Lanes:
         _, scope, _, _, key = facts_of(begin)
         return self._lane(begin.agent, scope, key)
 
-    def _lane(self, agent: str, scope: str, key: str) -> _Lane:
+    def _lane(self, agent: str, scope: str, key: str) -> Lane:
         limit = self.limits.get(agent)
         name = "" if limit is None else limit.lane(scope, key)
         if not name:
             return self._free
         if name not in self._lanes:
-            self._lanes[name] = _Lane(name, limit)
+            self._lanes[name] = Lane(name, limit)
         return self._lanes[name]
 
     def letters(self) -> list[Letter]:
@@ -248,7 +248,7 @@ class Lanes:
                 first = lane.queued[0]
         return None if first is None else self._queued[first[2]]
 
-    def _rests(self, lane: _Lane, now_ms: int) -> None:
+    def _rests(self, lane: Lane, now_ms: int) -> None:
         """Looks at a lane no more, until something of it changes. Forgets it if it is empty and its rate remembers nothing."""
         del self._ready[lane.name]
         if lane is self._free or lane.waiting or lane.seats or lane.away:
@@ -313,7 +313,7 @@ class Lanes:
             lane.away.add(job)
         return self._gets_up(job, lane)
 
-    def _gets_up(self, job: str, lane: _Lane) -> bool:
+    def _gets_up(self, job: str, lane: Lane) -> bool:
         with self._lock:
             lane.seats.discard(job)
             if job not in self._seated:
@@ -330,7 +330,7 @@ class Lanes:
             go()
         return may_begin
 
-    def _sits(self, job: str, lane: _Lane) -> Callable[[], object]:
+    def _sits(self, job: str, lane: Lane) -> Callable[[], object]:
         lane.away.discard(job)
         lane.seats.add(job)
         return lane.woken.pop(job)

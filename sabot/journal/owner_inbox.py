@@ -6,6 +6,7 @@ from abc import abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from functools import partial
+from typing import Any
 
 from sabot.base.threads import run_in_thread
 from sabot.clock import Clock
@@ -74,7 +75,15 @@ class SqlInbox(OwnerInbox):
             now_ms = round(self.clock.time() * 1000)
             question, mark, earlier = letter_facts(connection, letter)
             job = check_letter(letter, question, mark, earlier, now_ms)
-            add_letter(connection, once_of(letter, mark), job, encode_letter(letter))
+            add_letter(connection, once_of(letter, mark), job, encode_letter(letter), beside=self.beside(letter))
+            self.posted(connection, letter)
+
+    def posted(self, connection: Connection, letter: Letter) -> None:
+        """Called in the transaction that stores a letter."""
+
+    def beside(self, letter: Letter) -> Mapping[str, Any]:
+        """Returns the values of further columns of the inbox for a letter, by their names."""
+        return {}
 
     def trim(self, jobs: Sequence[str], before: int, kept: Sequence[EndedJob]) -> int:
         with self.transaction("trim") as connection:

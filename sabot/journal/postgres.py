@@ -49,9 +49,10 @@ from sabot.journal.base import Approval, Position
 from sabot.journal.crashes import tries_again
 from sabot.journal.entries import Entry, Letter
 from sabot.journal.entry_counts import Connection, end_of_log
-from sabot.journal.job_tables import SHARED, SHARED_BEFORE
+from sabot.journal.job_tables import SHARED, SHARED_FORMATS
 from sabot.journal.owner_inbox import SqlInbox, SqlJournal
 from sabot.journal.schemas import RANGE, JournalSchema, PostgresSession, Statements
+from sabot.journal.seats import LET_THROUGH, columns_of
 from sabot.journal.tables import SqlReader, StoredEntry, add, decoded, rows_of
 from sabot.journal.writing import CAPACITY_BYTES, Appended, GroupWriter
 from sabot.steps import step
@@ -144,7 +145,7 @@ class PostgresReader(SqlReader):
     @property
     def is_shared(self) -> bool:
         """True if several workers share the journal."""
-        return self.format in (SHARED_BEFORE, SHARED)
+        return self.format in SHARED_FORMATS
 
     def ends(self) -> dict[int, int]:
         return dict(self.select(_RUNS)) if self.is_shared else super().ends()
@@ -190,19 +191,27 @@ class PostgresInbox(SqlInbox):
         self.clock = clock
         self.session = PostgresSession(self._place)
         with self.session.using() as connection:
-            self._shared = int(self._place.known_facts(connection)["format"]) == SHARED
+            form = int(self._place.known_facts(connection)["format"])
+        self._shared, self._has_seats = form in SHARED_FORMATS, form == SHARED
 
     def post(self, letter: Letter) -> None:
-        if self._shared and (letter.after_ms or letter.priority):
+        if self._shared and not self._has_seats and (letter.after_ms or letter.priority):
             raise UserError(
-                f"job {letter.job}: workers that share {self._place.where} begin jobs in the order of their letters",
-                hint="start_after= and priority= need a kernel that has the journal alone",
+                f"job {letter.job}: the workers of {self._place.where} are of an earlier Sabot, without start_after= and priority=",
+                hint="stop all workers, then start those of the new Sabot, which bring the tables up to date",
             )
         if letter.kind == "retry" and self._shared:
             with self.transaction("letter") as connection:
                 if tries_again(connection, letter.job):
                     return
         super().post(letter)
+
+    def beside(self, letter: Letter) -> Mapping[str, Any]:
+        return columns_of(letter) if self._has_seats else {}
+
+    def posted(self, connection: Connection, letter: Letter) -> None:
+        if self._has_seats and letter.kind == "cancel":
+            connection.execute(LET_THROUGH, (f"begin:{letter.job}",))
 
     @contextmanager
     def transaction(self, what: str) -> Iterator[Connection]:

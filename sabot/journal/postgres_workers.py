@@ -5,6 +5,7 @@
    inbox.worker  the worker that has claimed a letter which begins a job; 0 for none
    places        a sequence of ranges of places
    crashes       jobs with which workers have died (`crashes`)
+   limits, seats limits of jobs (`seats`)
    refusals      jobs that the code of workers cannot continue (`refusals`)
 
 **Queue.** A letter that begins a job is the job's place in the queue. A worker claims it, and appends BEGIN. Letters to a
@@ -36,6 +37,7 @@ from sabot.errors import TransientError
 from sabot.journal.base import EVERY, MAY_BEGIN_AGAIN, JournalReader, Position
 from sabot.journal.crashes import ASIDE, IN_TREE, KEEP_EARLIER, MOST, ROOT, SUSPECTS, Suspects, blame
 from sabot.journal.entries import Begin, Entry, Letter, decode_letter
+from sabot.journal.lanes import JobLimit
 from sabot.journal.owner_inbox import OwnerInbox
 from sabot.journal.postgres import (
     END_SESSIONS,
@@ -47,6 +49,7 @@ from sabot.journal.postgres import (
 )
 from sabot.journal.refusals import REFUSED, refuse, to_try
 from sabot.journal.schemas import RANGE, Statements
+from sabot.journal.seats import LIMITS, NOW_MS, SharedLanes, claim_seats, limit_of, park_seats, set_limits
 from sabot.journal.tables import SqlReader, StoredEntry, add
 from sabot.journal.writing import GroupWriter
 from sabot.steps import step
@@ -84,11 +87,15 @@ _UNTAKEN = f"{ASIDE}, {REFUSED}"  # of these no job is taken without a reason
 
 _TO_ME = (  # letters that this worker takes
     "SELECT i.number, i.letter FROM inbox i LEFT JOIN jobs j ON j.job = i.job WHERE i.taken = 0 "
-    "AND CASE WHEN starts_with(i.once, 'begin:') THEN i.worker = ? ELSE j.worker = ? END ORDER BY i.number"
+    "AND CASE WHEN starts_with(i.once, 'begin:') THEN i.worker = ? ELSE j.worker = ? END ORDER BY i.priority, i.number"
 )
 _UNCLAIMED = (
     "SELECT number, letter FROM inbox WHERE taken = 0 AND worker = 0 AND starts_with(once, 'begin:') AND number <> ALL(?) "
-    f"ORDER BY number LIMIT {_MOST}"
+    f"AND after_ms <= {NOW_MS} AND agent <> ALL(?) ORDER BY priority, number LIMIT {_MOST}"
+)
+_LIMITED = (
+    "SELECT DISTINCT agent FROM inbox WHERE taken = 0 AND worker = 0 AND agent = ANY(?) AND starts_with(once, 'begin:') "
+    f"AND after_ms <= {NOW_MS}"
 )
 _CLAIM = (
     "UPDATE inbox SET worker = %s WHERE number IN (SELECT number FROM inbox WHERE number = ANY(%s) AND worker = 0 AND taken = 0 "
@@ -228,6 +235,9 @@ class PostgresWorker(PostgresJournal):
     """
 
     look_s = 0.05
+    full_s = 0.1
+    """The seconds between two looks into the queues of agents whose seats are all taken."""
+
     reap_s = 2.0
     """The seconds between two looks for workers that are gone."""
 
@@ -251,7 +261,10 @@ class PostgresWorker(PostgresJournal):
         self._part = 0  # the number of these that belong to this worker
         self._suspects = Suspects()
         self.begins.give_back, self.begins.rests, self.begins.refuse = self.give_back, self._suspects.rests, self.refuse
-        self.begins.lacks = self.lacks
+        self.begins.lacks, self.begins.limit = self.lacks, self.limit
+        self.begins.lanes = self._lanes = SharedLanes()
+        # before this time the queues of agents with limits are not looked at, since all of their seats are taken
+        self._full_until = -math.inf
 
     def lacks(self, declared: Collection[str]) -> list[str]:
         """Does what `Beginnings.lacks` says."""
@@ -259,6 +272,19 @@ class PostgresWorker(PostgresJournal):
             connection.execute(_DECLARE, (sorted(declared),))
         noted = {name for (name,) in self.select(_DECLARED)}
         return sorted(noted - set(declared))
+
+    def limit(self, limits: Mapping[str, JobLimit]) -> None:
+        """Does what `Beginnings.limit` says."""
+        with (
+            self.inbox.session.using() as connection,
+            step("journal", f"{self.where}: limits"),
+            connection.transaction(),
+        ):
+            set_limits(connection, self.begins.agents, limits)
+        self._read_limits()
+
+    def _read_limits(self) -> None:
+        self._lanes.limits = {agent: limit_of(spec) for agent, spec in self.select(LIMITS)}
 
     # -- entries -----------------------------------------------------------------------------------------------------------
 
@@ -312,7 +338,7 @@ class PostgresWorker(PostgresJournal):
         return await run_in_thread(self._has_work)
 
     def _has_work(self) -> bool:
-        if self.untaken() or self._claimable():
+        if self.untaken() or self._claimable() or self._lanes.parks or self._lanes.wants or self._limited():
             return True
         if self._suspects.has_cleared:
             return True
@@ -362,7 +388,7 @@ class PostgresWorker(PostgresJournal):
         """Returns the numbers of letters that begin jobs of the agents that are here, as many as there is room for."""
         room = self.begins.room()
         numbers = list[int]()
-        for number, data in self.select(_UNCLAIMED, (self._left,)) if room > 0 else ():
+        for number, data in self.select(_UNCLAIMED, (self._left, list(self._lanes.limits))) if room > 0 else ():
             letter = decode_letter(data, self.where)
             if letter.name in self.begins.agents:
                 numbers.append(number)
@@ -370,6 +396,13 @@ class PostgresWorker(PostgresJournal):
                 self.begins.leave(letter)
                 self._left = [*self._left, number]
         return numbers[:room]
+
+    def _limited(self) -> list[str]:
+        """Returns the agents that are here and have a limit and letters that begin jobs, while there is room."""
+        agents = [agent for agent in self._lanes.limits if agent in self.begins.agents]
+        if not agents or boot_seconds() < self._full_until or self.begins.room() <= 0:
+            return []
+        return [agent for (agent,) in self.select(_LIMITED, (agents,))]
 
     def _dead(self) -> Iterator[tuple[int, str, str, bool]]:
         """Yields the workers that have died and that nobody has declared dead: the number, the session and the words for each,
@@ -392,15 +425,35 @@ class PostgresWorker(PostgresJournal):
         return super().take()
 
     def claim_letters(self) -> None:
-        """Claims letters that begin jobs, as many as there is room for."""
-        if numbers := self._claimable():
-            with (
-                self.inbox.session.using() as connection,
-                step("journal", f"{self.where}: take"),
-                connection.transaction(),
-            ):
-                self._check_lease(connection)
+        """Claims letters that begin jobs, as many as there is room for. Lets jobs go on that have waited for a seat."""
+        numbers, parks = self._claimable(), set(self._lanes.parks)
+        wanting = {job.partition("/")[0] for job in list(self._lanes.wants)}
+        limited = sorted(wanting.union(self._limited()))
+        if not (numbers or parks or limited):
+            return
+        with (
+            self.inbox.session.using() as connection,
+            step("journal", f"{self.where}: take"),
+            connection.transaction(),
+        ):
+            self._check_lease(connection)
+            if numbers:
                 connection.execute(_CLAIM, (self.lease.number, numbers))
+            if parks:
+                park_seats(connection, parks)
+            granted, room = list[str](), self.begins.room() - len(numbers)
+            for agent in limited:
+                wants = self._lanes.wants_of(agent)
+                found = claim_seats(connection, agent, self.lease.number, room, wants)
+                if found is not None:
+                    granted += found[0]
+                    room -= found[1]
+                elif agent not in self._lanes.limits:
+                    granted += wants
+        self._lanes.parks -= parks
+        self.begins.granted += [self._lanes.wants.pop(job) for job in granted if job in self._lanes.wants]
+        if room == self.begins.room() - len(numbers):
+            self._full_until = boot_seconds() + self.full_s
 
     def note_taken(self, number: int, position: Position | None) -> None:
         self._seen[number] = EVERY if position is None else position.offset
@@ -425,6 +478,8 @@ class PostgresWorker(PostgresJournal):
         if it has. That is decided when the server has ended the transaction of that call: its COMMIT may arrive later than the
         error here. `late`: True to look for workers that have died, and for retries.
         """
+        if late:
+            self._read_limits()
         settled = dict(self.select(_SETTLED, (self.lease.number, self._unsure))) if self._unsure else {}
         taken = [job for job, mine in settled.items() if mine]
         unsure = [job for job in self._unsure if job not in settled]

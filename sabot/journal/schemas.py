@@ -18,10 +18,12 @@ from sabot.connectors.sql.database import quoted
 from sabot.connectors.sql.server import PostgresServer
 from sabot.errors import AppLocked, CorruptJournal, LetterRefused, TransientError, UserError
 from sabot.journal.crashes import make_crashes
+from sabot.journal.entries import decode_letter
 from sabot.journal.entry_counts import make_tables
 from sabot.journal.history_tables import make_history
-from sabot.journal.job_tables import SHARED, SHARED_BEFORE, WITHIN, make_list
+from sabot.journal.job_tables import SHARED, SHARED_BEFORE, SHARED_FORMATS, WITHIN, WITHOUT_SEATS, make_list
 from sabot.journal.refusals import make_refusals
+from sabot.journal.seats import make_seats
 from sabot.journal.tables import bring_up_to_date
 from sabot.steps import step
 
@@ -245,7 +247,7 @@ class JournalSchema:
             ((form,),) = connection.execute("SELECT value FROM meta WHERE name = 'format' FOR UPDATE").fetchall()
             if int(form) == WITHIN:
                 return
-            if int(form) in (SHARED_BEFORE, SHARED):
+            if int(form) in SHARED_FORMATS:
                 raise UserError(
                     f"{self.where} is one that several workers share",
                     hint="RuntimeKernel(…, shared=True) is a worker of it",
@@ -273,15 +275,13 @@ class JournalSchema:
         try:
             form = int(self.known_facts(connection)["format"])
             if form == SHARED:
-                make_crashes(connection)
-                make_refusals(connection)
                 return
-            if form == SHARED_BEFORE:
+            if form in (SHARED_BEFORE, WITHOUT_SEATS):
                 with self.server.explained(), connection.transaction():
                     self._check_left(connection)
-                    self._migrate(connection, Statements(connection), form, SHARED)
-                    make_crashes(connection)
-                    make_refusals(connection)
+                    if form == SHARED_BEFORE:
+                        self._migrate(connection, Statements(connection), form, SHARED)
+                    self._finish_sharing(connection)
                 return
             own()  # brings the tables up to date; nobody else has the claim
             with self.server.explained(), step("journal", f"{self.where}: shared"), connection.transaction():
@@ -291,12 +291,18 @@ class JournalSchema:
                 ((last,),) = connection.execute("SELECT coalesce(max(place), 0) FROM entries").fetchall()
                 for statement in filter(str.strip, _SHARED.format(first=last // RANGE + 1).split(";")):
                     connection.execute(statement)
-                make_crashes(connection)
-                make_refusals(connection)
-                connection.execute("UPDATE meta SET value = %s WHERE name = 'format'", (str(SHARED),))
+                self._finish_sharing(connection)
         finally:
             with self.server.explained():
                 connection.execute("SELECT pg_advisory_unlock(%s)", (_LOCK,))
+
+    def _finish_sharing(self, connection: Any) -> None:
+        """Adds what all shared formats have in common and an older one lacks, and notes the new format."""
+        make_crashes(connection)
+        make_refusals(connection)
+        rows = connection.execute("SELECT number, letter FROM inbox WHERE taken = 0").fetchall()
+        make_seats(connection, [(number, decode_letter(data, self.where)) for number, data in rows])
+        connection.execute("UPDATE meta SET value = %s WHERE name = 'format'", (str(SHARED),))
 
     def _check_left(self, connection: Any) -> None:
         """Raises AppLocked if a worker has the journal: one of an earlier Sabot does not know the new columns."""

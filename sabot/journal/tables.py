@@ -85,8 +85,7 @@ from sabot.journal.job_tables import (
     HELD_MARKS,
     LISTED,
     MARKS,
-    SHARED,
-    SHARED_BEFORE,
+    SHARED_FORMATS,
     TRIED,
     WITHIN,
     begin_values,
@@ -284,11 +283,11 @@ class SqlReader(JournalReader):
     @property
     def _marks(self) -> str:
         """The statement that selects the rows for `mark_of_row`."""
-        return HELD_MARKS if self.format in (SHARED_BEFORE, SHARED) else MARKS
+        return HELD_MARKS if self.format in SHARED_FORMATS else MARKS
 
     def _is_counted(self) -> bool:
         """Returns True if the places of the log have no gaps, and the tables say how many entries there are."""
-        return self.format >= COUNTED and self.format not in (SHARED_BEFORE, SHARED)
+        return self.format >= COUNTED and self.format not in SHARED_FORMATS
 
     def read(self, job: str | None = None, start: Mapping[int, int] | None = None) -> Iterator[tuple[Position, Entry]]:
         first = (start or {}).get(0, 0)
@@ -546,16 +545,22 @@ def letter_facts(connection: Connection, letter: Letter) -> tuple[Question | Non
     return question, mark, bool(run(known, (once_of(letter, mark),)).fetchall())
 
 
-def add_letter(connection: Connection, once: str, job: str, data: bytes, number: int | None = None) -> bool:
+def add_letter(
+    connection: Connection,
+    once: str,
+    job: str,
+    data: bytes,
+    number: int | None = None,
+    beside: Mapping[str, Any] | None = None,
+) -> bool:
     """Stores a letter in the inbox, and returns True. If the inbox has already accepted a letter with the same
     `once`, returns False and changes nothing. `number`: the number of the letter, above 0; None to use the next
-    number.
+    number. `beside`: the values of further columns, by their names.
     """
-    named, values = ("", ()) if number is None else ("number, ", (number,))
-    marks = ", ".join("?" * (len(values) + 3))
+    row = {**({} if number is None else {"number": number}), "once": once, "job": job, "letter": data, **(beside or {})}
     done = connection.execute(
-        f"INSERT INTO inbox ({named}once, job, letter) VALUES ({marks}) ON CONFLICT DO NOTHING",
-        (*values, once, job, data),
+        f"INSERT INTO inbox ({', '.join(row)}) VALUES ({', '.join('?' * len(row))}) ON CONFLICT DO NOTHING",
+        tuple(row.values()),
     )
     return bool(done.rowcount == 1)
 

@@ -113,8 +113,7 @@ class KernelHost:
         - `dedupe_s`, `grace_s`: the options `dedupe` and `stop_grace` of `RuntimeKernel`, in seconds.
         """
         self.journal = journal
-        journal.begins.lanes.limits = limits
-        self._lanes = journal.begins.lanes
+        self._limits, self._lanes = limits, journal.begins.lanes
         self.open: dict[str, OpenJob] = {}
         self.handles: dict[str, ExecutionHandle] = {}  # by id, for jobs that have not ended; blocked ones too
         self.failure: SabotError | None = None
@@ -188,8 +187,11 @@ class KernelHost:
             self._host.end_cut(job)
 
     async def _take_seats(self, found: Sequence[OpenJob]) -> None:
-        """Gives the open jobs their seats, and counts for the rates what has begun before the start."""
-        if self.journal.begins.shared:
+        """Sets the limits, gives the open jobs their seats, and counts for the rates what has begun before the start."""
+        begins = self.journal.begins
+        begins.agents = frozenset(self._agents)
+        await call_journal(begins.limit, self._limits)
+        if begins.shared:
             return
         for job in found:
             if not parent_of(job.job_id)[0]:
@@ -319,6 +321,10 @@ class KernelHost:
             return await self._begun(handle, inputs, request)
         finally:
             self.journal.begins.release(job_id)
+
+    def is_limited(self, agent: KernelAgent) -> bool:
+        """Returns True if jobs of an agent have a limit."""
+        return agent.agent_id in self._lanes.limits
 
     async def expect(self, agent: KernelAgent, job_id: str, request: ExecutionRequest) -> ExecutionHandle:
         """Returns the handle of a job whose letter is in the inbox. The job begins as soon as it may."""
@@ -511,7 +517,11 @@ class KernelHost:
         self.handles[job_id].begun()
         given = self._given[job_id] = asyncio.Event()
         given.set()
-        self._wait(job_id, partial(self._host.resume, job), continues=goes_on)
+        wait = partial(self._wait, job_id, partial(self._host.resume, job), continues=goes_on)
+        if goes_on and not job.fresh:
+            self._lanes.go_on(first_of(job_id), wait)
+        else:
+            wait()
 
     async def _refusal(self, job: OpenJob) -> str:
         """Returns the reason why the agents here cannot continue a job of another worker, or "". It is found out before the

@@ -185,7 +185,6 @@ class RuntimeKernel:
             for word, value in stores.items()
             if value is not None and not (isinstance(value, Ledger) and value.shared)
         ]
-        alone += ["limits="] if self._limits else []
         if shared and alone:
             raise UserError(
                 f"kernel {self.name} has shared=True and {', '.join(alone)}: they know of the jobs of one worker only",
@@ -495,7 +494,7 @@ class RuntimeKernel:
         host = await self._started()
         agent = self._agent(request.agent)
         shared = host.journal.begins.shared
-        if (shared and request.idempotency_key) or request.waits or agent.agent_id in self._limits:
+        if (shared and request.idempotency_key) or request.waits or host.is_limited(agent):
             return await self._execute_queued(host, agent, replace(request, agent=agent.name))
         return await host.execute(agent, job_id_of(agent.agent_id, request), request)
 

@@ -651,8 +651,8 @@ async def test_an_idle_owner_knows_without_a_query_that_nobody_has_written(
     tmp_path: Path, journal: SqliteJournal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reads: list[str] = []
-    letters = journal.letters
-    monkeypatch.setattr(journal, "letters", lambda: reads.append("letters") or letters())
+    untaken = journal.untaken
+    monkeypatch.setattr(journal, "untaken", lambda after: reads.append("letters") or untaken(after))
     assert journal.wait_durable(journal.append(Intent("j", 0, 1, "ask", "confirm", token="t")), 60)
     assert [await journal.look() for _ in range(4)] == [False] * 4
     assert len(reads) == 1  # an entry of its own made it look
@@ -663,7 +663,7 @@ async def test_an_idle_owner_knows_without_a_query_that_nobody_has_written(
     assert len(reads) == 4, "letters that were not taken are looked at again"
     assert journal.wait_durable(journal.take()[0][0], 60)
     assert [await journal.look() for _ in range(3)] == [False] * 3
-    assert len(reads) == 5
+    assert len(reads) == 6, "take has read them, and the first look after it"
     journal.close()
     with pytest.raises(UserError, match="closed database"):
         await journal.look()
