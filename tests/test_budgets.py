@@ -29,7 +29,7 @@ MEMBERS = {  # of a contract that more than one class fulfils: methods, properti
     "engine/checkpoint/places/base.py:Place": 28,
     "codecs/base.py:Codec": 4,
     "codecs/base.py:Format": 13,
-    "connectors/base.py:Delivers": 9,  # 051, 109, 128
+    "connectors/base.py:Delivers": 10,  # 051, 109, 128, 153
     "connectors/base.py:Sink": 17,  # 113
     "connectors/base.py:Source": 26,  # 113, 122, 134, 143
     "connectors/files/format.py:FileFormat": 46,  # 114, 116

@@ -119,7 +119,7 @@ THIRD_PARTIES = {
     "duckdb": {"connectors", "demos"},
     "genai_prices": {"llm"},
     "google": {"codecs"},  # google.protobuf
-    "httpx2": {"mcp"},
+    "httpx2": {"connectors", "mcp"},
     "jinja2": {"web"},
     "markupsafe": {"web"},  # of Jinja2
     "mcp": {"mcp"},

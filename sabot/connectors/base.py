@@ -591,7 +591,12 @@ class Delivers(ABC):
     """False if rows in the receiver end with the process: exactly once is then used only if the user asks for it."""
     whole: bool = True
     """False if a crash may leave a prefix of a part visible, which a later `deliver` of the part completes: for a receiver
-    without transactions of that size. Such a sink refuses rows in `fitting` only, as the rows of a part keep their numbers.
+    without transactions of that size. Such a sink refuses rows in `fitting` only, as the rows of a part keep their numbers, or takes
+    the other rows of the part, when they come without those that were refused, for those that it has.
+    """
+    repeats: str = ""
+    """The reason why a crash, or an answer that is lost, may repeat rows of a part, for people; "" if the receiver recognises parts. The
+    sink then writes at least once, but in the parts of complete checkpoints: only what was under way is written twice.
     """
 
     @property

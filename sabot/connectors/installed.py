@@ -79,6 +79,7 @@ OURS = (
     Connector(
         "iceberg", "sabot.connectors.iceberg:IcebergSource", "sabot.connectors.iceberg:IcebergSink", extra="iceberg"
     ),
+    Connector("http", sink="sabot.connectors.http:HttpSink", extra="http"),
     Connector("datagen", "sabot.connectors.datagen:GeneratedSource"),
     Connector("faker", "sabot.connectors.datagen:GeneratedSource"),
     Connector("print", sink=_CONSOLE),
@@ -132,7 +133,7 @@ def _guarantee(kind: Any) -> str:
         if not isinstance(said, str):
             return "depends on its options"
         return said if kind.log_id is Source.log_id else f"{said} in one process"
-    if not issubclass(kind, Delivers):
+    if not issubclass(kind, Delivers) or (isinstance(kind.repeats, str) and kind.repeats):  # a face has a property
         return "at least once"
     return "exactly once" if kind.lasting else "exactly once in one process"
 

@@ -654,6 +654,12 @@ def _write_iceberg(options: Options, statement: CreateTable) -> OpenWrite:
     return write_iceberg(options, statement)
 
 
+def _write_http(options: Options, statement: CreateTable) -> OpenWrite:
+    from sabot.sql.web_tables import write_http
+
+    return write_http(options, statement)
+
+
 def _read_agent(options: Options, statement: CreateTable) -> OpenRead:
     name = options.take("agent") or options.table
 
@@ -708,6 +714,7 @@ CONNECTORS: dict[str, TableConnector] = {
     "postgres-cdc": TableConnector(_read_postgres_changes, None),
     "delta": _DELTA,
     "iceberg": _ICEBERG,
+    "http": TableConnector(None, _write_http),
     "datagen": TableConnector(_read_datagen, None),
     "faker": TableConnector(_read_faker, None),
     "print": _PRINT,

@@ -22,6 +22,7 @@ from tools.iceberg_lake import lake_of, rows_in_lake, table_of
 from tools.postgres import Postgres
 from tools.postgres import server_or_skip as postgres_or_skip
 from tools.redis_server import Redis, server_or_skip
+from tools.web_server import WebServer
 
 KILLS = 20
 KEYS = 7
@@ -33,6 +34,7 @@ import asyncio
 import pyarrow as pa
 import sabot
 from sabot import App, DeltaSink, DeltaSource, files
+from sabot.connectors.http import HttpSink
 from sabot.connectors.iceberg import IcebergSink, IcebergSource
 from sabot.connectors.postgres import PostgresChanges
 from sabot.connectors.redis import RedisStreamSink, RedisStreamSource
@@ -223,6 +225,20 @@ def through_redis(folder: Path, server: Redis, seed: int) -> Dance:
     return Dance(program, folder, put=put, rows=rows, expected=row, server=server, seed=seed)
 
 
+def into_web(folder: Path, server: WebServer, seed: int) -> Dance:
+    idempotent = (server.folder / "idempotent").exists()
+
+    def rows() -> Sequence[Hashable]:
+        return [(each["n"], each["count"]) for each in server.rows()]
+
+    program = PROGRAM.format(
+        source='files("in/*.ndjson", follow="20ms")',
+        sink=f'HttpSink("{server.url}", batch=50, idempotent={idempotent})',
+        more="",
+    )
+    return Dance(program, folder, put=Files(folder).put, rows=rows, expected=row, server=server, seed=seed)
+
+
 class PostgresKilled:
     """A server of PostgreSQL for a dance."""
 
@@ -319,3 +335,21 @@ def test_an_app_and_a_postgres_server_that_are_killed_again_and_again_lose_and_r
                 "SELECT key, count(*), sum(amount) FROM stock GROUP BY key ORDER BY key"
             ).fetchall()
     assert totals == own
+
+
+@pytest.mark.slow  # 22 processes, and as many starts of a server
+@pytest.mark.parametrize("idempotent", [True, False])
+def test_an_app_and_a_web_server_that_are_killed_again_and_again_lose_no_row(tmp_path: Path, idempotent: bool) -> None:
+    """A server that does not look at keys has rows twice, but only those of requests whose keys came twice."""
+    server = WebServer(tmp_path / "kept", idempotent=idempotent)
+    try:
+        danced = into_web(tmp_path, server, 53).run(KILLS)
+    finally:
+        server.stop()
+    assert (danced.lost, danced.wrong) == ([], [])
+    if idempotent:
+        check(danced, KILLS)
+        return
+    rows = [(each["n"], each["count"]) for each in server.rows()]
+    assert len({*zip(server.keys(), rows, strict=True)}) == len(set(rows)) == danced.rows
+    assert len(danced.repeated) == len(rows) - danced.rows

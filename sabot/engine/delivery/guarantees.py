@@ -9,7 +9,8 @@ NO_CHECKPOINTS = (
 
 
 def why_repeated(sink: Sink, wanted: Delivery, *, kept: bool = True) -> str:
-    """Returns the reason why a crash may repeat rows of the sink, or "" if each row is written exactly once.
+    """Returns the reason why a crash may repeat rows of the sink, or "" if rows are written in parts, and so exactly once unless
+    `Delivers.repeats` says more.
 
     `wanted`: `delivery=` of the user; with None the sink is written exactly once if it can be, if its rows outlive the process, and if
     the app keeps checkpoints (`kept`). Raises UserError for a sink that cannot deliver as wanted.
@@ -25,6 +26,11 @@ def why_repeated(sink: Sink, wanted: Delivery, *, kept: bool = True) -> str:
         return "it cannot tell which rows have arrived, so a crash repeats those since the last checkpoint"
     if wanted is None and not sink.lasting:
         return "its rows end with the process"
+    if wanted == "exactly_once" and sink.repeats:
+        raise UserError(
+            f"sink {sink.name} cannot deliver exactly once: {sink.repeats}",
+            hint='say delivery="at_least_once", or leave delivery= out',
+        )
     if wanted == "exactly_once" and not kept:
         raise UserError(
             f"sink {sink.name}: exactly once needs checkpoints on a disk",
@@ -40,6 +46,8 @@ def sink_guarantee(sink: Sink, wanted: Delivery, *, kept: bool) -> str:
         return NO_CHECKPOINTS
     if why:
         return f"at least once: {why}"
+    if isinstance(sink, Delivers) and sink.repeats:
+        return f"at least once: {sink.repeats}"
     if isinstance(sink, KeepsToken) and not sink.whole:
         return "exactly once: it stores how far a part is there in one step with each chunk of its rows"
     if isinstance(sink, KeepsToken):

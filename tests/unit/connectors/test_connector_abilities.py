@@ -21,7 +21,7 @@ MEMBERS = {
     Bounded: "bounded exhausted",
     TakesBound: "bound end_at skips_removed skip_removed",
     Scans: "has_records guessed scan infer_schema inferring",
-    Delivers: "lasting whole address known claim fitting deliver refused_rows",
+    Delivers: "lasting whole repeats address known claim fitting deliver refused_rows",
     KeepsToken: "token_place settle",
     TakesChanges: "expect_changes",
 }

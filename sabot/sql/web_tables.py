@@ -1,0 +1,29 @@
+"""Tables of the web: 'connector' = 'http'."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from sabot.sql.scope import at
+from sabot.sql.syntax.tree import CreateTable
+from sabot.sql.table_options import YES_OR_NO, Options, delivery_of
+
+if TYPE_CHECKING:
+    from sabot.connectors.base import Sink
+
+
+def write_http(options: Options, statement: CreateTable) -> "Callable[[Any], tuple[Sink, dict[str, Any]]]":
+    """Returns the writer of a table whose rows are sent to an address. Raises SqlFault."""
+    from sabot.connectors.http import HttpSink
+
+    span = options.value_span("url")
+    url, batch = options.need("url"), options.number("batch")
+    given = {"method": options.take("method"), "timeout": options.duration("timeout")}
+    idempotent = options.choose("idempotent", YES_OR_NO, False)
+    headers = options.prefixed("headers.")
+    written = delivery_of(options)
+    more: Any = {name: value for name, value in given.items() if value is not None}
+    if batch is not None:
+        more["batch"] = int(batch) if batch == int(batch) else batch
+    with at(span):
+        sink = HttpSink(url, headers=headers, idempotent=idempotent, **more)
+    return lambda app: (sink, written)

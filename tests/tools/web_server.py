@@ -1,0 +1,216 @@
+"""A web server for the tests, in a process of its own: it takes rows, and keeps them in a SQLite file before it answers.
+
+`python web_server.py FOLDER PORT` runs it. A request to /rows is a row or an array of rows; each is kept with the key of its request, and a
+request whose key is known is answered without being kept again if the folder has a file `idempotent`. A row with "refuse" is answered
+with that status, as a whole. A file `faults` has one fault a line, as JSON, and each request takes the first that is left:
+
+    {"status": 503, "headers": {…}}   that answer, and nothing is kept
+    {"lost": true}                    the rows are kept, and the connection ends without an answer
+    {"killed": true}                  the rows are kept, and the process ends without an answer
+    {"half": true}                    half of the body of an answer of 200 is sent
+    {"slow": true}                    a byte of the head every 0.05 s, without an end
+    {"bytes": 1000000}                an answer with such a body
+"""
+
+import http.server
+import json
+import os
+import socket
+import sqlite3
+import ssl
+import subprocess
+import sys
+import threading
+import time
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+_START_SECONDS = 60.0
+_lock = threading.Lock()
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    folder: Path
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Says nothing."""
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.note(body)
+        fault = self.fault()
+        if "status" in fault:
+            self.say(fault["status"], b"no", fault.get("headers", {}))
+            return
+        if fault.get("slow"):
+            self.trickle()
+            return
+        rows = json.loads(body)
+        rows = rows if isinstance(rows, list) else [rows]
+        refused = [row["refuse"] for row in rows if row.get("refuse")]
+        if refused:
+            self.say(refused[0], b'{"error": "a bad row"}', {})
+            return
+        self.keep(rows)
+        if fault.get("killed"):
+            os._exit(9)
+        if fault.get("lost"):
+            self.close_connection = True
+            return
+        self.say(200, b"{}" if "bytes" not in fault else b"x" * fault["bytes"], {}, half=fault.get("half", False))
+
+    do_PUT = do_PATCH = do_POST
+
+    def do_GET(self) -> None:
+        self.say(200, b"here", {})
+
+    def keep(self, rows: list[Any]) -> None:
+        key = self.headers.get("Idempotency-Key", "")
+        with _lock, closing(opened(self.folder)) as connection, connection:
+            known = connection.execute("SELECT 1 FROM rows WHERE key = ?", (key,)).fetchone()
+            if not (known and (self.folder / "idempotent").exists()):
+                pairs = [(key, json.dumps(row)) for row in rows]
+                connection.executemany("INSERT INTO rows (key, row) VALUES (?, ?)", pairs)
+
+    def note(self, body: bytes) -> None:
+        """Keeps what was asked, for tests that look at it."""
+        if (self.folder / "noted").exists():
+            with _lock, open(self.folder / "noted", "a") as file:
+                headers = {name.lower(): value for name, value in self.headers.items()}
+                print(json.dumps([self.command, self.path, headers, body.decode()]), file=file)
+
+    def fault(self) -> dict[str, Any]:
+        path = self.folder / "faults"
+        with _lock:
+            lines = path.read_text().splitlines() if path.exists() else []
+            if not lines:
+                return {}
+            part = path.with_suffix(".part")
+            part.write_text("".join(f"{line}\n" for line in lines[1:]))
+            part.replace(path)
+        found: dict[str, Any] = json.loads(lines[0])
+        return found
+
+    def say(self, status: int, body: bytes, headers: dict[str, str], *, half: bool = False) -> None:
+        self.send_response(status)
+        for name, value in {"Content-Length": str(len(body)), **headers}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body[: len(body) // 2] if half else body)
+        self.close_connection = self.close_connection or half
+
+    def trickle(self) -> None:
+        """Sends an answer that never ends."""
+        try:
+            self.wfile.write(b"HTTP/1.1 200 OK\r\nX-Slow: ")
+            while True:
+                self.wfile.write(b"x")
+                self.wfile.flush()
+                time.sleep(0.05)
+        except OSError:
+            self.close_connection = True
+
+
+def opened(folder: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(folder / "kept.db", timeout=60)
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("CREATE TABLE IF NOT EXISTS rows (number INTEGER PRIMARY KEY, key TEXT, row TEXT)")
+    return connection
+
+
+class WebServer:
+    """A server that runs from `start` to `stop`, which kills it. It keeps its port and its folder."""
+
+    def __init__(self, folder: Path, *, idempotent: bool = False, certificate: Path | None = None) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self._certificate = [] if certificate is None else [str(certificate)]
+        with socket.create_server(("127.0.0.1", 0)) as found:
+            self.port = found.getsockname()[1]
+        self.origin = f"http{'s' if certificate else ''}://127.0.0.1:{self.port}"
+        self.url = f"{self.origin}/rows"
+        self._process: subprocess.Popen[bytes] | None = None
+        self.clear(idempotent=idempotent)
+        self.start()
+
+    def clear(self, *, idempotent: bool = False) -> None:
+        """Forgets rows, faults and notes. `idempotent`: a request whose key is known is not kept again."""
+        for name in ("faults", "noted", "idempotent"):
+            (self.folder / name).unlink(missing_ok=True)
+        if idempotent:
+            (self.folder / "idempotent").touch()
+        with closing(opened(self.folder)) as connection, connection:
+            connection.execute("DELETE FROM rows")
+
+    def start(self) -> None:
+        from tools.leftovers import leftovers
+
+        self.wait()
+        self._process = subprocess.Popen(
+            [sys.executable, "-I", __file__, str(self.folder), str(self.port), *self._certificate]
+        )
+        leftovers().process(self._process.pid)
+        until = time.monotonic() + _START_SECONDS
+        while True:
+            try:
+                with socket.create_connection(("127.0.0.1", self.port), 5):
+                    return
+            except OSError:
+                if self._process.poll() is not None or time.monotonic() > until:
+                    raise
+                time.sleep(0.005)
+
+    def stop(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+        self.wait()
+
+    def wait(self) -> None:
+        """Waits until the process has ended."""
+        process, self._process = self._process, None
+        if process is not None:
+            process.wait(60)
+
+    def fail(self, *faults: dict[str, Any]) -> None:
+        """Gives these faults to the next requests, one each."""
+        (self.folder / "faults").write_text("".join(f"{json.dumps(each)}\n" for each in faults))
+
+    def watch(self) -> None:
+        """Notes requests from now on."""
+        (self.folder / "noted").write_text("")
+
+    @property
+    def requests(self) -> list[list[Any]]:
+        """[method, path, headers, body] of each request that was noted."""
+        return [json.loads(line) for line in (self.folder / "noted").read_text().splitlines()]
+
+    def rows(self) -> list[Any]:
+        with closing(opened(self.folder)) as connection:
+            return [json.loads(row) for (row,) in connection.execute("SELECT row FROM rows ORDER BY number")]
+
+    def keys(self) -> list[str]:
+        with closing(opened(self.folder)) as connection:
+            return [key for (key,) in connection.execute("SELECT key FROM rows ORDER BY number")]
+
+
+class _Server(http.server.ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 256
+
+
+def main() -> None:
+    Handler.folder = Path(sys.argv[1])
+    opened(Handler.folder).close()
+    server = _Server(("127.0.0.1", int(sys.argv[2])), Handler)
+    if sys.argv[3:]:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(sys.argv[3])
+        server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
+    server.serve_forever()
+
+
+if __name__ == "__main__":
+    main()
