@@ -5,7 +5,7 @@ checkpoint ─▶ state of their keys ┐
 journal ─▶ open jobs ─────────────┴─▶ replayed in the order in which they began ─▶ ok, blocked, held, fails, gone
 """
 
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,7 +71,7 @@ def check_jobs(
     version: str,
     clock: Clock,
     backend: StateBackend | None = None,
-    has_policy: bool = True,
+    declared: Collection[str] = (),
 ) -> Iterator[CheckedJob]:
     """Checks each job that an app would continue if it were started from its checkpoint `manifest`. Runs the jobs over
     their recorded results in memory, without calling anything. Yields one result for each job, in the order in which
@@ -84,7 +84,7 @@ def check_jobs(
     - `clock`: the clock that the functions of the agents see.
     - `backend`: the state backend of the program, from which the expiry times of state values are taken; None means no
       expiry.
-    - `has_policy`: False if the app has no policy: a job whose calls a policy has judged is blocked at its next call.
+    - `declared`: those of the options "policy" and "budgets" that the app has: a job that had others is blocked at its next call.
 
     Raises OtherJournal if the checkpoint belongs to another journal, CorruptJournal or CorruptCheckpoint for damaged
     data, and UserError if the journal has jobs, but there is no checkpoint that records a position in this journal.
@@ -109,7 +109,7 @@ def check_jobs(
         else:
             code = version_of(durable[job.agent].func, version)
             run = JobRun(job.job_id, history, key=reader.key, code=code)
-            run.lost_policy = "" if has_policy else history.without_policy
+            run.lost_policy = history.lost(declared)
             verdict, then = _checked(run, function, reader.key)
             if verdict == "blocked":
                 holders[scope] = job.job_id

@@ -86,8 +86,8 @@ class App(AgentDeclarations, HasStreams, HasTopics, NamedElsewhere):
 
     _elsewhere = APPS
     _of_engine = (
-        "accounts agent_of begun_streams captured checkpoints clock collect ended explain explain_ends guards judge lifespan note_start "
-        "plan policy progress schema spec sql_session surround_jobs write"
+        "accounts agent_of begun_streams captured checkpoints clock collect declared ended explain explain_ends guards judge lifespan "
+        "note_start plan policy progress schema spec sql_session surround_jobs write"
     )
 
     @takes_id_and(AppSettings)

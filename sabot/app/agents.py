@@ -153,6 +153,11 @@ class AgentDeclarations:
             guards.append(LedgerGuard(ledger, closes=ledger is not self._budgets))
         return guards
 
+    @property
+    def declared(self) -> list[str]:
+        """The options "policy" and "budgets", as far as the app has them."""
+        return [name for name, given in (("policy", self.policy), ("budgets", self._budgets)) if given is not None]
+
     def note_start(self) -> None:
         """Notes the code that starts the app, if it may be repeated: the app may not call there what must not be."""
         self._around, self._judge = repeated_around(), None

@@ -460,7 +460,7 @@ def _checked_of_app(
     agents = {name: agent.spec for name, agent in app.spec.agents.items() if agent.spec is not None}
     try:
         with _journal_of(app, against, place, kafka) as reader:
-            how: dict[str, Any] = {"version": app.settings.version, "has_policy": app.policy is not None}
+            how: dict[str, Any] = {"version": app.settings.version, "declared": app.declared}
             found_jobs = check_jobs(reader, manifest, agents, **how, clock=app.clock, backend=app.state_backend)
             checked = list(found_jobs)
     finally:

@@ -48,6 +48,9 @@ of the effect.
 """
 
 
+BUDGET = "budget"
+"""What stands in `GuardVerdict.version` if a budget has decided; a policy has the version of its rules there."""
+
 APART: ContextVar[bool] = ContextVar("APART", default=False)
 """True in code whose effects the job's own budget does not count."""
 

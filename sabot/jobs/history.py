@@ -18,7 +18,7 @@ The function asks for these as new effects. One kind keeps its ordinal: a call t
 it. So its idempotency key stays the same.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any
@@ -28,7 +28,7 @@ import msgspec
 from sabot.engine.calls.effects import RULES, EffectClass, EffectId
 from sabot.errors import CorruptJournal, EffectError
 from sabot.jobs.answers import ALWAYS, answer_object, is_approved, refusal_words, says_yes
-from sabot.jobs.guard import DecidedEffect, Decision, GuardVerdict, decode_verdict, stood_in
+from sabot.jobs.guard import BUDGET, DecidedEffect, Decision, GuardVerdict, decode_verdict, stood_in
 from sabot.jobs.tree import is_retry
 from sabot.jobs.values import unpack, unpack_error
 from sabot.journal.entries import UNSENT, Answer, Attempt, Begin, Body, Cancel, EffectResult, End, Entry, Intent, Signal
@@ -238,13 +238,24 @@ class History:
         return history
 
     @property
-    def without_policy(self) -> str:
-        """Words why the job may make no call where there is no policy: one has decided on the last recorded call. Else ""."""
+    def declared(self) -> frozenset[str]:
+        """The options "policy" and "budgets", as far as the programs had them that have begun the job, or have gone on with it.
+        An entry of an earlier version does not tell: if a policy has decided on the last recorded call, there was one.
+        """
         for intent in reversed(self.intents.values()):
             if (verdict := decode_verdict(intent.note)) is not None:
-                said = f"a policy (version {verdict.version}) has judged the calls of the job before, and there is none now"
-                return said if verdict.version else ""
-        return ""
+                judged = any(each != BUDGET for each in verdict.version.split())
+                return frozenset(self.begin.declared) | ({"policy"} if judged else set())
+        return frozenset(self.begin.declared)
+
+    def lost(self, declared: Collection[str]) -> str:
+        """Returns words why the job may make no call in a program with these of the options "policy" and "budgets"; or ""."""
+        lost = sorted(self.declared.difference(declared))
+        return (
+            f"{' and '.join(f'{each}=' for each in lost)} judged the calls of the job before, and there is none now"
+            if lost
+            else ""
+        )
 
     def followed_by(self, begin: Begin) -> "History":
         """Returns the history of the job after it got another BEGIN entry. If the present history has no END entry,
@@ -282,11 +293,13 @@ class History:
         )
 
     def _as_before(self, begin: Begin) -> Begin:
-        """Returns a later BEGIN entry with the salt of the first one: an effect has the same key in each run of the job, also
-        if the first one was of an earlier version.
+        """Returns a later BEGIN entry with the salt of the first one, and with all that was declared so far: an effect has the
+        same key in each run of the job, also if the first one was of an earlier version, and no run loses a policy.
         """
-        before = self.begin.salt
-        return begin if begin.salt == before else msgspec.structs.replace(begin, salt=before)
+        salt, declared = self.begin.salt, tuple(sorted(self.declared.union(begin.declared)))
+        if (begin.salt, begin.declared) == (salt, declared):
+            return begin
+        return msgspec.structs.replace(begin, salt=salt, declared=declared)
 
     def add(self, entry: Entry) -> None:
         """Adds the next entry. Ignores entries after END."""

@@ -129,7 +129,7 @@ class JobHost(HostState):
         self._serving: asyncio.Task[None] | None = None
         self._delivering = False
         self._guard, self._judges = guard or EffectGuard(), guard is not None
-        self._has_policy = "policy" in declared_by(guard)
+        self._declared = declared_by(guard)
         self._judge: tuple[str, GuardJudge] | None = None  # of hooks, and the first of the owners when it was made
         self.log = JobLog(self, listener, kept=self._guard.leave, judge=self._judge_of_hooks)
         self._letters = JobLetters(self, self.log)
@@ -261,7 +261,7 @@ class JobHost(HostState):
         """Starts the task that handles the events of the queue."""
         self.stopping = False
         if self._on_letter is not None:
-            self.journal.begins.agents = frozenset(self.owners)
+            self.journal.begins.agents, self.journal.begins.declared = frozenset(self.owners), self._declared
         (with_judge(self._start, judge) if (judge := self._judge_of_hooks()) is not None else self._start)()
 
     def _start(self) -> None:
@@ -393,8 +393,7 @@ class JobHost(HostState):
             return
         behalf, session = event.behalf, event.behalf.session
         facts = event.agent_id, event.record, event.key, event.digest, owner.code, *behalf[:2], event.run, behalf.labels
-        how: dict[str, Any] = {"seed": SEQUENCES_APART, "session": session, "salt": salt_of(self.journal)}
-        entry = Begin(job_id, self.now_ms(), *facts, form=event.form, within=event.within, **how)
+        entry = self._begin_entry(job_id, facts, session, form=event.form, within=event.within)
         entries: Sequence[Any] = event.taken or (entry,)
         self._guard.begin_job(entries[0], entries[1:])
         self._begun_total += 1
@@ -404,6 +403,19 @@ class JobHost(HostState):
         for each in entries:
             self.log.append(each)
         self.parking.load(job_id)
+
+    def _begin_entry(
+        self, job_id: str, facts: Sequence[Any], session: str, salt: bytes | None = None, **more: str
+    ) -> Begin:
+        """Returns a BEGIN entry. `facts`: its fields from `agent` to `labels`. `salt`: None for that of the journal. `more`:
+        other fields by name.
+        """
+        parent = self.running.get(parent_of(job_id)[0])
+        declared = self._declared if parent is None else self._declared | parent.job.history.declared
+        salt = salt_of(self.journal) if salt is None else salt
+        how: dict[str, Any] = {"seed": SEQUENCES_APART, "session": session, "salt": salt, **more}
+        how["declared"] = tuple(sorted(declared))
+        return Begin(job_id, self.now_ms(), *facts, **how)
 
     def begin_waiting(
         self,
@@ -427,9 +439,8 @@ class JobHost(HostState):
         """
         if failed or not self.jobs.limits[self.jobs.agent_of(parent_of(job_id)[0])].outlive:
             return None
-        facts = self.owners[agent_id].code, *behalf[:2], 1, behalf.labels
-        how: dict[str, Any] = {"seed": SEQUENCES_APART, "session": behalf.session, "salt": salt_of(self.journal)}
-        entry = Begin(job_id, self.now_ms(), agent_id, record, key, digest, *facts, **how)
+        facts = agent_id, record, key, digest, self.owners[agent_id].code, *behalf[:2], 1, behalf.labels
+        entry = self._begin_entry(job_id, facts, behalf.session)
         self._guard.begin_job(entry)
         self.jobs.add(job_id, agent_id, begun=True)
         self._begun_total += 1
@@ -454,8 +465,7 @@ class JobHost(HostState):
         position of the history's last entry; None if it was not appended yet.
         """
         job = self._make_run(history.begin.job, history, key=self.journal.key, code=owner.code, pieces=self.log)
-        if not self._has_policy:
-            job.lost_policy = history.without_policy
+        job.lost_policy = history.lost(self._declared)
         running = self.running[job.job_id] = RunningJob(
             job, owner, last, since_ms=self.now_ms(), since_s=self.steady_s()
         )
@@ -981,8 +991,7 @@ class JobHost(HostState):
         job, owner = running.job, running.owner
         old, behalf = job.history.begin, job.behalf
         facts = old.agent, record, old.key, old.digest, owner.code, *behalf[:2], old.run, behalf.labels
-        how: dict[str, Any] = {"seed": SEQUENCES_APART, "session": old.session, "salt": old.salt}
-        entry = Begin(job.job_id, self.now_ms(), *facts, form=old.form, **how)
+        entry = self._begin_entry(job.job_id, facts, old.session, old.salt, form=old.form)
         # ordinals go on, since the id of an effect, by which a service knows a call again, must never come twice
         job.history.last_ordinal = job.last_asked
         self._forget(running)

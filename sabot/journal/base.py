@@ -379,6 +379,7 @@ class Beginnings:
 
     - `agents`: the ids of the agents whose jobs letters may begin. It is empty for an app.
     - `begun`: the number of jobs that letters have begun for the first time.
+    - `declared`: those of the options "policy" and "budgets" that this program has.
     - `shared`: True if other workers append to the journal too. Each holds some of the jobs, and gets their letters.
       Only then the others below `room` have a meaning.
     - `lanes`: the limits of jobs, and the letters that wait for their time, a seat, or room, of a journal with one owner.
@@ -400,6 +401,7 @@ class Beginnings:
 
     def __init__(self, journal: "Journal") -> None:
         self.agents: frozenset[str] = frozenset()
+        self.declared: frozenset[str] = frozenset()
         self.begun = 0
         self.room: Callable[[], int] = lambda: EVERY
         self.shared = self.resumes = False
@@ -713,16 +715,18 @@ def _check_retry(letter: Letter, mark: JobMark) -> None:
         raise LetterRefused(f"job {letter.job} has begun again already, or has not ended", reason="second")
 
 
-def entry_of_letter(letter: Letter, question: Question | None, at_ms: int) -> Entry:
+def entry_of_letter(letter: Letter, question: Question | None, at_ms: int, declared: Collection[str] = ()) -> Entry:
     """Returns the entry that the owner of the journal makes from a letter: an Answer, a Signal or a Cancel, or the BEGIN
     entry of a retry or of a new job. `question`: the question with the letter's token; None for the other kinds.
     `at_ms`: the time of the entry, in milliseconds since 1970; 0 for the time of the letter, of a retry or a beginning.
+    `declared`: what the program that takes the letter has declared, for a BEGIN entry (`Begin.declared`).
     """
     if letter.kind in ("retry", "begin"):
         begin = decode_entry(letter.body, f"the letter ({letter.kind}) of job {letter.job}")
         if not isinstance(begin, Begin) or begin.job != letter.job:
             raise CorruptJournal(f"the letter ({letter.kind}) of job {letter.job} has no BEGIN entry of it")
-        return msgspec.structs.replace(begin, at_ms=at_ms) if at_ms else begin
+        told = tuple(sorted({*begin.declared, *declared}))
+        return msgspec.structs.replace(begin, at_ms=at_ms or begin.at_ms, declared=told)
     if letter.kind == "signal":
         return Signal(letter.job, at_ms, letter.name, letter.token, letter.body, letter.by)
     if letter.kind == "cancel":

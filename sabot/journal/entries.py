@@ -91,6 +91,8 @@ class Begin(_Base, frozen=True, array_like=True, gc=False, tag="begin"):
       (`EffectId.key`), by which a later attempt of it knows this job again; else "".
     - `salt`: is in the idempotency keys of the job's effects (`EffectId.salt`), so that the same job of another journal
       has others; b"" for a job of an earlier version, and of a journal in memory.
+    - `declared`: which of the options "policy" and "budgets" the app or kernel has that begins the job, or begins it again;
+      of a child also those of its parent.
     """
 
     agent: str = ""
@@ -108,6 +110,7 @@ class Begin(_Base, frozen=True, array_like=True, gc=False, tag="begin"):
     form: str = ""
     within: str = ""
     salt: bytes = b""
+    declared: tuple[str, ...] = ()
 
 
 REQUEST = "request"

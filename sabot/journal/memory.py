@@ -311,7 +311,8 @@ class MemoryJournal(MemoryReader, Journal):
 
         def take_one(number: int, letter: Letter) -> None:
             at_ms = round(self.clock.time() * 1000)
-            entry = entry_of_letter(letter, self.storage.questions.get(letter.token), at_ms)
+            question = self.storage.questions.get(letter.token)
+            entry = entry_of_letter(letter, question, at_ms, self.begins.declared)
             if (position := self.begins.take(letter, partial(self.append, entry), at_ms)) is not None:
                 taken.append((position, entry))
                 once = self._arrived.pop(number)

@@ -167,7 +167,7 @@ class SqlJournal(SqlReader, Journal):
 
         def take_one(number: int, letter: Letter) -> None:
             at_ms = round(self.clock.time() * 1000)
-            entry = entry_of_letter(letter, questions.get(letter.token), at_ms)
+            entry = entry_of_letter(letter, questions.get(letter.token), at_ms, self.begins.declared)
             position = self.begins.take(letter, partial(self.writer.append, entry, number), at_ms)
             if position is not None:
                 taken.append((position, entry))

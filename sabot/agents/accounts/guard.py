@@ -49,6 +49,7 @@ from sabot.engine.calls.effects import EffectId
 from sabot.engine.calls.errors import BudgetUnavailable
 from sabot.errors import UNREADABLE, CorruptJournal, TransientError, UserError, message_of, short_repr
 from sabot.jobs.guard import (
+    BUDGET,
     NO_OBJECTION,
     Behalf,
     CallKind,
@@ -66,7 +67,6 @@ from sabot.journal.entries import EffectResult, End, Entry
 _log = logging.getLogger(__name__)
 
 _AT_ONCE = 1000  # rows
-_VERSION = "budget"
 _UNWANTED = GuardVerdict(Decision.DENY, reason="nobody waits for it any more")
 
 
@@ -281,7 +281,7 @@ class LedgerGuard(EffectGuard):
         return GuardVerdict(
             decision,
             rule=judged.rule,
-            version=_VERSION if judged.rule else "",
+            version=BUDGET if judged.rule else "",
             reason=judged.reason,
             model=model,
             error=judged.error,
@@ -382,7 +382,7 @@ class LedgerGuard(EffectGuard):
         scope, name = behalf.scope or agent.rpartition(".")[0], verdict.model or verdict.about
         wanted = Amounts(verdict.tokens, most_cost(verdict, instead.values()), int(bool(name)))
         kind: CallKind = "model" if name else "tool"
-        beyond = verdict.decision in (Decision.ASK, Decision.DEGRADE) and _VERSION in verdict.version.split()
+        beyond = verdict.decision in (Decision.ASK, Decision.DEGRADE) and BUDGET in verdict.version.split()
         opened = _Open(scope, behalf.principal, agent, kind, name, wanted, effect.attempt, recorded, not beyond)
         if instead:
             models = {attempt: each.model or each.about for attempt, each in instead.items()}
@@ -512,7 +512,7 @@ def use_of_answer(effect: EffectId, agent: str, behalf: Behalf, name: str, body:
 
 def _denied(judged: Judgement, beside: str = "") -> GuardVerdict:
     reason = beside + judged.reason if judged.window else judged.reason
-    return GuardVerdict(Decision.DENY, judged.rule, _VERSION, reason, error=judged.error)
+    return GuardVerdict(Decision.DENY, judged.rule, BUDGET, reason, error=judged.error)
 
 
 async def _decided_later(judging: Awaitable[Judgement], decided: Callable[[Judgement], GuardVerdict]) -> GuardVerdict:

@@ -25,6 +25,7 @@ from sabot.engine.calls.effects import EffectId
 from sabot.engine.calls.errors import UNPAID, BudgetExceeded, TurnLimitExceeded
 from sabot.engine.calls.usage import Usage, counted_usage, is_cost
 from sabot.jobs.guard import (
+    BUDGET,
     NO_OBJECTION,
     Behalf,
     CallKind,
@@ -52,7 +53,7 @@ ASSUMED_TOKENS = 4096
 _FIELDS = frozenset(bytes([0x80 + count]) for count in range(16))  # the first byte of a msgpack mapping with few fields
 _COUNTED = ("max_tokens", "max_cost", "max_turns", "max_tool_calls")
 _MOST_ENDED = 10_000  # jobs that are over, and are still known to have had limits
-_RULE, _VERSION = "budget of the job", "budget"
+_RULE = "budget of the job"
 _FREE = frozenset({"ContextLengthExceeded", "NotSent", *map(stored_name, UNPAID)})
 
 
@@ -333,7 +334,7 @@ class JobLimits(EffectGuard):
             return verdict
         why = {
             "rule": _RULE,
-            "version": _VERSION,
+            "version": BUDGET,
             "reason": _unpriced(limits, call),
             "error": stored_name(BudgetExceeded),
         }
@@ -553,7 +554,7 @@ def _unpriced(limits: BudgetSpec, call: GuardedCall) -> str:
 
 
 def _denied(reason: str, error: type[Exception] = BudgetExceeded) -> GuardVerdict:
-    return GuardVerdict(Decision.DENY, _RULE, _VERSION, reason, error=stored_name(error))
+    return GuardVerdict(Decision.DENY, _RULE, BUDGET, reason, error=stored_name(error))
 
 
 _decode_use = msgspec.msgpack.Decoder(TreeUse | list).decode

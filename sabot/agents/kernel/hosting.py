@@ -130,7 +130,7 @@ class KernelHost:
         self._showing: asyncio.Task[None] | None = None
         self._news = False  # the journal has entries that the stores do not show yet
         self._listener = _KernelEvents(events, self._given, self._look_at, self._show if shown else None)
-        self._has_policy = "policy" in declared_by(policy)
+        self._declared = declared_by(policy)
         how: dict[str, Any] = {"clock": clock, "stop_grace_s": grace_s, "listener": self._listener, "guard": policy}
         how["use_of"] = use_of_answer
         how["on_letter"], how["refusal"] = self._begun_by_letter, self._refusal
@@ -541,7 +541,7 @@ class KernelHost:
         job_id = entries[0].job
         history = History.of(job_id, entries, parked=len(entries))
         run = JobRun(job_id, history, key=self.journal.key, code=agent.code)
-        run.lost_policy = "" if self._has_policy else history.without_policy
+        run.lost_policy = history.lost(self._declared)
         try:
             run.start(agent.coroutine)
         finally:
@@ -633,6 +633,8 @@ class KernelHost:
         if job_id in self.handles:
             return
         parent = self._host.running.get(parent_of(job_id)[0])
+        if parent is not None and isinstance(parent.owner, KernelAgent):
+            request = replace(request, policy_ref=parent.owner.policy_of(parent.job))
         if parent is not None and parent.due_s and not self._children.outlive:
             left_s = max(0.0, parent.due_s - self._host.steady_s())
             request = replace(request, budgets=BudgetSpec(max_runtime_seconds=left_s))

@@ -436,6 +436,10 @@ class KernelAgent:
             self._decoded = job, _request(job)
         return self._decoded[1]
 
+    def policy_of(self, job: JobRun) -> PolicyRef | None:
+        """Returns the policy for which the request of this job asks, which its children have to run under too."""
+        return self._asked(job).policy_ref
+
     async def _run(self, ctx: DurableContext, request: ExecutionRequest) -> Any:
         if not isinstance(self.agent, Agent):
             value, pending = awaitable(self.agent(ctx))

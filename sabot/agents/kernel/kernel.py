@@ -276,11 +276,13 @@ class RuntimeKernel:
             "`await kernel.close()`, or in `async with RuntimeKernel.create(…) as kernel:`",
         )
 
+    def _declared(self) -> list[str]:
+        return [name for name, given in (("policy", self.policy), ("budgets", self._budgets)) if given is not None]
+
     async def _opened(self) -> KernelHost:
         if self._closed:
             raise UserError(f"kernel {self.name} is closed", hint="make another one over its journal")
-        options = {"policy": self.policy, "budgets": self._budgets}
-        refuse_without_rules(f"kernel {self.name}", [name for name, given in options.items() if given is not None])
+        refuse_without_rules(f"kernel {self.name}", self._declared())
         place = self._place
         if self.policy is not None:
             functions = [each.agent for each in self._agents.values() if not isinstance(each.agent, Agent)]
@@ -713,6 +715,7 @@ def check_kernel(kernel: RuntimeKernel, reader: JournalReader) -> Iterator[Check
     Raises CorruptJournal for an entry that cannot be read.
     """
     agents = {each.agent_id: each for each in kernel._agents.values()}
+    declared = kernel._declared()
     for job in open_jobs(reader, reader.positions(), {}):
         if job.ended is not None:  # since the positions were read
             continue
@@ -721,6 +724,6 @@ def check_kernel(kernel: RuntimeKernel, reader: JournalReader) -> Iterator[Check
         verdict, then = "gone", "the kernel has no agent of this name"
         if agent is not None:
             run = JobRun(job.job_id, history, key=reader.key, code=agent.code)
-            run.lost_policy = history.without_policy if kernel.policy is None else ""
+            run.lost_policy = history.lost(declared)
             verdict, then = verdict_of(run, agent.coroutine)
         yield CheckedJob(job.job_id, job.agent, verdict, history.last_ordinal, then)

@@ -7,11 +7,21 @@ from typing import Any, cast
 import pytest
 
 from sabot import App
-from sabot.agents import ConstraintPolicy, ExecutionRequest, PolicyEngine, PolicyRef, RuntimeKernel, ToolPolicy
+from sabot.agents import (
+    Budget,
+    BudgetSpec,
+    ConstraintPolicy,
+    ExecutionRequest,
+    JobClient,
+    PolicyEngine,
+    PolicyRef,
+    RuntimeKernel,
+    ToolPolicy,
+)
 from sabot.agents.durable.context import DurableContext
 from sabot.agents.kernel.kernel import check_kernel
 from sabot.errors import EffectError, NonDeterminism
-from sabot.llm import tool
+from sabot.llm import ExecutionEngine, ScriptedProvider, tool
 from tools.agent_tools import until
 
 
@@ -61,7 +71,7 @@ async def test_a_kernel_without_the_policy_makes_no_further_call(tmp_path: Path,
     async with kernel(None) as second:
         [handle] = await second.resume()
         await second.actions.resolve(question.resume_token, {"approved": approved})
-        with pytest.raises(NonDeterminism, match=r"at step 2, call pay: a policy \(version .+\) has judged") as error:
+        with pytest.raises(NonDeterminism, match="at step 2, call pay: policy= judged the calls") as error:
             await handle.result()
         assert "policy=PolicyEngine([]) says that no rule is meant" in str(error.value.hint)
     first_paid = ["a"] if approved else []
@@ -100,6 +110,100 @@ async def test_a_job_keeps_the_policy_for_which_its_request_asks(tmp_path: Path,
             with pytest.raises(NonDeterminism, match="call pay: its request asks for policy 'production', which"):
                 await handle.result()
     assert desk.paid == (["a", "b"] if name == "production" else [])
+
+
+async def _waits(ctx: DurableContext, desk: Desk) -> str:
+    await ctx.ask("confirm", {})
+    return await desk.job(ctx)
+
+
+async def _goes_on_anew(ctx: DurableContext, desk: Desk) -> str:
+    if ctx.message == "go":
+        await ctx.call(desk.pay, "small", 10)
+        await ctx.ask("confirm", {})
+        ctx.continue_as("anew")
+    return await desk.job(ctx)
+
+
+@pytest.mark.parametrize("name", ["policy", "budgets", "policy_ref"])
+@pytest.mark.parametrize("way", ["first call", "continue_as", "child"])
+async def test_a_job_keeps_what_was_declared_when_it_began(tmp_path: Path, name: str, way: str) -> None:
+    """No decision stood in its history: it had made no call before the restart, had gone on in a new history, or was a child."""
+    desk, function = Desk(), _goes_on_anew if way == "continue_as" else _waits
+
+    async def job(ctx: DurableContext) -> str:
+        return await (ctx.child(below, ctx.message) if way == "child" else function(ctx, desk))
+
+    async def below(ctx: DurableContext) -> str:
+        return await function(ctx, desk)
+
+    def kernel(**declared: Any) -> RuntimeKernel:
+        return RuntimeKernel.create(agent=[job, below], journal=str(tmp_path / "jobs"), **declared)
+
+    policy = PolicyEngine([ToolPolicy(["pay"], warn=True)], name="production")
+    declared: dict[str, Any] = (
+        {"budgets": [Budget("*", max_calls_daily=1)]} if name == "budgets" else {"policy": policy}
+    )
+    other: dict[str, Any] = {"policy": PolicyEngine([], name="staging")} if name == "policy_ref" else {}
+    ref = PolicyRef("production") if name == "policy_ref" else None
+    async with kernel(**declared) as first:
+        await first.execute(ExecutionRequest(prompt="go", agent="job", policy_ref=ref))
+        question = await asked(first.actions)
+    paid, said = [*desk.paid], "its request asks for policy 'production'" if ref else f"{name}= judged"
+    async with kernel(**other) as second:
+        handle = (await second.resume())[-1]
+        await second.actions.resolve(question.resume_token, {"approved": True})
+        with pytest.raises(NonDeterminism, match=f"call pay: {said}"):
+            await handle.result()
+    assert desk.paid == paid
+    async with kernel(**declared) as third:
+        handles = await third.resume()
+        assert [(await each.result()).output for each in handles] == ["done"] * len(handles)
+    assert desk.paid == [*paid, "a", "b"]
+
+
+async def test_a_job_of_a_client_keeps_what_was_declared_when_it_began(tmp_path: Path) -> None:
+    desk = Desk()
+
+    async def job(ctx: DurableContext) -> str:
+        return await _waits(ctx, desk)
+
+    async with RuntimeKernel.create(
+        agent=job, journal=str(tmp_path / "jobs"), policy=desk.policy(), name="shop"
+    ) as first:
+        await JobClient(str(tmp_path / "jobs"), name="shop").start("job", "go")
+        question = await asked(first.actions)
+    async with RuntimeKernel.create(agent=job, journal=str(tmp_path / "jobs"), name="shop") as second:
+        [handle] = await second.resume()
+        await second.actions.resolve(question.resume_token, {"approved": True})
+        with pytest.raises(NonDeterminism, match="call pay: policy= judged"):
+            await handle.result()
+    assert desk.paid == []
+
+
+async def test_the_limits_of_a_job_are_no_policy(tmp_path: Path) -> None:
+    """After a call that its `BudgetSpec` had denied, a job was blocked wherever it was read again, though it never had a policy."""
+    desk = Desk()
+
+    async def job(ctx: DurableContext) -> str:
+        try:
+            await ctx.call(desk.pay, "a", 10)
+            await ctx.call(desk.pay, "b", 10)
+        except EffectError:
+            await ctx.ask("confirm", {})
+        return (await ctx.llm(engine).complete("hello")).content
+
+    engine = ExecutionEngine(ScriptedProvider(["hi"]))
+    for last in (False, True):
+        async with RuntimeKernel.create(agent=job, journal=str(tmp_path / "jobs")) as kernel:
+            if not last:
+                await kernel.execute(ExecutionRequest(prompt="go", budgets=BudgetSpec(max_tool_calls=1)))
+                question = await asked(kernel.actions)
+            else:
+                [handle] = await kernel.resume()
+                await kernel.actions.resolve(question.resume_token, {"approved": True})
+                assert (await handle.result()).output == "hi"
+    assert desk.paid == ["a"]
 
 
 async def test_a_kernel_that_never_had_a_policy_goes_on(tmp_path: Path) -> None:
