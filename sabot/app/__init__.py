@@ -555,49 +555,10 @@ class App(AgentDeclarations, HasStreams, HasTopics, NamedElsewhere):
         return self.agent_runtime.runner.summary
 
     def statistics(self) -> dict[str, Any]:
-        """Returns figures of this app. May be called from any thread. Entries about running parts are empty while the
-        app does not run.
+        """Returns figures of this app by part: `app`, `failure`, `agents`, `checkpoints`, `state`, `sources`, `operators`, `sinks`,
+        `agent_tasks`, `jobs`, `streams`, `delivery`, `workers`, `engines`, `gate`, `broker`, `metrics` and `process`. From any thread.
 
-            app           the id
-            failure       the unexpected error that ended this run, or the last one; None without such an error
-            agents        by agent id: state, messages_processed, errors, last_message_time, dead_letters, failure
-            checkpoints   completed, failed, last_id, last_seconds, last_bytes, in_flight, last_error; last_at, when the last one was
-                          complete, and failed_at, when one last failed: seconds since 1970, or None
-            state         of the backend: keys, bytes, and with RocksDB the cached and unwritten bytes
-            sources       by "agent id/topic": rows_in, ended, lag (by "topic[partition]"), channel
-            operators     by agent id: rows and bytes that wait in its lanes, rows_out, batches, batch_seconds_total, nulled; of calls
-                          in_flight, limit, attempts (ended), attempt_seconds, running_seconds, retries, timeouts, overloads
-            agent_tasks   by task of agents: time, state and state_seconds, as for a task below; busy is the CPU time of the event loop
-            sinks         by name: rows_out, waiting, channel; sources and sinks have the last figures after a run
-            jobs          of durable agents: running, parked, blocked, waiting (rows), begun, ended, effects, doubts, in_flight, journal;
-                          tools: the calls of each by name, with in_flight, failed, unknown (whether they were made) and seconds
-            streams       by task of a stage: batches, watermark_ms, its input and operators; after a run the last figures of the run
-            workers       with --workers: worker, pid, rows, rows_per_second, lag, cpu_percent, memory_bytes, silent_seconds, tasks
-            engines       by "provider model", of the models that are called on the app's event loop: as ExecutionEngine.statistics
-            gate          number of inputs, and how many are ended, idle or held back; barriers_total, aborts_total
-            broker        of memory://: topics, rows, bytes, rows_total, dropped_rows; empty for other brokers
-            metrics       scrapes, port
-            process       cpu_seconds of this process, and cpus, the processors that it may use
-
-        A task in `streams` also has the following (a source of an agent: `time` and the state):
-
-            time          seconds by state: busy, contended, backpressured, waiting, aligning and idle, as docs/metrics.md explains them
-            state         the present state, and `state_seconds`, for how long; "" before the start and after the end; on Linux also
-                          `queued_seconds`, in which the thread was ready and had no processor, and `turns`, how often it got one
-            cut_seconds   how long its last snapshot held up its rows, and `cut_seconds_total`, those of all snapshots
-            operators     by id: rows_in, rows_out, watermark_ms, the seconds of work without waits, and the figures of the operator:
-                          with state state_keys and state_bytes; late_rows, late_p50_ms, late_p99_ms and late_most_ms; dead_rows and
-                          dead_row_reasons; `function` names a function of the user, whose calls on the event loop have the
-                          figures of an agent's calls
-            edges         the ways of rows into the chain, from operator to operator, and out: from, branch, to, right, rows, batches;
-                          of one out of the task also seconds, and of its channels waiting (rows), capacity_rows, fill (0 to 1), full_total
-            input         of a task that reads no source also fill, how full its fullest input channel is (0 to 1); of one that reads
-                          a source dead_letters and dead_letter_reasons, ends, exhausted, and overdue_seconds, by which polls of the
-                          source took longer than they were asked to wait
-
-        A channel has: rows, bytes and elements in it, capacity_rows, capacity_bytes, rows_total, batches_total,
-        full_total. The figures of an agent are saved in checkpoints and go on from the restored values; rows of
-        sources and sinks are counted from the start of the app.
+        docs/metrics.md explains them. Entries about running parts are empty while the app does not run.
         """
         return {"app": self.id, **self.agent_runtime.runner.report()}
 

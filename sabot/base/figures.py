@@ -22,9 +22,19 @@ from sabot.base.quantities import bytes_words, duration_words
 
 if TYPE_CHECKING:  # dicts when the program runs: making these classes would cost each start a millisecond
 
-    class ToldCalls(TypedDict, total=False):
-        """Calls of a user's function, and its timers."""
+    class ToldStep(TypedDict, total=False):
+        """A step of a stream in one subtask. All but the first four are told by its operator."""
 
+        seconds: float  # its work, without waits
+        watermark_ms: int | None
+        state_keys: int  # keys with state, or rows of a step that keeps rows; an estimate, as the next
+        state_bytes: int
+        rows_in: int
+        rows_out: int
+        function: str  # the user's, that it calls
+        sink: str  # that it writes
+
+        # Calls of the function, and its timers
         in_flight: int
         limit: int  # the calls that may be in flight
         attempts: int  # that have ended, with repetitions
@@ -37,18 +47,6 @@ if TYPE_CHECKING:  # dicts when the program runs: making these classes would cos
         failed_calls: int  # after all attempts
         timers: int  # that are set
         timers_fired: int
-
-    class ToldStep(ToldCalls, total=False):
-        """A step of a stream in one subtask. All but the first four are told by its operator."""
-
-        seconds: float  # its work, without waits
-        watermark_ms: int | None
-        state_keys: int  # keys with state, or rows of a step that keeps rows; an estimate, as the next
-        state_bytes: int
-        rows_in: int
-        rows_out: int
-        function: str  # the user's, that it calls
-        sink: str  # that it writes
 
         # Rows that were not handed on
         late_rows: int  # over restarts, as all about late rows
@@ -174,18 +172,14 @@ if TYPE_CHECKING:  # dicts when the program runs: making these classes would cos
         input: ToldInput
         worker: int  # its number
 
-    class ToldLanes(ToldCalls, total=False):
+    class ToldLanes(ToldStep, total=False):
         """An agent: the rows in its queue and lanes with their limits, and its calls; of a durable one also its jobs."""
 
-        rows: int
-        bytes: int
         capacity_rows: int
         capacity_bytes: int
-        rows_out: int
         batches: int  # that have ended
         batch_seconds_total: float
         dead_letter_reasons: dict[str, int]
-        nulled: int
         lanes: int
         running: int
         parked: int  # jobs that wait, and whose functions are not in memory

@@ -32,7 +32,7 @@ from sabot.engine.calls.options import CallOptions
 from sabot.errors import Overloaded, SabotError
 
 if TYPE_CHECKING:
-    from sabot.base.figures import ToldCalls
+    from sabot.base.figures import ToldStep
 
 _log = logging.getLogger(__name__)
 
@@ -343,7 +343,7 @@ class Crew(Generic[T]):
         """The number of calls that may be in flight now: the user's limit, or less after the service was overloaded."""
         return self._options.concurrency if self._adaptive is None else self._adaptive.limit
 
-    def statistics(self) -> "ToldCalls":
+    def statistics(self) -> "ToldStep":
         """Returns its figures, without `calls` and `failed_calls`. May be called from any thread."""
         now = self._clock.monotonic()
         running = [started for worker in self.workers if (started := worker.started) < math.inf]

@@ -29,7 +29,7 @@ from sabot.engine.calls.options import CallOptions
 from sabot.errors import InternalError, SabotError, UserError, short_repr
 
 if TYPE_CHECKING:
-    from sabot.base.figures import ToldCalls
+    from sabot.base.figures import ToldStep
 
 _log = logging.getLogger(__name__)
 
@@ -211,7 +211,7 @@ class Handover:
                 "%s: %d calls did not end after their cancellation and are abandoned", self._name, self.left_behind
             )
 
-    def statistics(self) -> "ToldCalls":
+    def statistics(self) -> "ToldStep":
         """Returns the figures of the crew, with `calls` and `failed_calls`. May be called from any thread."""
         figures = self._crew.statistics()
         return {**figures, "calls": self._ended + figures["in_flight"], "failed_calls": self._failed}

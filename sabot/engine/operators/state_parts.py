@@ -157,9 +157,12 @@ class StorePart(StatePart):
         facts = [part.facts[self._name] if self._name else part.facts for part in saved]
         parts = [Saved(part.directory / self._folder, told) for part, told in zip(saved, facts, strict=True)]
         if self._everywhere:
-            self._store.restore(parts[:1], None)
+            self._fill(parts[:1], None)
         else:
-            self._store.restore(parts, owned)
+            self._fill(parts, owned)
+
+    def _fill(self, saved: Sequence[Saved], owned: Owned | None) -> None:
+        self._store.restore(saved, owned)
 
 
 class TablesPart(StorePart):
@@ -170,17 +173,11 @@ class TablesPart(StorePart):
     """
 
     def __init__(self, name: str, store: TableStore, migration: Callable[[], Renewal | None]) -> None:
-        super().__init__(name, _Renewing(store, migration))
+        super().__init__(name, store)
+        self._tables, self._migration = store, migration
 
-
-class _Renewing:
-    """A TableStore whose groups are converted at a restore."""
-
-    def __init__(self, store: TableStore, migration: Callable[[], Renewal | None]) -> None:
-        self.cut, self._store, self._migration = store.cut, store, migration
-
-    def restore(self, saved: Sequence[Saved], owned: Owned | None = None) -> None:
-        self._store.restore(saved, owned, self._migration())
+    def _fill(self, saved: Sequence[Saved], owned: Owned | None) -> None:
+        self._tables.restore(saved, owned, self._migration())
 
 
 class RowsPart(StatePart):

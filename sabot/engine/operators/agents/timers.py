@@ -37,7 +37,7 @@ from sabot.engine.state.base import Cut
 from sabot.errors import CorruptCheckpoint, SabotError
 
 if TYPE_CHECKING:
-    from sabot.base.figures import ToldCalls
+    from sabot.base.figures import ToldStep
 
 DueTimer = tuple[bytes, int, str]
 """(the scope of the timer's key, its time in ms, its name)."""
@@ -268,7 +268,7 @@ class KeyTimers:
             except ValueError as error:
                 raise CorruptCheckpoint(f"{directory}: the timers cannot be restored: {error}") from error
 
-    def statistics(self) -> "ToldCalls":
+    def statistics(self) -> "ToldStep":
         """Returns the number of timers, with those in lanes, and the number of timers that have fired."""
         return {"timers": len(self), "timers_fired": self._table.statistics()["fired"] - len(self._in_lanes)}
 
