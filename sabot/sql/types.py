@@ -258,7 +258,7 @@ def literal_time(node: TypedLiteral, zone: str) -> Expr:
         if node.type == "DATE":
             return lit(datetime.date.fromisoformat(text))
         if node.type == "TIME":
-            return lit(datetime.time.fromisoformat(text))
+            return lit(datetime.time.fromisoformat(f"0{text}" if text[1:2] == ":" else text))
         value = datetime.datetime.fromisoformat(_ONE_DIGIT.sub(r"\g<1>0\2", text))
     except ValueError:
         raise SqlFault(node.span, f"'{node.text}' is no {node.type}", _FORMS[node.type]) from None

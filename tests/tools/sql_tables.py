@@ -101,3 +101,14 @@ def records(path):
             found.append(Record(f"{path.stem}:{line}", kind, "\n".join(rest[:cut]), rest[cut:]))
         line += block.count("\n") + 2
     return found
+
+
+def shown(value):
+    """Returns a value as the files have it."""
+    if value is None:
+        return "NULL"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float) and value.is_integer():
+        return f"{value:.1f}"
+    return str(value)

@@ -155,8 +155,8 @@ def array(arguments: CallArguments) -> Expr:
 
 def string(arguments: CallArguments) -> Expr:
     """Returns any value as JSON."""
-    expr = arguments.expr(0)
-    return when(expr.is_not_null()).then(_encoded(expr)).otherwise(lit(None))
+    bound = arguments.bound(0)
+    return when(bound.expr.is_not_null()).then(_encoded(bound)).otherwise(lit(None))
 
 
 def quoted(arguments: CallArguments) -> Expr:
@@ -172,9 +172,20 @@ def unquoted(arguments: CallArguments) -> Expr:
     return when(text.str.startswith('"') & made.is_not_null()).then(made).otherwise(text)
 
 
-def _encoded(expr: Expr) -> Expr:
+def _encoded(value: TypedExpr) -> Expr:
     """Returns a value as JSON: {"v":1} without its first five characters and its last one."""
-    return struct(v=expr).struct.json_encode().str.slice(5).str.replace(r"\}$", "")
+    if pa.types.is_map(value.type):
+        return Expr("map.json", (value.expr,))
+    whole = struct(v=value.expr).struct.json_encode()
+    whole = replace(whole, options=(("sql", True),)) if _has_own_form(value.type) else whole
+    return whole.str.slice(5).str.replace(r"\}$", "")
+
+
+def _has_own_form(type: pa.DataType) -> bool:
+    """Returns True for types that have another form in JSON than rows that are written have: times and bytes."""
+    if pa.types.is_struct(type) or pa.types.is_list(type):
+        return any(_has_own_form(type.field(i).type) for i in range(type.num_fields))
+    return bool(pa.types.is_temporal(type) or pa.types.is_binary(type))
 
 
 def listed_member(call: Call, values: Sequence[TypedExpr]) -> Expr:
@@ -187,9 +198,9 @@ def listed_member(call: Call, values: Sequence[TypedExpr]) -> Expr:
         if not (pa.types.is_string(values[0].type) or pa.types.is_null(values[0].type)):
             message = f"a key of JSON_OBJECTAGG is a text, and this is {sql_type(values[0].type)}"
             raise SqlFault(call.arguments[0].span, message, "CAST(… AS STRING)")
-        key = _encoded(values[0].expr) + lit(":")
+        key = _encoded(values[0]) + lit(":")
     expr = values[-1].expr
-    value = expr.fill_null("null") if _is_json(call.arguments[len(values) - 1]) else _encoded(expr)
+    value = expr.fill_null("null") if _is_json(call.arguments[len(values) - 1]) else _encoded(values[-1])
     made = key + value if keyed else value
     return when(expr.is_not_null()).then(made).otherwise(lit(None)) if absent else made
 
@@ -219,7 +230,7 @@ def _member(key: str, item: ArgumentOf, absent: bool) -> Expr:
     """Returns a comma, the key and the value as JSON; "" for NULL if it is `absent`."""
     assert item.bound is not None
     expr = item.bound.expr
-    value = expr.fill_null("null") if _is_json(item.tree) else _encoded(expr)
+    value = expr.fill_null("null") if _is_json(item.tree) else _encoded(item.bound)
     made = lit(f",{key}") + value
     return when(expr.is_null()).then(lit("")).otherwise(made) if absent else made
 

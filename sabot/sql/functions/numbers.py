@@ -98,6 +98,9 @@ def rounded(method: str, arguments: CallArguments) -> Expr:
         return whole.cast(pa.decimal128(type.precision, 0)) if type.scale else expr
     unit = arguments.word(1)
     every = _TRUNCATED.get(unit)
+    expr, type = arguments.bound(0)
+    if pa.types.is_time(type):
+        return _time_of_day(method, arguments, unit, expr, type)
     if every is None:
         name = arguments.call.name.text.upper()
         message = f"{name}(… TO {unit}) is not supported"
@@ -108,6 +111,20 @@ def rounded(method: str, arguments: CallArguments) -> Expr:
         made = when(made == time).then(made).otherwise(made.dt.offset_by(every))
     is_instant = is_local(arguments.bound(0).type) and arguments.zone != UTC
     return instant(made, arguments.zone) if is_instant else made
+
+
+_SECONDS = {"HOUR": 3600, "MINUTE": 60, "SECOND": 1}
+_OF_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
+
+
+def _time_of_day(method: str, arguments: CallArguments, unit: str, expr: Expr, type: pa.DataType) -> Expr:
+    """Returns a TIME at the begin of its hour, minute or second, or of the next one; that behind the last one of a day is 00:00."""
+    if unit not in _SECONDS:
+        message = f"{arguments.call.name.text.upper()}(… TO {unit}) of a TIME is not supported"
+        raise SqlFault(arguments.items[1].tree.span, message, f"there are {', '.join(_SECONDS)}")
+    size, day = _SECONDS[unit] * _OF_SECOND[type.unit], 86_400 * _OF_SECOND[type.unit]
+    since = expr.cast("int64") + (size - 1 if method == "ceil" else 0)
+    return ((since - since % size) % day).cast("int32" if type.bit_width == 32 else "int64").cast(type)
 
 
 def to_digits(arguments: CallArguments) -> Expr:

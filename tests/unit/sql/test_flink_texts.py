@@ -9,7 +9,7 @@ import duckdb
 import pytest
 
 from sabot import App
-from tools.sql_tables import counted, records
+from tools.sql_tables import counted, records, shown
 
 # Day 2024-05-01; the texts of times have the hour and the minute of this day.
 VISITS = [  # visitor, page, seconds spent, the time of day
@@ -122,6 +122,11 @@ RECORDS = records(Path(__file__).with_name("texts.slt"))
 @pytest.mark.one_in(8, "a tenth of a second of a core each")
 @pytest.mark.parametrize("record", RECORDS, ids=[each.place for each in RECORDS])
 def test_a_text_has_the_answer_of_a_second_implementation(folder, record):
-    assert record.kind == "query duckdb"
-    other = "\n".join(record.rows[1:]) or record.text
-    assert counted(ours(folder, record.text)) == counted(theirs(folder, other))
+    found = ours(folder, record.text)
+    if record.kind == "query duckdb":
+        other = "\n".join(record.rows[1:]) or record.text
+        assert counted(found) == counted(theirs(folder, other))
+        return
+    assert record.kind == "query"
+    rows = [" | ".join(map(shown, row.values())) for row in found.to_pylist()]
+    assert sorted(rows) == sorted(record.rows[1:])

@@ -22,7 +22,7 @@ from sabot.sql.functions import AGGREGATES, FUNCTIONS
 from sabot.sql.syntax import tree
 from sabot.sql.syntax.parser import parse
 from sabot.sql.syntax.text import SqlError, SqlText
-from tools.sql_tables import counted, ours, records, theirs, write_tables
+from tools.sql_tables import counted, ours, records, shown, theirs, write_tables
 
 FILES = sorted((Path(__file__).parent / "logic").glob("*.slt"))
 
@@ -33,16 +33,6 @@ RECORDS = [record for path in FILES for record in records(path)]
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return write_tables(tmp_path_factory.mktemp("tables"))
-
-
-def shown(value):
-    if value is None:
-        return "NULL"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, float) and value.is_integer():
-        return f"{value:.1f}"
-    return str(value)
 
 
 @pytest.mark.one_in(36, "some hundredths of a second of a core each")

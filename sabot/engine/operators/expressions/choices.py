@@ -13,6 +13,7 @@ from sabot.api.expr import GUARDED, Expr
 from sabot.base.arrays import broadcast
 from sabot.engine.operators.expressions.casts import caster
 from sabot.engine.operators.expressions.comparisons import by_value, literal_array
+from sabot.engine.operators.expressions.json_values import encoded_rows
 from sabot.engine.operators.expressions.node import (
     FALSE,
     TRUE,
@@ -117,10 +118,11 @@ def _json_encode(expr: Expr, nodes: list[Compiled]) -> Compiled:
     if not pa.types.is_struct(node.type):
         raise UserError(f"{expr.text()} cannot be computed: {expr.inputs[0].text()} is {node.type}, not a struct")
     names = [each.name for each in node.type]
+    of_sql = bool(dict(expr.options).get("sql"))
 
     def run(structs: pa.Array) -> pa.Array:
         rows = pa.RecordBatch.from_arrays(structs.flatten(), names=names)
-        texts = encode_rows(rows).cast(pa.string())
+        texts = encoded_rows(rows) if of_sql else encode_rows(rows).cast(pa.string())
         return pc.if_else(structs.is_valid(), texts, None) if structs.null_count else texts
 
     return apply(expr, run, node)

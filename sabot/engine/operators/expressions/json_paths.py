@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from sabot.errors import DataError, UserError
 
-_STEP = re.compile(r"""\.(\w+)|\[(\d+)\]|\[\s*'([^']*)'\s*\]|\[\s*"([^"]*)"\s*\]""")
+_STEP = re.compile(r"""\.(\w+)|\.?(?:\[(\d+)\]|\[\s*'([^']*)'\s*\]|\[\s*"([^"]*)"\s*\])""")
 _OBJECT = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _LIST = msgspec.json.Decoder(list[msgspec.Raw])
 _WHOLE = msgspec.json.Decoder(msgspec.Raw)

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from sabot.api.expr import Expr
 from sabot.base.arrays import integers
+from sabot.engine.operators.expressions.json_values import values_as_json
 from sabot.engine.operators.expressions.list_parts import arrays_of, codes_of, keys_of, owners_of
 from sabot.engine.operators.expressions.node import Compiled, Steps, apply, to_type
 from sabot.errors import UserError
@@ -38,7 +39,7 @@ def _step(expr: Expr, nodes: list[Compiled]) -> Compiled:
         raise UserError(f"{expr.text()} cannot be computed: {expr.inputs[0].text()} is {first.type}, not a map")
     if kind == "get":
         return apply(expr, lambda *columns: _got(*arrays_of(columns)), first, to_type(nodes[1], first.type.key_type))
-    function = {"keys": _keys, "values": _values, "entries": _entries, "len": _sizes}[kind]
+    function = {"keys": _keys, "values": _values, "entries": _entries, "len": _sizes, "json": _json}[kind]
     return apply(expr, lambda *columns: function(*arrays_of(columns)), first)
 
 
@@ -109,6 +110,14 @@ def _sizes(maps: pa.Array) -> pa.Array:
     return pa.array(np.bincount(owners, minlength=len(maps)).astype(np.int32), mask=nulls)
 
 
+def _json(maps: pa.Array) -> pa.Array:
+    """Returns each map as an object of JSON. A key that is no text is written as one."""
+    _, keys, values = _parts(maps)
+    names, texts = (values_as_json(each) for each in (keys.cast(pa.string()), values))
+    pairs = _listed(maps, _parts(maps)[0], pc.binary_join_element_wise(names, texts, ":"))
+    return pc.binary_join_element_wise("{", pc.binary_join(pairs, ","), "}", "").fill_null("null")
+
+
 def _joined(keys: pa.Array, values: pa.Array) -> pa.Array:
     sizes = [pc.list_value_length(each) for each in (keys, values)]
     if pc.any(pc.not_equal(*sizes)).as_py():
@@ -142,4 +151,4 @@ def _split(texts: pa.Array, between: str, within: str) -> pa.Array:
 
 
 STEPS: Steps = {"map.of": _of, "map.from_arrays": _from_arrays, "map.from_text": _from_text}
-STEPS |= {f"map.{kind}": _step for kind in ("get", "keys", "values", "entries", "len")}
+STEPS |= {f"map.{kind}": _step for kind in ("get", "keys", "values", "entries", "len", "json")}
