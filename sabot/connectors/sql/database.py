@@ -321,7 +321,7 @@ class FileDatabase(Database):
 
     def connect_to_read(self) -> None:
         if not self.exists:
-            raise UserError(f"database {self.path} does not exist", hint="give the path of the SqlSink")
+            raise UserError(f"database {self.path} does not exist", hint="give the path of a file that exists")
         self.connect("")
 
     def make_folder(self) -> None:

@@ -52,6 +52,10 @@ class SqliteDatabase(FileDatabase):
     def name(self) -> str:
         return self._name
 
+    def column(self, name: str) -> str:
+        """Quotes a name so that one which the table lacks is an error: in double quotes SQLite takes it for a text."""
+        return "`" + quoted(name)[1:-1].replace('""', '"').replace("`", "``") + "`"
+
     def connect(self, session: str) -> None:
         self.close()
         with self.explained():

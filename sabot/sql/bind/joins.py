@@ -13,6 +13,7 @@ from sabot.api.nodes.changes import GroupAggregate, Upsert
 from sabot.api.nodes.joins import IntervalJoin, TwoInputs, WindowJoin
 from sabot.api.nodes.keyed import Over, TopN
 from sabot.api.nodes.node import time_column
+from sabot.api.nodes.node import walk as steps_before
 from sabot.api.nodes.read import endless_read
 from sabot.api.nodes.rows import Drop, RowStep
 from sabot.api.nodes.windows import AggregateWindow
@@ -600,6 +601,10 @@ class JoinBinder:
             row = col(rows)
             stream = stream.with_columns(**{column: row[name] for column, name in of_database.items()})
             stream = stream.drop(rows, *made)
+        asked = steps_of(right.stream)
+        begun = asked.owner.begun_streams
+        for read in set(begun).intersection(steps_before([asked.node])):
+            begun.remove(read)  # the table is not read, so its rows need no sink
         times = node_of(stream).event_times
         fields = [replace(each, shift_ms=each.shift_ms if each.column in times else None) for each in left.fields]
         fields += [replace(each, shift_ms=None, never_null=each.never_null and not outer) for each in right.fields]

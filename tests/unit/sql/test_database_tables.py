@@ -1,5 +1,6 @@
 """Tables of SQLite and DuckDB in FROM, and behind FOR SYSTEM_TIME AS OF a PROCTIME()."""
 
+import asyncio
 import sqlite3
 from contextlib import closing
 from datetime import datetime
@@ -153,6 +154,32 @@ def test_what_cannot_be_looked_up_is_refused_with_a_hint(url, text, message):
     (fault,) = caught.value.faults
     assert fault.message == message
     assert fault.hint
+
+
+def test_a_column_or_a_table_that_the_database_lacks_is_an_error(url):
+    table = DatabaseTable(url, "phones", pa.schema([('pho"n`e', pa.string())]))
+    with pytest.raises(UserError, match=r"table phones of .*pho.*n`e"):
+        table.found(['pho"n`e'], ["11"])
+    with pytest.raises(UserError, match=r"table mails of .*mails"):
+        list(DatabaseTable(url, "mails", pa.schema([("id", pa.int32())]), ["id"]).rows(0))
+    scheme, _, path = url.partition(":")
+    with pytest.raises(UserError, match=r"database .*none\.db does not exist"):
+        DatabaseTable(f"{scheme}:{path}.none.db", "phones", pa.schema([("id", pa.int32())])).found(["id"], [1])
+
+
+@pytest.mark.parametrize("url", ["sqlite"], indirect=True)
+def test_a_table_that_is_only_asked_needs_no_sink_for_its_rows(url, caplog, tmp_path):
+    text = f"""
+        CREATE TABLE named (id STRING PRIMARY KEY NOT ENFORCED, name STRING)
+            WITH ('connector' = 'sqlite', 'url' = '{url}', 'table-name' = 'named');
+        INSERT INTO named SELECT s.id, u.name FROM subscriptions s JOIN users {AS_OF} u ON s.user_id = u.id"""
+    app = App("asked")
+    app.sql(TABLES.format(place=tmp_path, url=url, more="") + text)
+    asyncio.run(app.run())
+    assert "written nowhere" not in caplog.text
+    assert answer(url, "SELECT id, name FROM users WHERE id = 1") == [(1, "ann")]
+    with closing(sqlite3.connect(url.partition(":")[2])) as database:
+        assert sorted(database.execute("SELECT * FROM named")) == [("a", "ann"), ("b", "bob"), ("e", "ann")]
 
 
 @pytest.mark.parametrize("url", ["sqlite"], indirect=True)
