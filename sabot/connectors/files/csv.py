@@ -180,7 +180,7 @@ class CsvFormat(TextFormat):
         view = memoryview(self._words.utf8(bytes(blocks.buffer[low : blocks.high])))
         # The handler is called with each bad row as a str, so it can be set only for a block that is UTF-8.
         skip = {"invalid_row_handler": lambda row: "skip"} if _is_text(view) else {}
-        parsing = parse_options(dialect.delimiter, **skip)
+        parsing = _parsing(dialect, **skip)
         reading = csv.ReadOptions(use_threads=False, block_size=2 * len(blocks.buffer), column_names=dialect.names)
         try:
             read = csv.read_csv(pa.py_buffer(view), reading, parsing, self._words.options(None))
@@ -273,6 +273,11 @@ class _Dialect:
         self.header_bytes = header_bytes
 
 
+def _parsing(dialect: _Dialect, **more: Any) -> csv.ParseOptions:
+    """Returns options with which a blank line is skipped or, if there is one column, a row with null."""
+    return parse_options(dialect.delimiter, ignore_empty_lines=len(dialect.names) != 1, **more)
+
+
 class CsvRecords:
     r"""The way to find the ends of CSV records: line breaks (\n, \r\n, \r) outside of quoted fields, by the same rules
     as Arrow's parser.
@@ -359,8 +364,10 @@ class CsvRecords:
             last = quoted
         return last is not None and last.end() == high and bool(last[0].count(b'"') & 1)
 
-    def split(self, buffer: Buffer, low: int, high: int) -> tuple[Any, Any, Any]:
-        """Returns the starts of the non-empty records, the positions of their line breaks, and the number of fields of each."""
+    def split(self, buffer: Buffer, low: int, high: int, *, blank: bool) -> tuple[Any, Any, Any]:
+        """Returns the starts of the records, the positions of their line breaks, and the number of fields of each. `blank`:
+        True if blank lines are records.
+        """
         data = np.frombuffer(buffer, np.uint8)[low:high]
         outside = np.ones(len(data), dtype=bool)
         if buffer.find(b'"', low, high) >= 0:
@@ -371,6 +378,10 @@ class CsvRecords:
         starts = np.concatenate(([0], stops + 1))
         stops = np.append(stops, len(data))
         full = stops > starts
+        if blank:
+            bare = np.flatnonzero(~full[:-1])
+            within = (starts[bare] > 0) & (data[starts[bare] - 1] == _RETURN) & (data[stops[bare]] == _NEWLINE)
+            full[bare[~within]] = True  # the others are between the two halves of a line break
         starts, stops = starts[full], stops[full]
         between = np.flatnonzero((data == self._delimiter) & outside)
         return starts, stops, np.searchsorted(between, stops) - np.searchsorted(between, starts) + 1
@@ -409,7 +420,7 @@ class _Rows(BlockReader):
         if dialect is not None:
             self.names = dialect.names
             self.delimiter = dialect.delimiter
-            self._parsing = parse_options(dialect.delimiter)
+            self._parsing = _parsing(dialect)
             self._converting = words.options(wanted, dialect.names)
             self.numbers = [field.name for field in wanted if field.name in guessed and field.type in _NUMBERS]
             self._floats = [name for name in self.numbers if wanted.field(name).type == pa.float64()]
@@ -483,7 +494,9 @@ class _Apart:
         self._rows = rows
         self._offset = blocks.offset
         self._data = np.frombuffer(blocks.buffer, np.uint8)[blocks.low : end]
-        self._starts, self._stops, self._fields = CsvRecords(rows.delimiter).split(blocks.buffer, blocks.low, end)
+        self._starts, self._stops, self._fields = CsvRecords(rows.delimiter).split(
+            blocks.buffer, blocks.low, end, blank=len(rows.names) == 1
+        )
         self._lengths = np.diff(np.append(self._starts, len(self._data)))
         self._reasons: dict[int, str] = {}
         self._parts: list[pa.RecordBatch] = []

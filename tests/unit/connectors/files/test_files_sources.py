@@ -21,7 +21,7 @@ import sabot
 from sabot import App
 from sabot.codecs.records import BAD_SCHEMA
 from sabot.connectors.base import Positions, Source
-from sabot.connectors.files import ArrowSource, CsvSource, FileSource, NdjsonSource, ParquetSource, files
+from sabot.connectors.files import ArrowSource, CsvSink, CsvSource, FileSource, NdjsonSource, ParquetSource, files
 from sabot.connectors.files.csv import CsvRecords
 from sabot.connectors.files.format import Share
 from sabot.connectors.files.paths import DataFile
@@ -1323,6 +1323,8 @@ def test_a_file_of_a_byte_order_mark_alone_has_no_rows(tmp_path: Path, kind: str
     csv = kind.startswith("csv")
     if b" " in blank and kind != "csv":
         return  # a line of spaces is a value, or a record of JSON that is empty
+    if blank and kind == "csv without a header":
+        return  # a blank line is a row where there is one column
     ending = "csv" if csv else "ndjson"
     (tmp_path / f"1.{ending}").write_bytes(b"\xef\xbb\xbf" + blank)
     line = b"1\n" if kind == "csv without a header" else b"a\n1\n" if csv else b'{"a":1}\n'
@@ -1343,3 +1345,24 @@ def test_the_encoding_of_python_for_a_byte_order_mark_is_utf8(tmp_path: Path, na
     """It was refused with "its characters of ASCII are not single bytes"."""
     (tmp_path / "a.csv").write_text("a,b\n1,ä\n", encoding="utf-8-sig")
     assert scanned(CsvSource(tmp_path / "a.csv", encoding=name)) == [{"a": 1, "b": "ä"}]
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_a_blank_line_is_a_row_in_a_file_of_one_column(tmp_path: Path, end: str) -> None:
+    """CsvSink writes null as nothing, so that rows of its files of one column were lost where they were read."""
+    (tmp_path / "1.csv").write_bytes(end.join(["id", "", "7", "", "", "9", "x", "", "8", ""]).encode())
+    read = App("one").stream(files(tmp_path / "1.csv"), schema={"id": "int64"}).collect()
+    assert read.column("id").to_pylist() == [None, 7, None, None, 9, None, 8]  # "x" is a bad row
+    (tmp_path / "2.csv").write_bytes(end.join(["id", "", "7", "", '"a', "", 'b"', ""]).encode())
+    read = App("one").stream(files(tmp_path / "2.csv")).collect()
+    assert read.column("id").to_pylist() == [None, "7", None, f"a{end}{end}b"]
+    (tmp_path / "3.csv").write_bytes(end.join(["id", "", ""]).encode())
+    assert App("one").stream(files(tmp_path / "3.csv")).collect().to_pylist() == [{"id": None}]
+
+
+async def test_rows_of_one_column_come_back_from_csv(tmp_path: Path) -> None:
+    rows = [{"x": text} for text in (None, "a", None, "", "null", None)]
+    app = App("one")
+    app.stream(rows, schema={"x": "string"}).to(CsvSink(tmp_path / "one.csv"))
+    await app.run()
+    assert App("two").stream(files(tmp_path / "one.csv")).collect().to_pylist() == rows
