@@ -46,6 +46,7 @@ class ArrowFormat(ColumnFormat):
         assert schema is not None, "open asks for columns"
         made = _StreamReader if _is_stream(file.path) else _IpcReader
         reader = made(file, offset, share, schema, self.record_bytes)
+        reader.guessed = () if self.inferred is None else self.inferred.guessed
         tell_columns(self.inferred, file, paths_of(reader.in_file))
         return reader
 

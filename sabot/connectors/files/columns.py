@@ -9,7 +9,7 @@ a row.
 
 import os
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -132,9 +132,9 @@ def as_wanted(data: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
     return data
 
 
-def fitted(data: pa.RecordBatch, schema: pa.Schema, path: str) -> pa.RecordBatch:
-    """Returns these columns in the wanted types; times in a coarser unit are rounded down, as JSON's are. Raises UserError
-    if a column is missing or a value does not fit.
+def fitted(data: pa.RecordBatch, schema: pa.Schema, path: str, guessed: Collection[str] = ()) -> pa.RecordBatch:
+    """Returns these columns in the wanted types; times in a coarser unit are rounded down, as JSON's are, except in the
+    columns `guessed`, whose unit nobody has asked for. Raises UserError if a column is missing or a value does not fit.
     """
     data = _plain(_wanted(data, schema, path), path)
     if data.schema.equals(schema):
@@ -144,7 +144,8 @@ def fitted(data: pa.RecordBatch, schema: pa.Schema, path: str) -> pa.RecordBatch
         column: Any = data.column(field.name)
         if column.type != field.type:
             try:
-                if pa.types.is_timestamp(column.type) and pa.types.is_timestamp(field.type):
+                times = pa.types.is_timestamp(column.type) and pa.types.is_timestamp(field.type)
+                if times and field.name not in guessed:
                     column = to_unit(column, field.type.unit)
                 column = exact_cast(column, field.type)
             except pa.ArrowException as error:
@@ -221,6 +222,7 @@ class ColumnReader(FileReader):
     def __init__(self, file: DataFile, offset: int, schema: pa.Schema, record_bytes: int) -> None:
         self.file = file
         self.in_file = schema  # all columns of the file, once it is open
+        self.guessed: Collection[str] = ()  # those whose types were inferred from an earlier file
         self._schema = schema
         self._is_canonical = canonical(schema).equals(schema)
         self._record_bytes = record_bytes
@@ -252,7 +254,7 @@ class ColumnReader(FileReader):
         if not (self._is_canonical and given.schema.equals(self._schema)):
             if self._absent is not None and self.offset == 0:
                 self._absent.look_at_types(given.schema, self._schema, given.num_rows)
-            given = fitted(given, self._schema, self.file.path)
+            given = fitted(given, self._schema, self.file.path, self.guessed)
             if self._absent is not None and not self._absent.is_done:
                 self._absent.tell()
         self._rest = self._rest.slice(rows) if self._rest.num_rows > rows else None

@@ -45,6 +45,7 @@ class ParquetFormat(ColumnFormat):
         given = file, offset, share, schema, self.record_bytes
         values = self.values_of(file)
         reader = _ParquetReader(*given) if values is None else _FilledReader(*given, values)
+        reader.guessed = () if self.inferred is None else self.inferred.guessed
         tell_columns(self.inferred, file, paths_of(reader.in_file))
         return reader
 

@@ -1366,3 +1366,27 @@ async def test_rows_of_one_column_come_back_from_csv(tmp_path: Path) -> None:
     app.stream(rows, schema={"x": "string"}).to(CsvSink(tmp_path / "one.csv"))
     await app.run()
     assert App("two").stream(files(tmp_path / "one.csv")).collect().to_pylist() == rows
+
+
+@pytest.mark.parametrize("ending", ["parquet", "arrow"])
+def test_digits_of_times_that_the_first_file_lacks_are_not_cut_unless_a_schema_asks_for_it(
+    tmp_path: Path, ending: str
+) -> None:
+    """The unit came from the first file, and the digits of later ones were cut off in silence; durations were refused."""
+    for name, value, unit in (("1", 1, "ms"), ("2", 2_000, "us"), ("3", 3_001, "us")):
+        table = pa.table({"at": pa.array([value], pa.timestamp(unit))})
+        if ending == "parquet":
+            pq.write_table(table, tmp_path / f"{name}.parquet")
+        else:
+            with pa.ipc.new_file(tmp_path / f"{name}.arrow", table.schema) as file:
+                file.write_table(table)
+    with pytest.raises(
+        UserError, match=rf"3\.{ending}': column 'at' is timestamp\[us\], wanted is timestamp\[ms\].*3001"
+    ):
+        App("one").stream(files(tmp_path, ending)).collect()
+    ms = App("one").stream(files(tmp_path, ending), schema={"at": "timestamp[ms]"}).collect()
+    assert ms.column("at").cast(pa.int64()).to_pylist() == [1, 2, 3]
+    us = App("one").stream(files(tmp_path, ending), schema={"at": "timestamp[us]"}).collect()
+    assert us.column("at").cast(pa.int64()).to_pylist() == [1_000, 2_000, 3_001]
+    (tmp_path / f"3.{ending}").unlink()
+    assert App("one").stream(files(tmp_path, ending)).collect().column("at").cast(pa.int64()).to_pylist() == [1, 2]
