@@ -116,6 +116,15 @@ _QUOTED = r"'(?:[^'\\]|\\.){0,1024}'|\"(?:[^\"\\]|\\.){0,1024}\""
 _PAIR = _late(
     rf"((?:{_NAMES})[\w.\-]{{0,64}})(\s{{0,8}}=\s{{0,8}}(?={_QUOTED})|=)({_QUOTED}|[^\s&;,'\"]+)", re.IGNORECASE
 )
+# What stands behind the name of such a header, and a token behind `Bearer`: it has a digit, as no ordinary word has.
+_BEHIND_NAME = r"['\"]?+\s{0,8}+[:=]\s{0,8}+['\"]?+"
+_SCHEME_OF_WHO = r"(?:(?:basic|bearer|token)\s{1,8}+)?+"
+_HEADER = _late(
+    rf"(\b(?:set-)?cookie{_BEHIND_NAME})(?!\*\*\*)[^\r\n'\"]+"
+    rf"|(\b(?:(?:proxy-)?authorization|x-[\w\-]{{0,32}}(?:key|token)){_BEHIND_NAME}{_SCHEME_OF_WHO}"
+    r"|\bbearer\s{1,8}+(?=[A-Za-z._~+/=\-]{0,1024}\d))(?!\*\*\*)[^\s'\",]+",
+    re.IGNORECASE,
+)
 _NUMBER = _late(
     r"(['\"]?)(?:[+-]?(?:\d[\d_]{0,11}(?:\.\d{1,6})?(?:e[+-]?\d{1,3})?|inf|nan)|None|True|False)\1[)\]}>.:]*",
     re.IGNORECASE,
@@ -348,11 +357,13 @@ def setting_name(text: str) -> str:
 
 def scrubbed(text: str) -> str:
     """Returns the text with `***` for registered secrets, for passwords in addresses, and for the values behind
-    `password=` and the like.
+    `password=` and the like, `Authorization:` and other headers with secrets, and `Bearer`.
     """
     text = _known.hide(text)
     if "://" in text:
         text = _URL_IN_TEXT().sub(rf"\1{HIDDEN}@", text)
+    if ":" in text or "=" in text or "earer " in text:
+        text = _HEADER().sub(rf"\1\2{HIDDEN}", text)
     if "=" in text:
         text = _PAIR().sub(_hide_value, text)
     return text

@@ -260,6 +260,7 @@ class PostgresWorker(PostgresJournal):
         self._left_since = math.inf  # when jobs of workers that are gone were seen first
         self._part = 0  # the number of these that belong to this worker
         self._suspects = Suspects()
+        self._said_behind = False  # the log has that others declare what this worker has not
         self.begins.give_back, self.begins.rests, self.begins.refuse = self.give_back, self._suspects.rests, self.refuse
         self.begins.lacks, self.begins.limit = self.lacks, self.limit
         self.begins.lanes = self._lanes = SharedLanes()
@@ -270,8 +271,24 @@ class PostgresWorker(PostgresJournal):
         """Does what `Beginnings.lacks` says."""
         with self.inbox.session.using() as connection, step("journal", f"{self.where}: declare"):
             connection.execute(_DECLARE, (sorted(declared),))
-        noted = {name for (name,) in self.select(_DECLARED)}
-        return sorted(noted - set(declared))
+        return self._noted_beyond(declared)
+
+    def _noted_beyond(self, declared: Collection[str]) -> list[str]:
+        return sorted({name for (name,) in self.select(_DECLARED)}.difference(declared))
+
+    def _is_behind(self) -> bool:
+        """Returns True if a worker that has started later has a policy or budgets, and this one has not: from then on it takes
+        no jobs, since nobody would judge or count their calls here.
+        """
+        missing = self._noted_beyond(self.begins.declared)
+        if missing and not self._said_behind:
+            self._said_behind = True
+            _log.error(
+                "%s: other workers have %s now, and this one has not: it begins no jobs any more, and only goes on with those that it "
+                "holds. Start it anew with the same options",
+                *(self.where, " and ".join(f"{each}=" for each in missing)),
+            )
+        return bool(missing)
 
     def limit(self, limits: Mapping[str, JobLimit]) -> None:
         """Does what `Beginnings.limit` says."""
@@ -373,6 +390,8 @@ class PostgresWorker(PostgresJournal):
         """
         left, room = {suspect for (suspect,) in self.select(_LEFT)}, self.begins.room()
         alone = True in left and room > 0 and not self._suspects.alone
+        if left and self._is_behind():
+            return 0, False
         if False not in left:
             self._left_since = math.inf
             return 0, alone
@@ -395,7 +414,7 @@ class PostgresWorker(PostgresJournal):
             else:
                 self.begins.leave(letter)
                 self._left = [*self._left, number]
-        return numbers[:room]
+        return [] if numbers and self._is_behind() else numbers[:room]
 
     def _limited(self) -> list[str]:
         """Returns the agents that are here and have a limit and letters that begin jobs, while there is room."""
@@ -496,6 +515,7 @@ class PostgresWorker(PostgresJournal):
         if late and self.begins.resumes and (room := min(_MOST, self.begins.room())) > 0:
             asked = to_try(self.lease.number, self.begins.version, room)
             retried += [job for (job,) in self.select(*asked)]
+        retried = [] if retried and self._is_behind() else retried
         most, alone = self._takes() if self.begins.resumes else (0, False)
         if most or alone or retried:
             with (

@@ -30,7 +30,15 @@ from sabot.agents.kernel.client import ClientHandle
 from sabot.agents.kernel.handle import JobHandle
 from sabot.cli import commands
 from sabot.codecs.records import iterate_records
-from sabot.errors import AppLocked, IdempotencyConflict, JobCancelled, JournalFailed, TransientError, UserError
+from sabot.errors import (
+    AppLocked,
+    EffectError,
+    IdempotencyConflict,
+    JobCancelled,
+    JournalFailed,
+    TransientError,
+    UserError,
+)
 from sabot.jobs.tree import first_of
 from sabot.jobs.values import pack
 from sabot.journal.crashes import IN_TREE, MOST, ROOT, SUSPECTS, tree_of
@@ -981,6 +989,38 @@ async def test_a_worker_has_the_options_that_others_have(shop: Shop) -> None:
             with pytest.raises(UserError, match="kernel shop has no budgets= and policy=, and"):
                 await kernel(4).start()
     assert shop.paid == []
+
+
+@pytest.mark.parametrize("forgotten", [False, True])
+async def test_a_worker_that_runs_takes_no_jobs_once_others_have_a_policy(
+    shop: Shop, forgotten: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It went on to take every second job, and to make its calls unjudged, until it was started anew."""
+    client = JobClient(shop.url, name="shop")
+
+    def kernel(number: int, **options: Any) -> RuntimeKernel:
+        agent = shop.payer(number)
+        return RuntimeKernel.create(agent=agent, journal=shop.url, name="shop", shared=True, **options)
+
+    denied = {"policy": PolicyEngine([ToolPolicy(["pay"], denied=True)])}
+    async with kernel(1, **({} if forgotten else denied)) as first:
+        await first.resume()
+        async with kernel(2, **denied) as second:
+            await second.resume()
+            jobs = [await client.start("payer", f"a{number}") for number in range(6)]
+            for job in jobs:
+                with pytest.raises(EffectError, match="tool pay is denied"):
+                    await shop.answer(client, job)
+            if forgotten:
+                with pytest.raises(UserError, match="kernel shop has no policy="):
+                    await first.execute(ExecutionRequest(prompt="b"))
+        left = await client.start("payer", "c")  # by a worker with the policy, when there is one again
+        async with kernel(3, **denied) as third:
+            await third.resume()
+            with pytest.raises(EffectError, match="tool pay is denied"):
+                await shop.answer(client, left)
+    assert shop.paid == []
+    assert ("other workers have policy= now, and this one has not" in caplog.text) is forgotten
 
 
 async def test_a_shared_kernel_refuses_what_knows_one_worker_only(shop: Shop) -> None:

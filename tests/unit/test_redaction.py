@@ -218,6 +218,26 @@ def test_a_token_is_a_secret_also_where_it_is_a_number(text: str) -> None:
     assert redacted({"max_tokens": 5, "token": 5}) == {"max_tokens": 5, "token": "***"}
 
 
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("401: Authorization: Bearer abc.def.ghi was refused", "401: Authorization: Bearer *** was refused"),
+        (
+            "{'Authorization': 'Basic dXNlcjpw', 'x-api-key': 'k1'}",
+            "{'Authorization': 'Basic ***', 'x-api-key': '***'}",
+        ),
+        ("authorization=Bearer abc", "authorization=*** ***"),
+        ("Set-Cookie: sid=9f; Path=/\nsid", "Set-Cookie: ***\nsid"),
+        ("bearer eyJhbGciOi.J9.x1 has expired", "bearer *** has expired"),
+        ("Bearer authentication is wanted, next-key: 5", "Bearer authentication is wanted, next-key: 5"),
+    ],
+)
+def test_what_headers_of_http_say_is_hidden(text: str, shown: str) -> None:
+    """An error that a client of HTTP raised in a job stood with its token in the list of jobs, and at `GET /jobs/ID`."""
+    assert scrubbed(text) == shown
+    assert scrubbed(shown) == shown
+
+
 def test_an_error_of_ours_and_its_cause_say_no_secret() -> None:
     keep_settings({"sasl.oauthbearer.config": "principal=admin secret=swordfish77"})
     cause = ValueError("cannot read secret=swordfish77")

@@ -496,6 +496,9 @@ class RuntimeKernel:
         host = await self._started()
         agent = self._agent(request.agent)
         shared = host.journal.begins.shared
+        declared = self._declared() if shared else []
+        if shared and (missing := await call_journal(host.journal.begins.lacks, declared)):
+            raise self._lacks(host.journal, missing)
         if (shared and request.idempotency_key) or request.waits or host.is_limited(agent):
             return await self._execute_queued(host, agent, replace(request, agent=agent.name))
         return await host.execute(agent, job_id_of(agent.agent_id, request), request)
