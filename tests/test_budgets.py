@@ -14,7 +14,7 @@ from tools.source_tree import PROJECT, ROOT, nodes_of, sources, tree_of
 
 NAMES = {  # what `from sabot.X import …` offers, by the stub of the package
     "": 139,  # docs/decisions/078, 079, 066, 084, 088
-    "agents": 140,  # docs/decisions/043, 120, 129, 144
+    "agents": 141,  # docs/decisions/043, 120, 129, 144
     "connectors": 7,  # docs/decisions/113, 126
     "journal": 8,
     "llm": 68,

@@ -42,6 +42,7 @@ from sabot.agents.kernel import ExecutionRequest as ExecutionRequest
 from sabot.agents.kernel import ExecutionResult as ExecutionResult
 from sabot.agents.kernel import JobClient as JobClient
 from sabot.agents.kernel import RuntimeKernel as RuntimeKernel
+from sabot.agents.kernel.schedules import Schedule as Schedule
 from sabot.agents.policy.auditing import AuditRecord as AuditRecord
 from sabot.agents.policy.auditing import audit_job as audit_job
 from sabot.agents.policy.engine import PolicyEngine as PolicyEngine

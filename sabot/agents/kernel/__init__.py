@@ -12,6 +12,7 @@ client     JobClient: begins jobs of a kernel from another process, by letters, 
 jobs       a request, an agent as the owner of jobs, the limits of one job
 handle     ExecutionHandle: the handle of one job
 hosting    decides which jobs run, and which wait for a place
+schedules  begins jobs at times of a calendar
 """
 
 from sabot.agents.kernel.client import JobClient

@@ -9,7 +9,7 @@ caller ─▶ place? ─▶ begun ─▶ runs ◀── woken, resumed, begun by
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from hashlib import blake2b
@@ -321,6 +321,10 @@ class KernelHost:
             return await self._begun(handle, inputs, request)
         finally:
             self.journal.begins.release(job_id)
+
+    def run_beside(self, work: Coroutine[Any, Any, None], what: str) -> None:
+        """Starts a task that ends with the host. An error in it stops the host."""
+        self._host.spawn(work, what)
 
     def is_limited(self, agent: KernelAgent) -> bool:
         """Returns True if jobs of an agent have a limit."""

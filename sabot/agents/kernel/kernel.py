@@ -25,6 +25,7 @@ from sabot.agents.kernel.client import ClientHandle, JobClient, KernelStore
 from sabot.agents.kernel.handle import ElsewhereHandle, ExecutionHandle
 from sabot.agents.kernel.hosting import KernelHost
 from sabot.agents.kernel.jobs import ExecutionRequest, KernelAgent, job_id_of, other_policy, policy_words
+from sabot.agents.kernel.schedules import Schedule, ScheduleClock
 from sabot.agents.replay import JobCode, Recording, record_job
 from sabot.agents.store import LentStore
 from sabot.api.child_limits import ChildLimits, checked_limits
@@ -33,7 +34,7 @@ from sabot.base.checks import Of, Whole, check
 from sabot.base.claims import ObjectClaims
 from sabot.base.config import Duration, checked_name, checked_text, parse_seconds
 from sabot.base.options import answers_wrong_options
-from sabot.base.threads import run_in_thread, run_to_end, threads
+from sabot.base.threads import run_connected, run_in_thread, run_to_end, threads
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.engine.calls.judging import judged_clock, refuse_without_rules
 from sabot.engine.runtime.life.host import interpreter
@@ -57,6 +58,7 @@ from sabot.llm.engine import ExecutionEngine
 
 _log = logging.getLogger(__name__)
 
+_SCHEDULE = 'Schedule("report", "reporter", "0 9 * * *")'
 _running: "ObjectClaims[RuntimeKernel]" = ObjectClaims()  # of journals
 _ANEW = Backoff(0.1, 5.0)  # the waits between attempts to open the journal again
 
@@ -96,6 +98,7 @@ class RuntimeKernel:
         version: str = "",
         shared: bool = False,
         limits: Sequence[JobLimit] = (),
+        schedules: Sequence[Schedule] = (),
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         """Makes a kernel. Raises UserError if an argument is not valid.
@@ -128,6 +131,8 @@ class RuntimeKernel:
           jobs that clients begin, and after `resume` goes on with the jobs of workers that have ended.
         - `limits`: the limits of agents (JobLimit): how many of their jobs run at a time, and begin in a time. At most one for
           each agent.
+        - `schedules`: the schedules (Schedule) by which this kernel begins jobs while it is open. Several kernels over one journal
+          begin one job for each time.
         - `clock`: the clock of the kernel. A Journal that is passed as `journal` has its own clock, which is then used
           instead.
         """
@@ -168,6 +173,7 @@ class RuntimeKernel:
                 f"kernel {self.name}: its agents are {names or 'none'}", hint="one or more, each with its own name"
             )
         self._limits = self._checked_limits(limits)
+        self._schedules = self._checked_schedules(schedules)
         self._place = MemoryStorage(clock) if journal is None else journal
         self.policy, self._budgets, self._writer = checked_guard(policy), budgets, ledger_writer
         if budgets is not None:
@@ -224,6 +230,25 @@ class RuntimeKernel:
                 )
             found[agent] = replace(each, agent=agent)
         return found
+
+    def _checked_schedules(self, schedules: Sequence[Schedule]) -> list[Schedule]:
+        if isinstance(schedules, str | bytes | Schedule) or not isinstance(schedules, Sequence):
+            raise UserError(f"RuntimeKernel: schedules={short_repr(schedules)}", hint=f"schedules=[{_SCHEDULE}]")
+        for each in schedules:
+            self._agent(check("RuntimeKernel: schedules", each, Of(Schedule, _SCHEDULE)).agent)
+        names = [each.name for each in schedules]
+        if len({*names}) < len(names):
+            raise UserError(f"kernel {self.name} has schedules {', '.join(names)}", hint="each with its own name")
+        return list(schedules)
+
+    async def _look(self, find: Callable[[JournalReader], Any]) -> Any:
+        """Returns what a function finds in the journal."""
+
+        def look() -> Any:
+            with self._store.reader() as reader:
+                return find(reader)
+
+        return await run_connected(look)
 
     @classmethod
     def create(cls, *, agent: Any, engine: ExecutionEngine | None = None, **options: Any) -> "RuntimeKernel":
@@ -308,6 +333,10 @@ class RuntimeKernel:
                     await run_to_end(run_in_thread(each.close))
             raise
         self._store.journal = journal
+        for schedule in self._schedules:
+            agent_id = self._agent(schedule.agent).agent_id
+            times = ScheduleClock(schedule, agent_id, self._options["clock"], self._look, self.execute)
+            host.run_beside(times.run(), f"schedule {schedule.name}")
         self._loop = asyncio.get_running_loop()
         if not threads.simulated:
             self._watch = BlockingMonitor()

@@ -1,0 +1,269 @@
+"""Schedules: jobs of a kernel that begin at times of a calendar.
+
+   cron, zone ─▶ the next time ─▶ a letter with the key NAME@TIME, which begins one job, whichever kernels post it
+
+The last time is not stored: it is that of the newest job of the schedule in the journal.
+"""
+
+import asyncio
+import logging
+from bisect import bisect_right
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import KW_ONLY, dataclass, field
+from datetime import UTC, date, datetime, timedelta
+from itertools import islice
+from typing import Any, Literal
+from zoneinfo import ZoneInfo
+
+from sabot.agents.context import checked_word
+from sabot.agents.kernel.jobs import ExecutionRequest
+from sabot.base.checks import OneOf, check
+from sabot.base.config import checked_name
+from sabot.base.options import answers_wrong_options
+from sabot.clock import Clock
+from sabot.errors import TransientError, UserError, short_repr
+from sabot.jobs.values import unpack
+from sabot.journal import JournalReader
+from sabot.journal.base import entry_of_letter
+from sabot.journal.begin_facts import key_text
+from sabot.journal.ended_jobs import JobQuery
+from sabot.journal.entries import Begin
+
+_log = logging.getLogger(__name__)
+
+_FIELDS = (("minute", 0, 59), ("hour", 0, 23), ("day", 1, 31), ("month", 1, 12), ("weekday", 0, 7))
+_MONTHS = {
+    name: at
+    for at, name in enumerate(["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"], 1)
+}
+_DAYS = {name: at for at, name in enumerate(["sun", "mon", "tue", "wed", "thu", "fri", "sat"])}
+_HINT = 'five fields: minute, hour, day, month, weekday; "0 9 * * mon-fri" is 9 o\'clock on workdays'
+_MOST_DAYS = 8 * 366 + 1  # from one 29 February to another one, over a year without
+_MOST_MISSED = 1_000
+_LATE_S = 60.0  # an occurrence that is later was missed
+_LOOK_S = 0.2  # between two looks at the clock, which may be set
+
+
+@answers_wrong_options
+@dataclass(frozen=True)
+class Schedule:
+    """A schedule of a kernel: an agent whose jobs begin at times of a calendar. For example, `Schedule("report", "reporter", "0 9 *
+    * mon-fri", zone="Europe/Berlin")`. Its jobs have the name of the schedule as their `key`.
+
+    - `name`: the name of the schedule. `agent`: the name of the agent. `message`, `scope`: those of its jobs.
+    - `cron`: five fields: minute, hour, day, month, weekday (0 and 7 are Sunday), each `*`, a number, a name (`mon`, `jan`), a
+      range `1-5`, a step `*/10`, or a list of these. If day and weekday are both given, one of them has to fit.
+    - `zone`: the time zone, such as "Europe/Berlin". A time that does not exist, since the clocks are set forward, runs at the
+      first moment behind the gap; one that comes twice runs the first time. If minute or hour has a `*`, each real hour counts.
+    - `missed`: what becomes of times at which no kernel ran: "last" begins one job for the last of them, "all" one for each (at
+      most 1,000), "none" none.
+    - `overlap`: "skip" begins no job while the one before is open; "allow" does.
+
+    Raises UserError for values that are not valid, and for a cron that never fits.
+    """
+
+    name: str
+    agent: str
+    cron: str
+    _: KW_ONLY
+    message: Any = None
+    zone: str = "UTC"
+    missed: Literal["last", "all", "none"] = "last"
+    overlap: Literal["skip", "allow"] = "skip"
+    scope: str = "default"
+    times: "CronTimes" = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        checked_name(self.name, "Schedule: name")
+        checked_word(self.agent, "Schedule: agent", empty=False)
+        checked_word(self.scope, "Schedule: scope", empty=False)
+        check("Schedule: missed", self.missed, OneOf(("last", "all", "none")))
+        check("Schedule: overlap", self.overlap, OneOf(("skip", "allow")))
+        object.__setattr__(self, "times", CronTimes(self.cron, self.zone))
+
+    def request(self, at: int) -> ExecutionRequest:
+        """Returns the request of the job for the time `at`, in seconds since 1970."""
+        moment = datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%dT%H:%MZ")
+        key = f"{self.name}@{moment}"
+        return ExecutionRequest(
+            prompt=self.message, agent=self.agent, scope_id=self.scope, idempotency_key=key, key=self.name
+        )
+
+
+class CronTimes:
+    """The times of a cron in a zone."""
+
+    def __init__(self, cron: str, zone: str) -> None:
+        words = cron.lower().split() if isinstance(cron, str) else []
+        if len(words) != len(_FIELDS):
+            raise UserError(f"Schedule: cron={short_repr(cron)}", hint=_HINT)
+        try:
+            self._zone = ZoneInfo(zone)
+        except (ValueError, KeyError, OSError, TypeError):
+            raise UserError(
+                f"Schedule: zone={short_repr(zone)} is no time zone", hint='such as "Europe/Berlin"'
+            ) from None
+        parsed = [_values(word, *each) for word, each in zip(words, _FIELDS, strict=True)]
+        self._minutes, self._hours, self._days, self._months, weekdays = parsed
+        self._weekdays = {each % 7 for each in weekdays}
+        self._any_day, self._any_weekday = words[2] == "*", words[4] == "*"
+        self._each_hour = "*" in words[0] or "*" in words[1]
+        if next(self.after(0.0), None) is None:
+            raise UserError(f"Schedule: cron={short_repr(cron)} fits no day", hint=_HINT)
+
+    def after(self, moment: float) -> Iterator[int]:
+        """Yields the times later than a moment, in order. All are in seconds since 1970. Ends if none comes in eight years."""
+        day, empty, last = datetime.fromtimestamp(moment, self._zone).date() - timedelta(1), 0, moment
+        while empty < _MOST_DAYS and day.year < 9_990:
+            found = self._of_day(day) if self._fits(day) else []
+            for at in found[bisect_right(found, last) :]:
+                last, empty = at, 0
+                yield at
+            day, empty = day + timedelta(1), empty + 1
+
+    def _fits(self, day: date) -> bool:
+        if day.month not in self._months:
+            return False
+        of_month, of_week = day.day in self._days, day.isoweekday() % 7 in self._weekdays
+        if self._any_day or self._any_weekday:
+            return of_month and of_week
+        return of_month or of_week
+
+    def _of_day(self, day: date) -> list[int]:
+        if not self._each_hour:
+            return sorted({self._utc(day, hour, minute) for hour in self._hours for minute in self._minutes})
+        first, behind = self._utc(day, 0, 0), self._utc(day + timedelta(1), 0, 0)
+        moments = ((at, datetime.fromtimestamp(at, self._zone)) for at in range(first - first % 60, behind, 60))
+        return [at for at, local in moments if local.hour in self._hours and local.minute in self._minutes]
+
+    def _utc(self, day: date, hour: int, minute: int) -> int:
+        """Returns the first moment at which the clocks show this time, or the first one behind the gap in which it would be."""
+        local = datetime(day.year, day.month, day.day, hour, minute, tzinfo=self._zone)
+        at = round(local.timestamp())
+        if datetime.fromtimestamp(at, self._zone).replace(tzinfo=None) == local.replace(tzinfo=None):
+            return at
+        early = round(local.replace(fold=1).timestamp())  # by the offset behind the change, it is before the change
+        offset = datetime.fromtimestamp(at, self._zone).utcoffset()
+        while early + 1 < at:
+            middle = (early + at) // 2
+            if datetime.fromtimestamp(middle, self._zone).utcoffset() == offset:
+                at = middle
+            else:
+                early = middle
+        return at
+
+
+def _values(word: str, name: str, least: int, most: int) -> set[int]:
+    """Returns the numbers that a field of a cron stands for. Raises UserError."""
+    found, names = set[int](), {"month": _MONTHS, "weekday": _DAYS}.get(name, {})
+    for part in word.split(","):
+        span, slash, step = part.partition("/")
+        low, dash, high = span.partition("-")
+        if span == "*":
+            bounds = [least, most - (name == "weekday")]
+        else:
+            ends = [low, high if dash else low if not slash else str(most)]
+            bounds = [names.get(each, int(each) if each.isascii() and each.isdecimal() else -1) for each in ends]
+        steps = int(step) if step.isascii() and step.isdecimal() else 0 if slash else 1
+        if not least <= bounds[0] <= bounds[1] <= most or steps < 1:
+            raise UserError(f"Schedule: {name} {short_repr(part)} of cron", hint=f"{least} to {most}; {_HINT}")
+        found.update(range(bounds[0], bounds[1] + 1, steps))
+    return found
+
+
+def last_of(reader: JournalReader, agent: str, name: str) -> tuple[float, str] | None:
+    """Returns the time of the newest job of a schedule that the journal knows, and its id. Returns None if it knows none. Blocks."""
+    begins = [
+        entry_of_letter(each, None, 0) for each in reader.letters() if each.kind == "begin" and each.name == agent
+    ]
+    query = JobQuery(agent=agent, key=name)
+    known = [mark.job for mark in reader.logged(query, 10)] + [job.job for job in reader.history.find(query, 10)]
+    begins += [entry for job in known for _, entry in islice(reader.history.entries(job), 1)]
+    found = list[tuple[float, str]]()
+    for begin in begins:
+        if isinstance(begin, Begin) and begin.agent == agent and key_text(begin.key) == name:
+            schedule, _, moment = str(unpack(reader.load(begin.body)).get("idempotency_key", "")).rpartition("@")
+            if schedule == name:
+                at = datetime.strptime(moment, "%Y-%m-%dT%H:%MZ").replace(tzinfo=UTC).timestamp()
+                found.append((at, begin.job))
+    return max(found, default=None)
+
+
+class ScheduleClock:
+    """Begins the jobs of one schedule. `look`: calls a function with a reader of the journal, in a thread."""
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        agent_id: str,
+        clock: Clock,
+        look: Callable[[Callable[[JournalReader], Any]], Awaitable[Any]],
+        begin: Callable[[ExecutionRequest], Awaitable[Any]],
+    ) -> None:
+        self._schedule, self._agent_id, self._clock, self._look, self._begin = schedule, agent_id, clock, look, begin
+        self._since = clock.time()
+        self._last: float | None = None
+        self._next: float | None = (
+            None  # the first time after the last one; None if that is not known, or if there is none
+        )
+        self._job = ""  # that of the last time
+
+    async def run(self) -> None:
+        """Begins a job at each time, and never returns. While the server of the journal does not answer, it is asked again."""
+        while True:
+            try:
+                wait_s = await self.begin_due()
+            except TransientError as error:
+                _log.warning("schedule %s: %s", self._schedule.name, error)
+                wait_s = _LOOK_S
+            await asyncio.sleep(min(wait_s, _LOOK_S))
+
+    async def begin_due(self) -> float:
+        """Begins the jobs whose time has come, and returns the seconds until the next time."""
+        schedule, now = self._schedule, self._clock.time()
+        if self._last is None:
+            found = await self._look(lambda reader: last_of(reader, self._agent_id, schedule.name))
+            self._last, self._job = (self._since, "") if found is None else found
+        if self._next is not None and now < self._next:
+            return self._next - now
+        due = list[int]()
+        for at in schedule.times.after(self._last):
+            if at > now:
+                break
+            due.append(at)
+        for at in self._chosen(due, now):
+            if schedule.overlap == "skip" and await self._is_open():
+                _log.warning("schedule %s: its job %s is still open, and none begins now", schedule.name, self._job)
+            else:
+                try:
+                    self._job = (await self._begin(schedule.request(at))).job_id
+                except UserError as error:  # another kernel has begun it, with another message
+                    _log.warning("schedule %s: %s", schedule.name, error)
+            self._last = at
+        self._last = max([self._last, *due])
+        self._next = next(schedule.times.after(self._last), None)
+        return _LOOK_S if self._next is None else max(0.0, self._next - now)
+
+    def _chosen(self, due: list[int], now: float) -> list[int]:
+        """Returns those of the times that have come for which a job begins."""
+        missed, on_time = [at for at in due if at < now - _LATE_S], [at for at in due if at >= now - _LATE_S]
+        if self._schedule.missed == "none" or not missed:
+            return on_time
+        kept = missed[-_MOST_MISSED:] if self._schedule.missed == "all" else [] if on_time else missed[-1:]
+        _log.warning(
+            "schedule %s: no kernel ran at %d of its times; %d of these begin now",
+            self._schedule.name,
+            len(missed),
+            len(kept),
+        )
+        return [*kept, *on_time]
+
+    async def _is_open(self) -> bool:
+        if not self._job:
+            return False
+
+        def look(reader: JournalReader) -> bool:
+            mark = reader.job(self._job)
+            return not mark.outcome if mark is not None else reader.letter(f"begin:{self._job}") is not None
+
+        return bool(await self._look(look))

@@ -1,0 +1,177 @@
+"""`Schedule`: times of a calendar, over changes of the clock, and the jobs that begin at them."""
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import pytest
+
+from sabot.agents import JobStatus, RuntimeKernel, Schedule
+from sabot.clock import ManualClock
+from sabot.errors import JobCancelled, UserError
+from sabot.journal.memory import MemoryStorage
+from tools.agent_tools import until
+
+ZONES = [
+    "Europe/Berlin",
+    "America/New_York",
+    "Australia/Lord_Howe",
+    "America/St_Johns",
+    "Asia/Kolkata",
+    "Africa/Casablanca",
+]
+FIXED = {"30 2 * * *": (30, 2), "15 1 * * *": (15, 1), "0 3 * * *": (0, 3), "45 2 * * *": (45, 2), "0 0 * * *": (0, 0)}
+
+
+def seconds(*when: int) -> float:
+    return datetime(*when, tzinfo=UTC).timestamp()  # type: ignore[misc, arg-type]
+
+
+def changes(zone: str, year: int) -> list[datetime]:
+    """The hours of a year before which the offset of a zone was another one."""
+    hours = [datetime(year, 1, 1, tzinfo=UTC) + timedelta(hours=at) for at in range(366 * 24)]
+    offsets = [each.astimezone(ZoneInfo(zone)).utcoffset() for each in hours]
+    return [hour for hour, before, after in zip(hours[1:], offsets, offsets[1:], strict=False) if before != after]
+
+
+@pytest.mark.parametrize("zone", ZONES)
+def test_times_around_each_change_of_the_clock_are_those_of_a_walk_minute_by_minute(zone: str) -> None:
+    known = ZoneInfo(zone)
+    for change in changes(zone, 2026) or [datetime(2026, 3, 29, tzinfo=UTC)]:
+        first = (change - timedelta(days=1, hours=1)).replace(minute=0)
+        moments = [first + timedelta(minutes=at) for at in range(50 * 60)]
+        clocks = [each.astimezone(known).replace(tzinfo=None) for each in moments]
+        for cron, (minute, hour) in FIXED.items():
+            walked, shown = list[datetime](), set[datetime]()
+            for at, (moment, clock) in enumerate(zip(moments, clocks, strict=True)):
+                before = clocks[at - 1] if at else clock - timedelta(minutes=1)
+                passed = [
+                    before + timedelta(minutes=more)
+                    for more in range(1, 1 + int((clock - before).total_seconds() / 60))
+                ]
+                fits = [each for each in passed if (each.minute, each.hour) == (minute, hour) and each not in shown]
+                shown.update(fits)
+                walked += [moment] if fits else []
+            assert times(cron, zone, first, moments[-1]) == walked, (cron, change)
+        every = [each for each, clock in zip(moments, clocks, strict=True) if clock.minute % 20 == 0]
+        assert times("*/20 * * * *", zone, first, moments[-1]) == every
+
+
+def times(cron: str, zone: str, first: datetime, last: datetime) -> list[datetime]:
+    found = list[datetime]()
+    for at in Schedule("s", "work", cron, zone=zone).times.after(first.timestamp() - 1):
+        moment = datetime.fromtimestamp(at, UTC)
+        if moment > last:
+            return found
+        found.append(moment)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("cron", "then"),
+    [
+        ("0 9 * * mon-fri", (2026, 11, 30, 9, 0)),
+        ("*/15 8-10 * * *", (2026, 11, 29, 8, 0)),
+        ("5,10 0 1 jan *", (2027, 1, 1, 0, 5)),
+        ("0 0 29 2 *", (2028, 2, 29, 0, 0)),
+        ("0 0 13 * fri", (2026, 12, 4, 0, 0)),
+        ("0 12 * * 7", (2026, 11, 29, 12, 0)),
+        ("0 20/2 * * *", (2026, 11, 28, 22, 0)),
+    ],
+)
+def test_a_cron_gives_the_next_time(cron: str, then: tuple[int, ...]) -> None:
+    assert next(Schedule("s", "work", cron).times.after(seconds(2026, 11, 28, 21, 0))) == seconds(*then)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"cron": "0 9 * *"},
+        {"cron": "60 9 * * *"},
+        {"cron": "0 9 * * funday"},
+        {"cron": "0 0 30 feb *"},
+        {"cron": "*/0 * * * *"},
+        {"cron": "5-1 * * * *"},
+        {"zone": "Mars/Phobos"},
+        {"missed": "some"},
+        {"overlap": "maybe"},
+        {"name": ""},
+    ],
+)
+def test_wrong_schedules_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(UserError):
+        Schedule(**{"name": "s", "agent": "work", "cron": "0 9 * * *", **wrong})
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    return ManualClock(seconds(2026, 11, 28, 8, 30))
+
+
+@pytest.fixture(params=["memory", "sqlite"])
+def place(request: pytest.FixtureRequest, tmp_path: Path, clock: ManualClock) -> Any:
+    return MemoryStorage(clock) if request.param == "memory" else tmp_path / "jobs"
+
+
+RAN: list[str] = []
+
+
+async def work(ctx: Any) -> Any:
+    RAN.append(ctx.message)
+
+
+async def asks(ctx: Any) -> Any:
+    if ctx.job_id not in RAN:
+        RAN.append(ctx.job_id)
+    await ctx.ask("confirm", {})
+
+
+def kernel_of(place: Any, clock: ManualClock, **options: Any) -> RuntimeKernel:
+    schedule = Schedule("hourly", options.pop("agent", "work"), "0 * * * *", message="report", **options)
+    return RuntimeKernel.create(agent=[work, asks], journal=place, name="shop", clock=clock, schedules=[schedule])
+
+
+@pytest.mark.parametrize(("missed", "more"), [("last", 1), ("all", 4), ("none", 0)])
+def test_a_job_begins_at_each_time_once_and_missed_ones_by_choice(
+    place: Any, clock: ManualClock, missed: str, more: int
+) -> None:
+    RAN.clear()
+
+    async def main() -> None:
+        async with kernel_of(place, clock, missed=missed, overlap="allow"):
+            clock.set(seconds(2026, 11, 28, 9, 0))
+            await until(lambda: RAN == ["report"])
+        clock.set(seconds(2026, 11, 28, 13, 30))
+        async with kernel_of(place, clock, missed=missed, overlap="allow") as kernel:
+            await until(lambda: len(RAN) == 1 + more)
+            clock.set(seconds(2026, 11, 28, 9, 0))  # nothing runs twice after a clock is set back
+            clock.set(seconds(2026, 11, 28, 14, 0))
+            await until(lambda: len(RAN) == 2 + more)
+            jobs = await kernel.jobs.find()
+            assert [job.key for job in jobs] == ["hourly"] * (2 + more)
+
+    asyncio.run(main())
+
+
+def test_no_job_begins_while_the_one_before_is_open(
+    place: Any, clock: ManualClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    RAN.clear()
+
+    async def main() -> None:
+        async with kernel_of(place, clock, agent="asks") as kernel:
+            clock.set(seconds(2026, 11, 28, 9, 0))
+            await until(lambda: len(RAN) == 1)
+            clock.set(seconds(2026, 11, 28, 10, 0))
+            await until(lambda: f"its job {RAN[0]} is still open" in caplog.text)
+            (job,) = await kernel.jobs.find()
+            assert job.status in (JobStatus.RUNNING, JobStatus.WAITING_ACTION)
+            await kernel.jobs.cancel(job.job_id)
+            with pytest.raises(JobCancelled):
+                await (await kernel.handle(job.job_id)).result()
+            clock.set(seconds(2026, 11, 28, 11, 0))
+            await until(lambda: len(RAN) == 2)
+
+    asyncio.run(main())
