@@ -393,7 +393,7 @@ def retry_job(
     quietly(work)
 
 
-def _limits(given: list[str]) -> dict[str, Any]:
+def _limits(given: list[str]) -> dict[str, int | str]:
     """Returns the values of the option --budget by the name of the limit. Raises WrongUse if one is not LIMIT=VALUE."""
     limits: dict[str, Any] = {}
     for each in given:

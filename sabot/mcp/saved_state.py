@@ -138,7 +138,7 @@ def state_tools(
     return [state_list, state_schema, state_read]
 
 
-def _as_of(saved: SavedState) -> dict[str, Any]:
+def _as_of(saved: SavedState) -> dict[str, int | str]:
     written = datetime.fromtimestamp(saved.created_ms / 1000, UTC)
     return {"checkpoint": saved.checkpoint_id, "written": written.isoformat(timespec="milliseconds")}
 

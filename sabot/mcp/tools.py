@@ -258,7 +258,7 @@ class ServerQuestions:
         return {"action": "cancel"}
 
 
-def _refusal(words: str) -> dict[str, Any]:
+def _refusal(words: str) -> dict[str, dict[str, int | str]]:
     return {"error": {"code": _REFUSED, "message": words[:500]}}
 
 

@@ -514,12 +514,12 @@ class SupervisorProcess:
         roots = self._roots(child)
         return [*roots, *(pid for root in roots for pid in below(root))]
 
-    def _usage(self, child: _Child | None) -> dict[str, Any]:
+    def _usage(self, child: _Child | None) -> dict[str, float]:
         if child is None:
             return {"processes": 0, "memory": 0, "cpu": 0.0}
         return self._used_by(child, self._members(child))
 
-    def _used_by(self, child: _Child, members: list[int]) -> dict[str, Any]:
+    def _used_by(self, child: _Child, members: list[int]) -> dict[str, float]:
         figures = [found for pid in members if (found := numbers_of(pid)) is not None]
         return {
             "processes": len(figures),

@@ -141,7 +141,7 @@ def _words(judged: Any) -> str:
     return "\n".join((judged.scope, judged.job, judged.principal, judged.name))
 
 
-def _flat(limit: Mapping[str, Any]) -> dict[str, Any]:
+def _flat(limit: Mapping[str, Any]) -> dict[str, str | float]:
     return {name: each if isinstance(each, str | float) else str(each) for name, each in limit.items()}
 
 

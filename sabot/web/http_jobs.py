@@ -488,7 +488,7 @@ def _seen(said: object, caller: Caller) -> JobQuery | None:
     return query if caller.sees(query.scope) else None
 
 
-def _ids(job_id: str) -> dict[str, Any]:
+def _ids(job_id: str) -> dict[str, str | None]:
     return {"job_id": job_id, "url_id": url_id(job_id)}
 
 

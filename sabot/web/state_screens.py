@@ -220,7 +220,7 @@ class StateScreens:
         cells = (zip(columns, self._cells(row, columns, kind), strict=True) for row in rows)
         return [{name: _text(cell) for name, cell in each} for each in cells]
 
-    def _flat(self, change: KeyChange, found: StateDifference, kind: str) -> dict[str, Any]:
+    def _flat(self, change: KeyChange, found: StateDifference, kind: str) -> dict[str, str]:
         values = [name for name in found.columns if name not in found.keys]
         key = dict(zip(found.keys, map(_text, self._cells(change.key, found.keys, kind)), strict=True))
         sides = {"before": change.before, "after": change.after}

@@ -97,7 +97,7 @@ class _Shop:
         (folder / "orders.json").write_text(json.dumps(orders))
         (folder / "tickets.ndjson").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
 
-    def _order(self, order: str, number: int) -> dict[str, Any]:
+    def _order(self, order: str, number: int) -> dict[str, str | float]:
         broken = number % 3 != 2
         amount = 20 + number if number % 2 else LIMIT + 1 + number
         if broken and amount > LIMIT and number % 5 == 4:

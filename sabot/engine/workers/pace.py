@@ -56,7 +56,7 @@ def _figures(beat: Beat, task: str) -> Mapping[str, Any] | None:
     return {"rows": rows, "input": {"lag": lag} if lag else {}}
 
 
-def _task(before: Mapping[str, Any] | None, now: Mapping[str, Any] | None, seconds: float) -> dict[str, Any]:
+def _task(before: Mapping[str, Any] | None, now: Mapping[str, Any] | None, seconds: float) -> dict[str, float | None]:
     """Returns the figures of a task over `seconds`. `rows`: the rows that it has taken since its start. `lag`: the
     rows that its source has not read yet, or None if it reads from other tasks.
     """

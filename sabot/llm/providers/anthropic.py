@@ -6,7 +6,7 @@ them back unchanged.
 """
 
 import base64
-from collections.abc import AsyncGenerator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -137,7 +137,7 @@ class AnthropicProvider:
         return merged(body, spec.options)
 
 
-def _methods(client: Any) -> dict[str, Any]:
+def _methods(client: Any) -> dict[str, Callable[..., Any]]:
     return {"answer": client.messages.with_streaming_response.create}
 
 

@@ -1,7 +1,7 @@
 """OpenAI, and other servers with its API, such as Ollama, vLLM and proxies. Only this module imports openai."""
 
 import base64
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -129,15 +129,15 @@ class OpenAIProvider:
         await self._calls.close()
 
 
-def _chat_methods(client: Any) -> dict[str, Any]:
+def _chat_methods(client: Any) -> dict[str, Callable[..., Any]]:
     return _methods(client, client.chat.completions)
 
 
-def _responses_methods(client: Any) -> dict[str, Any]:
+def _responses_methods(client: Any) -> dict[str, Callable[..., Any]]:
     return _methods(client, client.responses)
 
 
-def _methods(client: Any, resource: Any) -> dict[str, Any]:
+def _methods(client: Any, resource: Any) -> dict[str, Callable[..., Any]]:
     return {
         "answer": resource.with_streaming_response.create,
         "embed": client.embeddings.with_streaming_response.create,

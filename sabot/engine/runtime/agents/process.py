@@ -199,7 +199,7 @@ class AgentProcess:
             self.state = AgentState.FAILED
             self.failure = str(failure)
 
-    def figures(self) -> dict[str, Any]:
+    def figures(self) -> dict[str, str | float | None]:
         """state, messages_processed, errors, last_message_time, dead_letters, failure"""
         return {
             "state": self.state.value,

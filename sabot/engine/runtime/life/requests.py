@@ -81,7 +81,7 @@ class AppRequests:
             return await self._rescale(request["rescale"], request["id"])
         return await self._kept(request.get("savepoint"))
 
-    def _stopped(self) -> dict[str, Any]:
+    def _stopped(self) -> dict[str, str]:
         if self._stop is None:
             raise UserError(
                 f"app {self._app.id} was started by app.start(), and only its own program can stop it",
@@ -91,7 +91,7 @@ class AppRequests:
         asyncio.get_running_loop().call_later(_STOP_SECONDS, self._stop)
         return {"app": self._app.id}
 
-    async def _kept(self, location: object) -> dict[str, Any]:
+    async def _kept(self, location: object) -> dict[str, int | str]:
         if location is not None and not isinstance(location, str):
             raise UserError(f"savepoint: the location is a {type(location).__name__}, not a text")
         manifest = await self._checkpoint()
