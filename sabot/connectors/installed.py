@@ -80,6 +80,7 @@ OURS = (
         "iceberg", "sabot.connectors.iceberg:IcebergSource", "sabot.connectors.iceberg:IcebergSink", extra="iceberg"
     ),
     Connector("http", sink="sabot.connectors.http:HttpSink", extra="http"),
+    Connector("poll", "sabot.connectors.http:PollSource", extra="http"),
     Connector("datagen", "sabot.connectors.datagen:GeneratedSource"),
     Connector("faker", "sabot.connectors.datagen:GeneratedSource"),
     Connector("print", sink=_CONSOLE),

@@ -654,6 +654,12 @@ def _write_iceberg(options: Options, statement: CreateTable) -> OpenWrite:
     return write_iceberg(options, statement)
 
 
+def _read_poll(options: Options, statement: CreateTable) -> OpenRead:
+    from sabot.sql.web_tables import read_poll
+
+    return read_poll(options, statement)
+
+
 def _write_http(options: Options, statement: CreateTable) -> OpenWrite:
     from sabot.sql.web_tables import write_http
 
@@ -715,6 +721,7 @@ CONNECTORS: dict[str, TableConnector] = {
     "delta": _DELTA,
     "iceberg": _ICEBERG,
     "http": TableConnector(None, _write_http),
+    "poll": TableConnector(_read_poll, None),
     "datagen": TableConnector(_read_datagen, None),
     "faker": TableConnector(_read_faker, None),
     "print": _PRINT,

@@ -1,4 +1,4 @@
-"""Tables of the web: 'connector' = 'http'."""
+"""Tables of the web: 'connector' = 'http' and 'poll'."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -8,6 +8,7 @@ from sabot.sql.syntax.tree import CreateTable
 from sabot.sql.table_options import YES_OR_NO, Options, delivery_of
 
 if TYPE_CHECKING:
+    from sabot.api.stream import Stream
     from sabot.connectors.base import Sink
 
 
@@ -27,3 +28,18 @@ def write_http(options: Options, statement: CreateTable) -> "Callable[[Any], tup
     with at(span):
         sink = HttpSink(url, headers=headers, idempotent=idempotent, **more)
     return lambda app: (sink, written)
+
+
+def read_poll(options: Options, statement: CreateTable) -> "Callable[[Any, dict[str, Any]], Stream]":
+    """Returns the reader of a table whose rows are those of a JSON API. Raises SqlFault."""
+    from sabot.connectors.http import PollSource
+
+    span = options.value_span("url")
+    url = options.need("url")
+    given = {name: options.take(name) for name in ("items", "next", "cursor")}
+    given |= {name: options.duration(name) for name in ("every", "timeout")}
+    headers = options.prefixed("headers.")
+    more: Any = {name: value for name, value in given.items() if value is not None}
+    with at(span):
+        source = PollSource(url, headers=headers, **more)
+    return lambda app, given: app.stream(source, **given)

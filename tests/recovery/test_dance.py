@@ -34,7 +34,7 @@ import asyncio
 import pyarrow as pa
 import sabot
 from sabot import App, DeltaSink, DeltaSource, files
-from sabot.connectors.http import HttpSink
+from sabot.connectors.http import HttpSink, PollSource
 from sabot.connectors.iceberg import IcebergSink, IcebergSource
 from sabot.connectors.postgres import PostgresChanges
 from sabot.connectors.redis import RedisStreamSink, RedisStreamSource
@@ -116,19 +116,21 @@ totals.upsert("key").to(SqlSink("duckdb:out.duckdb", table="totals"))
     return Dance(program, folder, put=Files(folder).put, rows=rows, expected=row, seed=seed)
 
 
-def into_sqlite(folder: Path, seed: int) -> Dance:
-    def rows() -> list[Any]:
-        path = folder / "out.db"
-        if not path.exists():
-            return []
-        with contextlib.closing(sqlite3.connect(path, timeout=GUARD_SECONDS)) as connection:
-            there = connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'every'").fetchone()
-            return connection.execute("SELECT n, count FROM every").fetchall() if there else []
+def sqlite_rows(folder: Path) -> Sequence[Hashable]:
+    path = folder / "out.db"
+    if not path.exists():
+        return []
+    with contextlib.closing(sqlite3.connect(path, timeout=GUARD_SECONDS)) as connection:
+        there = connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'every'").fetchone()
+        return connection.execute("SELECT n, count FROM every").fetchall() if there else []
 
+
+def into_sqlite(folder: Path, seed: int) -> Dance:
     program = PROGRAM.format(
         source='files("in/*.ndjson", follow="20ms")', sink='SqlSink("sqlite:out.db", table="every")', more=""
     )
-    return Dance(program, folder, put=Files(folder).put, rows=rows, expected=row, seed=seed)
+    put = Files(folder).put
+    return Dance(program, folder, put=put, rows=lambda: sqlite_rows(folder), expected=row, seed=seed)
 
 
 def through_iceberg(folder: Path, seed: int) -> Dance:
@@ -237,6 +239,18 @@ def into_web(folder: Path, server: WebServer, seed: int) -> Dance:
         more="",
     )
     return Dance(program, folder, put=Files(folder).put, rows=rows, expected=row, server=server, seed=seed)
+
+
+def from_web(folder: Path, server: WebServer, seed: int) -> Dance:
+    def put(numbers: Sequence[int]) -> None:
+        server.put([json.loads(payload(n)) for n in numbers])
+
+    program = PROGRAM.format(
+        source=f'PollSource("{server.origin}/pages", next="link", every="20ms")',
+        sink='SqlSink("sqlite:out.db", table="every")',
+        more="",
+    )
+    return Dance(program, folder, put=put, rows=lambda: sqlite_rows(folder), expected=row, server=server, seed=seed)
 
 
 class PostgresKilled:
@@ -353,3 +367,12 @@ def test_an_app_and_a_web_server_that_are_killed_again_and_again_lose_no_row(tmp
     rows = [(each["n"], each["count"]) for each in server.rows()]
     assert len({*zip(server.keys(), rows, strict=True)}) == len(set(rows)) == danced.rows
     assert len(danced.repeated) == len(rows) - danced.rows
+
+
+@pytest.mark.slow  # 22 processes, and as many starts of a server
+def test_an_app_and_an_api_that_are_killed_again_and_again_lose_and_repeat_no_row(tmp_path: Path) -> None:
+    server = WebServer(tmp_path / "kept")
+    try:
+        check(from_web(tmp_path, server, 53).run(KILLS), KILLS)
+    finally:
+        server.stop()

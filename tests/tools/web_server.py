@@ -10,8 +10,11 @@ with that status, as a whole. A file `faults` has one fault a line, as JSON, and
     {"half": true}                    half of the body of an answer of 200 is sent
     {"slow": true}                    a byte of the head every 0.05 s, without an end
     {"bytes": 1000000}                an answer with such a body
+    {"gzip": 1000000}                 a page of so many spaces, as small as gzip makes it
+    {"text": "<html>"}                a page of text
 """
 
+import gzip
 import http.server
 import json
 import os
@@ -22,10 +25,13 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl, urlsplit
 
+PAGE = 4
 _START_SECONDS = 60.0
 _lock = threading.Lock()
 
@@ -65,7 +71,37 @@ class Handler(http.server.BaseHTTPRequestHandler):
     do_PUT = do_PATCH = do_POST
 
     def do_GET(self) -> None:
-        self.say(200, b"here", {})
+        """Answers /pages?page=3 (an array, and a Link to the page behind a full one) and /items?after=3 (a cursor)."""
+        self.note(b"")
+        fault = self.fault()
+        if "status" in fault:
+            self.say(fault["status"], b"no", fault.get("headers", {}))
+        elif fault.get("slow"):
+            self.trickle()
+        elif "gzip" in fault:
+            self.say(200, gzip.compress(b"[" + b" " * fault["gzip"]), {"Content-Encoding": "gzip"})
+        elif "text" in fault:
+            self.say(200, fault["text"].encode(), {"Content-Type": "text/html"})
+        else:
+            self.page(half=fault.get("half", False))
+
+    def page(self, *, half: bool) -> None:
+        parts = urlsplit(self.path)
+        asked = {name: int(value) for name, value in parse_qsl(parts.query) if value.isdigit()}
+        first = asked.get("after", asked.get("page", 0) * PAGE)
+        with closing(opened(self.folder)) as connection:
+            found = connection.execute("SELECT row FROM rows ORDER BY number LIMIT ? OFFSET ?", (PAGE, first))
+            rows = [json.loads(row) for (row,) in found]
+        headers = {"ETag": f'"{first}-{len(rows)}"', "Content-Type": "application/json"}
+        if self.headers.get("If-None-Match") == headers["ETag"]:
+            self.say(304, b"", headers)
+            return
+        answer: Any = rows
+        if parts.path == "/items":
+            answer = {"data": {"rows": rows}, "cursor": first + len(rows)}
+        elif len(rows) == PAGE:
+            headers["Link"] = f'</pages?page=0>; rel="first", </pages?page={first // PAGE + 1}>; rel="next"'
+        self.say(200, json.dumps(answer).encode(), headers, half=half)
 
     def keep(self, rows: list[Any]) -> None:
         key = self.headers.get("Idempotency-Key", "")
@@ -186,6 +222,11 @@ class WebServer:
     def requests(self) -> list[list[Any]]:
         """[method, path, headers, body] of each request that was noted."""
         return [json.loads(line) for line in (self.folder / "noted").read_text().splitlines()]
+
+    def put(self, rows: Sequence[Any]) -> None:
+        """Adds rows, which no request has sent."""
+        with closing(opened(self.folder)) as connection, connection:
+            connection.executemany("INSERT INTO rows (key, row) VALUES ('', ?)", [(json.dumps(row),) for row in rows])
 
     def rows(self) -> list[Any]:
         with closing(opened(self.folder)) as connection:

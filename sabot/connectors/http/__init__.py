@@ -1,5 +1,6 @@
-"""The web: a sink that sends rows to an address (the extra `http`)."""
+"""The web: a sink that sends rows to an address, and a source that asks an address for them (the extra `http`)."""
 
+from sabot.connectors.http.poll import PollSource
 from sabot.connectors.http.sink import HttpSink
 
-__all__ = ["HttpSink"]
+__all__ = ["HttpSink", "PollSource"]

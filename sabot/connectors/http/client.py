@@ -10,7 +10,7 @@ import threading
 import zlib
 from base64 import b64encode
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, Future
 from contextlib import asynccontextmanager, contextmanager
 from email.utils import parsedate_to_datetime
 from functools import cache
@@ -163,10 +163,32 @@ class HttpClient:
         """
         own = dict(headers or {})
         answer = self.run(self._asked(method, url or self.url, body, {**self._sent, **own}, most_bytes, cuts))
-        if answer.status == _LOGIN_REFUSED and (login := self._login()) != self._sent:
-            self._sent = login
+        if self.logs_in_anew(answer):
             answer = self.run(self._asked(method, url or self.url, body, {**self._sent, **own}, most_bytes, cuts))
         return answer
+
+    def begin(self, url: str, headers: Mapping[str, str], most_bytes: int) -> "Future[WebAnswer]":
+        """Begins to ask for a page, as `ask` does, and returns its answer as a future, which `close` cancels."""
+        assert self._loop is not None
+        work = self._asked("GET", url, b"", {**self._sent, **headers}, most_bytes, False)
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
+
+    def logs_in_anew(self, answer: WebAnswer) -> bool:
+        """Returns True if the answer refuses the login, and there is another one now, which is sent from here on."""
+        if answer.status != _LOGIN_REFUSED or (login := self._login()) == self._sent:
+            return False
+        self._sent = login
+        return True
+
+    def address_of(self, place: str) -> str:
+        """Returns the address of a place of this server, such as that of a further page. Raises UserError for one of another server."""
+        to = urljoin(self.url, place)
+        if _origin(to) != _origin(self.url):
+            raise UserError(
+                f"{self._named}: the next page is at {redacted_url(to)}: that is another server, and would get headers and login",
+                hint="give an address of that server",
+            )
+        return to
 
     async def _asked(
         self, method: str, url: str, body: bytes, headers: Mapping[str, str], most_bytes: int, cuts: bool
