@@ -558,6 +558,13 @@ class JoinBinder:
 
     def bind_lookup(self) -> Relation:
         """Returns the rows of the left table with the row that the right one has at the moment of processing."""
+        if self._left.stream.changes:
+            message = "these rows are updated as others come, and a lookup takes rows that are only added"
+            raise SqlFault(
+                self._join.left.span,
+                message,
+                "look up first, and group or rank the joined rows; or a JOIN without AS OF",
+            )
         if self._right.finds is not None:
             return self._bind_database(self._right.finds)
         return self._bind_point(lambda stream, other, options: stream.lookup(other, **options))
@@ -692,7 +699,9 @@ class JoinBinder:
             raise SqlFault(
                 span,
                 f"{name} has no event time, so its rows are valid at no time",
-                "WATERMARK FOR ts AS ts in CREATE TABLE",
+                "AS OF a column PROCTIME() of the left table asks the database"
+                if right.finds is not None
+                else "WATERMARK FOR ts AS ts in CREATE TABLE",
             )
         columns = [node for each in self._own for node in walk(each) if isinstance(node, Column)]
         found = [self._both.find(node.parts)[0] for node in columns]

@@ -146,6 +146,15 @@ def test_rows_are_joined_with_those_that_a_database_has_for_their_key(url, text,
             f"SELECT s.id FROM subscriptions s JOIN phones {AS_OF} n ON s.user_id = n.user_id",
             "told is computed, and a table of a database is looked up by the columns that it has",
         ),
+        (
+            "SELECT g.n, u.name FROM (SELECT user_id, COUNT(*) AS n FROM subscriptions GROUP BY user_id) g "
+            "JOIN users FOR SYSTEM_TIME AS OF PROCTIME() AS u ON g.user_id = u.id",
+            "these rows are updated as others come, and a lookup takes rows that are only added",
+        ),
+        (
+            "SELECT s.id FROM subscriptions s JOIN users FOR SYSTEM_TIME AS OF s.ts AS u ON s.user_id = u.id",
+            "u has no event time, so its rows are valid at no time",
+        ),
     ],
 )
 def test_what_cannot_be_looked_up_is_refused_with_a_hint(url, text, message):
