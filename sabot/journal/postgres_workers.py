@@ -421,7 +421,8 @@ class PostgresWorker(PostgresJournal):
         agents = [agent for agent in self._lanes.limits if agent in self.begins.agents]
         if not agents or boot_seconds() < self._full_until or self.begins.room() <= 0:
             return []
-        return [agent for (agent,) in self.select(_LIMITED, (agents,))]
+        found = [agent for (agent,) in self.select(_LIMITED, (agents,))]
+        return [] if found and self._is_behind() else found
 
     def _dead(self) -> Iterator[tuple[int, str, str, bool]]:
         """Yields the workers that have died and that nobody has declared dead: the number, the session and the words for each,
@@ -450,6 +451,7 @@ class PostgresWorker(PostgresJournal):
         limited = sorted(wanting.union(self._limited()))
         if not (numbers or parks or limited):
             return
+        room = 0 if wanting and self._is_behind() else self.begins.room() - len(numbers)
         with (
             self.inbox.session.using() as connection,
             step("journal", f"{self.where}: take"),
@@ -460,7 +462,7 @@ class PostgresWorker(PostgresJournal):
                 connection.execute(_CLAIM, (self.lease.number, numbers))
             if parks:
                 park_seats(connection, parks)
-            granted, room = list[str](), self.begins.room() - len(numbers)
+            granted = list[str]()
             for agent in limited:
                 wants = self._lanes.wants_of(agent)
                 found = claim_seats(connection, agent, self.lease.number, room, wants)

@@ -18,6 +18,7 @@ from sabot.agents import (
     ExecutionRequest,
     InMemoryLedgerWriter,
     JobClient,
+    JobLimit,
     Ledger,
     PolicyEngine,
     RuntimeKernel,
@@ -991,16 +992,18 @@ async def test_a_worker_has_the_options_that_others_have(shop: Shop) -> None:
     assert shop.paid == []
 
 
-@pytest.mark.parametrize("forgotten", [False, True])
+@pytest.mark.parametrize(
+    ("forgotten", "limits"), [(False, []), (True, []), (True, [JobLimit("payer", concurrency=50)])]
+)
 async def test_a_worker_that_runs_takes_no_jobs_once_others_have_a_policy(
-    shop: Shop, forgotten: bool, caplog: pytest.LogCaptureFixture
+    shop: Shop, forgotten: bool, limits: list[JobLimit], caplog: pytest.LogCaptureFixture
 ) -> None:
     """It went on to take every second job, and to make its calls unjudged, until it was started anew."""
     client = JobClient(shop.url, name="shop")
 
     def kernel(number: int, **options: Any) -> RuntimeKernel:
         agent = shop.payer(number)
-        return RuntimeKernel.create(agent=agent, journal=shop.url, name="shop", shared=True, **options)
+        return RuntimeKernel.create(agent=agent, journal=shop.url, name="shop", shared=True, limits=limits, **options)
 
     denied = {"policy": PolicyEngine([ToolPolicy(["pay"], denied=True)])}
     async with kernel(1, **({} if forgotten else denied)) as first:
