@@ -6,9 +6,10 @@ Another one: a class like these, and a line in PLACES.
 import contextlib
 import json
 import re
+import shutil
 import sqlite3
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import duckdb
 import psycopg
 import pyarrow as pa
 import redis
+from pyiceberg.catalog import load_catalog
 
 from sabot.connectors.base import Sink
 from sabot.connectors.delta import DeltaSink
@@ -62,6 +64,18 @@ class SqliteDelivery(ConnectorPlace):
                 return []
             return connection.execute("SELECT n, text FROM results ORDER BY rowid").fetchall()
 
+    def values(self) -> list[Any]:
+        with contextlib.closing(sqlite3.connect(self.path)) as connection:
+            return [value for (value,) in connection.execute("SELECT v FROM results ORDER BY n")]
+
+    def refuse(self, numbers: Sequence[int]) -> None:
+        with contextlib.closing(sqlite3.connect(self.path)) as connection:
+            connection.execute(f"CREATE TABLE results (n INTEGER CHECK (n NOT IN {_listed(numbers)}), text TEXT)")
+
+    def drop(self) -> None:
+        with contextlib.closing(sqlite3.connect(self.path)) as connection:
+            connection.execute("DROP TABLE results")
+
 
 class DuckDelivery(ConnectorPlace):
     """A table of a DuckDB file."""
@@ -78,6 +92,18 @@ class DuckDelivery(ConnectorPlace):
             found = "SELECT n, text FROM results ORDER BY rowid"
             return connection.execute(found).fetchall() if ("results",) in tables else []
 
+    def values(self) -> list[Any]:
+        with duckdb.connect(self.path) as connection:
+            return connection.sql("SELECT v FROM results ORDER BY n").to_arrow_table().column(0).to_pylist()
+
+    def refuse(self, numbers: Sequence[int]) -> None:
+        with duckdb.connect(self.path) as connection:
+            connection.execute(f"CREATE TABLE results (n BIGINT CHECK (n NOT IN {_listed(numbers)}), text VARCHAR)")
+
+    def drop(self) -> None:
+        with duckdb.connect(self.path) as connection:
+            connection.execute("DROP TABLE results")
+
 
 class PostgresDelivery(ConnectorPlace):
     """A table of a PostgreSQL server, in a schema of its own."""
@@ -85,8 +111,7 @@ class PostgresDelivery(ConnectorPlace):
     def __init__(self, url: str) -> None:
         self.url = url
         self.table = f"s{uuid.uuid4().hex}.results"
-        with psycopg.connect(url) as connection:
-            connection.execute(f"CREATE SCHEMA {self.table.partition('.')[0]}")  # type: ignore[arg-type]
+        self._execute(f"CREATE SCHEMA {self.table.partition('.')[0]}")
 
     def sink(self) -> Sink:
         return SqlSink(self.url, self.table)
@@ -96,6 +121,21 @@ class PostgresDelivery(ConnectorPlace):
             if connection.execute("SELECT to_regclass(%s)", (self.table,)).fetchone() == (None,):
                 return []
             return connection.execute(f"SELECT n, text FROM {self.table} ORDER BY ctid").fetchall()  # type: ignore[arg-type]
+
+    def values(self) -> list[Any]:
+        with psycopg.connect(self.url) as connection:
+            found = connection.execute(f"SELECT v FROM {self.table} ORDER BY n")  # type: ignore[arg-type]
+            return [value for (value,) in found.fetchall()]
+
+    def refuse(self, numbers: Sequence[int]) -> None:
+        self._execute(f"CREATE TABLE {self.table} (n bigint CHECK (n NOT IN {_listed(numbers)}), text text)")
+
+    def drop(self) -> None:
+        self._execute(f"DROP TABLE {self.table}")
+
+    def _execute(self, statement: str) -> None:
+        with psycopg.connect(self.url) as connection:
+            connection.execute(statement)  # type: ignore[arg-type]
 
 
 class RedisDelivery(ConnectorPlace):
@@ -112,6 +152,11 @@ class RedisDelivery(ConnectorPlace):
     def rows(self) -> list[Row]:
         with contextlib.closing(redis.Redis.from_url(self.url)) as client:
             return [_row(json.loads(fields[b"value"])) for _, fields in client.xrange(self.stream)]
+
+    def drop(self) -> None:
+        """A stream that is deleted is made again by the next entry, with all rows if the token is gone too; so another value is there."""
+        with contextlib.closing(redis.Redis.from_url(self.url)) as client:
+            client.set(self.stream, "no stream any more")
 
 
 class ObjectDelivery(ConnectorPlace):
@@ -139,6 +184,14 @@ class DeltaDelivery(ConnectorPlace):
     def sink(self) -> Sink:
         return DeltaSink(self._table, schema=pa.schema([("n", pa.int64()), ("text", pa.string())]))
 
+    def refuse(self, numbers: Sequence[int]) -> None:
+        fields = deltalake.Schema.from_arrow(pa.schema([("n", pa.int64()), ("text", pa.string())]))
+        table = deltalake.DeltaTable.create(self._table, fields)
+        table.alter.add_constraint({"allowed": " AND ".join(f"n <> {n}" for n in numbers)})
+
+    def drop(self) -> None:
+        shutil.rmtree(self._table)
+
     def rows(self) -> list[Row]:
         if not self._table.exists():
             return []
@@ -158,6 +211,10 @@ class IcebergDelivery(ConnectorPlace):
 
     def sink(self) -> Sink:
         return IcebergSink(self._catalog, self._table, schema=pa.schema([("n", pa.int64()), ("text", pa.string())]))
+
+    def drop(self) -> None:
+        with contextlib.closing(load_catalog("default", **self._catalog)) as catalog:
+            catalog.drop_table(self._table)
 
     def rows(self) -> list[Row]:
         found = rows_in_lake(self._catalog, self._table)
@@ -183,6 +240,10 @@ class DocumentedDelivery(ConnectorPlace):
 
     def rows(self) -> list[Row]:
         return [_row(value) for path in sorted(self._folder.glob("*.json")) for value in json.loads(path.read_text())]
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    return f"({', '.join(map(str, numbers))})"
 
 
 def _row(value: dict[str, Any]) -> Row:

@@ -3,10 +3,12 @@
 import asyncio
 import threading
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
+import redis
 
 from contracts.places import (
     PAYLOADS,
@@ -72,12 +74,33 @@ class Numbered(ConnectorPlace):
         return self.place.source()
 
 
+class NumberedRedis(Numbered):
+    """A stream of Redis, which can be trimmed. One that is deleted is empty until its next entry, so `drop` puts another value there."""
+
+    def remove(self, numbers: Sequence[int]) -> None:
+        with closing(redis.Redis.from_url(self.place.url)) as client:
+            client.xtrim(self.place.topic, maxlen=client.xlen(self.place.topic) - len(numbers), approximate=False)
+
+    def drop(self) -> None:
+        with closing(redis.Redis.from_url(self.place.url)) as client:
+            client.set(self.place.topic, "no stream any more")
+
+
+class NumberedFile(Numbered):
+    """A file, which can be removed. One that is followed may be missing."""
+
+    def drop(self) -> None:
+        Path(self.place.topic).unlink()
+
+
 class TestSources(SourceSuite):
     @pytest.fixture
     def new_place(self, place: Place, monkeypatch: pytest.MonkeyPatch) -> NewPlace:
         if isinstance(place, FollowedPlace):
             monkeypatch.setattr(self, "starts", ("earliest",))
-        return lambda: Numbered(place)
+            return lambda: Numbered(place)
+        kind = {RedisPlace: NumberedRedis, FilePlace: NumberedFile, GzipPlace: NumberedFile}.get(type(place), Numbered)
+        return lambda: kind(place)
 
 
 def read(source: Source, rows: int, max_rows: int = 65536) -> list[Record]:

@@ -16,12 +16,15 @@ import pyarrow as pa
 import pytest
 import redis
 from pyiceberg.catalog import load_catalog
+from pyiceberg.exceptions import NoSuchTableError
 
 from sabot.testing.connectors import Dance, Danced
 from tools.iceberg_lake import lake_of, rows_in_lake, table_of
 from tools.postgres import Postgres
 from tools.postgres import server_or_skip as postgres_or_skip
 from tools.redis_server import Redis, server_or_skip
+from tools.seaweed import Seaweed
+from tools.seaweed import server_or_skip as seaweed_or_skip
 from tools.web_server import WebServer
 
 KILLS = 20
@@ -198,6 +201,33 @@ totals.upsert("key").to(SqlSink("sqlite:totals.db", table="totals"))
     return Dance(program, folder, put=put, rows=rows, expected=row, seed=seed)
 
 
+def into_a_store(folder: Path, server: Seaweed, seed: int) -> Dance:
+    """Two tables over S3: one of Delta Lake, and one of Iceberg with a REST catalog. Both get all rows."""
+    name, options, catalog = f"every-{seed}", server.storage_options, server.catalog
+    source = 'files("in/*.ndjson", follow="20ms")'
+    program = PROGRAM.format(
+        source=source,
+        sink=f'DeltaSink("s3://delta/{name}", schema=COUNTED, storage_options={options!r})',
+        more=f"""
+rows = app.stream({source}, schema=SCHEMA)
+rows.to(IcebergSink({catalog!r}, "danced.{name}"))
+""",
+    )
+
+    def rows() -> Sequence[Hashable]:
+        """The rows of one table, as many as the other one has too."""
+        try:
+            found = deltalake.DeltaTable(f"s3://delta/{name}", storage_options=options).to_pyarrow_table()
+            with contextlib.closing(load_catalog("looks", **catalog)) as opened:
+                other = opened.load_table(f"danced.{name}").scan().to_arrow()
+        except (deltalake.exceptions.TableNotFoundError, NoSuchTableError):
+            return []
+        assert len(set(other.column("n").to_pylist())) == other.num_rows, "a row is twice in the table of Iceberg"
+        return [(each["n"], each["count"]) for each in found.to_pylist()][: other.num_rows]
+
+    return Dance(program, folder, put=Files(folder).put, rows=rows, expected=row, server=server, seed=seed)
+
+
 def totals_of(folder: Path) -> list[tuple[int, int, int]]:
     """(key, count, amount) of a table of SQLite."""
     path = folder / "totals.db"
@@ -327,6 +357,11 @@ def test_an_app_that_is_killed_again_and_again_loses_and_repeats_no_row(
         sums = duckdb.sql("SELECT key, count(*), sum(amount)::BIGINT FROM stock GROUP BY key ORDER BY key").fetchall()
         assert totals_of(tmp_path) == sums
         assert stock.num_rows
+
+
+@pytest.mark.slow  # 22 processes, and as many starts of a server
+def test_an_app_and_an_object_store_that_are_killed_again_and_again_lose_and_repeat_no_row(tmp_path: Path) -> None:
+    check(into_a_store(tmp_path, seaweed_or_skip(), 53).run(KILLS), KILLS)
 
 
 @pytest.mark.slow  # 22 processes, and as many starts of a server

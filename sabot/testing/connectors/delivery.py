@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
+from pyarrow import ipc
 
 from sabot import steps
 from sabot.connectors.base import Delivers, KeepsToken, Token, Track
-from sabot.errors import AppLocked, UserError
+from sabot.errors import AppLocked, DataError, UserError
 from sabot.testing.connectors.place import ConnectorPlace, NewPlace, Row, check_close, in_time, raises
 
 TRACK = Track("suite", "sink.1", "first")
@@ -32,6 +33,8 @@ PARTS: list[Part] = [
     (3 * GENERATION + 1, [columns([]), columns(rows_of(12, 1))]),
 ]
 ALL = rows_of(0, 13)
+REFUSALS = (UserError, DataError, TypeError, ValueError)
+"""The errors of rows that a receiver refuses."""
 
 
 class StepCrash(BaseException):
@@ -60,6 +63,15 @@ class CrashAt:
             raise StepCrash(moment)
 
 
+def delivering(place: ConnectorPlace) -> Any:
+    """Returns a new sink. Raises AssertionError for one that does not deliver."""
+    sink = place.sink()
+    assert isinstance(sink, Delivers), (
+        f"{type(sink).__name__} does not have the ability Delivers: SinkSuite tests a sink that writes at least once"
+    )
+    return sink
+
+
 class DeliverySuite:
     """The tests of a sink that writes exactly once. A class of tests derives from it, and has a fixture `new_place` that returns a
     function, which makes an empty `ConnectorPlace` at each call.
@@ -69,11 +81,7 @@ class DeliverySuite:
 
     def sink(self, place: ConnectorPlace) -> Any:
         """Returns a new sink."""
-        sink = place.sink()
-        assert isinstance(sink, Delivers), (
-            f"{type(sink).__name__} does not have the ability Delivers: SinkSuite tests a sink that writes at least once"
-        )
-        return sink
+        return delivering(place)
 
     def claimed(self, place: ConnectorPlace, track: Track = TRACK) -> Any:
         """Returns a sink that has claimed its track."""
@@ -141,7 +149,7 @@ class DeliverySuite:
             sink = later
         sink.close()
 
-    def check_token(self, sink: Any, found: Token | None, expected: Token) -> None:
+    def check_token(self, sink: Any, found: Token | None, expected: Token | None) -> None:
         """Checks the token of a claim: a sink that keeps none returns None."""
         wanted = expected if isinstance(sink, KeepsToken) else None
         assert found == wanted, f"the claim returned {found}, and {wanted} is at the receiver"
@@ -180,6 +188,52 @@ class DeliverySuite:
         sink.deliver(*PARTS[0])
         place.drop()
         raises(Exception, lambda: sink.deliver(*PARTS[1]), "deliver to a receiver that is gone")
+        sink.close()
+
+    def test_fitting_changes_nothing_and_its_rows_are_what_is_delivered(self, new_place: NewPlace) -> None:
+        """A part keeps what `fitting` has returned on disk, until a checkpoint is complete."""
+        place = new_place()
+        sink = self.claimed(place)
+        given = [columns(ALL[:6]), columns([]), columns(ALL).slice(6, 7)]
+        fitted = [sink.fitting(each) for each in given]
+        assert [each.num_rows for each in fitted] == [6, 0, 7], "fitting drops rows: raise for those that do not fit"
+        assert list(place.rows()) == [], f"fitting has written {place.rows()}"
+        self.check_token(sink, sink.claim(TRACK), None)
+        kept = []
+        for each in fitted:
+            held = pa.BufferOutputStream()
+            with ipc.new_stream(held, each.schema) as stream:
+                stream.write_batch(each)
+            kept += list(ipc.open_stream(held.getvalue()))
+        sink.deliver(1, kept)
+        assert list(place.rows()) == ALL, f"of rows that fitting has returned: {place.rows()}"
+        sink.close()
+
+    def test_rows_that_the_receiver_refuses_are_named_and_the_others_are_the_part(self, new_place: NewPlace) -> None:
+        place = new_place()
+        if not place.has("refuse"):
+            return
+        refused = {2, 5}
+        place.refuse(sorted(refused))
+        sink = self.claimed(place)
+        part = [sink.fitting(each) for each in (columns(ALL[:4]), columns(ALL[4:7]))]
+        raises(REFUSALS, lambda: sink.deliver(1, part), "deliver of rows that the receiver refuses")
+        if sink.whole:
+            assert list(place.rows()) == [], f"deliver was refused, and has written {place.rows()}"
+        self.check_token(sink, sink.claim(TRACK), None)
+        reasons = sink.refused_rows(part)
+        assert set(reasons) == refused, (
+            f"the receiver refuses the rows {sorted(refused)}, and refused_rows names {reasons}"
+        )
+        assert all(isinstance(why, str) and why for why in reasons.values()), f"a row has no reason: {reasons}"
+        assert not list(place.rows()), f"refused_rows has written {place.rows()}"
+        self.check_token(sink, sink.claim(TRACK), None)
+        others = [row for row in ALL[:7] if row[0] not in refused]
+        sink.deliver(1, [sink.fitting(columns(others))])
+        sink.deliver(1, [sink.fitting(columns(others))])
+        assert list(place.rows()) == others, f"of the rows that are left: {place.rows()}"
+        self.check_token(sink, sink.claim(TRACK), Token(1, "first"))
+        assert sink.refused_rows([sink.fitting(columns(ALL[7:]))]) == {}, "refused_rows names rows that fit"
         sink.close()
 
     def test_close_releases_threads_and_files(self, new_place: NewPlace) -> None:

@@ -25,8 +25,9 @@ class ConnectorPlace:
     A source is read in numbers: `put`, `source`, and `numbers` if its rows are neither JSON nor columns. One of changes has `change` and
     `remove` too. A sink takes rows of the columns `n` (int64) and `text` (string): `sink`, `rows` and `fences`.
 
-    Two members are for faults: a place that has `drop` tests that no error is swallowed, and a source of rows whose place has
-    `remove` is tested behind rows that its log no longer has.
+    Three members are for faults: a place that has `drop` tests that no error is swallowed, one that has `refuse` what becomes of rows that
+    the receiver refuses, and a source of rows whose place has `remove` is tested behind rows that its log no longer has. `values` is for
+    `TypesSuite` alone.
     """
 
     fences: bool = True
@@ -61,6 +62,14 @@ class ConnectorPlace:
     def rows(self) -> Sequence[Any]:
         """Returns the rows (n, text) that the receiver has, in order; [] if it is not there yet."""
         raise self._lacks("rows")
+
+    def values(self) -> Sequence[Any]:
+        """Returns the values of column `v` of the rows that the receiver has, in the order of their column `n`."""
+        raise self._lacks("values")
+
+    def refuse(self, numbers: Sequence[int]) -> None:
+        """Makes the receiver refuse rows with these numbers from now on, as a constraint of a table does. It is not there yet."""
+        raise self._lacks("refuse")
 
     def drop(self) -> None:
         """Removes the log or the receiver for good, so that it can be neither read nor written, as DROP TABLE does."""

@@ -8,7 +8,8 @@ from sabot.base.dataclass import dataclass
 from sabot.clock import SYSTEM_CLOCK
 from sabot.codecs.engine_columns import DELETE, INSERT, OP_COLUMN
 from sabot.codecs.records import RECORD_SCHEMA
-from sabot.connectors.base import Positions, Source, ends, exhausted_of
+from sabot.connectors.base import Positions, Source, TakesBound, ends, exhausted_of
+from sabot.connectors.places import Bound
 from sabot.engine.runtime.tasks.facts import read_memory, stored_memory, stored_positions
 from sabot.errors import TransientError, UserError
 from sabot.testing.connectors import place as places
@@ -313,6 +314,38 @@ class SourceSuite:
         while (batch := source.read_batch(10, 0.05)) is not None or not exhausted_of(source)():
             assert batch is None or not batch.num_rows, "more rows came than there are"
             assert SYSTEM_CLOCK.monotonic() < until, "exhausted stays False behind the last row: the stream never ends"
+
+    def test_a_bound_is_where_the_log_was_at_the_first_start(self, new_place: NewPlace) -> None:
+        """`until="now"`: what comes later is not read, by a restart neither."""
+        place = new_place()
+        place.put(range(_ROWS))
+        source = place.source()
+        if not isinstance(source, TakesBound):
+            return
+        source.end_at(Bound("now"))
+        assert ends(source), "end_at was called, and bounded is False"
+        assert source.bound is not None, "end_at was called, and bound is None"
+        self.open(source)
+        place.put([_ROWS, _ROWS + 1])
+        checkpoints = []
+        for taken in range(_ROWS):
+            assert not source.exhausted, f"exhausted is True behind {taken} of {_ROWS} rows"
+            found = self.read(place, source, 1, 1)
+            assert found == [taken], f"in front of the bound: {found} in place of {taken}"
+            checkpoints.append((_Checkpoint.of(source), source.bound.facts()))
+        self.check_end(source)
+        source.close()
+        for taken, (checkpoint, facts) in enumerate(checkpoints, 1):
+            later = place.source()
+            assert isinstance(later, TakesBound)
+            bound = Bound("now")
+            bound.keep(facts)
+            later.end_at(bound)
+            self.open(later, checkpoint)
+            found = self.read(place, later, _ROWS - taken, 4)
+            assert found == list(range(taken, _ROWS)), f"behind {taken} rows: {found}"
+            self.check_end(later)
+            later.close()
 
     def test_readers_share_the_rows_and_go_on_at_the_positions_of_all(self, new_place: NewPlace) -> None:
         place = new_place()

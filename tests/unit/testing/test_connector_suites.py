@@ -12,10 +12,10 @@ import pyarrow as pa
 import pytest
 
 from sabot import Batch, Sink, Source, Token
-from sabot.connectors import Bounded, KeepsToken
+from sabot.connectors import Bounded, KeepsToken, TakesBound
 from sabot.errors import AppLocked, UserError
 from sabot.steps import step
-from sabot.testing.connectors import ConnectorPlace, DeliverySuite, SinkSuite, SourceSuite
+from sabot.testing.connectors import ConnectorPlace, DeliverySuite, SinkSuite, SourceSuite, TypesSuite
 from sabot.testing.connectors import place as places
 
 SCHEMA = pa.schema([("n", pa.int64())])
@@ -155,6 +155,36 @@ class EndingFeed(Feed, Bounded):
         return self.next >= len(self.service.rows) - (self.broken == "ends a row too early")
 
 
+class BoundedFeed(Feed, TakesBound):
+    """A Feed with `until="now"`."""
+
+    def open(self, positions: Any, start: str | int = "earliest") -> None:
+        super().open(positions, start)
+        if self.bound is not None:
+            if self.broken == "settles its bound anew at a restart":
+                self.bound.keep(None)
+            self.bound.settle(self, [0], [0])
+
+    def span(self, partition: int) -> tuple[int, int]:
+        return self.service.first, len(self.service.rows)
+
+    def committed(self, partitions: Any) -> dict[int, int]:
+        return {}
+
+    def at(self, partitions: Any, ms: int) -> dict[int, int]:
+        return {}
+
+    def read_batch(self, max_rows: int, timeout: float) -> Batch | None:
+        if self.bound is None or self.broken == "reads past its bound":
+            return super().read_batch(max_rows, timeout)
+        return None if self.exhausted else super().read_batch(min(max_rows, self.bound.of(0) - self.next), timeout)
+
+    @property
+    def exhausted(self) -> bool:
+        ends_early = self.broken == "ends a row in front of its bound"
+        return self.bound is not None and self.next >= self.bound.of(0) - ends_early
+
+
 class FeedPlace(ConnectorPlace):
     kind: type[Feed] = Feed
 
@@ -178,6 +208,10 @@ class EndingPlace(FeedPlace):
     kind = EndingFeed
 
 
+class BoundedPlace(FeedPlace):
+    kind = BoundedFeed
+
+
 class Shelf:
     """A receiver that keeps rows, and facts beside them; each call of `put` is one step of its own."""
 
@@ -185,10 +219,13 @@ class Shelf:
         self.rows: list[tuple[int, str | None]] = []
         self.facts: dict[str, Any] = {}
         self.gone = False
+        self.refused: set[int] = set()
 
     def put(self, rows: Sequence[tuple[int, str | None]], facts: dict[str, Any]) -> None:
         if self.gone:
             raise UserError("there is no such shelf")
+        if self.refused.intersection(row[0] for row in rows):
+            raise UserError("the shelf refuses a row")
         self.rows += rows
         self.facts.update(facts)
 
@@ -227,7 +264,25 @@ class ShelfSink(Sink, KeepsToken):
 
     def deliver(self, seq: int, batches: Any) -> None:
         rows = [row for each in batches for row in zip(*each.to_pydict().values(), strict=True)]
+        if self.broken == "leaves refused rows out in silence":
+            rows = [row for row in rows if row[0] not in self.shelf.refused]
         self.set(seq, rows)
+
+    def fitting(self, data: pa.RecordBatch) -> pa.RecordBatch:
+        if self.broken == "writes in fitting":
+            self.shelf.put([(99, "fitting")][: data.num_rows], {})
+        return data.slice(1) if self.broken == "drops a row in fitting" else data
+
+    def refused_rows(self, batches: Any) -> dict[int, str]:
+        rows = [row for each in batches for row in zip(*each.to_pydict().values(), strict=True)]
+        found = {n: "the shelf has no place for it" for n, row in enumerate(rows) if row[0] in self.shelf.refused}
+        if self.broken == "names refused rows by their batch":
+            return {n % 4: why for n, why in found.items()}
+        if self.broken == "tries rows at the receiver":
+            self.shelf.rows.extend(row for n, row in enumerate(rows) if n not in found)
+        if self.broken == "refuses a row without a reason":
+            return dict.fromkeys(found, "")
+        return {} if self.broken == "names no refused row" else found
 
     def settle(self, seq: int) -> None:
         self.set(seq, [(0, "settled")] if self.broken == "settles with rows" else [])
@@ -328,6 +383,9 @@ class ShelfPlace(ConnectorPlace):
     def sink(self) -> Sink:
         return type(self).kind(self.shelf, self.broken)
 
+    def refuse(self, numbers: Sequence[int]) -> None:
+        self.shelf.refused.update(numbers)
+
     def drop(self) -> None:
         self.shelf.gone = True
 
@@ -337,6 +395,38 @@ class ShelfPlace(ConnectorPlace):
 
 class HeapPlace(ShelfPlace):
     kind = HeapSink
+
+
+class TypedShelf(ShelfSink):
+    """A ShelfSink whose receiver has no unsigned integers, no decimals and no texts of more than 1,000 characters."""
+
+    def check_types(self, schema: pa.Schema) -> None:
+        kind = schema.field("v").type
+        if pa.types.is_decimal(kind) and self.broken != "rounds decimals":
+            raise UserError("a kind of number" if self.broken == "names no column" else f"column v: no type for {kind}")
+
+    def fitting(self, data: pa.RecordBatch) -> pa.RecordBatch:
+        values = data.column("v").to_pylist()
+        if pa.types.is_string(data.schema.field("v").type) and any(len(value or "") > 1000 for value in values):
+            if self.broken != "cuts texts":
+                raise UserError("column v: a text is too long")
+            return data.set_column(1, "v", pa.array([None if value is None else value[:1000] for value in values]))
+        if self.broken == "turns null into the least value" and pa.types.is_int64(data.schema.field("v").type):
+            return data.set_column(1, "v", data.column("v").fill_null(-(1 << 63)))
+        if self.broken == "gives floats for large integers" and pa.types.is_uint64(data.schema.field("v").type):
+            return data.set_column(1, "v", data.column("v").cast(pa.float64(), safe=False))
+        if self.broken == "forgets the zone of a time" and getattr(data.schema.field("v").type, "tz", None):
+            return data.set_column(1, "v", data.column("v").cast(pa.timestamp("us")))
+        if self.broken == "rounds decimals" and pa.types.is_decimal(data.schema.field("v").type):
+            return data.set_column(1, "v", data.column("v").cast(pa.float64()))
+        return data
+
+
+class TypedPlace(ShelfPlace):
+    kind = TypedShelf
+
+    def values(self) -> Sequence[Any]:
+        return [value for _, value in self.shelf.rows]
 
 
 @pytest.fixture(autouse=True)
@@ -357,6 +447,9 @@ def findings(suite: Any, new_place: Callable[[], ConnectorPlace]) -> list[str]:
 
 
 GOES_ON = "a_source_goes_on_behind_each_row_of_an_older_one"
+FITTING = "fitting_changes_nothing_and_its_rows_are_what_is_delivered"
+REFUSED = "rows_that_the_receiver_refuses_are_named_and_the_others_are_the_part"
+BOUND = "a_bound_is_where_the_log_was_at_the_first_start"
 CRASH = "a_crash_at_any_step_loses_nothing_and_repeats_nothing"
 
 
@@ -413,6 +506,13 @@ def test_a_source_that_does_not_end_with_its_last_row_is_found(broken: str) -> N
         ("claims when it is asked", "known_claims_nothing_and_makes_no_token"),
         ("knows only what is there", "known_claims_nothing_and_makes_no_token"),
         ("swallows an error", "a_receiver_that_is_gone_is_an_error"),
+        ("writes in fitting", FITTING),
+        ("drops a row in fitting", FITTING),
+        ("names refused rows by their batch", REFUSED),
+        ("tries rows at the receiver", REFUSED),
+        ("refuses a row without a reason", REFUSED),
+        ("names no refused row", REFUSED),
+        ("leaves refused rows out in silence", REFUSED),
     ],
 )
 def test_a_sink_that_breaks_a_promise_is_found(broken: str, found: str) -> None:
@@ -435,6 +535,30 @@ def test_a_sink_of_at_least_once_that_breaks_a_promise_is_found(broken: str, fou
     assert found in findings(SinkSuite(), lambda: HeapPlace(broken))
 
 
+@pytest.mark.parametrize(
+    "broken", ["settles its bound anew at a restart", "reads past its bound", "ends a row in front of its bound"]
+)
+def test_a_source_that_does_not_keep_to_its_bound_is_found(broken: str) -> None:
+    assert BOUND in findings(SourceSuite(), lambda: BoundedPlace(broken))
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        "names no column",
+        "rounds decimals",
+        "cuts texts",
+        "turns null into the least value",
+        "gives floats for large integers",
+        "forgets the zone of a time",
+    ],
+)
+def test_a_sink_that_changes_a_value_is_found(broken: str) -> None:
+    assert findings(TypesSuite(), lambda: TypedPlace(broken)) == [
+        "each_value_is_at_the_receiver_as_it_was_or_is_refused"
+    ]
+
+
 def test_a_sink_that_does_not_deliver_is_told_its_suite() -> None:
     with pytest.raises(AssertionError, match="HeapSink does not have the ability Delivers: SinkSuite tests"):
         DeliverySuite().test_crash_after_crash_comes_to_an_end(lambda: HeapPlace(""))
@@ -443,7 +567,9 @@ def test_a_sink_that_does_not_deliver_is_told_its_suite() -> None:
 def test_connectors_that_keep_their_promises_pass() -> None:
     assert findings(SourceSuite(), lambda: FeedPlace("")) == []
     assert findings(SourceSuite(), lambda: EndingPlace("")) == []
+    assert findings(SourceSuite(), lambda: BoundedPlace("")) == []
     assert findings(SinkSuite(), lambda: HeapPlace("")) == []
+    assert findings(TypesSuite(), lambda: TypedPlace("")) == []
     assert findings(DeliverySuite(), lambda: ShelfPlace("")) == []
 
 
