@@ -52,6 +52,7 @@ class Connector:
         return found
 
 
+_TABLE = "sabot.connectors.generated:GeneratorSource"  # read once, in the order of the key
 _SQL = "sabot.connectors.sql:SqlSink"
 _FILES = "sabot.connectors.files:FileSource", "sabot.connectors.files.sink:FileSink"
 _KAFKA = "sabot.kafka.reader:KafkaReader", "sabot.kafka:KafkaSink"
@@ -63,10 +64,10 @@ OURS = (
     Connector("agent", "sabot.engine.runtime.agents.output:AgentOutput"),
     Connector("files", *_FILES),
     Connector("filesystem", *_FILES),
-    Connector("sqlite", sink=_SQL),
-    Connector("duckdb", sink=_SQL, extra="duckdb"),
-    Connector("postgres", sink=_SQL, extra="postgres"),
-    Connector("jdbc", sink=_SQL),
+    Connector("sqlite", _TABLE, _SQL),
+    Connector("duckdb", _TABLE, _SQL, extra="duckdb"),
+    Connector("postgres", _TABLE, _SQL, extra="postgres"),
+    Connector("jdbc", _TABLE, _SQL),
     Connector("postgres-cdc", "sabot.connectors.postgres:PostgresChanges", extra="postgres"),
     Connector(
         "redis-streams",

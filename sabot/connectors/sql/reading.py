@@ -135,9 +135,7 @@ def value_of(value: Any, type: pa.DataType) -> Any:
         return float(value)
     if types.is_decimal(type):
         exact = value if isinstance(value, decimal.Decimal) else decimal.Decimal(str(value))
-        return exact.quantize(
-            decimal.Decimal(1).scaleb(-type.scale), decimal.ROUND_HALF_UP, decimal.Context(type.precision)
-        )
+        return exact.quantize(decimal.Decimal(1).scaleb(-type.scale), None, _exactly(type.precision))
     if types.is_string(type):
         if isinstance(value, dict | list):
             return json.dumps(value)
@@ -147,7 +145,7 @@ def value_of(value: Any, type: pa.DataType) -> Any:
     if types.is_timestamp(type):
         return _moment(value, type)
     if types.is_date(type):
-        return value if isinstance(value, datetime.date) else datetime.date.fromisoformat(str(value)[:10])
+        return _day(value)
     if types.is_time(type):
         return value if isinstance(value, datetime.time) else datetime.time.fromisoformat(value)
     return json.loads(value) if isinstance(value, str) else value
@@ -161,6 +159,20 @@ def _truth(value: Any) -> bool:
     if (word := str(value).lower()) not in _TRUTHS:
         raise ValueError("it is neither true nor false")
     return _TRUTHS[word]
+
+
+def _exactly(precision: int) -> decimal.Context:
+    """Returns a context that refuses to round, and numbers with more digits."""
+    return decimal.Context(precision, traps=[decimal.Inexact, decimal.InvalidOperation])
+
+
+def _day(value: Any) -> datetime.date:
+    if isinstance(value, datetime.date) and not isinstance(value, datetime.datetime):
+        return value
+    moment = value if isinstance(value, datetime.datetime) else datetime.datetime.fromisoformat(str(value).strip())
+    if moment.time() != datetime.time():
+        raise ValueError("it has a time of day")
+    return moment.date()
 
 
 def _moment(value: Any, type: pa.DataType) -> datetime.datetime:

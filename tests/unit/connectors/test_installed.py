@@ -109,7 +109,7 @@ def test_each_is_listed_with_its_guarantees_by_the_command_and_by_sql() -> None:
     rows = {row[0]: row[1:] for row in summary()}
     assert rows["kafka"] == ("exactly once", "exactly once", "", "sabot")
     assert rows["memory"][:2] == ("exactly once in one process", "exactly once in one process")
-    assert rows["duckdb"] == ("", "exactly once", "", "sabot")
+    assert rows["duckdb"] == ("exactly once", "exactly once", "", "sabot")
     assert rows["redis-streams"] == ("exactly once", "exactly once", "", "sabot")
     assert rows["console"][:2] == ("", "at least once")
     assert [tuple(each[name] for name in COLUMNS) for each in lines("connectors", "--json")] == summary()

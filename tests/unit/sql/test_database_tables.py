@@ -3,7 +3,7 @@
 import asyncio
 import sqlite3
 from contextlib import closing
-from datetime import datetime
+from datetime import date, datetime
 from decimal import Decimal
 
 import duckdb
@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from sabot import App
-from sabot.connectors.sql.reading import DatabaseTable
+from sabot.connectors.sql.reading import DatabaseTable, value_of
 from sabot.errors import UserError
 from sabot.sql.syntax.text import SqlError
 from tools.agent_tools import write_lines
@@ -217,6 +217,29 @@ def test_a_value_that_is_none_of_its_column_is_named(url):
     app = App("letters")
     rows = app.sql(TABLES.format(place=path.rpartition("/")[0], url=url, more="") + "SELECT id, age FROM users")
     assert [row["id"] for row in rows.collect().to_pylist()] == [1, 3]
+
+
+@pytest.mark.parametrize(
+    ("value", "type", "expected"),
+    [
+        ("3.335", pa.decimal128(10, 2), None),
+        ("3.330", pa.decimal128(10, 2), Decimal("3.33")),
+        ("123456789.5", pa.decimal128(9, 2), None),
+        ("2024-02-29", pa.date32(), date(2024, 2, 29)),
+        ("2024-02-29 00:00:00", pa.date32(), date(2024, 2, 29)),
+        ("2024-02-29 10:00:00", pa.date32(), None),
+        (datetime(2024, 2, 29, 10), pa.date32(), None),
+        ("2.5", pa.int64(), None),
+        (2.5, pa.int64(), None),
+    ],
+)
+def test_a_value_with_more_than_its_type_holds_is_refused(value, type, expected):
+    """3.335 was read as 3.34 in a DECIMAL(10, 2), and a time as the day that it is on."""
+    if expected is None:
+        with pytest.raises((ValueError, ArithmeticError)):
+            value_of(value, type)
+    else:
+        assert value_of(value, type) == expected
 
 
 def test_a_table_is_read_on_behind_the_key_at_which_a_restart_begins(tmp_path):
