@@ -35,6 +35,7 @@ from typing import Any
 
 from sabot.base.options import answers_wrong_options
 from sabot.base.proc import is_over, life_of_this_process
+from sabot.base.threads import run_in_thread
 from sabot.clock import SYSTEM_CLOCK, Clock, boot_seconds
 from sabot.errors import AppLocked, CorruptJournal, JournalFailed, LetterRefused, SabotError, TransientError, UserError
 from sabot.journal.base import Inbox, JobMark, Position, Question, check_letter, once_of, queued_once
@@ -433,6 +434,10 @@ class KafkaJournal(TablesReader, SqlJournal):
     def letters(self) -> list[Letter]:
         self._replica.catch_up_letters()
         return super().letters()
+
+    async def look(self) -> bool:
+        await run_in_thread(self._replica.catch_up_letters)
+        return await super().look()
 
     def take(self) -> list[tuple[Position, Entry]]:
         """Turns letters into entries as `Journal.take` does. Blocks, because it first reads new letters from the

@@ -283,9 +283,9 @@ class AwayJournal(MemoryJournal):
         if self.unanswered[what] <= 2:
             raise BrokerUnavailable("the server of the journal is away")
 
-    def letters(self) -> list[Letter]:
-        self._answers("letters")
-        return super().letters()
+    async def look(self) -> bool:
+        self._answers("look")
+        return await super().look()
 
     def read(self, job: str | None = None, start: Any = None) -> Any:
         if job is not None:
@@ -323,7 +323,7 @@ async def test_a_journal_that_does_not_answer_for_a_while_is_asked_again_and_no_
         await jobs.until(lambda: journal.unanswered["trim"] == 3)
         assert (jobs.agent.done["j1"], jobs.broken) == (["expired", 7], [])
     assert {what: count > 2 for what, count in journal.unanswered.items()} == dict.fromkeys(
-        ("letters", "read", "post", "trim"), True
+        ("look", "read", "post", "trim"), True
     )
 
 
