@@ -126,8 +126,8 @@ def test_what_is_no_journal_of_ours_is_told(url: str, app: str) -> None:
     with pytest.raises(UserError, match="too long for a schema"):
         PostgresJournal(url, "a" * 60)
     PostgresJournal(url, app).close()
-    query(url, f"UPDATE \"sabot_{app}\".meta SET value = '10' WHERE name = 'format'")
-    with pytest.raises(UserError, match="has format 10, and this Sabot knows 9"):
+    query(url, f"UPDATE \"sabot_{app}\".meta SET value = '11' WHERE name = 'format'")
+    with pytest.raises(UserError, match="has format 11, and this Sabot knows 10"):
         PostgresJournal(url, app)
     query(url, f"DELETE FROM \"sabot_{app}\".meta WHERE name = 'key'")
     with pytest.raises(CorruptJournal, match="lost its identity"):

@@ -26,7 +26,7 @@ def test_a_table_is_read_and_looked_up_with_its_types(url: str, tmp_path: Path) 
         )
         one, two = "00000000-0000-0000-0000-000000000001", "00000000-0000-0000-0000-000000000002"
         connection.execute(
-            'INSERT INTO shop."users%%" VALUES (%s, %s, %s, 1.234, true, %s, %s), (%s, NULL, NULL, NULL, NULL, NULL, NULL)',
+            'INSERT INTO shop."users%%" VALUES (%s, %s, %s, 1.230, true, %s, %s), (%s, NULL, NULL, NULL, NULL, NULL, NULL)',
             (one, "2024-01-01 10:00:00.5", "2024-01-01 10:00:00+02", ["a", "b"], '{"x": [1]}', two),
         )
         write_lines(
