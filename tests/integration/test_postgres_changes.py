@@ -14,7 +14,7 @@ import pytest
 
 from sabot import App
 from sabot.clock import SYSTEM_CLOCK
-from sabot.connectors.base import Positions
+from sabot.connectors.base import Positions, TakesBound
 from sabot.connectors.places import Bound
 from sabot.connectors.postgres import PostgresChanges, changes
 from sabot.connectors.postgres.link import PostgresLink
@@ -917,6 +917,19 @@ class TestPostgresChanges(ChangesSuite):
     @pytest.fixture
     def new_place(self, sql: Callable[..., Any], url: str) -> NewPlace:
         return lambda: Numbered(sql, url)
+
+    def test_a_bound_is_where_the_log_was_at_the_first_start(self, new_place: NewPlace) -> None:
+        """Rows that came after the start were read too, until the first batch. A restart amid the table has a snapshot of its own."""
+        place = new_place()
+        place.put(range(4))
+        source = place.source()
+        assert isinstance(source, TakesBound)
+        source.end_at(Bound("now"))
+        self.open(source)
+        place.put([4, 5])
+        assert self.read(place, source, 4, 3) == [0, 1, 2, 3]
+        self.check_end(source)
+        source.close()
 
 
 def test_a_restart_in_the_table_does_not_wait_for_the_connection_of_the_start_before(sql: Any, read: Readers) -> None:

@@ -293,8 +293,8 @@ class PostgresChanges(Source, Scans, TakesBound):
         try:
             link.connect()
             link.query("SET row_security TO off; SET enable_sort TO off; SET synchronize_seqscans TO off")
-            taken = f"; SET TRANSACTION SNAPSHOT '{exported}'" if exported else ""
-            link.query(f"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY{taken}")
+            taken = f"SET TRANSACTION SNAPSHOT '{exported}'" if exported else "SELECT 1"  # BEGIN takes none
+            link.query(f"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; {taken}")
             return TableScan(link, self._table(), self._names, after)
         except BaseException:
             link.close()
