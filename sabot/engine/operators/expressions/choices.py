@@ -1,6 +1,7 @@
 """Expressions over values of any type: fill_null, coalesce, when, struct, cast."""
 
 import itertools
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -13,7 +14,6 @@ from sabot.api.expr import GUARDED, Expr
 from sabot.base.arrays import broadcast
 from sabot.engine.operators.expressions.casts import caster
 from sabot.engine.operators.expressions.comparisons import by_value, literal_array
-from sabot.engine.operators.expressions.json_values import encoded_rows
 from sabot.engine.operators.expressions.node import (
     FALSE,
     TRUE,
@@ -118,11 +118,15 @@ def _json_encode(expr: Expr, nodes: list[Compiled]) -> Compiled:
     if not pa.types.is_struct(node.type):
         raise UserError(f"{expr.text()} cannot be computed: {expr.inputs[0].text()} is {node.type}, not a struct")
     names = [each.name for each in node.type]
-    of_sql = bool(dict(expr.options).get("sql"))
+    encoded: Callable[[pa.RecordBatch], pa.Array] = encode_rows
+    if dict(expr.options).get("sql"):
+        from sabot.engine.operators.expressions.json_values import encoded_rows  # few programs have it
+
+        encoded = encoded_rows
 
     def run(structs: pa.Array) -> pa.Array:
         rows = pa.RecordBatch.from_arrays(structs.flatten(), names=names)
-        texts = encoded_rows(rows) if of_sql else encode_rows(rows).cast(pa.string())
+        texts = encoded(rows).cast(pa.string())
         return pc.if_else(structs.is_valid(), texts, None) if structs.null_count else texts
 
     return apply(expr, run, node)

@@ -12,7 +12,6 @@ import pyarrow.compute as pc
 
 from sabot.api.expr import Expr
 from sabot.base.arrays import integers
-from sabot.engine.operators.expressions.json_values import values_as_json
 from sabot.engine.operators.expressions.list_parts import arrays_of, codes_of, keys_of, owners_of
 from sabot.engine.operators.expressions.node import Compiled, Steps, apply, to_type
 from sabot.errors import UserError
@@ -112,6 +111,8 @@ def _sizes(maps: pa.Array) -> pa.Array:
 
 def _json(maps: pa.Array) -> pa.Array:
     """Returns each map as an object of JSON. A key that is no text is written as one."""
+    from sabot.engine.operators.expressions.json_values import values_as_json  # few programs have it
+
     _, keys, values = _parts(maps)
     names, texts = (values_as_json(each) for each in (keys.cast(pa.string()), values))
     pairs = _listed(maps, _parts(maps)[0], pc.binary_join_element_wise(names, texts, ":"))
