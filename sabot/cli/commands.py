@@ -57,7 +57,11 @@ LATE = {
     "savepoint": LateCommand(
         "Make, list and remove savepoints: checkpoints that are kept.", ("checkpoints",), "savepoint"
     ),
-    "top": LateCommand("Show what each task of a running app does, refreshed each second.", ("top",), "top"),
+    "top": LateCommand(
+        "Show what each task of a running app does, or the workers of a journal, refreshed each second.",
+        ("top",),
+        "top",
+    ),
     "web": LateCommand("Show apps that run elsewhere, or not at all, in a browser.", ("web",), "web"),
     "workers": LateCommand("Show the workers of a running app and their tasks.", ("workers",), "workers"),
     "rescale": LateCommand("Give a running app another number of workers.", ("workers",), "rescale"),
