@@ -217,9 +217,8 @@ def _group_of(pid: int) -> int | None:
     that of this process. Returns None if it is not certain, or if the process has ended.
     """
     with suppress(OSError):
-        group = os.getpgid(pid)
         if tag_of(pid) is not None and os.getsid(pid) != os.getsid(0):
-            return group
+            return os.getpgid(pid)  # asked last: until a fork of ours has its own session, it is in our group
     return None
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -265,6 +266,39 @@ async def test_a_spawn_that_is_cancelled_leaves_no_child(supervisor: Supervisor)
     with pytest.raises(asyncio.CancelledError):
         await spawning
     await until(lambda: waited_for(supervisor)[1] == 0)
+
+
+def test_the_end_of_a_child_that_is_just_getting_a_session_does_not_reach_who_ends_it() -> None:
+    """Its group was asked for before the session: that of the supervisor, which stopped itself for good."""
+    script = """
+import os
+from sabot.process import tree
+
+def tag_of(pid):
+    os.write(go, b"1")
+    os.read(done, 1)  # the child has a session now
+    return 1
+
+tree.tag_of = tag_of
+(started, go), (done, told) = os.pipe(), os.pipe()
+if not (pid := os.fork()):
+    os.read(started, 1)
+    os.setsid()
+    os.write(told, b"1" * 100)
+    os.read(started, 1)
+    os.read(started, 1)
+tree.end([pid])
+print(os.waitpid(pid, 0)[1])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert done.stdout == f"{signal.SIGKILL}\n"
 
 
 async def test_a_stopped_supervisor_is_named_and_starts_nothing_later(
