@@ -954,6 +954,21 @@ async def test_a_kernel_whose_lease_is_lost_begins_anew_as_another_worker(shop: 
     assert (shop.paid, last_worker(shop.url)) == ([("a", 1), ("b", 1)], 2)
 
 
+async def test_a_kernel_that_is_closed_while_it_becomes_another_worker_raises_nothing(shop: Shop) -> None:
+    """A lost lease has stopped no kernel, and the close comes before the journal is open again. The next one has the job."""
+    client = JobClient(shop.url, name="shop")
+    async with shop.kernel(1) as kernel:
+        handle = await kernel.execute(ExecutionRequest(prompt="a"))
+        asks = await client.handle(handle.job_id)
+        await shop.asked(asks)
+        run(shop.url, "shop", "UPDATE workers SET gone = true")
+        with pytest.raises(JournalFailed, match="declared this one dead"):
+            await handle.result()
+    async with shop.kernel(2) as kernel:
+        await kernel.resume()
+        assert await shop.answer(client, asks) == "a is paid"
+
+
 @pytest.mark.slow  # it starts a server of its own
 async def test_kernels_go_on_when_their_server_was_restarted(own_server: Postgres) -> None:
     """Both leases are over when it answers again: whoever looks first declares the other one dead, which begins anew."""

@@ -213,6 +213,7 @@ class RuntimeKernel:
         self._client = JobClient.of_worker(KernelStore(self._place, self.name, clock), self.name)
         self._elsewhere_jobs: dict[asyncio.Task[None], ExecutionHandle] = {}  # handles of jobs of other workers
         self._anew: asyncio.Task[None] | None = None  # makes this kernel another worker, after it has lost its lease
+        self._between = False  # the host has lost its lease, and `_anew` has not ended
 
     def _checked_limits(self, limits: Sequence[JobLimit]) -> dict[str, JobLimit]:
         """Returns the limits by the ids of their agents. Raises UserError."""
@@ -368,6 +369,7 @@ class RuntimeKernel:
         return alive and self._host is not None and self._host.failure is None
 
     def _lost(self) -> None:
+        self._between = True
         if not self._closed:
             self._anew = asyncio.get_running_loop().create_task(
                 self._begin_anew(), name=f"kernel {self.name} begins anew"
@@ -395,8 +397,9 @@ class RuntimeKernel:
                     await asyncio.sleep(_ANEW.wait_s(failures))
                 except Exception:
                     _log.exception("kernel %s does not begin anew", self.name)
+                    self._between = False
                     return
-            self._host = host
+            self._host, self._between = host, False
             if resumes:
                 host.resumed = True
                 host.resume()
@@ -481,7 +484,7 @@ class RuntimeKernel:
                 task.cancel()
                 handle.settle(why, ended=False)
             await self._drop(self._host, why if alive else None)
-        if alive:
+        if alive and not self._between:  # a lost lease has stopped no kernel: its jobs go on in other workers
             self._host.check()
 
     async def _drop(self, host: KernelHost, why: SabotError | None) -> None:
