@@ -263,6 +263,29 @@ def test_a_query_of_a_terminal_loads_nothing_that_it_does_not_use(with_unused: P
     assert not set(UNUSED) & set(modules.split())
 
 
+WINDOWS = """
+import sys
+import sabot
+from sabot.connectors.memory.broker import MemoryBroker
+
+broker = MemoryBroker.get("memory://windows")
+broker.create_topic("in", partitions=2)
+for partition in (0, 1):
+    broker.publish("in", [b'{"n": 1}', b'{"n": 2}'], partition=partition, timestamp=1_000 * partition)
+rows = sabot.App("windows", "memory://windows").stream("in", until="now").window(sabot.tumbling("1s")).aggregate(n=sabot.sum("n")).collect()
+print(rows.column("n").to_pylist(), *sys.modules)
+"""
+
+
+@pytest.mark.slow  # a process of a second
+def test_windows_of_a_topic_with_several_partitions_do_not_load_arrows_datasets() -> None:
+    """The greatest time of each partition was computed by Arrow's group_by, which loads them, and pandas where it is installed."""
+    shown = run(sys.executable, "-c", WINDOWS, cwd=ROOT, PYTHONPATH=package_path())
+    assert shown.returncode == 0, shown.stderr
+    assert shown.stdout.startswith("[3, 3] ")
+    assert not {"pyarrow.acero", "pyarrow.dataset"} & set(shown.stdout.split())
+
+
 def test_few_data_classes_of_the_first_program_have_methods_of_their_own(first_program: list[str]) -> None:
     """The standard library compiles up to six methods of each, one by one: with 170 classes an eighth of the start."""
     assert len(first_program[-2].split()) <= 8
