@@ -15,7 +15,6 @@ import logging
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from typing import Any
 
 import anyio
@@ -457,7 +456,7 @@ class _BoundedEvents(_BoundedBody):
 
 
 def _with_items_apart(found: Any) -> Any:
-    """Returns the message of a server. In a page of a list, the items are in the `_meta`, under the key ITEMS. In the
+    """Changes the message of a server, and returns it. In a page of a list, the items are in the `_meta`, under the key ITEMS. In the
     result of a tool, what the tool has returned is there under the key CONTENT.
 
     The SDK checks the items of a page together, so a single one that is ill would make the whole list unusable, and so
@@ -469,7 +468,8 @@ def _with_items_apart(found: Any) -> Any:
         return found
     said = message.result
     if "content" in said or "structuredContent" in said:
-        return replace(found, message=message.model_copy(update={"result": _without_content(said)}))
+        message.result = _without_content(said)
+        return found
     apart = {name: items for name in _LISTS if isinstance(items := said.get(name), list)}
     if not apart:
         return found
@@ -477,8 +477,8 @@ def _with_items_apart(found: Any) -> Any:
     if "tools" in apart:
         shown["tools"] = [each for each in map(_named_schema, apart["tools"]) if each is not None]
     meta = {ITEMS: {_LISTS[name]: items for name, items in apart.items()}}
-    page = {**_PAGE, **said, **shown, "_meta": meta}
-    return replace(found, message=message.model_copy(update={"result": page}))
+    message.result = {**_PAGE, **said, **shown, "_meta": meta}
+    return found
 
 
 def _without_content(said: dict[str, Any]) -> dict[str, Any]:
