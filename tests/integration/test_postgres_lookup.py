@@ -49,3 +49,26 @@ def test_a_table_is_read_and_looked_up_with_its_types(url: str, tmp_path: Path) 
             "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
         ).fetchone() or (0,)
         assert others == 1
+
+
+def test_a_column_that_is_declared_as_a_text_has_the_text_of_the_server(url: str) -> None:
+    """Numbers of JSON lost digits, truths were Python's, and the others ended as dead letters."""
+    columns = {
+        "digits": ("jsonb", '{"x": 0.12345678901234567890, "y": "é"}'),
+        "truth": ("boolean", "true"),
+        "span": ("interval", "1 mon 2 days 03:00:00"),
+        "exacts": ("numeric[]", "{1.50,NULL}"),
+        "between": ("int4range", "[1,5)"),
+        "far": ("timestamp", "infinity"),
+        "raw": ("json", '{"b":1,  "a":2}'),
+    }
+    with psycopg.connect(url, autocommit=True) as connection:
+        declared = ", ".join(f"{name} {kind}" for name, (kind, _) in columns.items())
+        connection.execute(f"CREATE TABLE told (id int, {declared})")
+        connection.execute(
+            f"INSERT INTO told VALUES (1{', %s' * len(columns)})", [text for _, text in columns.values()]
+        )
+    texts = ", ".join(f"{name} STRING" for name in columns)
+    table = f"CREATE TABLE told (id INT, {texts}) WITH ('connector' = 'jdbc', 'url' = '{url}', 'table-name' = 'told');"
+    (row,) = App("texts").sql(f"{table} SELECT * FROM told").collect().to_pylist()
+    assert row == {"id": 1, **{name: text for name, (_, text) in columns.items()}}

@@ -54,6 +54,10 @@ class Database(ABC):
         """Returns the quoted name of a column, for statements that take values."""
         return quoted(name)
 
+    def as_text(self, name: str) -> str:
+        """Returns the expression of a column whose values are read into texts. SQLite's are few, and Python's texts of them are its own."""
+        return self.column(name)
+
     def replacing(self, names: Sequence[str]) -> str:
         """Returns the action of an INSERT with these columns for a row that the table has already."""
         keys = {self.same_column(key) for key in self.keys}

@@ -222,6 +222,9 @@ class DuckDatabase(FileDatabase):
             rows = pa.concat_tables([self._done.pop()[1], rows])  # one statement in place of many
         self._done.append((statement, rows))
 
+    def as_text(self, name: str) -> str:
+        return f"CAST({self.column(name)} AS VARCHAR)"
+
     def columns(self) -> Columns | None:
         _, found = self.run(
             "SELECT column_name, data_type FROM duckdb_columns() WHERE database_name = current_database() AND NOT is_generated "

@@ -51,6 +51,9 @@ class PostgresDatabase(Database):
     def column(self, name: str) -> str:
         return quoted(name).replace("%", "%%")
 
+    def as_text(self, name: str) -> str:
+        return f"{self.column(name)}::text"
+
     @property
     def tokens(self) -> str:
         return (self._prefix + quoted(TOKENS)).replace("%", "%%")

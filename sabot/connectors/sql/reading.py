@@ -73,7 +73,10 @@ class DatabaseTable:
     def _read(self, clauses: str, values: Sequence[Any], strict: bool) -> list[Row]:
         names, types = self._schema.names, self._schema.types
         with self._connected() as database:
-            columns = ", ".join(map(database.column, names))
+            columns = ", ".join(
+                (database.as_text if pa.types.is_string(type) else database.column)(name)
+                for name, type in zip(names, types, strict=True)
+            )
             found = database.read(f"SELECT {columns} FROM {database.name} {clauses}", values)
         return [
             {name: self._value(name, value, type, strict) for name, value, type in zip(names, row, types, strict=True)}
@@ -137,8 +140,6 @@ def value_of(value: Any, type: pa.DataType) -> Any:
         exact = value if isinstance(value, decimal.Decimal) else decimal.Decimal(str(value))
         return exact.quantize(decimal.Decimal(1).scaleb(-type.scale), None, _exactly(type.precision))
     if types.is_string(type):
-        if isinstance(value, dict | list):
-            return json.dumps(value)
         return value.decode() if isinstance(value, bytes) else str(value)
     if types.is_binary(type):
         return value.encode() if isinstance(value, str) else bytes(value)

@@ -242,6 +242,17 @@ def test_a_value_with_more_than_its_type_holds_is_refused(value, type, expected)
         assert value_of(value, type) == expected
 
 
+def test_a_column_of_duckdb_that_is_declared_as_a_text_has_its_text(tmp_path):
+    path = tmp_path / "told.db"
+    with closing(duckdb.connect(str(path))) as database:
+        database.execute(
+            "CREATE TABLE told AS SELECT true AS truth, [1.50, NULL] AS exacts, {'a': DATE '2024-01-01'} AS day, INTERVAL 3 HOUR AS span"
+        )
+    schema = pa.schema([(name, pa.string()) for name in ("truth", "exacts", "day", "span")])
+    ((rows, _),) = DatabaseTable(f"duckdb:{path}", "told", schema).rows(0)
+    assert rows == [{"truth": "true", "exacts": "[1.50, NULL]", "day": "{'a': 2024-01-01}", "span": "03:00:00"}]
+
+
 def test_a_table_is_read_on_behind_the_key_at_which_a_restart_begins(tmp_path):
     with closing(sqlite3.connect(tmp_path / "n.db")) as database:
         database.execute("CREATE TABLE n (k TEXT, i INTEGER, v INTEGER, PRIMARY KEY (k, i))")
