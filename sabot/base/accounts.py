@@ -61,6 +61,10 @@ class Amounts(NamedTuple):
         """Returns the same tokens and calls at another cost."""
         return Amounts(self.tokens, cost, self.calls, self.tool_calls)
 
+    def reaching(self, other: "Amounts") -> "Amounts":
+        """Returns the same calls with at least the tokens and the cost of `other`."""
+        return Amounts(max(self.tokens, other.tokens), max(self.cost, other.cost), self.calls, self.tool_calls)
+
     def times(self, number: int) -> "Amounts":
         """Returns each amount so many times."""
         return Amounts(self.tokens * number, self.cost * number, self.calls * number, self.tool_calls * number)

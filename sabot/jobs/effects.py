@@ -185,13 +185,18 @@ class Effects:
 
     def _standing(self, job: JobRun, ask: Ask) -> Mapping[str, str]:
         """Returns the approvals that hold for this call of a job too: by rule, who has approved it."""
-        begin, shared, name = job.history.begin, self._host.standing, ask.callee
-        found: dict[str, str] = {}
-        if ask.title != UNNAMED:
-            scope, own = scope_of(begin), job.history.standing.get(("job", name), {})
-            found = {**shared.get((scope, "", name), {}), **shared.get((scope, session_of(begin), name), {}), **own}
+        history, shared, tool, found = job.history, self._host.standing, ask.tool, dict[str, str]()
+        scope, session = scope_of(history.begin), session_of(history.begin)
+        part_of = None if tool is None else tool.part_of
+        names = [ask.callee] if part_of is None else [f"{ask.guarded} {part_of.name}", ask.callee]
+        for name in names if ask.title != UNNAMED else ():
+            found |= shared.get((scope, "", name), {}) | shared.get((scope, session, name), {})
+            found |= history.standing.get(("job", name), {})
+        has_own_arguments = part_of is not None and tool is not None and not tool.waits
         for ordinal in ask.earlier:
-            found |= job.history.approved.get(ordinal, {})
+            answer = history.approval(ordinal) if has_own_arguments else None
+            if answer is None or edit_of(answer) is None:  # else it lacks what the person has changed
+                found |= history.approved.get(ordinal, {})
         return found
 
     def note_standing(self, history: History) -> None:

@@ -33,7 +33,17 @@ from sabot.llm.cache import CompletionCache
 from sabot.llm.idempotency import IdempotencyTracker, SharedCall
 from sabot.llm.judges import judge_of_this
 from sabot.llm.limits import CircuitBreaker, Limits
-from sabot.llm.middleware import MIDDLEWARE, BuiltIn, CallBudget, CallFigures, Middleware, ModelCall, Outcome, chained
+from sabot.llm.middleware import (
+    MIDDLEWARE,
+    BuiltIn,
+    CallBudget,
+    CallFigures,
+    DecidedRequest,
+    Middleware,
+    ModelCall,
+    Outcome,
+    chained,
+)
 from sabot.llm.prices import Prices, known_prices
 from sabot.llm.provider import Provider
 from sabot.llm.requests import declared_schema, error_of_end, request_of, with_output
@@ -561,6 +571,7 @@ class Engine:
                         refusals.append(error.message)
                         continue
                     self._figures.fallbacks += 1
+                call.decided = DecidedRequest(call.spec, call.texts, 0 if call.decided is None else call.decided.sent)
                 try:
                     return await chain(call)
                 except TransientError as error:

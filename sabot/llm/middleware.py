@@ -57,6 +57,21 @@ _FIGURES = (
 _MIDDLEWARE_HINT = f"a list of these and of functions: {', '.join(MIDDLEWARE)}"
 
 
+@dataclass(slots=True)
+class DecidedRequest:
+    """The state of a call of a model behind the layers of the middleware.
+
+    - `spec`, `texts`: the request and the texts on which policy and budgets have decided. A layer may change those of the
+      call; then they decide again.
+    - `sent`: the number of requests that are in flight or have got an answer. A layer that passes the call on once more
+      sends another request.
+    """
+
+    spec: RequestSpec
+    texts: tuple[str, ...]
+    sent: int = 0
+
+
 @dataclass(slots=True, kw_only=True)
 class ModelCall:
     """A call of a model, as it is passed through the layers of an engine's middleware.
@@ -79,7 +94,10 @@ class ModelCall:
       further request is allowed.
     - `before_fallback`: a function that is called before a fallback is asked. Its arguments are this call, with the
       fallback's provider and model, and a function that returns the fallback's cost of a Usage. It may change `spec`.
-      It raises PolicyDenied or BudgetExceeded if the fallback may not be asked.
+      It raises PolicyDenied or BudgetExceeded if the fallback may not be asked. It is also called before a request that
+      a layer of the program has changed.
+    - `decided`: the request on which policy and budgets have decided; None before the call is passed to the layers. Copies
+      of the call share it.
     """
 
     kind: Literal["complete", "stream", "embed"]
@@ -99,8 +117,9 @@ class ModelCall:
     unread: bool = False
     lost: int = 0
     lost_cost: Decimal = Decimal(0)
+    decided: "DecidedRequest | None" = None
     before_repeat: Callable[[], Awaitable[object]] | None = None
-    before_fallback: Callable[["ModelCall", Callable[[str, Usage], Decimal | None]], Awaitable[object]] | None = None
+    before_fallback: "JudgesModel | None" = None
 
     def __post_init__(self) -> None:
         _check_budget(self.kind, self.budget)
@@ -126,6 +145,7 @@ class ModelCall:
         return Usage(input_tokens_of(self.spec) + sum(map(count_tokens, self.texts)), self.spec.max_tokens or 0)
 
 
+JudgesModel: TypeAlias = Callable[[ModelCall, Callable[[str, Usage], Decimal | None]], Awaitable[object]]
 Forward: TypeAlias = Callable[[ModelCall], Awaitable[Outcome]]
 Middleware: TypeAlias = Callable[[ModelCall, Forward], Awaitable[Outcome]]
 

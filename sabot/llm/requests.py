@@ -75,16 +75,14 @@ def request_of(prompt: Any, output: Any, fields: Mapping[str, Any]) -> tuple[Req
         spec = msgspec.structs.replace(prompt, **fields) if fields else prompt
     else:
         spec = RequestSpec(messages=messages_of(prompt), **fields)
-    _check_fields(spec)
-    for name in spec.options or ():
-        meant = _NOT_OPTIONS.get(str(name).lower())
-        if meant is not None:
-            raise UserError(f"options={{{name!r}: …}}: policies and budgets would not see it", hint=meant)
+    check_request(spec)
     return spec, schema
 
 
-def _check_fields(spec: RequestSpec) -> None:
-    """Raises UserError for values that no request can have. A negative `max_tokens`, say, would increase a budget."""
+def check_request(spec: RequestSpec) -> None:
+    """Raises UserError for values that no request can have (a negative `max_tokens`, say, would increase a budget), and for
+    `options` that policies and budgets could not check.
+    """
     check("a request: model", spec.model, Of(str, "its name"))
     if spec.max_tokens is not None:
         check("a request: max_tokens", spec.max_tokens, Whole(1))
@@ -94,6 +92,10 @@ def _check_fields(spec: RequestSpec) -> None:
         value = getattr(spec, name)
         if value is not None and not (is_number(value) and 0 <= value < math.inf):
             raise UserError(f"a request: {name}={short_repr(value)}", hint="a number from 0 up, or None")
+    for name in spec.options or ():
+        meant = _NOT_OPTIONS.get(str(name).lower())
+        if meant is not None:
+            raise UserError(f"options={{{name!r}: …}}: policies and budgets would not see it", hint=meant)
 
 
 def words_of_end(answer: Completion, max_tokens: int | None = None) -> str:

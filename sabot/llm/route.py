@@ -18,11 +18,13 @@ from sabot.engine.calls.judging import SENDABLE
 from sabot.engine.calls.model_requests import RequestSpec
 from sabot.engine.calls.names import MODELS
 from sabot.engine.calls.usage import Usage, counted_usage, is_cost
+from sabot.errors import UserError
 from sabot.llm.judges import ASKING
 from sabot.llm.limits import Admission, Circuit, CircuitBreaker, Limits
-from sabot.llm.middleware import ModelCall, Outcome
+from sabot.llm.middleware import DecidedRequest, JudgesModel, ModelCall, Outcome
 from sabot.llm.prices import Prices
 from sabot.llm.provider import Provider
+from sabot.llm.requests import check_request
 from sabot.llm.results import FINISH_REASONS, Completion
 
 _log = logging.getLogger("sabot.llm")
@@ -72,10 +74,27 @@ class Route:
         """Waits until the limits allow a request, makes it, and returns the outcome with its cost. Raises ModelError. If
         the circuit breaker does not allow the request, raises CircuitOpen without waiting for the limits.
         """
-        if call.unread:
+        if (decided := call.decided) is None:
+            raise UserError(
+                "a middleware has passed on a call that it has made itself, on which nobody has decided",
+                hint="change call.spec, or pass on dataclasses.replace(call, spec=…)",
+            )
+        if call.unread or decided.sent:
+            if decided.sent:
+                self._note_lost(call)  # a layer asks once more, and budgets count the answer that comes out
             if call.before_repeat is not None:
                 await call.before_repeat()
             call.unread = False
+        if call.before_fallback is not None and (call.spec != decided.spec or call.texts != decided.texts):
+            await self._judge_changes(call, decided, call.before_fallback)
+        decided.sent += 1  # before the wait: a layer may ask twice at a time
+        try:
+            return await self._admitted(call)
+        except BaseException:
+            decided.sent -= 1
+            raise
+
+    async def _admitted(self, call: ModelCall) -> Outcome:
         admission, circuit = self.admission, self._circuit
         tokens = call.tokens if admission.needs_tokens else 0
         if circuit is not None:
@@ -101,6 +120,22 @@ class Route:
             if circuit is not None and probing is not None:
                 circuit.leave(probing, failure)
         return self._priced(outcome, call)
+
+    async def _judge_changes(self, call: ModelCall, decided: DecidedRequest, judge: JudgesModel) -> None:
+        """Lets policy and budgets decide on a request that a layer of the program has changed since they have decided on
+        the call, for example by another model or further messages. Raises PolicyDenied or BudgetExceeded if it may not be
+        sent.
+        """
+        if call.spec.max_tokens is None and decided.spec.max_tokens is not None:
+            call.spec = msgspec.structs.replace(call.spec, max_tokens=decided.spec.max_tokens)
+        check_request(call.spec)
+        call.model = call.spec.model or self.provider.model
+        await judge(call, self.price)
+        decided.spec, decided.texts = call.spec, call.texts
+
+    def _note_lost(self, call: ModelCall) -> None:
+        call.lost += 1
+        call.lost_cost += self.price(call.model, call.usage) or 0
 
     def _check_usage(self, outcome: Outcome, call: ModelCall) -> Outcome:
         """Returns the outcome, or a copy without figures that cannot be true:
@@ -155,8 +190,7 @@ class Route:
         except BaseException as error:
             if may_cost(error):
                 call.unread = True
-                call.lost += 1
-                call.lost_cost += self.price(call.model, call.usage) or 0
+                self._note_lost(call)
             raise
         finally:
             ASKING.reset(before)

@@ -112,7 +112,7 @@ class CedarPolicy(PolicyRule):
     def matches(self, kind: CallKind, name: str) -> bool:
         return kind in self.kinds
 
-    def decide(self, call: GuardedCall) -> GuardVerdict | Decision:
+    def decide(self, call: GuardedCall) -> GuardVerdict | Decision | None:
         who, what = ("Principal", call.principal), (_RESOURCES[call.kind], call.name)
         context = {
             "scope": call.scope,
@@ -138,6 +138,8 @@ class CedarPolicy(PolicyRule):
             return GuardVerdict(Decision.DENY, reason=f"Cedar could not decide: {'; '.join(errors)}")
         if said.allowed:
             return Decision.ALLOW
+        if not reasons and call.tool is not None and call.tool.part_of is not None:
+            return None  # it is permitted as a call of the tool that it goes on with
         ids = said.diagnostics.id_annotations_by_reason
         names = ", ".join(sorted(ids.get(each) or each for each in reasons))
         return GuardVerdict(

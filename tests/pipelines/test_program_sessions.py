@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from sabot import App, UserError
-from sabot.agents import ActionRecord, ActionStatus
+from sabot.agents import ActionRecord, ActionStatus, ConstraintPolicy, PolicyEngine, ToolPolicy
 from sabot.agents.programs.runs import LiveLines, RunId
 from sabot.errors import BrokerUnavailable, CheckpointFailed
 from sabot.jobs.host import JobHost
@@ -55,8 +55,8 @@ class Works:
     def __init__(self, url: str, folder: Path) -> None:
         self.url, self.folder = url, folder
 
-    def app(self, program: str = "claude", **options: Any) -> App:
-        app = App("works", self.url, state=str(self.folder / "state"), checkpoint_interval=3600)
+    def app(self, program: str = "claude", *, policy: PolicyEngine | None = None, **options: Any) -> App:
+        app = App("works", self.url, state=str(self.folder / "state"), checkpoint_interval=3600, policy=policy)
         given: dict[str, Any] = {"command": COMMANDS[program], "resume": RESUMES[program], "lines": "json"}
         given |= {"working_dir": self.folder, "durable": True, "sink": "lines", "name": "work"}
         app.process_agent("tasks", **{**given, **options})
@@ -223,6 +223,64 @@ async def test_a_run_that_ends_badly_has_failed_and_is_not_resumed(works: Works)
     (said,) = [dict(each.headers)["sabot.message"].decode() for each in records(app, "tasks.dlq")]
     assert "claude ended with 3:\nno credits" in said
     assert len(works.called()) == 1
+
+
+# -- rules ----------------------------------------------------------------------------------------------------------------
+
+ASKS = ToolPolicy(["work"], require_approval=True)
+
+
+@pytest.mark.parametrize(
+    ("rule", "why"),
+    [
+        (ToolPolicy(["work"], denied=True), "tool work is denied"),
+        (ConstraintPolicy(["work"], "argv.*", denied=["--resume"]), "argv.* is '--resume', which is denied"),
+    ],
+)
+async def test_a_rule_about_a_program_judges_its_next_run_too(works: Works, rule: Any, why: str) -> None:
+    """The program was started again behind a crash, though a rule denied it by then."""
+    app = works.app(policy=PolicyEngine([ToolPolicy(["work"], warn=True)]))
+    await app.start()
+    publish(app, "tasks", [{"task": "it"}])
+    await bounded(session_known(app))
+    await crash(app)
+    works.make("go")
+    async with started(app := works.app(policy=PolicyEngine([rule]), on_error="skip")):
+        await until(lambda: records(app, "tasks.dlq"))
+    (said,) = [dict(each.headers)["sabot.message"].decode() for each in records(app, "tasks.dlq")]
+    assert why in said
+    assert len(works.called()) == 1
+
+
+@pytest.mark.parametrize("changed", [False, True])
+async def test_a_person_is_asked_once_about_a_run_and_its_sessions(works: Works, changed: bool) -> None:
+    """With changed words, the next run is another one: it has none of the changes."""
+    app = works.app("other", policy=PolicyEngine([ASKS]))
+    await app.start()
+    publish(app, "tasks", [{"task": "it"}])
+    action = await bounded(question(app))
+    edit = {"arguments": {"argv": ["other", "less"]}} if changed else {}
+    await app.actions.resolve(action.resume_token, {"approved": True, **edit})
+    await bounded(session_known(app))
+    await crash(app)
+    works.make("go")
+    async with started(app := works.app("other", policy=PolicyEngine([ASKS]))):
+        if changed:
+            action = await bounded(question(app))
+            assert action.payload["arguments"][1]["argv"] == ["other", "--session=ses-1", "it"]
+            assert len(works.called()) == 1
+            await app.actions.resolve(action.resume_token, {"approved": True})
+        await until(lambda: kinds(app) == ["text", "result"])
+        assert await app.actions.find(statuses=[ActionStatus.PENDING]) == []
+    assert works.called() == ["less" if changed else "it", "--session=ses-1 it"]
+
+
+async def test_the_result_of_a_program_that_is_allowed_is_allowed(works: Works) -> None:
+    works.make("go")
+    policy = PolicyEngine([ToolPolicy(["work"])], default="deny")
+    async with started(app := works.app(policy=policy)):
+        publish(app, "tasks", [{"task": "it"}])
+        await until(lambda: kinds(app) == ["system", "result"])
 
 
 @pytest.mark.parametrize(

@@ -206,12 +206,12 @@ class LedgerGuard(EffectGuard):
         return decided(judged) if isinstance(judged, Judgement) else _decided_later(judged, decided)
 
     def _decide_degraded(self, call: GuardedCall) -> GuardVerdict | Awaitable[GuardVerdict]:
-        """Decides whether a fallback model may be asked after the first model has failed. `call.name` is the fallback
-        model. If that model may cost more than was reserved, reserves the higher cost. The verdict denies the call if
-        the budget has no room for that cost, or if it limits the cost and the price of the model is not known.
+        """Decides whether a fallback model may be asked after the first model has failed, or a request be sent that a
+        middleware has changed. `call.name` is its model. If it may use more tokens or cost more than was reserved,
+        reserves that. The verdict denies the call if the budget has no room for that, or if it limits the cost and the
+        price of the model is not known.
         """
         opened = self._open.get(call.effect.job, {}).get(call.effect.ordinal)
-        cost = most_use(call).cost
         if opened is None:
             return NO_OBJECTION
         if opened.attempt and not call.effect.attempt:
@@ -219,10 +219,11 @@ class LedgerGuard(EffectGuard):
             self._hold(call.effect, opened)
         if opened.judged and (refused := self._unpriced(call)):
             return _denied(refused)
-        if cost <= opened.wanted.cost:
+        wanted = opened.wanted.reaching(most_use(call))
+        if wanted == opened.wanted:
             opened.asks(call.name, call.effect.attempt)
             return NO_OBJECTION
-        dearer = replace(opened, wanted=opened.wanted.costing(cost))
+        dearer = replace(opened, wanted=wanted)
         if not opened.judged:
             return self._decided_degraded(call, opened, dearer, ALLOWED)
         decided = partial(self._decided_degraded, call, opened, dearer)

@@ -283,21 +283,25 @@ class JobLimits(EffectGuard):
         the limits have no room for that cost, or if they limit the cost and the price of the model is not known.
         """
         job, opened = self._opened(call.effect)
-        cost = most_use(call).cost
         if job is not None and opened is not None and job.limits.max_cost is not None and not has_price(call):
             return _denied(_unpriced(job.limits, call))
-        if job is None or opened is None or cost <= opened.wanted.cost:
+        if job is None or opened is None or (wanted := opened.wanted.reaching(most_use(call))) == opened.wanted:
             return NO_OBJECTION
-        most, used, attempts = job.limits.max_cost, job.most().cost, max(1, opened.attempt)
-        others = used - opened.wanted.cost * attempts
-        if most is not None and others + cost * attempts > most:
+        attempts, used = max(1, opened.attempt), job.most()
+        others, most = used.minus(opened.wanted.times(attempts)), wanted.times(attempts)
+        if (limit := job.limits.max_cost) is not None and others.cost + most.cost > limit:
             return _denied(
-                f"the job may cost {money(most)}: {money(others)} are used, or may be by calls in flight, and this one may cost "
-                f"{money(cost * attempts)}"
+                f"the job may cost {money(limit)}: {money(others.cost)} are used, or may be by calls in flight, and this one may "
+                f"cost {money(most.cost)}"
             )
-        opened.wanted = opened.wanted.costing(cost)
+        if (tokens := job.limits.max_tokens) is not None and others.tokens + most.tokens > tokens:
+            return _denied(
+                f"the job may use {tokens:,} tokens: {others.tokens:,} are used, or may be by calls in flight, and this one may "
+                f"use {most.tokens:,}"
+            )
+        opened.wanted = wanted
         job.begin(self._key(call.effect), opened)
-        return GuardVerdict(tokens=opened.wanted.tokens, cost=plain(cost))
+        return GuardVerdict(tokens=wanted.tokens, cost=plain(wanted.cost) if wanted.cost else "")
 
     def _model(self, call: GuardedCall, job: _Job) -> GuardVerdict:
         assert call.spec is not None

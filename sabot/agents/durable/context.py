@@ -427,6 +427,18 @@ class _JobCaller:
         return await self._ctx.llm(engine).complete(spec)
 
 
+def calls_in_steps(ctx: DurableContext) -> Callable[..., Awaitable[Any]]:
+    """Returns a function `call(tool, *args)`, which calls tools as `ctx.call` does, each as a step of one call: what a
+    person approves for one step holds for those that follow.
+    """
+    steps: list[int] = []
+
+    async def call(tool: Tool, *args: Any) -> Any:
+        return await ctx._made(tool, args, {}, steps)
+
+    return call
+
+
 class BatchJobContext(DurableContext):
     """The argument `ctx` of a durable batch agent's function, for one job. `message` is the batch of rows.
 

@@ -164,14 +164,17 @@ class JobClient:
         self._set(KernelStore(journal, name, clock), name, durable=not isinstance(journal, MemoryStorage))
 
     @classmethod
-    def of_worker(cls, store: KernelStore, name: str) -> "JobClient":
-        """Returns the client through which a kernel, one of several workers, begins jobs and watches those of the others."""
+    def of_worker(cls, store: KernelStore, name: str, declared: Sequence[str]) -> "JobClient":
+        """Returns the client through which a kernel begins jobs that wait in the queue, and watches those of other workers.
+        `declared`: which of the options "policy" and "budgets" the kernel has.
+        """
         made = cls.__new__(cls)
-        made._set(store, name, durable=True)
+        made._set(store, name, durable=True, declared=declared)
         return made
 
-    def _set(self, store: KernelStore, name: str, *, durable: bool) -> None:
+    def _set(self, store: KernelStore, name: str, *, durable: bool, declared: Sequence[str] = ()) -> None:
         self.name, self._store, self._durable, self.looks = name, store, durable, JobLooks(store)
+        self._declared = tuple(sorted(declared))
         self.jobs, self.actions = AppJobs(store), ActionManager(store)
 
     @answers_wrong_options
@@ -277,6 +280,7 @@ class JobClient:
             form=REQUEST,
             within=within if request.idempotency_key else "",
             key=stored_key(request.key),
+            declared=self._declared,
         )
         after_ms = request.begins_ms(self._store.clock.time())
         try:

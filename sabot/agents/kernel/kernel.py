@@ -210,7 +210,7 @@ class RuntimeKernel:
         self._opening = asyncio.Lock()
         self._booking = asyncio.Lock()  # held while the ledger is made
         self._closed = False
-        self._client = JobClient.of_worker(KernelStore(self._place, self.name, clock), self.name)
+        self._client = JobClient.of_worker(KernelStore(self._place, self.name, clock), self.name, self._declared())
         self._elsewhere_jobs: dict[asyncio.Task[None], ExecutionHandle] = {}  # handles of jobs of other workers
         self._anew: asyncio.Task[None] | None = None  # makes this kernel another worker, after it has lost its lease
         self._between = False  # the host has lost its lease, and `_anew` has not ended

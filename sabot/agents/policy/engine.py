@@ -30,7 +30,15 @@ from sabot.agents.context import ExecutionContext
 from sabot.agents.durable.context import DurableContext
 from sabot.agents.durable.job_rows import version_of
 from sabot.agents.policy.names import check_names, check_unasked, misnamed, warn_of_same_names
-from sabot.agents.policy.rules import RESTRICTS, PolicyRule, RuleAnswer, asked_words, declared_words, is_idle
+from sabot.agents.policy.rules import (
+    RESTRICTS,
+    DataAccessPolicy,
+    PolicyRule,
+    RuleAnswer,
+    asked_words,
+    declared_words,
+    is_idle,
+)
 from sabot.base.checks import TEXTS, Of, check
 from sabot.base.config import Duration, checked_text, parse_seconds
 from sabot.base.options import answers_wrong_options
@@ -59,7 +67,7 @@ from sabot.jobs.values import pack
 _log = logging.getLogger(__name__)
 
 _OURS = "sabot.agents.policy"  # the package of rules that change no call
-_NAMES = 4096  # the most keys (kind, name, scope, principal, whether it is an agent as a tool, other names) whose matching rules are cached
+_NAMES = 4096  # the most keys (see `_matching`) whose matching rules are cached
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +95,7 @@ class _Matching(NamedTuple):
     - `name`: its name in the decision. `terms`: a digest of all that it declares.
     - `known`: its answer, if that depends on the name of the call and the caller only.
     - `verdicts`: the verdicts of its answers so far, by decision and `editable`.
+    - `of_start`: True if it judges the call as one of the tool that the call goes on with (`Tool.part_of`).
     """
 
     rule: PolicyRule
@@ -94,6 +103,7 @@ class _Matching(NamedTuple):
     terms: str
     known: GuardVerdict | None
     verdicts: dict[tuple[Decision, bool], GuardVerdict]
+    of_start: bool = False
 
 
 class _FunctionRule(PolicyRule):
@@ -141,7 +151,7 @@ class PolicyEngine(EffectGuard):
         self._rules: list[PolicyRule] = []
         self._steps: set[str] = set()  # the names of functions that may be steps
         self._foreign: set[int] = set()  # the ids of rules with code of the user
-        self._by_name: dict[tuple[CallKind, str, str, str, bool, tuple[str, ...]], list[_Matching]] = {}
+        self._by_name: dict[tuple[CallKind, str, str, str, bool, tuple[str, ...], str], list[_Matching]] = {}
         self._version: str | None = None
         if isinstance(rules, str) or not isinstance(rules, Sequence):
             raise UserError(f"PolicyEngine: rules={short_repr(rules)}", hint="a list: PolicyEngine([ToolPolicy(…)])")
@@ -343,7 +353,8 @@ class PolicyEngine(EffectGuard):
         verdict, later, permitted = None, [], False
         for matching in self._matching(call):
             try:
-                found = matching.known or self._ask(matching.rule, call)
+                asked = _as_start(call) if matching.of_start else call
+                found = matching.known or self._ask(matching.rule, asked)
             except (Exception, asyncio.CancelledError) as error:  # the rule may be the user's code
                 found = self._failed(matching.rule, error)
             if found is None:
@@ -425,12 +436,14 @@ class PolicyEngine(EffectGuard):
         tool = call.tool
         hands_over = tool is not None and tool.is_agent
         others = () if tool is None else tool.other_names
-        key = (call.kind, call.name, call.scope, call.principal, hands_over, others)
+        start = "" if tool is None or tool.part_of is None else tool.part_of.name
+        key = (call.kind, call.name, call.scope, call.principal, hands_over, others, start)
         found = self._by_name.get(key)
         if found is None:
             found, allowed, names, alike = [], False, Counter[str](), Counter[str]()
             for rule in self._rules:
-                if not (rule.matches(call.kind, call.name) or (hands_over and rule.matches("child", call.name))):
+                judges = self._judged_as(rule, call, hands_over)
+                if not judges:
                     continue
                 name = rule.name or type(rule).__name__
                 names[name] += 1
@@ -438,13 +451,15 @@ class PolicyEngine(EffectGuard):
                 terms = self._terms(rule)
                 alike[terms] += 1
                 terms = terms if alike[terms] == 1 else f"{terms} ({alike[terms]})"
-                answer = self._ask(rule, call) if rule.by_name else None
-                if answer is Decision.ALLOW and allowed:
-                    continue
-                allowed = allowed or answer is Decision.ALLOW
-                matching = _Matching(rule, name, terms, None, {})
-                known = None if answer is None else self._verdict(matching, answer)
-                found.append(_Matching(rule, name, terms, known, matching.verdicts))
+                for of_start in judges:
+                    asked = _as_start(call) if of_start else call
+                    answer = self._ask(rule, asked) if rule.by_name else None
+                    if answer is Decision.ALLOW and allowed:
+                        continue
+                    allowed = allowed or answer is Decision.ALLOW
+                    matching = _Matching(rule, name, terms, None, {})
+                    known = None if answer is None else self._verdict(matching, answer)
+                    found.append(_Matching(rule, name, terms, known, matching.verdicts, of_start))
             if tool is not None and others and (wrong := misnamed(self._rules, tool, self._steps)) is not None:
                 rule, pattern = wrong
                 reason = (
@@ -458,13 +473,25 @@ class PolicyEngine(EffectGuard):
             self._by_name[key] = found
         return found
 
+    def _judged_as(self, rule: PolicyRule, call: GuardedCall, hands_over: bool) -> list[bool]:
+        """Returns for each call that the rule judges whether it is that of the tool with which this call goes on (True), or
+        this one (False). A rule of the user may look for either name, so it judges both.
+        """
+        own = rule.matches(call.kind, call.name) or (hands_over and rule.matches("child", call.name))
+        tool = call.tool
+        part_of = None if tool is None else tool.part_of
+        by_caller = rule.by_name or type(rule) is DataAccessPolicy  # and by no argument
+        if tool is None or part_of is None or (tool.waits and not by_caller) or not rule.matches("tool", part_of.name):
+            return [False] if own else []
+        return [True, False] if own and id(rule) in self._foreign else [True]
+
     def _terms(self, rule: PolicyRule) -> str:
         """Returns a digest of all that a rule declares, and of its code if that is the user's."""
         said = rule.version() if id(rule) in self._foreign else declared_words(rule)
         return blake2b(said.encode(errors="replace"), digest_size=8).hexdigest()
 
     def _verdict(self, matching: _Matching, found: Any) -> GuardVerdict:
-        rule, name, terms, _, verdicts = matching
+        rule, name, terms, verdicts = matching.rule, matching.name, matching.terms, matching.verdicts
         if isinstance(found, GuardVerdict):
             editable, terms = found.editable and rule.editable, terms if found.decision is Decision.ASK else ""
             return msgspec.structs.replace(found, rule=name, version=self.version, editable=editable, terms=terms)
@@ -502,10 +529,21 @@ class PolicyEngine(EffectGuard):
         """
         if verdict is not None and (permitted or verdict.decision is Decision.DENY):
             return verdict
-        if self.default == "deny" and call.kind != "child":
+        waits = call.tool is not None and call.tool.waits  # for what a rule has allowed
+        if self.default == "deny" and call.kind != "child" and not waits:
             denied = GuardVerdict(Decision.DENY, "default", self.version, f"no rule allows {asked_words(call)}")
             return denied if verdict is None else self._joined(denied, verdict)
         return GuardVerdict(version=self.version) if verdict is None else verdict
+
+
+def _as_start(call: GuardedCall) -> GuardedCall:
+    """Returns the call as one of the tool that it goes on with (`Tool.part_of`)."""
+    assert call.tool is not None
+    part_of = call.tool.part_of
+    assert part_of is not None
+    # one that only waits has other arguments: no rule about arguments judges it
+    tool = call.tool if call.tool.waits else part_of
+    return msgspec.structs.replace(call, name=part_of.name, effect_class=part_of.effect, tool=tool)
 
 
 def _allowed_before(call: GuardedCall, verdict: GuardVerdict) -> GuardVerdict:

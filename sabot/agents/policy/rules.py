@@ -391,7 +391,7 @@ class ConstraintPolicy(_ContentRule):
             if value is MISSING_VALUE or value is LEFT_VALUE or (value is CLOSED_VALUE and lost):
                 continue
             if value is CLOSED_VALUE:
-                instead = "a text, a number, a list or an iterator is in the place of what has it"
+                instead = "a text, a number, a list, an iterator, or a dict for a list, is in the place of what has it"
                 said = f"{self.field} is missing: {instead} ({asked_words(call)})"
                 return GuardVerdict(Decision.DENY, reason=said)
             if unlike := self._unlike(value):

@@ -6,6 +6,9 @@ Three effects of the job do that:
    finish  is a read: waits for the end of that run; its result is the output, or null if the run is gone
    resume  may be repeated: starts the command that continues the session; its result is that of `start`
 
+Rules about the tool `start` hold for the other two as well (`Tool.part_of`), and a person who approves it is not asked again:
+the three are steps of one call.
+
 So the journal has the id of the session while the program runs. If the worker is killed before the journal has it,
 `start` is in doubt, as any effect of its class would be.
 """
@@ -16,11 +19,12 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
+from sabot.agents.durable.context import calls_in_steps
 from sabot.agents.programs.runs import Heard, ProgramOutput, RunId
 from sabot.codecs.records import decode_json
 from sabot.engine.calls.effects import EffectClass, EffectName
 from sabot.engine.calls.tool_context import Effect
-from sabot.engine.calls.tools import InDoubt, Tool, tool
+from sabot.engine.calls.tools import InDoubt, Tool, tool, tool_within
 from sabot.errors import DataError
 from sabot.process.errors import CommunicationError, ExecutionError
 
@@ -50,8 +54,8 @@ class ProgramSessions:
         self._program, self._run, self._field = program, run, field
         self._running: dict[str, asyncio.Future[ProgramOutput]] = {}
         self._start: Tool = tool(effect=effect, in_doubt=in_doubt, name=name)(self._begun)
-        self._finish: Tool = tool(effect="read", name=f"{name}.finish")(self._finished)
-        self._resume: Tool = tool(effect="idempotent", name=f"{name}.resume")(self._begun)
+        self._finish = tool_within(self._start, self._finished, "finish", "read")
+        self._resume = tool_within(self._start, self._begun, "resume", "idempotent")
 
     @asynccontextmanager
     async def open(self) -> "AsyncIterator[None]":
@@ -74,15 +78,16 @@ class ProgramSessions:
 
         Raises EffectError if the program fails, and ExecutionError if its process was lost too often.
         """
-        said = await ctx.call(self._start, argv, stdin)
+        call = calls_in_steps(ctx)
+        said = await call(self._start, argv, stdin)
         for _ in range(_MOST_RESUMES):
             if not isinstance(said, Mapping) or "session" not in said:
                 return said
             session = str(said["session"])
-            found = await ctx.call(self._finish, session, said.get("run", ""))
+            found = await call(self._finish, session, said.get("run", ""))
             if found is not None:
                 return found
-            said = await ctx.call(self._resume, resumed(session), None)
+            said = await call(self._resume, resumed(session), None)
         raise ExecutionError(f"{self._program} was cut off {_MOST_RESUMES} times")
 
     async def _begun(self, argv: Sequence[str], stdin: str | None, effect: Effect) -> ProgramOutput | dict[str, str]:

@@ -325,7 +325,7 @@ def argument_values(
     if tool is not None and tool.parameters is not None:
         return values_in_json(arguments, path, [tool.parameters.json], tool.parameters.json)
     if tool is None or path[0] == REST:
-        return values_at(arguments, path, extremes=extremes)
+        return values_at(arguments, path, dict[str, Any], extremes=extremes)
     first, rest = path[0], path[1:]
     if not rest and first in arguments:
         return [arguments[first]]

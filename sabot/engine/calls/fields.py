@@ -3,7 +3,7 @@ says of them. What a class says of its fields is read once.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
 from dataclasses import MISSING, fields, is_dataclass
 from enum import Enum
 from functools import cached_property, partial
@@ -33,7 +33,7 @@ MISSING_VALUE: Any = object()
 
 CLOSED_VALUE: Any = object()
 """The value that `values_at` returns in place of what it cannot look into: a text or a number in place of a list or an
-object, a list in place of an object, and an iterator, which can be read only once.
+object, a list in place of an object, a dict in place of a list, and an iterator, which can be read only once.
 """
 
 LEFT_VALUE: Any = object()
@@ -207,7 +207,7 @@ def values_at(value: Any, path: Sequence[str], kind: Any = Any, *, extremes: boo
     first, rest = path[0], path[1:]
     found: list[tuple[Any, Any]]
     if isinstance(value, Mapping):
-        found = _in_mapping(value, first, kind)
+        found = _in_mapping(value, first, kind, is_last=not rest)
     elif isinstance(value, list | tuple | Set) and not hasattr(value, "_fields"):
         found = _in_items(value, first, kind)
     elif (first == REST or first.isdecimal()) and (rows := rows_of(value)) is not None:
@@ -269,16 +269,24 @@ def _in_items(value: Collection[Any], name: str, kind: Any) -> list[tuple[Any, A
     return [(CLOSED_VALUE, Any)]
 
 
-def _in_mapping(value: Mapping[Any, Any], name: str, kind: Any) -> list[tuple[Any, Any]]:
-    """Returns the values that a dict has under a name, with their declared types."""
-    if name == REST:
-        return [(each, item_kind(kind)) for each in value.values()]
+def _in_mapping(value: Mapping[Any, Any], name: str, kind: Any, *, is_last: bool) -> list[tuple[Any, Any]]:
+    """Returns the values that a dict has under a name, with their declared types. `is_last`: True for the last part of a
+    path.
+    """
+    if name == REST or name.isdecimal():
+        taken = _takes_mapping(kind)
+        if taken is False:  # the tool reads a list: it gets the keys
+            return [(CLOSED_VALUE, Any)]
+        if name == REST:
+            keys = keys_as_items(value) if is_last and taken is None else ()
+            return [*((each, item_kind(kind)) for each in value.values()), *((each, Any) for each in keys)]
     found: list[tuple[Any, Any]] = []
     missing: list[tuple[Any, Any]] = []
+    keys = _keys_named(value, name)
     for each in choices_of(kind):
         field = fields_of(each).get(name)
         if field is None:
-            found += [(value[name], item_kind(each))] if name in value else []
+            found += [(value[key], item_kind(each)) for key in keys]
             continue
         # if several names are there, each value is judged, since either may be the one that the tool takes
         named = [value[other] for other in field.names if other in value]
@@ -287,11 +295,50 @@ def _in_mapping(value: Mapping[Any, Any], name: str, kind: Any) -> list[tuple[An
             missing.append((field.default(), field.type))
         elif not named and name in getattr(each, "__optional_keys__", ()) and each.__required_keys__ <= value.keys():
             missing.append((LEFT_VALUE, Any))
-    if not found and name in value:
-        found = [(value[name], Any)]
+    if not found:
+        found = [(value[key], Any) for key in keys]
     if not found and isinstance(value, defaultdict) and value.default_factory is not None:
         found = [(value.default_factory(), Any)]  # as the tool gets it
     return found or missing or [(MISSING_VALUE, Any)]
+
+
+def _keys_named(value: Mapping[Any, Any], name: str) -> list[Any]:
+    """Returns the keys of a dict that a part of a path names: the text, and keys that are no texts, such as 7 or a member
+    of an Enum.
+    """
+    number = int(name) if name.isdecimal() else None
+    found: list[Any] = [name] if name in value else []
+    for each in value:
+        if isinstance(each, str):
+            continue
+        names = (each.name, str(each.value)) if isinstance(each, Enum) else (str(each),)
+        if name in names or (number is not None and each == number):
+            found.append(each)
+    return found
+
+
+def _takes_mapping(kind: Any) -> bool | None:
+    """Returns True if a value of this type may be a dict or an object with fields, and False if it certainly is a list or
+    another thing of which a tool reads the items. Returns None if that is not known.
+    """
+    told: set[bool | None] = set()
+    for each in choices_of(kind):
+        origin = get_origin(each) or each
+        if not isinstance(origin, type) or origin in _ANY:
+            told.add(None)
+        elif issubclass(origin, Mapping) or fields_of(origin):
+            return True
+        else:
+            told.add(False if issubclass(origin, (Iterable, *_PLAIN)) else None)
+    return None if None in told else False
+
+
+def keys_as_items(value: Mapping[Any, Any]) -> list[Any]:
+    """Returns the keys of a dict that a tool may take for a list, because it declares no type: reading it, it gets the
+    keys. Returns none if these are certainly names: texts that are no numbers, of values that are no texts.
+    """
+    names = all(isinstance(each, str) and not each.strip().lstrip("+-")[:1].isdecimal() for each in value)
+    return [] if names and not any(isinstance(each, str) for each in value.values()) else list(value)
 
 
 def choices_of(kind: Any) -> list[Any]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from types import NoneType
 from typing import Any, Literal
 
-from sabot.engine.calls.fields import CLOSED_VALUE, LEFT_VALUE, MISSING_VALUE, REST, is_no_value
+from sabot.engine.calls.fields import CLOSED_VALUE, LEFT_VALUE, MISSING_VALUE, REST, is_no_value, keys_as_items
 from sabot.engine.calls.json_schema import item_schema
 from sabot.engine.calls.model_requests import JsonSchema
 from sabot.errors import UserError
@@ -14,6 +14,7 @@ from sabot.errors import UserError
 _DEEPEST = 60  # levels of a JSON schema whose defaults are filled in
 _MOST_NESTED = 20_000  # defaults within defaults of one call: the schema of a server may refer to itself
 _OPEN = frozenset({"patternProperties", "dependentSchemas", "dependencies", "then", "else"})  # say of further fields
+_OF_OBJECTS = frozenset({"properties", "patternProperties", "additionalProperties"})
 _JSON_TYPES: Mapping[Any, Any] = {
     "string": str,
     "integer": int,
@@ -101,7 +102,12 @@ def values_in_json(value: Any, path: Sequence[str], schemas: Sequence[Any], root
         others += [one for each in objects for one in _named(each, "patternProperties").values()]
         of = {name: [*(each.get(name) for each in declared), *others] for name in (value if first == REST else [first])}
         found = [(value[name], of[name]) for name in of if name in value]
-        if first != REST and first not in value:
+        taken = _takes_object(objects) if first == REST or first.isdecimal() else True
+        if taken is False:  # the tool reads a list: it gets the keys
+            found = [(CLOSED_VALUE, [])]
+        elif first == REST and not rest and taken is None:
+            found += [(each, []) for each in keys_as_items(value)]
+        elif first != REST and first not in value:
             found = [
                 (each["default"], of[first])
                 for schema in of[first]
@@ -117,6 +123,19 @@ def values_in_json(value: Any, path: Sequence[str], schemas: Sequence[Any], root
     return [
         each for one, of_it in found for each in ([one] if is_no_value(one) else values_in_json(one, rest, of_it, root))
     ]
+
+
+def _takes_object(schemas: Sequence[JsonSchema]) -> bool | None:
+    """Returns True if one of the schemas of a value describes an object, and False if they only describe a list. Returns
+    None if that is not known.
+    """
+    kinds: set[Any] = set()
+    for each in schemas:
+        kind = each.get("type")
+        kinds.update(kind if isinstance(kind, list) else [kind])
+    if "object" in kinds or any(not _OF_OBJECTS.isdisjoint(each) for each in schemas):
+        return True
+    return False if "array" in kinds else None
 
 
 def _may_lack(schema: JsonSchema, name: str, value: Mapping[str, Any]) -> bool:

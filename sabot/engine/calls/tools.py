@@ -186,6 +186,9 @@ class Tool(Generic[P, R]):
     - `other_names`: names by which a rule may mean the tool of an MCP server, but does not reach it, such as the server's.
     - `takes_context`: the name of the function's parameter with the type ToolContext, or "". `func` takes it by name only.
     - `deps`: what `ToolContext.deps` is made of; None for a tool of no agent.
+    - `part_of`: the tool whose call this one goes on with, such as that of `NAME` for `NAME.resume`; else None. Rules about
+      that tool hold for this one too, with its class. A tool of the class "read" only waits for the end of such a call: of
+      those rules the ones about names and callers hold for it.
     """
 
     func: Callable[P, R]
@@ -206,6 +209,7 @@ class Tool(Generic[P, R]):
     other_names: tuple[str, ...] = ()
     takes_context: str = ""
     deps: AgentDeps | None = field(default=None, compare=False, repr=False)
+    part_of: "Tool | None" = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         func: Any = self.func
@@ -258,6 +262,11 @@ class Tool(Generic[P, R]):
             {name: each for name, each in kwargs.items() if each is not value},
         )
         return inner_effect(value, self.name, others)
+
+    @property
+    def waits(self) -> bool:
+        """True if the tool only waits for the end of the call of another one (`part_of`)."""
+        return self.part_of is not None and self.effect is EffectClass.READ
 
     def __get__(self, instance: Any, owner: type | None = None) -> "Tool":
         """Binds the function, so that a tool can be a method."""
@@ -460,6 +469,15 @@ def _looking_with(look: Callable[..., Any], given: "partial[Any]") -> Callable[.
         return look(effect, *given.args, *args, **{**given.keywords, **kwargs})
 
     return looked_up
+
+
+def tool_within(part_of: Tool, func: Callable[..., Any], verb: str, effect: EffectName) -> Tool:
+    """Returns the tool that goes on with a call of another one (`Tool.part_of`). Its name is that of the other with a verb:
+    "work.resume".
+    """
+    made = replace(tool(effect=effect, name=f"{part_of.name}.{verb}")(func), part_of=part_of)
+    note_tool(made)  # the first one is gone
+    return made
 
 
 async def _hand_over(prompt: str) -> str:

@@ -7,7 +7,7 @@ import gc
 import json
 import re
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial, update_wrapper, wraps
 from itertools import count
 from typing import Annotated, Any, NamedTuple, TypedDict
@@ -257,6 +257,75 @@ async def test_a_value_in_which_a_path_cannot_be_followed_is_denied(
         lost = "missing" in reason
         assert result.decision == (("deny" if lost else otherwise) if reason else "allow")
         assert reason in result.reason
+
+
+class Currency(enum.Enum):
+    EUR = "eur"
+
+
+def _listed(amounts: list[int]) -> None: ...
+def _iterated(amounts: Iterable[int]) -> None: ...
+def _listed_or_one(amounts: list[int] | int) -> None: ...
+def _by_word(amounts: dict[str, int]) -> None: ...
+def _by_number(amounts: dict[int, int]) -> None: ...
+def _by_currency(amounts: dict[Currency, int]) -> None: ...
+def _either(amounts: list[int] | dict[str, int]) -> None: ...
+def _untyped(amounts) -> None: ...  # type: ignore[no-untyped-def]
+
+
+_LIST_SCHEMA = {"type": "object", "properties": {"amounts": {"type": ["array", "null"], "items": {"type": "integer"}}}}
+_WORDS_SCHEMA = {"type": "object", "properties": {"amounts": {"additionalProperties": {"type": "integer"}}}}
+_OPEN_SCHEMA = {"type": "object", "properties": {"amounts": {}}}
+
+
+@pytest.mark.parametrize(
+    ("takes", "field", "amounts", "decision"),
+    [
+        (_listed, "amounts.*", {500: 1}, "deny"),
+        (_listed, "amounts.*", [5, 500], "deny"),
+        (_listed, "amounts.*", [5], "allow"),
+        (_listed, "amounts.0", {0: 500}, "deny"),
+        (_iterated, "amounts.*", {500: 1}, "deny"),
+        (_listed_or_one, "amounts.*", {500: 1}, "deny"),
+        (_by_word, "amounts.*", {"rent": 5}, "allow"),
+        (_by_word, "amounts.*", [500], "deny"),
+        (_by_word, "amounts.rent", [500], "deny"),
+        (_by_number, "amounts.7", {7: 500}, "deny"),
+        (_by_number, "amounts.7", {7.0: 500, "7": 5}, "deny"),
+        (_by_number, "amounts.7", {7: 5, 8: 500}, "allow"),
+        (_by_currency, "amounts.eur", {Currency.EUR: 500}, "deny"),
+        (_by_currency, "amounts.EUR", {Currency.EUR: 500}, "deny"),
+        (_by_currency, "amounts.eur", {Currency.EUR: 5}, "allow"),
+        (_either, "amounts.*", {"rent": 5}, "allow"),
+        (_untyped, "amounts.*", {500: 1}, "deny"),
+        (_untyped, "amounts.*", {"500": 1}, "deny"),
+        (_untyped, "amounts.*", {"rent": 5}, "allow"),
+        (_untyped, "amounts.*", {"rent": 500}, "deny"),
+        (_LIST_SCHEMA, "amounts.*", {"500": 1}, "deny"),
+        (_LIST_SCHEMA, "amounts.0", {"0": 500}, "deny"),
+        (_LIST_SCHEMA, "amounts.*", None, "allow"),
+        (_WORDS_SCHEMA, "amounts.*", {"500": 1}, "allow"),
+        (_OPEN_SCHEMA, "amounts.*", {"500": 1}, "deny"),
+        (_OPEN_SCHEMA, "amounts.*", {"rent": 5}, "allow"),
+    ],
+)
+async def test_a_dict_is_judged_as_the_tool_reads_it(takes: Any, field: str, amounts: Any, decision: str) -> None:
+    """`for each in amounts` gives the keys of a dict, and the rule had judged its values."""
+    if isinstance(takes, dict):
+        pay = dataclasses.replace(tool(name="pay")(_untyped), parameters=OfferedArguments("pay", "", takes))
+    else:
+        pay = tool(name="pay")(takes)
+    policy = PolicyEngine([ConstraintPolicy(["pay"], field, max=50)])
+    assert (await policy.check_tool(pay, arguments={"amounts": amounts})).decision == decision
+
+
+async def test_the_words_that_a_tool_without_types_may_read_are_judged() -> None:
+    @tool
+    def send(to: Any) -> None: ...
+
+    policy = PolicyEngine([ConstraintPolicy(["send"], "to.*", pattern=".*@acme.com")])
+    for to, decision in (({"eve@evil.com": "x@acme.com"}, "deny"), ({"a@acme.com": "x@acme.com"}, "allow")):
+        assert (await policy.check_tool(send, arguments={"to": to})).decision == decision, to
 
 
 async def test_a_bound_of_a_named_tuple_holds_for_a_plain_tuple() -> None:

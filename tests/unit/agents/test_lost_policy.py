@@ -13,6 +13,7 @@ from sabot.agents import (
     ConstraintPolicy,
     ExecutionRequest,
     JobClient,
+    JobLimit,
     PolicyEngine,
     PolicyRef,
     RuntimeKernel,
@@ -20,6 +21,7 @@ from sabot.agents import (
 )
 from sabot.agents.durable.context import DurableContext
 from sabot.agents.kernel.kernel import check_kernel
+from sabot.clock import ManualClock
 from sabot.errors import EffectError, NonDeterminism
 from sabot.llm import ExecutionEngine, ScriptedProvider, tool
 from tools.agent_tools import until
@@ -245,3 +247,43 @@ async def test_an_app_without_the_policy_makes_no_further_call(tmp_path: Path) -
     await until(lambda: cast(Any, second.statistics()["jobs"])["blocked"])
     await second.stop()
     assert desk.paid == []
+
+
+@pytest.mark.parametrize("waits", ["start_after", "limit"])
+@pytest.mark.parametrize("name", ["policy", "budgets"])
+async def test_a_job_that_waited_in_the_queue_keeps_what_was_declared(tmp_path: Path, name: str, waits: str) -> None:
+    """It had no entry in the log before the restart, so nothing said that a kernel with a policy had taken it."""
+    desk, clock = Desk(), ManualClock(1_800_000_000.0)
+
+    async def job(ctx: DurableContext) -> str:
+        if ctx.message == "first":
+            return (await ctx.ask("confirm", {})).outcome
+        return await desk.job(ctx)
+
+    def kernel(**declared: Any) -> RuntimeKernel:
+        limits = [JobLimit("job", concurrency=1, parked="holds")]
+        return RuntimeKernel.create(agent=job, journal=str(tmp_path / "jobs"), limits=limits, clock=clock, **declared)
+
+    policy = PolicyEngine([ToolPolicy(["pay"], warn=True)])
+    declared: dict[str, Any] = (
+        {"budgets": [Budget("*", max_calls_daily=1)]} if name == "budgets" else {"policy": policy}
+    )
+    async with kernel(**declared) as first:
+        if waits == "limit":
+            await first.execute(ExecutionRequest(prompt="first"))
+        after = "1h" if waits == "start_after" else None
+        queued = (await first.execute(ExecutionRequest(prompt="go", start_after=after))).job_id
+        if waits == "limit":
+            await asked(first.actions)
+    clock.advance(3600)
+    async with kernel() as second:
+        await second.resume()
+        if waits == "limit":
+            await second.actions.resolve((await asked(second.actions)).resume_token, {"approved": True})
+        with pytest.raises(NonDeterminism, match=f"call pay: {name}= judged"):
+            await (await second.handle(queued)).result()
+    assert desk.paid == []
+    async with kernel(**declared) as third:
+        await third.resume()
+        assert (await (await third.handle(queued)).result()).output == "done"
+    assert desk.paid == ["a", "b"]
