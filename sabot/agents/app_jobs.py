@@ -30,6 +30,7 @@ from sabot.agents.job_reads import (
 )
 from sabot.agents.job_view import JobView
 from sabot.agents.jobs import JobManager, JobRecord, JobSpec, JobStatus, check_move, no_job
+from sabot.agents.session_turns import Recalled, SessionId, recall
 from sabot.agents.store import JobsAndActions, as_json, cancel_letter
 from sabot.base.checks import Of, Whole, check
 from sabot.base.threads import run_connected
@@ -45,6 +46,7 @@ from sabot.journal.ended_jobs import OUTCOMES, STATUSES, JobQuery, cut
 from sabot.journal.entries import REQUEST, Begin, Letter, encode_entry
 from sabot.journal.memory import MemoryInbox, MemoryReader, MemoryStorage
 from sabot.journal.opening import open_inbox, open_reader
+from sabot.llm.conversation import Conversation
 
 
 @dataclass(frozen=True)
@@ -451,6 +453,31 @@ class AppJobs(JobManager):
 
         await run_connected(post)
         return job
+
+    async def conversation(
+        self, agent: str, session: str, *, scope: str = "default", principal: str = ""
+    ) -> Conversation:
+        """Returns the conversation of a session of a kernel: what the next job of the session begins with. `agent` is the name
+        of the Agent; the others are those of the requests (`ExecutionRequest`). The conversation is empty if no job of the
+        session has succeeded, and if the journal has forgotten all of them.
+        """
+        for name, given in {"agent": agent, "session": session}.items():
+            checked_word(given, f"conversation: {name}", empty=False)
+        for name, given in {"scope": scope, "principal": principal}.items():
+            checked_word(given, f"conversation: {name}")
+
+        def read() -> Recalled:
+            with self.store.reader() as reader:
+                marks = reader.of_session(JobQuery(agent, cut(scope)), cut(session))
+                ids = sorted({mark.agent for mark in marks})
+                if len(ids) > 1:
+                    raise UserError(
+                        f"session {session} has jobs of the agents {', '.join(ids)}", hint="give the id of one of them"
+                    )
+                return recall(reader, SessionId(ids[0], scope, principal, session)) if ids else Recalled()
+
+        await self.store.own_writes()
+        return Conversation((await run_connected(read)).messages)
 
     async def page(self, query: JobQuery | Mapping[str, Any] | None = None, *, most: int = 200) -> JobPage:
         """Returns a page of the jobs that a query selects, the newest first, with the numbers of jobs by status on all pages.

@@ -146,7 +146,7 @@ class JobSpec:
 class OpenEffect:
     """An effect of an agent's job that has no result yet. Times are in seconds since 1970.
 
-    - `kind`: "call", "ask", "sleep", "wait" or "child".
+    - `kind`: "call", "recall", "ask", "sleep", "wait" or "child".
     - `name`: the name of the tool, the type of the question, the name of the signal, or the id of the agent.
     - `asked_at`: the time at which the job requested the effect.
     - `due_at`: the time at which a timer ends or a question expires; None if there is no such time.

@@ -66,13 +66,17 @@ TRANSITIONS: tuple[tuple[EffectPhase, ...], ...] = (
 """The phases that may follow a phase. The index is the number of the phase."""
 
 
+CALLS = ("call", "recall")
+"""The kinds of effects that call a tool. Nobody decides on a "recall", and no event tells of it."""
+
+
 @dataclass(slots=True, eq=False)
 class EffectState:
     """The state of an effect that the function of a job has requested.
 
     - `ordinal`: the number of the effect in its job.
-    - `kind`: "call", "ask" (a question to a person), "sleep", "wait" (for a signal), "child" or "patch"
-      (`ctx.patched`).
+    - `kind`: "call", "recall" (a call by which Sabot itself reads something for the job), "ask" (a question to a person),
+      "sleep", "wait" (for a signal), "child" or "patch" (`ctx.patched`).
     - `name`: the name of the tool, the child's agent, the timer, the question, the signal or the patch.
     - `effect_class`: for a call, the class of its tool (`EffectClass`), by which the call may or may not be repeated.
     - `digest`, `body`: the digest of the arguments, and the packed arguments.
@@ -358,7 +362,7 @@ def intended(
     if asks and not effect.attempt:
         effect.enter(APPROVAL)
         return APPROVE if answer is None else approved(effect, answer)
-    if effect.kind == "call":
+    if effect.kind in CALLS:
         return RESOLVE_DOUBT if resumed else MAKE
     if effect.kind == "child":
         return BEGIN
@@ -559,7 +563,7 @@ def drop(effect: EffectState) -> bool:
     - Effects of other kinds are withdrawn: questions, timers, waits for signals, and children.
     """
     effect.dropped = True
-    return effect.kind == "call" and effect.attempt > 0
+    return effect.kind in CALLS and effect.attempt > 0
 
 
 def may_repeat(effect: EffectState, *, not_made: bool) -> bool:

@@ -345,20 +345,22 @@ class JobLog:
             "unapplied": [[job_id, *position] for job_id, position in sorted(self.unapplied.items())],
         }
 
-    def trim(self, needed: Callable[[], Mapping[int, int] | None], forget_before_ms: int) -> None:
+    def trim(
+        self, needed: Callable[[], Mapping[int, int] | None], forget_before_ms: int, *, sessions: bool = False
+    ) -> None:
         """Removes from the journal the entries of ended jobs that no checkpoint needs any more. This runs in a task;
         the method does not wait for it.
 
         - `needed`: a function that returns, by partition, the first offset whose entries some checkpoint still needs.
           It returns None if that is unknown now; then nothing is removed. It may block.
-        - `forget_before_ms`: a time in milliseconds since 1970, which is passed to `Journal.trim`.
+        - `forget_before_ms`, `sessions`: are passed to `Journal.trim`.
         """
 
         def trim() -> None:
             positions = needed()
             if positions is not None:
                 with suppress(TransientError):  # the next checkpoint trims
-                    self.journal.trim(positions, forget_before_ms)
+                    self.journal.trim(positions, forget_before_ms, sessions=sessions)
 
         async def when_kept() -> None:
             try:

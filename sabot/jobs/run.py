@@ -609,6 +609,20 @@ class JobRun:
         assert ask.future is not None
         return ask.future
 
+    def recall(self, tool: Tool, args: tuple[Any, ...]) -> "asyncio.Future[Any] | None":
+        """Requests a call by which Sabot itself reads something for the job, and which no rule decides on. Returns the future
+        of the result, or None if the history shows that the job has passed this place in an earlier version of Sabot, which
+        read nothing here. `tool`: of the class "local".
+        """
+        here = self._unmatched.values() if self._matches else [each for each in self._next_places() if each]
+        passed = bool(here) or (not self._matches and self.history.end is not None)
+        if passed and all((each.kind, each.name) != ("recall", tool.name) for each in here):
+            return None
+        body = pack([args, {}], f"arguments of {tool.name}", sort=True)
+        ask = self._ask("recall", tool.name, body, effect_class=tool.effect, body=body, given=(tool, args, {}))
+        ask.tool, ask.args, ask.kwargs = tool, args, {}
+        return ask.future
+
     def is_recorded(self, name: str, body: bytes) -> bool:
         """Returns True if the history already has the call that the function is about to request. `name`: the name of
         the tool. `body`: the packed arguments.

@@ -293,6 +293,10 @@ class JournalReader(ABC):
         UserError if `after` is no cursor.
         """
 
+    def of_session(self, query: JobQuery, session: str) -> list[JobMark]:
+        """Returns the jobs of a session that `logged` returns for a query, the newest first."""
+        return [mark for mark in self.logged(query, EVERY) if mark.session == session]
+
     @abstractmethod
     def logged_counts(self, query: JobQuery) -> dict[str, int]:
         """Returns the numbers of the jobs that `logged` returns for a query, by their `JobMark.status`."""
@@ -621,7 +625,7 @@ class Journal(JournalReader, Inbox):
         """
 
     @abstractmethod
-    def trim(self, before: Mapping[int, int], forget_before_ms: int = 0) -> int:
+    def trim(self, before: Mapping[int, int], forget_before_ms: int = 0, *, sessions: bool = False) -> int:
         """Removes the entries of jobs that ended before the offsets in `before`, and the long bodies that no
         remaining entry refers to. Returns the number of removed entries. Blocks; other threads may append meanwhile.
 
@@ -629,10 +633,19 @@ class Journal(JournalReader, Inbox):
         - `forget_before_ms`: a time in milliseconds since 1970. A job that ended before it is forgotten completely. A
           job that ended later keeps its `JobMark`. If such a job may begin again (MAY_BEGIN_AGAIN), it also keeps its
           entries, because it then needs its earlier results.
+        - `sessions`: True if a job that belongs to a session keeps its entries for as long: later jobs of the session need
+          them.
 
         A job that has not ended keeps all entries. After a crash during a trim, each job is either trimmed completely
         or not at all. If `keeping` is set, the removed entries move into the history, and jobs that exceed the limits
         of the history are removed from it.
+        """
+
+    @abstractmethod
+    def forget(self, jobs: Collection[str]) -> int:
+        """Removes the entries of these jobs, and their long bodies, as far as they have ended; they do not move into the
+        history. Their `JobMark` stays, as after `trim`. Returns the number of removed entries. Blocks. After a crash, each job
+        is either removed completely or not at all.
         """
 
     @abstractmethod

@@ -94,6 +94,9 @@ HELD_MARKS = MARKS.replace(", 0 FROM", ", CASE WHEN ended IS NULL AND worker > 0
 BEGUN_WITHIN = "SELECT job FROM jobs WHERE within = ? AND within <> ''"
 """Selects the jobs that the tool of an effect has begun. The second condition is that of the index."""
 
+WITHOUT_SESSION = " AND session = ''"
+"""A condition: the job belongs to no session."""
+
 BELOW = "SELECT job FROM jobs WHERE job >= ? AND job < ? AND created_ms IS NOT NULL"
 """Selects the jobs with ids from one to before another (`ended_jobs.descendants`)."""
 
@@ -161,6 +164,12 @@ def find_statement(marks: str, query: JobQuery, most: int) -> tuple[str, list[An
     """Returns the statement for `JournalReader.logged`, and its values. `marks`: MARKS or HELD_MARKS, as the journal has it."""
     chosen, values = _conditions(query, "created_ms IS NOT NULL")
     return f"{marks}{chosen} ORDER BY created_ms DESC, job DESC LIMIT ?", [*values, most]
+
+
+def session_statement(marks: str, query: JobQuery, session: str) -> tuple[str, list[Any]]:
+    """Returns the statement for `JournalReader.of_session`, and its values. `marks`: as for `find_statement`."""
+    chosen, values = _conditions(query, "created_ms IS NOT NULL")
+    return f"{marks}{chosen} AND session = ? ORDER BY created_ms DESC, job DESC", [*values, session]
 
 
 def statement_of_counts(query: JobQuery) -> tuple[str, list[Any]]:

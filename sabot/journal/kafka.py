@@ -468,8 +468,8 @@ class KafkaJournal(TablesReader, SqlJournal):
 
     # -- trimming ---------------------------------------------------------------------------------------------------------
 
-    def trim(self, before: Mapping[int, int], forget_before_ms: int = 0) -> int:
-        removed = super().trim(before, forget_before_ms)
+    def trim(self, before: Mapping[int, int], forget_before_ms: int = 0, *, sessions: bool = False) -> int:
+        removed = super().trim(before, forget_before_ms, sessions=sessions)
         if self._log_bytes > self._slack_bytes + 2 * self._replica.live_bytes():
             self._copy()
         return removed

@@ -8,7 +8,7 @@ import secrets
 import threading
 import uuid
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from hashlib import blake2b
@@ -22,6 +22,7 @@ from sabot.journal.base import (
     Beginnings,
     Inbox,
     JobHistory,
+    JobKeeping,
     JobMark,
     Journal,
     JournalReader,
@@ -341,15 +342,27 @@ class MemoryJournal(MemoryReader, Journal):
         with self.storage.lock:
             self.storage.approvals.add(approval)
 
-    def trim(self, before: Mapping[int, int], forget_before_ms: int = 0) -> int:
-        storage, removed, keeping = self.storage, 0, self.keeping
+    def trim(self, before: Mapping[int, int], forget_before_ms: int = 0, *, sessions: bool = False) -> int:
+        def goes(mark: JobMark) -> bool:
+            offsets = self.storage.of_job.get(mark.job, [])
+            needed = mark.outcome in MAY_BEGIN_AGAIN or (sessions and mark.session)
+            kept = needed and mark.ended_ms >= forget_before_ms
+            return not kept and not (offsets and offsets[-1] >= before.get(0, 0))
+
+        return self._remove(goes, self.keeping, forget_before_ms)
+
+    def forget(self, jobs: Collection[str]) -> int:
+        return self._remove(lambda mark: mark.job in jobs, None, 0)
+
+    def _remove(self, goes: Callable[[JobMark], object], keeping: JobKeeping | None, forget_before_ms: int) -> int:
+        """Removes the jobs that have ended and that `goes` selects, as `trim` and `forget` do."""
+        storage, removed = self.storage, 0
         trimmed: set[str] = set()
         with storage.lock:
             for job, mark in list(storage.marks.items()):
-                offsets = storage.of_job.get(job, [])
-                kept = mark.outcome in MAY_BEGIN_AGAIN and mark.ended_ms >= forget_before_ms
-                if not mark.outcome or kept or (offsets and offsets[-1] >= before.get(0, 0)):
+                if not mark.outcome or not goes(mark):
                     continue
+                offsets = storage.of_job.get(job, [])
                 ends = [at for at in offsets if isinstance(decode_entry(storage.entries[at][1], self.where), End)]
                 described = keeping.describe(self, job) if keeping is not None and offsets else None
                 if described is not None:

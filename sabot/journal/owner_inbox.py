@@ -11,7 +11,17 @@ from typing import Any
 from sabot.base.threads import run_in_thread
 from sabot.clock import Clock
 from sabot.errors import JournalFull, LetterRefused
-from sabot.journal.base import Approval, Beginnings, Inbox, Journal, Position, check_letter, entry_of_letter, once_of
+from sabot.journal.base import (
+    EVERY,
+    Approval,
+    Beginnings,
+    Inbox,
+    Journal,
+    Position,
+    check_letter,
+    entry_of_letter,
+    once_of,
+)
 from sabot.journal.ended_jobs import EndedJob
 from sabot.journal.entries import Entry, Letter, encode_letter
 from sabot.journal.entry_counts import Connection
@@ -195,9 +205,9 @@ class SqlJournal(SqlReader, Journal):
     def keep_approvals(self, approvals: Collection[Approval]) -> None:
         self.inbox.keep_approvals(approvals)
 
-    def trim(self, before: Mapping[int, int], forget_before_ms: int = 0) -> int:
+    def trim(self, before: Mapping[int, int], forget_before_ms: int = 0, *, sessions: bool = False) -> int:
         removed, place, keeping = 0, before.get(0, 0), self.keeping
-        while jobs := self.ended(place, forget_before_ms):
+        while jobs := self.ended(place, forget_before_ms, sessions=sessions):
             described = [] if keeping is None else [keeping.describe(self, job) for job in jobs]
             removed += self.inbox.trim(jobs, place, [job for job in described if job is not None])
         if forget_before_ms:
@@ -206,6 +216,9 @@ class SqlJournal(SqlReader, Journal):
             while jobs := expiring(self.select, keeping.bounds(self.clock.time())):
                 self.inbox.expire(jobs)
         return removed
+
+    def forget(self, jobs: Collection[str]) -> int:
+        return self.inbox.trim(sorted(jobs), EVERY, [])
 
     def statistics(self) -> dict[str, int]:
         return {

@@ -37,6 +37,7 @@ from sabot.errors import TransientError
 from sabot.journal.base import EVERY, MAY_BEGIN_AGAIN, JournalReader, Position
 from sabot.journal.crashes import ASIDE, IN_TREE, KEEP_EARLIER, MOST, ROOT, SUSPECTS, Suspects, blame
 from sabot.journal.entries import Begin, Entry, Letter, decode_letter
+from sabot.journal.job_tables import WITHOUT_SESSION
 from sabot.journal.lanes import JobLimit
 from sabot.journal.owner_inbox import OwnerInbox
 from sabot.journal.postgres import (
@@ -157,7 +158,7 @@ _FREE = (
 
 _ENDED = (
     "SELECT job FROM jobs WHERE ended IS NOT NULL AND ended_ms < ? AND created_ms IS NOT NULL "
-    f"AND (outcome NOT IN ({', '.join(map(repr, MAY_BEGIN_AGAIN))}) OR ended_ms < ?) LIMIT 200"
+    f"AND ((outcome NOT IN ({', '.join(map(repr, MAY_BEGIN_AGAIN))}){{}}) OR ended_ms < ?) LIMIT 200"
 )
 
 
@@ -327,16 +328,17 @@ class PostgresWorker(PostgresJournal):
             for (job,) in self.select("SELECT job FROM jobs WHERE worker = ? AND ended IS NULL", (self.lease.number,))
         ]
 
-    def trim(self, before: Mapping[int, int], forget_before_ms: int = 0) -> int:
+    def trim(self, before: Mapping[int, int], forget_before_ms: int = 0, *, sessions: bool = False) -> int:
         """Trims as `Journal.trim` does, by the time of the last job of this worker that has ended before the offset: the
         places of other workers say nothing about it.
         """
         chosen = "SELECT max(ended_ms) FROM jobs WHERE worker = ? AND ended < ?"
         ((self._ended_ms,),) = self.select(chosen, (self.lease.number, before.get(0, 0)))
-        return 0 if self._ended_ms is None else super().trim({0: EVERY}, forget_before_ms)
+        return 0 if self._ended_ms is None else super().trim({0: EVERY}, forget_before_ms, sessions=sessions)
 
-    def ended(self, before: int, before_ms: int) -> list[str]:
-        return [job for (job,) in self.select(_ENDED, (self._ended_ms, before_ms))]
+    def ended(self, before: int, before_ms: int, *, sessions: bool = False) -> list[str]:
+        chosen = _ENDED.format(WITHOUT_SESSION if sessions else "")
+        return [job for (job,) in self.select(chosen, (self._ended_ms, before_ms))]
 
     # -- letters and jobs --------------------------------------------------------------------------------------------------
 

@@ -88,6 +88,7 @@ from sabot.journal.job_tables import (
     SHARED_FORMATS,
     TRIED,
     WITHIN,
+    WITHOUT_SESSION,
     begin_values,
     bring_list_up_to_date,
     decode_approval,
@@ -97,6 +98,7 @@ from sabot.journal.job_tables import (
     make_list,
     mark_of_row,
     note_approvals,
+    session_statement,
     statement_of_counts,
     unlist,
 )
@@ -376,6 +378,11 @@ class SqlReader(JournalReader):
             return selected(self._marks_of_entries(), query, most)
         return list(map(mark_of_row, self.select(*find_statement(self._marks, query, most))))
 
+    def of_session(self, query: JobQuery, session: str) -> list[JobMark]:
+        if self.format < LISTED:
+            return super().of_session(query, session)
+        return list(map(mark_of_row, self.select(*session_statement(self._marks, query, session))))
+
     def logged_counts(self, query: JobQuery) -> dict[str, int]:
         if self.format < LISTED:
             return Counter(mark.status for mark in selected(self._marks_of_entries(), query))
@@ -440,14 +447,13 @@ class SqlReader(JournalReader):
         rows = self.select("SELECT number, letter FROM inbox WHERE taken = 0 AND number > ? ORDER BY number", (after,))
         return [(number, decode_letter(data, self.where)) for number, data in rows]
 
-    def ended(self, before: int, before_ms: int) -> list[str]:
+    def ended(self, before: int, before_ms: int, *, sessions: bool = False) -> list[str]:
         """Returns up to `_TRIMMED_AT_ONCE` jobs whose entries can be trimmed: they have entries, and ended before the
         place `before`. A job that may begin again (MAY_BEGIN_AGAIN) must also have ended before `before_ms`, in
-        milliseconds since 1970.
+        milliseconds since 1970. So must one that belongs to a session, with `sessions`.
         """
-        chosen = (
-            f"{_ENDED} AND {_HAS_ENTRIES} AND (outcome NOT IN {_REOPENED} OR ended_ms < ?) LIMIT {_TRIMMED_AT_ONCE}"
-        )
+        free = f"outcome NOT IN {_REOPENED}{WITHOUT_SESSION if sessions else ''}"
+        chosen = f"{_ENDED} AND {_HAS_ENTRIES} AND (({free}) OR ended_ms < ?) LIMIT {_TRIMMED_AT_ONCE}"
         return [job for (job,) in self.select(chosen, (before, before, before_ms))]
 
 

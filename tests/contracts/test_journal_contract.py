@@ -628,6 +628,27 @@ def test_a_job_that_may_begin_again_keeps_its_entries_as_long_as_its_mark(journa
     assert (entries(journal), journal.job("a")) == ([], None)
 
 
+def test_a_job_of_a_session_keeps_its_entries_as_long_as_its_mark_if_the_owner_says_so(journal: Journal) -> None:
+    told = [Begin("a", 1, "k.a", session="s"), End("a", 1_000, "succeeded")]
+    written(journal, *told, Begin("b", 1, "k.a"), End("b", 1_000, "succeeded"))
+    written(journal, Begin("c", 1, "k.a", session="t"), End("c", 2_000, "succeeded"))
+    journal.trim({0: EVERY}, forget_before_ms=1_000, sessions=True)
+    assert [entry for entry in entries(journal) if entry.job in "ab"] == told
+    assert [mark.job for mark in journal.of_session(JobQuery("k.a"), "s")] == ["a"]
+    assert journal.of_session(JobQuery("k.b"), "s") == []
+    journal.trim({0: EVERY}, forget_before_ms=1_001, sessions=True)
+    assert [entry for entry in entries(journal) if entry.job in "ab"] == []
+
+
+def test_jobs_that_have_ended_are_forgotten_by_name(journal: Journal) -> None:
+    written(journal, Begin("a", 1), End("a", 2, "succeeded", "r"), Begin("b", 3), Begin("c", 4), End("c", 5, "failed"))
+    assert journal.forget(["a", "b"]) == 2
+    assert [entry.job for entry in entries(journal)] == ["b", "c", "c"]
+    mark = journal.job("a")
+    assert mark is not None
+    assert (mark.outcome, mark.result) == ("succeeded", "r")
+
+
 def test_positions_do_not_begin_again_when_all_was_trimmed(home: Home) -> None:
     """Else a checkpoint would find a journal that is behind, or take new entries for those that it knows."""
     journal = home.owner()

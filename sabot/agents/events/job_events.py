@@ -20,6 +20,7 @@ import msgspec
 from sabot.agents.entry_values import as_plain, value_of
 from sabot.agents.events.bus import RuntimeEvent, RuntimeEventType
 from sabot.agents.job_view import EffectView, JobState, JobView, action_number, edit_of_effect
+from sabot.agents.session_turns import without_turn
 from sabot.base.quantities import plain
 from sabot.engine.calls.effects import EffectClass
 from sabot.engine.calls.messages import ChatMessage
@@ -220,7 +221,7 @@ class JobEvents:
             await self._publish(job, kind, end.job, end.at_ms, name, data)
         if self._wants(final, end.job):
             value = _said(end)
-            said = {"result": as_plain(value)} if final is _TYPE.FINAL_RESULT else _error(value)
+            said = {"result": as_plain(without_turn(value))} if final is _TYPE.FINAL_RESULT else _error(value)
             await self._publish(job, final, end.job, end.at_ms, name, {"outcome": end.outcome, **said})
 
 

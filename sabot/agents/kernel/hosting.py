@@ -34,6 +34,7 @@ from sabot.agents.kernel.jobs import (
     read_earlier_attempts,
 )
 from sabot.agents.kernel.pieces import KeptPieces
+from sabot.agents.session_turns import Recalled, SessionId, recall
 from sabot.agents.store import LentStore
 from sabot.api.child_limits import ChildLimits
 from sabot.base.quantities import counted_words
@@ -654,6 +655,10 @@ class KernelHost:
 
         self._host.spawn(look(), f"the look for job {job_id}")
 
+    async def recall(self, session: SessionId) -> Recalled:
+        await self.journal.flush()  # a caller may have the result of the job before, whose END is not durable yet
+        return await call_journal(recall, self.journal, session)
+
     def says(self, job_id: str, said: bytes | BaseException) -> None:
         self._said[job_id] = said
 
@@ -703,7 +708,8 @@ class KernelHost:
             _, before = self._marks.popleft()
         if before is not None:
             found = before
-            self._host.log.trim(lambda: found, max(1, round((self._clock.time() - self._dedupe_s) * 1000)))
+            before_ms = max(1, round((self._clock.time() - self._dedupe_s) * 1000))
+            self._host.log.trim(lambda: found, before_ms, sessions=True)
 
 
 class _Seat(msgspec.Struct, eq=False):

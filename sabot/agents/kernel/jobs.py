@@ -16,17 +16,19 @@ import msgspec
 from sabot.agents.context import BudgetSpec, ExecutionContext, PolicyRef, RunVersions, check_request
 from sabot.agents.durable.context import DurableContext, durable_context
 from sabot.agents.durable.job_rows import version_of
+from sabot.agents.session_turns import TURN, Recalled, SessionId, Turn
 from sabot.base.checks import Whole, check
 from sabot.base.config import Duration, checked_name, parse_seconds
 from sabot.base.options import answers_wrong_options
 from sabot.base.process_exit import EXITS
 from sabot.clock import Clock
 from sabot.engine.calls.decoded import NO_FORM, form_of, with_form
-from sabot.engine.calls.effects import EffectId, digest
+from sabot.engine.calls.effects import EffectClass, EffectId, digest
 from sabot.engine.calls.error_log import ErrorLog
 from sabot.engine.calls.functions import awaitable
 from sabot.engine.calls.judging import ValueCode
 from sabot.engine.calls.messages import ChatMessage
+from sabot.engine.calls.options import Retry
 from sabot.engine.calls.tool_context import CALL, PLAIN_CALL
 from sabot.engine.calls.tool_results import json_text, model_or_text
 from sabot.engine.calls.tools import Tool
@@ -42,6 +44,7 @@ from sabot.jobs.values import pack, unpack
 from sabot.journal.begin_facts import key_text
 from sabot.journal.entries import EffectResult
 from sabot.llm.agent import Agent, AgentResult
+from sabot.llm.conversation import Conversation
 from sabot.llm.engine import ExecutionEngine
 
 if TYPE_CHECKING:
@@ -62,7 +65,9 @@ class ExecutionRequest:
     - `prompt`: a text, a ChatMessage, or a list of ChatMessages. For an agent that is a function, it is any value that
       msgpack can encode, and the function reads it as `ctx.message`.
     - `scope_id`, `principal_id`: the tenant and the actor.
-    - `session_id`, `run_id`, `metadata`, `versions`: are recorded with the job.
+    - `session_id`: the session. The job of an Agent continues the conversation of its session: of the jobs of the same agent,
+      scope, principal and session that have succeeded before it begins to run. "" for a job of its own.
+    - `run_id`, `metadata`, `versions`: are recorded with the job.
     - `policy_ref`: the policy that the kernel must have; otherwise `execute` raises UserError. None accepts any policy.
     - `budgets`: the limits for the job together with the jobs that it begins.
     - `idempotency_key`: if the agent already has a job of this scope with the same key, no second job is begun.
@@ -183,6 +188,15 @@ class _Ended(msgspec.Struct, frozen=True, omit_defaults=True):
     tool_calls: int = 0
     finish_reason: str = "stop"
     output: Any = None
+    turn: Turn | None = None  # the field TURN
+
+
+@dataclass(frozen=True, slots=True)
+class _InSession:
+    """The value that the coroutine of an Agent's job in a session returns: the result, and the turn of the job."""
+
+    result: AgentResult[Any]
+    turn: Turn
 
 
 def encode_request(request: ExecutionRequest) -> bytes:
@@ -288,7 +302,7 @@ def _check_attempt(effect: EffectId, job_id: str, what: str) -> None:
 
 
 def is_agent_result(value: Any) -> bool:
-    """Returns True if the value in the END entry of a job is the answer of an Agent, which has taken a turn."""
+    """Returns True if the value in the END entry of a job is the answer of an Agent."""
     return isinstance(value, dict) and {"content", "turns"} <= value.keys() <= set(_Ended.__struct_fields__)
 
 
@@ -298,9 +312,14 @@ def recorded_result(job_id: str, body: bytes) -> ExecutionResult:
     """
     value = unpack(body)
     if is_agent_result(value):
-        said = msgspec.structs.asdict(msgspec.convert({**value, "output": None}, _Ended, strict=False))
-        return ExecutionResult(**{**said, "job_id": job_id})
+        said = msgspec.convert({**value, "output": None, TURN: None}, _Ended, strict=False)
+        return _of_agent(job_id, said, None)
     return _of_function(job_id, value)
+
+
+def _of_agent(job_id: str, ended: _Ended, output: Any) -> ExecutionResult:
+    said = {name: each for name, each in msgspec.structs.asdict(ended).items() if name != TURN}
+    return ExecutionResult(**{**said, "job_id": job_id, "output": output})
 
 
 def _of_function(job_id: str, value: Any) -> ExecutionResult:
@@ -335,6 +354,9 @@ class JobWatch(Protocol):
         - `request`: the request with which the child begins.
         - `behalf`: the tenant, the actor and the labels, which the child has in common with its parent.
         """
+
+    async def recall(self, session: SessionId) -> Recalled:
+        """Returns the conversation of a session, as far as it is in the journal."""
 
     def says(self, job_id: str, said: bytes | BaseException) -> None:
         """Reports how the function of a job has ended, before the END entry of the job is written. `said` is the
@@ -414,6 +436,9 @@ class KernelAgent:
         self._clock, self._policy = clock, policy
         self._errors = ErrorLog(f"agent {self.agent_id}", clock)
         self.watch: JobWatch
+        self._recall = Tool(
+            self._recalled, "conversation", EffectClass.LOCAL, None, "ask", None, Retry(0, 0.0), False, is_async=True
+        )
         self._decoded: tuple[JobRun, ExecutionRequest] | None = None  # the request that was decoded last
 
     # -- as a JobOwner ------------------------------------------------------------------------------------------------
@@ -429,7 +454,7 @@ class KernelAgent:
             job.lost_policy = f"its request asks for {policy_words(request.policy_ref)}, which the kernel does not have"
         row = Row(None, None, begin.at_ms, -1, -1, (), "", request.prompt, key_text(begin.key).encode())
         ctx = durable_context(job, row, _NO_STATE, self.agent_id, "", self._clock, request.metadata)
-        return self._run(ctx, request)
+        return self._run(ctx, request, job)
 
     def _asked(self, job: JobRun) -> ExecutionRequest:
         if self._decoded is None or self._decoded[0] is not job:
@@ -440,7 +465,7 @@ class KernelAgent:
         """Returns the policy for which the request of this job asks, which its children have to run under too."""
         return self._asked(job).policy_ref
 
-    async def _run(self, ctx: DurableContext, request: ExecutionRequest) -> Any:
+    async def _run(self, ctx: DurableContext, request: ExecutionRequest, job: JobRun) -> Any:
         if not isinstance(self.agent, Agent):
             value, pending = awaitable(self.agent(ctx))
             return await value if pending else value
@@ -448,7 +473,22 @@ class KernelAgent:
         said = request.prompt
         if not isinstance(said, str):
             said = msgspec.convert(said, list[ChatMessage])
-        return await self.agent.run(said, effects=ctx.llm(self._engine), max_turns=request.max_turns)
+        how: dict[str, Any] = {"effects": ctx.llm(self._engine), "max_turns": request.max_turns}
+        begin, recalled = job.history.begin, None
+        if begin.session and not parent_of(job.job_id)[0]:
+            recalled = job.recall(self._recall, (begin.scope, begin.principal, begin.session))
+        if recalled is None:
+            return await self.agent.run(said, **how)
+        earlier = msgspec.convert(await recalled, Recalled)
+        job.labels.update(earlier.labels)
+        conversation = Conversation(earlier.messages)
+        result = await self.agent.run(said, conversation=conversation, **how)
+        own = list(result.messages)  # the last ones of the conversation
+        return _InSession(result, earlier.turn(conversation.messages[: -len(own)], own))
+
+    async def _recalled(self, scope: str, principal: str, session: str) -> Recalled:
+        """Returns the conversation of a session of this agent. It is the function of an effect."""
+        return await self.watch.recall(SessionId(self.agent_id, scope, principal, session))
 
     def time_left(self, job: JobRun) -> tuple[float, str] | None:
         """Returns the number of seconds that the job may still run under its limit `max_runtime_seconds`, and the limit
@@ -474,13 +514,16 @@ class KernelAgent:
         a value that cannot be encoded.
         """
         with ValueCode(self.name):
-            if isinstance(value, AgentResult):
+            if isinstance(value, _InSession):
+                value = self._ended(value.result, value.turn)
+            elif isinstance(value, AgentResult):
                 value = self._ended(value)
             return pack(value, f"the result of job {job.job_id}")
 
-    def _ended(self, result: AgentResult[Any]) -> Any:
+    def _ended(self, result: AgentResult[Any], turn: Turn | None = None) -> Any:
         facts = result.usage, result.cost, result.turns, result.tool_calls, result.finish_reason
-        ended, shape = _Ended(result.content, *facts), self.agent.output if isinstance(self.agent, Agent) else None
+        ended = _Ended(result.content, *facts, turn=turn)
+        shape = self.agent.output if isinstance(self.agent, Agent) else None
         form = form_of(result.output) if shape is not None and shape.adds_values else NO_FORM
         if form is NO_FORM or form is None:
             return ended
@@ -541,4 +584,4 @@ class KernelAgent:
         output = None if shape is None else shape.decode(said.content)
         if output is not None and said.output is not None:
             output = with_form(output, said.output)
-        return ExecutionResult(**{**msgspec.structs.asdict(said), "job_id": job_id, "output": output})
+        return _of_agent(job_id, said, output)

@@ -27,6 +27,7 @@ from sabot.agents.kernel.hosting import KernelHost
 from sabot.agents.kernel.jobs import ExecutionRequest, KernelAgent, job_id_of, other_policy, policy_words
 from sabot.agents.kernel.schedules import Schedule, ScheduleClock
 from sabot.agents.replay import JobCode, Recording, record_job
+from sabot.agents.session_turns import SessionId, jobs_of
 from sabot.agents.store import LentStore
 from sabot.api.child_limits import ChildLimits, checked_limits
 from sabot.base.backoff import Backoff
@@ -654,6 +655,28 @@ class RuntimeKernel:
         handle = ExecutionHandle(self, job_id, agent)
         await host.settle_from_journal(handle)
         return handle
+
+    async def forget_session(
+        self, session_id: str, *, agent: str = "", scope_id: str = "default", principal_id: str = ""
+    ) -> int:
+        """Removes a conversation from the journal: the jobs of a session and those below them, with their prompts, calls and
+        answers. Returns the number of jobs. Their ids remain known for the time `dedupe`, so no job runs twice. The names
+        are those of the requests. The ledger, stores and brokers keep their rows and messages.
+
+        Raises UserError if a job of the session has not ended, since it would go on with what it has recalled.
+        """
+        for name, given in {"session_id": session_id, "scope_id": scope_id, "principal_id": principal_id}.items():
+            checked_word(given, f"forget_session: {name}", empty=name == "principal_id")
+        host = await self._started()
+        asked = SessionId(self._agent(agent).agent_id, scope_id, principal_id, session_id)
+        await host.journal.flush()
+        jobs, is_open = await call_journal(jobs_of, host.journal, asked)
+        if is_open:
+            raise UserError(
+                f"session {session_id} has the open job {is_open}", hint="await kernel.jobs.cancel(…), and its end"
+            )
+        await run_in_thread(host.journal.forget, jobs)
+        return len(jobs)
 
     async def record(self, job_id: str) -> Recording:
         """Returns a recording of a job, which a program can save to a file or replay. Raises UserError if the journal

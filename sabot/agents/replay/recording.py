@@ -35,6 +35,7 @@ from sabot.base.options import answers_wrong_options
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.engine.calls.effects import digest
 from sabot.errors import UNREADABLE, DataError, UserError, short_repr
+from sabot.jobs.core import CALLS
 from sabot.jobs.fork_history import part_of, seeds_of
 from sabot.jobs.open_jobs import whole_entry
 from sabot.journal import JournalReader
@@ -318,7 +319,7 @@ def _with_key(entries: Iterable[Entry], key: bytes) -> Iterable[Entry]:
     for entry in entries:
         match entry:
             case Intent():
-                asked = entry.body if entry.kind in ("call", "ask", "child") else b""
+                asked = entry.body if entry.kind in (*CALLS, "ask", "child") else b""
                 assert isinstance(asked, bytes)
                 made = entry.digest if entry.kind == "sleep" else digest(key, entry.kind, entry.name, asked)
                 yield msgspec.structs.replace(entry, digest=made, token=token(entry.token))
