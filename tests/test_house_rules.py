@@ -158,6 +158,7 @@ ABOUT_JOBS = {  # modules of these rooms that are about jobs of durable agents, 
             for name in (
                 "actions",
                 "agent_jobs",
+                "agent_project",
                 "auditing",
                 "demos",
                 "journal",
@@ -170,7 +171,7 @@ ABOUT_JOBS = {  # modules of these rooms that are about jobs of durable agents, 
                 "top",
             )
         ),
-        "commands about jobs: sabot jobs, actions, journal, ledger, audit, dlq --job",
+        "commands about jobs: sabot jobs, actions, journal, ledger, audit, dlq --job, init --agent",
     ),
     **dict.fromkeys(
         (

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from sabot.base.os_errors import hint_of
+from sabot.cli.agent_project import AGENT_FILES
 from sabot.cli.connector_project import FILES
 from sabot.cli.loading import WrongUse
 from sabot.cli.pyproject import pyproject
@@ -71,12 +72,18 @@ def init(
         bool,
         typer.Option("--connector", help="Write a source and a sink of your own, with the suites that prove them."),
     ] = False,
+    agent: Annotated[
+        bool, typer.Option("--agent", help="Write an agent with tools, its worker, and a web API.")
+    ] = False,
 ) -> None:
     """Write a small project with a test into a new folder."""
 
     def work() -> None:
-        _write(folder, FILES if connector else _FILES)
-        typer.echo(f"{folder}: cd {folder} && {'' if connector else 'sabot run app:app; '}python -m pytest")
+        if agent and connector:
+            raise WrongUse("--agent and --connector are two projects", hint="give one of them")
+        _write(folder, AGENT_FILES if agent else FILES if connector else _FILES)
+        first = "" if connector or agent else "sabot run app:app; "
+        typer.echo(f"{folder}: cd {folder} && {first}python -m pytest")
 
     raise typer.Exit(guarded(work, debug=False))
 

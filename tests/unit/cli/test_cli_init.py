@@ -62,6 +62,26 @@ def test_a_project_of_a_connector_passes_its_suites(
     assert " passed" in ran.stdout
 
 
+def test_a_project_of_an_agent_passes_its_tests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = sabot_says("init", "my-desk", "--agent")
+    assert found.exit_code == 0, found.output
+    program = [sys.executable, "-m", "pytest", "-q", "-p", "no:benchmark", "--rootdir=."]
+    root = str(Path(sabot.__file__).parents[1])
+    ran = subprocess.run(
+        program, cwd=tmp_path / "my-desk", env={**os.environ, "PYTHONPATH": root}, capture_output=True, text=True
+    )
+    assert ran.returncode == 0, ran.stdout
+    assert "3 passed" in ran.stdout
+
+
+def test_a_project_is_of_one_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = sabot_says("init", "my-desk", "--agent", "--connector")
+    assert (found.exit_code, list(tmp_path.iterdir())) == (2, [])
+    assert "--agent and --connector are two projects" in found.stderr
+
+
 def test_a_folder_that_holds_something_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "shop").mkdir()
