@@ -759,6 +759,97 @@ def test_a_column_that_the_program_uses_and_that_changes_is_an_error(
     assert len(reader.rows) == int(inside)
 
 
+@pytest.mark.parametrize(
+    ("statements", "error", "hint"),
+    [
+        ("DROP TABLE orders", r"the table was dropped \(", "take it out of the program"),
+        (
+            "DROP TABLE orders; CREATE TABLE orders (id int PRIMARY KEY, shop int, amount bigint)",
+            "the table was dropped and made again: its oid is",
+            "--fresh",
+        ),
+        (
+            "ALTER TABLE orders RENAME TO old; CREATE TABLE orders (id int PRIMARY KEY)",
+            "the table has another name now: public.old",
+            "give it its name back",
+        ),
+        (
+            "CREATE SCHEMA kept; ALTER TABLE orders SET SCHEMA kept",
+            "another name now: kept.orders",
+            'PostgresChanges(…, "kept.orders")',
+        ),
+        ("DROP PUBLICATION sabot_shop_orders", "publication sabot_shop_orders is gone", "CREATE PUBLICATION"),
+        (
+            "CREATE TABLE other (n int); ALTER PUBLICATION sabot_shop_orders SET TABLE other",
+            "does not have the table any more",
+            "--fresh",
+        ),
+        (
+            "DROP PUBLICATION sabot_shop_orders; INSERT INTO orders VALUES (2, 2, 2); "
+            "CREATE PUBLICATION sabot_shop_orders FOR TABLE ONLY orders WITH (publish_via_partition_root = true)",
+            "publication sabot_shop_orders was made again",
+            "--fresh",
+        ),
+        (
+            "CREATE TABLE other (n int); ALTER PUBLICATION sabot_shop_orders SET TABLE other; INSERT INTO orders VALUES (2, 2, 2);"
+            "ALTER PUBLICATION sabot_shop_orders SET TABLE ONLY orders",
+            "or the table was taken out of it and put back",
+            "--fresh",
+        ),
+        (
+            "ALTER TABLE orders REPLICA IDENTITY NOTHING",
+            "the replica identity is public.orders NOTHING",
+            "REPLICA IDENTITY DEFAULT",
+        ),
+        (
+            "ALTER TABLE orders DROP CONSTRAINT orders_pkey",
+            "the key was id, and the table has none now",
+            "its key back",
+        ),
+        (
+            "ALTER TABLE orders DROP CONSTRAINT orders_pkey, ADD PRIMARY KEY (id, shop)",
+            "the key was id, and is id, shop now",
+            "its key back",
+        ),
+    ],
+)
+def test_what_happens_to_the_table_beside_its_changes_is_said_behind_the_changes_before_it(
+    sql: Any, read: Readers, statements: str, error: str, hint: str
+) -> None:
+    """No log of changes has it: the source waited in silence, and went on with what was left behind a restart."""
+    reader = read(heartbeat="20ms").all(of(sql))
+    sql("INSERT INTO orders VALUES (1, 1, 1)")
+    begun = reader.positions, reader.memory
+    sql(statements)
+    with pytest.raises(UserError, match=error) as raised:
+        reader.until(lambda: False)
+    assert str(raised.value).startswith("table public.orders at ")
+    assert hint in str(raised.value)
+    assert (1,) in reader.rows
+    if "publication" in error or "put back" in error:  # a start says it too: nobody may have looked in between
+        reader.positions, reader.memory = begun
+        with pytest.raises(UserError, match=error):
+            read(before=reader)
+
+
+def test_a_slot_that_is_dropped_while_rows_are_read_is_said_at_once(sql: Any, read: Readers) -> None:
+    sql("INSERT INTO orders SELECT g, 1, 1 FROM generate_series(1, 9) g")
+    reader = read(heartbeat="20ms")
+    reader.step(1)
+    sql("SELECT pg_drop_replication_slot('sabot_shop_orders')")
+    with pytest.raises(UserError, match="slot sabot_shop_orders is gone, and with it the changes that were not read"):
+        reader.until(lambda: False, 0)
+
+
+def test_a_checkpoint_of_an_older_version_does_not_know_the_publication(sql: Any, read: Readers) -> None:
+    sql("INSERT INTO orders VALUES (1, 1, 1)")
+    reader = read().all(of(sql))
+    facts = json.loads(reader.memory["public.orders", 0])
+    reader.memory = {("public.orders", 0): json.dumps(facts[:7]).encode()}
+    sql("INSERT INTO orders VALUES (2, 1, 1)")
+    read(before=reader).all(of(sql))
+
+
 def test_truncate_is_an_error_or_is_passed_over(sql: Any, read: Readers, caplog: Any) -> None:
     sql("INSERT INTO orders VALUES (1, 1, 1)")
     reader = read().all(of(sql))
@@ -911,8 +1002,15 @@ class Numbered(ConnectorPlace):
         for n in numbers:
             self.sql("DELETE FROM numbered WHERE n = %s", n)
 
+    def drop(self) -> None:
+        """Ends the transactions that read the table: DROP TABLE waits for them, and the suite reads on only behind it."""
+        self.sql(
+            "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE relation = 'numbered'::regclass AND pid <> pg_backend_pid()"
+        )
+        self.sql("DROP TABLE numbered")
+
     def source(self) -> PostgresChanges:
-        return PostgresChanges(self.url, "numbered")
+        return PostgresChanges(self.url, "numbered", heartbeat="50ms")
 
 
 class TestPostgresChanges(ChangesSuite):

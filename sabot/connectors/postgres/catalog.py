@@ -6,11 +6,13 @@ import pyarrow as pa
 
 from sabot.base.dataclass import dataclass
 from sabot.connectors.postgres.link import PostgresLink, ServerRefusal, literal
+from sabot.connectors.postgres.names import FRESH
 from sabot.connectors.postgres.types import TYPES_QUERY, PostgresType, column_of, types_of
 from sabot.connectors.sql.database import quoted
 from sabot.errors import UserError
 
 _DENIED = "42501"
+_SCHEMAS = 15  # the version from which a publication may have the tables of a schema
 _IDENTITIES = {"d": "DEFAULT", "f": "FULL", "n": "NOTHING", "i": "USING INDEX"}
 
 
@@ -89,6 +91,17 @@ def identities_of(link: PostgresLink, oid: int) -> dict[str, str]:
     return dict(rows)
 
 
+def _keys_of(link: PostgresLink, oid: int, identities: Mapping[str, str]) -> tuple[str, ...]:
+    """Returns the columns by which a changed row is told; () if there are none."""
+    chosen = "x.indisreplident" if set(identities.values()) == {"i"} else "x.indisprimary AND x.indimmediate"
+    keys = link.query(
+        "SELECT a.attname FROM pg_index x CROSS JOIN LATERAL unnest(x.indkey) WITH ORDINALITY k(number, place) "
+        "JOIN pg_attribute a ON a.attrelid = x.indrelid AND a.attnum = k.number "
+        f"WHERE x.indrelid = {oid} AND {chosen} AND k.place <= x.indnkeyatts ORDER BY k.place"
+    )
+    return tuple(key for (key,) in keys)
+
+
 def read_table(link: PostgresLink, schema: str, name: str, where: str) -> CatalogTable:
     """Returns the facts about a table. Raises UserError if it does not exist."""
     found = link.query(
@@ -107,12 +120,7 @@ def read_table(link: PostgresLink, schema: str, name: str, where: str) -> Catalo
     oid, relkind, persistence, readable, rows, size = found[0]
     identities = identities_of(link, int(oid))
     moves = bool(link.query(f"SELECT FROM pg_class c WHERE reltoastrelid <> 0 AND {_OF_TABLE.format(oid)} LIMIT 1"))
-    chosen = "x.indisreplident" if set(identities.values()) == {"i"} else "x.indisprimary AND x.indimmediate"
-    keys = link.query(
-        "SELECT a.attname FROM pg_index x CROSS JOIN LATERAL unnest(x.indkey) WITH ORDINALITY k(number, place) "
-        "JOIN pg_attribute a ON a.attrelid = x.indrelid AND a.attnum = k.number "
-        f"WHERE x.indrelid = {oid} AND {chosen} AND k.place <= x.indnkeyatts ORDER BY k.place"
-    )
+    keys = _keys_of(link, int(oid), identities)
     given = link.query(
         "SELECT attname, atttypid, atttypmod, format_type(atttypid, atttypmod), attnotnull, attgenerated <> '', attstorage, attlen "
         f"FROM pg_attribute WHERE attrelid = {oid} AND attnum > 0 AND NOT attisdropped ORDER BY attnum"
@@ -155,10 +163,46 @@ def read_table(link: PostgresLink, schema: str, name: str, where: str) -> Catalo
         int(rows),
         int(size),
         columns,
-        tuple(key for (key,) in keys),
+        keys,
         identities,
         types,
     )
+
+
+def check_there(link: PostgresLink, table: CatalogTable, where: str) -> None:
+    """Raises UserError if a table that is being read was dropped since, or has another name: no log of changes says so."""
+    found = link.query(
+        f"SELECT n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = {table.oid}"
+    )
+    if found == [(table.schema, table.name)]:
+        return
+    if found:
+        [(schema, name)] = found
+        raise UserError(
+            f"{where}: the table has another name now: {schema}.{name}",
+            hint=f'give it its name back, and the app goes on; or read it as PostgresChanges(…, "{schema}.{name}"), and {FRESH}',
+        )
+    [(again,)] = link.query(f"SELECT to_regclass({literal(table.sql)})::oid")
+    if again is not None:
+        raise UserError(
+            f"{where}: the table was dropped and made again: its oid is {again}, and was {table.oid}", hint=FRESH
+        )
+    raise UserError(
+        f"{where}: the table was dropped", hint=f"take it out of the program; or make it again, and {FRESH}"
+    )
+
+
+def check_keys(link: PostgresLink, table: CatalogTable, where: str) -> None:
+    """Raises UserError if the changes of a table that is being read do not tell their rows any more as they did."""
+    identities = identities_of(link, table.oid)
+    check_identities(table, identities, where)
+    keys = _keys_of(link, table.oid, identities)
+    if keys != tuple(table.keys):
+        raise UserError(
+            f"{where}: the key was {', '.join(table.keys)}, and "
+            + (f"is {', '.join(keys)} now" if keys else "the table has none now, so programs cannot change its rows"),
+            hint=f"give the table its key back, and the app goes on; or {FRESH}",
+        )
 
 
 def check_readable(table: CatalogTable, where: str) -> None:
@@ -275,6 +319,25 @@ def check_publication(link: PostgresLink, name: str, table: CatalogTable, used: 
                 f"{where}: publication {name} leaves out column {missing[0]}",
                 hint=f"ALTER PUBLICATION {quoted(name)} SET TABLE {table.sql}",
             )
+
+
+def membership_of(link: PostgresLink, name: str, table: CatalogTable) -> str:
+    """Returns what a publication has a table by, in the numbers of the server, or "" if it does not have it. The numbers change if the
+    publication is made again, or the table is taken out and put back, so changes in between were not published.
+    """
+    schemas = (
+        "(SELECT n.oid FROM pg_publication_namespace n JOIN pg_class c ON c.relnamespace = n.pnnspid "
+        f"WHERE n.pnpubid = p.oid AND c.oid = {table.oid}), "
+        if int(link.setting("server_version").partition(".")[0]) >= _SCHEMAS
+        else ""
+    )
+    found = link.query(
+        "SELECT p.oid || '/' || coalesce((SELECT r.oid FROM pg_publication_rel r WHERE r.prpubid = p.oid "
+        f"AND r.prrelid = {table.oid}), {schemas}0) FROM pg_publication p WHERE p.pubname = {literal(name)} "
+        "AND EXISTS (SELECT FROM pg_publication_tables t WHERE t.pubname = p.pubname "
+        f"AND t.schemaname = {literal(table.schema)} AND t.tablename = {literal(table.name)})"
+    )
+    return str(found[0][0]) if found else ""
 
 
 def publication_statement(name: str, table: CatalogTable) -> str:

@@ -27,12 +27,12 @@ from sabot.codecs.engine_columns import OP_COLUMN
 from sabot.codecs.records import BAD_SCHEMA, build_records
 from sabot.connectors.base import Positions, Scans, Source, TakesBound
 from sabot.connectors.places import Bound
-from sabot.connectors.postgres.catalog import CatalogTable, check_changes, check_readable, read_table
-from sabot.connectors.postgres.link import PostgresLink, lsn_of, lsn_text
+from sabot.connectors.postgres.catalog import CatalogTable, check_changes, check_readable, check_there, read_table
+from sabot.connectors.postgres.link import PostgresLink, ServerRefusal, lsn_of, lsn_text
 from sabot.connectors.postgres.memory import TableMemory
-from sabot.connectors.postgres.names import session_of, slot_name
+from sabot.connectors.postgres.names import FRESH, session_of, slot_name
 from sabot.connectors.postgres.relations import places_of
-from sabot.connectors.postgres.slot import FRESH, Slot, SlotNames
+from sabot.connectors.postgres.slot import Slot, SlotNames
 from sabot.connectors.postgres.snapshot import Pass, TableScan, WholeTable, in_snapshots
 from sabot.connectors.postgres.walsender import BUFFER_BYTES, WalChunk, WalReceiver
 from sabot.connectors.sql.server import PostgresServer
@@ -258,7 +258,7 @@ class PostgresChanges(Source, Scans, TakesBound):
         except BaseException:
             slot.remove(published=made.published)
             raise
-        slot.watch(table)
+        slot.watch(table, self._names)
 
     def _resume(self, link: PostgresLink, position: int, memory: TableMemory) -> None:
         table, slot = self._table(), self._slot_of()
@@ -272,7 +272,9 @@ class PostgresChanges(Source, Scans, TakesBound):
                 "checkpoint: the server has lost changes that it had sent, or an older copy of its files was restored",
                 hint=FRESH,
             )
-        slot.check(link, position, table, self._names, ends_old=True)
+        slot.membership = memory.membership
+        slot.check_table(link, table, self._names)
+        slot.check(link, position, ends_old=True)
         self._system, self._timeline = memory.system, memory.timeline
         self._position, self._taken, self._commit = position, memory.taken, memory.commit
         self._passes, self._reading = list(memory.passes), memory.reading
@@ -282,7 +284,7 @@ class PostgresChanges(Source, Scans, TakesBound):
             [(end,)] = link.query("SELECT pg_current_wal_flush_lsn()")
             self._there = max([lsn_of(end), *(each.lsn for each in self._passes)])
             self._receive()
-        slot.watch(table)
+        slot.watch(table, self._names)
 
     def _other_mode(self, what: str) -> UserError:
         return UserError(f"{self._where}: the app {what}, and the checkpoint has no place for the other", hint=FRESH)
@@ -292,6 +294,7 @@ class PostgresChanges(Source, Scans, TakesBound):
         link = self._link(replication=False)
         try:
             link.connect()
+            check_there(link, self._table(), self._where)
             link.query("SET row_security TO off; SET enable_sort TO off; SET synchronize_seqscans TO off")
             taken = f"SET TRANSACTION SNAPSHOT '{exported}'" if exported else "SELECT 1"  # BEGIN takes none
             link.query(f"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; {taken}")
@@ -330,7 +333,7 @@ class PostgresChanges(Source, Scans, TakesBound):
             look, link = self._link(replication=False), self._link(replication=True)
             try:
                 look.connect()
-                slot.check(look, position, table, self._names, ours=ours)
+                slot.check(look, position, ours=ours)
                 [(timeout_ms,)] = look.query("SELECT setting FROM pg_settings WHERE name = 'wal_sender_timeout'")
                 # The connection of the changes reads no catalog before: a server of version 18 would keep what it has read, and decode
                 # rows from before an ALTER TABLE as the table is now, or end with all its connections.
@@ -351,6 +354,22 @@ class PostgresChanges(Source, Scans, TakesBound):
             connect, slot.name, slot.publication, position, self._stopped, self._where, again=before is not None
         )
 
+    def _explained(self, refusal: ServerRefusal) -> UserError:
+        """Returns what a look at table and publication says in place of an error that ends the changes, which has no place and no way
+        out; the error itself if they are as they were.
+        """
+        link = self._link(replication=False)
+        try:
+            link.connect()
+            self._slot_of().check_table(link, self._table(), self._names)
+        except TransientError:  # the server is away now
+            return refusal
+        except UserError as error:
+            return error
+        finally:
+            link.close()
+        return refusal
+
     # -- rows and changes ---------------------------------------------------------------------------------------------
 
     def read_batch(self, max_rows: int, timeout: float) -> Batch | None:
@@ -359,7 +378,9 @@ class PostgresChanges(Source, Scans, TakesBound):
         if self.exhausted:
             return None
         if self._slot is not None and self._slot.failure is not None:
-            raise self._slot.failure
+            error, behind = self._slot.failure
+            if self._reading or self._position >= behind:
+                raise error
         until = SYSTEM_CLOCK.monotonic() + timeout
         try:
             batch = self._read_rows(max_rows, until) if self._reading else self._read_changes(max_rows, until)
@@ -434,6 +455,8 @@ class PostgresChanges(Source, Scans, TakesBound):
                 assert self._receiver is not None
                 try:
                     chunk = self._receiver.take(max(0.0, until - SYSTEM_CLOCK.monotonic()))
+                except ServerRefusal as error:
+                    raise self._explained(error) from error
                 except TransientError as error:
                     _log.info("%s: %s", self._where, error)
                     self._receive()
@@ -569,6 +592,7 @@ class PostgresChanges(Source, Scans, TakesBound):
             self._reading,
             self._taken,
             self._commit,
+            "" if self._slot is None else self._slot.membership,
         )
         return {(self.name, 0): memory.stored()}
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from sabot.base.dataclass import dataclass
 from sabot.connectors.postgres.catalog import CatalogTable
 from sabot.connectors.postgres.link import lsn_text
-from sabot.connectors.postgres.slot import FRESH
+from sabot.connectors.postgres.names import FRESH
 from sabot.connectors.postgres.snapshot import Pass
 from sabot.errors import UserError
 
@@ -17,7 +17,8 @@ class TableMemory:
 
     `system`, `timeline`, `relation`: the log and the table. `passes`: how far the rows were
     read, and until which places changes are left out for that; [] when all is read. `reading`: True if rows are left. `taken`: the
-    changes taken of the transaction behind the position, whose commit is at `commit` (0 if that is not known).
+    changes taken of the transaction behind the position, whose commit is at `commit` (0 if that is not known). `membership`: what the
+    publication has the table by (`membership_of`), or "" in the checkpoint of an older version.
     """
 
     system: str
@@ -27,17 +28,27 @@ class TableMemory:
     reading: bool
     taken: int
     commit: int
+    membership: str = ""
 
     def stored(self) -> bytes:
         passes = [[each.lsn, [value.hex() for value in each.last]] for each in self.passes]
-        facts = [self.system, self.timeline, self.relation, passes, self.reading, self.taken, self.commit]
+        facts = [
+            self.system,
+            self.timeline,
+            self.relation,
+            passes,
+            self.reading,
+            self.taken,
+            self.commit,
+            self.membership,
+        ]
         return json.dumps(facts).encode()
 
     @classmethod
     def read(cls, data: bytes) -> "TableMemory":
-        system, timeline, relation, passes, reading, taken, commit = json.loads(data)
+        system, timeline, relation, passes, reading, taken, commit, *more = json.loads(data)
         read = [Pass(lsn, [bytes.fromhex(value) for value in last]) for lsn, last in passes]
-        return cls(system, timeline, relation, read, reading, taken, commit)
+        return cls(system, timeline, relation, read, reading, taken, commit, *more)
 
     @classmethod
     def recalled(cls, data: bytes | None, position: int, where: str) -> "TableMemory":

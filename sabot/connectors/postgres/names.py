@@ -3,6 +3,9 @@
 import hashlib
 import re
 
+FRESH = "start afresh (--fresh), which reads the table again and drops the state"
+"""The hint of errors behind which changes are missing."""
+
 
 def slot_name(plain: str) -> str:
     """Returns the name of a slot for a text: the text itself, if it is one, else with a digest of it."""

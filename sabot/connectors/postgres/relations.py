@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from sabot._cython.binary.pgoutput import SentRelation
 from sabot.connectors.postgres.catalog import CatalogTable
-from sabot.connectors.postgres.slot import FRESH
+from sabot.connectors.postgres.names import FRESH
 from sabot.connectors.postgres.types import column_of
 from sabot.errors import UserError
 

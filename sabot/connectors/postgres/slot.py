@@ -13,14 +13,15 @@ from sabot.base.quantities import bytes_words
 from sabot.clock import SYSTEM_CLOCK
 from sabot.connectors.postgres.catalog import (
     CatalogTable,
-    check_identities,
+    check_keys,
     check_publication,
-    identities_of,
+    check_there,
     make_publication,
+    membership_of,
     publication_statement,
 )
 from sabot.connectors.postgres.link import PostgresLink, literal, lsn_of, lsn_text
-from sabot.connectors.postgres.names import session_of
+from sabot.connectors.postgres.names import FRESH, session_of
 from sabot.connectors.sql.database import quoted
 from sabot.errors import BrokerUnavailable, SabotError, TransientError, UserError
 
@@ -33,7 +34,6 @@ _JOIN_SECONDS = 15.0
 _SHARED_NAME = 50  # characters of a temporary slot's name, of 63; the others are the number of a process
 HELD_BYTES = 16 << 20  # so much WAL is held before an empty transaction is written
 _KEPT = 13  # the version from which a server tells how much WAL it will keep
-FRESH = "start afresh (--fresh), which reads the table again and drops the state"
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,10 @@ class Slot:
         self._owner, self._session, self._link, self._where = names.owner, session_of(names.owner), link, where
         self._heartbeat_s = heartbeat_s
         self.figures: Mapping[str, int | float | str] = {"slot": names.slot}
-        self.failure: UserError | None = None
+        self.failure: tuple[UserError, int] | None = None
+        """What has happened beside the changes, and the place that the log had reached then: the changes before it can still be read."""
+        self.membership = ""
+        """What the publication has the table by since the start (`membership_of`), or "" if that is not known."""
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
         self._warned = False
@@ -90,6 +93,7 @@ class Slot:
         else:
             published = make_publication(link, self.publication, table, self._owner, self._where)
         try:
+            self.membership = membership_of(link, self.publication, table)
             return self._make(
                 link,
                 f"{quoted(self.name)} LOGICAL pgoutput {'EXPORT_SNAPSHOT' if snapshot else 'NOEXPORT_SNAPSHOT'}",
@@ -168,25 +172,13 @@ class Slot:
 
     # -- a start at a checkpoint --------------------------------------------------------------------------------------
 
-    def check(
-        self,
-        link: PostgresLink,
-        position: int,
-        table: CatalogTable,
-        used: Sequence[str],
-        *,
-        ends_old: bool = False,
-        ours: int = 0,
-    ) -> None:
+    def check(self, link: PostgresLink, position: int, *, ends_old: bool = False, ours: int = 0) -> None:
         """Raises UserError if the slot cannot go on at a position. `ends_old`: True ends an older process of this app that still reads it.
         `ours`: a process of the server whose connection we have lost.
         """
         facts = self._facts(link)
         if not facts:
-            raise UserError(
-                f"{self._where}: slot {self.name} is gone, and with it the changes behind {lsn_text(position)}",
-                hint=FRESH,
-            )
+            raise self._gone(f"the changes behind {lsn_text(position)}")
         _, confirmed, status, database, plugin = facts
         [(here,)] = link.query("SELECT current_database()")
         if database != here or plugin != "pgoutput":
@@ -202,17 +194,32 @@ class Slot:
                 "so the changes in between are gone",
                 hint=f"an older checkpoint was restored, or another program has read the slot; {FRESH}",
             )
+        self._end_old(link, ends_old=ends_old, ours=ours)
+
+    def check_table(self, link: PostgresLink, table: CatalogTable, used: Sequence[str]) -> None:
+        """Raises UserError if the table is not what it was, or the publication does not bring all of its changes, or has not done so in
+        between.
+        """
+        check_there(link, table, self._where)
         if self._given:
             check_publication(link, self.publication, table, used, self._where)
-        elif not link.query(
-            f"SELECT FROM pg_publication_tables WHERE pubname = {literal(self.publication)} AND schemaname = {literal(table.schema)} "
-            f"AND tablename = {literal(table.name)}"
-        ):
+        found = membership_of(link, self.publication, table)
+        if not found:
             raise UserError(
-                f"{self._where}: publication {self.publication} is gone, or does not have the table any more",
-                hint=f"{publication_statement(self.publication, table)} helps only if no row was changed without it; else {FRESH}",
+                f"{self._where}: publication {self.publication} is gone, or does not have the table any more: changes of the time "
+                "without it are in no log",
+                hint=f"{publication_statement(self.publication, table)}, and {FRESH}",
             )
-        self._end_old(link, ends_old=ends_old, ours=ours)
+        if self.membership not in ("", found):
+            raise UserError(
+                f"{self._where}: publication {self.publication} was made again, or the table was taken out of it and put back: changes of "
+                "the time in between are in no log",
+                hint=FRESH,
+            )
+        self.membership = found
+
+    def _gone(self, what: str) -> UserError:
+        return UserError(f"{self._where}: slot {self.name} is gone, and with it {what}", hint=FRESH)
 
     def _end_old(self, link: PostgresLink, *, ends_old: bool, ours: int) -> None:
         """Ends a connection of ours that still reads the slot. Raises UserError if it is not ours."""
@@ -232,11 +239,12 @@ class Slot:
 
     # -- while it runs ------------------------------------------------------------------------------------------------
 
-    def watch(self, table: CatalogTable) -> None:
-        """Begins to look at the slot from time to time, and to write an empty transaction while it holds WAL."""
+    def watch(self, table: CatalogTable, used: Sequence[str]) -> None:
+        """Begins to look at slot, table and publication from time to time, and to write an empty transaction while the slot holds WAL."""
         self.close()
+        self.failure = None
         self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._watch, args=(table,), name=f"slot {self.name}", daemon=True)
+        self._thread = threading.Thread(target=self._watch, args=(table, used), name=f"slot {self.name}", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
@@ -246,7 +254,7 @@ class Slot:
         if thread is not None:
             thread.join(_JOIN_SECONDS)
 
-    def _watch(self, table: CatalogTable) -> None:
+    def _watch(self, table: CatalogTable, used: Sequence[str]) -> None:
         link = self._link(replication=False)
         connected = False
         try:
@@ -255,17 +263,22 @@ class Slot:
                     if not connected:
                         link.connect()
                         connected = True
-                    self._look(link, table)
+                    try:
+                        self._look(link, table, used)
+                    except UserError as error:
+                        [(end,)] = link.query("SELECT pg_current_wal_flush_lsn()")
+                        self.failure = error, lsn_of(end)
+                        return
                 except TransientError:  # the reader of the changes says it
                     connected = False
                 except UserError as error:
-                    self.failure = error
+                    self.failure = error, 0
                     return
                 self._ended.wait(self._heartbeat_s)
         finally:
             link.close()
 
-    def _look(self, link: PostgresLink, table: CatalogTable) -> None:
+    def _look(self, link: PostgresLink, table: CatalogTable, used: Sequence[str]) -> None:
         kept = (
             "wal_status, safe_wal_size, CASE WHEN current_setting('max_slot_wal_keep_size') = '-1' THEN NULL ELSE "
             "pg_size_bytes(current_setting('max_slot_wal_keep_size')) END"
@@ -274,8 +287,8 @@ class Slot:
             "SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn), "
             f"{kept if _version(link) >= _KEPT else 'NULL, NULL, NULL'} FROM pg_replication_slots WHERE slot_name = {literal(self.name)}"
         )
-        if not found:
-            return  # the reader of the changes raises the error
+        if not found:  # the reader of the changes would notice when it begins, which may be hours later
+            raise self._gone("the changes that were not read")
         held, status, safe, most = found[0]
         figures: dict[str, int | float | str] = {"slot": self.name, "held_wal_bytes": int(held or 0)}
         if status is not None:
@@ -293,8 +306,8 @@ class Slot:
                 bytes_words(max(0, int(safe))),
             )
         self._warned = low
-        if table.relkind == "p":
-            check_identities(table, identities_of(link, table.oid), self._where)
+        self.check_table(link, table, used)
+        check_keys(link, table, self._where)
         if int(held or 0) >= HELD_BYTES:
             link.query("SELECT pg_logical_emit_message(true, 'sabot', '')")
 
