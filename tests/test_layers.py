@@ -48,6 +48,7 @@ ORDER = [
     "base.probes",
     "base.doors",
     "base.http_connections",
+    "base.http_server",
     "base.figures",
     "base.metrics",
     "process",
@@ -140,7 +141,7 @@ THIRD_PARTIES = {
     "starlette": {"mcp", "web"},  # two servers: of MCP, and of the console
     "typer": {"cli"},
     "typing_extensions": {"engine.calls"},  # that of type checkers: no program imports it
-    "uvicorn": {"base.http_connections", "mcp", "web"},
+    "uvicorn": {"base.http_connections", "base.http_server", "mcp"},
 }
 CYTHON_ONLY = {"cpython", "cython", "libc", "libcpp", "posix"}
 IMPORT_LINE = re.compile(r"^\s*(?:from\s+([\w.]+)\s+c?import\b|c?import\s+([\w., ]+?)\s*(?:#.*)?$)", re.MULTILINE)

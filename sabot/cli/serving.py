@@ -60,8 +60,8 @@ def serve(
 
 
 def _serve(client: JobClient, address: tuple[str, int], token: str, scopes: list[str] | None, *, is_new: bool) -> None:
+    from sabot.base.http_server import LimitedServer
     from sabot.web import Caller, jobs_app
-    from sabot.web.server import ConsoleServer
 
     caller = Caller(this_user(), scopes)
 
@@ -76,7 +76,7 @@ def _serve(client: JobClient, address: tuple[str, int], token: str, scopes: list
         await asyncio.Event().wait()
 
     host, port = address
-    server = ConsoleServer(port, host, name="sabot jobs serve", option="--http", ports=1)
+    server = LimitedServer(port, host, name="sabot jobs serve", option="--http", ports=1)
     try:
         interrupt = signal.getsignal(signal.SIGINT)
         signal.signal(signal.SIGTERM, interrupt if callable(interrupt) else signal.default_int_handler)

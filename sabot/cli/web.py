@@ -97,7 +97,7 @@ class ConsoleOptions:
     @property
     def port(self) -> int:
         """The wanted port."""
-        from sabot.web.server import DEFAULT_PORT
+        from sabot.web.console import DEFAULT_PORT
 
         return DEFAULT_PORT if self.web_port is None else self.web_port
 

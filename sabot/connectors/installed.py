@@ -82,6 +82,8 @@ OURS = (
     ),
     Connector("http", sink="sabot.connectors.http:HttpSink", extra="http"),
     Connector("poll", "sabot.connectors.http:PollSource", extra="http"),
+    Connector("sse", "sabot.connectors.http:SseSource", extra="http"),
+    Connector("webhook", "sabot.connectors.http:WebhookSource"),
     Connector("datagen", "sabot.connectors.datagen:GeneratedSource"),
     Connector("faker", "sabot.connectors.datagen:GeneratedSource"),
     Connector("print", sink=_CONSOLE),

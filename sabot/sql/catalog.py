@@ -660,6 +660,18 @@ def _read_poll(options: Options, statement: CreateTable) -> OpenRead:
     return read_poll(options, statement)
 
 
+def _read_sse(options: Options, statement: CreateTable) -> OpenRead:
+    from sabot.sql.web_tables import read_sse
+
+    return read_sse(options, statement)
+
+
+def _read_webhook(options: Options, statement: CreateTable) -> OpenRead:
+    from sabot.sql.web_tables import read_webhook
+
+    return read_webhook(options, statement)
+
+
 def _write_http(options: Options, statement: CreateTable) -> OpenWrite:
     from sabot.sql.web_tables import write_http
 
@@ -722,6 +734,8 @@ CONNECTORS: dict[str, TableConnector] = {
     "iceberg": _ICEBERG,
     "http": TableConnector(None, _write_http),
     "poll": TableConnector(_read_poll, None),
+    "sse": TableConnector(_read_sse, None),
+    "webhook": TableConnector(_read_webhook, None),
     "datagen": TableConnector(_read_datagen, None),
     "faker": TableConnector(_read_faker, None),
     "print": _PRINT,

@@ -6,6 +6,7 @@ import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from sabot.base.http_server import LimitedServer
 from sabot.base.redaction import redacted_url
 from sabot.clock import SYSTEM_CLOCK
 from sabot.web.access import Access
@@ -16,7 +17,6 @@ from sabot.web.pages import Pages
 from sabot.web.payloads import Payloads
 from sabot.web.reader import ConsoleReader
 from sabot.web.screens import ScreensOfApp
-from sabot.web.server import DEFAULT_PORT, HOST, ConsoleServer
 from sabot.web.shown import LiveApp, ShownApp
 
 if TYPE_CHECKING:
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+HOST = "127.0.0.1"
+DEFAULT_PORT = 8420
 _TICK_SECONDS = 1.0
 
 
@@ -54,7 +56,7 @@ class ConsoleSite:
         self.access = access
         self._refresh = refresh
         self._reader = ConsoleReader()
-        self._server = ConsoleServer(port, listen)
+        self._server = LimitedServer(port, listen, name="the console", option="--web-port")
         self.port = self._server.port
         address = f"http://{listen}:{self.port}"
         given = [each.rstrip("/") for each in origins]

@@ -3,11 +3,13 @@
 import contextlib
 import json
 import os
+import socket
 import sqlite3
 import time
 from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import deltalake
 import duckdb
@@ -25,6 +27,7 @@ from tools.postgres import server_or_skip as postgres_or_skip
 from tools.redis_server import Redis, server_or_skip
 from tools.seaweed import Seaweed
 from tools.seaweed import server_or_skip as seaweed_or_skip
+from tools.web_sender import WebSender
 from tools.web_server import WebServer
 
 KILLS = 20
@@ -37,7 +40,7 @@ import asyncio
 import pyarrow as pa
 import sabot
 from sabot import App, DeltaSink, DeltaSource, files
-from sabot.connectors.http import HttpSink, PollSource
+from sabot.connectors.http import HttpSink, PollSource, SseSource, WebhookSource
 from sabot.connectors.iceberg import IcebergSink, IcebergSource
 from sabot.connectors.postgres import PostgresChanges
 from sabot.connectors.redis import RedisStreamSink, RedisStreamSource
@@ -283,6 +286,32 @@ def from_web(folder: Path, server: WebServer, seed: int) -> Dance:
     return Dance(program, folder, put=put, rows=lambda: sqlite_rows(folder), expected=row, server=server, seed=seed)
 
 
+def from_events(folder: Path, server: WebServer, seed: int) -> Dance:
+    def put(numbers: Sequence[int]) -> None:
+        server.put([json.loads(payload(n)) for n in numbers])
+
+    program = PROGRAM.format(
+        source=f'SseSource("{server.origin}/events", ids="{["given", "consecutive"][seed % 2]}")',
+        sink='SqlSink("sqlite:out.db", table="every")',
+        more="",
+    )
+    return Dance(program, folder, put=put, rows=lambda: sqlite_rows(folder), expected=row, server=server, seed=seed)
+
+
+def from_a_sender(folder: Path, sender: WebSender, seed: int) -> Dance:
+    """The server that is killed is the sender, who repeats what was not answered, and what was when he is killed before he notes it."""
+
+    def put(numbers: Sequence[int]) -> None:
+        sender.put([payload(n) for n in numbers])
+
+    program = PROGRAM.format(
+        source=f'WebhookSource("hooks.db", port={urlsplit(sender.url).port}, path="/in", key="Webhook-Id")',
+        sink='SqlSink("sqlite:out.db", table="every")',
+        more="",
+    )
+    return Dance(program, folder, put=put, rows=lambda: sqlite_rows(folder), expected=row, server=sender, seed=seed)
+
+
 class PostgresKilled:
     """A server of PostgreSQL for a dance."""
 
@@ -411,3 +440,24 @@ def test_an_app_and_an_api_that_are_killed_again_and_again_lose_and_repeat_no_ro
         check(from_web(tmp_path, server, 53).run(KILLS), KILLS)
     finally:
         server.stop()
+
+
+@pytest.mark.slow  # 22 processes, and as many starts of a server
+def test_an_app_and_a_server_of_events_that_are_killed_again_and_again_lose_and_repeat_no_row(tmp_path: Path) -> None:
+    server = WebServer(tmp_path / "kept")
+    try:
+        check(from_events(tmp_path, server, 53).run(KILLS), KILLS)
+    finally:
+        server.stop()
+
+
+@pytest.mark.slow  # 22 processes, and as many starts of a sender
+def test_an_app_and_a_sender_that_are_killed_again_and_again_lose_and_repeat_no_request(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as found:
+        port = found.getsockname()[1]
+    sender = WebSender(tmp_path / "outbox", f"http://127.0.0.1:{port}/in")
+    try:
+        check(from_a_sender(tmp_path, sender, 53).run(KILLS), KILLS)
+    finally:
+        sender.stop()
+    assert sender.repeated()

@@ -12,12 +12,15 @@ with that status, as a whole. A file `faults` has one fault a line, as JSON, and
     {"bytes": 1000000}                an answer with such a body
     {"gzip": 1000000}                 a page of so many spaces, as small as gzip makes it
     {"text": "<html>"}                a page of text
+    {"events": "data: x\\n\\n"}        an answer with these events, which then ends
+    {"silent": true}                  an answer with the head of a stream of events, and nothing else
 """
 
 import gzip
 import http.server
 import json
 import os
+import select
 import socket
 import sqlite3
 import ssl
@@ -26,7 +29,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
@@ -82,6 +85,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.say(200, gzip.compress(b"[" + b" " * fault["gzip"]), {"Content-Encoding": "gzip"})
         elif "text" in fault:
             self.say(200, fault["text"].encode(), {"Content-Type": "text/html"})
+        elif self.path.startswith("/events"):
+            self.events(fault)
         else:
             self.page(half=fault.get("half", False))
 
@@ -102,6 +107,26 @@ class Handler(http.server.BaseHTTPRequestHandler):
         elif len(rows) == PAGE:
             headers["Link"] = f'</pages?page=0>; rel="first", </pages?page={first // PAGE + 1}>; rel="next"'
         self.say(200, json.dumps(answer).encode(), headers, half=half)
+
+    def events(self, fault: dict[str, Any]) -> None:
+        """Sends the rows behind Last-Event-ID as events, and those that come, until the client goes."""
+        self.close_connection = True
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream")
+        self.end_headers()
+        if "events" in fault:
+            self.wfile.write(fault["events"].encode())
+            return
+        last = int(self.headers.get("Last-Event-ID") or 0)
+        self.wfile.write(b": welcome\nretry: 50\n\n")
+        with closing(opened(self.folder)) as connection, suppress(OSError):
+            while not select.select([self.connection], [], [], 0.01)[0]:
+                if fault.get("silent"):
+                    continue
+                found = connection.execute("SELECT number, row FROM rows WHERE number > ? ORDER BY number", (last,))
+                for number, row in found.fetchall():
+                    self.wfile.write(f"id: {number}\ndata: {row}\n\n".encode())
+                    last = number
 
     def keep(self, rows: list[Any]) -> None:
         key = self.headers.get("Idempotency-Key", "")

@@ -37,6 +37,8 @@ _SHOWN = 300  # characters of an answer in a message
 _LONGEST_WAIT = 3600.0  # seconds that a server may ask us to wait
 _NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 _OF_THE_CLIENT = {"host", "content-length", "transfer-encoding", "connection", "accept-encoding", "idempotency-key"}
+_FULL_SECONDS = 0.02  # between two looks whether a reader has made room
+_OK = 200
 _LOGIN_REFUSED = 401
 _MOVED = {301, 302, 303, 307, 308}
 _SAME_METHOD = {307, 308}
@@ -173,6 +175,54 @@ class HttpClient:
         work = self._asked("GET", url, b"", {**self._sent, **headers}, most_bytes, False)
         return asyncio.run_coroutine_threadsafe(work, self._loop)
 
+    def follow(
+        self,
+        headers: Mapping[str, str | bytes],
+        begun: Callable[[WebAnswer], None],
+        take: Callable[[bytes], None],
+        full: Callable[[], bool],
+    ) -> "Future[WebAnswer]":
+        """Begins to ask for an answer that may have no end, and returns it as a future when it has ended, which `close` cancels.
+
+        `begun` gets status and headers of an answer of 200, and `take` then each piece of its body; both may raise an error, which ends
+        the answer, and are called in the thread of the client. Nothing is read while `full` returns True. Other answers have the
+        beginning of their body. Raises TransientError from the future if nothing comes for the time of a request, and for an answer
+        that is cut off.
+        """
+        assert self._loop is not None
+        return asyncio.run_coroutine_threadsafe(
+            self._followed({**self._sent, **headers}, begun, take, full), self._loop
+        )
+
+    async def _followed(
+        self,
+        headers: Mapping[str, str | bytes],
+        begun: Callable[[WebAnswer], None],
+        take: Callable[[bytes], None],
+        full: Callable[[], bool],
+    ) -> WebAnswer:
+        loop = asyncio.get_running_loop()
+        try:
+            async with (
+                asyncio.timeout(self._timeout_s) as limit,
+                self.answering("GET", self.url, b"", headers) as response,
+            ):
+                if response.status_code != _OK:
+                    data, cut = await self._read(response, 4 * _SHOWN, True)
+                    return WebAnswer(response.status_code, _headers(response), data, cut)
+                answer = WebAnswer(_OK, _headers(response), b"")
+                begun(answer)
+                async for piece in response.aiter_raw():
+                    take(piece)
+                    if full():
+                        limit.reschedule(None)  # it is our time that passes
+                        while full():  # noqa: ASYNC110  the reader is a thread, and makes room each batch
+                            await asyncio.sleep(_FULL_SECONDS)
+                    limit.reschedule(loop.time() + self._timeout_s)
+                return answer
+        except TimeoutError as error:
+            raise TransientError(f"{self._named}: nothing has come for {self._timeout_s:g} s") from error
+
     def logs_in_anew(self, answer: WebAnswer) -> bool:
         """Returns True if the answer refuses the login, and there is another one now, which is sent from here on."""
         if answer.status != _LOGIN_REFUSED or (login := self._login()) == self._sent:
@@ -201,7 +251,9 @@ class HttpClient:
             raise TransientError(f"{self._named}: no whole answer in {self._timeout_s:g} s") from error
 
     @asynccontextmanager
-    async def answering(self, method: str, url: str, body: bytes, headers: Mapping[str, str]) -> AsyncIterator[Any]:
+    async def answering(
+        self, method: str, url: str, body: bytes, headers: Mapping[str, str | bytes]
+    ) -> AsyncIterator[Any]:
         """Sends a request, and gives the `with` block the answer, whose body is not read yet. Called in the thread of the client."""
         with self._explained():
             for _ in range(_REDIRECTS + 1):

@@ -9,7 +9,7 @@ import re
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import CancelledError, Future
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
 import msgspec
@@ -35,15 +35,23 @@ _UNCHANGED = 304
 LINK = "link"
 
 
-class _PagePlace(msgspec.Struct, forbid_unknown_fields=True):
-    """The memory of a checkpoint. `page`: the address of a page below the server, or a cursor; "" for the first page. `row`: how many of
-    its rows were taken. `etag`: the state of the page in which these are all. `count`: the rows before, as the position.
+class CountedPlace(msgspec.Struct, forbid_unknown_fields=True):
+    """The memory of a checkpoint. `count`: the rows before, as the position."""
+
+    count: int
+
+
+P = TypeVar("P", bound=CountedPlace)
+
+
+class _PagePlace(CountedPlace):
+    """`page`: the address of a page below the server, or a cursor; "" for the first page. `row`: how many of its rows were taken. `etag`:
+    the state of the page in which these are all.
     """
 
     page: str
     row: int
     etag: str
-    count: int
 
 
 class PollSource(Source):
@@ -84,7 +92,7 @@ class PollSource(Source):
                 hint='headers={"Authorization": secret("NAME")}',
             )
         self.name = self._client.where.partition("?")[0]
-        self._place = _PagePlace("", 0, "", 0)
+        self._place = _PagePlace(0, "", 0, "")
         self._recalled: bytes | None = None
         self._rows: Sequence[bytes] = ()  # those of the page that were not taken yet
         self._behind: str | None = None  # the place behind the page, if it has one
@@ -105,23 +113,12 @@ class PollSource(Source):
                 f"source {self.name}: start={start!r} is no place of an API",
                 hint='start="earliest"; a cursor in the address begins elsewhere',
             )
-        self._place = _PagePlace("", 0, "", 0) if known is None else self._known(recalled, known)
+        self._place = (
+            _PagePlace(0, "", 0, "") if known is None else recalled_place(_PagePlace, recalled, known, self.name)
+        )
         self._address(self._place.page)
         self._woken.clear()
         self._client.open()
-
-    def _known(self, memory: bytes | None, position: int) -> _PagePlace:
-        """Returns the place of a checkpoint. Raises UserError."""
-        try:
-            place = msgspec.json.decode(memory or b"", type=_PagePlace)
-        except UNREADABLE:
-            place = None
-        if place is None or place.count != position:
-            raise UserError(
-                f"source {self.name}: the position {position} of the checkpoint has no page",
-                hint="the checkpoint is none of this source; start afresh (--fresh)",
-            )
-        return place
 
     def read_batch(self, max_rows: int, timeout: float) -> Batch | None:
         if not self._client.is_open:
@@ -198,7 +195,7 @@ class PollSource(Source):
         if stays:
             self._place = msgspec.structs.replace(self._place, etag=self._etag)
         else:
-            self._place = _PagePlace(str(self._behind), 0, "", self._place.count)
+            self._place = _PagePlace(self._place.count, str(self._behind), 0, "")
         # A chain of pages without rows is asked for as slowly as one page: it may have no end.
         self._ask_at = SYSTEM_CLOCK.monotonic() + (0.0 if came and not stays else self._every_s)
 
@@ -264,6 +261,20 @@ class PollSource(Source):
 
     def recall(self, memory: Mapping[tuple[str, int], bytes]) -> None:
         self._recalled = memory.get((self.name, 0))
+
+
+def recalled_place(kind: type[P], memory: bytes | None, position: int, name: str) -> P:
+    """Returns the place that a checkpoint remembers beside a position. Raises UserError if it has none, or that of another position."""
+    try:
+        place = msgspec.json.decode(memory or b"", type=kind)
+    except UNREADABLE:
+        place = None
+    if place is None or place.count != position:
+        raise UserError(
+            f"source {name}: the position {position} of the checkpoint has no place beside it",
+            hint="the checkpoint is none of this source; start afresh (--fresh)",
+        )
+    return place
 
 
 def _next_link(header: str) -> str | None:

@@ -19,6 +19,7 @@ from urllib.parse import quote, urlencode
 import pytest
 
 from sabot import App, NdjsonSink, NdjsonSource, col
+from sabot.base.http_server import LimitedServer
 from sabot.clock import ManualClock
 from sabot.engine.checkpoint.inspection import AppCheckpoints, checkpoint_records
 from sabot.errors import UserError
@@ -27,7 +28,6 @@ from sabot.web.access import Access
 from sabot.web.console import Console, ConsoleSite
 from sabot.web.guard import Guard
 from sabot.web.records import StepRecord, chosen, folded
-from sabot.web.server import ConsoleServer
 from sabot.web.texts import cell, table_text
 from tools.agent_tools import PATIENCE
 
@@ -781,14 +781,14 @@ def test_an_asset_that_is_none_is_not_found_without_a_session(
 
 
 def test_the_port_is_the_next_free_one(console: Console) -> None:
-    other = ConsoleServer(console.port)
+    other = LimitedServer(console.port, "127.0.0.1", name="other", option="--port")
     assert console.port < other.port < console.port + 20
     other.close()
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 65_535))
         taken.listen()
         with pytest.raises(UserError, match="no port"):
-            ConsoleServer(65_535)
+            LimitedServer(65_535, "127.0.0.1", name="other", option="--port")
 
 
 def test_all_that_a_page_loads_is_small(browser: Browser) -> None:

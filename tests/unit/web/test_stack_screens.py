@@ -125,7 +125,7 @@ async def test_only_threads_of_tasks_are_sampled_and_only_for_those_who_act(
 ) -> None:
     async with slow_app(tmp_path, monkeypatch) as (_, console, _go):
         browser, reader = await enter(console, "act"), await enter(console, "read")
-        for task in ("", "MainThread", "sabot-console", "nobody%2F0", "%3Cscript%3E"):
+        for task in ("", "MainThread", "sabot-http", "nobody%2F0", "%3Cscript%3E"):
             status, page = await ask(browser, f"/stack?task={task}")
             assert (status, "<script>" in page) == (404, False)
         assert (await ask(browser, "/stack.json?task=MainThread"))[0] == 404

@@ -1,16 +1,15 @@
-"""The HTTP server of the console: uvicorn in a thread with an event loop of its own, with limits for slow clients."""
+"""An HTTP server in a thread with an event loop of its own, by uvicorn, with limits for slow clients. Loaded only by what serves."""
 
 import asyncio
 import contextlib
 import logging
 import socket
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
 from functools import partial
 from typing import Any
 
 import uvicorn
-from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from sabot.base.doors import WAITING_MOST, Door
@@ -19,19 +18,21 @@ from sabot.errors import UserError
 
 _log = logging.getLogger(__name__)
 
-HOST = "127.0.0.1"
-DEFAULT_PORT = 8420
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+AsgiApp = Callable[[Message, Receive, Send], Awaitable[None]]
+"""What answers requests: an application of ASGI 3, with those of Starlette."""
+
 _PORTS = 20  # this many ports are tried, from the wanted one on
 _MOST_CONNECTIONS = 256
 _STOP_SECONDS = 1
 
 
-class ConsoleServer:
+class LimitedServer:
     """A server on a port, and its thread."""
 
-    def __init__(
-        self, port: int, host: str = HOST, *, name: str = "the console", option: str = "--web-port", ports: int = _PORTS
-    ) -> None:
+    def __init__(self, port: int, host: str, *, name: str, option: str, ports: int = _PORTS) -> None:
         """Takes the port of an address, or the next free one of `ports`. Raises UserError if none is free. `name`, `option`: of the server
         and of the option with the port, for messages.
         """
@@ -42,12 +43,13 @@ class ConsoleServer:
         self._server: uvicorn.Server | None = None
         self._end: Callable[[], object] | None = None
 
-    def start(self, pages: ASGIApp, beside: Callable[[], Coroutine[Any, Any, None]], end: Callable[[], None]) -> None:
+    def start(self, pages: AsgiApp, beside: Callable[[], Coroutine[Any, Any, None]], end: Callable[[], None]) -> None:
         """Serves the pages. `beside`: a coroutine function that runs on the server's event loop until the server stops. `end`: called on
         that loop when the server begins to stop; it ends the answers that would go on.
         """
         config = uvicorn.Config(
             pages,
+            interface="asgi3",
             http=H11Protocol,
             ws="none",
             lifespan="off",
@@ -87,7 +89,7 @@ class ConsoleServer:
             except Exception:
                 _log.exception("%s has ended", self._name)
 
-        self._thread = threading.Thread(target=run, name="sabot-console", daemon=True)
+        self._thread = threading.Thread(target=run, name="sabot-http", daemon=True)
         self._thread.start()
 
     @property

@@ -1,0 +1,200 @@
+"""Rows to a web server and from it, beside the HTTP client alone.
+
+    python benchmarks/pipelines/web.py --rows 500000 --rounds 3
+
+    client, sink                requests of 1,000 rows each, by httpx2 with msgspec, and by `HttpSink.deliver`
+    client-single, sink-single  a fiftieth of the rows, one in each request
+    client-read, source         pages of 1,000 rows with a Link, by httpx2 with msgspec, and by `PollSource`
+    client-events, events       server-sent events, by httpx2's lines, and by `SseSource`
+
+The server is a process of its own, which counts what it gets: number of rows and sum of a column must be those that were
+sent, or that it has given. The ways take turns; of each the round with the least processor time of this process is printed,
+and its rate beside the client's.
+"""
+
+import argparse
+import asyncio
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import httpx2
+import msgspec
+import numpy as np
+import pyarrow as pa
+
+from sabot.connectors.base import Source, Track
+from sabot.connectors.http import HttpSink, PollSource, SseSource
+
+PAGE = 1_000
+SCHEMA = pa.schema([("id", pa.int64()), ("name", pa.string()), ("amount", pa.float64())])
+Answer = tuple[int, int]  # the number of rows, and the sum of their ids
+
+
+def parts(rows: int) -> list[pa.RecordBatch]:
+    ids = np.arange(rows)
+    amounts = np.random.default_rng(53).random(rows)
+    whole = pa.record_batch([ids, pa.array(ids % 10_007).cast(pa.string()), amounts], SCHEMA)
+    return [whole.slice(first, 100_000) for first in range(0, rows, 100_000)]
+
+
+# -- the server -------------------------------------------------------------------------------------------------------
+
+
+async def serve(rows: int) -> None:
+    every = [row for part in parts(rows) for row in part.to_pylist()]
+    pages = [msgspec.json.encode(every[first : first + PAGE]) for first in range(0, rows, PAGE)]
+    events = [
+        b"".join(b"id: %d\ndata: %b\n\n" % (row["id"], msgspec.json.encode(row)) for row in every[first : first + PAGE])
+        for first in range(0, rows, PAGE)
+    ]
+    got = [0, 0]
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while head := (await reader.readuntil(b"\r\n\r\n")).decode():
+                lines = head.lower().split("\r\n")
+                size = next((int(line.split(":")[1]) for line in lines if line.startswith("content-length:")), 0)
+                body = await reader.readexactly(size)
+                path, more, data = head.split(" ")[1], b"", b""
+                if path == "/rows":
+                    found = msgspec.json.decode(body)
+                    found = found if isinstance(found, list) else [found]
+                    got[0], got[1] = got[0] + len(found), got[1] + sum(row["id"] for row in found)
+                elif path == "/got":
+                    data, got[0], got[1] = msgspec.json.encode(got), 0, 0
+                elif path == "/events":
+                    writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n")
+                    for each in events:
+                        writer.write(each)
+                        await writer.drain()
+                    await reader.read()
+                    writer.close()
+                    return
+                else:
+                    number = int(path.partition("page=")[2] or 0)
+                    data = pages[number] if number < len(pages) else b"[]"
+                    if number + 1 < len(pages):
+                        more = b'Link: </pages?page=%d>; rel="next"\r\n' % (number + 1)
+                writer.write(b"HTTP/1.1 200 OK\r\n%bContent-Length: %d\r\n\r\n%b" % (more, len(data), data))
+                await writer.drain()
+        except (asyncio.IncompleteReadError, ConnectionError):
+            writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0, limit=1 << 24)
+    print(server.sockets[0].getsockname()[1], flush=True)
+    await server.serve_forever()
+
+
+# -- the ways ---------------------------------------------------------------------------------------------------------
+
+
+def client_writes(url: str, given: list[pa.RecordBatch], size: int) -> None:
+    with httpx2.Client() as client:
+        for part in given:
+            rows = part.to_pylist()
+            for first in range(0, len(rows), size):
+                body = rows[first : first + size] if size > 1 else rows[first]
+                client.post(f"{url}/rows", content=msgspec.json.encode(body)).raise_for_status()
+
+
+def sink_writes(url: str, given: list[pa.RecordBatch], size: int) -> None:
+    sink = HttpSink(f"{url}/rows", batch=size)
+    sink.claim(Track("bench", "streams.rows", "first"))
+    for number, part in enumerate(given, 1):
+        sink.deliver(number, [sink.fitting(part)])
+    sink.close()
+
+
+def client_reads(url: str, rows: int) -> Answer:
+    count = total = 0
+    page: str | None = "/pages"
+    with httpx2.Client() as client:
+        while page is not None:
+            answer = client.get(url + page)
+            found = msgspec.json.decode(answer.content)
+            count, total = count + len(found), total + sum(row["id"] for row in found)
+            page = answer.links["next"]["url"] if "next" in answer.links else None
+    return count, total
+
+
+def client_events(url: str, rows: int) -> Answer:
+    count = total = 0
+    with httpx2.Client() as client, client.stream("GET", f"{url}/events") as answer:
+        for line in answer.iter_lines():
+            if line.startswith("data:"):
+                count, total = count + 1, total + msgspec.json.decode(line[5:])["id"]
+                if count == rows:
+                    break
+    return count, total
+
+
+def source_reads(source: Source, rows: int) -> Answer:
+    count = total = 0
+    source.open(None)
+    while count < rows:
+        batch = source.read_batch(32_768, 60)
+        if batch is None:
+            break
+        found = [msgspec.json.decode(payload)["id"] for payload in batch.data.column("payload").to_pylist()]
+        count, total = count + len(found), total + sum(found)
+    source.close()
+    return count, total
+
+
+BESIDE = {"sink": "client", "sink-single": "client-single", "source": "client-read", "events": "client-events"}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=500_000)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    rows, single = options.rows, options.rows // 50
+    if options.serve:
+        asyncio.run(serve(rows))
+        return
+    command = [sys.executable, __file__, "--serve", "--rows", str(rows)]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        assert server.stdout is not None
+        run(f"http://127.0.0.1:{int(server.stdout.readline())}", rows, single, options.rounds)
+    finally:
+        server.kill()
+        server.wait()
+
+
+def run(url: str, rows: int, single: int, rounds: int) -> None:
+    given, few = parts(rows), parts(single)
+    ways: dict[str, tuple[int, Callable[[], Any]]] = {
+        "client": (rows, lambda: client_writes(url, given, PAGE)),
+        "sink": (rows, lambda: sink_writes(url, given, PAGE)),
+        "client-single": (single, lambda: client_writes(url, few, 1)),
+        "sink-single": (single, lambda: sink_writes(url, few, 1)),
+        "client-read": (rows, lambda: client_reads(url, rows)),
+        "source": (rows, lambda: source_reads(PollSource(f"{url}/pages", next="link"), rows)),
+        "client-events": (rows, lambda: client_events(url, rows)),
+        "events": (rows, lambda: source_reads(SseSource(f"{url}/events", ids="consecutive"), rows)),
+    }
+    best: dict[str, tuple[float, float]] = {}
+    for _ in range(rounds):
+        for way, (count, work) in ways.items():
+            began, cpu = time.perf_counter(), time.process_time()
+            found = work()
+            figures = time.process_time() - cpu, time.perf_counter() - began
+            found = found or tuple(httpx2.get(f"{url}/got").json())
+            if found != (count, count * (count - 1) // 2):
+                sys.exit(f"{way}: {found}, and {count} rows were given")
+            best[way] = min(best.get(way, figures), figures)
+    for way, (cpu, seconds) in best.items():
+        beside = best[BESIDE.get(way, way)][0] / cpu
+        figures_of = {"rows": ways[way][0], "cpu_seconds": round(cpu, 3), "seconds": round(seconds, 3)}
+        print(json.dumps({"way": way, **figures_of, "beside_client": round(beside, 2)}))
+
+
+if __name__ == "__main__":
+    main()
