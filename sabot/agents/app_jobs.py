@@ -230,7 +230,7 @@ class AppJobStore(JobsAndActions):
                 ]
                 known = self._with_letters(reader, JobView.of_jobs(reader, [mark.job for mark in some]), letters)
                 known.note_marks(some)
-                apply_queued(known, queued, queued)
+                apply_queued(reader, known, queued, queued, self.clock)
             logged = [
                 job
                 for job in known.seen()
@@ -328,7 +328,7 @@ class AppJobStore(JobsAndActions):
         letters = reader.letters()
         queued = queued_begins(reader, [letter for letter in letters if letter.job == job_id])
         known = JobView.of(reader, job_id)
-        apply_queued(known, queued, queued)
+        apply_queued(reader, known, queued, queued, self.clock)
         return self._with_letters(reader, known, letters)
 
     def _asking(self, reader: JournalReader, job_id: str | None, statuses: Sequence[ActionStatus]) -> JobView:

@@ -234,7 +234,7 @@ def _queued(reader: JournalReader, job_id: str) -> FoldedJob | None:
     if begin is None:
         return None
     view = JobView(reader)
-    view.apply_queued(begin)
+    view.apply_queued(begin, reader.why_queued([job_id]).get(job_id, ""))
     return FoldedJob(view.present(job_id), [], {}, begin, None)
 
 

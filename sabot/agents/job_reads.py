@@ -9,6 +9,7 @@ from sabot.agents.job_history import amounts_of, ended_records, record_of, searc
 from sabot.agents.job_view import JobView
 from sabot.agents.jobs import JobRecord, JobStatus
 from sabot.base.accounts import NOTHING, Amounts
+from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.errors import UserError
 from sabot.jobs.tree import child_id, parent_of
 from sabot.journal.base import EVERY, JobMark, JournalReader, entry_of_letter
@@ -153,7 +154,7 @@ def _page(
     queued: Mapping[str, Begin],
     view: JobView,
 ) -> JobPage:
-    apply_queued(view, queued, [row.job for row in rows[:most]])
+    apply_queued(reader, view, queued, [row.job for row in rows[:most]])
     view.note_marks(row for row in rows if isinstance(row, JobMark))
     page = [record for row in rows[:most] if (record := _record(reader, view, row)) is not None]
     following = cursor_of(*_age_of_row(rows[most - 1])) if len(rows) > most else ""
@@ -180,11 +181,18 @@ def _record(reader: JournalReader, view: JobView, row: JobMark | EndedJob) -> Jo
     return record
 
 
-def apply_queued(view: JobView, queued: Mapping[str, Begin], jobs: Iterable[str]) -> None:
-    """Adds those of the jobs to a view that are queued, and have not begun since."""
-    for job in jobs:
-        if job in queued and job not in view.states:
-            view.apply_queued(queued[job])
+def apply_queued(
+    reader: JournalReader,
+    view: JobView,
+    queued: Mapping[str, Begin],
+    jobs: Iterable[str],
+    clock: Clock = SYSTEM_CLOCK,
+) -> None:
+    """Adds those of the jobs to a view that are queued, and have not begun since, with the reasons."""
+    added = [job for job in jobs if job in queued and job not in view.states]
+    waits = reader.why_queued(added, clock) if added else {}
+    for job in added:
+        view.apply_queued(queued[job], waits.get(job, ""))
 
 
 def _logged(
@@ -265,7 +273,7 @@ def find_jobs(
         kept = [job for job in kept if job.agent in agents]
     marks = [mark for mark in every if not statuses or mark.status in statuses]
     view = JobView.of_jobs(reader, [mark.job for mark in oldest_first(marks)])
-    apply_queued(view, queued, [mark.job for mark in oldest_first(marks)])
+    apply_queued(reader, view, queued, [mark.job for mark in oldest_first(marks)])
     view.note_marks(marks)
     found = [job for job in view.seen() if scope in (None, job.scope_id)]
     children = [child_id(job.job_id, effect.ordinal) for job in found for effect in job.open if effect.kind == "child"]

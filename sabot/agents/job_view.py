@@ -142,7 +142,8 @@ class JobState:
       has not applied yet. 0 for any other job.
     - `used`, `doubts`: the usage of the job's own calls, and the part of it that is only an upper bound.
     - `blocked`: the reason why the job cannot continue, or "". No entry has it (`JobView.note_marks`).
-    - `worker`: the number of the worker that holds the job, or 0. No entry has it either.
+    - `waits`: why the queued job does not begin yet, or "". `worker`: the number of the worker that holds the job, or 0. No entry
+      has these either.
     """
 
     job_id: str
@@ -176,6 +177,7 @@ class JobState:
     early: Counter[str] = field(default_factory=Counter)
     questions: dict[str, Intent] = field(default_factory=dict)
     blocked: str = ""
+    waits: str = ""
     worker: int = 0
 
     @property
@@ -241,6 +243,7 @@ class JobState:
             key=key_text(self.key),
             children=self.children,
             blocked="" if self.ended else self.blocked,
+            waits=self.waits if self.status is JobStatus.QUEUED else "",
             worker=0 if self.ended else self.worker,
             **shared,
         )
@@ -314,11 +317,13 @@ class JobView:
                     view.apply(entry)
         return view
 
-    def apply_queued(self, begin: Entry) -> None:
-        """Applies the BEGIN entry that the owner of the journal will make from a letter. The job is queued until then."""
+    def apply_queued(self, begin: Entry, waits: str = "") -> None:
+        """Applies the BEGIN entry that the owner of the journal will make from a letter. The job is queued until then. `waits`: why it
+        does not begin yet.
+        """
         self.apply(begin)
         job = self.states[begin.job]
-        job.status, job.started_at = JobStatus.QUEUED, None
+        job.status, job.started_at, job.waits = JobStatus.QUEUED, None, waits
 
     def note_marks(self, marks: Iterable[JobMark]) -> None:
         """Notes which jobs are blocked, and which worker holds them: no entry of a journal has it, but the marks of jobs."""

@@ -185,6 +185,7 @@ class JobRecord:
     - `doubt_tokens`, `doubt_dollars`: the part of that usage which is only an upper bound, because nobody knows whether
       a call has to be paid.
     - `blocked`: the reason why the present code of the agent cannot continue the job, or "". Its status stays as it was.
+    - `waits`: why a queued job does not begin yet, as far as the reader of the journal knows it, or "".
     - `worker`: the number of the worker that holds the open job, in a journal that several share (`sabot jobs list` has their
       processes). 0 if none holds it, and in other journals.
     """
@@ -220,6 +221,7 @@ class JobRecord:
     doubt_tokens: int = 0
     doubt_dollars: Decimal = Decimal(0)
     blocked: str = ""
+    waits: str = ""
     worker: int = 0
 
     @property

@@ -108,7 +108,7 @@ def _row(job: JobRecord, known: Mapping[str, JobRecord]) -> list[object]:
     said = [_open_effect(each) + _child_progress(job, each, known) for each in job.open[:_SHOWN]]
     said += [f"{more} more"] if more > 0 else []
     idle = "nothing is open" if job.agent and not job.ended else ""
-    what = job.blocked or "; ".join(said) or job.result_ref or job.error or idle
+    what = job.blocked or job.waits or "; ".join(said) or job.result_ref or job.error or idle
     times = [_moment(job.created_at), _moment(job.updated_at)]
     return [
         job.job_id,

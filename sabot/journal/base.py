@@ -33,11 +33,11 @@ import msgspec
 
 from sabot.base.accounts import Amounts
 from sabot.base.threads import run_in_thread
-from sabot.clock import Clock
+from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.errors import CorruptJournal, LetterRefused, OtherJournal
 from sabot.journal.ended_jobs import BLOCKED, OUTCOMES, EndedJob, HistoryBounds, JobQuery
 from sabot.journal.entries import Answer, Begin, Body, Cancel, Entry, Letter, Signal, decode_entry
-from sabot.journal.lanes import JobLimit, Lanes
+from sabot.journal.lanes import JobLimit, Lanes, starts_at
 
 _log = logging.getLogger(__name__)
 
@@ -46,6 +46,8 @@ MAY_BEGIN_AGAIN = ("failed", "cancelled")
 dead letter. A cancelled job has one in a rare case: it had failed, and a crash came before its END entry was durable.
 """
 
+
+_FEW = 10  # letters that are looked up one by one, in place of reading all
 
 EVERY = 1 << 62
 """As the parameter `most` of `JournalReader.logged`: all jobs."""
@@ -330,6 +332,18 @@ class JournalReader(ABC):
         """Returns the letter of this name (`Letter.once`) that the owner has not turned into an entry yet, or None."""
         return next((letter for letter in self.letters() if letter.once == once), None)
 
+    def why_queued(self, jobs: Collection[str], clock: Clock = SYSTEM_CLOCK) -> dict[str, str]:
+        """Returns, by job, why these jobs do not begin yet whose letters are in the inbox, as far as it is known here: the owner of
+        the journal knows its limits, other readers only the times before which jobs do not begin, by `clock`. Leaves out the
+        other jobs.
+        """
+        now_ms, letters = round(clock.time() * 1000), _beginnings_of(self, jobs)
+        return {job: starts_at(each.after_ms) for job, each in letters.items() if each.after_ms > now_ms}
+
+    def notes(self, prefix: str) -> dict[str, str]:
+        """Returns the notes (`Inbox.note`) whose names begin with a prefix, by name."""
+        return {}
+
     def approvals(self) -> list[Approval] | None:
         """Returns the approvals that hold for other jobs too (`Journal.note_approval`). Returns None if the
         journal does not keep them: then the entries of all jobs have them.
@@ -372,6 +386,13 @@ class Inbox(ABC):
         Raises UserError for a letter that could not be decoded again.
         """
 
+    def note(self, name: str, value: str) -> bool:
+        """Keeps a short text beside the log, in place of an earlier one of this name; "" removes that. Returns True when it is
+        durable. Returns False, and keeps nothing, in a journal that has no place for notes, as those in Kafka. Blocks. May be
+        called in any thread and any process. Raises TransientError as `post` does.
+        """
+        return False
+
     @abstractmethod
     def close(self) -> None:
         """Closes all connections and files. Idempotent."""
@@ -384,21 +405,15 @@ class Beginnings:
     - `agents`: the ids of the agents whose jobs letters may begin. It is empty for an app.
     - `begun`: the number of jobs that letters have begun for the first time.
     - `declared`: those of the options "policy" and "budgets" that this program has.
-    - `shared`: True if other workers append to the journal too. Each holds some of the jobs, and gets their letters.
-      Only then the others below `room` have a meaning.
     - `lanes`: the limits of jobs, and the letters that wait for their time, a seat, or room, of a journal with one owner.
-    - `limit`: sets the limits of the agents that are here, for all workers. Blocks.
-    - `granted`: calls that let jobs go on which have waited for a seat. The host makes and removes them.
-    - `room`: returns how many more jobs of letters may begin now.
-    - `resumes`: True if this worker goes on with the jobs of workers that are gone.
-    - `give_back`: gives jobs back, so that another worker takes them. All of their entries are durable, and this worker
-      appends no others. Blocks. Raises TransientError if a server does not answer: they may have been given back or not.
-    - `version`: the version of the code of this worker.
-    - `refuse`: gives back jobs that this version cannot continue, for workers of another one. It gets, for each tree, the id of
-      a job in it and the reason. As `give_back` otherwise.
-    - `lacks`: gets those of the options "policy" and "budgets" that this worker has, notes them for later ones, and returns
-      those that other workers have and this one lacks: it would make calls that nobody judges or counts. Blocks.
-    - `rests`: notes that all functions of a job wait for something that takes long, so that it does not kill this worker.
+    - `room`: returns how many more jobs of letters may begin now. The host of the jobs sets it.
+    - `shared`: True if other workers append to the journal too. Each holds some of the jobs, and gets their letters.
+
+    Only if it is shared these have a meaning:
+
+    - `granted`: calls that let jobs go on which have waited for a seat. `Journal.take` adds them, and the host removes them.
+    - `resumes`: True if this worker goes on with the jobs of workers that are gone. `version`: the version of its code. The
+      kernel sets them.
     - `taken_over`: the ids of open jobs of such workers that `Journal.take` has taken. From then on this worker holds them.
       The host removes those with which it goes on.
     """
@@ -409,11 +424,7 @@ class Beginnings:
         self.begun = 0
         self.room: Callable[[], int] = lambda: EVERY
         self.shared = self.resumes = False
-        self.give_back: Callable[[Collection[str]], None] = lambda jobs: None
         self.version = ""
-        self.refuse: Callable[[Mapping[str, str]], None] = lambda reasons: None
-        self.lacks: Callable[[Collection[str]], list[str]] = lambda declared: []
-        self.rests: Callable[[str], None] = lambda job: None
         self.taken_over: list[str] = []
         self._journal = journal
         self._taking = threading.Lock()  # held while the BEGIN entry of a letter is appended
@@ -421,9 +432,33 @@ class Beginnings:
         self._reservations = 0
         self._left: set[str] = set()  # jobs of agents that are not there: the log has named them
         self.lanes = Lanes()
-        self.limit: Callable[[Mapping[str, JobLimit]], None] = self._limit
         self.granted: list[Callable[[], object]] = []
         self._begun_now = 0  # jobs that letters have begun since the last look for room
+
+    def limit(self, limits: Mapping[str, JobLimit]) -> None:
+        """Sets the limits of the agents that are here, by their ids; of a shared journal for all workers. Blocks."""
+        self.lanes.limits = limits
+
+    def lacks(self, declared: Collection[str]) -> list[str]:
+        """Notes which of the options "policy" and "budgets" this worker of a shared journal has, for later ones. Returns those
+        that other workers have and this one lacks: it would make calls that nobody judges or counts. Blocks.
+        """
+        return []
+
+    def rests(self, job: str) -> None:
+        """Notes that all functions of a job wait for something that takes long, so that it does not kill this worker of a shared
+        journal.
+        """
+
+    def give_back(self, jobs: Collection[str]) -> None:
+        """Gives jobs of a shared journal back, so that another worker takes them. All of their entries are durable, and this
+        worker appends no others. Blocks. Raises TransientError if a server does not answer: they may have been given back or not.
+        """
+
+    def refuse(self, reasons: Mapping[str, str]) -> None:
+        """Gives jobs back that the code of this worker cannot continue, for workers of another version. `reasons`: by the id of
+        a job in each tree. As `give_back` otherwise.
+        """
 
     def reserve(self, job: str) -> None:
         """Reserves the id of a job that the owner is about to begin itself: until `release`, no letter begins this job."""
@@ -452,8 +487,15 @@ class Beginnings:
         """Returns True if `next_due` returns a letter."""
         return self.lanes.is_due(now_ms, self._left_room())
 
-    def _limit(self, limits: Mapping[str, JobLimit]) -> None:
-        self.lanes.limits = limits
+    def why(self, jobs: Collection[str], now_ms: int) -> dict[str, str]:
+        """Does what `JournalReader.why_queued` says, at a time."""
+        found = self.lanes.why(jobs, now_ms, self._left_room())
+        for job, letter in _beginnings_of(self._journal, [job for job in jobs if job not in found]).items():
+            if letter.name not in self.agents:
+                found[job] = f"this program has no agent {letter.name}"
+            elif letter.after_ms > now_ms:  # it was not taken from the inbox yet
+                found[job] = starts_at(letter.after_ms)
+        return found
 
     def _left_room(self) -> int:
         return self.room() - self._begun_now
@@ -659,6 +701,14 @@ class Journal(JournalReader, Inbox):
         - `letters`: the number of letters that were turned into entries. `refused`: the number of letters that were
           refused.
         """
+
+
+def _beginnings_of(reader: JournalReader, jobs: Collection[str]) -> dict[str, Letter]:
+    """Returns, by job, the letters that begin these jobs and are in the inbox. Blocks."""
+    few = len(jobs) <= _FEW
+    letters = (reader.letter(f"begin:{job}") for job in jobs) if few else iter(reader.letters())
+    wanted = set(jobs)
+    return {each.job: each for each in letters if each is not None and each.kind == "begin" and each.job in wanted}
 
 
 def once_of(letter: Letter, mark: JobMark | None) -> str:

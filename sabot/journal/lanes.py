@@ -15,8 +15,10 @@ process. Jobs that have begun within the time of a rate are counted from the mar
 import heapq
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import KW_ONLY, dataclass, field
+from datetime import UTC, datetime
+from functools import lru_cache
 from operator import itemgetter
 from typing import Literal
 
@@ -27,6 +29,7 @@ from sabot.errors import UserError, short_repr
 from sabot.journal.begin_facts import facts_of
 from sabot.journal.entries import Begin, Letter, decode_entry
 
+_LAST_MS = 253_402_300_800_000  # the year 10,000
 _RATE = 'such as rate="100/min", "5/s" or "20/10s": jobs that begin in each such time'
 
 
@@ -54,8 +57,6 @@ class JobLimit:
     concurrency: int | None = None
     rate: str | None = None
     parked: Literal["holds", "free"] | None = None
-    most: int = field(init=False, repr=False, default=0)
-    within_ms: int = field(init=False, repr=False, default=0)
 
     def __post_init__(self) -> None:
         checked_text(self.agent, "JobLimit: agent")
@@ -65,10 +66,7 @@ class JobLimit:
         if self.parked is None:
             object.__setattr__(self, "parked", "holds" if self.per == "key" else "free")
         check("JobLimit: parked", self.parked, OneOf(("holds", "free")))
-        if self.rate is not None:
-            most, within_ms = _parsed_rate(self.rate)
-            object.__setattr__(self, "most", most)
-            object.__setattr__(self, "within_ms", within_ms)
+        pace_of(self)
         if self.concurrency is None and self.rate is None:
             raise UserError(f"JobLimit({self.agent!r}) limits nothing", hint="give it concurrency=, rate= or both")
 
@@ -80,8 +78,15 @@ class JobLimit:
         return f"{self.agent}\n{part}" if part else ""
 
 
+def pace_of(limit: JobLimit | None) -> tuple[int, int]:
+    """Returns how many jobs may begin by a limit within a time, and this time in milliseconds; (0, 0) without a rate. Raises
+    UserError if the rate is not valid.
+    """
+    return (0, 0) if limit is None or limit.rate is None else _parsed_rate(limit.rate)
+
+
+@lru_cache(256)
 def _parsed_rate(rate: object) -> tuple[int, int]:
-    """Returns the number of jobs of a rate, and its time in milliseconds. Raises UserError."""
     count, slash, time = rate.partition("/") if isinstance(rate, str) else ("", "", "")
     if not slash or not count.strip().isdecimal() or int(count) < 1:
         raise UserError(f"JobLimit: rate={short_repr(rate)}", hint=_RATE)
@@ -99,6 +104,7 @@ class Lane:
     - `seats`: the jobs that have a seat. `away`: those that have given theirs up while they wait. `woken`: those of them that want
       to go on.
     - `began_ms`: when the last jobs have begun, the oldest first, if there is a rate.
+    - `pace`: how many jobs may begin within a time, and this time in milliseconds (`pace_of`).
     - `offered`: priority and number of the job by which the lane stands among the others, or None. `look_ms`: the time at which it is
       looked at again because of its rate, or None.
     """
@@ -113,9 +119,13 @@ class Lane:
     began_ms: deque[int] = field(default_factory=deque)
     offered: tuple[int, int] | None = None
     look_ms: int | None = None
+    pace: tuple[int, int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.pace = pace_of(self.limit)
 
     def begins(self, at_ms: int) -> None:
-        if self.limit is not None and self.limit.most:
+        if self.pace[0]:
             self.began_ms.append(at_ms)
 
     @property
@@ -125,9 +135,9 @@ class Lane:
 
     def next_ms(self, now_ms: int) -> int:
         """Returns the time from which on the rate allows another job: now, or later."""
-        if self.limit is None or not self.limit.most:
+        (most, within_ms), began = self.pace, self.began_ms
+        if not most:
             return now_ms
-        most, within_ms, began = self.limit.most, self.limit.within_ms, self.began_ms
         if began and began[-1] > now_ms:  # the clock was set back: they count as if they had begun now
             began = self.began_ms = deque(min(each, now_ms) for each in began)
         while began and began[0] + within_ms <= now_ms:
@@ -137,12 +147,48 @@ class Lane:
 
 @dataclass(slots=True, eq=False)
 class _Queued:
-    """A letter that begins a job, and waits. `following`: letters to the job that came after it."""
+    """A letter that begins a job, and waits. `following`: letters to the job that came after it. `cancelled`: True if one of these is
+    a cancel: then the job begins at once and has no seat.
+    """
 
     number: int
     letter: Letter
     lane: Lane
     following: list[tuple[int, Letter]] = field(default_factory=list)
+    cancelled: bool = False
+
+
+def starts_at(after_ms: int) -> str:
+    """Returns in words when a job begins whose time has not come."""
+    return f"starts at {_moment(after_ms)}"
+
+
+def is_full(taken: int, limit: JobLimit) -> str:
+    """Returns in words that a lane has no seat."""
+    return f"its lane is full: {taken} of {limit.concurrency}"
+
+
+def is_slow(next_ms: int, limit: JobLimit) -> str:
+    """Returns in words when the rate of a lane lets the next job begin."""
+    return f"its rate, {limit.rate}, lets the next job begin at {_moment(next_ms)}"
+
+
+def _moment(at_ms: int) -> str:
+    at = datetime.fromtimestamp(at_ms / 1000, UTC) if at_ms < _LAST_MS else datetime.max
+    return f"{at:%Y-%m-%d %H:%M:%S} UTC"
+
+
+def _why(queued: _Queued, now_ms: int, room: int) -> str:
+    lane, limit = queued.lane, queued.lane.limit
+    if queued.letter.after_ms > now_ms:
+        return starts_at(queued.letter.after_ms)
+    if limit is not None and lane.is_full:
+        return is_full(len(lane.seats), limit)
+    if lane.woken:
+        return "jobs of its lane that go on are before it"
+    if limit is not None and (next_ms := lane.next_ms(now_ms)) > now_ms:
+        return is_slow(next_ms, limit)
+    return "no room: as many jobs run as max_jobs allows" if room <= 0 else ""
 
 
 class Lanes:
@@ -153,7 +199,7 @@ class Lanes:
 
     def __init__(self) -> None:
         self.limits: Mapping[str, JobLimit] = {}
-        self._lock = threading.Lock()
+        self.lock = threading.Lock()
         self._free = Lane("", None)  # of jobs without a limit
         self._lanes: dict[str, Lane] = {}
         self._queued: dict[str, _Queued] = {}
@@ -172,7 +218,7 @@ class Lanes:
         """Puts a letter that begins a job into the queue, and letters to a job in the queue behind it. Returns the letters that
         are to be taken now: any other letter; or with a cancel of a job in the queue all of this job.
         """
-        with self._lock:
+        with self.lock:
             waiting = self._queued.get(letter.job) if letter.job else None
             if letter.kind in ("begin", "retry"):
                 if waiting is not None:
@@ -185,6 +231,7 @@ class Lanes:
             if waiting is None:
                 return [(number, letter)]
             if letter.kind == "cancel":
+                waiting.cancelled = True
                 return [(waiting.number, waiting.letter), *waiting.following, (number, letter)]
             if all(number != each for each, _ in waiting.following):
                 waiting.following.append((number, letter))
@@ -221,11 +268,18 @@ class Lanes:
 
     def letters(self) -> list[Letter]:
         """Returns the letters that wait in the queue, in the order in which they were posted."""
-        with self._lock:
+        with self.lock:
             waiting = [
                 each for queued in self._queued.values() for each in ((queued.number, queued.letter), *queued.following)
             ]
             return [letter for _, letter in sorted([*waiting, *self._following], key=itemgetter(0))]
+
+    def why(self, jobs: Collection[str], now_ms: int, room: int) -> dict[str, str]:
+        """Returns, by job, why these jobs of the queue do not begin yet."""
+        with self.lock:
+            waiting = {job: queued for job in jobs if (queued := self._queued.get(job)) is not None}
+            found = {job: _why(queued, now_ms, room) for job, queued in waiting.items()}
+        return {job: why for job, why in found.items() if why}
 
     def is_due(self, now_ms: int, room: int) -> bool:
         """Returns True if a letter of the queue may be taken. `room`: how many more jobs may begin."""
@@ -233,7 +287,7 @@ class Lanes:
 
     def next_due(self, now_ms: int, room: int) -> tuple[int, Letter] | None:
         """Returns the next letter that may be taken, with its number, or None. It stays there until `taken`."""
-        with self._lock:
+        with self.lock:
             if self._following:
                 return self._following[0]
             found = self._next(now_ms) if room > 0 else None
@@ -278,8 +332,8 @@ class Lanes:
         lane.offered = None
         if lane is self._free or lane.waiting or lane.seats or lane.away:
             return
-        if lane.began_ms and lane.limit is not None:
-            self._look_at(lane, lane.began_ms[-1] + lane.limit.within_ms)
+        if lane.began_ms:
+            self._look_at(lane, lane.began_ms[-1] + lane.pace[1])
         else:
             del self._lanes[lane.name]
 
@@ -295,7 +349,7 @@ class Lanes:
 
     def taken(self, letter: Letter, now_ms: int, *, begun: bool) -> None:
         """Notes that a letter has left the queue. `begun`: True if its job has begun, which has a seat from now on."""
-        with self._lock:
+        with self.lock:
             if self._following and self._following[0][1] is letter:
                 self._following.popleft()
                 return
@@ -303,7 +357,7 @@ class Lanes:
                 return
             self._following.extend(queued.following)
             queued.lane.waiting -= 1
-            if begun and queued.lane is not self._free:
+            if begun and queued.lane is not self._free and not queued.cancelled:
                 self._seated[letter.job] = queued.lane
                 queued.lane.seats.add(letter.job)
                 queued.lane.begins(now_ms)
@@ -313,7 +367,7 @@ class Lanes:
 
     def was_open(self, job: str, agent: str, scope: str, key: str) -> None:
         """Gives a job that has begun before the start a seat, also if its lane is full."""
-        with self._lock:
+        with self.lock:
             lane = self._lane(agent, scope, key)
             if lane is not self._free:
                 self._seated[job] = lane
@@ -321,7 +375,7 @@ class Lanes:
 
     def had_begun(self, agent: str, scope: str, key: str, at_ms: int) -> None:
         """Notes that a job has begun before the start, for the rate. They are noted in the order of their times."""
-        with self._lock:
+        with self.lock:
             lane = self._lane(agent, scope, key)
             if lane is not self._free:
                 lane.begins(at_ms)
@@ -331,7 +385,7 @@ class Lanes:
         """Ends the seat of a job that is over; or with `blocked`, of one that cannot continue, unless the order of its lane
         matters (`per="key"`). Returns True if another job may begin now.
         """
-        with self._lock:
+        with self.lock:
             lane = self._seated.get(job)
             if blocked and lane is not None and lane.limit is not None and lane.limit.per == "key":
                 return False
@@ -340,7 +394,7 @@ class Lanes:
 
     def park(self, job: str) -> bool:
         """Ends the seat of a job that waits for something that takes long, unless its lane holds it. Returns as `leave` does."""
-        with self._lock:
+        with self.lock:
             lane = self._seated.get(job)
             if lane is None or lane.limit is None or lane.limit.parked == "holds" or job not in lane.seats:
                 return False
@@ -348,7 +402,7 @@ class Lanes:
         return self._gets_up(job, lane)
 
     def _gets_up(self, job: str, lane: Lane) -> bool:
-        with self._lock:
+        with self.lock:
             lane.seats.discard(job)
             if job not in self._seated:
                 lane.away.discard(job)
@@ -372,7 +426,7 @@ class Lanes:
         """Calls `go` as soon as a job that has waited has a seat: at once, unless others have all seats of its lane. Such a
         job goes before those that begin.
         """
-        with self._lock:
+        with self.lock:
             lane = self._seated.get(job)
             if lane is not None and job in lane.away:
                 lane.woken[job] = go

@@ -74,8 +74,11 @@ class MemoryStorage:
         self.known = JobMarks()
         self.questions: dict[str, Question] = {}
         self.tokens: dict[str, list[str]] = {}  # by job: the tokens of its questions
-        # By name (`base.once_of`): the job, and the letter until it is taken.
-        self.letters: dict[str, tuple[str, Letter | None]] = {}
+        self.letters: dict[str, tuple[str, int]] = {}  # by name (`base.once_of`): the job, and the number of the letter
+        self.untaken: dict[int, Letter] = {}  # by number, in order
+        self.posted: list[int] = []  # the numbers of letters that the owner has not looked at
+        self.last_letter = 0
+        self.notes: dict[str, str] = {}
         self.approvals: set[Approval] = set()
         self.history: dict[str, EndedJob] = {}
         self.history_entries: dict[str, dict[int, bytes]] = {}  # by job in the history: its entries by offset
@@ -155,10 +158,15 @@ class MemoryReader(JournalReader):
         return self.storage.questions.get(token)
 
     def letters(self) -> list[Letter]:
-        return [letter for _, letter in list(self.storage.letters.values()) if letter is not None]
+        return list(self.storage.untaken.values())
 
     def letter(self, once: str) -> Letter | None:
-        return self.storage.letters.get(once, ("", None))[1]
+        _, number = self.storage.letters.get(once, ("", 0))
+        return self.storage.untaken.get(number)
+
+    def notes(self, prefix: str) -> dict[str, str]:
+        with self.storage.lock:
+            return {name: value for name, value in self.storage.notes.items() if name.startswith(prefix)}
 
     def approvals(self) -> list[Approval] | None:
         with self.storage.lock:
@@ -224,7 +232,17 @@ class MemoryInbox(Inbox):
             once = once_of(letter, mark)
             job = check_letter(letter, question, mark, once in storage.letters, now_ms)
             encode_letter(letter)  # raises for a letter that could not be decoded again, as the other journals do
-            storage.letters[once] = (job, letter)
+            storage.last_letter += 1
+            storage.letters[once] = (job, storage.last_letter)
+            storage.untaken[storage.last_letter] = letter
+            storage.posted.append(storage.last_letter)
+
+    def note(self, name: str, value: str) -> bool:
+        with self._storage.lock:
+            self._storage.notes.pop(name, None)
+            if value:
+                self._storage.notes[name] = value
+        return True
 
     def close(self) -> None:
         """Does nothing."""
@@ -241,11 +259,10 @@ class MemoryJournal(MemoryReader, Journal):
         with self.storage.lock:
             if self.storage.owner is not None:
                 raise AppLocked(f"{self.where}: another owner holds it", hint="close that one first")
-            self.storage.owner = self
+            self.storage.owner, self.storage.posted = self, list(self.storage.untaken)
         self.clock = self.storage.clock
         self._first = self.storage.next
-        self._letters = self._refused = self._numbers = 0
-        self._arrived: dict[int, str] = {}  # by the number of a letter that has arrived and was not taken, its name
+        self._letters = self._refused = 0
 
     def append(self, entry: Entry) -> Position:
         with self.storage.lock:
@@ -303,9 +320,14 @@ class MemoryJournal(MemoryReader, Journal):
             self._refused += 1
             raise
 
+    def note(self, name: str, value: str) -> bool:
+        return MemoryInbox(self.storage).note(name, value)
+
+    def why_queued(self, jobs: Collection[str], clock: Clock = SYSTEM_CLOCK) -> dict[str, str]:
+        return self.begins.why(jobs, round(self.clock.time() * 1000))
+
     async def look(self) -> bool:
-        known = set(self._arrived.values())
-        return any(letter is not None and once not in known for once, (_, letter) in list(self.storage.letters.items()))
+        return bool(self.storage.posted)
 
     def take(self) -> list[tuple[Position, Entry]]:
         taken = list[tuple[Position, Entry]]()
@@ -316,17 +338,14 @@ class MemoryJournal(MemoryReader, Journal):
             entry = entry_of_letter(letter, question, at_ms, self.begins.declared)
             if (position := self.begins.take(letter, partial(self.append, entry), at_ms)) is not None:
                 taken.append((position, entry))
-                once = self._arrived.pop(number)
-                self.storage.letters[once] = (self.storage.letters[once][0], None)
+                self.storage.untaken.pop(number, None)  # it is gone where its job was trimmed
 
         with self.storage.lock:
-            known = set(self._arrived.values())
-            for once, (_, letter) in list(self.storage.letters.items()):
-                if letter is None or once in known:
+            posted, self.storage.posted = self.storage.posted, []
+            for number in posted:
+                if (letter := self.storage.untaken.get(number)) is None:  # its job was trimmed
                     continue
-                self._numbers += 1
-                self._arrived[self._numbers] = once
-                for each in self.begins.arrive(self._numbers, letter, round(self.clock.time() * 1000)):
+                for each in self.begins.arrive(number, letter, round(self.clock.time() * 1000)):
                     take_one(*each)
             while (due := self.begins.next_due(round(self.clock.time() * 1000))) is not None:
                 take_one(*due)
@@ -382,7 +401,10 @@ class MemoryJournal(MemoryReader, Journal):
                     del storage.marks[job]
                 else:
                     storage.marks[job] = replace(mark, created_ms=None, again=False)
-            storage.letters = {once: each for once, each in storage.letters.items() if each[0] not in trimmed}
+            for once, (job, number) in list(storage.letters.items()):
+                if job in trimmed:
+                    del storage.letters[once]
+                    storage.untaken.pop(number, None)
             if keeping is not None:
                 self._expire(keeping.bounds(self.clock.time()))
             storage.approvals = {each for each in storage.approvals if each[0] not in trimmed}

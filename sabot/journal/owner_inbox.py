@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from sabot.base.threads import run_in_thread
-from sabot.clock import Clock
+from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.errors import JournalFull, LetterRefused
 from sabot.journal.base import (
     EVERY,
@@ -27,7 +27,7 @@ from sabot.journal.entries import Entry, Letter, encode_letter
 from sabot.journal.entry_counts import Connection
 from sabot.journal.history_tables import expire, expiring
 from sabot.journal.job_tables import note_blocked
-from sabot.journal.tables import SqlReader, add_letter, forget, keep_approvals, letter_facts, remove
+from sabot.journal.tables import NOTE, SqlReader, add_letter, forget, keep_approvals, letter_facts, remove
 from sabot.journal.writing import GroupWriter
 
 
@@ -76,8 +76,8 @@ class SqlInbox(OwnerInbox):
         errors of `Inbox.post`.
 
         While the block runs, nobody else can post a letter. In PostgreSQL, the owner can write entries meanwhile,
-        except if `what` is "trim". In SQLite, it cannot. `what`: "letter", "blocked", "approvals", "trim" or
-        "expire".
+        except if `what` is "trim". In SQLite, it cannot. `what`: "letter", "note", "blocked", "approvals",
+        "trim" or "expire".
         """
 
     def post(self, letter: Letter) -> None:
@@ -87,6 +87,13 @@ class SqlInbox(OwnerInbox):
             job = check_letter(letter, question, mark, earlier, now_ms)
             add_letter(connection, once_of(letter, mark), job, encode_letter(letter), beside=self.beside(letter))
             self.posted(connection, letter)
+
+    def note(self, name: str, value: str) -> bool:
+        with self.transaction("note") as connection:
+            connection.execute("DELETE FROM meta WHERE name = ?", (f"{NOTE}{name}",))
+            if value:
+                connection.execute("INSERT INTO meta (name, value) VALUES (?, ?)", (f"{NOTE}{name}", value))
+        return True
 
     def posted(self, connection: Connection, letter: Letter) -> None:
         """Called in the transaction that stores a letter."""
@@ -163,6 +170,12 @@ class SqlJournal(SqlReader, Journal):
         except LetterRefused:
             self._refused += 1
             raise
+
+    def note(self, name: str, value: str) -> bool:
+        return self.inbox.note(name, value)
+
+    def why_queued(self, jobs: Collection[str], clock: Clock = SYSTEM_CLOCK) -> dict[str, str]:
+        return self.begins.why(jobs, round(self.clock.time() * 1000))
 
     def letters(self) -> list[Letter]:
         return [*self.begins.lanes.letters(), *(letter for _, letter in self.untaken(self._last_letter))]

@@ -52,7 +52,7 @@ from sabot.journal.entry_counts import Connection, end_of_log
 from sabot.journal.job_tables import SHARED, SHARED_FORMATS
 from sabot.journal.owner_inbox import SqlInbox, SqlJournal
 from sabot.journal.schemas import RANGE, JournalSchema, PostgresSession, Statements
-from sabot.journal.seats import LET_THROUGH, columns_of
+from sabot.journal.seats import LET_THROUGH, columns_of, why_queued
 from sabot.journal.tables import SqlReader, StoredEntry, add, decoded, rows_of
 from sabot.journal.writing import CAPACITY_BYTES, Appended, GroupWriter
 from sabot.steps import step
@@ -141,6 +141,9 @@ class PostgresReader(SqlReader):
         with self._reading.using() as connection:
             found: list[tuple[Any, ...]] = Statements(connection).execute(statement, values).fetchall()
         return found
+
+    def why_queued(self, jobs: Collection[str], clock: Clock = SYSTEM_CLOCK) -> dict[str, str]:
+        return why_queued(self.select, jobs) if self.format == SHARED else super().why_queued(jobs, clock)
 
     @property
     def is_shared(self) -> bool:

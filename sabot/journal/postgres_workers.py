@@ -34,7 +34,7 @@ from sabot.base.proc import is_over, life_of_this_process
 from sabot.base.threads import run_in_thread
 from sabot.clock import Clock, boot_seconds
 from sabot.errors import TransientError
-from sabot.journal.base import EVERY, MAY_BEGIN_AGAIN, JournalReader, Position
+from sabot.journal.base import EVERY, MAY_BEGIN_AGAIN, Beginnings, JournalReader, Position
 from sabot.journal.crashes import ASIDE, IN_TREE, KEEP_EARLIER, MOST, ROOT, SUSPECTS, Suspects, blame
 from sabot.journal.entries import Begin, Entry, Letter, decode_letter
 from sabot.journal.job_tables import WITHOUT_SESSION
@@ -50,7 +50,20 @@ from sabot.journal.postgres import (
 )
 from sabot.journal.refusals import REFUSED, refuse, to_try
 from sabot.journal.schemas import RANGE, Statements
-from sabot.journal.seats import LIMITS, NOW_MS, SharedLanes, claim_seats, limit_of, park_seats, set_limits
+from sabot.journal.seats import (
+    ARE_DUE,
+    BECOME_DUE,
+    DUE,
+    LIMITS,
+    RETRIES,
+    TO_JOBS,
+    SharedLanes,
+    cancelled,
+    index_lanes,
+    limit_of,
+    park_seats,
+    set_limits,
+)
 from sabot.journal.tables import SqlReader, StoredEntry, add
 from sabot.journal.writing import GroupWriter
 from sabot.steps import step
@@ -87,16 +100,24 @@ _DEAD = "other workers have declared this one dead, and go on with its jobs"
 _UNTAKEN = f"{ASIDE}, {REFUSED}"  # of these no job is taken without a reason
 
 _TO_ME = (  # letters that this worker takes
-    "SELECT i.number, i.letter FROM inbox i LEFT JOIN jobs j ON j.job = i.job WHERE i.taken = 0 "
-    "AND CASE WHEN starts_with(i.once, 'begin:') THEN i.worker = ? ELSE j.worker = ? END ORDER BY i.priority, i.number"
+    "SELECT number, letter FROM (SELECT number, priority, letter FROM inbox WHERE taken = 0 AND worker = ? AND worker <> 0 "
+    f"AND starts_with(once, 'begin:') UNION ALL SELECT i.number, i.priority, i.letter FROM (SELECT * FROM inbox WHERE {TO_JOBS}) i "
+    "JOIN jobs j ON j.job = i.job WHERE j.worker = ? AND (i.worker <> 0 OR i.agent <> ALL(?))) AS mine ORDER BY priority, number"
 )
+# of each agent the first ones
 _UNCLAIMED = (
-    "SELECT number, letter FROM inbox WHERE taken = 0 AND worker = 0 AND starts_with(once, 'begin:') AND number <> ALL(?) "
-    f"AND after_ms <= {NOW_MS} AND agent <> ALL(?) ORDER BY priority, number LIMIT {_MOST}"
+    "SELECT i.number FROM unnest(?::text[]) AS a (agent) CROSS JOIN LATERAL (SELECT number, priority FROM inbox "
+    f"WHERE {DUE} AND inbox.agent = a.agent ORDER BY priority, number LIMIT {_MOST}) i ORDER BY i.priority, i.number LIMIT {_MOST}"
 )
 _LIMITED = (
-    "SELECT DISTINCT agent FROM inbox WHERE taken = 0 AND worker = 0 AND agent = ANY(?) AND starts_with(once, 'begin:') "
-    f"AND after_ms <= {NOW_MS}"
+    "SELECT a.agent FROM unnest(?::text[]) AS a (agent) "
+    f"WHERE EXISTS (SELECT 1 FROM inbox WHERE {DUE} AND inbox.agent = a.agent) OR EXISTS (SELECT 1 FROM (SELECT * FROM inbox "
+    f"WHERE {RETRIES}) i JOIN jobs j ON j.job = i.job WHERE i.agent = a.agent AND j.worker = ?)"
+)
+_STRANGERS = (  # by agent, the first letter, each found by a search in the index
+    f"WITH RECURSIVE firsts (agent, letter) AS ((SELECT agent, letter FROM inbox WHERE {DUE} AND agent > '' ORDER BY agent LIMIT 1) "
+    f"UNION ALL SELECT n.agent, n.letter FROM firsts f CROSS JOIN LATERAL (SELECT agent, letter FROM inbox WHERE {DUE} "
+    "AND agent > f.agent ORDER BY agent, priority, number LIMIT 1) n) SELECT letter FROM firsts WHERE agent <> ALL(?)"
 )
 _CLAIM = (
     "UPDATE inbox SET worker = %s WHERE number IN (SELECT number FROM inbox WHERE number = ANY(%s) AND worker = 0 AND taken = 0 "
@@ -104,8 +125,8 @@ _CLAIM = (
 )
 # a retry of a job whose worker is gone, and a cancel of one that is set aside
 _ORPHANS = (
-    "SELECT DISTINCT j.job FROM inbox i JOIN jobs j ON j.job = i.job LEFT JOIN workers w ON w.number = j.worker "
-    "WHERE i.taken = 0 AND NOT starts_with(i.once, 'begin:') AND w.gone IS NOT FALSE "
+    f"SELECT DISTINCT j.job FROM (SELECT * FROM inbox WHERE {TO_JOBS}) i JOIN jobs j ON j.job = i.job "
+    "LEFT JOIN workers w ON w.number = j.worker WHERE w.gone IS NOT FALSE "
     f"AND (j.ended IS NOT NULL OR (j.worker IN ({_UNTAKEN}) AND starts_with(i.once, 'cancel:')))"
 )
 _OTHERS = "SELECT number, owner, described, life, until < clock_timestamp() FROM workers WHERE NOT gone AND number <> ?"
@@ -146,13 +167,13 @@ _GIVE_BACK = (
 )
 _FORGET = (
     f"DELETE FROM workers w WHERE gone AND number > 0 AND {_HOLDS} IS NULL "
-    "AND NOT EXISTS (SELECT 1 FROM inbox i WHERE i.worker = w.number AND i.taken = 0)"
+    "AND NOT EXISTS (SELECT 1 FROM inbox i WHERE i.worker = w.number AND i.taken = 0 AND i.worker <> 0)"
 )
 # without rows that a transaction whose connection has broken may still change: it has them locked
 _SETTLED = "SELECT job, worker = ? AND ended IS NULL FROM jobs WHERE job = ANY(?) FOR SHARE SKIP LOCKED"
 _FREE = (
     "UPDATE inbox SET worker = 0 WHERE number IN (SELECT i.number FROM inbox i JOIN workers w ON w.number = i.worker "
-    "WHERE w.gone AND i.taken = 0 FOR UPDATE OF i SKIP LOCKED)"
+    "WHERE w.gone AND i.taken = 0 AND i.worker <> 0 FOR UPDATE OF i SKIP LOCKED)"
 )
 
 
@@ -227,6 +248,29 @@ class WorkerLease(JournalLease):
         connection.execute(_LEAVE, (self.owner,))
 
 
+class _WorkerBeginnings(Beginnings):
+    """Asks the worker."""
+
+    def __init__(self, worker: "PostgresWorker") -> None:
+        super().__init__(worker)
+        self._worker, self.shared = worker, True
+
+    def limit(self, limits: Mapping[str, JobLimit]) -> None:
+        self._worker.limit(limits)
+
+    def lacks(self, declared: Collection[str]) -> list[str]:
+        return self._worker.lacks(declared)
+
+    def rests(self, job: str) -> None:
+        self._worker.suspects.rests(job)
+
+    def give_back(self, jobs: Collection[str]) -> None:
+        self._worker.give_back(jobs)
+
+    def refuse(self, reasons: Mapping[str, str]) -> None:
+        self._worker.refuse(reasons)
+
+
 class PostgresWorker(PostgresJournal):
     """A worker of a journal in PostgreSQL that several processes share. A missing journal is created. A journal with one
     owner becomes one that is shared, for good, unless it has an owner now: then the constructor raises AppLocked.
@@ -252,24 +296,20 @@ class PostgresWorker(PostgresJournal):
 
     def start(self, writer: GroupWriter, inbox: OwnerInbox, clock: Clock) -> None:
         super().start(writer, inbox, clock)
-        self.begins.shared = True
+        self.begins = _WorkerBeginnings(self)
         self._seen: dict[int, int] = {}  # letters that became entries: the places of these
-        self._left: list[int] = []  # letters that begin jobs of agents that are not here
         self._reaped = -math.inf
         self._unsure: list[str] = []  # jobs that were taken, if the transaction was committed
         self._warned = False  # that open jobs wait for `resume`
         self._left_since = math.inf  # when jobs of workers that are gone were seen first
         self._part = 0  # the number of these that belong to this worker
-        self._suspects = Suspects()
+        self.suspects = Suspects()
         self._said_behind = False  # the log has that others declare what this worker has not
-        self.begins.give_back, self.begins.rests, self.begins.refuse = self.give_back, self._suspects.rests, self.refuse
-        self.begins.lacks, self.begins.limit = self.lacks, self.limit
         self.begins.lanes = self._lanes = SharedLanes()
         # before this time the queues of agents with limits are not looked at, since all of their seats are taken
         self._full_until = -math.inf
 
     def lacks(self, declared: Collection[str]) -> list[str]:
-        """Does what `Beginnings.lacks` says."""
         with self.inbox.session.using() as connection, step("journal", f"{self.where}: declare"):
             connection.execute(_DECLARE, (sorted(declared),))
         return self._noted_beyond(declared)
@@ -292,13 +332,10 @@ class PostgresWorker(PostgresJournal):
         return bool(missing)
 
     def limit(self, limits: Mapping[str, JobLimit]) -> None:
-        """Does what `Beginnings.limit` says."""
-        with (
-            self.inbox.session.using() as connection,
-            step("journal", f"{self.where}: limits"),
-            connection.transaction(),
-        ):
-            set_limits(connection, self.begins.agents, limits)
+        with self.inbox.session.using() as connection, step("journal", f"{self.where}: limits"):
+            index_lanes(connection, limits.values())
+            with connection.transaction():
+                set_limits(connection, self.begins.agents, limits)
         self._read_limits()
 
     def _read_limits(self) -> None:
@@ -308,7 +345,7 @@ class PostgresWorker(PostgresJournal):
 
     def append(self, entry: Entry) -> Position:
         position = super().append(entry)
-        self._suspects.sees(entry)
+        self.suspects.sees(entry)
         return position
 
     def insert(self, connection: Any, rows: list[StoredEntry]) -> None:
@@ -346,7 +383,7 @@ class PostgresWorker(PostgresJournal):
         durable = self.writer.durable_offset
         for number in [number for number, place in self._seen.items() if place < durable]:
             del self._seen[number]
-        rows = self.select(_TO_ME, (self.lease.number, self.lease.number))
+        rows = self.select(_TO_ME, (self.lease.number, self.lease.number, list(self._lanes.limits)))
         return [(number, decode_letter(data, self.where)) for number, data in rows if number not in self._seen]
 
     def letters(self) -> list[Letter]:
@@ -357,15 +394,23 @@ class PostgresWorker(PostgresJournal):
         return await run_in_thread(self._has_work)
 
     def _has_work(self) -> bool:
-        if self.untaken() or self._claimable() or self._lanes.parks or self._lanes.wants or self._limited():
+        if (
+            self.untaken()
+            or self.select(ARE_DUE)
+            or self._claimable()
+            or self._lanes.parks
+            or self._lanes.wants
+            or self._limited()
+        ):
             return True
-        if self._suspects.has_cleared:
+        if self.suspects.has_cleared:
             return True
         if self.begins.resumes:
             return self._takes() != (0, False) or self._is_late()
         if not self._is_late() or self.select(_ORPHANS):
             return self._is_late()
         self._reaped = boot_seconds()
+        self._tell_of_strangers()
         self._warn_of_open()
         return False
 
@@ -391,7 +436,7 @@ class PostgresWorker(PostgresJournal):
         `reap_s` as many as there are. And whether it takes a tree to try it alone.
         """
         left, room = {suspect for (suspect,) in self.select(_LEFT)}, self.begins.room()
-        alone = True in left and room > 0 and not self._suspects.alone
+        alone = True in left and room > 0 and not self.suspects.alone
         if left and self._is_behind():
             return 0, False
         if False not in left:
@@ -407,24 +452,25 @@ class PostgresWorker(PostgresJournal):
 
     def _claimable(self) -> list[int]:
         """Returns the numbers of letters that begin jobs of the agents that are here, as many as there is room for."""
-        room = self.begins.room()
-        numbers = list[int]()
-        for number, data in self.select(_UNCLAIMED, (self._left, list(self._lanes.limits))) if room > 0 else ():
-            letter = decode_letter(data, self.where)
-            if letter.name in self.begins.agents:
-                numbers.append(number)
-            else:
-                self.begins.leave(letter)
-                self._left = [*self._left, number]
-        return [] if numbers and self._is_behind() else numbers[:room]
+        room, lanes = self.begins.room(), self._lanes.limits
+        agents = [*(each for each in self.begins.agents if each not in lanes), *map(cancelled, self.begins.agents)]
+        found = self.select(_UNCLAIMED, (agents,)) if room > 0 else []
+        return [] if found and self._is_behind() else [number for (number,) in found[:room]]
 
     def _limited(self) -> list[str]:
         """Returns the agents that are here and have a limit and letters that begin jobs, while there is room."""
         agents = [agent for agent in self._lanes.limits if agent in self.begins.agents]
-        if not agents or boot_seconds() < self._full_until or self.begins.room() <= 0:
+        full = boot_seconds() < self._full_until and not self._lanes.may_have_more
+        if not agents or full or self.begins.room() <= 0:
             return []
-        found = [agent for (agent,) in self.select(_LIMITED, (agents,))]
+        found = [agent for (agent,) in self.select(_LIMITED, (agents, self.lease.number))]
         return [] if found and self._is_behind() else found
+
+    def _tell_of_strangers(self) -> None:
+        """Logs which letters begin jobs of agents that are not here, of each agent the first one."""
+        known = [*self.begins.agents, *map(cancelled, self.begins.agents)]
+        for (data,) in self.select(_STRANGERS, (known,)):
+            self.begins.leave(decode_letter(data, self.where))
 
     def _dead(self) -> Iterator[tuple[int, str, str, bool]]:
         """Yields the workers that have died and that nobody has declared dead: the number, the session and the words for each,
@@ -440,6 +486,8 @@ class PostgresWorker(PostgresJournal):
             if self.claim_left():
                 self.begins.taken_over += self._reap(late)
             self.claim_letters()
+            if late:
+                self._tell_of_strangers()
         except TransientError:
             return []
         if late:
@@ -448,9 +496,13 @@ class PostgresWorker(PostgresJournal):
 
     def claim_letters(self) -> None:
         """Claims letters that begin jobs, as many as there is room for. Lets jobs go on that have waited for a seat."""
+        if self.select(ARE_DUE):
+            with self.inbox.session.using() as connection:
+                connection.execute(BECOME_DUE)
         numbers, parks = self._claimable(), set(self._lanes.parks)
         wanting = {job.partition("/")[0] for job in list(self._lanes.wants)}
         limited = sorted(wanting.union(self._limited()))
+        self._lanes.looks_into(limited)
         if not (numbers or parks or limited):
             return
         room = 0 if wanting and self._is_behind() else self.begins.room() - len(numbers)
@@ -466,15 +518,11 @@ class PostgresWorker(PostgresJournal):
                 park_seats(connection, parks)
             granted = list[str]()
             for agent in limited:
-                wants = self._lanes.wants_of(agent)
-                found = claim_seats(connection, agent, self.lease.number, room, wants)
-                if found is not None:
-                    granted += found[0]
-                    room -= found[1]
-                elif agent not in self._lanes.limits:
-                    granted += wants
+                jobs, letters = self._lanes.claim(connection, agent, self.lease.number, room)
+                granted += jobs
+                room -= letters
         self._lanes.parks -= parks
-        self.begins.granted += [self._lanes.wants.pop(job) for job in granted if job in self._lanes.wants]
+        self.begins.granted += self._lanes.granted(granted)
         if room == self.begins.room() - len(numbers):
             self._full_until = boot_seconds() + self.full_s
 
@@ -503,6 +551,9 @@ class PostgresWorker(PostgresJournal):
         """
         if late:
             self._read_limits()
+            if self._lanes.limits:
+                with self.inbox.session.using() as connection:
+                    self._lanes.forget(connection)
         settled = dict(self.select(_SETTLED, (self.lease.number, self._unsure))) if self._unsure else {}
         taken = [job for job, mine in settled.items() if mine]
         unsure = [job for job in self._unsure if job not in settled]
@@ -512,9 +563,9 @@ class PostgresWorker(PostgresJournal):
                 self._bury(connection, dead)
                 connection.execute(_FREE)
                 connection.execute(_FORGET)
-        if self._suspects.has_cleared:
+        if self.suspects.has_cleared:
             with self.inbox.session.using() as connection:
-                self._suspects.clear(connection)
+                self.suspects.clear(connection)
         retried = [job for (job,) in self.select(_ORPHANS)] if late else []
         if late and self.begins.resumes and (room := min(_MOST, self.begins.room())) > 0:
             asked = to_try(self.lease.number, self.begins.version, room)
@@ -553,7 +604,7 @@ class PostgresWorker(PostgresJournal):
         chosen += connection.execute(_SUSPECT).fetchall() if alone else []
         found: list[tuple[str, bool, float | None]]
         found = connection.execute(_TAKE, ([*jobs, *(job for (job,) in chosen)], self.lease.number)).fetchall()
-        self._suspects.add(connection, [job for job, is_open, _ in found if is_open])
+        self.suspects.add(connection, [job for job, is_open, _ in found if is_open])
         return found
 
     def _check_lease(self, connection: Any) -> None:

@@ -23,7 +23,7 @@ from sabot.journal.entry_counts import make_tables
 from sabot.journal.history_tables import make_history
 from sabot.journal.job_tables import SHARED, SHARED_BEFORE, SHARED_FORMATS, WITHIN, WITHOUT_SEATS, make_list
 from sabot.journal.refusals import make_refusals
-from sabot.journal.seats import make_seats
+from sabot.journal.seats import make_indexes, make_seats
 from sabot.journal.tables import bring_up_to_date
 from sabot.steps import step
 
@@ -275,6 +275,8 @@ class JournalSchema:
         try:
             form = int(self.known_facts(connection)["format"])
             if form == SHARED:
+                with self.server.explained():
+                    make_indexes(connection)
                 return
             if form in (SHARED_BEFORE, WITHOUT_SEATS):
                 with self.server.explained(), connection.transaction():

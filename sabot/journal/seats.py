@@ -2,22 +2,53 @@
 
    limits        by agent: its JobLimit, as the worker that has started last has it; its row is the lock of the agent's lanes
    seats         by job of such an agent: its lane, and when it was claimed; `parked` while it has given its seat up
-   inbox         of a letter that begins a job: agent, scope and key, its priority, and the time before which nobody takes it
+   inbox         of a letter that begins a job, for the first time or again: agent, scope and key, its priority, and the time
+                 before which nobody takes it, which is 0 as soon as it has come
 
 A worker that claims letters of an agent with a limit locks the row of the agent, then counts its seats in another statement, and
 then claims, all in one transaction. So no two workers count the same free seat. Nothing is stored about free seats: a seat counts
 while its job is open, or while a worker has its letter claimed; a row whose letter was given back counts no more.
+
+A claim reads what lanes have that have letters, and of these only the seats that are taken and the first letters. Neither jobs that
+have given their seats up nor the letters behind the first ones cost anything.
 """
 
-from collections import deque
-from collections.abc import Callable, Collection, Mapping
-from typing import Any
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Any, NamedTuple
 
 import msgspec
 
 from sabot.journal.begin_facts import facts_of
 from sabot.journal.entries import Begin, Letter, decode_entry
-from sabot.journal.lanes import JobLimit, Lane, Lanes
+from sabot.journal.lanes import JobLimit, Lanes, is_full, is_slow, pace_of, starts_at
+
+_BEGINS = "starts_with(once, 'begin:')"
+DUE = f"taken = 0 AND worker = 0 AND after_ms = 0 AND {_BEGINS}"
+"""The condition on a letter in the inbox that begins a job, whose time has come, and that nobody has claimed."""
+
+LATER = "taken = 0 AND worker = 0 AND after_ms > 0"
+"""The condition on a letter whose time has not come, or has just come."""
+
+RETRIES = "taken = 0 AND worker = 0 AND agent <> '' AND starts_with(once, 'retry:')"
+"""The condition on a letter that begins a job again, and that the worker which holds the job has not claimed."""
+
+TO_JOBS = f"taken = 0 AND NOT {_BEGINS}"
+"""The condition on a letter to a job that has begun."""
+
+_INDEXES = (
+    f"CREATE INDEX IF NOT EXISTS letters_due ON inbox (agent, priority, number) WHERE {DUE}",
+    f"CREATE INDEX IF NOT EXISTS letters_later ON inbox (after_ms) WHERE {LATER}",
+    f"CREATE INDEX IF NOT EXISTS letters_to_jobs ON inbox (number) WHERE {TO_JOBS}",
+    f"CREATE INDEX IF NOT EXISTS retries_due ON inbox (agent, priority, number) WHERE {RETRIES}",
+    "CREATE INDEX IF NOT EXISTS letters_claimed ON inbox (worker) WHERE taken = 0 AND worker <> 0",
+    "CREATE INDEX IF NOT EXISTS seats_taken ON seats (lane) WHERE NOT parked",
+    "CREATE INDEX IF NOT EXISTS seats_begun ON seats (lane, at_ms)",
+    "DROP INDEX IF EXISTS letters_to_claim",
+    "DROP INDEX IF EXISTS seats_of_agent",
+)
+_INDEX_OF_LANES = "CREATE INDEX IF NOT EXISTS letters_by_{part} ON inbox (agent, {part}, priority, number) WHERE {due}"
+_IS_THERE = "SELECT to_regclass(%s)"
 
 MAKE = (
     "ALTER TABLE inbox ADD COLUMN IF NOT EXISTS agent text COLLATE \"C\" NOT NULL DEFAULT ''",
@@ -25,30 +56,60 @@ MAKE = (
     "ALTER TABLE inbox ADD COLUMN IF NOT EXISTS key text COLLATE \"C\" NOT NULL DEFAULT ''",
     "ALTER TABLE inbox ADD COLUMN IF NOT EXISTS priority bigint NOT NULL DEFAULT 0",
     "ALTER TABLE inbox ADD COLUMN IF NOT EXISTS after_ms bigint NOT NULL DEFAULT 0",
-    "CREATE INDEX IF NOT EXISTS letters_to_claim ON inbox (agent, priority, number) WHERE taken = 0 AND worker = 0",
     'CREATE TABLE IF NOT EXISTS limits (agent text COLLATE "C" PRIMARY KEY, spec text NOT NULL)',
     'CREATE TABLE IF NOT EXISTS seats (job text COLLATE "C" PRIMARY KEY, agent text COLLATE "C" NOT NULL, '
     'lane text COLLATE "C" NOT NULL, at_ms bigint NOT NULL, parked boolean NOT NULL DEFAULT false)',
-    "CREATE INDEX IF NOT EXISTS seats_of_agent ON seats (agent)",
 )
 """The statements that add them to a shared journal, whether it has some of them or not."""
 
 NOW_MS = "(extract(epoch FROM clock_timestamp()) * 1000)::bigint"
+ARE_DUE = f"SELECT 1 FROM inbox WHERE {LATER} AND after_ms <= (SELECT {NOW_MS}) ORDER BY after_ms LIMIT 1"
+"""Finds out whether `BECOME_DUE` has something to do."""
+
+BECOME_DUE = (
+    "UPDATE inbox SET after_ms = 0 WHERE number IN (SELECT number FROM inbox "
+    f"WHERE {LATER} AND after_ms <= (SELECT {NOW_MS}) ORDER BY after_ms LIMIT 500 FOR UPDATE SKIP LOCKED)"
+)
+"""Puts letters whose time has come into the queue."""
 
 _DROP_LIMITS = "DELETE FROM limits WHERE agent = ANY(%s) AND agent <> ALL(%s)"
 _SET_LIMIT = "INSERT INTO limits VALUES (%s, %s) ON CONFLICT (agent) DO UPDATE SET spec = excluded.spec WHERE limits.spec <> excluded.spec"
 LIMITS = "SELECT agent, spec FROM limits"
 _LOCK = f"SELECT spec, {NOW_MS} FROM limits WHERE agent = %s FOR UPDATE SKIP LOCKED"
 _COUNTS = (  # whether the seat of s is taken
-    "CASE WHEN j.job IS NOT NULL THEN j.ended IS NULL ELSE EXISTS "
-    "(SELECT 1 FROM inbox i WHERE i.once = 'begin:' || s.job AND i.taken = 0 AND i.worker <> 0) END"
+    "(j.job IS NOT NULL AND j.ended IS NULL OR EXISTS "
+    "(SELECT 1 FROM inbox i WHERE i.job = s.job AND i.taken = 0 AND i.worker <> 0))"
 )
-_SEATS = f"SELECT s.job, s.lane, s.at_ms, s.parked, {_COUNTS} FROM seats s LEFT JOIN jobs j ON j.job = s.job WHERE s.agent = %s"
+_ROWS = f"SELECT s.job, s.lane, s.at_ms, {_COUNTS} FROM seats s LEFT JOIN jobs j ON j.job = s.job"
+_SEATS = f"{_ROWS} WHERE s.lane = ANY(%s) AND NOT s.parked"
+_BEGUN = "SELECT lane, count(*) FROM seats WHERE lane = ANY(%s) AND at_ms > %s GROUP BY lane"
+_LANES_OF = f"SELECT s.job, s.lane, NOT s.parked AND {_COUNTS} FROM seats s LEFT JOIN jobs j ON j.job = s.job WHERE s.job = ANY(%s)"
+_QUEUED = (
+    f"SELECT job, agent, scope, key, after_ms, {NOW_MS} FROM inbox WHERE once = ANY(?) AND taken = 0 AND worker = 0"
+)
+_TAKEN = (
+    f"SELECT s.lane, count(*) FROM seats s LEFT JOIN jobs j ON j.job = s.job WHERE s.lane = ANY(?) AND NOT s.parked AND {_COUNTS} "
+    "GROUP BY s.lane"
+)
+# the first of the jobs that fill the rate of a lane
+_OLDEST = "SELECT at_ms FROM seats WHERE lane = ? AND at_ms > ? ORDER BY at_ms DESC OFFSET ? LIMIT 1"
+_PARKED = "SELECT job, lane FROM seats WHERE job = ANY(%s) AND parked"
+# the scopes, or keys, that have letters which are due, each found by a search in the index
+_PARTS = (
+    "WITH RECURSIVE parts (part) AS ("
+    "(SELECT {part} FROM inbox WHERE {due} AND agent = %(agent)s AND {part} > %(after)s ORDER BY agent, {part} LIMIT 1) UNION ALL "
+    "SELECT n.part FROM parts p CROSS JOIN LATERAL (SELECT {part} AS part FROM inbox WHERE {due} AND agent = %(agent)s "
+    "AND {part} > p.part ORDER BY agent, {part} LIMIT 1) n) SELECT part FROM parts LIMIT %(most)s"
+)
 _NEXT = (
-    "SELECT number, job, scope, key FROM inbox WHERE taken = 0 AND worker = 0 AND agent = %s AND starts_with(once, 'begin:') "
-    "AND after_ms <= %s AND {lane} <> ALL(%s) ORDER BY priority, number LIMIT %s FOR UPDATE SKIP LOCKED"
+    "SELECT i.number, i.job, l.part, i.priority FROM unnest(%(parts)s::text[], %(free)s::bigint[]) AS l (part, free) "
+    "CROSS JOIN LATERAL (SELECT number, job, priority FROM inbox WHERE {due} AND agent = %(agent)s {of_part} "
+    "ORDER BY priority, number LIMIT l.free FOR UPDATE SKIP LOCKED) i ORDER BY i.priority, i.number LIMIT %(room)s"
 )
-_LANE_COLUMNS = {"agent": "''", "scope": "scope", "key": "key"}
+_RETRIED = (  # by the worker that holds the job: the jobs below it are there
+    f"SELECT i.number, i.job, i.scope, i.key FROM (SELECT * FROM inbox WHERE {RETRIES} AND agent = %s) i "
+    "JOIN jobs j ON j.job = i.job WHERE j.worker = %s ORDER BY i.priority, i.number LIMIT %s"
+)
 _CLAIM = "UPDATE inbox SET worker = %s WHERE number = ANY(%s)"
 _SIT = (
     "INSERT INTO seats (job, agent, lane, at_ms) SELECT *, %s FROM unnest(%s::text[], %s::text[], %s::text[]) "
@@ -57,18 +118,31 @@ _SIT = (
 _PARK = "UPDATE seats SET parked = true WHERE job = ANY(%s)"
 _SIT_AGAIN = "UPDATE seats SET parked = false WHERE job = ANY(%s)"
 _FORGET = "DELETE FROM seats WHERE job = ANY(%s)"
+_VISIT = f"{_ROWS} WHERE s.job > %s ORDER BY s.job LIMIT {{most}}"
+# not one that was claimed again since the visit
+_FORGET_AS_SEEN = "DELETE FROM seats s USING unnest(%s::text[], %s::bigint[]) AS g (job, at_ms) WHERE s.job = g.job AND s.at_ms = g.at_ms"
 
-LET_THROUGH = "UPDATE inbox SET agent = '', after_ms = 0 WHERE once = ? AND taken = 0 AND worker = 0"
-"""Lets a worker claim a letter at once and without a seat, since its job was cancelled before it has begun."""
+LET_THROUGH = "UPDATE inbox SET agent = chr(10) || agent, after_ms = 0 WHERE once = ? AND taken = 0 AND worker = 0"
+"""Lets a worker claim a letter at once and without a seat, since its job was cancelled before it has begun (`cancelled`)."""
+
+LANES_AT_ONCE = 256  # lanes that a claim looks at, beside those in which a job of this worker has ended
+_WANTS_AT_ONCE = 64  # jobs that want to go on, of which a claim looks for the lanes
+_RETRIES_AT_ONCE = 64  # letters that begin jobs again, of which a claim looks for the lanes
+VISITS = 500  # seats that are looked at for jobs that have ended, at once
 
 _encode = msgspec.json.Encoder().encode
 
 
+def cancelled(agent: str) -> str:
+    """Returns what the column `agent` has for a letter of this agent after `LET_THROUGH`: no limit has this name."""
+    return f"\n{agent}"
+
+
 def columns_of(letter: Letter) -> Mapping[str, Any]:
     """Returns the values of the columns that the inbox of a shared journal has beside a letter, by their names."""
-    if letter.kind != "begin":
+    if letter.kind not in ("begin", "retry"):
         return {}
-    begin = decode_entry(letter.body, f"the letter (begin) of job {letter.job}")
+    begin = decode_entry(letter.body, f"the letter ({letter.kind}) of job {letter.job}")
     assert isinstance(begin, Begin)
     agent, scope, _, _, key = facts_of(begin)
     times = {"priority": letter.priority, "after_ms": letter.after_ms}
@@ -85,6 +159,25 @@ def make_seats(connection: Any, letters: Collection[tuple[int, Letter]]) -> None
         if columns := columns_of(letter):
             names = ", ".join(f"{name} = %s" for name in columns)
             connection.execute(f"UPDATE inbox SET {names} WHERE number = %s", (*columns.values(), number))
+    make_indexes(connection)
+
+
+def make_indexes(connection: Any) -> None:
+    """Adds the indexes by which letters and seats are found, unless they are there. Otherwise as `make_seats`."""
+    if connection.execute(_IS_THERE, ("letters_due",)).fetchall() == [(None,)]:
+        with connection.transaction():
+            for statement in _INDEXES:
+                connection.execute(statement)
+
+
+def index_lanes(connection: Any, limits: Iterable[JobLimit]) -> None:
+    """Adds the indexes by which the lanes of limits are found, unless they are there. Not called in a transaction."""
+    for part in {limit.per for limit in limits} - {"agent"}:
+        if connection.execute(_IS_THERE, (f"letters_by_{part}",)).fetchall() == [(None,)]:
+            with connection.transaction():
+                # before the inbox, as claims lock them: and of two workers that start, one makes the index
+                connection.execute("LOCK TABLE limits IN EXCLUSIVE MODE")
+                connection.execute(_INDEX_OF_LANES.format(part=part, due=DUE))
 
 
 def set_limits(connection: Any, agents: Collection[str], limits: Mapping[str, JobLimit]) -> None:
@@ -101,20 +194,36 @@ def limit_of(spec: str) -> JobLimit:
 
 
 class SharedLanes(Lanes):
-    """The lanes of a worker. What its jobs ask of them is written with the next look for letters."""
+    """The lanes of a worker. What its jobs ask of them is written with the next look for letters.
+
+    - `parks`: jobs that give their seats up.
+    - `wants`: what lets jobs go on that have given their seats up, by job; `places`: the lanes of those that were looked at.
+    - `left`: jobs that have ended, whose lanes are looked at before others.
+    - `after`: by agent, the scope or key behind which the next look begins, where there are many.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.parks: set[str] = set()
         self.wants: dict[str, Callable[[], object]] = {}
+        self.places: dict[str, str] = {}
+        self.left: set[str] = set()
+        self.after: dict[str, str] = {}
+        self._visited = ""
 
     def _limit(self, job: str) -> JobLimit | None:
         return self.limits.get(job.partition("/")[0])
 
     def leave(self, job: str, *, blocked: bool = False) -> bool:
         """Parks a blocked job. The seat of one that is over counts no more, which other workers see by themselves."""
-        self.wants.pop(job, None)
-        return blocked and self.park(job)
+        with self.lock:
+            self.wants.pop(job, None)
+            self.places.pop(job, None)
+        if blocked:
+            return self.park(job)
+        if self._limit(job) is not None:
+            self.left.add(job)
+        return False
 
     def park(self, job: str) -> bool:
         limit = self._limit(job)
@@ -128,12 +237,65 @@ class SharedLanes(Lanes):
         if limit is None or limit.parked == "holds" or limit.concurrency is None:
             go()
             return
-        before = self.wants.get(job)
-        self.wants[job] = go if before is None else lambda: (before(), go())
+        with self.lock:
+            before = self.wants.get(job)
+            self.wants[job] = go if before is None else lambda: (before(), go())
+
+    def granted(self, jobs: Iterable[str]) -> list[Callable[[], object]]:
+        """Returns the calls that let jobs go on which have seats again. From then on they want nothing."""
+        with self.lock:
+            for job in jobs:
+                self.places.pop(job, None)
+            return [self.wants.pop(job) for job in jobs if job in self.wants]
 
     def wants_of(self, agent: str) -> list[str]:
         """Returns the jobs of an agent that go on as soon as they have seats."""
         return [job for job in list(self.wants) if job.partition("/")[0] == agent]
+
+    def claim(self, connection: Any, agent: str, worker: int, room: int) -> tuple[list[str], int]:
+        """Claims letters of an agent as `claim_seats` does. Returns the jobs that go on now, and the number of letters."""
+        wants = self.wants_of(agent)
+        closed = {self.places[job] for job in wants if job in self.places}
+        left = [job for job in list(self.left) if job.partition("/")[0] == agent]
+        after = self.after.get(agent, "")
+        found = claim_seats(
+            connection, agent, worker, room, wants[:_WANTS_AT_ONCE], closed=closed, left=left, after=after
+        )
+        if found is None:
+            return ([], 0) if agent in self.limits else (wants, 0)
+        self.left.difference_update(set(left) - found.still)
+        self.after[agent] = found.after
+        limit = self.limits.get(agent)
+        with self.lock:
+            for job, lane in found.waiting.items():
+                if (go := self.wants.get(job)) is None:  # it has ended meanwhile
+                    continue
+                self.places[job] = lane
+                if limit is not None and limit.per != "agent":  # those behind it may have seats in their lanes
+                    del self.wants[job]
+                    self.wants[job] = go
+        return found.granted, found.letters
+
+    def looks_into(self, agents: Collection[str]) -> None:
+        """Notes that no other agents have letters: where their jobs have ended, nobody waits for a seat."""
+        self.left.difference_update([job for job in list(self.left) if job.partition("/")[0] not in agents])
+
+    @property
+    def may_have_more(self) -> bool:
+        """True if a lane may have a seat that the last look did not find."""
+        return bool(self.left or self.parks or any(self.after.values()))
+
+    def forget(self, connection: Any) -> None:
+        """Deletes some rows of jobs that have ended, another part of the table with each call: claims delete those in the lanes that
+        they look at, and not those of a lane that nobody uses any more.
+        """
+        rows = connection.execute(_VISIT.format(most=VISITS), (self._visited,)).fetchall()
+        within_ms = max((pace_of(each)[1] for each in self.limits.values()), default=0)
+        ((now_ms,),) = connection.execute(f"SELECT {NOW_MS}").fetchall()
+        gone = [(job, at_ms) for job, _, at_ms, counts in rows if not counts and at_ms <= now_ms - within_ms]
+        if gone:
+            connection.execute(_FORGET_AS_SEEN, tuple(map(list, zip(*gone, strict=True))))
+        self._visited = rows[-1][0] if len(rows) == VISITS else ""
 
 
 def park_seats(connection: Any, jobs: Collection[str]) -> None:
@@ -141,89 +303,200 @@ def park_seats(connection: Any, jobs: Collection[str]) -> None:
     connection.execute(_PARK, (list(jobs),))
 
 
+class Claimed(NamedTuple):
+    """The result of a claim.
+
+    - `granted`: the jobs that go on, since they have seats again. `waiting`: the lanes of the others, by job.
+    - `letters`: the number of letters.
+    - `still`: those of the jobs that were over whose END is not durable yet.
+    - `after`: the scope or key behind which the next claim begins to look; "" for the first one.
+    """
+
+    granted: list[str]
+    waiting: dict[str, str]
+    letters: int
+    still: set[str]
+    after: str
+
+
 def claim_seats(
-    connection: Any, agent: str, worker: int, room: int, wants: Collection[str]
-) -> tuple[list[str], int] | None:
+    connection: Any,
+    agent: str,
+    worker: int,
+    room: int,
+    wants: Collection[str] = (),
+    *,
+    closed: Collection[str] = (),
+    left: Collection[str] = (),
+    after: str = "",
+) -> Claimed | None:
     """Claims letters that begin jobs of an agent with a limit, at most `room`, after those of the jobs `wants`, which go on, have
-    seats again. Returns those of `wants` that have one, and the number of letters. Returns None if another worker takes seats of
-    this agent now, or if the agent has no limit any more. Called in a transaction.
+    seats again. Letters that begin jobs of this worker again are the first. Returns None if another worker takes seats of this
+    agent now, or if the agent has no limit any more. Called in a transaction.
+
+    `closed`: lanes into which other jobs want to come back, and which so take no new one. `left`: jobs that are over, whose lanes
+    are looked at first. `after`: the scope or key behind which it looks for others.
     """
     found = connection.execute(_LOCK, (agent,)).fetchall()
     if not found:
         return None
     ((spec, now_ms),) = found
-    limit = limit_of(spec)
-    lanes: dict[str, Lane] = {}
-    forgotten, seated, places = list[str](), set[str](), dict[str, str]()
-    for job, name, at_ms, parked, counts in connection.execute(_SEATS, (agent,)).fetchall():
-        lane = lanes.setdefault(name, Lane(name, limit if name else None))
-        places[job] = name
-        if counts and not parked:
-            lane.seats.add(job)
-            seated.add(job)
-        if limit.most and at_ms > now_ms - limit.within_ms:
-            lane.began_ms.append(at_ms)
-        elif not counts:
-            forgotten.append(job)
-    for lane in lanes.values():
-        lane.began_ms = deque(sorted(lane.began_ms))
-    granted, again = list[str](), list[str]()
-    waiting = set[str]()
-    for job in wants:
-        lane_name = places.get(job)
-        if lane_name is None or job in seated:
-            granted.append(job)
-        elif not lanes[lane_name].is_full:
-            lanes[lane_name].seats.add(job)
-            granted.append(job)
-            again.append(job)
+    claim = _Claim(connection, agent, worker, limit_of(spec), now_ms)
+    granted, waiting = claim.sit_again(wants)
+    still, freed = claim.freed(left)
+    letters, behind = 0, after
+    if room > 0:
+        closed = {*closed, *waiting.values()}
+        letters = claim.retries(min(room, _RETRIES_AT_ONCE), closed)
+        more, behind = claim.letters(room - letters, closed, freed, after)
+        letters += more
+    return Claimed(granted, waiting, letters, still, behind)
+
+
+def why_queued(select: Callable[..., list[tuple[Any, ...]]], jobs: Collection[str]) -> dict[str, str]:
+    """Does what `JournalReader.why_queued` says, in a journal that several workers share. `select`: runs a query."""
+    rows = select(_QUEUED, ([f"begin:{job}" for job in jobs],))
+    limits = {agent: limit_of(spec) for agent, spec in select(LIMITS)} if rows else {}
+    lanes = {job: limits[agent].lane(scope, key) for job, agent, scope, key, *_ in rows if agent in limits}
+    names = sorted(set(filter(None, lanes.values())))
+    taken = dict(select(_TAKEN, (names,))) if names else {}
+    lives = bool(rows) and bool(select("SELECT 1 FROM workers WHERE NOT gone AND until > clock_timestamp() LIMIT 1"))
+    found = dict[str, str]()
+    for job, agent, _, _, after_ms, now_ms in rows:
+        limit, lane = limits.get(agent), lanes.get(job, "")
+        most, within_ms = pace_of(limit) if lane else (0, 0)
+        if after_ms > now_ms:
+            found[job] = starts_at(after_ms)
+        elif not lives:
+            found[job] = "no worker runs"
+        elif limit is not None and lane and limit.concurrency is not None and taken.get(lane, 0) >= limit.concurrency:
+            found[job] = is_full(taken[lane], limit)
+        elif limit is not None and most and (first := select(_OLDEST, (lane, now_ms - within_ms, most - 1))):
+            found[job] = is_slow(int(first[0][0]) + within_ms, limit)
         else:
-            waiting.add(lane_name)
-    if again:
-        connection.execute(_SIT_AGAIN, (again,))
-    if forgotten:
-        connection.execute(_FORGET, (forgotten,))
-    return granted, _claim(connection, agent, worker, room, limit, lanes, waiting, now_ms)
+            found[job] = "no worker that has its agent had room for it yet"
+    return found
 
 
-def _claim(
-    connection: Any,
-    agent: str,
-    worker: int,
-    room: int,
-    limit: JobLimit,
-    lanes: dict[str, Lane],
-    waiting: set[str],
-    now_ms: int,
-) -> int:
-    """Claims letters in lanes that have seats, and into which no job of `waiting` wants to come back."""
-    statement = _NEXT.format(lane=_LANE_COLUMNS[limit.per])
-    closed = {name for name, lane in lanes.items() if name in waiting or not _is_open(lane, now_ms)}
-    numbers, jobs, names = list[int](), list[str](), list[str]()
-    while len(numbers) < room and not (limit.per == "agent" and closed):
-        left_out = [name.partition("\n")[2] for name in closed]
-        found = connection.execute(statement, (agent, now_ms, left_out, room)).fetchall()
-        found = [each for each in found if each[0] not in numbers]
-        for number, job, scope, key in found:
-            name = limit.lane(scope, key)
-            lane = lanes.setdefault(name, Lane(name, limit if name else None))
-            if len(numbers) >= room or name in closed:
-                continue
-            numbers.append(number)
-            jobs.append(job)
-            names.append(name)
-            lane.seats.add(job)
-            lane.began_ms.append(now_ms)
-            if not _is_open(lane, now_ms):
-                closed.add(name)
-        if not found:
-            break
-        if numbers:
-            connection.execute(_CLAIM, (worker, numbers))
-    if numbers:
-        connection.execute(_SIT, (now_ms, jobs, [agent] * len(jobs), names))
-    return len(numbers)
+class _Claim:
+    """A claim of seats, in a transaction that has the lock of the agent. `_free`: by lane that was looked at, how many more jobs may
+    sit in it; `_pace`: how many more may begin now by its rate.
+    """
 
+    def __init__(self, connection: Any, agent: str, worker: int, limit: JobLimit, now_ms: int) -> None:
+        self._run, self._agent, self._worker, self._limit, self._now_ms = (
+            connection.execute,
+            agent,
+            worker,
+            limit,
+            now_ms,
+        )
+        self._free, self._pace = Counter[str](), Counter[str]()
+        self._begin_within = pace_of(limit)
+        self._read: set[str] = set()
 
-def _is_open(lane: Lane, now_ms: int) -> bool:
-    return not lane.is_full and lane.next_ms(now_ms) <= now_ms
+    def _look(self, lanes: Iterable[str]) -> None:
+        """Counts the seats that are taken in lanes. Deletes those of jobs that are over."""
+        fresh, limit = sorted(set(lanes) - self._read), self._limit
+        if not fresh:
+            return
+        self._read.update(fresh)
+        most, within_ms = self._begin_within
+        since_ms, gone = self._now_ms - within_ms, list[str]()
+        if limit.concurrency is not None:
+            self._free.update(dict.fromkeys(fresh, limit.concurrency))
+            for job, lane, at_ms, counts in self._run(_SEATS, (fresh,)).fetchall():
+                self._free[lane] -= counts
+                if not counts and at_ms <= since_ms:
+                    gone.append(job)
+        if most:
+            self._pace.update(dict.fromkeys(fresh, most))
+            self._pace.subtract(dict(self._run(_BEGUN, (fresh, since_ms)).fetchall()))
+        if gone:
+            self._run(_FORGET, (gone,))
+
+    def _most(self, lane: str, room: int) -> int:
+        """Returns how many more jobs, of at most `room`, may begin in a lane."""
+        if self._limit.concurrency is not None and lane:
+            room = min(room, self._free[lane])
+        return min(room, self._pace[lane]) if self._begin_within[0] and lane else room
+
+    def sit_again(self, wants: Collection[str]) -> tuple[list[str], dict[str, str]]:
+        """Lets jobs sit that have given their seats up. Returns those that have seats, and the lanes of the others by job."""
+        places = dict(self._run(_PARKED, (list(wants),)).fetchall()) if wants else {}
+        self._look(places.values())
+        granted, again, waiting = list[str](), list[str](), dict[str, str]()
+        for job in wants:
+            lane = places.get(job)
+            if lane is None:
+                granted.append(job)
+            elif self._limit.concurrency is None or self._free[lane] > 0:
+                self._free[lane] -= 1
+                granted.append(job)
+                again.append(job)
+            else:
+                waiting[job] = lane
+        if again:
+            self._run(_SIT_AGAIN, (again,))
+        return granted, waiting
+
+    def freed(self, left: Collection[str]) -> tuple[set[str], set[str]]:
+        """Returns those of the jobs that have left whose seats count still, and the lanes of the others."""
+        rows = self._run(_LANES_OF, (list(left),)).fetchall() if left else []
+        return {job for job, _, counts in rows if counts}, {lane for _, lane, counts in rows if not counts}
+
+    def retries(self, room: int, closed: Collection[str]) -> int:
+        """Claims letters that begin jobs again, which this worker holds. Returns their number."""
+        rows = self._run(_RETRIED, (self._agent, self._worker, room)).fetchall()
+        asked = [(number, job, self._limit.lane(scope, key)) for number, job, scope, key in rows]
+        asked = [each for each in asked if each[2] not in closed]
+        self._look(lane for _, _, lane in asked if lane)
+        taken = list[tuple[int, str, str]]()
+        for number, job, lane in asked:
+            if self._most(lane, 1) > 0:
+                self._free[lane] -= 1
+                self._pace[lane] -= 1
+                taken.append((number, job, lane))
+        return self._claim(taken)
+
+    def _claim(self, taken: Collection[tuple[int, str, str]]) -> int:
+        """Claims letters, and lets their jobs sit in their lanes. Returns their number."""
+        if not taken:
+            return 0
+        self._run(_CLAIM, (self._worker, [number for number, _, _ in taken]))
+        if seated := [(job, lane) for _, job, lane in taken if lane]:
+            jobs, names = map(list, zip(*seated, strict=True))
+            self._run(_SIT, (self._now_ms, jobs, [self._agent] * len(jobs), names))
+        return len(taken)
+
+    def letters(self, room: int, closed: Collection[str], freed: Collection[str], after: str) -> tuple[int, str]:
+        """Claims letters in lanes that have seats: of those that were looked at the first by priority and number. Returns their
+        number, and the scope or key behind which the next claim begins.
+        """
+        if self._limit.per == "agent":
+            parts, of_part, behind = [""], "", ""
+            lanes = {"": self._agent}
+        else:
+            found, behind = self._parts(after)
+            parts = list({*found, *(lane.partition("\n")[2] for lane in freed), ""})
+            of_part = f"AND {self._limit.per} = l.part"
+            lanes = {part: self._limit.lane(part, part) for part in parts}
+        lanes = {part: lane for part, lane in lanes.items() if lane not in closed}
+        self._look(filter(None, lanes.values()))
+        free = {part: most for part, lane in lanes.items() if (most := self._most(lane, room)) > 0}
+        if not free:
+            return 0, behind
+        values = {"parts": list(free), "free": list(free.values()), "agent": self._agent, "room": room}
+        rows = self._run(_NEXT.format(due=DUE, of_part=of_part), values).fetchall()
+        return self._claim([(number, job, lanes[part]) for number, job, part, _ in rows]), behind
+
+    def _parts(self, after: str) -> tuple[list[str], str]:
+        """Returns the scopes or keys that have letters, from one on, and the one behind which the next look begins."""
+        statement, found = _PARTS.format(part=self._limit.per, due=DUE), list[str]()
+        for first in (after, "") if after else ("",):
+            values = {"agent": self._agent, "after": first, "most": LANES_AT_ONCE - len(found)}
+            rows = self._run(statement, values).fetchall()
+            found += [part for (part,) in rows if first or not after or part <= after]
+            if len(rows) == values["most"]:
+                return found, str(rows[-1][0])
+        return found, ""

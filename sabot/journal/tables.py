@@ -157,6 +157,9 @@ _UNFINISHED = "SELECT job FROM jobs WHERE ended IS NULL OR ended >= ?"
 _REOPENED = f"({', '.join(map(repr, MAY_BEGIN_AGAIN))})"
 _KEEPS_APPROVALS = "SELECT 1 FROM meta WHERE name = 'approvals'"
 _REMOVED = "SELECT value FROM meta WHERE name = 'removed'"  # the place behind the last END whose job was trimmed
+NOTE = "note:"
+"""The first characters of the names of notes (`Inbox.note`) in the table `meta`."""
+
 HISTORY_TYPES = {"whole": "INTEGER", "text": "TEXT", "blob": "BLOB"}
 """The column types of SQLite, as arguments of `history_tables.make_history`."""
 
@@ -339,6 +342,11 @@ class SqlReader(JournalReader):
         if self.format < APPROVED or not self.select(_KEEPS_APPROVALS):
             return None
         return [decode_approval(data) for (data,) in self.select("SELECT approval FROM approvals")]
+
+    def notes(self, prefix: str) -> dict[str, str]:
+        whole, skipped = f"{NOTE}{prefix}", len(NOTE)
+        rows = self.select("SELECT name, value FROM meta WHERE substr(name, 1, ?) = ?", (len(whole), whole))
+        return {name[skipped:]: value for name, value in rows}
 
     @property
     def history(self) -> SqlHistory:

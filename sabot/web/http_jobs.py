@@ -511,6 +511,7 @@ def _job(job: JobRecord) -> dict[str, Any]:
         "cost": plain(job.dollars),
         "error": job.error,
         "blocked": job.blocked,
+        "waits": job.waits,
         "worker": job.worker or None,
     }
 

@@ -199,7 +199,7 @@ def _shown_jobs(
         "tokens": lambda job: page.used[job.job_id][0].tokens,
         "dollars": lambda job: page.used[job.job_id][0].cost,
         "worker": lambda job: job.worker,
-        "why": lambda job: job.open or job.blocked or job.error,
+        "why": lambda job: job.open or job.waits or job.blocked or job.error,
     }
     template = templates_of(root).get_template("parts/job_table.html")
     table = template.render(jobs=jobs, filled=_filled(facts, page.jobs), workers=workers)
@@ -253,7 +253,7 @@ def _short_id(job: JobRecord) -> str:
 
 def _why(job: JobRecord) -> tuple[str, str]:
     """Returns what a job waits for, and the reason why it cannot continue or has failed."""
-    return "" if job.blocked else _open_text(job), scrubbed(job.blocked or job.error)
+    return "" if job.blocked else job.waits or _open_text(job), scrubbed(job.blocked or job.error)
 
 
 def _open_text(job: JobRecord) -> str:
@@ -264,7 +264,7 @@ def _open_text(job: JobRecord) -> str:
 
 def _flat(job: JobRecord, status: str, used: Amounts, doubts: Amounts) -> dict[str, Any]:
     facts = {name: getattr(job, name) for name in _COLUMNS} | {"status": status}
-    facts |= {"open": _open_text(job), "error": scrubbed(job.blocked or job.error)}
+    facts |= {"open": job.waits or _open_text(job), "error": scrubbed(job.blocked or job.error)}
     facts |= {"tokens": used.tokens, "dollars": plain(used.cost)}
     return facts | {"doubt_tokens": doubts.tokens, "doubt_dollars": plain(doubts.cost)}
 

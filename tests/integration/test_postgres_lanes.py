@@ -4,7 +4,7 @@ import asyncio
 import threading
 import uuid
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 import psycopg
 import pytest
@@ -108,10 +108,14 @@ def test_a_count_of_seats_behind_a_lock_passes_no_limit(
             each.execute(f'SET search_path = "sabot_{app}"')
             each.commit()
         second.execute("SELECT count(*) FROM seats")
-        assert claim_seats(first, "k.a", one.lease.number, 9, []) == ([], 2)
-        assert claim_seats(second, "k.a", two.lease.number, 9, []) is None
+        claimed = claim_seats(first, "k.a", one.lease.number, 9)
+        assert claimed is not None
+        assert claimed.letters == 2
+        assert claim_seats(second, "k.a", two.lease.number, 9) is None
         first.commit()
-        assert claim_seats(second, "k.a", two.lease.number, 9, []) == ([], 0)
+        claimed = claim_seats(second, "k.a", two.lease.number, 9)
+        assert claimed is not None
+        assert claimed.letters == 0
 
 
 def test_takers_that_race_pass_no_limit_and_leave_no_job(
@@ -226,6 +230,30 @@ def test_a_rate_holds_for_all_workers(url: str, app: str, worker: Callable[..., 
     assert begun(second) == ["x3"]
 
 
+def test_a_retry_waits_for_a_seat_in_the_worker_that_has_the_job(
+    url: str, app: str, worker: Callable[..., PostgresWorker]
+) -> None:
+    first, second = worker(JobLimit("k.a", per="key", concurrency=1)), worker()
+    post(url, app, letter("a", key="ann"))
+    assert begun(first) == ["a"]
+    assert first.wait_durable(first.append(End("k.a/a", 2, "failed")), 60)
+    post(url, app, *(letter(each, key="ann") for each in "bc"))
+    assert begun(first) == ["b"]
+    mark = first.job("k.a/a")
+    assert mark is not None
+    again = encode_entry(Begin("k.a/a", 0, "k.a", key=stored_key("ann"), run=2))
+    post(url, app, Letter("retry", job="k.a/a", name=str(mark.began.offset), body=again))
+    assert (begun(first), begun(second)) == ([], [])
+    end(first, "b")
+    assert (begun(second), begun(first), begun(second)) == (["c"], [], []), "the other one does not hold job a"
+    end(second, "c")
+    assert begun(first) == ["a"]
+    post(url, app, letter("d", key="ann"))
+    assert (begun(first), begun(second)) == ([], [])
+    end(first, "a")
+    assert begun(second) == ["d"]
+
+
 def test_the_limit_of_the_worker_that_has_started_last_holds(
     url: str, app: str, worker: Callable[..., PostgresWorker]
 ) -> None:
@@ -246,7 +274,7 @@ def test_a_journal_without_seats_is_brought_up_to_date_with_its_letters(
     run(
         url,
         app,
-        "DROP INDEX letters_to_claim; DROP TABLE seats, limits; UPDATE meta SET value = '9' WHERE name = 'format'",
+        "DROP INDEX letters_due, letters_later; DROP TABLE seats, limits; UPDATE meta SET value = '9' WHERE name = 'format'",
     )
     for name in ("agent", "scope", "key", "priority", "after_ms"):
         run(url, app, f"ALTER TABLE inbox DROP COLUMN {name}")
@@ -260,6 +288,110 @@ def test_a_journal_without_seats_is_brought_up_to_date_with_its_letters(
     assert first.format == SHARED
     assert begun(first) == ["a"]
     assert begun(first) == []
+
+
+FILL = """
+INSERT INTO jobs (job, began, digest, agent, worker) SELECT 'k.a/p' || n, n, '', 'k.a', {worker} FROM generate_series(1, {many}) n;
+INSERT INTO seats SELECT 'k.a/p' || n, 'k.a', {lane}, n, {parked} FROM generate_series(1, {many}) n;
+INSERT INTO inbox (once, job, letter, agent, scope, key, after_ms)
+  SELECT 'begin:k.a/q' || n, 'k.a/q' || n, '', 'k.a', 'all', {key}, 0 FROM generate_series(1, {many}) n;
+INSERT INTO inbox (once, job, letter, agent, scope, after_ms)
+  SELECT 'begin:k.' || a || '/l' || n, 'k.' || a || '/l' || n, '', 'k.' || a, 'all', {later}
+  FROM generate_series(1, {many}) n, unnest('{{a,b}}'::text[]) a;
+"""
+MANY = 3_000
+
+
+def rows_read(monkeypatch: pytest.MonkeyPatch, url: str, app: str, work: Callable[[], object]) -> int:
+    """Returns how many rows of tables and indexes the statements of `work` read, by their plans."""
+    said = list[tuple[str, Any]]()
+    execute = psycopg.Cursor.execute
+
+    def noted(cursor: Any, query: Any, params: Any = None, **options: Any) -> Any:
+        said.append((str(query), params))
+        return execute(cursor, query, params, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(psycopg.Cursor, "execute", noted)
+        work()
+    found = 0
+    with psycopg.connect(url) as connection:
+        connection.execute(f'SET search_path = "sabot_{app}"')
+        connection.commit()
+        for query, params in said:
+            if "inbox" in query or "seats" in query:
+                ((plans,),) = connection.execute(f"EXPLAIN (ANALYZE, FORMAT JSON) {query}", params).fetchall()
+                connection.rollback()
+                found += sum(_rows_of(each["Plan"]) for each in plans)
+    return found
+
+
+def _rows_of(plan: dict[str, Any]) -> int:
+    below = sum(map(_rows_of, plan.get("Plans", ())))
+    if "Relation Name" not in plan and "Index Name" not in plan:
+        return below
+    return below + plan["Actual Loops"] * (plan["Actual Rows"] + plan.get("Rows Removed by Filter", 0))
+
+
+@pytest.mark.parametrize("per", ["agent", "key"])
+def test_what_a_look_and_a_claim_read_does_not_grow_with_the_jobs_that_wait(
+    url: str,
+    app: str,
+    worker: Callable[..., PostgresWorker],
+    monkeypatch: pytest.MonkeyPatch,
+    per: Literal["agent", "key"],
+) -> None:
+    """All seats of the agent were read with each claim, and all letters with each look: 100,000 jobs that wait for a person, and
+    100,000 queued ones, each time.
+    """
+    one = worker(JobLimit("k.a", per=per, concurrency=2, parked="free"))
+    one.reap_s = 60.0
+    one.take()
+    post(url, app, *(letter(each, key="new") for each in "abc"), letter("later", key="new", after_ms=1))
+    lane, key = ("'k.a'", "'full'") if per == "agent" else ("E'k.a\nfull'", "'full'")
+    values = {"many": MANY, "worker": one.lease.number, "lane": lane, "key": key, "parked": "n > 2", "later": 1 << 50}
+    if per == "agent":
+        values["parked"] = "n > 1"
+    run(url, app, FILL.format(**values))
+    run(url, app, "ANALYZE jobs, seats, inbox")
+    took = list[str]()
+
+    def work() -> None:
+        assert asyncio.run(one.look())
+        took.extend(begun(one))
+
+    assert rows_read(monkeypatch, url, app, work) < 500
+    assert took == (["a"] if per == "agent" else ["a", "b"])
+    assert rows_read(monkeypatch, url, app, lambda: took.extend(begun(one))) < 500
+    end(one, "a")
+    assert begun(one) == ["b" if per == "agent" else "c"]
+
+
+def test_more_lanes_than_a_claim_looks_at_have_their_turn(
+    url: str, app: str, worker: Callable[..., PostgresWorker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sabot.journal.seats.LANES_AT_ONCE", 3)
+    one, two = worker(JobLimit("k.a", per="key", concurrency=1)), worker()
+    post(url, app, *(letter(f"{key}{each}", key=key) for each in (1, 2) for key in "abcdefg"))
+    assert [begun(one) for _ in range(4)] == [["a1", "b1", "c1"], ["d1", "e1", "f1"], ["g1"], []]
+    end(one, "f1")
+    assert begun(one) == ["f2"], "the lane of a job that has just ended is looked at first"
+    assert begun(two) == []
+    end(one, "g1")
+    assert [begun(two) for _ in range(3)] == [["g2"], [], []]
+
+
+def test_a_seat_of_a_job_that_has_ended_is_forgotten_also_in_a_lane_that_nobody_uses(
+    url: str, app: str, worker: Callable[..., PostgresWorker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sabot.journal.seats.VISITS", 2)
+    one = worker(JobLimit("k.a", per="key", concurrency=1))
+    post(url, app, *(letter(each, key=each) for each in "abcd"))
+    assert begun(one) == ["a", "b", "c", "d"]
+    end(one, "a", "d")
+    for _ in range(3):
+        one.take()
+    assert run(url, app, "SELECT job FROM seats ORDER BY job") == [("k.a/b",), ("k.a/c",)]
 
 
 def test_two_kernels_keep_a_limit_and_a_job_that_waits_lets_the_next_pass(url: str, app: str) -> None:

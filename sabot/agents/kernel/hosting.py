@@ -8,7 +8,7 @@ caller ─▶ place? ─▶ begun ─▶ runs ◀── woken, resumed, begun by
 
 import asyncio
 import logging
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -59,7 +59,7 @@ from sabot.journal.base import EVERY
 from sabot.journal.begin_facts import key_text
 from sabot.journal.ended_jobs import JobQuery
 from sabot.journal.entries import REQUEST, Answer, Begin, Cancel, EffectResult, End, Entry, Signal
-from sabot.journal.lanes import JobLimit
+from sabot.journal.lanes import JobLimit, pace_of
 from sabot.journal.memory import MemoryJournal
 
 if TYPE_CHECKING:
@@ -141,6 +141,7 @@ class KernelHost:
             self._host.register(agent.agent_id, agent, children)
         self._admission = JobAdmission[_Seat](max_jobs, lambda seat, was_parked: seat.go())
         self._seats: dict[str, _Seat] = {}  # by id, for jobs that run or wait for a place
+        self._of_trees = Counter[str]()  # their number, by the first job of their tree
         self._callers: set[asyncio.Future[None]] = set()  # callers of `execute` that wait until their job may run
         self._said: dict[str, bytes | BaseException] = {}  # by job that is about to end: the outcome for its handle
         self._ended = 0
@@ -191,15 +192,16 @@ class KernelHost:
         """Sets the limits, gives the open jobs their seats, and counts for the rates what has begun before the start."""
         begins = self.journal.begins
         begins.agents = frozenset(self._agents)
-        await call_journal(begins.limit, self._limits)
+        await call_journal(self.journal.begins.limit, self._limits)
         if begins.shared:
             return
         for job in found:
             if not parent_of(job.job_id)[0]:
                 self._lanes.was_open(job.job_id, job.agent, job.behalf.scope, key_text(job.key))
         for agent, limit in self._lanes.limits.items():
-            if limit.most:
-                since = self._clock.time() - limit.within_ms / 1000
+            most, within_ms = pace_of(limit)
+            if most:
+                since = self._clock.time() - within_ms / 1000
                 marks = await call_journal(self.journal.logged, JobQuery(agent=agent, since=since), EVERY)
                 for mark in reversed([mark for mark in marks if not parent_of(mark.job)[0]]):
                     self._lanes.had_begun(agent, mark.scope, mark.key, mark.created_ms or 0)
@@ -590,6 +592,7 @@ class KernelHost:
     def _wait(self, job_id: str, go: Callable[[], object], *, continues: bool) -> None:
         self._leave(job_id)
         seat = self._seats[job_id] = _Seat(go)
+        self._of_trees[first_of(job_id)] += 1
         self._admission.wait(seat, continues=continues)
         self._admission.go_on()
 
@@ -613,6 +616,10 @@ class KernelHost:
     def _leave(self, job_id: str) -> None:
         seat = self._seats.pop(job_id, None)
         if seat is not None:
+            root = first_of(job_id)
+            self._of_trees[root] -= 1
+            if not self._of_trees[root]:
+                del self._of_trees[root]
             self._admission.leave(seat)
             self._admission.go_on()
 
@@ -627,7 +634,7 @@ class KernelHost:
         self.journal.begins.rests(job_id)
         self._leave(job_id)
         root = first_of(job_id)
-        if self._lanes.limits and all(first_of(each) != root for each in self._seats) and self._lanes.park(root):
+        if self._lanes.limits and root not in self._of_trees and self._lanes.park(root):
             self._host.put(LettersCame())
 
     def wakes(self, job_id: str) -> None:
