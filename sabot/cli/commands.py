@@ -70,6 +70,7 @@ LATE = {
     "jobs": LateCommand(
         "Run, list and steer jobs of a journal.", ("replaying", "states", "serving", "working", "agent_jobs"), "jobs"
     ),
+    "schedules": LateCommand("List, pause and trigger the schedules of a kernel.", ("schedules",), "schedules"),
     "topics": LateCommand("List, make and read the topics of a Kafka broker.", ("topics",), "topics"),
     "actions": LateCommand("List and answer questions to people.", ("actions",), "actions"),
     "mcp": LateCommand("Serve an app's state and memory over the Model Context Protocol.", ("mcp",), "mcp"),

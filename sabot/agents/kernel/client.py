@@ -31,6 +31,7 @@ from sabot.agents.kernel.jobs import (
     read_earlier_attempts,
     recorded_result,
 )
+from sabot.agents.kernel.schedules import Schedules
 from sabot.base.checks import Of, check
 from sabot.base.config import Duration, checked_name
 from sabot.base.options import answers_wrong_options
@@ -141,6 +142,7 @@ class ClientHandle(JobHandle):
 class JobClient:
     """A client of a kernel whose jobs run in another process: `JobClient("jobs")` begins jobs in the journal that
     `RuntimeKernel.create(agent=…, journal="jobs")` has open. A web server, a script or a cron job enqueues work in this way.
+    `schedules` pauses and triggers the schedules of the kernel (`find`, `pause`, `go_on`, `trigger`, `remove`).
 
     A job is durable when `start` returns. The kernel takes it within 50 ms if it runs, and else at its next start. `jobs` (an
     AppJobs) and `actions` (an ActionManager) read and change the jobs and their questions, as those of the kernel do. A
@@ -176,6 +178,11 @@ class JobClient:
         self.name, self._store, self._durable, self.looks = name, store, durable, JobLooks(store)
         self._declared = tuple(sorted(declared))
         self.jobs, self.actions = AppJobs(store), ActionManager(store)
+        self.schedules = Schedules(name, store, self._start_one)
+
+    async def _start_one(self, request: ExecutionRequest) -> ClientHandle:
+        (handle,) = await self.start_all([request])
+        return handle
 
     @answers_wrong_options
     async def start(

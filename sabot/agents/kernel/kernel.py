@@ -25,7 +25,7 @@ from sabot.agents.kernel.client import ClientHandle, JobClient, KernelStore
 from sabot.agents.kernel.handle import ElsewhereHandle, ExecutionHandle
 from sabot.agents.kernel.hosting import KernelHost
 from sabot.agents.kernel.jobs import ExecutionRequest, KernelAgent, job_id_of, other_policy, policy_words
-from sabot.agents.kernel.schedules import Schedule, ScheduleClock
+from sabot.agents.kernel.schedules import Schedule, ScheduleClock, Schedules
 from sabot.agents.replay import JobCode, Recording, record_job
 from sabot.agents.session_turns import SessionId, jobs_of
 from sabot.agents.store import LentStore
@@ -203,6 +203,7 @@ class RuntimeKernel:
             self._budgets = []
         self._store = KernelStore(self._place, self.name, clock)
         self.jobs, self.actions = AppJobs(self._store), ActionManager(self._store)
+        self.schedules = Schedules(self.name, self._store, self.execute)
         for each in self._shown:
             each.lend(self._store)
         self._host: KernelHost | None = None
@@ -337,7 +338,8 @@ class RuntimeKernel:
         self._store.journal = journal
         for schedule in self._schedules:
             agent_id = self._agent(schedule.agent).agent_id
-            times = ScheduleClock(schedule, agent_id, self._options["clock"], self._look, self.execute)
+            clock, begin = self._options["clock"], self.execute
+            times = ScheduleClock(schedule, agent_id, clock, self._look, begin, self.schedules)
             host.run_beside(times.run(), f"schedule {schedule.name}")
         self._loop = asyncio.get_running_loop()
         if not threads.simulated:

@@ -2,27 +2,36 @@
 
    cron, zone ─▶ the next time ─▶ a letter with the key NAME@TIME, which begins one job, whichever kernels post it
 
-The last time is not stored: it is that of the newest job of the schedule in the journal.
+The last time is that of the newest job of the schedule in the journal, or a later one at which none began. That one, the schedules
+and their pauses are notes of the journal, by which clients steer them (`Schedules`).
 """
 
 import asyncio
 import logging
+import uuid
+from base64 import b64decode, b64encode
 from bisect import bisect_right
-from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import KW_ONLY, dataclass, field
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from dataclasses import KW_ONLY, dataclass, replace
+from dataclasses import fields as fields_of
 from datetime import UTC, date, datetime, timedelta
 from itertools import islice
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 from zoneinfo import ZoneInfo
 
+import msgspec
+
+from sabot.agents.app_jobs import AppJobStore
 from sabot.agents.context import checked_word
+from sabot.agents.kernel.handle import JobHandle
 from sabot.agents.kernel.jobs import ExecutionRequest
 from sabot.base.checks import OneOf, check
 from sabot.base.config import checked_name
 from sabot.base.options import answers_wrong_options
+from sabot.base.threads import run_connected, run_in_thread
 from sabot.clock import Clock
 from sabot.errors import TransientError, UserError, short_repr
-from sabot.jobs.values import unpack
+from sabot.jobs.values import pack, unpack
 from sabot.journal import JournalReader
 from sabot.journal.base import entry_of_letter
 from sabot.journal.begin_facts import key_text
@@ -42,6 +51,9 @@ _MOST_DAYS = 8 * 366 + 1  # from one 29 February to another one, over a year wit
 _MOST_MISSED = 1_000
 _LATE_S = 60.0  # an occurrence that is later was missed
 _LOOK_S = 0.2  # between two looks at the clock, which may be set
+# names of notes, with KERNEL.NAME behind them
+_NOTES = "schedule-"
+_DEFINED, _PAUSE, _LAST = f"{_NOTES}of:", f"{_NOTES}pause:", f"{_NOTES}last:"
 
 
 @answers_wrong_options
@@ -71,7 +83,6 @@ class Schedule:
     missed: Literal["last", "all", "none"] = "last"
     overlap: Literal["skip", "allow"] = "skip"
     scope: str = "default"
-    times: "CronTimes" = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         checked_name(self.name, "Schedule: name")
@@ -79,7 +90,8 @@ class Schedule:
         checked_word(self.scope, "Schedule: scope", empty=False)
         check("Schedule: missed", self.missed, OneOf(("last", "all", "none")))
         check("Schedule: overlap", self.overlap, OneOf(("skip", "allow")))
-        object.__setattr__(self, "times", CronTimes(self.cron, self.zone))
+        CronTimes(self.cron, self.zone)
+        pack(self.message, "Schedule: message")
 
     def request(self, at: int) -> ExecutionRequest:
         """Returns the request of the job for the time `at`, in seconds since 1970."""
@@ -91,7 +103,7 @@ class Schedule:
 
 
 class CronTimes:
-    """The times of a cron in a zone."""
+    """The times of a cron in a zone, in seconds since 1970."""
 
     def __init__(self, cron: str, zone: str) -> None:
         words = cron.lower().split() if isinstance(cron, str) else []
@@ -112,7 +124,7 @@ class CronTimes:
             raise UserError(f"Schedule: cron={short_repr(cron)} fits no day", hint=_HINT)
 
     def after(self, moment: float) -> Iterator[int]:
-        """Yields the times later than a moment, in order. All are in seconds since 1970. Ends if none comes in eight years."""
+        """Yields the times later than a moment, in order. Ends if none comes in eight years."""
         day, empty, last = datetime.fromtimestamp(moment, self._zone).date() - timedelta(1), 0, moment
         while empty < _MOST_DAYS and day.year < 9_990:
             found = self._of_day(day) if self._fits(day) else []
@@ -120,6 +132,16 @@ class CronTimes:
                 last, empty = at, 0
                 yield at
             day, empty = day + timedelta(1), empty + 1
+
+    def last(self, after: float, until: float, most: int) -> list[int]:
+        """Returns the times that are later than `after` and not later than `until`, in order, and of many of them the last `most`."""
+        first, day = (datetime.fromtimestamp(each, self._zone).date() for each in (after, until))
+        day, found, more = day + timedelta(1), set[int](), True
+        while day >= first - timedelta(1) and more:
+            more = len(found) < most  # the day before has times among these if the clocks were set back over midnight
+            found.update(at for at in (self._of_day(day) if self._fits(day) else ()) if after < at <= until)
+            day -= timedelta(1)
+        return sorted(found)[-most:]
 
     def _fits(self, day: date) -> bool:
         if day.month not in self._months:
@@ -189,8 +211,126 @@ def last_of(reader: JournalReader, agent: str, name: str) -> tuple[float, str] |
     return max(found, default=None)
 
 
+class _Pause(msgspec.Struct, omit_defaults=True):
+    """A note about a pause. `since`: when it began, or when it has ended, in seconds since 1970."""
+
+    paused: bool
+    since: float
+
+
+class ShownSchedule(NamedTuple):
+    """A schedule as the journal has it. `next_at`: its next time in seconds since 1970, or None while it is paused."""
+
+    schedule: Schedule
+    paused: bool
+    next_at: float | None
+
+
+def _pause_of(notes: Mapping[str, str], of: str) -> _Pause:
+    text = notes.get(f"{_PAUSE}{of}")
+    return _Pause(False, 0.0) if text is None else msgspec.json.decode(text, type=_Pause)
+
+
+class Schedules:
+    """The schedules of a kernel as its journal has them, for clients and other kernels of this name. Their definitions come from the
+    kernels: each notes its own when it starts. In a journal on Kafka there are none, and its schedules cannot be paused.
+    """
+
+    def __init__(
+        self, name: str, store: AppJobStore, begin: Callable[[ExecutionRequest], Awaitable[JobHandle]]
+    ) -> None:
+        """Makes it. `name`: the name of the kernel. `begin`: begins a job."""
+        self._name, self._store, self._begin = name, store, begin
+
+    async def find(self) -> list[ShownSchedule]:
+        """Returns all schedules, by their names. Raises UserError if there is no journal."""
+        notes, now = await run_connected(self._notes), self._store.clock.time()
+        found = list[ShownSchedule]()
+        for name, text in sorted(notes.items()):
+            if name.startswith(f"{_DEFINED}{self._name}."):
+                fields = msgspec.json.decode(text)
+                schedule = Schedule(**{**fields, "message": unpack(b64decode(fields["message"]))})
+                paused = _pause_of(notes, f"{self._name}.{schedule.name}").paused
+                times = CronTimes(schedule.cron, schedule.zone)
+                next_at = None if paused else await run_in_thread(next, times.after(now), None)
+                found.append(ShownSchedule(schedule, paused, next_at))
+        return found
+
+    async def get(self, name: str) -> ShownSchedule:
+        """Returns a schedule. Raises UserError if no kernel of this journal has noted one of this name."""
+        every = await self.find()
+        found = next((each for each in every if each.schedule.name == name), None)
+        if found is None:
+            names = ", ".join(each.schedule.name for each in every) or "none"
+            raise UserError(
+                f"the journal of kernel {self._name} has no schedule {short_repr(name)}",
+                hint=f"it has {names}; a kernel with schedules= notes its own when it starts",
+            )
+        return found
+
+    async def pause(self, name: str) -> None:
+        """Lets no job begin by a schedule, in no kernel, until `go_on`, also over restarts. Raises the errors of `get`."""
+        await self._set(name, paused=True)
+
+    async def go_on(self, name: str) -> None:
+        """Ends a pause. Times that were in it are not made up for. Raises the errors of `get`."""
+        await self._set(name, paused=False)
+
+    async def trigger(self, name: str) -> JobHandle:
+        """Begins a job of a schedule now, also while it is paused or the job before is open. Raises the errors of `get`."""
+        schedule = (await self.get(name)).schedule
+        return await self._begin(replace(schedule.request(0), idempotency_key=f"{name}!{uuid.uuid4().hex}"))
+
+    async def remove(self, name: str) -> None:
+        """Removes what the journal has noted of a schedule that no kernel has any more. Raises the errors of `get`."""
+        await self.get(name)
+        for kind in (_DEFINED, _PAUSE, _LAST):
+            await self._note(f"{kind}{self._name}.{name}", "")
+
+    async def _set(self, name: str, *, paused: bool) -> None:
+        shown = await self.get(name)
+        if shown.paused != paused:
+            said = msgspec.json.encode(_Pause(paused, self._store.clock.time())).decode()
+            await self._note(f"{_PAUSE}{self._name}.{name}", said)
+
+    def _notes(self) -> dict[str, str]:
+        with self._store.reader() as reader:
+            return reader.notes(_NOTES)
+
+    async def notes(self) -> dict[str, str]:
+        """Returns what the journal has noted of schedules."""
+        return await run_connected(self._notes)
+
+    async def _note(self, name: str, value: str) -> None:
+        def note() -> None:
+            with self._store.inbox() as inbox:
+                inbox.note(name, value)
+
+        await run_connected(note)
+
+    async def define(self, schedule: Schedule) -> None:
+        """Notes a schedule of a kernel that starts."""
+        fields: dict[str, Any] = {each.name: getattr(schedule, each.name) for each in fields_of(schedule)}
+        fields["message"] = b64encode(pack(schedule.message, "Schedule: message")).decode()
+        name, said = f"{_DEFINED}{self._name}.{schedule.name}", msgspec.json.encode(fields).decode()
+        if (await self.notes()).get(name) != said:
+            await self._note(name, said)
+
+    async def passed(self, name: str, at: float) -> None:
+        """Notes that a time of a schedule has passed, whether a job has begun or not."""
+        await self._note(f"{_LAST}{self._name}.{name}", repr(at))
+
+    async def stands(self, name: str) -> tuple[bool, float, float]:
+        """Returns whether a schedule is paused, when a pause has begun or ended, and the last time that was noted as passed."""
+        notes, of = await self.notes(), f"{self._name}.{name}"
+        pause = _pause_of(notes, of)
+        return pause.paused, pause.since, float(notes.get(f"{_LAST}{of}", 0.0))
+
+
 class ScheduleClock:
-    """Begins the jobs of one schedule. `look`: calls a function with a reader of the journal, in a thread."""
+    """Begins the jobs of one schedule. `look`: calls a function with a reader of the journal, in a thread. `notes`: those of the
+    journal.
+    """
 
     def __init__(
         self,
@@ -199,8 +339,11 @@ class ScheduleClock:
         clock: Clock,
         look: Callable[[Callable[[JournalReader], Any]], Awaitable[Any]],
         begin: Callable[[ExecutionRequest], Awaitable[Any]],
+        notes: Schedules,
     ) -> None:
         self._schedule, self._agent_id, self._clock, self._look, self._begin = schedule, agent_id, clock, look, begin
+        self._notes, self._is_defined = notes, False
+        self._times = CronTimes(schedule.cron, schedule.zone)
         self._since = clock.time()
         self._last: float | None = None
         self._next: float | None = (
@@ -221,16 +364,20 @@ class ScheduleClock:
     async def begin_due(self) -> float:
         """Begins the jobs whose time has come, and returns the seconds until the next time."""
         schedule, now = self._schedule, self._clock.time()
+        if not self._is_defined:
+            await self._notes.define(schedule)
+            self._is_defined = True
         if self._last is None:
             found = await self._look(lambda reader: last_of(reader, self._agent_id, schedule.name))
-            self._last, self._job = (self._since, "") if found is None else found
+            last, self._job = (0.0, "") if found is None else found
+            *_, passed = await self._notes.stands(schedule.name)
+            self._last = max(last, passed) or self._since
         if self._next is not None and now < self._next:
             return self._next - now
-        due = list[int]()
-        for at in schedule.times.after(self._last):
-            if at > now:
-                break
-            due.append(at)
+        paused, since, _ = await self._notes.stands(schedule.name)
+        self._last = max(self._last, now if paused else since)
+        # in a thread, as the times of a long while are looked at day by day
+        due = await run_in_thread(self._times.last, self._last, now, _MOST_MISSED + 1)
         for at in self._chosen(due, now):
             if schedule.overlap == "skip" and await self._is_open():
                 _log.warning("schedule %s: its job %s is still open, and none begins now", schedule.name, self._job)
@@ -240,8 +387,10 @@ class ScheduleClock:
                 except UserError as error:  # another kernel has begun it, with another message
                     _log.warning("schedule %s: %s", schedule.name, error)
             self._last = at
-        self._last = max([self._last, *due])
-        self._next = next(schedule.times.after(self._last), None)
+        if due:
+            self._last = max([self._last, *due])
+            await self._notes.passed(schedule.name, self._last)
+        self._next = await run_in_thread(next, self._times.after(self._last), None)
         return _LOOK_S if self._next is None else max(0.0, self._next - now)
 
     def _chosen(self, due: list[int], now: float) -> list[int]:
@@ -251,10 +400,12 @@ class ScheduleClock:
             return on_time
         kept = missed[-_MOST_MISSED:] if self._schedule.missed == "all" else [] if on_time else missed[-1:]
         _log.warning(
-            "schedule %s: no kernel ran at %d of its times; %d of these begin now",
-            self._schedule.name,
-            len(missed),
-            len(kept),
+            "schedule %s: no kernel ran at %s of its times; %d of these begin now",
+            *(
+                self._schedule.name,
+                f"more than {_MOST_MISSED:,}" if len(missed) > _MOST_MISSED else len(missed),
+                len(kept),
+            ),
         )
         return [*kept, *on_time]
 

@@ -1,14 +1,18 @@
 """`Schedule`: times of a calendar, over changes of the clock, and the jobs that begin at them."""
 
 import asyncio
+import sys
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
 
-from sabot.agents import JobStatus, RuntimeKernel, Schedule
+from sabot.agents import JobClient, JobStatus, RuntimeKernel, Schedule
+from sabot.agents.kernel.schedules import CronTimes
 from sabot.clock import ManualClock
 from sabot.errors import JobCancelled, UserError
 from sabot.journal.memory import MemoryStorage
@@ -61,7 +65,7 @@ def test_times_around_each_change_of_the_clock_are_those_of_a_walk_minute_by_min
 
 def times(cron: str, zone: str, first: datetime, last: datetime) -> list[datetime]:
     found = list[datetime]()
-    for at in Schedule("s", "work", cron, zone=zone).times.after(first.timestamp() - 1):
+    for at in CronTimes(cron, zone).after(first.timestamp() - 1):
         moment = datetime.fromtimestamp(at, UTC)
         if moment > last:
             return found
@@ -82,7 +86,45 @@ def times(cron: str, zone: str, first: datetime, last: datetime) -> list[datetim
     ],
 )
 def test_a_cron_gives_the_next_time(cron: str, then: tuple[int, ...]) -> None:
-    assert next(Schedule("s", "work", cron).times.after(seconds(2026, 11, 28, 21, 0))) == seconds(*then)
+    assert next(CronTimes(cron, "UTC").after(seconds(2026, 11, 28, 21, 0))) == seconds(*then)
+
+
+@pytest.mark.parametrize("zone", ["Europe/Berlin", "America/Sao_Paulo"])
+@pytest.mark.parametrize("cron", ["*/7 * * * *", "30 0 * * *", "0 12 1 * *"])
+def test_the_last_times_before_a_moment_are_those_of_a_walk_from_the_start(cron: str, zone: str) -> None:
+    """Sao Paulo has set its clocks at midnight."""
+    times = CronTimes(cron, zone)
+    for first, last in (
+        ((2018, 2, 17), (2018, 2, 19)),
+        ((2018, 11, 3), (2018, 11, 5)),
+        ((2018, 10, 27), (2018, 10, 29)),
+    ):
+        after, until = seconds(*first, 3, 10), seconds(*last, 1, 50)
+        walked = list(takewhile(lambda at, until=until: at <= until, times.after(after)))
+        assert times.last(after, until, 1_000) == walked
+        assert times.last(after, until, 5) == walked[-5:]
+        assert times.last(until, after, 5) == []
+
+
+def test_the_times_of_a_year_without_a_kernel_are_not_all_looked_at() -> None:
+    times = CronTimes("* * * * *", "Europe/Berlin")
+
+    def calls(days: int) -> int:
+        until, found = seconds(2026, 11, 28, 12, 0), 0
+
+        def note(frame: Any, event: str, arg: Any) -> None:
+            nonlocal found
+            found += event in ("call", "c_call")
+
+        before = sys.getprofile()
+        sys.setprofile(note)
+        try:
+            assert len(times.last(until - 86_400 * days, until, 1_000)) == 1_000
+        finally:
+            sys.setprofile(before)
+        return found
+
+    assert calls(365) == calls(5)
 
 
 @pytest.mark.parametrize(
@@ -151,6 +193,71 @@ def test_a_job_begins_at_each_time_once_and_missed_ones_by_choice(
             await until(lambda: len(RAN) == 2 + more)
             jobs = await kernel.jobs.find()
             assert [job.key for job in jobs] == ["hourly"] * (2 + more)
+
+    asyncio.run(main())
+
+
+def test_a_schedule_is_paused_for_all_kernels_and_triggered_by_a_client(place: Any, clock: ManualClock) -> None:
+    RAN.clear()
+    client = JobClient(place, name="shop", clock=clock)
+
+    async def main() -> None:
+        async with kernel_of(place, clock, missed="all"):
+            await until_noted(client, lambda notes: notes)
+            await client.schedules.pause("hourly")
+            clock.set(seconds(2026, 11, 28, 9, 0))
+            triggered = await client.schedules.trigger("hourly")
+            assert (await triggered.result()).job_id == triggered.job_id
+            assert RAN == ["report"]
+        (shown,) = await client.schedules.find()
+        assert (shown.paused, shown.next_at, shown.schedule.message) == (True, None, "report")
+        clock.set(seconds(2026, 11, 28, 12, 30))
+        async with kernel_of(place, clock, missed="all") as kernel:
+            await kernel.schedules.go_on("hourly")
+            (shown,) = await client.schedules.find()
+            assert (shown.paused, shown.next_at) == (False, seconds(2026, 11, 28, 13, 0))
+            clock.set(seconds(2026, 11, 28, 13, 0))
+            await until(lambda: len(RAN) == 2)
+            assert [job.key for job in await kernel.jobs.find()] == ["hourly", "hourly"]
+        await client.schedules.remove("hourly")
+        assert await client.schedules.find() == []
+        with pytest.raises(UserError, match="has no schedule 'hourly'"):
+            await client.schedules.pause("hourly")
+
+    asyncio.run(main())
+
+
+async def until_noted(client: JobClient, condition: Callable[[dict[str, str]], Any]) -> None:
+    """Returns when the notes of schedules fulfil a condition."""
+    noted: list[dict[str, str]] = []
+
+    async def read() -> None:
+        while not noted or not condition(noted[-1]):
+            noted.append(await client.schedules.notes())
+
+    await asyncio.wait_for(read(), 60)
+
+
+def test_a_time_that_was_skipped_is_not_missed_by_the_next_kernel(place: Any, clock: ManualClock) -> None:
+    """The job of 9 o'clock is open at 10, and not any more when the next kernel starts: it began one for 10 o'clock then."""
+    RAN.clear()
+
+    async def main() -> None:
+        async with kernel_of(place, clock, agent="asks") as kernel:
+            clock.set(seconds(2026, 11, 28, 9, 0))
+            await until(lambda: len(RAN) == 1)
+            clock.set(seconds(2026, 11, 28, 10, 0))
+            client = JobClient(place, name="shop", clock=clock)
+            await until_noted(client, lambda notes: float(notes.get("schedule-last:shop.hourly", 0)) == clock.time())
+            await kernel.jobs.cancel(RAN[0])
+            with pytest.raises(JobCancelled):
+                await (await kernel.handle(RAN[0])).result()
+        clock.set(seconds(2026, 11, 28, 10, 30))
+        async with kernel_of(place, clock, agent="asks") as kernel:
+            clock.set(seconds(2026, 11, 28, 11, 0))
+            await until(lambda: len(RAN) == 2)
+            keys = [job.idempotency_key for job in await kernel.jobs.find()]
+            assert keys == ["hourly@2026-11-28T09:00Z", "hourly@2026-11-28T11:00Z"]
 
     asyncio.run(main())
 
