@@ -10,16 +10,19 @@ from typing import Annotated, Any
 import typer
 
 from sabot.agents.kernel.client import JobClient
+from sabot.base.backoff import Backoff
 from sabot.base.doors import SESSION
 from sabot.base.redaction import keep_secret
 from sabot.cli.agent_jobs import jobs
 from sabot.cli.journal import Place, quietly, reading, this_user
 from sabot.cli.loading import WrongUse
 from sabot.cli.options import http_address, token_of
+from sabot.errors import TransientError
 
 _TOKEN = "SABOT_JOBS_TOKEN"
 _TOKEN_LEAST = 16  # characters
 _BEARER = "Bearer "
+_WAITS = Backoff(0.5, 10.0)  # between two attempts to read the journal at the start
 _LOOK_SECONDS = 1.0  # between two looks for a signal
 
 
@@ -52,11 +55,25 @@ def serve(
         if len(token) < _TOKEN_LEAST or not token.isascii():
             raise WrongUse(f"a token of {len(token)} characters", hint=f"{_TOKEN_LEAST} or more of ASCII")
         keep_secret(token)
-        with reading(place, None):  # a wrong place is told at once
-            pass
+        _wait_for(place)
         _serve(JobClient(place, name=kernel), address, token, scope, is_new=given is None)
 
     quietly(work)
+
+
+def _wait_for(place: str) -> None:
+    """Returns when the journal can be read. While its server does not answer, waits, and says so: containers start in any
+    order. A wrong place is told at once.
+    """
+    failures = 0
+    while True:
+        try:
+            with reading(place, None):
+                return
+        except TransientError as error:
+            failures += 1
+            typer.echo(f"sabot: waits for the journal: {' '.join(str(error).split())}", err=True)
+        time.sleep(_WAITS.wait_s(failures))
 
 
 def _serve(client: JobClient, address: tuple[str, int], token: str, scopes: list[str] | None, *, is_new: bool) -> None:

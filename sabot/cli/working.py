@@ -2,18 +2,15 @@
 
 import asyncio
 import signal
+from contextlib import suppress
 from typing import Annotated
 
 import typer
 
 from sabot.agents.kernel.kernel import RuntimeKernel
-from sabot.base.backoff import Backoff
 from sabot.cli.agent_jobs import jobs
 from sabot.cli.journal import quietly
 from sabot.cli.loading import WrongUse, load_program
-from sabot.errors import TransientError
-
-_WAITS = Backoff(0.5, 10.0)  # between two attempts to open the journal
 
 
 @jobs.command("work")
@@ -48,16 +45,14 @@ async def _work(kernel: RuntimeKernel) -> None:
     for each in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(each, stops, each)
     stopped = asyncio.create_task(stop.wait())
-    failures = 0
-    while not stopped.done():
-        try:
-            await kernel.start()
-            break
-        except TransientError as error:  # containers start in any order, and a server may restart just now
-            failures += 1
-            typer.echo(f"sabot: kernel {kernel.name} waits for its journal: {' '.join(str(error).split())}", err=True)
-            await asyncio.wait([stopped], timeout=_WAITS.wait_s(failures))
+    starting = asyncio.create_task(kernel.start())  # waits for a server that does not answer, and logs it
+    await asyncio.wait([starting, stopped], return_when=asyncio.FIRST_COMPLETED)
+    if starting.done():
+        await starting
+    starting.cancel()
     if stopped.done():
+        with suppress(asyncio.CancelledError):
+            await starting
         await kernel.close()
         return
     async with kernel:

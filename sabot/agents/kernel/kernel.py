@@ -62,6 +62,7 @@ _log = logging.getLogger(__name__)
 _SCHEDULE = 'Schedule("report", "reporter", "0 9 * * *")'
 _running: "ObjectClaims[RuntimeKernel]" = ObjectClaims()  # of journals
 _ANEW = Backoff(0.1, 5.0)  # the waits between attempts to open the journal again
+_WAITS = Backoff(0.5, 10.0)  # between those to open it at the start
 
 
 @answers_wrong_options
@@ -268,11 +269,21 @@ class RuntimeKernel:
         await self.close()
 
     async def start(self) -> None:
-        """Opens the journal. Repeated calls do nothing. Raises AppLocked if another process has the journal open.
-        Raises UserError if the journal has open jobs of agents that this kernel does not have, or if the kernel was
-        closed.
+        """Opens the journal. Repeated calls do nothing. If the server of the journal does not answer, waits until it does, and
+        logs a warning: containers start in any order. So does `async with`.
+
+        Raises AppLocked if another process has the journal open. Raises UserError if the journal has open jobs of agents that
+        this kernel does not have, or if the kernel was closed.
         """
-        await self._started()
+        failures = 0
+        while True:
+            try:
+                await self._started()
+                return
+            except TransientError as error:
+                failures += 1
+                _log.warning("kernel %s waits for its journal: %s", self.name, " ".join(str(error).split()))
+            await asyncio.sleep(_WAITS.wait_s(failures))
 
     async def serve(self) -> None:
         """Runs the jobs of the journal: those that are open, as after `resume`, and those that clients begin. Never returns.
