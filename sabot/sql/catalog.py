@@ -152,15 +152,11 @@ def _check_json(statement: CreateTable) -> None:
     format = _format_of_rows(statement)
     if format not in (*_JSON, *([None] if of_topic else [])):
         return
-    timeless = format != "debezium-json"  # Debezium has a TIME as a number, in ms or the unit that its schema names
     for each in statement.columns:
         type = None if each.type is None or each.metadata is not None else arrow_type(each.type)
         if type is not None and "map<" in str(type):
             message = f"column {each.name.text}: a MAP is neither read from JSON nor written"
             raise SqlFault(each.span, message, f"the fields that are known: {each.name.text} ROW<a STRING, b STRING>")
-        if type is not None and pa.types.is_time(type) and timeless:
-            message = f"column {each.name.text}: there is no TIME in JSON"
-            raise SqlFault(each.span, message, f"declare it as text: {each.name.text} STRING")
         if type == pa.binary():
             name = statement.name[-1].text
             _log.warning(

@@ -290,15 +290,20 @@ def _raw(
 
 
 def declared_columns(found: pa.Schema, wanted: pa.Schema, statement: CreateTable, where: str) -> dict[str, Expr]:
-    """Returns the columns of a table with the types that the statement declares. `found`: those that `where` has. Raises SqlFault for a
-    type that its values may not have.
+    """Returns the columns of a table with the types that the statement declares. `found`: those that `where` has. A number that the
+    declared type would cut or round is refused with its row. Raises SqlFault for a type that its values may not have.
     """
     columns = {}
     for each in wanted:
         bound = TypedExpr(col(each.name), found.field(each.name).type)
         if bound.type != each.type and not _may_be(bound.type, each.type):
             raise _unlike(statement, each.name, f"{where} says {sql_type(bound.type)}", "")
-        columns[each.name] = bound.expr if bound.type == each.type else cast(bound, each.type, UTC, strict=True)
+        if bound.type == each.type:
+            columns[each.name] = bound.expr
+        elif pa.types.is_timestamp(each.type):
+            columns[each.name] = cast(bound, each.type, UTC, strict=True)
+        else:
+            columns[each.name] = Expr("cast", (bound.expr,), (("type", each.type), ("strict", True), ("exact", True)))
     return columns
 
 

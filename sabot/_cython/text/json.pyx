@@ -48,6 +48,8 @@ cdef extern from "text/json_parse.h" namespace "sabot" nogil:
     int DATE64 "static_cast<int>(sabot::Kind::date64)"
     int DECIMAL128 "static_cast<int>(sabot::Kind::decimal128)"
     int DECIMAL256 "static_cast<int>(sabot::Kind::decimal256)"
+    int TIME32 "static_cast<int>(sabot::Kind::time32)"
+    int TIME64 "static_cast<int>(sabot::Kind::time64)"
     int STRUCT_ "static_cast<int>(sabot::Kind::struct_)"
     int LIST_ "static_cast<int>(sabot::Kind::list)"
 
@@ -139,6 +141,8 @@ cdef int kind_of(object data_type, str path, str verb) except -1:
         return kind
     if pa.types.is_timestamp(data_type):
         return TIMESTAMP
+    if pa.types.is_time(data_type):
+        return TIME32 if data_type.bit_width == 32 else TIME64
     if pa.types.is_decimal128(data_type) or pa.types.is_decimal256(data_type):
         if abs(data_type.scale) > MAX_SCALE:
             raise UserError(f"column {path!r}: {data_type} cannot be {verb} JSON", hint=f"its scale is beyond {MAX_SCALE}")
@@ -149,8 +153,13 @@ cdef int kind_of(object data_type, str path, str verb) except -1:
         return LIST_
     raise UserError(
         f"column {path!r}: {data_type} cannot be {verb} JSON",
-        hint="use bool, integers, floats, decimals, string, binary, timestamp, date, list or struct",
+        hint="use bool, integers, floats, decimals, string, binary, timestamp, date, time, list or struct",
     )
+
+
+cdef int64_t unit_of(object data_type, int kind) except -1:
+    """Returns the units per second of a timestamp or time of day, else 1."""
+    return PER_SECOND[data_type.unit] if kind in (TIMESTAMP, TIME32, TIME64) else 1
 
 
 cdef list children_of(object data_type, str path):
@@ -240,7 +249,7 @@ cdef int add_fields(Node* parent, list fields, object guessed, int depth=1) exce
             raise UserError(f"there are two columns {path!r}", hint="give every column its own name")
         names.add(field.name)
         kind = kind_of(field.type, path, "decoded from")
-        unit = PER_SECOND["ms"] if kind == DATE64 else PER_SECOND[field.type.unit] if kind == TIMESTAMP else 1
+        unit = PER_SECOND["ms"] if kind == DATE64 else unit_of(field.type, kind)
         node = new Node(kind, field.nullable, unit, path.encode(), str(field.type).encode())
         if kind == DECIMAL128 or kind == DECIMAL256:
             node.precision, node.scale = field.type.precision, field.type.scale
@@ -384,7 +393,7 @@ cdef int add_columns(Column* parent, list fields, char between) except -1:
     first = True
     for field, path in fields:
         kind = kind_of(field.type, path, "written as")
-        unit = PER_SECOND[field.type.unit] if kind == TIMESTAMP else 1
+        unit = unit_of(field.type, kind)
         column = new Column(kind, field.type == pa.binary(), unit, path.encode(), field.name.encode(), first)
         if kind == DECIMAL128 or kind == DECIMAL256:
             column.scale = field.type.scale
@@ -415,5 +424,6 @@ def encode_rows(batch, times="ms"):
     finally:
         del root
     if not written:
-        raise TypeError(f"column {path.decode()!r} has a value that JSON cannot hold (binary must be UTF-8)")
+        what = "binary must be UTF-8, and a time of day within one day"
+        raise TypeError(f"column {path.decode()!r} has a value that JSON cannot hold ({what})")
     return pa.Array._import_from_c(<uintptr_t> &out, pa.binary())

@@ -54,14 +54,15 @@ enum class Kind : uint8_t {
     timestamp, date32, date64,
     struct_, list,
     decimal128, decimal256,
+    time32, time64,
 };
 
 static inline int width_of(Kind kind) {
     switch (kind) {
         case Kind::bool_: case Kind::int8: case Kind::uint8: return 1;
         case Kind::int16: case Kind::uint16: return 2;
-        case Kind::int32: case Kind::uint32: case Kind::float32: case Kind::date32: return 4;
-        case Kind::int64: case Kind::uint64: case Kind::float64: case Kind::timestamp: case Kind::date64: return 8;
+        case Kind::int32: case Kind::uint32: case Kind::float32: case Kind::date32: case Kind::time32: return 4;
+        case Kind::int64: case Kind::uint64: case Kind::float64: case Kind::timestamp: case Kind::date64: case Kind::time64: return 8;
         case Kind::decimal128: return 16;
         case Kind::decimal256: return 32;
         default: return 0;
@@ -179,7 +180,7 @@ struct ClockStep {
 /* A column under construction. */
 struct Node : ColumnBuilder<Node> {
     Kind kind;
-    int64_t per_second;         /* timestamp: units per second */
+    int64_t per_second;         /* timestamps and times of day: units per second */
     std::string path;           /* the name for messages: "order.items[].price" */
     std::string type;           /* the type in pyarrow's notation, for messages */
     Keys keys;                  /* for struct: the names of the children and of unknown fields */
@@ -435,21 +436,50 @@ static inline int64_t days_since_1970(int64_t year, int64_t month, int64_t day) 
     return 365 * y + floor_div(y, 4) - floor_div(y, 100) + floor_div(y, 400) + (153 * m + 2) / 5 + day - 1 - 719468;
 }
 
+/* Reads `n` digits at p, and moves p behind them. Returns false, with p anywhere, if there are fewer. */
+static inline bool read_digits(const uint8_t*& p, const uint8_t* end, int n, int64_t& value) {
+    if (end - p < n) return false;
+    value = 0;
+    for (; n > 0; n--, p++) {
+        if (*p < '0' || *p > '9') return false;
+        value = value * 10 + (*p - '0');
+    }
+    return true;
+}
+
+static inline bool take_byte(const uint8_t*& p, const uint8_t* end, char c) { return p < end && *p == c && (++p, true); }
+
+/* Reads hh:mm[:ss[.fraction]] at p, and moves p behind it. OUT the second of the day, nanoseconds of the second, and true
+   in `finer` if a digit other than 0 is beyond the ninth. Returns false for other text. */
+static inline bool read_clock(const uint8_t*& p, const uint8_t* end, int64_t& of_day, int64_t& nanos, bool& finer) {
+    int64_t hour, minute, second = 0;
+    nanos = 0;
+    finer = false;
+    if (!read_digits(p, end, 2, hour) || !take_byte(p, end, ':') || !read_digits(p, end, 2, minute)) return false;
+    if (take_byte(p, end, ':')) {
+        if (!read_digits(p, end, 2, second)) return false;
+        if (take_byte(p, end, '.') || take_byte(p, end, ',')) {
+            int64_t scale = 100000000;
+            const uint8_t* fraction = p;
+            for (; p < end && *p >= '0' && *p <= '9'; p++, scale /= 10) {
+                nanos += (*p - '0') * scale;
+                finer = finer || (scale == 0 && *p != '0');
+            }
+            if (p == fraction) return false;
+        }
+    }
+    of_day = hour * 3600 + minute * 60 + second;
+    return hour <= 23 && minute <= 59 && second <= 59;
+}
+
 /* Reads an ISO 8601 time: a date, optionally [T or space] hh:mm[:ss[.fraction]] and Z or an offset; without an offset
    it is UTC. OUT seconds since 1970, nanoseconds of the second (digits beyond the ninth are dropped), and true in
    `zoned` if there is an offset. Returns false for other text. */
 static inline bool read_iso(const uint8_t* p, const uint8_t* end, int64_t& seconds, int64_t& nanos, bool& zoned) {
-    auto number = [&](int n, int64_t& value) {
-        if (end - p < n) return false;
-        value = 0;
-        for (; n > 0; n--, p++) {
-            if (*p < '0' || *p > '9') return false;
-            value = value * 10 + (*p - '0');
-        }
-        return true;
-    };
-    auto take = [&](char c) { return p < end && *p == c && (++p, true); };
-    int64_t year, month, day, hour = 0, minute = 0, second = 0;
+    auto number = [&](int n, int64_t& value) { return read_digits(p, end, n, value); };
+    auto take = [&](char c) { return take_byte(p, end, c); };
+    int64_t year, month, day, of_day;
+    bool finer;
     nanos = 0;
     zoned = false;
     if (!number(4, year) || !take('-') || !number(2, month) || !take('-') || !number(2, day)) return false;
@@ -460,18 +490,8 @@ static inline bool read_iso(const uint8_t* p, const uint8_t* end, int64_t& secon
     seconds = days_since_1970(year, month, day) * 86400;
     if (p == end) return true;
     if (!take('T') && !take('t') && !take(' ')) return false;
-    if (!number(2, hour) || !take(':') || !number(2, minute)) return false;
-    if (take(':')) {
-        if (!number(2, second)) return false;
-        if (take('.') || take(',')) {
-            int64_t scale = 100000000;
-            const uint8_t* fraction = p;
-            for (; p < end && *p >= '0' && *p <= '9'; p++, scale /= 10) nanos += (*p - '0') * scale;
-            if (p == fraction) return false;
-        }
-    }
-    if (hour > 23 || minute > 59 || second > 59) return false;
-    seconds += hour * 3600 + minute * 60 + second;
+    if (!read_clock(p, end, of_day, nanos, finer)) return false;
+    seconds += of_day;
     if (p == end) return true;
     zoned = true;
     if ((*p == 'Z' || *p == 'z') && p + 1 == end) return true;
@@ -1006,6 +1026,8 @@ class Decoder {
                 return time(node, p, depth);
             case Kind::decimal128: case Kind::decimal256:
                 return decimal(node, p, depth);
+            case Kind::time32: case Kind::time64:
+                return time_of_day(node, p, depth);
             case Kind::null_:
                 return wrong(node, p, depth);
             default:
@@ -1149,6 +1171,29 @@ class Decoder {
         const __int128 units = static_cast<__int128>(seconds) * node.per_second + nanos / (1000000000 / node.per_second);
         if (units < INT64_MIN || units > INT64_MAX) return wrong(node, p, depth, "the time is out of range for ");
         node.append(static_cast<int64_t>(units));
+        return after;
+    }
+
+    /* Reads a time of day: hh:mm[:ss[.fraction]] in a string. No digit is lost, and no number is one, since its unit would
+       be a guess. */
+    __attribute__((noinline)) const uint8_t* time_of_day(Node& node, const uint8_t* p, int depth) {
+        if (*p != '"') return wrong(node, p, depth);
+        value_text.len = 0;
+        const uint8_t* after = string<true>(p + 1, value_text);
+        if (after == nullptr) return nullptr;
+        const uint8_t* at = value_text.data;
+        const uint8_t* const stop = at + value_text.len;
+        const int64_t unit = 1000000000 / node.per_second;
+        int64_t seconds, nanos;
+        bool finer;
+        if (!read_clock(at, stop, seconds, nanos, finer) || at != stop)
+            return wrong(node, p, depth, "the string is not a time of day (hh:mm:ss) for ");
+        if (finer || nanos % unit) return wrong(node, p, depth, "the time has more digits of the second than ");
+        const int64_t units = seconds * node.per_second + nanos / unit;
+        if (node.kind == Kind::time32)
+            node.append(static_cast<int32_t>(units));
+        else
+            node.append(units);
         return after;
     }
 

@@ -135,19 +135,13 @@ static inline void write_date(Bytes& out, int64_t day) {
     write_digits(out, date.day, 2);
 }
 
-/* Writes a date, `between`, and the time of day with as many digits of the second as it needs: 2024-05-17T12:30:00.25 */
-static inline void write_date_time(Bytes& out, int64_t units, int64_t per_second, char between) {
-    const int64_t seconds = floor_div(units, per_second);
-    const int64_t day = floor_div(seconds, 86400);
-    const int64_t of_day = seconds - day * 86400;
-    write_date(out, day);
-    out.put_byte(static_cast<uint8_t>(between));
+/* Writes a second of the day and its fraction, with as many digits as it needs: 12:30:00.25 */
+static inline void write_clock(Bytes& out, int64_t of_day, int64_t fraction, int64_t per_second) {
     write_digits(out, of_day / 3600, 2);
     out.put_byte(':');
     write_digits(out, of_day / 60 % 60, 2);
     out.put_byte(':');
     write_digits(out, of_day % 60, 2);
-    int64_t fraction = units - seconds * per_second;
     if (fraction == 0) return;
     int digits = per_second == 1000 ? 3 : per_second == 1000000 ? 6 : 9;
     for (; fraction % 10 == 0; digits--) fraction /= 10;
@@ -155,11 +149,21 @@ static inline void write_date_time(Bytes& out, int64_t units, int64_t per_second
     write_digits(out, fraction, digits);
 }
 
+/* Writes a date, `between`, and the time of day: 2024-05-17T12:30:00.25 */
+static inline void write_date_time(Bytes& out, int64_t units, int64_t per_second, char between) {
+    const int64_t seconds = floor_div(units, per_second);
+    const int64_t day = floor_div(seconds, 86400);
+    const int64_t of_day = seconds - day * 86400;
+    write_date(out, day);
+    out.put_byte(static_cast<uint8_t>(between));
+    write_clock(out, of_day, units - seconds * per_second, per_second);
+}
+
 /* One column to write; `array` is borrowed. */
 struct Column {
     Kind kind;
     bool checked;             /* true if text must be checked for valid UTF-8 */
-    int64_t per_second;       /* timestamp: units per second */
+    int64_t per_second;       /* timestamps and times of day: units per second */
     int scale = 0;            /* decimals: digits after the point */
     char between = 0;         /* times are texts with this character before the time of day; 0: they are epoch ms */
     bool zoned = false;       /* timestamp: true if the text ends in Z */
@@ -231,6 +235,8 @@ struct Column {
                 if (__builtin_mul_overflow(units, int64_t{1000}, &ms)) throw Unwritable{path};
                 return write_whole(out, ms);
             }
+            case Kind::time32: return write_time(out, fixed<int32_t>(at));
+            case Kind::time64: return write_time(out, fixed<int64_t>(at));
             case Kind::decimal128: case Kind::decimal256: {
                 Whole value;
                 const int width = width_of(kind);
@@ -264,6 +270,13 @@ struct Column {
         if (!between) return write_whole(out, day * 86400000);
         out.put_byte('"');
         write_date(out, day);
+        out.put_byte('"');
+    }
+
+    void write_time(Bytes& out, int64_t units) const {
+        if (units < 0 || units >= 86400 * per_second) throw Unwritable{path};
+        out.put_byte('"');
+        write_clock(out, units / per_second, units % per_second, per_second);
         out.put_byte('"');
     }
 

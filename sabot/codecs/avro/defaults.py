@@ -5,6 +5,7 @@ from typing import Any
 
 from sabot.codecs.avro.schema import (
     NO_DEFAULT,
+    UNITS_OF_DAY,
     AvroArray,
     AvroEnum,
     AvroField,
@@ -20,7 +21,6 @@ from sabot.errors import UserError
 
 _BITS = {"int": 32, "long": 64}
 _FLOATS = ("NaN", "Infinity", "-Infinity")  # the spellings of Java's writer; JSON has no such numbers
-_OF_DAY = {"time-millis": 86_400_000, "time-micros": 86_400_000_000, "time-nanos": 86_400_000_000_000}
 
 
 class _Unfit(Exception):
@@ -64,7 +64,7 @@ def _means(logical: Logical | None, value: Any) -> bool:
     if logical.name == "decimal":
         unscaled = int.from_bytes(value.encode("latin-1"), "big", signed=True)
         return bool(value) and abs(unscaled) < 10**logical.precision
-    return logical.name not in _OF_DAY or 0 <= value < _OF_DAY[logical.name]
+    return logical.name not in UNITS_OF_DAY or 0 <= value < UNITS_OF_DAY[logical.name]
 
 
 def _of_union(kind: AvroUnion, value: Any) -> bytes:

@@ -14,6 +14,7 @@ from sabot.codecs.avro.columns import is_null, nullable_type
 from sabot.codecs.avro.defaults import encoded_default
 from sabot.codecs.avro.schema import (
     NO_DEFAULT,
+    UNITS_OF_DAY,
     AvroArray,
     AvroEnum,
     AvroField,
@@ -57,11 +58,6 @@ _OPS = {
         ("float", "double"): "float32_as_float64",
     },
     **{("string", "bytes"): "bytes", ("bytes", "string"): "text"},
-}
-_OF_DAY = {
-    "time-millis": ("time32", "int", 86_400_000),
-    "time-micros": ("time64", "long", 86_400_000_000),
-    "time-nanos": ("time64", "long", 86_400_000_000_000),
 }
 _PASSED_OVER = {"null": 0, "boolean": 1, "float": 4, "double": 8}
 
@@ -155,9 +151,9 @@ def _plain(writer: AvroPrimitive | AvroFixed, reader: AvroPrimitive | AvroFixed,
         return ReadStep("decimal", path, size=writer.size if isinstance(writer, AvroFixed) else -1)
     if isinstance(writer, AvroFixed):
         return ReadStep("fixed" if meaning is None else "uuid", path, size=writer.size)
-    if meaning is not None and meaning.name in _OF_DAY:
-        op, name, end = _OF_DAY[meaning.name]
-        return ReadStep(op, path, size=end) if writer.name == name else None
+    if meaning is not None and meaning.name in UNITS_OF_DAY:
+        op = "time32" if reader.name == "int" else "time64"
+        return ReadStep(op, path, size=UNITS_OF_DAY[meaning.name]) if writer.name == reader.name else None
     found = _OPS.get((writer.name, reader.name))
     return None if found is None else ReadStep(found, path)
 

@@ -34,6 +34,8 @@ _LOGICAL = {
     "uuid": ("string", "fixed"),
     "decimal": ("bytes", "fixed"),
 }
+UNITS_OF_DAY = {"time-millis": 86_400_000, "time-micros": 86_400_000_000, "time-nanos": 86_400_000_000_000}
+"""The types of times of day, and the units of a day, which is longer than each time."""
 _CONNECT_DIGITS = 64  # of a decimal whose number of digits Connect does not know
 _CONNECT = {
     "org.apache.kafka.connect.data.Date": "date",

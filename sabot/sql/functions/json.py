@@ -10,7 +10,7 @@ from operator import add
 
 import pyarrow as pa
 
-from sabot.api.expr import Expr, coalesce, lit, struct, when
+from sabot.api.expr import Expr, coalesce, lit, when
 from sabot.sql.functions.arguments import ArgumentOf, CallArguments, balanced
 from sabot.sql.functions.conversions import as_text, cast
 from sabot.sql.scope import TypedExpr
@@ -173,19 +173,8 @@ def unquoted(arguments: CallArguments) -> Expr:
 
 
 def _encoded(value: TypedExpr) -> Expr:
-    """Returns a value as JSON: {"v":1} without its first five characters and its last one."""
-    if pa.types.is_map(value.type):
-        return Expr("map.json", (value.expr,))
-    whole = struct(v=value.expr).struct.json_encode()
-    whole = replace(whole, options=(("sql", True),)) if _has_own_form(value.type) else whole
-    return whole.str.slice(5).str.replace(r"\}$", "")
-
-
-def _has_own_form(type: pa.DataType) -> bool:
-    """Returns True for types that have another form in JSON than rows that are written have: times and bytes."""
-    if pa.types.is_struct(type) or pa.types.is_list(type):
-        return any(_has_own_form(type.field(i).type) for i in range(type.num_fields))
-    return bool(pa.types.is_temporal(type) or pa.types.is_binary(type))
+    """Returns a value as JSON; null as `null`."""
+    return Expr("map.json" if pa.types.is_map(value.type) else "value.json", (value.expr,))
 
 
 def listed_member(call: Call, values: Sequence[TypedExpr]) -> Expr:

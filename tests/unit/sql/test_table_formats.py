@@ -1,13 +1,15 @@
 """Formats of tables: Avro with a schema registry and without one, Debezium's changes, and instants in CSV and JSON."""
 
 import json
+import math
 from collections.abc import Iterator
 from datetime import datetime, time, timedelta
+from decimal import Decimal
 
 import pyarrow as pa
 import pytest
 
-from sabot import App
+from sabot import App, DataError
 from sabot.codecs.avro import AvroCodec, AvroEncoder
 from sabot.sql.syntax.text import SqlError
 from tools.agent_tools import publish, records
@@ -69,6 +71,36 @@ def test_a_table_reads_the_columns_that_it_declares_of_records_in_avro(app, serv
     window = "TUMBLE(TABLE payments, DESCRIPTOR(ts), INTERVAL '1' SECOND)"
     windows = f"SELECT COUNT(*) AS n FROM TABLE({window}) GROUP BY window_start, window_end"
     assert app.sql(windows).collect().to_pylist() == [{"n": 4}]
+
+
+@pytest.mark.parametrize(
+    ("row", "refused"),
+    [
+        ((2.0, 2**53, "1.010"), ""),
+        ((-3.0, -5, "-1.100"), ""),
+        ((2.5, 5, "1.010"), r"column 'a': .* cannot be computed for 2\.5: "),
+        ((math.nan, 5, "1.010"), r"column 'a': .* cannot be computed for nan: "),
+        ((2.0, 2**53 + 1, "1.010"), r"column 'b': .* cannot be computed for 9007199254740993: "),
+        ((2.0, 5, "1.005"), r"column 'c': .* cannot be computed for Decimal\(.1\.005.\): "),
+    ],
+)
+def test_a_number_that_its_declared_type_would_cut_or_round_is_refused(app, server, row, refused):
+    """A double of 2.5 was 2 in a BIGINT, 2^53 + 1 was 2^53 in a DOUBLE, and 1.005 was 1.01 in a DECIMAL(5, 2), in silence."""
+    exact = {"type": "bytes", "logicalType": "decimal", "precision": 6, "scale": 3}
+    fields = [{"name": name, "type": kind} for name, kind in (("a", "double"), ("b", "long"), ("c", exact))]
+    schema = {"type": "record", "name": "N", "fields": fields}
+    types = pa.schema([("a", pa.float64()), ("b", pa.int64()), ("c", pa.decimal128(6, 3))])
+    a, b, c = row
+    data = pa.RecordBatch.from_pylist([{"a": a, "b": b, "c": Decimal(c)}], types)
+    encoder = AvroEncoder(schema, schema_id=server.add("numbers-value", schema))
+    publish(app, "numbers", encoder.encode(data).to_pylist())
+    app.sql(table("numbers", "a BIGINT, b DOUBLE, c DECIMAL(5, 2)", server))
+    rows = app.sql("SELECT * FROM numbers")
+    if refused:
+        with pytest.raises(DataError, match=refused):
+            rows.collect()
+    else:
+        assert rows.collect().to_pylist() == [{"a": int(a), "b": float(b), "c": Decimal(c)}]
 
 
 def test_a_table_without_columns_has_those_of_the_registry(app, server):

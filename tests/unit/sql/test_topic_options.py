@@ -6,8 +6,9 @@ import pytest
 
 from sabot import App
 from sabot.api.nodes.read import Read
+from sabot.connectors.memory import MemoryBroker
 from sabot.sql.syntax.text import SqlError
-from tools.agent_tools import publish
+from tools.agent_tools import publish, records
 
 
 @pytest.fixture
@@ -276,7 +277,6 @@ def test_columns_of_metadata_have_the_types_that_they_declare(app):
         (table("'topic-pattern' = 'a.*'"), "a table reads one topic, and no pattern of topics", "UNION ALL"),
         (table().replace("'topic' = 'rides'", "'topic' = 'a;b'"), "a table reads one topic, and 'a;b' names several", "UNION ALL"),
         (table("'sink.partitioner' = 'fixed'"), "'sink.partitioner' = 'fixed': Kafka's partitioner places the rows", "'key.fields'"),
-        (table(columns="id BIGINT, t TIME"), "column t: there is no TIME in JSON", "declare it as text: t STRING"),
         (table("'json.encode.ignore-null-fields' = 'yes'"), "'json.encode.ignore-null-fields' cannot be 'yes'", "true, false"),
         (table("'json.encode.ignore-null-fields' = 'true'", columns="id BIGINT") + "INSERT INTO rides SELECT 1",
          "'json.encode.ignore-null-fields' = 'true' is not there: a field that is NULL is written as null", "with 'false'"),
@@ -311,6 +311,27 @@ def test_options_of_json_that_change_nothing_are_taken_or_said_to_have_no_effect
         "table rides: the option 'json.map-null-key.mode' has no effect",
         "table rides: the option 'json.decode.json-parser.enabled' has no effect",
     ]
+
+
+async def test_a_time_in_json_is_a_text_and_its_key_is_found_again(app, memory_url):
+    """A TIME was refused in plain JSON. It has all of its digits in keys, payloads and rows within them, and a deletion finds its row."""
+    broker = MemoryBroker.get(memory_url)
+    for topic in ("shifts", "copies"):
+        broker.create_topic(topic)
+    for micros in (1, 2):
+        at = f"09:05:00.00000{micros}"
+        broker.publish("shifts", [{"at": at, "n": micros, "inner": {"ends": "17:00:00.25"}}], key=f'{{"at":"{at}"}}')
+    broker.publish("shifts", [None], key='{"at":"09:05:00.000001"}')
+    for name in ("shifts", "copies"):
+        app.sql(
+            f"CREATE TABLE {name} (at TIME(6), n BIGINT, inner ROW<ends TIME(3)>, PRIMARY KEY (at) NOT ENFORCED) WITH ('connector' = "
+            f"'upsert-kafka', 'topic' = '{name}', 'key.format' = 'json', 'value.format' = 'json', 'scan.bounded.mode' = 'latest-offset')"
+        )
+    app.sql("INSERT INTO copies SELECT * FROM shifts")
+    await app.run()
+    last = {record.key: record.payload for record in records(app, "copies")}
+    assert last[b'{"at":"09:05:00.000002"}'] == b'{"at":"09:05:00.000002","n":2,"inner":{"ends":"17:00:00.25"}}'
+    assert last.get(b'{"at":"09:05:00.000001"}') is None
 
 
 def test_bytes_in_json_are_said_to_be_no_base64(app, caplog):

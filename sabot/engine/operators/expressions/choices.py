@@ -1,7 +1,6 @@
 """Expressions over values of any type: fill_null, coalesce, when, struct, cast."""
 
 import itertools
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -11,7 +10,7 @@ import pyarrow.compute as pc
 
 from sabot._cython.text.json import encode_rows
 from sabot.api.expr import GUARDED, Expr
-from sabot.base.arrays import broadcast
+from sabot.base.arrays import broadcast, exact_cast
 from sabot.engine.operators.expressions.casts import caster
 from sabot.engine.operators.expressions.comparisons import by_value, literal_array
 from sabot.engine.operators.expressions.node import (
@@ -108,6 +107,8 @@ def _cast(expr: Expr, nodes: list[Compiled]) -> Compiled:
     (node,), (given,) = nodes, expr.inputs
     what = f"column {given.option('name')!r}" if given.kind == "col" else given.text()
     strict = expr.option("strict")
+    if "exact" in dict(expr.options):  # of declared columns of SQL: no number is cut or rounded
+        return apply(expr, lambda values: exact_cast(values, expr.option("type")), node, can_fail=True)
     lenient = "lenient" in dict(expr.options)  # of SQL: it reads more texts than the API of Python
     function, can_fail = caster(node.type, expr.option("type"), strict=strict, what=what, lenient=lenient)
     return apply(expr, function, node, can_fail=can_fail)
@@ -118,15 +119,10 @@ def _json_encode(expr: Expr, nodes: list[Compiled]) -> Compiled:
     if not pa.types.is_struct(node.type):
         raise UserError(f"{expr.text()} cannot be computed: {expr.inputs[0].text()} is {node.type}, not a struct")
     names = [each.name for each in node.type]
-    encoded: Callable[[pa.RecordBatch], pa.Array] = encode_rows
-    if dict(expr.options).get("sql"):
-        from sabot.engine.operators.expressions.json_values import encoded_rows  # few programs have it
-
-        encoded = encoded_rows
 
     def run(structs: pa.Array) -> pa.Array:
         rows = pa.RecordBatch.from_arrays(structs.flatten(), names=names)
-        texts = encoded(rows).cast(pa.string())
+        texts = encode_rows(rows).cast(pa.string())
         return pc.if_else(structs.is_valid(), texts, None) if structs.null_count else texts
 
     return apply(expr, run, node)

@@ -1,6 +1,7 @@
 """Functions of single values for which Arrow has no kernel: hashes, and encodings of texts. They are functions of SQL.
 
-Each is called with the values of one row; the result is null if one of them is null.
+Each of `FUNCTIONS` is called with the values of one row; the result is null if one of them is null. TO_BASE64 and
+the JSON of a value are computed for a column.
 """
 
 import base64
@@ -203,7 +204,6 @@ def _printed_float(flags: str, width: int, digits: int, number: float) -> str:
 
 FUNCTIONS = {
     **{name: _hash(name) for name in ("md5", "sha1", "sha224", "sha256", "sha384", "sha512")},
-    "to_base64": SingleValue(lambda text: base64.b64encode(text.encode()).decode(), (_TEXT,), _TEXT),
     "from_base64": SingleValue(_from_base64, (_TEXT,), _TEXT),
     "hex": SingleValue(lambda text: text.encode().hex().upper(), (_TEXT,), _TEXT),
     "hex_of_bytes": SingleValue(lambda data: data.hex().upper(), (_BYTES,), _TEXT),
@@ -257,4 +257,15 @@ def _typed(expr: Expr, nodes: list[Compiled], node: Compiled, type: pa.DataType)
     raise UserError(f"{expr.text()} cannot be computed: {expr.kind} of {found}", hint=hint)
 
 
+def _of_column(expr: Expr, nodes: list[Compiled]) -> Compiled:
+    """Makes the node of an encoding over a column, in base64 of a text, or in JSON of any value."""
+    from sabot.engine.operators.expressions.json_values import base64_texts, values_as_json  # few programs have it
+
+    (node,) = nodes
+    if expr.kind == "value.json":
+        return apply(expr, values_as_json, node)
+    return apply(expr, lambda texts: base64_texts(texts.cast(_BYTES)), _typed(expr, nodes, node, _TEXT))
+
+
 STEPS: Steps = {f"value.{name}": _step for name in FUNCTIONS}
+STEPS |= {"value.json": _of_column, "value.to_base64": _of_column}

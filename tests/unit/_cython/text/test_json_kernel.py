@@ -562,7 +562,6 @@ def test_decoded_buffers_live_as_long_as_what_refers_to_them():
     [
         pa.decimal64(10, 2),
         pa.float16(),
-        pa.time64("us"),
         pa.large_string(),
         pa.map_(pa.string(), pa.int64()),
         pa.duration("s"),
@@ -836,6 +835,65 @@ def test_times_that_are_written_as_texts_read_back_the_same(moments, form):
     again, bad = JsonDecoder(batch.schema).decode(encode_rows(batch, form))
     assert not bad
     assert again.equals(batch)
+
+
+CLOCKS = [pa.time32("s"), pa.time32("ms"), pa.time64("us"), pa.time64("ns")]
+
+
+@pytest.mark.parametrize(
+    ("text", "nanos"),  # of the day; one that a unit would cut is a bad row in it
+    [
+        ("00:00", 0),
+        ("09:05", 32_700_000_000_000),
+        ("23:59:59", 86_399_000_000_000),
+        ("12:30:00.250", 45_000_250_000_000),
+        ("12:30:00,000001", 45_000_000_001_000),
+        ("00:00:00.000000001", 1),
+        ("00:00:00.0000000010", 1),
+        ("23:59:59.999999999", 86_399_999_999_999),
+    ],
+)
+def test_a_time_of_day_is_a_text_that_keeps_all_of_its_digits(text, nanos):
+    payload = f'{{"t":"{text}","l":[{{"t":"{text}"}}]}}'.encode()
+    for kind in CLOCKS:
+        unit = 1_000_000_000 // {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}[kind.unit]
+        found, bad = JsonDecoder(pa.schema([("t", kind), ("l", pa.list_(pa.struct([("t", kind)])))])).decode([payload])
+        if nanos % unit:
+            assert bad[0].reason.startswith(f"field t: the time has more digits of the second than {kind}")
+            continue
+        whole = pa.int32() if kind.bit_width == 32 else pa.int64()
+        assert found.column(0).cast(whole).to_pylist() == [nanos // unit]
+        assert found.column(1).flatten().flatten()[0].equals(found.column(0))
+        for form in ("ms", "iso", "sql"):
+            again, bad = JsonDecoder(found.schema).decode(encode_rows(found, form))
+            assert (again, bad) == (found, [])
+
+
+@pytest.mark.parametrize(
+    "text",
+    ['"24:00"', '"12:60"', '"12:00:60"', '"9:05"', '"12"', '"12:00:00."', '"12:00Z"', '"12:00+01:00"', '"2024-01-01T12:00"', '""',
+     "45000", "1.5", "true", '"00:00:00.0000000001"'],
+)  # fmt: skip
+def test_what_is_no_time_of_day_is_a_bad_row(text):
+    for kind in CLOCKS:
+        found, bad = JsonDecoder(pa.schema([("t", kind)])).decode([f'{{"t":{text}}}'.encode(), b'{"t":"01:02"}'])
+        assert ([row.row for row in bad], found.num_rows) == ([0], 1)
+        assert bad[0].reason.startswith("field t: ")
+        assert str(kind) in bad[0].reason
+
+
+def test_times_of_day_are_written_with_the_digits_that_they_need():
+    nanos = pa.array([0, 86_399_999_999_999, 45_000_250_000_000, None], pa.time64("ns"))
+    data = pa.record_batch({"t": nanos, "l": pa.array([[1, None], [], None, [86_399]], pa.list_(pa.time32("s")))})
+    assert encode_rows(data).to_pylist() == [
+        b'{"t":"00:00:00","l":["00:00:01",null]}',
+        b'{"t":"23:59:59.999999999","l":[]}',
+        b'{"t":"12:30:00.25","l":null}',
+        b'{"t":null,"l":["23:59:59"]}',
+    ]
+    for outside in (-1, 86_400):
+        with pytest.raises(TypeError, match="column 't' has a value that JSON cannot hold"):
+            encode_rows(pa.record_batch({"t": pa.array([outside], pa.int32()).view(pa.time32("s"))}))
 
 
 def test_columns_of_other_libraries_types_are_written_too():
