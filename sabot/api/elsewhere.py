@@ -262,6 +262,12 @@ STRUCTS = {
 }
 """For `col("x").struct`."""
 
+_SINKS_OF_SQL = ["DatabaseSink", "DuckDBSink", "DuckDbSink", "JDBCSink", "JdbcSink", "PostgreSQLSink", "PostgresSink"]
+_SINKS_OF_SQL += ["SQLSink", "SQLiteSink", "SqliteSink"]
+_TABLES = ["DatabaseSource", "DuckDBSource", "JDBCSource", "JdbcSource", "PostgreSQLSource", "PostgresSource"]
+_TABLES += ["SQLSource", "SQLiteSource", "SqlSource", "SqliteSource"]
+_CHANGES = ["PostgresCDC", "PostgresCDCSource", "PostgresCdc", "PostgresCdcSource", "PostgresChanges"]
+
 FUNCTIONS = {
     **dict.fromkeys(
         ["EnvironmentSettings", "StreamTableEnvironment", "TableEnvironment"], 'App("name"), then app.sql("SELECT …")'
@@ -282,7 +288,57 @@ FUNCTIONS = {
     **dict.fromkeys(["Duration", "Time", "timedelta"], '"5m", a text, or a timedelta of datetime'),
     **dict.fromkeys(["Tumble", "window"], 'tumbling("1m"), in window(…) of a stream'),
     **dict.fromkeys(["Slide", "slide"], 'hopping("10m", "1m")'),
-    **dict.fromkeys(["JdbcSink", "JDBCSink"], 'SqlSink("postgresql://host/db", table="t")'),
+    **dict.fromkeys(_SINKS_OF_SQL, 'SqlSink("postgresql://host/db", table="t"), for sqlite:/// and duckdb:/// too'),
+    **dict.fromkeys(
+        _TABLES, "app.sql(\"CREATE TABLE t (…) WITH ('connector' = 'jdbc', 'url' = '…', 'table-name' = '…')\")"
+    ),
+    **dict.fromkeys(_CHANGES, "PostgresChanges, from sabot.connectors.postgres"),
+    **dict.fromkeys(["JSONSink", "JsonLinesSink", "JsonSink", "JsonlSink"], 'NdjsonSink("rows.ndjson")'),
+    **dict.fromkeys(
+        ["JSONSource", "JsonLinesSource", "JsonSource", "JsonlSource"], "NdjsonSource(PATH), or files(PATH)"
+    ),
+    **dict.fromkeys(["CSVSink", "CsvFileSink"], 'CsvSink("rows.csv")'),
+    **dict.fromkeys(["CSVSource", "CsvFileSource"], "CsvSource(PATH), or files(PATH)"),
+    **dict.fromkeys(["DirSource", "DirectorySource", "FolderSource", "LocalFileSource", "S3Source"], "files(PATH)"),
+    **dict.fromkeys(
+        ["GCSSink", "GcsSink", "S3FileSink", "S3Sink"], 'ObjectSink("s3://bucket/folder/", "parquet"), also for gs://'
+    ),
+    **dict.fromkeys(
+        ["LocalFileSink", "StreamingFileSink"], "CsvSink, NdjsonSink, ParquetSink or ArrowSink, with a path"
+    ),
+    **dict.fromkeys(["PrintSink", "StdOutSink", "StdoutSink"], "ConsoleSink(), or print() of the stream"),
+    **dict.fromkeys(
+        ["CollectSink", "ListSink", "MemorySink", "TestingSink"], 'App("name").stream("topic").to(a_list), or collect()'
+    ),
+    **dict.fromkeys(
+        ["CollectionSource", "DataFrameSource", "ListSource", "PandasSource", "TestingSource"],
+        'App("name").stream([{…}, {…}]), also of a data frame',
+    ),
+    **dict.fromkeys(
+        [
+            "DataGenSource",
+            "DataGeneratorSource",
+            "GeneratedSource",
+            "GeneratorSource",
+            "NumberSequenceSource",
+            "SocketSource",
+        ],
+        "App(\"name\").source, before a function that yields rows; in SQL 'connector' = 'datagen'",
+    ),
+    **dict.fromkeys(["DeltaLakeSink", "DeltaTableSink"], 'DeltaSink("folder")'),
+    **dict.fromkeys(["DeltaLakeSource", "DeltaTable", "DeltaTableSource"], 'DeltaSource("folder")'),
+    **dict.fromkeys(["IcebergSink", "IcebergTableSink"], "IcebergSink, from sabot.connectors.iceberg"),
+    **dict.fromkeys(["IcebergSource", "IcebergTableSource"], "IcebergSource, from sabot.connectors.iceberg"),
+    **dict.fromkeys(["HTTPSink", "HttpSink", "WebhookSink"], "HttpSink, from sabot.connectors.http"),
+    **dict.fromkeys(
+        ["APISource", "HTTPSource", "HttpSource", "PollSource", "RestSource"], "PollSource, from sabot.connectors.http"
+    ),
+    **dict.fromkeys(
+        ["RedisSink", "RedisStreamSink", "RedisStreamsSink"], "RedisStreamSink, from sabot.connectors.redis"
+    ),
+    **dict.fromkeys(
+        ["RedisSource", "RedisStreamSource", "RedisStreamsSource"], "RedisStreamSource, from sabot.connectors.redis"
+    ),
     **dict.fromkeys(["AsyncDataStream", "AsyncFunction"], 'app.stream("topic").map_async(function, schema=…)'),
     **dict.fromkeys(["json_extract", "json_value"], 'col("x").str.json_path_match("$.a.b")'),
     "ProcessWindowFunction": 'app.stream("topic").window(…).apply(function, schema=…)',
@@ -305,8 +361,14 @@ FUNCTIONS = {
     **dict.fromkeys(
         ["read_csv", "scan_csv", "read_parquet", "scan_parquet", "read_json", "scan_ndjson"], "files(PATH)"
     ),
-    **dict.fromkeys(["KafkaSource", "FlinkKafkaConsumer"], 'App("name", broker="kafka://…"), then app.stream("topic")'),
-    **dict.fromkeys(["KafkaSink", "FlinkKafkaProducer"], 'App("name", broker="kafka://…"), then stream.to("topic")'),
+    **dict.fromkeys(
+        ["KafkaSource", "FlinkKafkaConsumer"],
+        'App("name", broker="kafka://…"), then app.stream("topic"); or KafkaSource, from sabot.kafka',
+    ),
+    **dict.fromkeys(
+        ["KafkaSink", "FlinkKafkaProducer"],
+        'App("name", broker="kafka://…"), then stream.to("topic"); or KafkaSink, from sabot.kafka',
+    ),
     "WatermarkStrategy": 'App("name").stream("topic", time="ts", lateness="5s")',
     "cumulate": 'cumulative("1d", "1h")',
     "percentile": 'quantile("x", 0.9)',

@@ -362,8 +362,28 @@ def _inner_fields(type: Any) -> list[pa.Field]:
 
 
 def empty_batch(schema: pa.Schema) -> pa.RecordBatch:
-    """Returns a batch without rows. Unlike `Schema.empty_table` it does not import pandas (see `scalar_of`)."""
-    return pa.RecordBatch.from_arrays(list(map(empty_array, schema.types)), schema=schema)
+    """Returns a batch without rows. Unlike `Schema.empty_table` it does not import pandas (see `scalar_of`). Raises UserError
+    for a union, also within another type.
+    """
+    try:
+        return pa.RecordBatch.from_arrays(list(map(empty_array, schema.types)), schema=schema)
+    except pa.ArrowNotImplementedError:
+        check_no_union(schema, "")
+        raise
+
+
+def check_no_union(
+    schema: pa.Schema, where: str, hint: str = "leave it out, or give each of its types a column"
+) -> None:
+    """Raises UserError, whose text begins with `where`, for a column that is a union or holds one."""
+    for field in schema:
+        if holds_union(field.type):
+            raise UserError(f"{where}column {field.name!r} is {field.type}, which streams do not support", hint=hint)
+
+
+def holds_union(type: pa.DataType) -> bool:
+    """Returns True for a union, also within another type."""
+    return pa.types.is_union(type) or any(holds_union(type.field(i).type) for i in range(type.num_fields))
 
 
 def empty_array(type: pa.DataType) -> pa.Array:

@@ -12,6 +12,8 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
+from opcode import opname
+from types import FrameType
 from typing import Any
 
 
@@ -29,6 +31,8 @@ def lazy_exports(
         if name not in where:
             here = import_module(elsewhere).FUNCTIONS.get(name) if elsewhere and not name.startswith("_") else None
             what = f"module {package!r} has no attribute {name!r}" + (f" (here it is {here})" if here else "")
+            if here and _imports(sys._getframe(1)):
+                raise ImportError(f"cannot import name {name!r} from {package!r} (here it is {here})", name=package)
             raise AttributeError(what, name=name, obj=sys.modules[package])  # with these Python names the nearest name
         with no_collections():
             value = getattr(import_module(where[name]), name)
@@ -42,6 +46,11 @@ def lazy_exports(
         return sorted({*where, *(name for name in vars(sys.modules[package]) if name.startswith("__"))})
 
     return load, names, sorted(public, key=_place)
+
+
+def _imports(caller: FrameType) -> bool:
+    """Returns True if the caller is at `from package import name`, in place of whose AttributeError Python has a text of its own."""
+    return opname[caller.f_code.co_code[caller.f_lasti]] == "IMPORT_FROM"
 
 
 @contextmanager

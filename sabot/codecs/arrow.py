@@ -10,7 +10,7 @@ from sabot._cython.arrow.batch import normalise
 from sabot._cython.arrow.border import validate
 from sabot._cython.text.json import BadRow
 from sabot._cython.text.records import bytes_list
-from sabot.base.arrays import empty_batch, exact_cast
+from sabot.base.arrays import check_no_union, empty_batch, exact_cast
 from sabot.codecs.json import schema_text
 from sabot.errors import UserError
 
@@ -84,8 +84,7 @@ class ArrowCodec:
         if self._schema is None:
             if any(rows.schema.names.count(name) > 1 for name in rows.schema.names):
                 raise UserError("several of its columns have the same name")
-            if union := next((each for each in rows.schema if _holds_union(each.type)), None):
-                raise UserError(f"column {union.name!r} is {union.type}, which streams do not support")
+            check_no_union(rows.schema, "")
             self._schema = rows.schema
         if rows.schema.equals(self._schema):
             return rows
@@ -153,10 +152,6 @@ def _batches_of(reader: Any) -> Any:
     if isinstance(reader, pa.ipc.RecordBatchFileReader):
         return (reader.get_batch(number) for number in range(reader.num_record_batches))
     return iter(reader)
-
-
-def _holds_union(kind: pa.DataType) -> bool:
-    return pa.types.is_union(kind) or any(_holds_union(kind.field(i).type) for i in range(kind.num_fields))
 
 
 def _cast(column: Any, field: pa.Field) -> Any:

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from sabot._cython.arrow.batch import Batch
 from sabot._cython.groups.partition import hash_columns
-from sabot.base.arrays import column_of, exact_cast, mixed_zones, table_of, twice_named
+from sabot.base.arrays import check_no_union, column_of, exact_cast, mixed_zones, table_of, twice_named
 from sabot.codecs.json import AbsentColumns
 from sabot.codecs.records import RECORD_SCHEMA, decode_json, iterate_records
 from sabot.connectors.base import Bounded, Positions, Sink, Source
@@ -210,9 +210,5 @@ def _checked(schema: pa.Schema) -> pa.Schema:
     if twice := twice_named(schema):
         raise UserError(f"stream: the rows have two columns {twice!r}", hint="rename one of them")
     found = canonical(schema)
-    for field in found:
-        if pa.types.is_union(field.type):
-            raise UserError(
-                f"stream: column {field.name!r} is {field.type}, which streams do not support", hint="leave it out"
-            )
+    check_no_union(found, "stream: ")
     return found

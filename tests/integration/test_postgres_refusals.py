@@ -186,3 +186,77 @@ async def test_a_refused_row_of_a_table_written_at_least_once_is_a_dead_letter(
     await app.run()
     assert query(url, "SELECT n FROM t ORDER BY n") == [(0,), (2,)]
     assert [json.loads(each.payload)["n"] for each in MemoryBroker.get(memory_url).records("refused")] == [1]
+
+
+@pytest.mark.one_in(2, "a tenth of a second of a core each")
+@pytest.mark.parametrize(
+    ("before", "declared", "values", "there", "refused"),
+    [
+        # a number is a count of seconds for the server: 1.5 s were 25 minutes
+        ("", "interval", pa.array([1500, -1], pa.duration("ms")), ["00:00:01.5", "-00:00:00.001"], []),
+        ("", "interval", pa.array([-1, 2**62], pa.duration("ns")), ["-00:00:00.000001", "1281023:53:38.427387"], []),
+        # the server cuts these texts
+        ("", '"char"', pa.array(["a", "bc"]), ["a"], [1]),
+        ("", "name", pa.array(["é" * 31, "é" * 32]), ["é" * 31], [1]),
+        ("", "oid", pa.array([-1, 2**32 - 1, 2**32]), ["4294967295"], [0, 2]),
+        # a domain has the bounds of its type
+        ("CREATE DOMAIN r AS real; CREATE DOMAIN s AS r", "s", pa.array([2**24, 2**24 + 1]), ["1.6777216e+07"], [1]),
+        ("CREATE DOMAIN v AS varchar(3) CHECK (VALUE <> 'no')", "v", pa.array(["yes", "nope", "no"]), ["yes"], [1, 2]),
+    ],
+)
+async def test_a_value_is_the_same_in_a_column_of_a_rare_type_or_a_dead_letter(
+    url: str,
+    memory_url: str,
+    tmp_path: Path,
+    before: str,
+    declared: str,
+    values: Any,
+    there: list[str],
+    refused: list[int],
+) -> None:
+    if before:
+        query(url, before)
+    query(url, f"CREATE TABLE t (n bigint, v {declared})")
+    letters = await passed(url, memory_url, tmp_path, {"v": values})
+    assert [text for (text,) in query(url, "SELECT v::text FROM t ORDER BY n")] == there
+    assert [n for n, _ in letters] == refused
+
+
+async def test_times_without_a_zone_are_those_of_utc_whatever_the_zone_of_the_session(
+    url: str, memory_url: str, tmp_path: Path
+) -> None:
+    """They were taken for times of the zone that the database or the user has: 12:00 became 03:00 in Tokyo."""
+    query(url, f"ALTER DATABASE \"{url.rpartition('/')[2]}\" SET timezone = 'Asia/Tokyo'")
+    query(url, "CREATE TABLE t (n bigint, at timestamptz, day timestamptz, clock timetz, far timestamptz)")
+    data = {
+        "at": pa.array([datetime(2024, 7, 1, 12)], pa.timestamp("us")),
+        "day": pa.array([datetime(2024, 7, 1).date()]),
+        "clock": pa.array([datetime(2024, 7, 1, 12, 30).time()]),
+        "far": pa.array([253_402_300_800], pa.timestamp("s")),
+    }
+    assert not await passed(url, memory_url, tmp_path, data)
+    found = query(
+        url,
+        "SELECT at AT TIME ZONE 'UTC' || '', day AT TIME ZONE 'UTC' || '', clock || '', far AT TIME ZONE 'UTC' || '' FROM t",
+    )
+    assert found == [("2024-07-01 12:00:00", "2024-07-01 00:00:00", "12:30:00+00", "10000-01-01 00:00:00")]
+
+
+@pytest.mark.parametrize("keys", [[], ["n"]])
+async def test_a_table_with_policies_or_an_identity_takes_what_it_may(
+    url: str, memory_url: str, tmp_path: Path, keys: list[str]
+) -> None:
+    """COPY refuses a table with row-level security, and INSERT an identity column: the sink was stuck for good."""
+    role = f"r{url.rpartition('/')[2]}"[:40]
+    query(url, "CREATE TABLE t (n bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, v int)")
+    query(url, "ALTER TABLE t ENABLE ROW LEVEL SECURITY")
+    query(url, "CREATE POLICY small ON t USING (v < 10) WITH CHECK (v < 10)")
+    query(url, f'CREATE ROLE "{role}" LOGIN; GRANT ALL ON t TO "{role}"; GRANT ALL ON SCHEMA public TO "{role}"')
+    try:
+        given = {"keys": keys} if keys else {}
+        letters = await passed(url.replace("sabot@", f"{role}@", 1), memory_url, tmp_path, {"v": [1, 20, 3]}, **given)
+        assert query(url, "SELECT n, v FROM t ORDER BY n") == [(0, 1), (2, 3)]
+        assert [n for n, _ in letters] == [1]
+        assert "row-level security policy" in letters[0][1]
+    finally:
+        query(url, f'DROP OWNED BY "{role}"; DROP ROLE "{role}"')

@@ -4,9 +4,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from sabot.base.arrays import integers, shown
-from sabot.connectors.lake.types import lake_type
-from sabot.errors import UserError
+from sabot.connectors.lake.types import check_times, lake_type
 
 _FIRST_DAY, _LAST_DAY = -96_465_292, 95_026_236  # of the years -262143 and 262142
 _SIGNED = {pa.uint8(): pa.int16(), pa.uint16(): pa.int32()}
@@ -30,12 +28,4 @@ def delta_type(kind: Any) -> pa.DataType:
 
 def check_days(data: pa.RecordBatch, where: str) -> None:
     """Raises UserError for a date in a year above 262142 or below -262143, of which deltalake cannot compute statistics."""
-    for field, column in zip(data.schema, data.columns, strict=True):
-        if pa.types.is_date(field.type) and len(column) > column.null_count:
-            days = integers(column.drop_null())
-            if days.max() > _LAST_DAY or days.min() < _FIRST_DAY:
-                raise UserError(
-                    f"{where}: column {field.name} has a date that Delta Lake does not have, such as "
-                    f"{shown(column.drop_null()[int(abs(days.astype('int64')).argmax())])}",
-                    hint="filter such rows before the sink",
-                )
+    check_times(data, where, "Delta Lake", (_FIRST_DAY, _LAST_DAY), pa.types.is_date)

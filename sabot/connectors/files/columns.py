@@ -20,7 +20,7 @@ from pyarrow import ipc
 
 from sabot._cython.arrow.batch import Batch, normalise
 from sabot._cython.arrow.border import validate
-from sabot.base.arrays import empty_batch, exact_cast, to_unit, twice_named
+from sabot.base.arrays import empty_batch, exact_cast, holds_union, to_unit, twice_named
 from sabot.codecs.json import AbsentColumns
 from sabot.codecs.records import HEAD_BYTES, above
 from sabot.connectors.files.format import FileFormat, FileReader, FoundRows, RowWriter
@@ -54,10 +54,7 @@ def _normal(field: pa.Field) -> pa.Field | None:
     """Returns the field with the type that `normalise` converts it to, or None for a union, which `normalise` cannot
     convert.
     """
-    try:
-        return normalise(empty_batch(pa.schema([field]))).schema.field(0)
-    except pa.ArrowNotImplementedError:
-        return None
+    return None if holds_union(field.type) else normalise(empty_batch(pa.schema([field]))).schema.field(0)
 
 
 def _stored(kind: Any) -> Any:

@@ -1,5 +1,6 @@
 """The table of formats of files. A new format is an entry here, and a module with its class."""
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ from sabot.connectors.files.format import FileFormat
 from sabot.connectors.files.ndjson import NdjsonFormat
 from sabot.connectors.files.parquet import ParquetFormat
 from sabot.connectors.files.paths import bare_suffix
-from sabot.errors import UserError
+from sabot.errors import UserError, short_repr
 
 FORMATS: dict[str, type[FileFormat[Any]]] = {
     "ndjson": NdjsonFormat,
@@ -28,6 +29,22 @@ SUFFIXES = {suffix: name for name, format in FORMATS.items() for suffix in forma
 def format_of(path: str) -> str | None:
     """Returns the format that the suffix of a path names, or None if it names none."""
     return SUFFIXES.get(bare_suffix(path))
+
+
+def checked_format(user: str, format: object, path: object) -> FileFormat[Any]:
+    """Returns the format that the class `user`, FileSource or FileSink, was given. Raises UserError for anything else, with
+    the class that fits the ending of `path`.
+    """
+    if isinstance(format, FileFormat):
+        return format
+    known = format_of(os.fspath(path)) if isinstance(path, str | os.PathLike) else None
+    classes = [f"{each.capitalize()}{user.removeprefix('File')}" for each in ([known] if known else FORMATS)]
+    shown = repr(os.fspath(path)) if isinstance(path, str | os.PathLike) else "PATH"
+    hint = " or ".join(f"{each}({shown})" for each in classes)
+    raise UserError(
+        f"{user} is for formats of your own, and {short_repr(format)} is no FileFormat",
+        hint=f"{hint}; files({shown}) chooses by the ending" if user == "FileSource" else hint,
+    )
 
 
 def column_format(kind: str, name: str, compression: str | None, by: Sequence[str]) -> FileFormat[pa.RecordBatch]:

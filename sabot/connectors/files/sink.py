@@ -23,7 +23,7 @@ from sabot.connectors.base import Delivers, KeepsToken, LostFloats, Sink, Token,
 from sabot.connectors.files.at_least_once import FileTarget, FileWriting
 from sabot.connectors.files.exactly_once import FileDelivering
 from sabot.connectors.files.format import FileFormat
-from sabot.connectors.files.formats import column_format
+from sabot.connectors.files.formats import checked_format, column_format
 from sabot.connectors.files.paths import Remotely, RemotePath, is_remote, naming, partitions_of, remote_path
 from sabot.engine.letters.form import as_columns
 from sabot.engine.letters.refused import refused_in
@@ -64,7 +64,7 @@ class FileSink(Sink, KeepsToken):
         part_time: Duration | None = None,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
-        self.name = format.name
+        self.name = checked_format("FileSink", format, format).name
         if is_remote(self.name):
             raise UserError(
                 f"{redacted_url(self.name).partition('?')[0]}: this sink writes files of this machine",

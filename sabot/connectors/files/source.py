@@ -44,6 +44,7 @@ from sabot.connectors.files.format import (
     position_of,
     unreadable,
 )
+from sabot.connectors.files.formats import checked_format
 from sabot.connectors.files.paths import (
     DataFile,
     HasPath,
@@ -174,7 +175,10 @@ class FileSource(Source, Bounded, Scans, HasPath):
 
     has_records = False
 
-    def __init__(self, path: Paths, format: FileFormat[Any], record_bytes: int | str = RECORD_BYTES) -> None:
+    def __init__(
+        self, path: Paths, format: FileFormat[Any] | None = None, record_bytes: int | str = RECORD_BYTES
+    ) -> None:
+        format = checked_format("FileSource", format, path)
         self.name = name_of(path)
         self.file_format = format
         self.has_records = format.has_records

@@ -23,7 +23,7 @@ from sabot.base.dataclass import dataclass
 from sabot.connectors.base import Token, Track
 from sabot.connectors.files.columns import canonical
 from sabot.connectors.iceberg.table import IcebergPlace
-from sabot.connectors.iceberg.types import iceberg_schema, takes, widens
+from sabot.connectors.iceberg.types import check_years, iceberg_schema, takes, widens
 from sabot.connectors.lake.sink import CommitMark, LakeSink
 from sabot.errors import TransientError, UserError
 from sabot.steps import step
@@ -119,6 +119,9 @@ class IcebergSink(LakeSink):
                     hint="year, month, day and hour take timestamps (the first three also dates); bucket(16, id) and "
                     "truncate(4, name) texts and whole numbers",
                 )
+
+    def _check_values(self, rows: pa.RecordBatch) -> None:
+        check_years(rows, self.where)
 
     def _promoted(self, columns: pa.Schema, schema: pa.Schema) -> pa.Schema:
         kinds = {field.name: field.type for field in schema}

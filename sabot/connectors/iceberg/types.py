@@ -4,7 +4,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from sabot.connectors.lake.types import lake_type
+from sabot.connectors.lake.types import check_times, lake_type
+
+_YEARS = -719_162, 2_932_896  # the days of the years 1 to 9999, since 1970
 
 _WIDER = {kind: pa.int32() for kind in (pa.int8(), pa.int16(), pa.uint8(), pa.uint16())} | {
     kind: pa.time64("us") for kind in (pa.time32("s"), pa.time32("ms"), pa.time64("us"), pa.time64("ns"))
@@ -20,6 +22,13 @@ def iceberg_type(kind: Any) -> pa.DataType:
 def iceberg_schema(schema: pa.Schema) -> pa.Schema:
     """Returns the columns with the types that they have in Iceberg. Raises UserError for a type that Iceberg does not have."""
     return pa.schema([pa.field(field.name, iceberg_type(field.type)) for field in schema])
+
+
+def check_years(data: pa.RecordBatch, where: str) -> None:
+    """Raises UserError for a date or timestamp outside of the years 1 to 9999, of which pyiceberg cannot compute statistics."""
+    check_times(
+        data, where, "pyiceberg", _YEARS, lambda kind: pa.types.is_date(kind) or bool(pa.types.is_timestamp(kind))
+    )
 
 
 def widens(column: Any, kind: Any) -> bool:

@@ -476,6 +476,8 @@ class LakeSink(Sink, KeepsToken):
         folded = [name.lower() for name in schema.names]
         if not folded:
             raise UserError(f"{self.where}: rows without a column came", hint="results are objects, not empty ones")
+        if "" in folded:
+            raise UserError(f"{self.where}: a column has no name", hint='rename it before the sink: rename({"": "x"})')
         if len(set(folded)) < len(folded):
             columns = ", ".join(schema.names)
             raise UserError(

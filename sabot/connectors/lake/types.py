@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from sabot.base.arrays import epoch, integer_array, integers, to_unit
+from sabot.base.arrays import epoch, integer_array, integers, shown, to_unit
 from sabot.errors import UserError
 
 _DIGITS = {8: 3, 16: 5, 32: 10, 64: 19}  # of the largest integer with so many bits
@@ -131,6 +131,29 @@ def _converted(column: Any, field: Any, where: str) -> Any:
             f"{where}: column {field.name}: {error}",
             hint="cast the column, or leave it out (select), before the sink",
         ) from error
+
+
+def check_times(
+    data: pa.RecordBatch, where: str, format: str, days: tuple[int, int], is_kind: Callable[[Any], bool]
+) -> None:
+    """Raises UserError, whose text begins with `where`, for a date or timestamp before the first or behind the last of these days
+    since 1970, also in structs. `is_kind`: returns True for the types that are looked at.
+    """
+    columns = list(zip(data.schema.names, data.columns, strict=True))
+    for path, column in columns:  # grows below
+        kind = column.type
+        if pa.types.is_struct(kind):
+            columns += [(f"{path}.{field.name}", each) for field, each in zip(kind, column.flatten(), strict=True)]
+        if not is_kind(kind) or len(column) == column.null_count:
+            continue
+        there = column.drop_null()
+        counted = integers(epoch(there, "d"))
+        wrong = np.flatnonzero((counted < days[0]) | (counted > days[1]))
+        if len(wrong):
+            raise UserError(
+                f"{where}: column {path} has a time that {format} does not have: {shown(there[int(wrong[0])])}",
+                hint="filter such rows before the sink",
+            )
 
 
 def in_order(data: pa.RecordBatch, columns: pa.Schema, where: str) -> pa.RecordBatch:

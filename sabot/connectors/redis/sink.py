@@ -34,6 +34,7 @@ _log = logging.getLogger(__name__)
 
 CHUNK_ROWS = 5_000
 CHUNK_BYTES = 4 << 20
+_KEY = "key"  # the field of a record's key
 _HEADERS_MAX = 1_000  # a script can give some thousand arguments to a command
 _DURABLE_MS = 4_000  # less than the time-out of a command
 _DIGITS = 20  # of a part's number: texts of one length compare as their numbers, which have more bits than numbers in a script
@@ -234,6 +235,14 @@ class RedisStreamSink(Sink, KeepsToken):
                 pc.greater(pc.list_value_length(headers), pa.scalar(_HEADERS_MAX, pa.int32()))
             )
             wrong |= dict.fromkeys(many.to_pylist(), f"stream {self.name}: more than {_HEADERS_MAX} headers")
+            for name in (self.field, _KEY):
+                named: Any = pc.equal(headers.flatten().flatten()[0], name)
+                why = f"stream {self.name}: a header is called {name!r}, as the field of the payload or of the key"
+                wrong |= dict.fromkeys(pc.list_parent_indices(headers).filter(named).to_pylist(), why)
+        if self.field == _KEY and records.column("key").null_count < len(records):
+            keyed: Any = pc.indices_nonzero(pc.is_valid(records.column("key")))
+            why = f"stream {self.name}: its field {_KEY!r} has the payload, so it has no place for the key of a record"
+            wrong |= dict.fromkeys(keyed.to_pylist(), why)
         if wrong:
             raise RowErrors(wrong)
         return records

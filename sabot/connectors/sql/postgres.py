@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from pyarrow import csv
 
 from sabot.connectors.sql.database import TOKENS, Database, quoted
-from sabot.connectors.sql.postgres_values import moments, refused_values, takes, tells_apart
+from sabot.connectors.sql.postgres_values import moments, refused_values, spans, takes, tells_apart
 from sabot.connectors.sql.rows import Columns, JsonKind, hex_text, json_text, last_of_each_key, not_held
 from sabot.connectors.sql.server import PostgresServer
 from sabot.errors import UserError
@@ -20,6 +21,14 @@ _ROWS = 16384  # rows that become CSV at once
 _ROWS_IN, _KEYS_OUT, _KEYS_SAME = '"sabot_rows"', '"sabot_keys"', '"sabot_same"'
 _INSERT, _NUMBER = "sabot_insert", "sabot_row_number"
 _TWICE = "21000"  # the code of an INSERT that would write one row twice
+# The type of a column `a` with its digits; of a domain that of its values.
+_BELOW_DOMAINS = """
+WITH RECURSIVE below (kind, digits, type, next, next_digits) AS (
+    SELECT oid, a.atttypmod, typtype, typbasetype, typtypmod FROM pg_type WHERE oid = a.atttypid
+    UNION ALL
+    SELECT oid, next_digits, typtype, typbasetype, typtypmod FROM below JOIN pg_type ON oid = next WHERE type = 'd'
+) SELECT kind, digits FROM below WHERE type <> 'd'
+"""
 _LOCK = 0x5AB07  # held while tables are made, so that two processes do not make one table
 
 
@@ -37,6 +46,7 @@ class PostgresDatabase(Database):
         self._types: dict[str, str] = {}
         self._whole_types: dict[str, str] = {}  # with lengths and digits
         self._folds: set[str] = set()  # columns whose collation finds different texts equal
+        self._has_policies = False  # for the rows that this user writes: COPY refuses such a table
         self._staged: dict[str, list[str]] = {}  # the columns of the temporary tables of this session, by name
         self._server = PostgresServer(url, f"table {table}", "a sink into PostgreSQL")
 
@@ -96,14 +106,15 @@ class PostgresDatabase(Database):
 
     def columns(self) -> Columns | None:
         _, rows = self.run(
-            "SELECT attname, format_type(atttypid, NULL), format_type(atttypid, atttypmod), collisdeterministic "
-            "FROM pg_attribute LEFT JOIN pg_collation c ON c.oid = attcollation "
+            "SELECT attname, format_type(kind, NULL), format_type(kind, digits), collisdeterministic, row_security_active(attrelid) "
+            f"FROM pg_attribute a CROSS JOIN LATERAL ({_BELOW_DOMAINS}) AS d LEFT JOIN pg_collation c ON c.oid = attcollation "
             "WHERE attrelid = to_regclass(%s) AND attnum > 0 AND NOT attisdropped AND attgenerated = '' ORDER BY attnum",
             (self._name,),
         )
-        self._types = {name: kind for name, kind, _, _ in rows}
-        self._whole_types = {name: whole for name, _, whole, _ in rows}
-        self._folds = {name for name, *_, exact in rows if exact is False}
+        self._types = {name: kind for name, kind, *_ in rows}
+        self._whole_types = {name: whole for name, _, whole, *_ in rows}
+        self._folds = {name for name, _, _, exact, _ in rows if exact is False}
+        self._has_policies = any(active for *_, active in rows)
         return {name: _JSON_KINDS.get(kind, "text") for name, kind in self._types.items()} or None
 
     def misfit(self, field: "pa.Field[Any]") -> str:
@@ -177,17 +188,25 @@ class PostgresDatabase(Database):
             _text(column, field.name, _declared(field))
 
     def insert(self, data: pa.RecordBatch) -> None:
-        if not self.keys:
-            return self._copy(data, self._name)
         names = list(data.schema.names)
         columns, keys = ", ".join(map(quoted, names)), ", ".join(map(quoted, self.keys))
+        # as COPY does: values of identity columns are those of the rows
+        into = f"INSERT INTO {self._name} ({columns}) OVERRIDING SYSTEM VALUE"
+        if not self.keys:
+            if not self._has_policies:
+                return self._copy(data, self._name)
+            staged = self._stage(data, _ROWS_IN)
+            with step("sql", self.table):
+                self._execute(f"{into} SELECT {columns} FROM {staged}")
+            self._execute(f"DELETE FROM {staged}")
+            return None
         rows = last_of_each_key(data, self.keys)
         staged = self._stage(rows, _ROWS_IN)
         action = f"ORDER BY {keys} ON CONFLICT ({keys}) DO {self.replacing(names)}"
         self.run(f"SAVEPOINT {_INSERT}")
         try:
             with step("sql", self.table):
-                self._execute(f"INSERT INTO {self._name} ({columns}) SELECT {columns} FROM {staged} {action}")
+                self._execute(f"{into} SELECT {columns} FROM {staged} {action}")
         except Exception as error:
             if getattr(error, "sqlstate", None) != _TWICE:
                 raise
@@ -197,9 +216,7 @@ class PostgresDatabase(Database):
             staged = self._stage(numbered, _ROWS_IN)
             last = f"SELECT DISTINCT ON ({keys}) {columns} FROM {staged} ORDER BY {keys}, {_NUMBER} DESC"
             with step("sql", self.table):
-                self._execute(
-                    f"INSERT INTO {self._name} ({columns}) SELECT {columns} FROM ({last}) AS last_rows {action}"
-                )
+                self._execute(f"{into} SELECT {columns} FROM ({last}) AS last_rows {action}")
         self.run(f"RELEASE SAVEPOINT {_INSERT}")
         self._execute(f"DELETE FROM {staged}")
         return None
@@ -353,11 +370,14 @@ def _text(column: Any, name: str, declared: str) -> Any:
                 f"column {name!r} is {declared}, and a binary value is no UTF-8 text", hint="a bytea column holds it"
             ) from error
     if types.is_timestamp(kind) or types.is_date(kind):
-        return moments(column)
+        return moments(column, of_utc=declared == "timestamp with time zone")
     if types.is_time(kind):
-        return column.cast(pa.time64("us"), safe=False)
+        clock = column.cast(pa.time64("us"), safe=False)
+        return (
+            pc.binary_join_element_wise(clock.cast(pa.string()), "+00", "") if "with time zone" in declared else clock
+        )
     if types.is_duration(kind):
-        return column.cast(pa.int64())
+        return spans(column) if declared == "interval" else column.cast(pa.int64())
     if types.is_float16(kind):
         return column.cast(pa.float32())
     if types.is_null(kind) or types.is_decimal(kind):

@@ -15,11 +15,13 @@ _NUMBERS = {*_INTEGERS, "numeric", "real", "double precision"}
 _TIMES = {"timestamp without time zone", "timestamp with time zone"}
 _BITS = {"real": 24, "double precision": 53}  # of floats
 _DAYS, _CLOCKS = {"date"}, {"time without time zone", "time with time zone"}
-_KNOWN = _NUMBERS | _TIMES | _DAYS | _CLOCKS | {"boolean", "bytea", "uuid"}
+_KNOWN = _NUMBERS | _TIMES | _DAYS | _CLOCKS | {"boolean", "bytea", "interval", "uuid"}
+_BYTES = {'"char"': 1, "name": 63}  # the types that cut texts in silence, and the bytes that they keep
 
 _FIRST_DAY = -2_440_588  # of dates and timestamps: 24 November 4714 BC, the day 0 of astronomers
 _DAYS_END, _TIMES_END = 2_145_042_906, 106_762_940  # the first day that a date, and a timestamp, does not reach
 _YEAR_1, _YEAR_10000 = -719_162, 2_932_897
+_UNITS = {"s": "seconds", "ms": "milliseconds", "us": "microseconds", "ns": "microseconds"}
 _NUL = re.escape("\\u0000")
 
 
@@ -30,6 +32,8 @@ def takes(declared: str, kind: Any) -> bool:
         return False  # JSON is no text of an array
     if declared not in _KNOWN or types.is_null(kind) or types.is_string(kind):
         return True  # a text is read by the database
+    if declared == "interval":
+        return bool(types.is_duration(kind))  # the unit of a number would be a guess
     if types.is_integer(kind) or types.is_duration(kind) or (types.is_decimal(kind) and kind.scale <= 0):
         return declared in _NUMBERS
     if types.is_floating(kind) or types.is_decimal(kind):
@@ -76,11 +80,13 @@ def refused_values(name: str, column: Any, declared: str, whole: str) -> dict[in
             name, column, loses_digits(column, _BITS[declared]), f"has digits that {declared} does not keep"
         )
     if types.is_integer(kind) or types.is_duration(kind):
-        return _wide(name, column, declared, whole)
+        return {} if declared == "interval" else _wide(name, column, declared, whole)
     if types.is_floating(kind):
         return _imprecise(name, column) if declared == "real" else {}
     if types.is_string(kind) and declared != "bytea":
         found = refusals(name, column, pc.match_substring(column, "\0"), "has the character U+0000")
+        if most := _BYTES.get(declared):
+            found |= refusals(name, column, pc.greater(pc.binary_length(column), most), f"is longer than {declared}")
         if length := re.fullmatch(r"character(?: varying)?\((\d+)\)", whole):
             long = pc.greater(pc.utf8_length(pc.utf8_rtrim(column, " ")), int(length[1]))
             found |= refusals(name, column, long, f"is longer than {whole}")
@@ -108,6 +114,8 @@ def _wide(name: str, column: Any, declared: str, whole: str) -> dict[int, str]:
         low = None if most is None else -most
     elif least is not None:
         low, most = -least, least - 1
+    elif declared == "oid":  # the server would wrap a negative one
+        low, most = 0, 2**32 - 1
     else:
         return {}
     values = integers(column)
@@ -138,10 +146,23 @@ def _has_nul(column: Any) -> bool:
     return any(map(_has_nul, inside if isinstance(inside, list) else [inside]))
 
 
-def moments(column: Any) -> Any:
+def spans(column: Any) -> Any:
+    """Returns durations as texts that PostgreSQL reads as intervals, in microseconds, rounded down."""
+    values, word = integers(column), _UNITS[column.type.unit]
+    values = np.floor_divide(values, 1_000) if column.type.unit == "ns" else values
+    return pc.binary_join_element_wise(
+        pa.array(values, mask=~np.asarray(column.is_valid())).cast(pa.string()), word, " "
+    )
+
+
+def moments(column: Any, *, of_utc: bool = False) -> Any:
     """Returns timestamps or dates in a form that Arrow's CSV writer can write and COPY can read: in microseconds, rounded
-    down. Years before 1 or above 9999 are written as PostgreSQL writes them.
+    down. Years before 1 or above 9999 are written as PostgreSQL writes them. `of_utc`: True to write times without a zone, and
+    dates, as instants on the clock of UTC, whatever the zone of the session is.
     """
+    if of_utc and getattr(column.type, "tz", None) is None:
+        clock = epoch(column, "s") if pa.types.is_date(column.type) else column
+        column = clock.cast(pa.timestamp(getattr(column.type, "unit", "s"), "UTC"))
     zone = getattr(column.type, "tz", None)
     if pa.types.is_date(column.type):
         days = epoch(column, "d")

@@ -3,11 +3,13 @@
 import datetime
 import decimal
 import json
+import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from sabot.connectors.sql.database import Database
@@ -15,6 +17,9 @@ from sabot.connectors.sql.sink import database_of
 from sabot.errors import UserError, short_repr
 
 _ROWS = 10_000  # of a statement
+
+_MICROS = {"s": 1_000_000, "ms": 1000}  # in a unit of a time
+_BELOW_MICROS = re.compile(r"[.,]\d{6}0*[1-9]")
 
 _TRUTHS = {"true": True, "false": False, "t": True, "f": False, "1": True, "0": False}
 
@@ -135,7 +140,7 @@ def value_of(value: Any, type: pa.DataType) -> Any:
             raise ValueError("it has a fraction")
         return whole
     if types.is_floating(type):
-        return float(value)
+        return _float(value, type)
     if types.is_decimal(type):
         exact = value if isinstance(value, decimal.Decimal) else decimal.Decimal(str(value))
         return exact.quantize(decimal.Decimal(1).scaleb(-type.scale), None, _exactly(type.precision))
@@ -148,7 +153,7 @@ def value_of(value: Any, type: pa.DataType) -> Any:
     if types.is_date(type):
         return _day(value)
     if types.is_time(type):
-        return value if isinstance(value, datetime.time) else datetime.time.fromisoformat(value)
+        return _clock(value, type)
     return json.loads(value) if isinstance(value, str) else value
 
 
@@ -160,6 +165,19 @@ def _truth(value: Any) -> bool:
     if (word := str(value).lower()) not in _TRUTHS:
         raise ValueError("it is neither true nor false")
     return _TRUTHS[word]
+
+
+def _float(value: Any, type: pa.DataType) -> float:
+    nearest = float(value) if pa.types.is_float64(type) else float(np.float32(value))
+    exact = decimal.Decimal(value) if isinstance(value, int | str) else value
+    if (
+        isinstance(exact, decimal.Decimal)
+        and exact.is_finite()
+        and exact == exact.to_integral_value()
+        and exact != nearest
+    ):
+        raise ValueError("it is a whole number of which a float loses digits")
+    return nearest
 
 
 def _exactly(precision: int) -> decimal.Context:
@@ -176,17 +194,35 @@ def _day(value: Any) -> datetime.date:
     return moment.date()
 
 
+def _clock(value: Any, type: pa.DataType) -> datetime.time:
+    if not isinstance(value, datetime.time):
+        value = datetime.time.fromisoformat(_within_micros(value))
+    if value.tzinfo is not None:
+        raise ValueError("it has a zone")
+    if value.microsecond % _MICROS.get(type.unit, 1):
+        raise ValueError("it has more digits of the second")
+    clock: datetime.time = value
+    return clock
+
+
+def _within_micros(value: Any) -> str:
+    """Returns a text of a time. Raises ValueError for one with digits behind the sixth of a second, which Python would cut."""
+    text = str(value).strip()
+    if _BELOW_MICROS.search(text):
+        raise ValueError("it has more than six digits of the second")
+    return text
+
+
 def _moment(value: Any, type: pa.DataType) -> datetime.datetime:
     """Returns a time whose digits of the second are those of the type; a time without a zone is one of UTC where the type is an instant."""
     if not isinstance(value, datetime.datetime):
-        text = str(value).strip()
-        value = datetime.datetime.fromisoformat(text)
+        value = datetime.datetime.fromisoformat(_within_micros(value) if type.unit == "ns" else str(value).strip())
     if type.tz is None:
         value = (
             value.replace(tzinfo=None) if value.tzinfo is None else value.astimezone(datetime.UTC).replace(tzinfo=None)
         )
     elif value.tzinfo is None:
         value = value.replace(tzinfo=datetime.UTC)
-    kept = {"s": 1_000_000, "ms": 1000}.get(type.unit, 1)
+    kept = _MICROS.get(type.unit, 1)
     found: datetime.datetime = value.replace(microsecond=value.microsecond // kept * kept)
     return found

@@ -661,3 +661,28 @@ def test_without_the_package_the_error_names_the_extra(lake: Lake, monkeypatch: 
     with pytest.raises(UserError, match="Iceberg needs an optional package") as refused:
         IcebergSink(lake.catalog, NAME)
     assert "sabot[iceberg]" in str(refused.value.hint)
+
+
+@pytest.mark.parametrize(
+    ("kind", "values"),
+    [
+        (pa.date32(), [-719_163, -719_162, 2_932_896, 2_932_897, 2**31 - 1]),
+        (pa.timestamp("us"), [-62_135_596_800_000_001, -62_135_596_800_000_000, 253_402_300_799_999_999, 253_402_300_800_000_000, 2**62]),
+    ],
+)  # fmt: skip
+def test_a_time_of_which_pyiceberg_has_no_statistics_is_a_refused_row(lake: Lake, kind: Any, values: list[int]) -> None:
+    """A date or a timestamp outside of the years 1 to 9999 ended each delivery with an OverflowError: the sink was stuck for good."""
+    whole = pa.int32() if kind == pa.date32() else pa.int64()
+    times = pa.array(values, whole).view(kind)
+    rows = pa.record_batch({"n": list(range(5)), "t": times, "s": pa.StructArray.from_arrays([times], ["t"])})
+    sink = lake.claimed(schema=rows.schema)
+    for number in (0, 3, 4):
+        with pytest.raises(UserError, match=r"column t has a time that pyiceberg does not have: "):
+            sink.fitting(rows.slice(number, 1))
+    inside = rows.select(["n", "s"])
+    with pytest.raises(
+        UserError, match=r"column s\.t has a time that pyiceberg does not have: 2932897 days|25340230080"
+    ):
+        sink.fitting(inside.slice(3, 1))
+    put(sink, 1, rows.slice(1, 2))
+    assert [row["t"].year for row in lake.rows()] == [1, 9999]

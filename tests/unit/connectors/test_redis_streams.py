@@ -509,3 +509,16 @@ def test_to_a_source_writes_to_its_stream(url: str, topic: str) -> None:
     sink = RedisStreamSource(url, topic, field="body").as_sink()
     assert isinstance(sink, RedisStreamSink)
     assert (sink.name, sink.field) == (topic, "body")
+
+
+def test_a_header_or_a_key_that_readers_would_take_for_another_field_is_a_refused_row(url: str) -> None:
+    """A header called "value" took the place of the payload for redis-py, and one called "key" was read back as the key."""
+    headers = [(("value", b"2"),), (("a", b"b"),), (("b", b"c"), ("key", b"k")), ()]
+    records = build_records([b"1"] * 4, [None, b"k", None, None], [0] * 4, 0, range(4), headers)
+    with pytest.raises(RowErrors) as refused:
+        RedisStreamSink(url, "fields").fitting(records)
+    assert list(refused.value.rows) == [0, 2]
+    assert "a header is called 'value', as the field of the payload or of the key" in refused.value.rows[0]
+    with pytest.raises(RowErrors) as refused:
+        RedisStreamSink(url, "fields", field="key").fitting(records.slice(1))
+    assert list(refused.value.rows) == [1, 0]

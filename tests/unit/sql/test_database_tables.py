@@ -3,7 +3,7 @@
 import asyncio
 import sqlite3
 from contextlib import closing
-from datetime import date, datetime
+from datetime import date, datetime, time
 from decimal import Decimal
 
 import duckdb
@@ -231,10 +231,29 @@ def test_a_value_that_is_none_of_its_column_is_named(url):
         (datetime(2024, 2, 29, 10), pa.date32(), None),
         ("2.5", pa.int64(), None),
         (2.5, pa.int64(), None),
+        (2**53 + 1, pa.float64(), None),
+        (Decimal(2**53 + 1), pa.float64(), None),
+        (str(2**53 + 1), pa.float64(), None),
+        (2**53 + 2, pa.float64(), 2.0**53 + 2),
+        (2**24 + 1, pa.float32(), None),
+        (2**24, pa.float32(), 2.0**24),
+        (Decimal("0.1"), pa.float64(), 0.1),
+        ("1e400", pa.float64(), None),
+        (time(9, 5, 0, 250_000), pa.time32("ms"), time(9, 5, 0, 250_000)),
+        (time(9, 5, 0, 250_001), pa.time32("ms"), None),
+        ("09:05:00.5", pa.time32("s"), None),
+        ("09:05", pa.time32("s"), time(9, 5)),
+        ("09:05:00.1234567", pa.time64("ns"), None),
+        ("09:05:00.1234560", pa.time64("us"), time(9, 5, 0, 123_456)),
+        ("09:05:00+01:00", pa.time64("us"), None),
+        ("2024-02-29 10:00:00.123456789", pa.timestamp("ns"), None),
+        ("2024-02-29 10:00:00.123456000", pa.timestamp("ns"), datetime(2024, 2, 29, 10, 0, 0, 123_456)),
     ],
 )
 def test_a_value_with_more_than_its_type_holds_is_refused(value, type, expected):
-    """3.335 was read as 3.34 in a DECIMAL(10, 2), and a time as the day that it is on."""
+    """3.335 was read as 3.34 in a DECIMAL(10, 2), a time as the day that it is on, two ids as one DOUBLE, and a time of day
+    without the digits that Python or its type lacks.
+    """
     if expected is None:
         with pytest.raises((ValueError, ArithmeticError)):
             value_of(value, type)

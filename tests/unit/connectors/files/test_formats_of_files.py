@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import fs as arrow_fs
 
-from sabot import App, FileSink, ObjectSink, files
+from sabot import App, FileSink, FileSource, ObjectSink, UserError, files
 from sabot._cython.arrow.batch import Batch
 from sabot.connectors.files import formats
 from sabot.connectors.files.format import FileReader, FoundRows, Share
@@ -90,3 +90,20 @@ def test_no_two_formats_have_one_suffix() -> None:
     every = [suffix for format in formats.FORMATS.values() for suffix in format.suffixes]
     assert len(every) == len(set(every)) == len(formats.SUFFIXES)
     assert all(format.suffixes[0] == f".{name}" for name, format in formats.FORMATS.items())
+
+
+@pytest.mark.parametrize(
+    ("make", "hint"),
+    [
+        (lambda: FileSink("x.csv"), "CsvSink('x.csv')"),
+        (lambda: FileSink(Path("out.parquet")), "ParquetSink('out.parquet')"),
+        (lambda: FileSink("out/"), "NdjsonSink('out/') or CsvSink('out/') or ParquetSink('out/') or ArrowSink('out/')"),
+        (lambda: FileSource("in.jsonl"), "NdjsonSource('in.jsonl'); files('in.jsonl') chooses by the ending"),
+        (lambda: FileSource("in.csv", "csv"), "CsvSource('in.csv'); files('in.csv') chooses by the ending"),
+    ],
+)  # fmt: skip
+def test_a_path_where_a_format_belongs_is_refused_with_the_class_of_its_ending(make, hint):
+    """FileSink("x.csv") ended in an AttributeError of `str`."""
+    with pytest.raises(UserError, match=r"^File(Sink|Source) is for formats of your own, and ") as raised:
+        make()
+    assert raised.value.hint == hint

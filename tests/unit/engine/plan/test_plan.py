@@ -4,6 +4,7 @@ import copy
 import datetime
 import pickle
 import re
+from importlib import import_module
 
 import numpy as np
 import pyarrow as pa
@@ -39,6 +40,7 @@ from sabot.api.elsewhere import (
 )
 from sabot.api.nodes.rows import Union
 from sabot.api.stream.stream import ProcessedStream
+from sabot.testing import END, ScriptedSource
 
 SCHEMA = {"id": "int64", "account": "string", "amount": "float64", "ts": "int64", "country": "string"}
 
@@ -593,6 +595,9 @@ def test_what_is_written_instead_of_a_name_of_another_library_exists(
     everything = METHODS.union(*map(dir, [App, sabot.Expr, sabot.When, sabot.Then, x.str, x.dt, x.list, x.struct]))
     for name, hint in names.items():
         assert name not in there, name
+        elsewhere = re.findall(r"(\w+), from (sabot[\w.]+)", hint)
+        assert all(hasattr(import_module(module), one) for one, module in elsewhere), (name, hint)
+        hint = re.sub(r"\w+, from sabot[\w.]+", "", hint)
         first = re.match(r"\w*", hint)[0]
         assert first in here | {"sabot", "app", "col"} or not first, (name, hint)
         code = re.sub(r'"[^"]*"', '""', hint)
@@ -607,6 +612,11 @@ def test_names_of_other_libraries_are_answered_by_the_app_and_the_package() -> N
         sabot.sliding("10m")
     with pytest.raises(AttributeError, match=r"has no attribute 'nonsense'$"):
         sabot.nonsense()
+    with pytest.raises(ImportError, match=r"^cannot import name 'PostgresSink' from 'sabot' \(here it is SqlSink\("):
+        from sabot import PostgresSink  # noqa: F401
+    with pytest.raises(ImportError, match=r"^cannot import name 'nonsense' from 'sabot' \(/"):
+        from sabot import nonsense  # noqa: F401
+    assert not hasattr(sabot, "PostgresSink")
     with pytest.raises(AttributeError, match=r"has no attribute 'nonsense'$"):
         App("shop").nonsense()
 
@@ -805,3 +815,16 @@ def test_a_step_is_looked_at_once_however_often_streams_part_and_meet(app, order
     monkeypatch.setattr(Union, "inputs", property(counted))
     assert "max_drift" in stream.join(other, on="account", between=("-1m", "1m")).explain()
     assert looked < 1000  # by its 4,096 ways to the source it would be more
+
+
+@pytest.mark.parametrize("kind", [pa.dense_union, pa.sparse_union])
+@pytest.mark.parametrize("around", [lambda union: union, pa.list_, lambda union: pa.struct([("x", union)])])
+def test_a_union_is_refused_by_the_name_of_its_column(kind, around):
+    """It ended in pyarrow's bare `dense_union`."""
+    union = around(kind([pa.field("a", pa.int64()), pa.field("b", pa.string())]))
+    source = ScriptedSource([END], schema=pa.schema([("n", pa.int64()), ("u", union)]))
+    with pytest.raises(UserError, match=r"^column 'u' is .*_union<.*, which streams do not support") as refused:
+        App("unions").stream(source).select("n").collect()
+    assert refused.value.hint == "leave it out, or give each of its types a column"
+    with pytest.raises(UserError, match=r"^stream: column 'u' is .*_union<.*, which streams do not support"):
+        App("unions").stream(pa.table({"u": pa.chunked_array([], union)}))
