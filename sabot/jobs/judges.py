@@ -154,6 +154,7 @@ class GuardJudge:
             _log.warning("%s: %s", self._calls, refusal)
             raise refusal
         call.spec = mask(verdict.spec(call.spec), verdict.hide)
+        call.texts = mask(call.texts, verdict.hide)
         call.model = call.spec.model or call.model
 
     async def _noted(self, effect: EffectId, verdict: GuardVerdict) -> None:

@@ -28,7 +28,7 @@ from sabot.jobs.values import pack
 from sabot.llm.agent import ASKING_AGENT, asks_summary
 from sabot.llm.asked_batches import AgentModel, Said
 from sabot.llm.engine_core import Engine
-from sabot.llm.judges import JUDGE, CallJudge
+from sabot.llm.judges import JUDGE
 from sabot.llm.middleware import ModelCall, Outcome
 from sabot.llm.requests import error_of_end, known_schema, request_of, with_output
 from sabot.llm.results import Completion, Piece
@@ -126,28 +126,52 @@ class _Requests:
     request. If it sends another one, for example because an answer cannot be read, this counts as a new attempt of the
     effect, and a guard may refuse the attempt.
 
+    Other calls in the effect are made by code of the program: a layer of the engine's middleware, a cache, a provider.
+    They are judged as those of a tool.
+
     - `effect`: the effect, with the number of its present attempt.
-    - `around`: the judge of the code that requested the effect, or None. It decides on calls of tools, and if it is a
+    - `spec`: its request.
+    - `around`: the judge of the code that requested the effect, or None. It decides on other calls, and if it is a
       GuardJudge, its guard also decides whether a fallback model may be asked.
     """
 
-    def __init__(self, effect: Effect, around: CallJudge | None) -> None:
+    def __init__(self, effect: Effect, around: Any, spec: RequestSpec) -> None:
         self.effect = effect.id
-        self._around = around
+        self._around, self._spec, self._expected = around, spec, False
         self.declared: frozenset[str] = getattr(around, "declared", frozenset())
+        self.guarded: bool = getattr(around, "guarded", False)
+        self.repeats: bool = getattr(around, "repeats", False)
         self._instead = around.instead if isinstance(around, GuardJudge) else None
         self._again = effect.again
         self._asked: ModelCall | None = None
 
+    def expect(self) -> None:
+        """Notes that the effect sends its request now. The same request is that of other code before and behind that."""
+        self._expected = True
+
     async def __call__(
         self, call: ModelCall, model: str, price: Price, ask: Callable[[], Awaitable[Outcome]]
     ) -> Outcome:
+        if not self._expected or call.spec is not self._spec:
+            return await (ask() if self._around is None else self._around(call, model, price, ask))
+        self._expected = False
         if self._asked is not None and self._asked.unread:
             await self._next()
         self._asked = call
         call.before_repeat = self._next
         call.before_fallback = self._stands_in
         return await ask()
+
+    def repeats_with_key(self) -> bool:
+        return bool(self._around.repeats_with_key())
+
+    def why_not_again(self, tool: Tool) -> str:
+        return str(self._around.why_not_again(tool))
+
+    def note_labels(self, labels: frozenset[str]) -> None:
+        note = getattr(self._around, "note_labels", None)
+        if note is not None:
+            note(labels)
 
     def call_plainly(self, tool: Tool, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         return tool.func(*args, **kwargs) if self._around is None else self._around.call_plainly(tool, args, kwargs)
@@ -179,10 +203,11 @@ def _asking(
     """
 
     async def ask(spec: RequestSpec, effect: Effect) -> Completion:
-        requests = _Requests(effect, JUDGE.get())
+        requests = _Requests(effect, JUDGE.get(), spec)
         JUDGE.set(requests)  # for this effect only: each effect runs in its own context
         # A summary of the conversation is for the model, and no part of an answer.
         if pieces is None or asks_summary(spec.messages) or not await pieces.wants_fragments(job_id):
+            requests.expect()
             return await engine.complete(spec, idempotency_key=effect.key, cache=cache)
         return await _in_pieces(engine, spec, effect, pieces, requests, cache, agent)
 
@@ -214,10 +239,12 @@ async def _in_pieces(
             number += 1
 
     try:
+        requests.expect()
         return await engine.complete_in_pieces(spec, publish, idempotency_key=effect.key, cache=cache)
     except TransientError:
         if not number:
             raise
+    requests.expect()
     return await engine.complete(spec, idempotency_key=effect.key, cache=cache)
 
 

@@ -178,6 +178,59 @@ async def test_each_request_of_a_layer_counts(layer: Any, surface: Any) -> None:
     assert len(provider.requests) == 3
 
 
+BESIDE = ScriptedProvider("yes", model="big")
+
+
+async def asks_another_engine(call: ModelCall, forward: Any) -> Any:
+    return await ExecutionEngine(BESIDE, retries=0).complete(call.spec)
+
+
+async def asks_before(call: ModelCall, forward: Any) -> Any:
+    await ExecutionEngine(BESIDE, retries=0).complete("is it safe?")
+    return await forward(call)
+
+
+async def asks_a_provider(call: ModelCall, forward: Any) -> Any:
+    return await BESIDE.complete(call.spec)
+
+
+@pytest.mark.parametrize("surface", SURFACES)
+@pytest.mark.parametrize("layer", [asks_another_engine, asks_before, asks_a_provider])
+async def test_a_model_that_a_layer_asks_itself_is_judged(layer: Any, surface: Any) -> None:
+    """In the effect of a job all requests were taken for that of the job, which had been judged."""
+    BESIDE.requests.clear()
+    engine, provider = engine_with(layer)
+    said = await surface(engine, policy=DENIED)
+    assert "asks a provider without an engine" in said if layer is asks_a_provider else "model big is denied" in said
+    assert BESIDE.requests == provider.requests == []
+    engine, _ = engine_with(asks_before)
+    assert await surface(engine, budgets=[Budget("*", max_calls_daily=2)]) == "answered"
+    engine, provider = engine_with(asks_before)
+    assert "BudgetExceeded" in await surface(engine, budgets=[Budget("*", max_calls_daily=1)])
+    assert (len(BESIDE.requests), provider.requests) == (1, [])
+
+
+async def test_texts_that_a_layer_embeds_are_hidden() -> None:
+    embedded: list[Any] = []
+
+    class Embeds(ScriptedProvider):
+        async def embed(self, texts: Any, **how: Any) -> Any:
+            embedded.append(texts)
+            return await super().embed(texts, **how)
+
+    async def other_texts(call: ModelCall, forward: Any) -> Any:
+        call.texts = ("pin 1234",)
+        return await forward(call)
+
+    engine = ExecutionEngine(Embeds("yes"), middleware=(other_texts,), retries=0)
+
+    async def embeds() -> int:
+        return len((await engine.embed(["a"])).vectors)
+
+    said = await _run(lambda ctx: ctx.step(embeds), policy=PolicyEngine([RedactionPolicy([r"\d{4}"])]))
+    assert (said, embedded) == ("answered", [("pin ***",)])
+
+
 async def test_what_no_request_may_have_a_layer_does_not_give_it() -> None:
     engine, provider = engine_with(model_as_an_option)
     assert "policies and budgets would not see it" in await in_job(engine, policy=DENIED)
