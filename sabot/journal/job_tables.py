@@ -76,6 +76,7 @@ _WITHIN_TABLES = (
     "ALTER TABLE jobs ADD COLUMN within {text} NOT NULL DEFAULT ''",
     "CREATE INDEX jobs_begun_within ON jobs (within) WHERE within <> ''",
 )
+_INDEX_OF_SESSIONS = "CREATE INDEX IF NOT EXISTS jobs_of_session ON jobs (session, created_ms) WHERE session <> ''"
 _FACTS = "agent, scope, principal, session, key"
 _COUNTED = "token = ? AND questions.job = jobs.job AND closed = '' AND place > jobs.began"  # a question that is open
 _STATUS = (  # as `JobMark.status`
@@ -169,7 +170,8 @@ def find_statement(marks: str, query: JobQuery, most: int) -> tuple[str, list[An
 def session_statement(marks: str, query: JobQuery, session: str) -> tuple[str, list[Any]]:
     """Returns the statement for `JournalReader.of_session`, and its values. `marks`: as for `find_statement`."""
     chosen, values = _conditions(query, "created_ms IS NOT NULL")
-    return f"{marks}{chosen} AND session = ? ORDER BY created_ms DESC, job DESC", [*values, session]
+    # the last condition is that of the index
+    return f"{marks}{chosen} AND session = ? AND session <> '' ORDER BY created_ms DESC, job DESC", [*values, session]
 
 
 def statement_of_counts(query: JobQuery) -> tuple[str, list[Any]]:
@@ -215,6 +217,14 @@ def make_list(connection: Connection, *, whole: str, text: str, blob: str) -> No
     """
     for statement in _TABLES + _BLOCKED_TABLES + _APPROVALS_TABLES + _WITHIN_TABLES:
         connection.execute(statement.format(whole=whole, text=text, blob=blob))
+    index_sessions(connection)
+
+
+def index_sessions(connection: Connection) -> None:
+    """Adds the index by which the jobs of a session are found. Does nothing if it is there: tables of the same version of the
+    format may have been made before there was one.
+    """
+    connection.execute(_INDEX_OF_SESSIONS)
 
 
 def bring_list_up_to_date(
@@ -235,6 +245,7 @@ def bring_list_up_to_date(
         connection.execute(statement.format(text=text, blob=blob))
     within = {entry.job: cut(entry.within) for _, entry in entries if isinstance(entry, Begin) and entry.within}
     _fill_all(connection, "jobs", "job, within", list(within.items()))
+    index_sessions(connection)
 
 
 def is_unlisted(form: int) -> bool:

@@ -21,7 +21,15 @@ from sabot.journal.crashes import make_crashes
 from sabot.journal.entries import decode_letter
 from sabot.journal.entry_counts import make_tables
 from sabot.journal.history_tables import make_history
-from sabot.journal.job_tables import SHARED, SHARED_BEFORE, SHARED_FORMATS, WITHIN, WITHOUT_SEATS, make_list
+from sabot.journal.job_tables import (
+    SHARED,
+    SHARED_BEFORE,
+    SHARED_FORMATS,
+    WITHIN,
+    WITHOUT_SEATS,
+    index_sessions,
+    make_list,
+)
 from sabot.journal.refusals import make_refusals
 from sabot.journal.seats import make_indexes, make_seats
 from sabot.journal.tables import bring_up_to_date
@@ -246,6 +254,7 @@ class JournalSchema:
         with self.server.explained(), step("journal", f"{self.where}: brought up to date"), connection.transaction():
             ((form,),) = connection.execute("SELECT value FROM meta WHERE name = 'format' FOR UPDATE").fetchall()
             if int(form) == WITHIN:
+                index_sessions(connection)
                 return
             if int(form) in SHARED_FORMATS:
                 raise UserError(
@@ -277,6 +286,7 @@ class JournalSchema:
             if form == SHARED:
                 with self.server.explained():
                     make_indexes(connection)
+                    index_sessions(connection)
                 return
             if form in (SHARED_BEFORE, WITHOUT_SEATS):
                 with self.server.explained(), connection.transaction():
@@ -302,6 +312,7 @@ class JournalSchema:
         """Adds what all shared formats have in common and an older one lacks, and notes the new format."""
         make_crashes(connection)
         make_refusals(connection)
+        index_sessions(connection)
         rows = connection.execute("SELECT number, letter FROM inbox WHERE taken = 0").fetchall()
         make_seats(connection, [(number, decode_letter(data, self.where)) for number, data in rows])
         connection.execute("UPDATE meta SET value = %s WHERE name = 'format'", (str(SHARED),))

@@ -32,7 +32,7 @@ from sabot.base.sqlite_files import HELD, is_held
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.errors import AppLocked, CorruptJournal, JournalFailed, SabotError, UserError
 from sabot.journal.entry_counts import Connection
-from sabot.journal.job_tables import WITHIN
+from sabot.journal.job_tables import WITHIN, index_sessions
 from sabot.journal.owner_inbox import SqlInbox, SqlJournal
 from sabot.journal.tables import (
     HISTORY_TYPES,
@@ -255,6 +255,7 @@ class SqliteJournal(SqliteReader, SqlJournal):
                     if facts["format"] < WITHIN:
                         bring_up_to_date(self._writing, facts["format"], f"journal {database}", **HISTORY_TYPES)
                         self._writing.execute(f"PRAGMA user_version = {WITHIN}")
+                    index_sessions(self._writing)
             super().__init__(database)
             opened.callback(super().close)
             self.check_end()

@@ -41,7 +41,8 @@ def without_within(execute: Callable[[str], object]) -> None:
     """Takes away what the formats 8 and 9 of a journal's tables have and the formats 6 and 7 have not. The caller notes
     the format.
     """
-    execute("DROP INDEX jobs_begun_within")
+    for name in ("jobs_begun_within", "jobs_of_session"):
+        execute(f"DROP INDEX {name}")
     execute("ALTER TABLE jobs DROP COLUMN within")
 
 

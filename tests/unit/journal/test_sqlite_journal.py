@@ -22,6 +22,7 @@ from sabot.journal import Letter, sqlite, tables
 from sabot.journal.base import EVERY, JobMark
 from sabot.journal.ended_jobs import JobQuery
 from sabot.journal.entries import Answer, Begin, EffectResult, End, Intent, encode_entry
+from sabot.journal.job_tables import session_statement
 from sabot.journal.sqlite import DATABASE, SqliteInbox, SqliteJournal, SqliteReader
 from sabot.journal.tables import checksum
 from sabot.journal.writing import Appended, GroupWriter
@@ -764,3 +765,18 @@ def test_a_migration_that_is_killed_at_any_statement_begins_anew(
         assert sorted(owner.begun_within(EFFECT)) == ["again", "works"]
         assert [entry for _, entry in owner.read()] == GIVEN
         owner.close()
+
+
+@pytest.mark.parametrize("form", ["of today", "without the index"])
+def test_the_jobs_of_a_session_are_found_by_an_index(tmp_path: Path, form: str) -> None:
+    """Each job of a session looks for the ones before: going through all jobs, they would be quadratic."""
+    folder = tmp_path / "journal"
+    SqliteJournal(folder).close()
+    if form == "without the index":
+        with closing(sqlite3.connect(folder / DATABASE)) as database:
+            database.execute("DROP INDEX jobs_of_session")
+    owner = SqliteJournal(folder)
+    statement, values = session_statement("SELECT * FROM jobs", JobQuery("clerk", "acme"), "s-1")
+    plan = " ".join(str(row) for row in owner.select(f"EXPLAIN QUERY PLAN {statement}", values))
+    owner.close()
+    assert "USING INDEX jobs_of_session (session=?" in plan
