@@ -131,6 +131,7 @@ def jobs_app(client: JobClient, *, who: Who) -> Starlette:
     - `GET /jobs/ID`, `GET /jobs/ID/result?wait=SECONDS`: a job; its result, or 202 while there is none.
     - `GET /jobs/ID/events`: its public events as server-sent events.
     - `POST /jobs/ID/cancel`, `/signal`, `/retry`, `POST /jobs/cancel`, `/jobs/retry`: change one job, or all of a query.
+    - `GET /conversation?agent=NAME&session=NAME`: the texts of people and of the agent in a conversation.
     - `GET /actions`, `POST /actions/TOKEN`: the questions to people, and an answer.
 
     An error is `{"error": {"type", "message", "hint", "reason"}}`.
@@ -150,6 +151,7 @@ def jobs_app(client: JobClient, *, who: Who) -> Starlette:
         ("POST", "/jobs/{id}/cancel", "change", jobs.cancel),
         ("POST", "/jobs/{id}/signal", "change", jobs.signal),
         ("POST", "/jobs/{id}/retry", "change", jobs.retry),
+        ("GET", "/conversation", "read", jobs.conversation),
         ("GET", "/actions", "answer", jobs.actions),
         ("POST", "/actions/{token}", "answer", jobs.answer),
     ]
@@ -427,6 +429,21 @@ class _JobRequests:
         said = await _body(request, ["query", "budgets", "max_turns"], ["query"])
         query = _seen(said.pop("query"), caller)
         return _asked(JobsAsked(0, 0, []) if query is None else await self._client.jobs.retry_all(query, **said))
+
+    # -- conversations ------------------------------------------------------------------------------------------------
+
+    async def conversation(self, request: Request, caller: Caller) -> Response:
+        said = _parameters(request, "agent", "session", "scope", "principal")
+        if missing := next((name for name in ("agent", "session") if not said.get(name)), None):
+            raise _Fault(422, f"{missing} is missing", hint="?agent=NAME&session=NAME")
+        scope, principal = said.get("scope", _default_scope(caller)), said.get("principal", caller.name)
+        if not caller.sees(scope):
+            raise _Fault(404, f"scope {short_repr(scope)}: there is none of this name", reason="unknown")
+        if caller.scopes is not None and principal != caller.name:
+            raise _Fault(403, f"{caller.name} reads its own conversations", hint="leave the field principal out")
+        found = await self._client.jobs.conversation(said["agent"], said["session"], scope=scope, principal=principal)
+        shown = [each for each in found.messages if each.role in ("user", "assistant") and each.text]
+        return _json({"messages": [{"role": each.role, "text": each.text} for each in shown]})
 
     # -- questions ----------------------------------------------------------------------------------------------------
 

@@ -633,6 +633,7 @@ class RuntimeKernel:
         kernel stopped, its effect class decides what happens: it is made again, looked up, or a person is asked. The
         events of these jobs, and of the jobs that ended last, are published again with the same event ids.
         """
+        await self.start()
         host = await self._started()
         host.resumed = True
         await host.tell_again()

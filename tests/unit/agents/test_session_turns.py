@@ -4,6 +4,7 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import msgspec
 import pytest
 
@@ -27,6 +28,7 @@ from sabot.jobs.guard import Decision, GuardVerdict
 from sabot.journal.entries import Begin, Entry, decode_entry
 from sabot.journal.memory import MemoryJournal, MemoryReader, MemoryStorage
 from sabot.llm import Agent, ChatMessage, ExecutionEngine, ScriptedProvider, ToolCall, assistant, tool
+from sabot.web import Caller, jobs_app
 from tools.agent_tools import PATIENCE, until
 
 ASKS = PolicyEngine([ToolPolicy(["refund"], require_approval=True)])
@@ -339,6 +341,22 @@ async def test_labels_of_a_conversation_hold_in_later_jobs() -> None:
         seen.clear()
         await said(kernel, "and?")
         assert seen == [("model", ["untrusted"])]
+
+
+async def test_a_page_that_is_loaded_again_gets_the_texts_of_its_own_conversation() -> None:
+    storage = MemoryStorage(ManualClock())
+    site = jobs_app(JobClient(storage), who=lambda request: Caller(request.headers["user"], scopes=["shop"]))
+    http = httpx2.AsyncClient(transport=httpx2.ASGITransport(site), base_url="http://site")
+    wanted = "/conversation?agent=desk&session=c-1"
+    async with RuntimeKernel.create(agent=desk(), journal=storage) as kernel:
+        await said(kernel, "refund it", scope_id="shop", principal_id="ann")
+        found = await http.get(wanted, headers={"user": "ann"})
+        texts = [{"role": "user", "text": "refund it"}, {"role": "assistant", "text": "done: refunded o-8"}]
+        assert found.json() == {"messages": texts}
+        assert (await http.get(wanted, headers={"user": "eve"})).json() == {"messages": []}
+        assert (await http.get(f"{wanted}&principal=ann", headers={"user": "eve"})).status_code == 403
+        assert (await http.get(f"{wanted}&scope=acme", headers={"user": "eve"})).status_code == 404
+        assert (await http.get("/conversation?agent=desk", headers={"user": "eve"})).status_code == 422
 
 
 async def test_a_function_and_a_child_have_no_conversation() -> None:

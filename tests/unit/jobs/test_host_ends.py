@@ -297,9 +297,9 @@ class AwayJournal(MemoryJournal):
             self._answers("post")
         super().post(letter)
 
-    def trim(self, before: Any, forget_before_ms: int = 0) -> int:
+    def trim(self, before: Any, forget_before_ms: int = 0, *, sessions: bool = False) -> int:
         self._answers("trim")
-        return super().trim(before, forget_before_ms)
+        return super().trim(before, forget_before_ms, sessions=sessions)
 
 
 async def test_a_journal_that_does_not_answer_for_a_while_is_asked_again_and_no_run_ends() -> None:
