@@ -1,11 +1,14 @@
 """Server-sent events, as the HTML standard defines them (section 9.2.6, "Interpreting an event stream")."""
 
+import re
 from typing import NamedTuple
 
 EVENT_BYTES = 64 << 20
 """The most bytes of an event: a server that never ends one must not fill the memory."""
 
 _BOM = b"\xef\xbb\xbf"
+_PLAIN = re.compile(rb"(?:event: ?([^\n]+)\n)?(?:id: ?([^\n\0]*)\n)?data: ?([^\n]*)").fullmatch
+"""What nearly all events are: lines in this order. The others are read line by line."""
 
 
 class SentEvent(NamedTuple):
@@ -52,6 +55,12 @@ class EventParser:
         return [event for block in whole.split(b"\n\n") if (event := self._event(block)) is not None]
 
     def _event(self, block: bytes) -> SentEvent | None:
+        if (plain := _PLAIN(block)) is not None:
+            kind, own, line = plain.groups()
+            return SentEvent(kind or b"message", line, own)
+        return self._by_lines(block)
+
+    def _by_lines(self, block: bytes) -> SentEvent | None:
         data: list[bytes] = []
         kind, own = b"message", None
         for line in block.split(b"\n"):

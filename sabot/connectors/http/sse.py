@@ -12,13 +12,14 @@ from concurrent.futures import CancelledError, Future
 from typing import Any, Literal
 
 import msgspec
+import pyarrow as pa
 
 from sabot._cython.arrow.batch import Batch
 from sabot.base.backoff import Backoff
 from sabot.base.checks import OneOf, check
 from sabot.base.config import Duration, parse_seconds
 from sabot.clock import SYSTEM_CLOCK
-from sabot.codecs.records import Headers, build_records
+from sabot.codecs.records import RECORD_SCHEMA, Headers, build_records
 from sabot.connectors.base import Guarantee, Positions, Source
 from sabot.connectors.http.client import HeaderValue, HttpClient, WebAnswer
 from sabot.connectors.http.events import EventParser, SentEvent
@@ -85,14 +86,16 @@ class SseSource(Source):
         self._place = _EventPlace(0, None)
         self._recalled: bytes | None = None
         self._lock = threading.Condition()
-        self._came: deque[SentEvent] = deque()
-        self._held = 0  # bytes of them
+        self._came: deque[tuple[list[SentEvent], int]] = deque()  # the events of a piece of the answer, and their bytes
+        self._held = self._waiting = 0  # bytes and number of them
         self._stream: Future[WebAnswer] | None = None
         self._received: bytes | None = None  # the id of the last event that came
         self._connect_at = 0.0
         self._retry_s = _RETRY_SECONDS
         self._failures = self._connections = 0
         self._alive = False  # the connection has brought something
+        self._has_headers = True
+        self._last: tuple[int, Sequence[SentEvent]] = 0, ()  # the events of the last batch, and the offset of the first
 
     @property
     def guarantee(self) -> Guarantee:  # type: ignore[override]
@@ -125,12 +128,24 @@ class SseSource(Source):
         until = SYSTEM_CLOCK.monotonic() + timeout
         while True:
             with self._lock:
-                taken = [self._came.popleft() for _ in range(min(max_rows, len(self._came)))]
-                self._held -= sum(map(_size, taken))
+                taken = self._take(max_rows)
             if taken and (batch := self._batch(taken)) is not None:
                 return batch
             if not taken and not self._waited(until):
                 return None
+
+    def _take(self, max_rows: int) -> list[SentEvent]:
+        taken: list[SentEvent] = []
+        while self._came and (room := max_rows - len(taken)) > 0:
+            events, size = self._came[0]
+            taken += events[:room]
+            if len(events) > room:
+                self._came[0] = events[room:], size
+            else:
+                self._came.popleft()
+                self._held -= size
+        self._waiting -= len(taken)
+        return taken
 
     def _waited(self, until: float) -> bool:
         """Waits for events, and keeps the connection. Returns False when the time is over."""
@@ -191,11 +206,12 @@ class SseSource(Source):
                 again = None
             with self._lock:
                 self._alive = True
-                for each in events:
-                    self._received = self._received if each.id is None else each.id
-                    self._held += _size(each)
-                self._came.extend(events)
-                self._lock.notify_all()
+                if events:
+                    self._received = next((each.id for each in reversed(events) if each.id is not None), self._received)
+                    size = len(piece) + _OBJECT_BYTES * len(events)
+                    self._came.append((events, size))
+                    self._held, self._waiting = self._held + size, self._waiting + len(events)
+                    self._lock.notify_all()
 
         stream = self._stream = self._client.follow(headers, begun, take, lambda: self._held > BUFFER_BYTES)
         stream.add_done_callback(self._notify)
@@ -228,45 +244,54 @@ class SseSource(Source):
 
     def _batch(self, events: Sequence[SentEvent]) -> Batch | None:
         """Returns the rows of events, or None if there is nothing that a checkpoint would keep."""
-        payloads: list[bytes] = []
-        headers: list[Headers] = []
-        last, first, kinds = self._place.id, self._place.count, self._kinds
-        for kind, data, own in events:
-            if self._ids == "consecutive" and not self._follows(own, last, kind):
-                continue
-            if own is None and kind and self._ids == "given":
+        chosen: list[SentEvent] = []
+        place, first, kinds, ids = self._place.id, self._place.count, self._kinds, self._ids
+        last = None if place is None else place.encode()
+        for event in events:
+            kind, _, own = event
+            if own is not None:
+                if ids == "consecutive" and not self._follows(own, last):
+                    continue
+                last = own
+            elif ids != "none" and kind:
                 raise UserError(
                     f"source {self.name}: an event of type {short_repr(kind.decode(errors='replace'))} has no id, so a restart could not "
                     "go on behind it",
                     hint='ids="none" reads such a stream, at most once',
                 )
-            if own is not None:
-                last = own.decode(errors="replace")
             if kind and (not kinds or kind in kinds):
-                payloads.append(data)
-                headers.append((("event", kind), *((("id", own),) if own is not None else ())))
+                chosen.append(event)
         if self._failures:
             _log.info("source %s sends events again", self.name)
             self._failures = 0
-        if not payloads and last == self._place.id:
+        reached = None if last is None else last.decode(errors="replace")
+        if not chosen and reached == place:
             return None
-        rows = len(payloads)
+        rows, self._last = len(chosen), (first, chosen)
         now = [int(SYSTEM_CLOCK.time() * 1000)] * rows
-        records = build_records(payloads, None, now, 0, range(first, first + rows), headers)
-        self._place = _EventPlace(first + rows, last)
+        headers = [_headers(each) for each in chosen] if self._has_headers else None
+        records = build_records([each.data for each in chosen], None, now, 0, range(first, first + rows), headers)
+        self._place = _EventPlace(first + rows, reached)
         return Batch(records, self.positions(), self.name)
 
-    def _follows(self, own: bytes | None, last: str | None, kind: bytes) -> bool:
+    def leave_headers(self) -> None:
+        self._has_headers = False
+
+    def with_headers(self, records: pa.RecordBatch) -> pa.RecordBatch:
+        if self._has_headers:
+            return records
+        first, events = self._last
+        headers = [_headers(events[offset - first]) for offset in records.column("offset").to_pylist()]
+        rows = len(headers)
+        made = build_records([b""] * rows, None, [0] * rows, 0, [0] * rows, headers)
+        return records.set_column(
+            RECORD_SCHEMA.get_field_index("headers"), RECORD_SCHEMA.field("headers"), made.column("headers")
+        )
+
+    def _follows(self, own: bytes, last: bytes | None) -> bool:
         """Returns False for an event that has come before. Raises UserError if events are missing before it."""
-        if own is None:
-            raise UserError(
-                f"source {self.name}: an event of type {short_repr(kind.decode(errors='replace'))} has no id, and "
-                'ids="consecutive" says that all have one',
-                hint='ids="none" reads such a stream, at most once',
-            )
         number = self._number(own, "the id of an event")
-        before = None if last is None else int(last)
-        if before is None or number == before + 1:
+        if last is None or number == (before := int(last)) + 1:
             return True
         if number <= before:
             return False
@@ -288,7 +313,7 @@ class SseSource(Source):
         with self._lock:
             self._stream = None
             self._came.clear()
-            self._held = 0
+            self._held = self._waiting = 0
             self._lock.notify_all()
 
     # -- position -----------------------------------------------------------------------------------------------------
@@ -305,11 +330,11 @@ class SseSource(Source):
     # -- facts --------------------------------------------------------------------------------------------------------
 
     def lag(self) -> dict[tuple[str, int], int]:
-        return {(self.name, 0): len(self._came)} if self._client.is_open else {}
+        return {(self.name, 0): self._waiting} if self._client.is_open else {}
 
     def figures(self) -> Mapping[str, int | float | str]:
         return {"buffered_bytes": self._held, "reconnects": max(0, self._connections - 1)}
 
 
-def _size(event: SentEvent) -> int:
-    return len(event.data) + _OBJECT_BYTES
+def _headers(event: SentEvent) -> Headers:
+    return (("event", event.kind),) if event.id is None else (("event", event.kind), ("id", event.id))

@@ -154,6 +154,16 @@ def test_a_batch_has_type_and_id_of_each_event_and_only_the_wanted_types(server:
     found = [(each.payload, each.headers) for each in iterate_records(batch.data, source.name)]
     assert found == [(f'{{"n": {n}}}'.encode(), (("event", b"a"), ("id", str(n).encode()))) for n in (1, 3)]
     source.close()
+    server.fail({"events": "event: a\ndata: 1\nid: 1\n\nid: 2\nevent: b\ndata: 2\n\n"})
+    source = SseSource(f"{server.origin}/events")
+    source.leave_headers()  # as for a program that does not read them
+    source.open(None)
+    batch = source.read_batch(10, WAIT)
+    assert batch is not None
+    assert batch.data.column("headers").to_pylist() == [None, None]
+    letters = source.with_headers(batch.data.slice(1))
+    assert [each.headers for each in iterate_records(letters, source.name)] == [(("event", b"b"), ("id", b"2"))]
+    source.close()
 
 
 @pytest.mark.parametrize("fault", [{"status": 503}, {"status": 429}, {"status": 204}, {"silent": True}, {"events": ""}])
