@@ -77,6 +77,18 @@ class EncodesKeys(ABC):
         """Returns the key of the record of each row, in order. Raises as `Encoder.encode` does."""
 
 
+class EncodesParts(ABC):
+    """The ability of an encoder to make the timestamps and the headers of records from columns. Without it, records have the
+    time at which they are written, and no headers.
+    """
+
+    @abstractmethod
+    def parts(self, batch: pa.RecordBatch) -> tuple[Any, Any]:
+        """Returns the timestamps (ms since 1970 UTC, null for the time of writing) and the headers of the records of these
+        rows, as RECORD_SCHEMA has them; None for those that no column has.
+        """
+
+
 class Format(ABC):
     """A format, which users give as `format=`: settings, immutable and comparable. For a topic it makes a codec or an
     encoder.

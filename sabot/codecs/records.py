@@ -21,7 +21,7 @@ from sabot._cython.text.records import binary_array, bytes_list
 from sabot.base.arrays import dumped_model, empty_batch, finer_than_ms, python_value
 from sabot.base.config import checked_text
 from sabot.base.dataclass import dataclass
-from sabot.codecs.base import Encoder, EncodesKeys
+from sabot.codecs.base import Encoder, EncodesKeys, EncodesParts
 from sabot.codecs.engine_columns import DELETE, OP_COLUMN
 from sabot.codecs.json import JsonEncoder
 from sabot.errors import UNREADABLE, DataError, UserError
@@ -256,18 +256,21 @@ def row_records(
     data: pa.RecordBatch, keys: pa.BinaryArray | None, now_ms: int, encoder: Encoder = _JSON
 ) -> pa.RecordBatch:
     """Returns a batch of RECORD_SCHEMA with the payloads of these rows. `keys`: None if no record has a key."""
-    return _records(encoder.encode(data), keys, now_ms)
+    return _records(encoder.encode(data), keys, now_ms, data, encoder)
 
 
-def _records(payloads: pa.BinaryArray, keys: pa.BinaryArray | None, now_ms: int) -> pa.RecordBatch:
+def _records(
+    payloads: pa.BinaryArray, keys: pa.BinaryArray | None, now_ms: int, data: pa.RecordBatch, encoder: Encoder
+) -> pa.RecordBatch:
     rows = len(payloads)
+    times, headers = encoder.parts(data) if isinstance(encoder, EncodesParts) else (None, None)
     columns = [
         payloads,
         pa.nulls(rows, pa.binary()) if keys is None else keys,
-        pa.array(np.full(rows, now_ms, dtype=np.int64)),
+        pa.array(np.full(rows, now_ms, dtype=np.int64)) if times is None else times.fill_null(now_ms),
         pa.array(np.zeros(rows, dtype=np.int32)),
         pa.array(np.zeros(rows, dtype=np.int64)),
-        pa.nulls(rows, _HEADERS),
+        pa.nulls(rows, _HEADERS) if headers is None else headers,
     ]
     return pa.RecordBatch.from_arrays(columns, schema=RECORD_SCHEMA)
 
@@ -339,7 +342,7 @@ def change_records(data: pa.RecordBatch, keys: Sequence[str], now_ms: int, encod
     there = np.asarray(pc.invert(ends))
     payloads: Any = encoder.encode(rows.filter(pa.array(there)))
     spread = payloads.take(pa.array(np.cumsum(there) - 1, mask=~there))
-    return _records(spread, record_keys(rows, keys, encoder), now_ms)
+    return _records(spread, record_keys(rows, keys, encoder), now_ms, rows, encoder)
 
 
 def check_keys(data: pa.RecordBatch, keys: Sequence[str], where: str) -> None:

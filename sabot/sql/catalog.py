@@ -32,6 +32,7 @@ from sabot.sql.formats import (
     stream_of,
     times_of,
     with_keys,
+    with_metadata,
     written_format,
 )
 from sabot.sql.functions import cast
@@ -90,10 +91,18 @@ _log = logging.getLogger(__name__)
 _METADATA = ("partition", "offset", "timestamp", "key", "headers", "headers.NAME")
 """The keys of METADATA columns. Each is a field of a record; a key is read as text or as bytes, as its column says."""
 
+_HEADERS = pa.map_(pa.string(), pa.binary())
+_OF_BROKER = ("partition", "offset")
+"""The keys of METADATA that are never written."""
+
 _NOT_KEPT = {
     "topic": "a table reads one topic: 'orders' AS topic in the query has its name",
     "leader-epoch": "leave the column out",
     "timestamp-type": "leave the column out",
+    **dict.fromkeys(
+        [f"file.{name}" for name in ("path", "name", "size", "modification-time")],
+        "rows of files have no METADATA: leave the column out, or read a table for each file, 'a.json' AS path in its query",
+    ),
 }
 """Keys of METADATA columns of Flink that records do not have here, and what to do instead."""
 
@@ -154,14 +163,23 @@ def _check_json(statement: CreateTable) -> None:
         return
     for each in statement.columns:
         type = None if each.type is None or each.metadata is not None else arrow_type(each.type)
-        if type is not None and "map<" in str(type):
-            message = f"column {each.name.text}: a MAP is neither read from JSON nor written"
-            raise SqlFault(each.span, message, f"the fields that are known: {each.name.text} ROW<a STRING, b STRING>")
+        if type is not None and (keys := _other_keys(type)):
+            message = f"column {each.name.text}: names in JSON are texts, and the keys of this MAP are {keys}"
+            raise SqlFault(each.span, message, "MAP<STRING, …>: CAST in the query makes other keys of them")
         if type == pa.binary():
             name = statement.name[-1].text
             _log.warning(
                 "table %s: BYTES of column %s are UTF-8 in JSON, and not base64 as in Flink", name, each.name.text
             )
+
+
+def _other_keys(type: pa.DataType) -> str:
+    """Returns the type of the keys of a map in this type that are no texts, or ""."""
+    if pa.types.is_map(type) and type.key_type != pa.string():
+        return sql_type(type.key_type)
+    inner = [type.field(i).type for i in range(type.num_fields)] if pa.types.is_struct(type) else []
+    inner += [type.item_type] if pa.types.is_map(type) else [type.value_type] if pa.types.is_list(type) else []
+    return next(filter(None, map(_other_keys, inner)), "")
 
 
 def _may_be_time(type: pa.DataType) -> bool:
@@ -233,7 +251,7 @@ def read_table(app: "HasStreams", context: Context, statement: CreateTable, span
         if each.name.text in metadata
         and each.type
         and (wanted := arrow_type(each.type)) != type_of_field(metadata[each.name.text])
-        if metadata[each.name.text] != "headers"
+        if metadata[each.name.text] != "headers" or pa.types.is_map(wanted)
     }
     time, lateness = time_of(statement)
     computed = [each for each in statement.columns if each.computed is not None]
@@ -255,16 +273,16 @@ def read_table(app: "HasStreams", context: Context, statement: CreateTable, span
             stream = stream.with_columns(**{name: _instant(name, type, context) for name, type in instants.items()})
         if casts:
             found = {name: TypedExpr(col(name), type_of_field(metadata[name])) for name in casts}
-            made = {name: cast(found[name], type, context.zone, strict=True) for name, type in casts.items()}
+            made = {name: _of_record(found[name], type, context.zone) for name, type in casts.items()}
             stream = stream.with_columns(**made)
         relation = Relation(stream, fields_of(stream, name, {time: 0} if time and not is_computed else None))
     whole = _computed(relation, context, statement, computed, time if later else None, lateness)
-    finds = None
-    if connector is _SQL:
-        from sabot.sql.database_tables import finds_rows
+    return replace(whole, key=tuple(each.text for each in statement.key))
 
-        finds = finds_rows(_options_of(statement), statement)
-    return replace(whole, key=tuple(each.text for each in statement.key), finds=finds)
+
+def _of_record(field: TypedExpr, type: pa.DataType, zone: str) -> Expr:
+    """Returns a field of a record as the type that its column declares."""
+    return Expr("map.from_entries", (field.expr,)) if pa.types.is_map(type) else cast(field, type, zone, strict=True)
 
 
 def _instant(name: str, type: pa.DataType, context: Context) -> Expr:
@@ -284,14 +302,16 @@ def _on_clock_of(field: pa.Field, zone: str) -> pa.Field:
         return field.with_type(pa.struct([_on_clock_of(each, zone) for each in type]))
     if pa.types.is_list(type):
         return field.with_type(pa.list_(_on_clock_of(type.value_field, zone)))
+    if pa.types.is_map(type):
+        return field.with_type(pa.map_(type.key_type, _on_clock_of(type.item_field, zone)))
     return field.with_metadata({"time_zone": zone}) if is_local(type) else field
 
 
 def _format_of_rows(statement: CreateTable) -> str | None:
     """Returns the format from which the rows of a table are read, or None if neither an option nor a path names it."""
     given = {each.key: each.value for each in statement.options}
-    named = next((given[key] for key in ("value.format", "format", "format.type") if key in given), None)
-    return named or path_format(given.get("path") or given.get("connector.path") or "")
+    named = next((given[key] for key in ("value.format", "format") if key in given), None)
+    return named or path_format(given.get("path") or "")
 
 
 def _computed(
@@ -343,13 +363,14 @@ def _metadata(column: ColumnDefinition) -> str:
         hint = _NOT_KEPT.get(key) or f"there are {', '.join(_METADATA)}"
         raise SqlFault(column.span, f"there is no metadata '{key}'", hint)
     assert column.type is not None
-    if column.type.name == "MAP" and key == "headers":
-        hint = "STRING METADATA FROM 'headers.NAME' is one header; ARRAY<ROW<name STRING, value BYTES>> has all"
-        raise SqlFault(column.type.span, "the headers are no MAP here", hint)
     wanted = arrow_type(column.type)
     field = "key_bytes" if key == "key" and wanted == pa.binary() else key
     found = type_of_field(field)
-    if not (pa.types.is_list(wanted) if key == "headers" else is_implicit(found, wanted) or is_implicit(wanted, found)):
+    if key == "headers" and pa.types.is_map(wanted) and wanted != _HEADERS:
+        hint = "MAP<STRING, BYTES>; CAST(headers['trace'] AS STRING) is one of them as text, as METADATA FROM 'headers.trace' is"
+        raise SqlFault(column.type.span, "the values of headers are bytes", hint)
+    fits = wanted == _HEADERS or pa.types.is_list(wanted)
+    if not (fits if key == "headers" else is_implicit(found, wanted) or is_implicit(wanted, found)):
         raise SqlFault(
             column.span, f"the metadata '{key}' is {sql_type(found)}, and no {sql_type(wanted)}", "declare its type"
         )
@@ -410,9 +431,9 @@ class TableConnector:
 def _connector(options: Options) -> TableConnector:
     known = CONNECTORS
     # looking for packages takes ms
-    if {options.given("connector"), options.given("connector.type")} - {None, *CONNECTORS}:
+    if options.given("connector") not in (None, *CONNECTORS):
         known = known | {name: _of_declared(each) for name, each in installed().items() if name not in CONNECTORS}
-    found: TableConnector | None = options.choose("connector", known) or options.choose("connector.type", known)
+    found: TableConnector | None = options.choose("connector", known)
     if found is None:
         near = options.near("connector")
         if near is not None:
@@ -552,6 +573,7 @@ def _write_topic(options: Options, statement: CreateTable) -> OpenWrite:
         hint = "'connector' = 'upsert-kafka' with 'value.format' = 'json' writes the rows of a table"
         raise SqlFault(options.value_span("format"), "'format' = 'debezium-json' can be read, and not written", hint)
     format, key = with_keys(options, statement, format, reads=False)
+    format, key = with_metadata(options, format, key, written_metadata(statement), keyed=bool(statement.key))
     written |= {name: value for name, value in {"format": format, "key": key}.items() if value is not None}
     written |= delivery_of(options)
 
@@ -570,8 +592,14 @@ def _write_topic(options: Options, statement: CreateTable) -> OpenWrite:
     return open_sink
 
 
+def written_metadata(statement: CreateTable) -> dict[str, str]:
+    """Returns the columns of a table on a topic that become parts of its records beside the payload, with their keys."""
+    found = {each.name.text: each.metadata for each in statement.columns if each.metadata and not each.virtual}
+    return {name: key for name, key in found.items() if key not in _OF_BROKER}
+
+
 def _path(options: Options) -> str:
-    return options.need("path", "connector.path").removeprefix("file://")
+    return options.need("path").removeprefix("file://")
 
 
 def _file_formats() -> dict[str, str]:
@@ -579,7 +607,7 @@ def _file_formats() -> dict[str, str]:
 
 
 def _file_format(options: Options) -> str | None:
-    found: str | None = options.choose("format", _file_formats()) or options.choose("format.type", _file_formats())
+    found: str | None = options.choose("format", _file_formats())
     return found
 
 
@@ -740,6 +768,9 @@ CONNECTORS: dict[str, TableConnector] = {
 }
 """The connectors, by the value of 'connector'."""
 
+_TOPICS = tuple(CONNECTORS[name] for name in ("kafka", "upsert-kafka", "memory"))
+"""The connectors whose rows are records, which have METADATA."""
+
 
 # -- writing ----------------------------------------------------------------------------------------------------------
 
@@ -762,7 +793,10 @@ def write_table(
     if connector.write is None:
         raise SqlFault(span, f"table {name} can only be read")
     check_written(statement, span)
-    written_columns = [each for each in statement.columns if each.computed is None and each.metadata is None]
+    parts = written_metadata(statement) if connector in _TOPICS else {}
+    written_columns = [
+        each for each in statement.columns if each.name.text in parts or (each.computed is None and not each.metadata)
+    ]
     metadata = any(each.metadata is not None for each in statement.columns)
     key = [each.text for each in statement.key]
     stream = _fitting(context, relation, written_columns, columns, name, query, span, metadata=metadata, key=key)
@@ -839,7 +873,8 @@ def _fitting(
     if len(target) != len(relation.fields):
         message = f"table {table} has {len(target)} columns, and the query {len(relation.fields)}"
         hint = f"{table}({', '.join(each.name.text for each in target)})"
-        raise SqlFault(span, message, f"{hint}: METADATA is read, and not written" if metadata else hint)
+        why = ": METADATA is written too, but for 'partition', 'offset' and VIRTUAL columns"
+        raise SqlFault(span, message, f"{hint}{why}" if metadata else hint)
     if not columns:
         _warn_of_positions(target, relation, table)
     chosen: dict[str, Any] = {}

@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from sabot.api.calls import LookupOptions
 from sabot.base.threads import run_in_thread
+from sabot.connectors.generated import GeneratorSource
 from sabot.sql.formats import declared_columns
 from sabot.sql.scope import FindsRows, at
 from sabot.sql.syntax.text import SqlFault, list_names
@@ -102,23 +103,29 @@ def write_sql(options: Options) -> "Callable[[Any], tuple[str | Sink, dict[str, 
 
 def read_sql(options: Options, statement: CreateTable) -> "Callable[[Any, dict[str, Any]], Stream]":
     """Returns the reader of the rows that a table of a database has. Raises SqlFault."""
-    from sabot.connectors.generated import GeneratorSource
-
     table, schema = _table(options, statement)
-    _of_lookups(options)
+    finds = _finds_rows(options.table, table, schema, _of_lookups(options))
 
     def open_rows(app: Any, given: "dict[str, Any]") -> "Stream":
         given.pop("schema", None)
-        rows: Stream = app.stream(GeneratorSource(table.rows, options.table, schema, bounded=True), **given)
+        source = DatabaseRows(table.rows, options.table, schema, bounded=True)
+        source.finds, source.key = finds, tuple(name.text for name in statement.key)
+        rows: Stream = app.stream(source, **given)
         return rows
 
     return open_rows
 
 
-def finds_rows(options: Options, statement: CreateTable) -> FindsRows:
-    """Returns what finds the rows of a table of a database for `FOR SYSTEM_TIME AS OF` a PROCTIME(). Raises SqlFault."""
-    table, schema = _table(options, statement)
-    given = _of_lookups(options)
+class DatabaseRows(GeneratorSource):
+    """The rows that a table of a database has. `finds`: finds those of a key, for `FOR SYSTEM_TIME AS OF` a PROCTIME(). `key`: the
+    PRIMARY KEY of the statement.
+    """
+
+    finds: FindsRows
+    key: tuple[str, ...]
+
+
+def _finds_rows(name: str, table: "DatabaseTable", schema: pa.Schema, given: LookupOptions) -> FindsRows:
     row = pa.list_(pa.struct(list(schema)))
 
     def of_columns(columns: Sequence[str]) -> tuple[Callable[[Any], Any], LookupOptions]:
@@ -127,7 +134,7 @@ def finds_rows(options: Options, statement: CreateTable) -> FindsRows:
             found = await run_in_thread(table.found, columns, values)
             return {"found": found} if found else None
 
-        lookup.__name__ = lookup.__qualname__ = options.table
+        lookup.__name__ = lookup.__qualname__ = name
         return lookup, {**given, "schema": pa.schema([("found", row)])}
 
     return of_columns

@@ -18,6 +18,7 @@ from sabot.codecs.formats import Csv, Json, Raw
 from sabot.codecs.json import TimesInJson
 from sabot.codecs.keyed import KeyAndValue, as_key
 from sabot.codecs.keys import BIG_ENDIAN
+from sabot.codecs.parts import WithParts
 from sabot.codecs.raw import VALUE
 from sabot.codecs.schemas import Avro
 from sabot.sql.functions import cast
@@ -125,6 +126,29 @@ def with_keys(
         value = _plain(options, statement, of=others)
     of_key = pa.schema([(name, types[name]) for name in fields]) if value.own_columns and not in_value else None
     return KeyAndValue(value, key, fields, prefix, in_value, of_key), first
+
+
+def with_metadata(
+    options: Options, format: str | Format | None, key: str | None, columns: Mapping[str, str], *, keyed: bool
+) -> tuple[str | Format | None, str | None]:
+    """Returns the format of a topic with METADATA columns that are parts of its records, and the column of their keys.
+
+    `columns`: these columns, with the keys of METADATA. `keyed`: True if the table has a PRIMARY KEY.
+    """
+    if not columns:
+        return format, key
+    payload = format if isinstance(format, Format) else _KEYS.get(format or "json")
+    if payload is None:
+        message = f"a record of '{format}' has many rows, so it has no METADATA of one"
+        raise SqlFault(options.span, message, "declare the columns as VIRTUAL, or 'format' = 'json'")
+    own = next((name for name, part in columns.items() if part == "key"), None)
+    if own is not None and (key is not None or keyed or isinstance(payload, KeyAndValue)):
+        message = f"column {own} is the key of the records, which 'key.fields' or the PRIMARY KEY gives too"
+        raise SqlFault(options.span, message, f"{own} … METADATA FROM 'key' VIRTUAL is read, and not written")
+    time = next((name for name, part in columns.items() if part == "timestamp"), None)
+    headers = [(name, part) for name, part in columns.items() if part.startswith("headers")]
+    named = tuple((name, part.removeprefix("headers").removeprefix(".")) for name, part in headers)
+    return WithParts(payload, time, named, own), own or key
 
 
 def _check_key_columns(

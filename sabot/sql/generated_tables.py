@@ -12,7 +12,7 @@ import pyarrow as pa
 from sabot.base.config import parse_ms
 from sabot.connectors.datagen import GeneratedSource
 from sabot.connectors.datagen.expressions import expression_field
-from sabot.connectors.datagen.kinds import list_field, random_field, sequence_field, some_null, struct_field
+from sabot.connectors.datagen.kinds import list_field, map_field, random_field, sequence_field, some_null, struct_field
 from sabot.connectors.datagen.source import Field
 from sabot.sql.syntax.text import Span, SqlFault
 from sabot.sql.syntax.tree import CreateTable, Type
@@ -132,6 +132,13 @@ def _datagen_field(columns: _MadeColumns, prefix: str, type: pa.DataType, declar
         length = columns.number(f"{prefix}.length", 3)
         element = _datagen_field(columns, f"{prefix}.element", type.value_type, None)
         return columns.with_nulls(prefix, list_field(type, element, length))
+    if pa.types.is_map(type):
+        length = columns.number(f"{prefix}.length", 3)
+        key, value = (
+            _datagen_field(columns, f"{prefix}.{part}", of, None)
+            for part, of in (("key", type.key_type), ("value", type.item_type))
+        )
+        return columns.with_nulls(prefix, map_field(type, key, value, length))
     given: dict[str, Any] = {}
     if pa.types.is_timestamp(type):
         age = options.duration(f"{prefix}.max-past")

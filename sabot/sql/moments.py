@@ -16,8 +16,9 @@ import numpy as np
 import pyarrow as pa
 
 from sabot.api.expr import Expr, col
+from sabot.api.nodes.times import WithWatermark
 from sabot.sql.functions import cast
-from sabot.sql.scope import Relation, TableColumn, TypedExpr, at, is_clock, names_of
+from sabot.sql.scope import Relation, TableColumn, TypedExpr, at, is_clock, names_of, node_of, steps_of
 from sabot.sql.syntax.text import Span, SqlFault
 from sabot.sql.syntax.tree import Call, Column, Expression, Item, Sort
 from sabot.sql.values import Binder, Context, is_moment, moment_key, walk
@@ -32,6 +33,8 @@ _DATES = {
     "LOCALTIMESTAMP": pa.timestamp("ms"),
 }
 _TYPES = {"UNIX_TIMESTAMP": pa.int64(), "RAND": pa.float64(), "RAND_INTEGER": pa.int32(), "UUID": pa.string()}
+_WATERMARK = "CURRENT_WATERMARK"
+_FOR_WATERMARK = "SELECT *, CURRENT_WATERMARK(ts) AS mark FROM t, in a query or a view"
 _GROUP_WINDOWS = ("TUMBLE", "HOP", "SESSION")
 
 
@@ -73,6 +76,8 @@ def with_moment_types(relation: Relation, tree: Expression) -> Relation:
     calls = {}
     for i, node in enumerate(_moments(tree, relation)):
         name = "PROCTIME" if isinstance(node, Column) else node.name.text.upper()
+        if name == _WATERMARK:
+            raise SqlFault(node.span, f"{name} is of rows that are read, and no column of the table", _FOR_WATERMARK)
         type = _DATES.get(name) or _TYPES.get(name, _INSTANT)
         calls[moment_key(node, relation)] = TypedExpr(col(f"moment {i}"), type)
     return replace(relation, calls={**relation.calls, **calls})
@@ -187,6 +192,8 @@ def _computed(context: Context, relation: Relation, node: Column | Call) -> tupl
             return _with_column(relation, cast(now, type, context.zone, strict=True), type, node.span)
         return relation, now
     assert isinstance(node, Call)
+    if name == _WATERMARK:
+        return _watermark(relation, node)
     if len(node.arguments) != (name == "RAND_INTEGER"):
         message = f"{name} takes {'one argument' if name == 'RAND_INTEGER' else 'no argument'}, and there "
         message += f"{'is 1' if len(node.arguments) == 1 else f'are {len(node.arguments)}'}"
@@ -202,6 +209,27 @@ def _computed(context: Context, relation: Relation, node: Column | Call) -> tupl
         )
     relation, given = _with_column(relation, bound.expr.cast("int32"), pa.int32(), node.span)
     return _added(relation, _Added("rand", pa.int32(), _integers, (str(given.expr.column),)), node)
+
+
+def _watermark(relation: Relation, node: Call) -> tuple[Relation, TypedExpr]:
+    """Returns the column of the watermark of the column of event time that a call names."""
+    (argument, *others) = node.arguments or (None,)
+    field = relation.find(argument.parts)[0] if isinstance(argument, Column) else None
+    if field is None or others:
+        raise SqlFault(node.span, f"{_WATERMARK} takes the column of event time", f"{_WATERMARK}(ts)")
+    if field.shift_ms != 0:
+        message = f"{field.name} is not the event time of these rows, so it has no watermark"
+        raise SqlFault(node.span, message, f"WATERMARK FOR {field.name} AS {field.name} in CREATE TABLE")
+    if relation.stream.changes:
+        message = "rows that are updated are taken back with the watermark that they had"
+        raise SqlFault(node.span, message, "call it in a query before the GROUP BY")
+    name = names_of(relation).free("watermark")
+    with at(node.span):
+        stream = steps_of(relation.stream).then(WithWatermark(node_of(relation.stream), name))
+    relation = replace(relation, stream=stream)
+    if pa.types.is_timestamp(field.type) and field.type.tz is not None:
+        return relation, TypedExpr(col(name), _INSTANT)
+    return _with_column(relation, col(name).dt.replace_time_zone(None), pa.timestamp("ms"), node.span)
 
 
 def _now(context: Context, relation: Relation, span: Span) -> tuple[Relation, TypedExpr]:

@@ -45,7 +45,7 @@ _OTHERWISE = ("kafka", "reprocess")
 _IGNORED = re.compile(
     r"table\.(optimizer|exec\.mini-batch|exec\.sink|exec\.spill|exec\.async-lookup|dml-sync).*"
     r"|execution\.(runtime-mode|type|result-mode|planner|checkpointing\.(mode|min-pause|max-concurrent-checkpoints|unaligned.*)|buffer-timeout)"
-    r"|sql-client\..*|(state\.backend|taskmanager|jobmanager|restart-strategy|rest|cluster|pipeline)\..*|state\.backend"
+    r"|sql-client\..*|(state\.backend|taskmanager|jobmanager|restart-strategy|rest|cluster|pipeline)\..*|state\.backend|restart-strategy"
 )
 """Options of Flink that have no meaning here."""
 

@@ -148,7 +148,6 @@ class Relation:
     - `ranking`: the ranking that the rows do not have yet.
     - `calls`: the columns of the stream that have results of registered functions, by `key_of` of the call.
     - `key`: the PRIMARY KEY of a table that CREATE TABLE declares, empty if it has none; None for any other table.
-    - `finds`: of a table of a database, the function that finds its rows; None for any other table.
     """
 
     stream: Stream
@@ -157,7 +156,6 @@ class Relation:
     ranking: Ranking | None = None
     calls: Mapping[Any, TypedExpr] = field(default_factory=dict)
     key: tuple[str, ...] | None = None
-    finds: "FindsRows | None" = None
 
     def named(self, qualifier: str) -> "Relation":
         """Returns the same table under another alias."""

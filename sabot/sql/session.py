@@ -41,6 +41,7 @@ from sabot.sql.showing import (
     connectors_table,
     declared_rows,
     is_declared,
+    named_like,
     names_table,
     options_table,
     relation_rows,
@@ -49,6 +50,7 @@ from sabot.sql.syntax.parser import parse
 from sabot.sql.syntax.text import Fault, Span, SqlError, SqlFault, SqlText, list_names
 from sabot.sql.syntax.tree import (
     Alias,
+    ColumnDefinition,
     CreateFunction,
     CreateModel,
     CreateTable,
@@ -67,7 +69,9 @@ from sabot.sql.syntax.tree import (
     TableOption,
     Use,
 )
+from sabot.sql.table_options import renewed
 from sabot.sql.templates import TemplateText, text_of
+from sabot.sql.types import type_of
 from sabot.sql.values import Compile, Context
 
 if TYPE_CHECKING:
@@ -221,6 +225,14 @@ def _is_about(fault: Fault, names: set[str]) -> bool:
     return any(fault.message.lower() == f'there is no table "{name}"' for name in names)
 
 
+def _columns_of(rows: Relation, span: Span) -> tuple[ColumnDefinition, ...]:
+    """Returns the columns of a table that CREATE TABLE … AS declares. `span`: the place of its name."""
+    return tuple(
+        ColumnDefinition(Name(each.name, span), type_of(each.sql_type, span), None, None, False, None, span)
+        for each in rows.fields
+    )
+
+
 def _relation_of(stream: Stream, name: str) -> Relation:
     time = time_column(node_of(stream)) or _time_given_later(stream)
     return Relation(stream, fields_of(stream, name, {time: 0} if time is not None else None))
@@ -290,7 +302,8 @@ class _Statements:
         elif isinstance(statement, Explain):
             return self._explain(statement)
         elif isinstance(statement, Show):
-            return self._show(statement)
+            shown = self._show(statement)
+            return named_like(shown, statement.like) if isinstance(shown, pa.Table) else shown
         elif isinstance(statement, Describe):
             return self._describe(statement.name)
         else:
@@ -416,6 +429,7 @@ class _Statements:
     def _create_table(self, statement: CreateTable) -> None:
         if not self._free(statement.name, statement.if_not_exists):
             return
+        statement = replace(statement, options=renewed(statement.options))
         if statement.like:
             statement = self._like(statement)
         if statement.query is not None and (statement.columns or statement.watermark):
@@ -430,6 +444,8 @@ class _Statements:
             rows = self._with_clocks(self._query(statement.query, target), statement.query)
         if rows is not None:
             names = [each.name.lower() for each in rows.fields]
+            if statement.key:  # the formats of keys need the types of all columns
+                statement = replace(statement, columns=_columns_of(rows, statement.name[-1].span))
         for name in (*statement.key, *statement.partition):
             if names and name.text.lower() not in names:
                 raise SqlFault(name.span, f'there is no column "{name.text}"', list_names(name.text, names))

@@ -1,8 +1,10 @@
 """The answers of SHOW and DESCRIBE, as Arrow tables or texts."""
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from sabot.base.redaction import shown_setting
 from sabot.connectors.installed import COLUMNS, summary
@@ -15,6 +17,14 @@ from sabot.sql.types import arrow_type, sql_type
 def names_table(title: str, names: Iterable[str]) -> pa.Table:
     """Returns a table of one column with these names, sorted."""
     return pa.table({title: pa.array(sorted(names), pa.string())})
+
+
+def named_like(shown: pa.Table, like: tuple[str, bool] | None) -> pa.Table:
+    """Returns the rows whose name, the first column, fits a pattern of LIKE, or those that do not, if its second part is True."""
+    if like is None:
+        return shown
+    fits: Any = pc.match_like(shown.column(0), like[0])
+    return shown.filter(pc.invert(fits) if like[1] else fits)
 
 
 def connectors_table() -> pa.Table:
@@ -63,7 +73,7 @@ def _row(table: CreateTable, name: str, type: str) -> tuple[str, str, str, str, 
     column = next((each for each in table.columns if each.name.text == name), None)
     extras = ""
     if column is not None and column.metadata is not None:
-        extras = f"METADATA FROM '{column.metadata}'"
+        extras = f"METADATA FROM '{column.metadata}'{' VIRTUAL' if column.virtual else ''}"
     elif column is not None and column.computed is not None:
         extras = "computed"
     time, lateness = time_of(table)

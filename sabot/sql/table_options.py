@@ -19,11 +19,16 @@ _SECRET = re.compile(r"\$\{env:([A-Za-z_]\w*)\}")
 _IGNORED = (
     re.compile(r"sink\.(partition-commit|rolling-policy|parallelism|buffer-flush|delay|transactional-id-prefix).*"),
     re.compile(
+        r"partition\.(time-extractor\..*|default-name)|(auto-)?compaction(\..*)?|sink\.shuffle-by-partition\.enable"
+    ),
+    re.compile(r"print-identifier|standard-error|((key|value)\.)?debezium-json\.schema-include"),
+    re.compile(
         r"((key|value)\.)?(json|csv|debezium-json)\.(ignore-parse-errors|fail-on-missing-field|timestamp-format\.standard)"
     ),
     re.compile(r"((key|value)\.)?json\.(map-null-key\.(mode|literal)|decode\.json-parser\.enabled)"),
     re.compile(r"scan\.watermark\.(emit\..*|alignment\.update-interval)"),
-    re.compile(r"scan\.parallelism|lookup\..*|connector\.property-version|update-mode"),
+    re.compile(r"scan\.parallelism|lookup\..*|update-mode|connector\.(property-version|version|driver|write\..*)"),
+    re.compile(r"format\.(derive-schema|property-version|fail-on-missing-field|ignore-parse-errors)"),
     re.compile(r"driver|connection\.max-retry-timeout|scan\.(fetch-size|auto-commit|partition\..*)|sink\.max-retries"),
 )
 """Options of Flink that have no meaning here, or whose meaning the engine always has."""
@@ -46,6 +51,36 @@ def duration_of(option: TableOption) -> str:
     if match is None or found is None:
         raise SqlFault(option.value_span, f"'{option.value}' is no duration", "'10 s', '3 min', '500 ms'")
     return f"{match[1]}{found}"
+
+
+_OLDER = {
+    "connector.type": "connector",
+    "connector.topic": "topic",
+    "connector.startup-mode": "scan.startup.mode",
+    "connector.path": "path",
+    "connector.url": "url",
+    "connector.table": "table-name",
+    "connector.username": "username",
+    "connector.password": "password",
+    "connector.lookup.cache.max-rows": "lookup.cache.max-rows",
+    "connector.lookup.cache.ttl": "lookup.cache.ttl",
+    "connector.lookup.max-retries": "lookup.max-retries",
+    "format.type": "format",
+    "format.field-delimiter": "csv.field-delimiter",
+}
+_OLDER_PROPERTIES = "connector.properties."
+
+
+def renewed(options: tuple[TableOption, ...]) -> tuple[TableOption, ...]:
+    """Returns the options of a table by their names of now. Those of Flink 1.10 begin with 'connector.' and 'format.'."""
+    if not any(each.key == "connector.type" for each in options):
+        return options
+    return tuple(
+        replace(each, key=each.key.removeprefix("connector."))
+        if each.key.startswith(_OLDER_PROPERTIES)
+        else replace(each, key=_OLDER.get(each.key, each.key))
+        for each in options
+    )
 
 
 class Options:

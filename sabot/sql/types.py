@@ -10,7 +10,7 @@ import pyarrow as pa
 from sabot.api.expr import Expr, lit
 from sabot.base.arrays import integer_range
 from sabot.sql.syntax.text import Span, SqlFault, list_names
-from sabot.sql.syntax.tree import Interval, Type, TypedLiteral
+from sabot.sql.syntax.tree import Interval, Name, Type, TypedLiteral, TypeField
 
 DAY_MS = 86_400_000
 
@@ -86,6 +86,24 @@ def arrow_type(type: Type) -> pa.DataType:
     raise SqlFault(type.span, f"there is no type {name}", hint)
 
 
+def type_of(type: pa.DataType, span: Span) -> Type:
+    """Returns the SQL type of a column of this Arrow type, as CREATE TABLE would declare it. `span`: the place of the table."""
+    if pa.types.is_decimal(type):
+        return Type("DECIMAL", span, (type.precision, type.scale))
+    if pa.types.is_timestamp(type):
+        return Type("TIMESTAMP_LTZ" if type.tz else "TIMESTAMP", span, (_DIGITS[type.unit],))
+    if pa.types.is_time(type):
+        return Type("TIME", span, (_DIGITS[type.unit],))
+    if pa.types.is_list(type):
+        return Type("ARRAY", span, inner=(type_of(type.value_type, span),))
+    if pa.types.is_map(type):
+        return Type("MAP", span, inner=(type_of(type.key_type, span), type_of(type.item_type, span)))
+    if pa.types.is_struct(type):
+        fields = tuple(TypeField(Name(each.name, span), type_of(each.type, span)) for each in type)
+        return Type("ROW", span, fields=fields)
+    return Type(sql_type(type), span)
+
+
 def text_length(type: Type) -> int | None:
     """Returns the most characters of a text of a type: n of VARCHAR(n) and CHAR(n), 1 of CHAR; None for any other."""
     if type.name in ("VARCHAR", "CHAR") and type.numbers:
@@ -153,6 +171,18 @@ def common_type(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
     return pa.decimal128(min(digits + scale, 38), scale)
 
 
+def named_as(type: pa.DataType, like: pa.DataType) -> pa.DataType:
+    """Returns a type whose rows, at all levels, have the names of the fields of another one, by their positions."""
+    types = pa.types
+    if types.is_list(type) and types.is_list(like):
+        return pa.list_(named_as(type.value_type, like.value_type))
+    if types.is_map(type) and types.is_map(like):
+        return pa.map_(named_as(type.key_type, like.key_type), named_as(type.item_type, like.item_type))
+    if types.is_struct(type) and types.is_struct(like) and type.num_fields == like.num_fields:
+        return pa.struct([(b.name, named_as(a.type, b.type)) for a, b in zip(type, like, strict=True)])
+    return type
+
+
 def is_implicit(given: pa.DataType, wanted: pa.DataType) -> bool:
     """Returns True if values are written into a column of another type without a CAST, as Flink's implicit casts are.
 
@@ -178,6 +208,8 @@ def is_implicit(given: pa.DataType, wanted: pa.DataType) -> bool:
         return is_implicit(given.value_type, wanted.value_type)
     if types.is_struct(given) and types.is_struct(wanted) and given.num_fields == wanted.num_fields:
         return all(is_implicit(one.type, other.type) for one, other in zip(given, wanted, strict=True))
+    if types.is_map(given) and types.is_map(wanted):
+        return bool(named_as(given, wanted) == wanted)
     return bool(types.is_time(given) and types.is_time(wanted))
 
 

@@ -40,6 +40,9 @@ def fits(value: Any, field: pa.Field) -> Any:
     elif pa.types.is_struct(data_type):
         if isinstance(value, dict):
             return {child.name: fits(value.get(child.name), child) for child in data_type}
+    elif pa.types.is_map(data_type):
+        if isinstance(value, dict):
+            return [(str(name.encode(), "utf-8"), fits(item, data_type.item_field)) for name, item in value.items()]
     elif pa.types.is_list(data_type) and isinstance(value, list):
         return [fits(item, data_type.value_field) for item in value]
     raise ValueError("type")

@@ -32,9 +32,10 @@ class JsonDecoder:
     Types: bool, all ints, float32/64, string, binary (the UTF-8 of a JSON string), timestamp (any unit; values are
     UTC with or without a zone; a text without an offset is on the clock of the zone that the metadata `time_zone` of its
     field names, if there is one) and date32/64, both from integers (epoch ms) or ISO 8601 strings, time32/64, from strings
-    such as 12:30:00.25, decimal128/256, from numbers or strings with a number, struct and list of these, `pa.null()`; other
-    types raise UserError naming the column. int64 time columns accept integers only. A date is a time at midnight; an
-    integer for it of at most 2,932,896 is days since 1970, as Kafka Connect writes them.
+    such as 12:30:00.25, decimal128/256, from numbers or strings with a number, struct, list and map of these (a map is an
+    object, so its keys are strings; of equal keys it has the last), `pa.null()`; other types raise UserError naming the
+    column. int64 time columns accept integers only. A date is a time at midnight; an integer for it of at most 2,932,896 is
+    days since 1970, as Kafka Connect writes them.
 
     A decimal is exact: a number with more digits than its type, before or after the point, makes a bad row; 1.500 and
     15e-1 are 1.5. Of duplicate keys the last is used. Unknown fields are skipped, but must be valid JSON. A missing
@@ -78,7 +79,7 @@ def encode_rows(batch: pa.RecordBatch, times: Literal["ms", "sql", "iso"] = "ms"
     `12:30:00.25`.
 
     Nulls, NaN and infinities are written as null; decimals as numbers with all digits of their scale (1.50); binary as a
-    UTF-8 string (TypeError for other bytes, and for a time of day beyond its day); struct and list as objects and lists.
-    Other types raise UserError naming the column. Floats are written with the fewest digits that round-trip, and always
+    UTF-8 string (TypeError for other bytes, and for a time of day beyond its day); struct and map as objects, list as
+    lists. Other types raise UserError naming the column. Floats are written with the fewest digits that round-trip, and always
     with a point or an exponent: 1.0 is `1.0`. Raises OverflowError above 2 GiB.
     """

@@ -52,6 +52,7 @@ cdef extern from "text/json_parse.h" namespace "sabot" nogil:
     int TIME64 "static_cast<int>(sabot::Kind::time64)"
     int STRUCT_ "static_cast<int>(sabot::Kind::struct_)"
     int LIST_ "static_cast<int>(sabot::Kind::list)"
+    int MAP_ "static_cast<int>(sabot::Kind::map)"
 
     struct ClockStep:
         int64_t shown
@@ -151,9 +152,11 @@ cdef int kind_of(object data_type, str path, str verb) except -1:
         return STRUCT_
     if pa.types.is_list(data_type):
         return LIST_
+    if pa.types.is_map(data_type) and data_type.key_type == pa.string():
+        return MAP_
     raise UserError(
         f"column {path!r}: {data_type} cannot be {verb} JSON",
-        hint="use bool, integers, floats, decimals, string, binary, timestamp, date, time, list or struct",
+        hint="use bool, integers, floats, decimals, string, binary, timestamp, date, time, list, struct or a map of strings",
     )
 
 
@@ -163,9 +166,12 @@ cdef int64_t unit_of(object data_type, int kind) except -1:
 
 
 cdef list children_of(object data_type, str path):
-    """Returns pairs (field, its path) of a struct's fields or of a list's item."""
+    """Returns pairs (field, its path) of a struct's fields, of a list's item, or of a map's entry."""
     if pa.types.is_list(data_type):
         return [(data_type.value_field, f"{path}[]")]
+    if pa.types.is_map(data_type):
+        entry = pa.struct([data_type.key_field, data_type.item_field])
+        return [(pa.field("entries", entry, nullable=False), path)]
     return [(data_type.field(i), f"{path}.{data_type.field(i).name}") for i in range(data_type.num_fields)]
 
 
@@ -259,7 +265,7 @@ cdef int add_fields(Node* parent, list fields, object guessed, int depth=1) exce
             for shown, ahead in clock_of(field.metadata[TIME_ZONE].decode()):
                 node.clock.push_back(ClockStep(shown, ahead))
         parent.add_child(node, field.name.encode())  # the parent owns the node from here on, even if the next line raises
-        if kind == STRUCT_ or kind == LIST_:
+        if kind == STRUCT_ or kind == LIST_ or kind == MAP_:
             add_fields(node, children_of(field.type, path), below, depth + 1)
     return 0
 
@@ -400,7 +406,7 @@ cdef int add_columns(Column* parent, list fields, char between) except -1:
         column.between = between
         column.zoned = kind == TIMESTAMP and field.type.tz is not None
         parent.add_child(column)  # the parent owns the column from here on, even if the next line raises
-        if kind == STRUCT_ or kind == LIST_:
+        if kind == STRUCT_ or kind == LIST_ or kind == MAP_:
             add_columns(column, children_of(field.type, path), between)
         first = False
     return 0

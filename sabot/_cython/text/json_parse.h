@@ -29,6 +29,7 @@
 #include <memory>
 #include <mutex>
 #include <string>
+#include <string_view>
 #include <system_error>
 #include <vector>
 
@@ -55,6 +56,7 @@ enum class Kind : uint8_t {
     struct_, list,
     decimal128, decimal256,
     time32, time64,
+    map,                    /* a list of structs, the entries: a text and a value */
 };
 
 static inline int width_of(Kind kind) {
@@ -75,7 +77,7 @@ static inline Layout layout_of(Kind kind) {
         case Kind::bool_: return Layout::bool_;
         case Kind::text: return Layout::bytes;
         case Kind::struct_: return Layout::struct_;
-        case Kind::list: return Layout::list;
+        case Kind::list: case Kind::map: return Layout::list;
         default: return Layout::fixed;
     }
 }
@@ -1022,6 +1024,9 @@ class Decoder {
             case Kind::list:
                 if (*p != '[') return wrong(node, p, depth);
                 return list(node, p, depth + 1);
+            case Kind::map:
+                if (*p != '{') return wrong(node, p, depth);
+                return map(node, p, depth + 1);
             case Kind::timestamp: case Kind::date32: case Kind::date64:
                 return time(node, p, depth);
             case Kind::decimal128: case Kind::decimal256:
@@ -1232,6 +1237,110 @@ class Decoder {
         node.valid[node.len] = 1;
         node.offsets[++node.len] = static_cast<int32_t>(child.len);
         return p;
+    }
+
+    /* Decodes the object whose '{' is at p into the entries of a map. Of equal keys the last one counts: an object that has
+       some is read once more, without those before it. */
+    __attribute__((noinline)) const uint8_t* map(Node& node, const uint8_t* p, int depth) {
+        if (depth > MAX_DEPTH) return fail(p, "nested deeper than 512");
+        node.room();
+        Node& all = *node.children[0];
+        const int64_t first = all.len;
+        bool spoiled = false;
+        const uint8_t* after = entries(all, p, depth, nullptr, spoiled);
+        if (after == nullptr) return nullptr;
+        if (!spoiled) {
+            const std::vector<bool> replaced = replaced_keys(*all.children[0], first);
+            if (!replaced.empty()) {
+                all.truncate(first);
+                after = entries(all, p, depth, &replaced, spoiled);
+                if (after == nullptr) return nullptr;
+            }
+        }
+        if (spoiled) {
+            all.truncate(first);
+            mismatch = true;
+            return after;
+        }
+        node.valid[node.len] = 1;
+        node.offsets[++node.len] = static_cast<int32_t>(all.len);
+        return after;
+    }
+
+    /* Reads the entries of the object whose '{' is at p, but for those that `replaced` names, if it is given. OUT spoiled: true
+       if one does not fit, which `error` describes; then the entries are not whole. */
+    const uint8_t* entries(Node& all, const uint8_t* p, int depth, const std::vector<bool>* replaced, bool& spoiled) {
+        Node& key = *all.children[0];
+        Node& item = *all.children[1];
+        p = space(p + 1);
+        if (*p == '}') {
+            p++;
+        } else {
+            for (size_t number = 0;; number++) {
+                if (*p != '"') return fail(p, "expected a field name in quotes");
+                const bool kept = !spoiled && !(replaced != nullptr && (*replaced)[number]);
+                const uint8_t* const name = p;
+                lone_surrogate = false;
+                if (kept) key.room();
+                p = kept ? string<true>(p + 1, key.text) : string<false>(p + 1, key_text);
+                if (p == nullptr) return nullptr;
+                if (kept && lone_surrogate) {
+                    error.reason = "field " + key.path + ": half of a surrogate pair cannot be written in " + key.type;
+                    error.at = name - start;
+                    spoiled = true;
+                }
+                p = space(p);
+                if (*p != ':') return fail(p, "expected ':'");
+                p = space(p + 1);
+                if (kept && !spoiled) {
+                    key.valid[key.len] = 1;
+                    key.offsets[++key.len] = static_cast<int32_t>(key.text.len);
+                    p = value(item, p, depth);
+                    if (p == nullptr) return nullptr;
+                    spoiled = mismatch; /* `error` keeps the first wrong value */
+                    mismatch = false;
+                    if (!spoiled) {
+                        all.room();
+                        all.valid[all.len++] = 1;
+                    }
+                } else {
+                    p = skip(p, depth);
+                    if (p == nullptr) return nullptr;
+                }
+                p = space(p);
+                if (*p == ',') {
+                    p = space(p + 1);
+                    continue;
+                }
+                if (*p != '}') return fail(p, "expected ',' or '}'");
+                p++;
+                break;
+            }
+        }
+        return p == end ? fail(p, "an object or list is not closed") : p;
+    }
+
+    /* Returns, for each key from number `first` on, whether an equal one comes later, or nothing if all differ. */
+    static std::vector<bool> replaced_keys(const Node& key, int64_t first) {
+        const int64_t n = key.len - first;
+        std::vector<bool> found;
+        if (n < 2) return found;
+        std::vector<int64_t> order(static_cast<size_t>(n));
+        for (int64_t i = 0; i < n; i++) order[static_cast<size_t>(i)] = first + i;
+        const auto name = [&](int64_t i) {
+            return std::string_view(reinterpret_cast<const char*>(key.text.data) + key.offsets[i],
+                                    static_cast<size_t>(key.offsets[i + 1] - key.offsets[i]));
+        };
+        std::sort(order.begin(), order.end(), [&](int64_t a, int64_t b) {
+            const int sign = name(a).compare(name(b));
+            return sign < 0 || (sign == 0 && a < b);
+        });
+        for (size_t i = 1; i < order.size(); i++) {
+            if (name(order[i - 1]) != name(order[i])) continue;
+            if (found.empty()) found.resize(order.size());
+            found[static_cast<size_t>(order[i - 1] - first)] = true;
+        }
+        return found;
     }
 };
 

@@ -262,6 +262,20 @@ struct Column {
                 out.put_byte(']');
                 return;
             }
+            case Kind::map: {
+                const int32_t* offsets = static_cast<const int32_t*>(array->buffers[1]);
+                const Column& entries = *children[0];
+                out.put_byte('{');
+                for (int32_t i = offsets[at]; i < offsets[at + 1]; i++) {
+                    const int64_t entry = i + entries.array->offset;
+                    if (i > offsets[at]) out.put_byte(',');
+                    entries.children[0]->write(out, entry);
+                    out.put_byte(':');
+                    entries.children[1]->write(out, entry);
+                }
+                out.put_byte('}');
+                return;
+            }
             case Kind::null_: return;
         }
     }

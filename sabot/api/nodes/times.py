@@ -1,11 +1,11 @@
-"""The step that gives rows another event time, and the step that emits rows in the order of event time."""
+"""The steps about event time: another one, the watermark as a column, and rows in the order of event time."""
 
 from functools import cached_property
 from typing import Any
 
 from sabot.api.arguments import TimeUnit
 from sabot.api.expr import Expr
-from sabot.api.nodes.node import Columns, Node, with_more
+from sabot.api.nodes.node import AddsColumns, Columns, Node, with_more
 from sabot.api.nodes.read import check_time, named_time, path_of, said_time
 from sabot.base.config import Duration, parse_ms
 from sabot.base.dataclass import dataclass
@@ -80,6 +80,32 @@ def with_time_node(
     node = WithTime(input, time, unit, format, parse_ms(lateness, name="lateness"), time_zone=zone)
     node.check()
     return node
+
+
+@dataclass(frozen=True, eq=False)
+class WithWatermark(AddsColumns):
+    """A step that adds the watermark as a column: the event time (UTC, ms) up to which all rows have come, and null before the
+    first one. A row that is late has a time that is not behind it.
+    """
+
+    word = "with_watermark"
+    input: Node
+    name: str
+
+    def text(self) -> str:
+        return f"with the watermark as {self.name}"
+
+    @property
+    def given(self) -> dict[str, str | None]:
+        return {self.name: None}
+
+    @property
+    def needs_time(self) -> bool:
+        return True
+
+    @property
+    def keeps_times(self) -> bool:
+        return False
 
 
 @dataclass(frozen=True, eq=False)

@@ -91,6 +91,22 @@ def list_field(type: pa.DataType, element: Field, length: int) -> Field:
     return lists
 
 
+def map_field(type: pa.MapType, key: Field, item: Field, length: int) -> Field:
+    """Returns the column of maps of at most so many entries: of equal keys the last one stays."""
+
+    def maps(dice: np.random.Generator, rows: Numbers, times: Numbers) -> pa.Array:
+        counted, at = np.repeat(rows, length), np.repeat(times, length)
+        keys, items = key(dice, counted, at), item(dice, counted, at)
+        pairs = zip(np.arange(len(rows)).repeat(length).tolist(), keys.to_pylist(), strict=True)
+        last = {pair: place for place, pair in enumerate(pairs)}
+        places = np.sort(np.fromiter(last.values(), np.int64, len(last)))
+        bounds = np.searchsorted(places, np.arange(len(rows) + 1) * length).astype(np.int32)
+        kept = pa.array(places)
+        return pa.MapArray.from_arrays(pa.array(bounds), keys.take(kept), items.take(kept)).cast(type)
+
+    return maps
+
+
 def struct_field(type: pa.StructType, parts: dict[str, Field]) -> Field:
     """Returns the column of rows with these fields."""
     return lambda dice, rows, times: pa.StructArray.from_arrays(

@@ -21,12 +21,12 @@ from sabot.api.stream import Stream
 from sabot.api.windows import SessionWindow, TumblingWindow
 from sabot.sql.bind.equal_steps import without_repeats
 from sabot.sql.bind.groups import AT_THE_END
+from sabot.sql.bind.lookups import AskedTable, asked_table, reads_database
 from sabot.sql.bind.window_tops import window_top, window_top_in_time
 from sabot.sql.bind.windows import windows_again
 from sabot.sql.functions import cast
 from sabot.sql.registered import has_calls, with_calls
 from sabot.sql.scope import (
-    FindsRows,
     Names,
     Relation,
     StarName,
@@ -166,7 +166,6 @@ class JoinBinder:
         self._join = join
         self._how = _HOW[join.kind]
         own = conjuncts(join.on)
-        self._read = [each.column for each in right.fields]  # the names of the right table's columns where it is read
         self._left = with_calls(context, left, own)
         right = self._apart(self._left, right)
         self._right = with_calls(context, right, own, self._left)
@@ -565,25 +564,34 @@ class JoinBinder:
                 message,
                 "look up first, and group or rank the joined rows; or a JOIN without AS OF",
             )
-        if self._right.finds is not None:
-            return self._bind_database(self._right.finds)
+        table = asked_table(self._right.stream)
+        if table is not None:
+            return self._bind_database(table)
+        if reads_database(self._right.stream):
+            name = next((each.qualifier for each in self._right.fields), "this query")
+            message = f"{name} is computed from all rows of a database, and AS OF a PROCTIME() asks for those of a key"
+            hint = "FOR SYSTEM_TIME AS OF the table itself, or a view with columns and WHERE; JOIN without it reads all at the start"
+            raise SqlFault(self._join.right.span, message, hint)
         return self._bind_point(lambda stream, other, options: stream.lookup(other, **options))
 
-    def _bind_database(self, finds: FindsRows) -> Relation:
+    def _bind_database(self, table: AskedTable) -> Relation:
         """Returns the rows of the left table with those that a table of a database has for their keys when they are processed:
         a row for each of them.
         """
         left, right, span = self._left, self._right, self._join.span
-        of_database = {each.column: name for each, name in zip(right.fields, self._read, strict=True) if not each.clock}
         self._sort_conditions()
-        keys = [(of_database[next(iter(its.expr.columns))], mine.expr) for _, mine, its in self._keys if _is_plain(its)]
-        further = [*self._bounds, *(node for node, _, its in self._keys if not _is_plain(its))]
+        keys, further = [], [*self._bounds]
+        for node, mine, its in self._keys:
+            name = table.columns[next(iter(its.expr.columns))].column if _is_plain(its) else None
+            keys += [] if name is None else [(name, mine.expr)]
+            further += [node] if name is None else []
         for node in self._residual:
             found = self._constant(node)
-            if found is None:
+            name = None if found is None else table.columns[found[0]].column
+            if found is None or name is None:
                 further.append(node)
             else:
-                keys.append((of_database[found[0]], found[1]))
+                keys.append((name, found[1]))
         if not keys:
             message = "AS OF of a table of a database needs ON a.key = b.key"
             raise SqlFault(self._join.span, message, "the column of the database itself, without a function around it")
@@ -591,23 +599,18 @@ class JoinBinder:
         names.taken |= {each.column for each in right.fields}
         made = {names.free("key"): key for _, key in keys}
         rows = names.free("found")
-        function, options = finds([name for name, _ in keys])
-        schema = options["schema"]
-        assert isinstance(schema, pa.Schema)
-        known = schema.field("found").type.value_type
-        for name in of_database.values():
-            if known.get_field_index(name) < 0:
-                message = f"{name} is computed, and a table of a database is looked up by the columns that it has"
-                raise SqlFault(span, message, "leave it out of CREATE TABLE, and compute it in the query")
+        function, options = table.finds([name for name, _ in keys])
         outer = self._how == "left"
+        types = {each.column: each.type for each in right.fields if not each.clock}
+        columns, conditions = table.of_row(col(rows), types, outer=outer)
         with at(span):
             stream = left.stream.with_columns(**made)
             stream = stream.lookup(function, on=list(made), how="left" if outer else "inner", **options)
             stream = stream.rename({"found": rows}) if rows != "found" else stream
             stream = stream.explode(rows, keep_nulls=outer, empty_as_null=outer)
-            row = col(rows)
-            stream = stream.with_columns(**{column: row[name] for column, name in of_database.items()})
-            stream = stream.drop(rows, *made)
+            for condition in conditions:
+                stream = stream.filter(condition)
+            stream = stream.with_columns(**columns).drop(rows, *made)
         asked = steps_of(right.stream)
         begun = asked.owner.begun_streams
         for read in set(begun).intersection(steps_before([asked.node])):
@@ -616,9 +619,11 @@ class JoinBinder:
         fields = [replace(each, shift_ms=each.shift_ms if each.column in times else None) for each in left.fields]
         fields += [replace(each, shift_ms=None, never_null=each.never_null and not outer) for each in right.fields]
         relation = Relation(stream, tuple(fields))
-        if outer and further and not (right.key and set(right.key) <= {name for name, _ in keys}):
+        whole = table.key and set(table.key) <= {name for name, _ in keys}
+        if outer and (further or table.conditions) and not whole:
             message = "a condition of LEFT JOIN on a table of a database stands beside all columns of its PRIMARY KEY"
-            raise SqlFault(further[0].span, message, "PRIMARY KEY (id) NOT ENFORCED, and ON a.id = b.id AND …")
+            place = further[0].span if further else self._join.right.span
+            raise SqlFault(place, message, "PRIMARY KEY (id) NOT ENFORCED, and ON a.id = b.id AND …")
         return self._with_further(relation, further, {each.column for each in right.fields})
 
     def _constant(self, node: Expression) -> tuple[str, Expr] | None:
@@ -700,7 +705,7 @@ class JoinBinder:
                 span,
                 f"{name} has no event time, so its rows are valid at no time",
                 "AS OF a column PROCTIME() of the left table asks the database"
-                if right.finds is not None
+                if asked_table(right.stream) is not None
                 else "WATERMARK FOR ts AS ts in CREATE TABLE",
             )
         columns = [node for each in self._own for node in walk(each) if isinstance(node, Column)]

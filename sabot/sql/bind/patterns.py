@@ -107,6 +107,8 @@ class _MatchBinder:
             given = {name: expr for name, (_, expr) in measures.items() if expr.column != engine.MATCH_END}
             stream = keyed.pattern(pattern, skip=skip, overlap="begun", **given)  # type: ignore[arg-type]
             schema = stream.schema
+        own = next(each.sql_type for each in relation.fields if each.column == by[0][0])
+        time = pa.timestamp("ms") if pa.types.is_timestamp(own) and own.tz is None else None  # of MATCH_ROWTIME()
         fields = [replace(key, qualifier="", shift_ms=None, window=None) for key in keys]
         taken = Names({field.name for field in fields})
         for name, (item, _) in measures.items():
@@ -114,7 +116,8 @@ class _MatchBinder:
             column = name if name in given else engine.MATCH_END
             shift = None if name in given else 0
             field = TableColumn("", shown, column, schema.field(column).type, shift, never_null=shift == 0)
-            fields.append(replace(field, shown=self._shown_measure(item.expression, field.type)))
+            type = self._shown_measure(item.expression, field.type) if name in given else time
+            fields.append(replace(field, shown=type))
         return Relation(stream, tuple(fields))
 
     def _shown_measure(self, tree: Expression, type: pa.DataType) -> pa.DataType | None:

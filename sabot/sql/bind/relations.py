@@ -498,6 +498,8 @@ class QueryBinder:
             if source.lateral:
                 hint = "CROSS JOIN UNNEST(array) AS t (x), as of SPLIT(text, ',')"
                 if not is_known(name):
+                    versions = "JOIN rates FOR SYSTEM_TIME AS OF t.ts ON … finds the version of a row"
+                    hint = f"{hint}; {versions}" if [*map(type, source.call.arguments)] == [Column] else hint
                     hint = f'app.register("{source.call.name.text}", function) of one that returns an array; or {hint}'
             elif name.startswith(("READ_", "SCAN_")):
                 hint = "a file has quotes: FROM 'flights.csv'"

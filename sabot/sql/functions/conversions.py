@@ -8,6 +8,7 @@ from sabot.api.expr import Expr, instant, lit, struct, when
 from sabot.api.expr.time import ZONED
 from sabot.base.arrays import decimal_type
 from sabot.sql.scope import TypedExpr
+from sabot.sql.types import named_as
 from sabot.sql.zones import UTC, is_local, on_the_clock
 
 MOST_DIGITS = 38
@@ -38,6 +39,10 @@ def cast(operand: TypedExpr, target: pa.DataType, zone: str, *, strict: bool) ->
             return when(expr.str.contains(ZONED)).then(read_text(expr, target, strict)).otherwise(made)
     elif is_local(type) and not is_local(target) and pa.types.is_temporal(target):
         expr, type = on_the_clock(operand, zone)
+    if (pa.types.is_list(type) or pa.types.is_map(type)) and (named := named_as(type, target)) != type:
+        expr, type = Expr("list.named", (expr,), (("type", named),)), named
+        if type == target:
+            return expr
     if pa.types.is_struct(type) and pa.types.is_struct(target) and type.num_fields == target.num_fields:
         return _cast_row(expr, type, target, zone, strict=strict)
     if pa.types.is_string(target):

@@ -86,7 +86,6 @@ _ELSEWHERE = {
     "ANY_VALUE": "FIRST_VALUE(x)",
     "ARRAY_LENGTH": "CARDINALITY(array)",
     "JSON_EXTRACT": "JSON_VALUE(text, '$.name')",
-    "CURRENT_WATERMARK": "windows leave out late rows, and the app counts them: late= of window, in Python, has them",
     "CLASSIFIER": "a measure for each variable: COUNT(A.x) AS a, COUNT(B.x) AS b",
     "MATCH_NUMBER": "ROW_NUMBER() in a query outside",
     "NEXT": "a variable for the next row: PATTERN (A B)",
@@ -283,7 +282,7 @@ FUNCTIONS: dict[str, Function] = {
 MOMENTS = frozenset(
     [
         *("CURRENT_DATE", "CURRENT_ROW_TIMESTAMP", "CURRENT_TIME", "CURRENT_TIMESTAMP", "LOCALTIME", "LOCALTIMESTAMP"),
-        *("NOW", "PROCTIME", "RAND", "RAND_INTEGER", "UUID"),
+        *("CURRENT_WATERMARK", "NOW", "PROCTIME", "RAND", "RAND_INTEGER", "UUID"),
     ]
 )
 """The functions whose values are those of the moment at which rows are processed (`sabot.sql.moments`)."""

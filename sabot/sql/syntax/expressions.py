@@ -308,9 +308,10 @@ class Expressions(TokenCursor):
         operand = None if self.is_word("WHEN") else self.expression()
         branches = []
         while self.take_word("WHEN"):
-            condition = self.expression()
+            conditions = [self.expression()] if operand is None else self.several(self.expression)
             self.expect_word("THEN", where="of CASE")
-            branches.append((condition, self.expression()))
+            value = self.expression()
+            branches += [(condition, value) for condition in conditions]
         if not branches:
             self.expected("WHEN", "of CASE")
         otherwise = self.expression() if self.take_word("ELSE") else None

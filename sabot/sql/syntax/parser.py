@@ -299,14 +299,14 @@ class Parser(Queries):
             computed = self.expression()
             return ColumnDefinition(name, None, computed, None, False, self._comment(), self.since(name.span))
         type = self.type()
-        metadata = None
+        metadata, virtual = None, False
         if self.take_word("METADATA"):
             metadata = self.expect_string("the key of the metadata").value if self.take_word("FROM") else name.text
-            self.take_word("VIRTUAL")
+            virtual = self.take_word("VIRTUAL")
         primary = self.take_word("PRIMARY", "KEY")
         if primary:
             self._not_enforced()
-        return ColumnDefinition(name, type, None, metadata, primary, self._comment(), self.since(name.span))
+        return ColumnDefinition(name, type, None, metadata, primary, self._comment(), self.since(name.span), virtual)
 
     def _with(self) -> tuple[TableOption, ...]:
         return self.in_parentheses(self._option, "of WITH") if self.take_word("WITH") else ()
@@ -390,7 +390,9 @@ class Parser(Queries):
             return Show(f"CREATE {what}", self.qualified(f"a {what.lower()}"), self.since(start))
         if self.take_word("COLUMNS"):
             self.take_word("IN") or self.expect_word("FROM")
-            return Show("COLUMNS", self.table_name(), self.since(start))
+            name = self.table_name()
+            like = self._shown_like()
+            return Show("COLUMNS", name, self.since(start), like)
         if self.token.word not in _SHOWN:
             near = near_names(self.token.word, _SHOWN)
             if self.token.word in ("CATALOGS", "DATABASES", "SCHEMAS", "CURRENT"):
@@ -398,7 +400,15 @@ class Parser(Queries):
             elif self.token.word in ("JOBS", "PARTITIONS", "JARS", "MODULES"):
                 near = "sabot web shows apps, and sabot top what they do; functions come from Python"
             self.expected(f"{', '.join(_SHOWN)} or CREATE TABLE", "behind SHOW", near)
-        return Show(self.next().word, (), self.since(start))
+        what, like = self.next().word, self._shown_like()
+        return Show(what, (), self.since(start), like)
+
+    def _shown_like(self) -> tuple[str, bool] | None:
+        """Takes [NOT] LIKE 'pattern' behind SHOW; returns the pattern, and True for NOT."""
+        negated = self.is_word("NOT") and self.take_word("NOT", "LIKE")
+        if not (negated or self.take_word("LIKE")):
+            return None
+        return self.expect_string("the pattern of names, such as 'a%'").value, negated
 
     def _detail(self) -> str:
         """Takes a word of Flink's EXPLAIN that asks for a detail. There are no estimates and no advice here."""

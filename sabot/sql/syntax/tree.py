@@ -543,7 +543,7 @@ Body = SelectBody | SetOperation | ValuesBody | Query
 @dataclass(frozen=True, slots=True)
 class ColumnDefinition:
     """A column of CREATE TABLE: one of a type, a computed one (`computed`), or one of METADATA (`metadata`: the name of
-    the key, which is the column's own name if the text does not say).
+    the key, which is the column's own name if the text does not say; `virtual`: True if it is not written).
     """
 
     name: Name
@@ -553,6 +553,7 @@ class ColumnDefinition:
     primary: bool
     comment: str | None
     span: Span
+    virtual: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -656,11 +657,12 @@ class SetOption:
 
 @dataclass(frozen=True, slots=True)
 class Show:
-    """SHOW TABLES, SHOW CREATE TABLE name, …; `what` in capitals."""
+    """SHOW TABLES, SHOW CREATE TABLE name, …; `what` in capitals. `like`: the pattern of names, and whether these are the others."""
 
     what: str
     name: tuple[Name, ...]
     span: Span
+    like: tuple[str, bool] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -119,6 +119,20 @@ AS_OF = "FOR SYSTEM_TIME AS OF s.seen AS"
             [("a", 1, "11"), ("b", 2, "21"), ("e", 1, "11")],
         ),
         (
+            f"SELECT s.id, n.told, n.phone FROM subscriptions s JOIN phones {AS_OF} n ON s.user_id = n.user_id AND n.told <> 'WORK'",
+            [("a", "HOME", "11"), ("b", "HOME", "21"), ("e", "HOME", "11")],
+        ),
+        (
+            "CREATE VIEW grown AS SELECT UPPER(name) AS who, id AS k, COALESCE(age, 0) + 1 AS next FROM users WHERE age > 18;"
+            f"SELECT s.id, g.who, next FROM subscriptions s LEFT JOIN grown {AS_OF} g ON s.user_id = g.k",
+            [("a", "ANN", 31), ("b", None, None), ("c", None, None), ("d", None, None), ("e", "ANN", 31)],
+        ),
+        (
+            "CREATE VIEW work AS SELECT phone AS p, user_id FROM (SELECT * FROM phones WHERE told = 'WORK');"
+            f"SELECT s.id, w.p FROM subscriptions s JOIN work {AS_OF} w ON s.user_id = w.user_id",
+            [("a", "12"), ("e", "12")],
+        ),
+        (
             "SELECT CAST(TUMBLE_START(ts, INTERVAL '1' HOUR) AS STRING) AS h, COUNT(*) AS n FROM (SELECT s.ts, u.name "
             f"FROM subscriptions s JOIN users {AS_OF} u ON s.user_id = u.id) GROUP BY TUMBLE(ts, INTERVAL '1' HOUR)",
             [("2024-05-01 10:00:00.000", 3)],
@@ -143,8 +157,14 @@ def test_rows_are_joined_with_those_that_a_database_has_for_their_key(url, text,
             "a condition of LEFT JOIN on a table of a database stands beside all columns of its PRIMARY KEY",
         ),
         (
-            f"SELECT s.id FROM subscriptions s JOIN phones {AS_OF} n ON s.user_id = n.user_id",
-            "told is computed, and a table of a database is looked up by the columns that it has",
+            "CREATE VIEW most AS SELECT user_id, MAX(phone) AS p FROM numbers GROUP BY user_id; "
+            f"SELECT s.id FROM subscriptions s JOIN most {AS_OF} m ON s.user_id = m.user_id",
+            "m is computed from all rows of a database, and AS OF a PROCTIME() asks for those of a key",
+        ),
+        (
+            f"CREATE VIEW work AS SELECT * FROM numbers WHERE kind = 'work'; SELECT s.id FROM subscriptions s LEFT JOIN work {AS_OF} m "
+            "ON s.user_id = m.user_id",
+            "a condition of LEFT JOIN on a table of a database stands beside all columns of its PRIMARY KEY",
         ),
         (
             "SELECT g.n, u.name FROM (SELECT user_id, COUNT(*) AS n FROM subscriptions GROUP BY user_id) g "

@@ -2,13 +2,19 @@
 rows that were computed by hand from Flink's rules where they are not.
 """
 
+import asyncio
 import json
+import re
+from collections import Counter
 from pathlib import Path
 
 import duckdb
+import pyarrow as pa
 import pytest
 
-from sabot import App
+from sabot import App, Stream
+from sabot.sql.scope import node_of
+from sabot.sql.syntax.text import SqlError
 from tools.sql_tables import counted, records, shown
 
 # Day 2024-05-01; the texts of times have the hour and the minute of this day.
@@ -130,3 +136,68 @@ def test_a_text_has_the_answer_of_a_second_implementation(folder, record):
     assert record.kind == "query"
     rows = [" | ".join(map(shown, row.values())) for row in found.to_pylist()]
     assert sorted(rows) == sorted(record.rows[1:])
+
+
+SCRIPTS = records(Path(__file__).with_name("scripts.slt"))
+NEXMARK = Path(__file__).parents[3] / "benchmarks/nexmark/sql"
+_MADE = re.compile(r"'connector' = '(?:faker|datagen)'")
+_PAGES = Path(__file__).parents[3] / "docs"
+
+
+def shortened(text):
+    """Returns a script whose made rows are few, and come at once."""
+    parts = re.sub(r"'rows-per-second' = '\d+'", "'rows-per-second' = '100000'", text).split(";")
+    few = r"\g<0>, 'number-of-rows' = '25'"
+    return ";".join(each if "number-of-rows" in each else _MADE.sub(few, each) for each in parts)
+
+
+def planned(app, text):
+    """Binds a script, and plans all that it would run."""
+    found = app.sql(text)
+    app.explain_ends([*app.spec.ends], "PLAN", None)
+    if isinstance(found, Stream):
+        app.explain(node_of(found))
+    return found
+
+
+def with_functions(app):
+    app.register("shout", lambda text: text.upper(), returns="string")
+    app.register("parts_of", str.split, returns=pa.list_(pa.string()))
+    return app
+
+
+@pytest.mark.one_in(4, "some hundredths of a second of a core each")
+@pytest.mark.parametrize("record", SCRIPTS, ids=[each.place for each in SCRIPTS])
+def test_a_script_is_taken_as_its_first_line_says(folder, tmp_path, monkeypatch, record):
+    monkeypatch.chdir(tmp_path)
+    app = with_functions(App("scripts"))
+    app.sql(declared(folder))
+    verdict, _, words = record.kind.partition(" ")
+    if verdict == "refused":
+        with pytest.raises(SqlError) as caught:
+            planned(app, record.text)
+        assert all(fault.hint for fault in caught.value.faults)
+        assert re.search(words, str(caught.value))
+        return
+    if verdict == "runs":
+        found = app.sql(shortened(record.text))
+        if isinstance(found, Stream):
+            found.materialize().collect()
+        else:
+            asyncio.run(app.run())
+        return
+    assert verdict in ("taken", "other")
+    planned(app, record.text)
+    if verdict == "other":
+        assert words in (_PAGES / "sql.md").read_text() + (_PAGES / "coming-from/flink-sql.md").read_text()
+
+
+def test_of_179_texts_160_are_taken_unchanged():
+    """The texts that people write for Flink: those with answers, the scripts, and Nexmark's, whose answers are in
+    `test_nexmark_sql`. A test above holds the verdict of each.
+    """
+    verdicts = Counter(record.kind.split()[0] for record in SCRIPTS)
+    unchanged = len(RECORDS) + verdicts["runs"] + verdicts["taken"] + len([*NEXMARK.glob("*.sql")])
+    table = {"unchanged": unchanged, "other": verdicts["other"], "refused": verdicts["refused"]}
+    assert table == {"unchanged": 241, "other": 1, "refused": 8}
+    assert unchanged / sum(table.values()) > 160 / 179

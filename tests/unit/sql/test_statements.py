@@ -533,3 +533,15 @@ def test_a_lookup_takes_any_form_of_the_time_of_processing(point, tmp_path, monk
     app.sql(LOOKED_UP)
     text = f"SELECT o.id, r.x, p IS NOT NULL AS seen FROM orders o LEFT JOIN rates FOR SYSTEM_TIME AS OF {point} AS r ON o.rate = r.rate"
     assert [(row["id"], row["seen"]) for row in app.sql(text).collect().to_pylist()] == [(1, True)]
+
+
+def test_show_takes_a_pattern_of_names():
+    app = App("shown")
+    app.sql(
+        "CREATE TABLE ab (x INT, xy INT, z INT) WITH ('connector' = 'blackhole'); CREATE TABLE b (x INT) WITH ('connector' = 'print')"
+    )
+    assert app.sql("SHOW TABLES LIKE 'a%'")["table name"].to_pylist() == ["ab"]
+    assert app.sql("SHOW TABLES NOT LIKE 'a_'")["table name"].to_pylist() == ["b"]
+    assert app.sql("SHOW COLUMNS FROM ab LIKE 'x%'")["name"].to_pylist() == ["x", "xy"]
+    with pytest.raises(SqlError, match="expected the pattern of names, such as 'a%'"):
+        app.sql("SHOW TABLES LIKE a")

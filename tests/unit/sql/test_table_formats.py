@@ -428,3 +428,23 @@ async def test_the_delimiter_of_csv_is_that_of_the_table(app, tmp_path, delimite
         CREATE TABLE kept (id BIGINT, name STRING) WITH ('connector' = 'filesystem', 'path' = '{tmp_path}/kept.csv', {of_csv})""")
     for table in ("sent", "kept"):
         assert again.sql(f"SELECT id, name FROM {table}").collect().to_pylist() == [{"id": 1, "name": "a,b"}]
+
+
+async def test_a_map_in_json_is_an_object_that_is_read_and_written(app, tmp_path):
+    columns = "id INT, m MAP<STRING, INT>, r ROW<t MAP<STRING, ARRAY<TIMESTAMP_LTZ(3)>>>"
+    options = "WITH ('connector' = 'kafka', 'topic' = 'maps', 'format' = 'json', 'scan.bounded.mode' = 'latest-offset')"
+    rows = "SELECT 1, MAP['a', 2], ROW(MAP['x', ARRAY[TO_TIMESTAMP_LTZ(0, 3)]]) UNION ALL SELECT 2, CAST(NULL AS MAP<STRING, INT>), NULL"
+    app.sql(f"CREATE TABLE maps ({columns}) {options}; INSERT INTO maps {rows}")
+    await app.run()
+    assert sorted(record.payload for record in records(app, "maps")) == [
+        b'{"id":1,"m":{"a":2},"r":{"t":{"x":["1970-01-01 00:00:00Z"]}}}',
+        b'{"id":2,"m":null,"r":null}',
+    ]
+    publish(app, "maps", [{"id": 3, "m": {"a": 5, "b": None}, "r": {"t": {"x": ["1970-01-01 09:00:00"]}}}])
+    read = "SELECT id, m['a'] AS a, CARDINALITY(m) AS n, CAST(r.t['x'][1] AS STRING) AS t FROM maps"
+    found = app.sql(f"SET 'table.local-time-zone' = 'Asia/Tokyo'; {read}").collect().to_pylist()
+    assert sorted(found, key=lambda row: row["id"]) == [
+        {"id": 1, "a": 2, "n": 1, "t": "1970-01-01 09:00:00.000"},
+        {"id": 2, "a": None, "n": None, "t": None},
+        {"id": 3, "a": 5, "n": 2, "t": "1970-01-01 09:00:00.000"},
+    ]

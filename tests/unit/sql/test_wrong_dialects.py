@@ -28,10 +28,22 @@ ELSEWHERE = [
         "'Europe/Berlin', '+08:00', 'UTC'",
     ),
     (
-        "SELECT carrier FROM flights WHERE CURRENT_WATERMARK(ts) < ts",
-        "CURRENT_WATERMARK",
-        "there is no function CURRENT_WATERMARK",
-        "windows leave out late rows, and the app counts them: late= of window, in Python, has them",
+        "SELECT carrier FROM flights WHERE CURRENT_WATERMARK() < ts",
+        "CURRENT_WATERMARK()",
+        "CURRENT_WATERMARK takes the column of event time",
+        "CURRENT_WATERMARK(ts)",
+    ),
+    (
+        "SELECT CURRENT_WATERMARK(delay) FROM flights",
+        "CURRENT_WATERMARK(delay)",
+        "delay is not the event time of these rows, so it has no watermark",
+        "WATERMARK FOR delay AS delay in CREATE TABLE",
+    ),
+    (
+        "SELECT n, CURRENT_WATERMARK(ts) FROM (SELECT ts, COUNT(*) AS n FROM flights GROUP BY ts)",
+        "CURRENT_WATERMARK(ts)",
+        "ts is not the event time of these rows, so it has no watermark",
+        "WATERMARK FOR ts AS ts in CREATE TABLE",
     ),
     (
         "SELECT carrier FROM flights WHERE carrier LIKE ANY ('U%', 'A%')",

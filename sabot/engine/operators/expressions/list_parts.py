@@ -213,4 +213,18 @@ _KINDS = (
     "except",
     "intersect",
 )
-STEPS: Steps = {"list.of": _of, "list.concat": _step, **{f"list.{kind}": _step for kind in _KINDS}}
+
+
+def _named(expr: Expr, nodes: list[Compiled]) -> Compiled:
+    """Makes the node of lists, or maps, whose rows have other names of their fields. A cast of Arrow goes by the names, and would make
+    them null.
+    """
+    return apply(expr, lambda values: arrays_of([values])[0].view(expr.option("type")), *nodes)
+
+
+STEPS: Steps = {
+    "list.of": _of,
+    "list.named": _named,
+    "list.concat": _step,
+    **{f"list.{kind}": _step for kind in _KINDS},
+}

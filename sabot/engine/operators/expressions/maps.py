@@ -46,6 +46,10 @@ def _from_arrays(expr: Expr, nodes: list[Compiled]) -> Compiled:
     return apply(expr, lambda *columns: _joined(*arrays_of(columns)), *nodes)
 
 
+def _from_entries(expr: Expr, nodes: list[Compiled]) -> Compiled:
+    return apply(expr, lambda lists: _of_entries(*arrays_of([lists])), *nodes)
+
+
 def _from_text(expr: Expr, nodes: list[Compiled]) -> Compiled:
     between, within = expr.option("between"), expr.option("within")
     return apply(expr, lambda texts: _split(arrays_of([texts])[0], between, within), *nodes)
@@ -129,6 +133,15 @@ def _joined(keys: pa.Array, values: pa.Array) -> pa.Array:
     return _made(owners, kept[0].flatten(), kept[1].flatten(), len(keys), nulls if nulls.any() else None)
 
 
+def _of_entries(lists: pa.Array) -> pa.Array:
+    """Returns lists of pairs, rows of a key and a value, as maps. Pairs without a key are left out."""
+    owners, pairs = owners_of(lists), lists.flatten()
+    keys, values = (pc.struct_field(pairs, [i]) for i in (0, 1))
+    there = np.asarray(keys.is_valid())
+    nulls = np.asarray(lists.is_null()) if lists.null_count else None
+    return _made(owners[there], keys.filter(pa.array(there)), values.filter(pa.array(there)), len(lists), nulls)
+
+
 def _split(texts: pa.Array, between: str, within: str) -> pa.Array:
     """Splits texts "a=1,b=2" into pairs, and these into key and value; a pair without a value has NULL. As in Java, empty
     pairs at the end are left out.
@@ -151,5 +164,10 @@ def _split(texts: pa.Array, between: str, within: str) -> pa.Array:
     return _made(owners[chosen], keys, values, len(texts), nulls)
 
 
-STEPS: Steps = {"map.of": _of, "map.from_arrays": _from_arrays, "map.from_text": _from_text}
+STEPS: Steps = {
+    "map.of": _of,
+    "map.from_arrays": _from_arrays,
+    "map.from_entries": _from_entries,
+    "map.from_text": _from_text,
+}
 STEPS |= {f"map.{kind}": _step for kind in ("get", "keys", "values", "entries", "len", "json")}

@@ -1,4 +1,6 @@
-"""Steps that give rows another event time, with watermarks of that time: `with_time`, and windows of processing time."""
+"""Steps that give rows another event time, with watermarks of that time: `with_time`, and windows of processing time; and the step
+that adds the watermark as a column.
+"""
 
 import threading
 from bisect import bisect_right
@@ -22,10 +24,12 @@ from sabot.engine.operators.base import (
     START_OF_TIME,
     TIME_COLUMN,
     HoldsMarks,
+    Operator,
     OperatorContext,
     Polled,
     Saved,
     with_time,
+    without_marks,
     without_time,
 )
 from sabot.engine.operators.event_time import ComputedTime
@@ -39,6 +43,7 @@ from sabot.errors import DataError
 if TYPE_CHECKING:
     from sabot.base.figures import ToldStep
 
+_INSTANT = pa.timestamp("ms", "UTC")
 _MOST_STEPS = 1024
 _MOST_BATCHES, _MOST_ROWS = 64, 1 << 16
 
@@ -296,6 +301,27 @@ class ArrivalTime(StatefulOperator, HoldsMarks, Polled):
         return {"kind": "processing time"}
 
 
+class WatermarkColumn(Operator):
+    """Adds the last watermark to each row, as a column behind those of the user. After a restart it is null until the next one."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def open(self, context: OperatorContext) -> pa.Schema:
+        self._place = len(without_marks(context.input))
+        self._field = pa.field(self._name, _INSTANT)
+        self._passed: int | None = None
+        return context.input.insert(self._place, self._field)
+
+    def process(self, batch: Batch) -> None:
+        column = pa.repeat(pa.scalar(self._passed, _INSTANT), batch.data.num_rows)
+        self.emit(with_columns_of(batch, batch.data.add_column(self._place, self._field, column)))
+
+    def advance(self, watermark_ms: int) -> int | None:
+        self._passed = watermark_ms if START_OF_TIME < watermark_ms < END_OF_TIME else self._passed
+        return None
+
+
 def by_arrival(point: PlanPoint) -> PlanPoint:
     """Returns the plan point behind a step that makes the time of arrival the event time."""
     return point.step("processing time", ArrivalTime, timed=True)
@@ -314,6 +340,10 @@ def plan_with_time(node: nodes.WithTime, point: PlanPoint) -> PlanPoint:
     return point.step(node.text(), make, id=node.id, timed=True)
 
 
-PLANNERS: Planners = {nodes.WithTime: plan_with_time}
+def plan_watermark(node: nodes.WithWatermark, point: PlanPoint) -> PlanPoint:
+    return point.step(node.text(), partial(WatermarkColumn, node.name))
+
+
+PLANNERS: Planners = {nodes.WithTime: plan_with_time, nodes.WithWatermark: plan_watermark}
 
 STATE_READERS: StateReaders = {"with_time": "the progress of event time", "processing time": "the time of the clock"}

@@ -59,6 +59,7 @@ WIDE = pa.schema(
         ("numbers", pa.list_(pa.int32())),
         ("place", pa.struct([("city", pa.string()), ("at", pa.list_(pa.float64()))])),
         ("legs", pa.list_(pa.struct([("x", pa.int16()), ("why", pa.string())]))),
+        ("props", pa.map_(pa.string(), pa.int32())),
         pa.field("needed", pa.int32(), nullable=False),
     ],
     metadata={"made": "by hand"},
@@ -97,6 +98,7 @@ likely = {
     "legs": st.lists(
         st.none() | st.fixed_dictionaries({}, optional={"x": st.integers(-40000, 40000), "why": st.text()}), max_size=3
     ),
+    "props": st.dictionaries(st.text(max_size=20), st.none() | st.integers(-(2**31), 2**31), max_size=4),
     "needed": st.integers(0, 100),
     "unknown": anything,
     'un"kn\\own': anything,
@@ -374,6 +376,58 @@ def test_duplicates_in_nested_objects_and_wrong_last_ones_are_as_json_loads_has_
     )
 
 
+@pytest.mark.parametrize(
+    ("text", "entries"),
+    [
+        ('{"a":1,"b":2,"a":3}', [("b", 2), ("a", 3)]),
+        ('{"a":1,"\\u0061":2}', [("a", 2)]),
+        ('{"x":7,"x":null,"x":7}', [("x", 7)]),
+        ("{" + ",".join(f'"{i % 40}":{i}' for i in range(100)) + "}", [(str(i % 40), i) for i in range(60, 100)]),
+    ],
+)
+def test_a_map_has_the_last_of_equal_keys(text, entries):
+    payload = f'{{"m":{text},"n":{{"a":{text},"a":{text}}}}}'.encode()
+    inner = pa.map_(pa.string(), pa.int64())
+    decoder = JsonDecoder(pa.schema([("m", inner), ("n", pa.map_(pa.string(), inner))]))
+    batch, bad = decoder.decode([b'{"m":{"before":1}}', payload, b'{"m":{}}'])
+    batch.validate(full=True)
+    assert not bad
+    assert batch.column("m").to_pylist() == [[("before", 1)], entries, []]
+    assert batch.column("n").to_pylist() == [None, [("a", entries)], None]
+
+
+def test_a_map_with_a_wrong_value_or_key_is_a_bad_row_and_leaves_nothing_behind():
+    decoder = JsonDecoder(pa.schema([("m", pa.map_(pa.string(), pa.list_(pa.int8())))]))
+    payloads = [
+        b'{"m":{"a":[1]}}',
+        b'{"m":{"a":[2],"b":[300],"c":[4]}}',
+        b'{"m":{"a":[5],"\\uD800":[6]}}',
+        b'{"m":[]}',
+        b'{"m":{"z":[]}}',
+    ]
+    batch, bad = decoder.decode(payloads)
+    batch.validate(full=True)
+    assert batch.column("m").to_pylist() == [[("a", [1])], [("z", [])]]
+    assert [row.reason for row in bad] == [
+        "field m.value[]: the number is out of range for int8 at byte 19",
+        "field m.key: half of a surrogate pair cannot be written in string at byte 14",
+        "field m: expected map<string, list<item: int8>>, found a list at byte 5",
+    ]
+
+
+def test_maps_are_written_as_objects_whatever_slice_they_are():
+    maps = pa.array([[("x", 1)], None, [("a", 2), ('q"', None)], []], pa.map_(pa.string(), pa.int64()))
+    rows = pa.record_batch({"m": maps, "l": pa.array([[1], [2], [3], [4]])})
+    texts = ['{"x":1}', "null", '{"a":2,"q\\"":null}', "{}"]
+    for start in range(4):
+        part = rows.slice(start)
+        assert encode_rows(part).to_pylist() == [
+            f'{{"m":{text},"l":[{i + 1}]}}'.encode() for i, text in enumerate(texts) if i >= start
+        ]
+    decoded, bad = JsonDecoder(rows.schema).decode(encode_rows(rows))
+    assert (decoded.to_pylist(), bad) == (rows.to_pylist(), [])
+
+
 def test_bad_rows_compare_by_value_and_can_be_sent_to_another_process():
     import pickle
 
@@ -563,7 +617,7 @@ def test_decoded_buffers_live_as_long_as_what_refers_to_them():
         pa.decimal64(10, 2),
         pa.float16(),
         pa.large_string(),
-        pa.map_(pa.string(), pa.int64()),
+        pa.map_(pa.int64(), pa.string()),
         pa.duration("s"),
     ],
 )
