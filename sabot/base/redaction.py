@@ -17,7 +17,7 @@ import re
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from functools import cache, lru_cache
 from typing import Any
@@ -125,6 +125,10 @@ _HEADER = _late(
     r"|\bbearer\s{1,8}+(?=[A-Za-z._~+/=\-]{0,1024}\d))(?!\*\*\*)[^\s'\",]+",
     re.IGNORECASE,
 )
+_CREDENTIALS = {"authorization", "proxy-authorization", "cookie"}
+_LOGIN = _late(r"(?:^|[._-])auth(?:$|[._-])", re.IGNORECASE)
+_RANDOM = _late(r"(?=.*\d)(?=.*[A-Za-z])[\w.~+/=\-]{16,}", re.ASCII)
+_SHOWN_HEADERS = {"accept", "accept-language", "cache-control", "content-type", "prefer", "user-agent"}
 _NUMBER = _late(
     r"(['\"]?)(?:[+-]?(?:\d[\d_]{0,11}(?:\.\d{1,6})?(?:e[+-]?\d{1,3})?|inf|nan)|None|True|False)\1[)\]}>.:]*",
     re.IGNORECASE,
@@ -279,6 +283,19 @@ def keep_settings(settings: Mapping[str, object], *, owner: object | None = None
     for value in shown:
         if isinstance(value, str) and _is_address(value):
             keep_url(value, owner=owner)
+
+
+def keep_headers(headers: Mapping[str, str], *, apart: Collection[str] = (), owner: object | None = None) -> None:
+    """Registers the secret values of headers of HTTP with `keep_secret`: by their names, and long random words. `apart`: the
+    names of those whose values the program has kept out of its texts.
+    """
+    keep_settings(headers, owner=owner)
+    for name, value in headers.items():
+        if name.lower() in _CREDENTIALS:  # of a cookie each part
+            parts = [each.partition("=")[2].strip() for each in value.split(";")]
+            keep_secret(value, value.rpartition(" ")[2], *parts, owner=owner)
+        elif name in apart or _LOGIN().search(name) or _RANDOM().fullmatch(value):
+            keep_secret(value, owner=owner)
 
 
 def keep_url(url: str, *, owner: object | None = None) -> None:
@@ -451,6 +468,8 @@ def _is_secret(name: str, value: object) -> bool:
     if (inner := _IN_FAMILY().search(name)) is not None and name not in _HARMLESS:
         name = inner[1]
     name = name.removeprefix("key.")  # of SQL: what follows is an option for the keys of records
+    if name.startswith(("headers.", "header.")):  # of HTTP, of which each service has its own
+        return name.partition(".")[2] not in _SHOWN_HEADERS
     if name in _CHOICES and isinstance(value, str):
         return _CHOICE().fullmatch(value) is None
     if name in _HARMLESS or _is_count(name, value):

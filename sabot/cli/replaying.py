@@ -104,11 +104,12 @@ def replay(
         recording = _recording(job, place, kafka)
         found = verified(recording, _code(recording, target, load_program(target)))
         if json:
-            json_line({"job": found.job_id, "steps": found.steps, "same": found.same, "difference": found.difference})
+            told = {"job": found.job_id, "steps": found.steps, "same": found.same, "difference": found.difference}
+            json_line(told | ({"gives": found.gives} if found.gives else {}))
         else:
             columns(["step", "what", "asked", "outcome", "value"], [_row(each) for each in steps_of(recording)])
         if not found.same:
-            raise UserError(f"job {found.job_id}: {found.difference}")
+            raise UserError(f"job {found.job_id}: {found.words}")
         typer.echo(f"job {found.job_id}: {found.steps:,} steps, all as recorded; no effect was made", err=True)
 
     quietly(work)

@@ -196,7 +196,9 @@ class Effects:
         for ordinal in ask.earlier:
             answer = history.approval(ordinal) if has_own_arguments else None
             if answer is None or edit_of(answer) is None:  # else it lacks what the person has changed
-                found |= history.approved.get(ordinal, {})
+                rules = history.approved.get(ordinal, {})
+                if not rules or part_of is not None or not ask.adds_to(history, ordinal):
+                    found |= rules
         return found
 
     def note_standing(self, history: History) -> None:

@@ -33,7 +33,7 @@ from sabot.engine.calls.model_requests import RequestSpec
 from sabot.engine.calls.tool_context import ToolContext
 from sabot.engine.calls.tools import Tool
 from sabot.errors import NonDeterminism, PolicyDenied, UserError, short_repr
-from sabot.jobs.answers import check_no_mask, starred_in
+from sabot.jobs.answers import check_no_mask, edit_of, starred_in
 from sabot.jobs.core import AWAITS_GUARD, DONE, OPEN, EffectState, drawing_from, drop, job_seed, question_token
 from sabot.jobs.direct_io import watch_functions
 from sabot.jobs.guard import (
@@ -265,6 +265,25 @@ class Ask(EffectState):
                     return found
         return ""
 
+    def adds_to(self, history: History, ordinal: int) -> str:
+        """Returns the first parameter or field of this step of a call that an earlier step lacks, with its value: a later
+        program, or another version of the server, has added it, so nobody has seen it who has approved that step. Returns ""
+        if there is none.
+
+        `ordinal`: that of the earlier step, which `history` has if it was made before the last start.
+        """
+        intent, answer = history.intents.get(ordinal), history.approval(ordinal)
+        verdict = None if intent is None else decode_verdict(intent.note)
+        if self.tool is None or intent is None or verdict is None or not verdict.named:
+            return ""
+        rest, seen = unpack(intent.body)  # type: ignore[arg-type]
+        seen |= {REST: rest} if rest else {}
+        known = _merged(seen, None if answer is None else edit_of(answer))
+        now = call_arguments(self.tool, self.args, self.kwargs)
+        own = self.tool.parameters.json.get("properties", {}) if self.tool.parameters is not None else now
+        with ValueCode(self.name):  # the answers to questions of a server are no parameters of its tool
+            return self._added({name: each for name, each in now.items() if name in own}, known)
+
     def edit(self, changes: Any) -> None:
         """Changes the arguments of the call as the person wants it who approves it. `changes`: the arguments of the
         answer. Raises UserError if the tool does not take them.
@@ -297,6 +316,13 @@ class Ask(EffectState):
             return args, {**kwargs}
         with ValueCode(self.name):
             return copied_arguments(args, kwargs, self.name)
+
+
+def _merged(value: Any, changes: Any) -> Any:
+    """Returns the recorded form of a value with the changes of a person, which name the fields that they change."""
+    if changes is None or not (isinstance(value, Mapping) and isinstance(changes, Mapping)):
+        return value if changes is None else changes
+    return {**value, **{name: _merged(value.get(name), each) for name, each in changes.items()}}
 
 
 def _stricter(recorded: str, today: str) -> str:

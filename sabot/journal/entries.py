@@ -242,8 +242,8 @@ class Letter(msgspec.Struct, frozen=True):
     """A letter to a job: an answer to a question, the withdrawal of a question, a signal, a cancel, a retry of a job
     that has failed or was cancelled, or the beginning of a new job.
 
-    - `token`: for an answer or a withdrawal, the token of the question. For a signal, a unique token that the sender
-      has chosen. A cancel or a retry has none: after each BEGIN entry of a job, the inbox accepts one of each. Nor has a
+    - `token`: for an answer or a withdrawal, the token of the question. For a signal, a token that the sender has chosen,
+      unique among those of the job. A cancel or a retry has none: after each BEGIN entry of a job, the inbox accepts one of each. Nor has a
       beginning: the inbox accepts one for a job that the journal does not know.
     - `job`: the id of the job, for a signal, a cancel, a retry or a beginning. For an answer or a withdrawal, the question
       determines the job.
@@ -267,8 +267,11 @@ class Letter(msgspec.Struct, frozen=True):
     def once(self) -> str:
         """A name of this letter. The inbox accepts only one letter of each name. An answer to a question and the
         withdrawal of the question have the same name, so only the first of these two is accepted. For cancels and
-        retries, the inbox extends the name (`base.once_of`), and accepts one after each BEGIN entry of the job.
+        retries, the inbox extends the name (`base.once_of`), and accepts one after each BEGIN entry of the job. The token
+        of a signal is one of its job: senders to other jobs, which may be those of other tenants, choose their own.
         """
+        if self.kind == "signal":
+            return f"signal:{len(self.job)}:{self.job}:{self.token}"
         prefix = "token" if self.kind in ("answer", "withdraw") else self.kind
         return f"{prefix}:{self.token or self.job}"
 

@@ -556,7 +556,10 @@ def letter_facts(connection: Connection, letter: Letter) -> tuple[Question | Non
     known = "SELECT 1 FROM inbox WHERE once = ?"
     if mark is None and (begins := queued_once(letter)) and run(known, (begins,)).fetchall():
         mark = queued_mark(letter.job)
-    return question, mark, bool(run(known, (once_of(letter, mark),)).fetchall())
+    earlier = run(known, (once_of(letter, mark),)).fetchall()
+    if letter.kind == "signal" and not earlier:  # as earlier versions have named it
+        earlier = run(f"{known} AND job = ?", (f"signal:{letter.token}", letter.job)).fetchall()
+    return question, mark, bool(earlier)
 
 
 def add_letter(

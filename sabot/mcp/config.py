@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
 from sabot.base.checks import FLAG, OneOf, Whole, check, check_called, check_fields
 from sabot.base.config import Duration, checked_name, parse_bytes, parse_seconds
 from sabot.base.options import answers_wrong_options
-from sabot.base.redaction import keep_secret, keep_settings, keep_url, redacted_url
+from sabot.base.redaction import keep_headers, keep_settings, keep_url, redacted_url
 from sabot.errors import UserError, short_repr
 from sabot.process.command import Command
 from sabot.process.limits import ResourceLimits
@@ -24,7 +24,6 @@ PROTOCOL_VERSIONS = ("2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25", "20
 """The supported versions of the protocol, the oldest first."""
 
 _MOST_TIMEOUTS = 10  # the longest call that reports progress, in times for an answer
-_CREDENTIALS = ("authorization", "proxy-authorization", "cookie")  # headers whose values are secret
 
 PerTenant: TypeAlias = Mapping[str, str] | Callable[[str, str], Mapping[str, str]] | None
 """Names and values, such as environment variables or HTTP headers with credentials: a mapping that is the same for all
@@ -255,7 +254,7 @@ class McpServerSpec:
         if isinstance(self.environment, Mapping):
             keep_settings(self.environment, owner=self)
         if isinstance(self.headers, Mapping):
-            _keep_headers(self.headers, self)
+            keep_headers(self.headers, owner=self)
         keep_url(self.url, owner=self)
 
     def command_of(self, key: SessionKey) -> Command:
@@ -276,15 +275,8 @@ class McpServerSpec:
         in the headers are hidden in logs and errors.
         """
         headers = _values(self.headers, key)
-        _keep_headers(headers, owner)
+        keep_headers(headers, owner=owner)
         return headers
-
-
-def _keep_headers(headers: Mapping[str, str], owner: object) -> None:
-    keep_settings(headers, owner=owner)
-    for name, value in headers.items():
-        if str(name).lower() in _CREDENTIALS:
-            keep_secret(value, str(value).rpartition(" ")[2], owner=owner)
 
 
 def _values(given: PerTenant, key: SessionKey) -> dict[str, str]:

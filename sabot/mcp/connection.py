@@ -407,7 +407,7 @@ class McpConnection:
         self._check_call(name, arguments, expects)
         call = SentCall(name, seconds, self._config.most_seconds(seconds))
         responses = {} if answers is None else responses_of(answers)
-        request = self._request_call(call, name, arguments, progress, responses, state)
+        request = self._request_call(call, name, arguments, expects, progress, responses, state)
         if self.is_modern:
             try:
                 async with call.in_time(self.key.server, self._config, self._doubt):
@@ -443,6 +443,7 @@ class McpConnection:
         call: SentCall,
         name: str,
         arguments: Mapping[str, Any],
+        expects: str,
         progress: OnProgress | None,
         responses: Mapping[str, Any],
         state: str,
@@ -482,6 +483,7 @@ class McpConnection:
                     raise
                 relisted = True
                 await self._list_tools()
+                self._check_call(name, arguments, expects)  # it may be another tool by now
                 continue
             if isinstance(found, types.CallToolResult):
                 return self._result(name, found)

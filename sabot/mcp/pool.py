@@ -282,7 +282,7 @@ class McpServerPool:
         UserError if the server offers agents no such tool, because no rule could see its arguments.
         """
         if (key.server, name) not in self._given:
-            await self.tools(key.server, scope=key.scope, principal=key.principal, only=[name])
+            await self.tools(key.server, scope=key.scope, principal=key.principal, only=[name], on_change="allow")
         return self._given[key.server, name]
 
     def remote(
@@ -617,13 +617,16 @@ class McpSession:
           progress: how much is done, the total or None, and a text. It is called in the pool's thread.
 
         Raises McpError. After a McpConnectionLost or a McpTimeout it is not known whether the server has done the call.
+        McpToolChanged is raised if rules decide on a tool that is not as it was listed (`McpServerPool.tools`, `on_change`).
         """
         timeout_s = None if timeout is None else parse_seconds(timeout, name="timeout", zero=False)
-        remote = self._pool.remote(self.key, name, timeout_s=timeout_s, progress=progress)
+        make = functools.partial(self._pool.remote, self.key, name, timeout_s=timeout_s, progress=progress)
         judge = judge_of_this(name, "called", IN_THREAD)
         if judge is None:
-            return await remote(**dict(arguments or {}))
+            return await make()(**dict(arguments or {}))
         tool = await self._pool.judged_as(self.key, name)
+        assert isinstance(tool.func, RemoteTool)
+        remote = make(expects=tool.func.expects)  # the rules decide on the tool as it was listed
         result: McpResult = await judge.make(tool, (), dict(arguments or {}), lambda _, judged: remote(**judged))
         return result
 

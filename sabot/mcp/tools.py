@@ -53,6 +53,7 @@ CallStep = Callable[[SessionKey, str, Mapping[str, Any], Mapping[str, Any]], Awa
 class RemoteTool:
     """A tool of a server, as an object that can be called. A call uses the server's session for the tenant and the user
     of the caller. If the caller has none, it uses the session `key`. `of_server`: the names of the server and of its tool.
+    `expects`: as in `McpConnection.call`.
     """
 
     def __init__(
@@ -67,7 +68,7 @@ class RemoteTool:
         progress: "OnProgress | None" = None,
     ) -> None:
         self.__name__ = name
-        self.of_server = (key.server, name)
+        self.of_server, self.expects = (key.server, name), expects
         self._step = step
         self._forget = forget
         self._key = key

@@ -9,6 +9,7 @@ from decimal import Decimal, InvalidOperation
 from difflib import get_close_matches
 from typing import Any
 
+from sabot.base.redaction import HIDDEN, keep_secret, shown_setting
 from sabot.sql.syntax.text import Span, SqlFault, list_names
 from sabot.sql.syntax.tree import TableOption
 
@@ -185,6 +186,8 @@ class Options:
             value = os.environ.get(match[1])
             if value is None:
                 raise SqlFault(option.value_span, f"the environment variable {match[1]} is not set")
+            if shown_setting(match[1], value) == HIDDEN:
+                keep_secret(value)  # also where the option has no name of a secret
             return value
 
         return _SECRET.sub(environment, option.value)

@@ -776,6 +776,21 @@ def test_signals_and_cancels_are_for_jobs_that_are_there_and_come_once(home: Hom
     inbox.close()
 
 
+def test_the_token_of_a_signal_is_one_of_its_job(home: Home, journal: Journal) -> None:
+    """Who had sent his job the token `order-7` first kept the signal of another tenant from its job, as sent before."""
+    written(journal, Begin("a", 1), Begin("b", 1), Begin("1:a", 1))
+    inbox = home.inbox()
+    sent = [("order-7", "a"), ("order-7", "b"), ("x", "1:a"), ("a:x", "1"), ("3:1:a:x", "a")]
+    for token, job in sent:
+        if job == "1":
+            assert refused(inbox, Letter("signal", token, job, "s")) == "unknown"
+        else:
+            inbox.post(Letter("signal", token, job, "s"))
+            assert refused(inbox, Letter("signal", token, job, "s")) == "second"
+    assert [entry.job for _, entry in journal.take()] == ["a", "b", "1:a", "a"]
+    inbox.close()
+
+
 def test_a_job_that_begins_again_may_be_cancelled_again(home: Home, journal: Journal) -> None:
     """Its first cancel was refused a second time for good, also after its dead letter was sent again."""
     written(journal, Begin("a", 1))

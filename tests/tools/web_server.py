@@ -4,7 +4,7 @@
 request whose key is known is answered without being kept again if the folder has a file `idempotent`. A row with "refuse" is answered
 with that status, as a whole. A file `faults` has one fault a line, as JSON, and each request takes the first that is left:
 
-    {"status": 503, "headers": {…}}   that answer, and nothing is kept
+    {"status": 503, "headers": {…}}   that answer, and nothing is kept; "says" is its body
     {"lost": true}                    the rows are kept, and the connection ends without an answer
     {"killed": true}                  the rows are kept, and the process ends without an answer
     {"half": true}                    half of the body of an answer of 200 is sent
@@ -52,7 +52,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.note(body)
         fault = self.fault()
         if "status" in fault:
-            self.say(fault["status"], b"no", fault.get("headers", {}))
+            self.say(fault["status"], fault.get("says", "no").encode(), fault.get("headers", {}))
             return
         if fault.get("slow"):
             self.trickle()
@@ -78,7 +78,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.note(b"")
         fault = self.fault()
         if "status" in fault:
-            self.say(fault["status"], b"no", fault.get("headers", {}))
+            self.say(fault["status"], fault.get("says", "no").encode(), fault.get("headers", {}))
         elif fault.get("slow"):
             self.trickle()
         elif "gzip" in fault:

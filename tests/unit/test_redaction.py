@@ -28,6 +28,7 @@ from sabot.base.redaction import (
     clean_cause,
     clean_value,
     has_password,
+    keep_headers,
     keep_secret,
     keep_settings,
     redacted,
@@ -716,3 +717,28 @@ def test_an_address_whose_password_is_no_utf8_is_an_error_of_ours_without_it() -
     with pytest.raises(UserError) as refused:
         App("a", broker="redis://me:pass\udcd0word@host:1")
     assert "word" not in str(refused.value)
+
+
+def test_secret_headers_are_known_by_their_names_as_random_words_and_by_where_they_come_from() -> None:
+    headers = {
+        "Cookie": "sid=planted-41; theme=planted-42",
+        "X-Auth": "planted-43",
+        "X-Key-Id": "planted 44",
+        "X-A": "planted-45",
+    }
+    headers |= {
+        "X-Sum": "sha256=planted0f5e",
+        "X-Version": "2026-11-28",
+        "X-Team": "kitchen and garden",
+        "Accept": "text/csv",
+    }
+    keep_headers(headers, apart=["X-A"])
+    said = scrubbed("; ".join(value for text in headers.values() for value in (text, text.rpartition("=")[2])))
+    assert "planted" not in said.replace("planted0f5e", ""), said
+    assert all(each in said for each in ("2026-11-28", "kitchen and garden", "text/csv")), said
+    assert "sha256=planted0f5e" not in said
+    assert redacted({"headers.X-Team": "a", "header.X-Auth": "b", "headers.Content-Type": "text/csv"}) == {
+        "headers.X-Team": HIDDEN,
+        "header.X-Auth": HIDDEN,
+        "headers.Content-Type": "text/csv",
+    }

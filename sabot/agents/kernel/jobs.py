@@ -54,6 +54,7 @@ else:
 
 _MOST_PRIORITY = 1_000_000
 _AFTER = 'start_after="10min", a timedelta, seconds, or a datetime with a zone'
+_LAST_S = 253_402_300_800.0  # the end of the last year that a datetime can have
 _NO_STATE = MemoryBackend()  # the empty state that contexts of jobs show; nothing is ever written to it
 
 
@@ -108,7 +109,10 @@ class ExecutionRequest:
         if after is None:
             return 0
         if not isinstance(after, datetime):
-            return round((now + parse_seconds(after, name="start_after", hint=_AFTER)) * 1000)
+            begins_s = now + parse_seconds(after, name="start_after", hint=_AFTER)
+            if begins_s > _LAST_S:
+                raise UserError(f"start_after={short_repr(after)} is behind the year 9999", hint=_AFTER)
+            return round(begins_s * 1000)
         if after.tzinfo is None:
             raise UserError(f"start_after={short_repr(after)} has no zone", hint="datetime(…, tzinfo=ZoneInfo(…))")
         return max(0, round(after.timestamp() * 1000))

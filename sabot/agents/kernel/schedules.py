@@ -12,6 +12,7 @@ import uuid
 from base64 import b64decode, b64encode
 from bisect import bisect_right
 from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass, replace
 from dataclasses import fields as fields_of
 from datetime import UTC, date, datetime, timedelta
@@ -23,6 +24,7 @@ import msgspec
 
 from sabot.agents.app_jobs import AppJobStore
 from sabot.agents.context import checked_word
+from sabot.agents.job_history import record_of
 from sabot.agents.kernel.handle import JobHandle
 from sabot.agents.kernel.jobs import ExecutionRequest
 from sabot.base.checks import OneOf, check
@@ -33,9 +35,9 @@ from sabot.clock import Clock
 from sabot.errors import TransientError, UserError, short_repr
 from sabot.jobs.values import pack, unpack
 from sabot.journal import JournalReader
-from sabot.journal.base import entry_of_letter
+from sabot.journal.base import EVERY, entry_of_letter
 from sabot.journal.begin_facts import key_text
-from sabot.journal.ended_jobs import JobQuery
+from sabot.journal.ended_jobs import JobQuery, cut
 from sabot.journal.entries import Begin
 
 _log = logging.getLogger(__name__)
@@ -49,6 +51,7 @@ _DAYS = {name: at for at, name in enumerate(["sun", "mon", "tue", "wed", "thu", 
 _HINT = 'five fields: minute, hour, day, month, weekday; "0 9 * * mon-fri" is 9 o\'clock on workdays'
 _MOST_DAYS = 8 * 366 + 1  # from one 29 February to another one, over a year without
 _MOST_MISSED = 1_000
+_MOST_READ = 10  # newest jobs of a schedule that are looked at, in the log and in the history
 _LATE_S = 60.0  # an occurrence that is later was missed
 _LOOK_S = 0.2  # between two looks at the clock, which may be set
 # names of notes, with KERNEL.NAME behind them
@@ -193,19 +196,26 @@ def _values(word: str, name: str, least: int, most: int) -> set[int]:
     return found
 
 
-def last_of(reader: JournalReader, agent: str, name: str) -> tuple[float, str] | None:
-    """Returns the time of the newest job of a schedule that the journal knows, and its id. Returns None if it knows none. Blocks."""
+def last_of(reader: JournalReader, agent: str, schedule: Schedule) -> tuple[float, str] | None:
+    """Returns the time of the newest job of a schedule that the journal knows, and its id. Returns None if it knows none. Blocks.
+
+    Clients may give their jobs any key. So jobs of other scopes, and those that run for somebody, are none of a schedule.
+    """
     begins = [
         entry_of_letter(each, None, 0) for each in reader.letters() if each.kind == "begin" and each.name == agent
     ]
-    query = JobQuery(agent=agent, key=name)
-    known = [mark.job for mark in reader.logged(query, 10)] + [job.job for job in reader.history.find(query, 10)]
+    query = JobQuery(agent=agent, scope=cut(schedule.scope), key=schedule.name)
+    known = [mark.job for mark in reader.logged(query, EVERY) if not mark.principal][:_MOST_READ]
+    ended = (job.job for job in reader.history.find(query, EVERY) if not record_of(job).principal_id)
+    known += islice(ended, _MOST_READ)
     begins += [entry for job in known for _, entry in islice(reader.history.entries(job), 1)]
     found = list[tuple[float, str]]()
     for begin in begins:
-        if isinstance(begin, Begin) and begin.agent == agent and key_text(begin.key) == name:
-            schedule, _, moment = str(unpack(reader.load(begin.body)).get("idempotency_key", "")).rpartition("@")
-            if schedule == name:
+        if not isinstance(begin, Begin) or (begin.agent, begin.scope, begin.principal) != (agent, schedule.scope, ""):
+            continue
+        name, _, moment = str(unpack(reader.load(begin.body)).get("idempotency_key", "")).rpartition("@")
+        if name == schedule.name == key_text(begin.key):
+            with suppress(ValueError):  # another job with such a key
                 at = datetime.strptime(moment, "%Y-%m-%dT%H:%MZ").replace(tzinfo=UTC).timestamp()
                 found.append((at, begin.job))
     return max(found, default=None)
@@ -368,7 +378,7 @@ class ScheduleClock:
             await self._notes.define(schedule)
             self._is_defined = True
         if self._last is None:
-            found = await self._look(lambda reader: last_of(reader, self._agent_id, schedule.name))
+            found = await self._look(lambda reader: last_of(reader, self._agent_id, schedule))
             last, self._job = (0.0, "") if found is None else found
             *_, passed = await self._notes.stands(schedule.name)
             self._last = max(last, passed) or self._since

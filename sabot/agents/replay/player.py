@@ -90,7 +90,7 @@ class ReplayPlayer:
                 raise UserError("VERIFY runs code over the recording", hint="replay(mode=ReplayMode.VERIFY, code=…)")
             found = verified(self.recording, code)
             if not found.same:
-                raise ReplayDifference(f"job {found.job_id}, behind {found.steps} steps: {found.difference}")
+                raise ReplayDifference(f"job {found.job_id}, behind {found.steps} steps: {found.words}")
             return found
         if mode is ReplayMode.FORK:
             if code is None or at is None:

@@ -25,6 +25,8 @@ from sabot.jobs.run import Ask, JobRun, effect_words
 from sabot.jobs.values import as_before, pack
 from sabot.journal.entries import Answer, EffectResult, End, Intent
 
+_OTHER_RESULT = "its result is another one now"
+
 
 def _packed(run: JobRun, value: Any) -> bytes:
     return pack(plain_value(value), f"the result of job {run.job_id}")
@@ -66,7 +68,8 @@ class Verified:
 
     - `job_id`: the id of the recorded job.
     - `steps`: the number of effects that the code has requested.
-    - `difference`: a description of the first difference from the recording, or "".
+    - `difference`: a description of the first difference from the recording, or "". It has no values of the job.
+    - `gives`: the beginning of the result that the code gives now, if that is the difference; else "".
     - `events_hash`: a hash of the effects that the code has requested. It can be compared with
       `hash_of_steps(recording)`.
     """
@@ -75,6 +78,12 @@ class Verified:
     steps: int
     difference: str
     events_hash: str
+    gives: str = ""
+
+    @property
+    def words(self) -> str:
+        """The difference with the result, for who may see values."""
+        return f"{self.difference}: {self.gives}" if self.gives else self.difference
 
     @property
     def same(self) -> bool:
@@ -105,17 +114,20 @@ def verified(recording: Recording, code: JobCode) -> Verified:
         )
     run = JobRun(recording.job_id, _history(recording), key=recording.key, code="of today", seed=recording.seeds[-1])
     asked: list[Ask] = []
+    gives = ""
     try:
         run.start(code.call)
         asked = list(run.new)
         difference = _other_arguments(run, asked) or _difference(run, asked, code)
+        if difference == _OTHER_RESULT:
+            gives = short_repr(as_plain(run.outcome()[0]))
     except NoStateBackend:
         difference = "it reads its state, and how that was then is not recorded"
     except (Exception, SystemExit) as error:  # the user's code
         difference = f"it cannot be run: {type(error).__name__}: {message_of(error)}"
     finally:
         run.discard()
-    return Verified(recording.job_id, len(asked), difference, _hash(asked))
+    return Verified(recording.job_id, len(asked), difference, _hash(asked), gives)
 
 
 def hash_of_steps(recording: Recording) -> str:
@@ -180,7 +192,7 @@ def _other_end(run: JobRun, end: End, value: Any, error: BaseException | None, c
         return f"it ends well now, and the recording ends as {end.outcome}"
     packed = code.packed(run, value)
     if end.body and end.body not in (packed, as_before(packed)):
-        return f"its result is another one now: {short_repr(as_plain(value))}"
+        return _OTHER_RESULT
     return ""
 
 

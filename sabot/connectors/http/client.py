@@ -19,7 +19,7 @@ from urllib.parse import unquote, urljoin, urlsplit, urlunsplit
 
 from sabot.base.config import Secret
 from sabot.base.dataclass import dataclass
-from sabot.base.redaction import clean_cause, keep_secret, keep_settings, keep_url, redacted_url, visible
+from sabot.base.redaction import clean_cause, keep_headers, keep_url, redacted_url, visible
 from sabot.errors import BrokerUnavailable, MissingExtra, TransientError, UserError, short_repr
 
 __all__ = ["HeaderValue", "HttpClient", "WebAnswer"]
@@ -308,10 +308,7 @@ class HttpClient:
 
     def _login(self) -> dict[str, str]:
         found = {name: self._value(name, given) for name, given in self._headers.items()}
-        keep_settings(found)
-        for name, value in found.items():
-            if name.lower() == "authorization":
-                keep_secret(value.rpartition(" ")[2])
+        keep_headers(found, apart=[name for name, given in self._headers.items() if not isinstance(given, str)])
         return found
 
     def _value(self, name: str, given: HeaderValue) -> str:

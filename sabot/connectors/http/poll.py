@@ -10,7 +10,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import CancelledError, Future
 from typing import Any, TypeVar
-from urllib.parse import parse_qsl, quote, urlencode, urlsplit
+from urllib.parse import parse_qsl, quote, urlencode, urljoin, urlsplit
 
 import msgspec
 
@@ -33,6 +33,9 @@ _PAGE_BYTES = 64 << 20
 _BACKOFF = Backoff(0.5, 60.0)
 _UNCHANGED = 304
 LINK = "link"
+_PLACES = re.compile(
+    r"(?:page|next|start|after|skip|continuation|cursor|sync|delta|scroll|list)[_-]?token$", re.IGNORECASE
+)
 
 
 class CountedPlace(msgspec.Struct, forbid_unknown_fields=True):
@@ -179,6 +182,11 @@ class PollSource(Source):
             self._ask_at = SYSTEM_CLOCK.monotonic() + self._every_s
             return
         items, self._behind = self._read(answer)
+        if self._behind is not None and not self._cursor and _has_login(urljoin(self._client.url, self._behind)):
+            raise UserError(
+                f"source {self.name}: the address of the next page has a password or a token in it, and would be in checkpoints",
+                hint="give the path of a cursor in next=, and its parameter in cursor=; the login goes into headers=",
+            )
         if len(items) < self._place.row:
             raise UserError(
                 f"source {self.name}: a page has {len(items)} rows, of which {self._place.row} were read before",
@@ -275,6 +283,13 @@ def recalled_place(kind: type[P], memory: bytes | None, position: int, name: str
             hint="the checkpoint is none of this source; start afresh (--fresh)",
         )
     return place
+
+
+def _has_login(url: str) -> bool:
+    """Returns True if an address has a login or a secret in it, but for tokens that are places in a list."""
+    parts = urlsplit(url)
+    pairs = [pair for pair in parse_qsl(parts.query, keep_blank_values=True) if not _PLACES.search(pair[0])]
+    return parts.username is not None or has_password(f"http://h/?{urlencode(pairs)}")
 
 
 def _next_link(header: str) -> str | None:

@@ -362,6 +362,9 @@ def test_limits_of_unknown_agents_and_times_without_a_zone_are_refused(clock: Ma
         kernel_of(None, clock, JobLimit("work", concurrency=1), JobLimit("work", rate="1/s"))
     with pytest.raises(UserError, match="has no zone"):
         ExecutionRequest(prompt=1, start_after=datetime(2026, 3, 1))
+    for far in (1e12, 1e17, 1e308):  # of a client these were an error of ours, or a time that no journal can hold
+        with pytest.raises(UserError, match="behind the year 9999"):
+            ExecutionRequest(prompt=1, start_after=far)
     with pytest.raises(UserError, match="start_after: 'soon' is no duration"):
         ExecutionRequest(prompt=1, start_after="soon")
     with pytest.raises(UserError, match="priority"):

@@ -262,6 +262,31 @@ def test_a_time_that_was_skipped_is_not_missed_by_the_next_kernel(place: Any, cl
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("key", ["hourly@9999-01-01T00:00Z", "hourly@soon", "hourly@", ""])
+def test_jobs_of_clients_by_the_name_of_a_schedule_are_none_of_its_own(
+    place: Any, clock: ManualClock, key: str
+) -> None:
+    """One of any tenant ended the schedule for good, or with a key that has no time stopped the kernel at each start."""
+    RAN.clear()
+
+    async def main() -> None:
+        async with kernel_of(place, clock, missed="all", overlap="allow"):
+            clock.set(seconds(2026, 11, 28, 9, 0))
+            await until(lambda: RAN == ["report"])
+        client = JobClient(place, name="shop", clock=clock)
+        for tenant, actor in (("other", ""), ("default", "eve")):
+            for number in range(1 if key else 12):
+                await client.start("work", tenant, scope=tenant, principal=actor, key="hourly", idempotency_key=key)
+                clock.set(clock.time() + number)
+        clock.set(seconds(2026, 11, 28, 13, 30))
+        async with kernel_of(place, clock, missed="all", overlap="allow"):
+            await until(lambda: RAN.count("report") == 5)
+            clock.set(seconds(2026, 11, 28, 14, 0))
+            await until(lambda: RAN.count("report") == 6)
+
+    asyncio.run(main())
+
+
 def test_no_job_begins_while_the_one_before_is_open(
     place: Any, clock: ManualClock, caplog: pytest.LogCaptureFixture
 ) -> None:

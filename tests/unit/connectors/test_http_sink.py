@@ -17,7 +17,7 @@ from sabot._cython.arrow.batch import Batch
 from sabot.codecs.records import build_records
 from sabot.connectors.base import Sink, Track
 from sabot.connectors.http import HttpSink
-from sabot.connectors.http.client import WebAnswer
+from sabot.connectors.http.client import HeaderValue, WebAnswer
 from sabot.connectors.installed import summary
 from sabot.engine.delivery.guarantees import sink_guarantee
 from sabot.errors import RowErrors, TransientError, UserError
@@ -441,6 +441,26 @@ async def test_a_table_of_sql_is_an_address_with_headers(server: WebServer, tmp_
     assert server.rows() == [{"n": 1, "text": "a"}, {"n": 2, "text": None}]
     (method, _, headers, _), *_ = server.requests
     assert (method, headers["x-team"]) == ("PUT", "shop")
+    shown = app.sql("SHOW CREATE TABLE alerts")
+    assert ("shop" in shown, "'headers.X-Team' = '***'" in shown) == (False, True), "a service may log in by any header"
     for option, said in (("'batch' = '1.5'", "batch"), ("'method' = 'GET'", "method"), ("'head' = 'x'", "head")):
         with pytest.raises(SqlError, match=said):
             App("wrong").sql(f"CREATE TABLE t (n BIGINT) WITH ('connector' = 'http', 'url' = 'http://h/', {option})")
+
+
+@pytest.mark.parametrize("header", ["X-Auth", "X-Shop", "X-Signed"])
+def test_values_of_headers_that_a_server_repeats_are_in_no_message(server: WebServer, header: str) -> None:
+    """Only headers with the name of a secret were hidden: what stood in `X-Auth` came back in the text of an answer."""
+    values: dict[str, HeaderValue] = {
+        "X-Auth": "planted 1",
+        "X-Shop": lambda: "planted 2",
+        "X-Signed": "v1=planted-5f0c8e3a",
+    }
+    sink = claimed(server, headers={header: values[header], "X-Team": "kitchen and garden", "X-Version": "2026-11-28"})
+    server.fail(
+        {"status": 404, "says": "no planted 1, planted 2, v1=planted-5f0c8e3a of kitchen and garden 2026-11-28"}
+    )
+    said = str(raises(UserError, lambda: sink.deliver(1, [columns(rows_of(0, 1))]), "deliver"))
+    shown = {"X-Auth": "planted 1", "X-Shop": "planted 2", "X-Signed": "v1=planted-5f0c8e3a"}[header]
+    assert (shown in said, "***" in said, "kitchen and garden 2026-11-28" in said) == (False, True, True), said
+    sink.close()

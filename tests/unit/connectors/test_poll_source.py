@@ -212,6 +212,35 @@ def test_what_cannot_be_is_refused_when_the_source_is_made(options: dict[str, An
     assert "planted" not in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    ("place", "refused"),
+    [
+        ("access_token=planted", True),
+        ("//joe:planted@HOST/", True),
+        ("page_token=abc", False),
+        ("$skiptoken=abc", False),
+    ],
+)
+def test_the_address_of_a_page_with_a_login_gets_into_no_checkpoint(
+    server: WebServer, place: str, refused: bool
+) -> None:
+    """Some APIs repeat the token of a header in the addresses of their next pages, and checkpoints have these."""
+    server.put([{"n": n} for n in range(3)])
+    host = server.origin.partition("://")[2]
+    link = f'<{place.replace("HOST", host) if place[0] == "/" else f"{server.origin}/pages?{place}"}>; rel="next"'
+    server.fail({"status": 200, "headers": {"Link": link}, "says": '[{"n": 9}]'})
+    source = pages(server)
+    source.open(None)
+    if refused:
+        with pytest.raises(UserError, match="a password or a token in it") as raised:
+            read(source, 1)
+        assert "planted" not in str(raised.value)
+    else:
+        assert read(source, 1) == [9]
+    assert b"planted" not in b"".join(source.remember().values())
+    source.close()
+
+
 async def test_an_app_goes_on_behind_the_rows_of_its_checkpoint(server: WebServer, tmp_path: Path) -> None:
     server.put([{"n": n} for n in range(7)])
     out = ListSink()

@@ -10,12 +10,14 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+from mcp.server.subscriptions import ToolsListChanged
 
 from sabot.agents import BudgetSpec, ConstraintPolicy, ExecutionRequest, PolicyEngine, RuntimeKernel, ToolPolicy
 from sabot.errors import SabotError
 from sabot.llm import tool
 from sabot.mcp import McpServerPool, ToolCall, ToolServer
 from sabot.process import ProcessRuntime, RuntimeConfig, TaskDelegation
+from tools.mcp_servers import Desk, in_memory
 
 PROGRAM = """
 import json, sys
@@ -133,6 +135,35 @@ async def test_a_session_calls_no_tool_that_rules_cannot_see() -> None:
 
         said = await said_in_a_tool(hidden, desk, DENIED)
     assert "MCP server bank: it offers no tool wire" in said
+
+
+@pytest.mark.parametrize("way", [Bank.by_session, Bank.by_call_tool], ids=lambda way: way.__name__)
+@pytest.mark.parametrize("listed", [False, True])
+async def test_a_session_calls_no_tool_whose_class_is_another_one_than_was_judged(way: Way, listed: bool) -> None:
+    """The server had said that it only reads; by the time it said otherwise, a tool that may be repeated had it pay."""
+    desk = Desk()
+    desk.tools[2]["annotations"] = {"readOnlyHint": True}
+
+    async def send(bank: Bank) -> Any:
+        if way is Bank.by_session:
+            return await (await bank.pool.session("bank")).call("send", {})
+        return await bank.pool.call_tool("desk", ToolCall("send", {}))
+
+    async with bank() as shop:
+        shop.pool = McpServerPool()
+        for name in ("bank", "agent"):
+            shop.pool.add(name, connect=in_memory(lambda key: desk.server()))
+            if listed:
+                await shop.pool.tools(name, on_change="allow")
+        assert "done" in await said_in_a_tool(send, shop, DENIED, effect="read")
+        desk.tools[2]["annotations"] = {"readOnlyHint": False}
+        await desk.changes.publish(ToolsListChanged())
+        async with asyncio.timeout(60):  # until the session has heard of it
+            while "its hints are others than when it was offered" not in (
+                await said_in_a_tool(send, shop, DENIED, effect="read")
+            ):
+                pass
+        await shop.pool.close()
 
 
 async def test_a_program_uses_a_session_without_rules() -> None:

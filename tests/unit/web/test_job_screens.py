@@ -457,6 +457,9 @@ async def test_todays_code_is_run_over_a_job_and_a_copy_goes_on_behind_a_step(
         program.write_text(PROGRAM.replace("DO", "False"))
         status, page = await ask(browser, "/act/dry-run", {"job": job.job_id})
         assert (status, "does something else" in page) == (409, True), page
+        program.write_text(PROGRAM.replace("DO", "True").replace('found["card"]', '"card-4112"'))
+        status, page = await ask(browser, "/act/dry-run", {"job": job.job_id})
+        assert (status, "its result is another one now" in page, "card-4112" in page) == (409, True, False), page
         program.write_text(f"raise ValueError({MARKUP!r})")
         status, page = await ask(browser, "/act/dry-run", {"job": job.job_id})
         assert (status, "could not be run" in page, MARKUP in page) == (409, True, False)
