@@ -3,20 +3,18 @@
 import difflib
 import inspect
 from collections.abc import Callable, Collection, Iterable, Iterator
-from typing import Any, Protocol
+from typing import Any
 
 import pyarrow as pa
 
+from sabot.api.aggregates import Aggregate
 from sabot.api.expr import Expr
+from sabot.api.over import OverFunction
 from sabot.base.quantities import span_words
 from sabot.errors import UserError
 
 ALL_ROWS = 2**62
 """The size of a count window that only the end of the input closes."""
-
-
-class _Worded(Protocol):
-    def text(self) -> str: ...
 
 
 def check_names(where: str, names: Iterable[str], known: Collection[str]) -> None:
@@ -110,7 +108,7 @@ def with_text(columns: Iterable[tuple[str, Expr]]) -> str:
     return "with " + ", ".join(column_text(name, expr) for name, expr in columns)
 
 
-def named_texts(columns: Iterable[tuple[str, _Worded]]) -> str:
+def named_texts(columns: Iterable[tuple[str, Aggregate | OverFunction]]) -> str:
     """Returns the text of aggregates, or of columns of `over`: "n = count(), total = sum(amount)"."""
     return ", ".join(f"{name} = {each.text()}" for name, each in columns)
 

@@ -15,9 +15,10 @@ too, so there are no counts by partition.
 
 import logging
 import threading
+from abc import ABC, abstractmethod
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from sabot.base.dataclass import dataclass
 from sabot.base.probes import Page, PageServer
@@ -224,19 +225,22 @@ class Durations:
         return {"count": sum(figures[:-1]), "seconds_total": figures[-1]}
 
 
-class Health(Protocol):
+class Health(ABC):
     """A part of an app that answers the health probes too, beside the app itself. All methods may be called from any
     thread.
     """
 
+    @abstractmethod
     def liveness(self) -> tuple[str, dict[str, str]]:
         """Returns a reason to end the process, or ""; and the current problem of each component by its name."""
 
+    @abstractmethod
     def readiness(self) -> tuple[str, dict[str, str]]:
         """Returns the reason why the process is not ready, or ""; and the current problem of each component by its
         name.
         """
 
+    @abstractmethod
     def samples(self) -> Iterable[Sample]:
         """Yields figures for a scrape. The values of counters never decrease."""
 

@@ -224,4 +224,4 @@ def _spread(
         raise WrongUse("--ray-resources needs workers on Ray", hint="give --ray ADDRESS too")
     elif listen is None:
         launcher = partial(LocalLauncher, [sys.executable, "-P", "-m", "sabot", *worker])
-    app.spec.workers = over_workers(app.spec, TcpRendezvous.of(launcher, listen, secrets), workers)
+    app.spec.workers = over_workers(app.spec, TcpRendezvous.of(launcher, listen, secrets).begin, workers)

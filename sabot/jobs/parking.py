@@ -11,9 +11,9 @@ Some parked jobs have no note: a job that waits for a child, because the child m
 effect in doubt; and a job with a letter of its own that the host has not taken yet.
 """
 
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import Protocol
 
 import msgspec
 
@@ -57,17 +57,20 @@ class ParkedNote(msgspec.Struct, frozen=True, array_like=True, gc=False):
     tokens: tuple[tuple[int, str], ...] = ()
 
 
-class ParkedNotes(Protocol):
+class ParkedNotes(ABC):
     """A store for the notes about parked jobs (`ParkedNote`, encoded). The store is a part of the agent's state, so
     each checkpoint saves it. Belongs to the event loop.
     """
 
+    @abstractmethod
     def put(self, job_id: str, note: bytes) -> None:
         """Stores a note, and replaces an earlier note of the job."""
 
+    @abstractmethod
     def remove(self, job_id: str) -> None:
         """Removes the note of a job, if there is one."""
 
+    @abstractmethod
     def items(self) -> Iterable[tuple[str, bytes]]:
         """Returns pairs of the id of a job and the note about it. Blocks."""
 

@@ -23,7 +23,7 @@ from confluent_kafka import KafkaError, KafkaException
 from sabot.base.redaction import clean_cause
 from sabot.clock import SYSTEM_CLOCK
 from sabot.engine.letters.places import Ranges
-from sabot.engine.letters.redrive import Redriven, Sending, Target
+from sabot.engine.letters.redrive import Redriven, Redriver, Sending, Target
 from sabot.errors import AppLocked, SabotError, TransientError, UserError
 from sabot.kafka.admin import settings_of
 from sabot.kafka.client import (
@@ -66,7 +66,7 @@ def notes_topic_of(topic: str) -> str:
     return topic + _NOTES_SUFFIX
 
 
-class KafkaRedriver:
+class KafkaRedriver(Redriver):
     """The one producer that may send the dead letters of a topic (`letters.redrive.Redriver`): making it fences the one
     before it, and makes the topic of the notes.
     """

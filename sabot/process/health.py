@@ -17,7 +17,7 @@ from typing import Any, Literal
 from sabot.base.backoff import Failures
 from sabot.base.checks import check_called
 from sabot.base.config import check_numbers, checked_durations
-from sabot.base.metrics import Durations, Metrics, Sample
+from sabot.base.metrics import Durations, Health, Metrics, Sample
 from sabot.base.probes import Page, page_of
 from sabot.base.supervision import call_listener
 from sabot.clock import SYSTEM_CLOCK, Clock
@@ -182,7 +182,7 @@ class _WatchedInstance:
         return list(dict.fromkeys(child for child in every if child is not None))
 
 
-class HealthMonitor:
+class HealthMonitor(Health):
     """A monitor that regularly checks ("probes") the health of child processes, and reports it. It only reports: to
     end a process that hangs is the task of its owner (`ProcessRuntime.check_health`, or a fleet) or of the user's
     function `on_change`.

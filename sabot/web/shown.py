@@ -2,10 +2,11 @@
 
 import asyncio
 import shlex
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from sabot.base.redaction import scrubbed
 from sabot.engine.checkpoint import ask
@@ -39,17 +40,18 @@ class RunFacts:
     events: Sequence[RunEvent] = ()
 
 
-class PageHead(Protocol):
+class PageHead(ABC):
     """The head of pages. A new `figures.run` makes open pages load anew."""
 
     id: str
     figures: FigureRings
 
+    @abstractmethod
     def notice(self) -> str:
         """Returns the words that each screen shows above all others, or ""."""
 
 
-class ShownApp(PageHead, Protocol):
+class ShownApp(PageHead):
     """The facts of one app that its screens know, and their ways to it. Used by the thread of the server.
 
     `payloads`: the values that pages may show. `checkpoints`: None if the app keeps none. `jobs`: those of its durable agents, or None if
@@ -69,15 +71,19 @@ class ShownApp(PageHead, Protocol):
     state: Path | None
     _stop: tuple[str, str] | None = None  # the run that was asked to stop, and by whom
 
+    @abstractmethod
     def run(self) -> RunFacts:
         """Returns the facts of the present run, or of the last one."""
 
+    @abstractmethod
     def tasks(self) -> Sequence[TaskFrame]:
         """Returns the tasks of the plan, to be drawn. Raises SabotError if they are not known."""
 
+    @abstractmethod
     def settings(self) -> Sequence[tuple[str, str, str]]:
         """Returns the name, the value and the meaning of the settings that a reader may see."""
 
+    @abstractmethod
     def guarantees(self) -> Sequence[EdgeGuarantee]:
         """Returns the guarantees of the sources and sinks, as far as the last start has told them."""
 
@@ -91,6 +97,7 @@ class ShownApp(PageHead, Protocol):
         start = f"sabot run {self.start_words()} {shlex.join([*state, *options])}".rstrip()
         return f"cd {shlex.quote(str(self.folder))} && {start}" if self.program else start
 
+    @abstractmethod
     def refusal(self) -> str:
         """Returns the reason why nobody can be asked to act on the running app, or ""."""
 
@@ -110,6 +117,7 @@ class ShownApp(PageHead, Protocol):
             self._stop = earlier
             raise
 
+    @abstractmethod
     async def _ask_to_stop(self) -> None:
         """Asks the app to stop. Raises SabotError."""
 

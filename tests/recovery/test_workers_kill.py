@@ -175,7 +175,7 @@ async def test_a_worker_that_says_nothing_is_taken_for_dead(tmp_path, monkeypatc
     app = load_app("endless:app")
     command = [sys.executable, "-P", "-m", "sabot", "run-worker", "endless:app"]
     app.spec.workers = made = Remembered(
-        over_workers(app.spec, TcpRendezvous.of(partial(LocalLauncher, command), None, None), 2)
+        over_workers(app.spec, TcpRendezvous.of(partial(LocalLauncher, command), None, None).begin, 2)
     )
     running = asyncio.create_task(app.run())
     await until(lambda: running.done() or app.agent_runtime.runner.started, "the workers")
@@ -193,7 +193,7 @@ async def test_a_worker_that_never_joins_is_lost_and_named(tmp_path, monkeypatch
     app = load_app("waited:app")
     command = [sys.executable, "-c", "import time; time.sleep(60)"]
     app.spec.workers = made = Remembered(
-        over_workers(app.spec, TcpRendezvous.of(partial(LocalLauncher, command), None, None), 2)
+        over_workers(app.spec, TcpRendezvous.of(partial(LocalLauncher, command), None, None).begin, 2)
     )
     with pytest.raises(WorkerLost, match=r"worker 1 \(pid \d+\) has not joined in 0.3 s"):
         await asyncio.wait_for(app.run(), 60)
@@ -229,7 +229,7 @@ async def test_a_worker_that_stands_still_while_it_opens_its_tasks_is_replaced(t
     app = load_app("still:app")
     command = [sys.executable, "-P", "-m", "sabot", "run-worker", "still:app"]
     app.spec.workers = made = Remembered(
-        over_workers(app.spec, TcpRendezvous.of(partial(LocalLauncher, command), None, None), 2)
+        over_workers(app.spec, TcpRendezvous.of(partial(LocalLauncher, command), None, None).begin, 2)
     )
     run = asyncio.ensure_future(app.run())
     await until(lambda: run.done() or (tmp_path / "stopped").exists(), "a worker that stands still")
@@ -289,7 +289,7 @@ async def test_a_worker_that_dies_during_the_last_checkpoint_is_replaced(tmp_pat
     app = load_app("late:app")
     command = [sys.executable, "-P", "-m", "sabot", "run-worker", "late:app"]
     app.spec.workers = made = Remembered(
-        over_workers(app.spec, TcpRendezvous.of(partial(LocalLauncher, command), None, None), 2)
+        over_workers(app.spec, TcpRendezvous.of(partial(LocalLauncher, command), None, None).begin, 2)
     )
     killed, checkpoint = [], Run._checkpoint
 

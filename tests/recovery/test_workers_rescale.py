@@ -102,7 +102,7 @@ class TwoAtMost(LocalLauncher):
 
 
 async def test_what_ends_the_run_before_a_rescale_is_no_failure_of_the_new_number():
-    maker = over_workers(App("narrow").spec, TcpRendezvous.of(partial(LocalLauncher, ["false"]), None, None), 2)
+    maker = over_workers(App("narrow").spec, TcpRendezvous.of(partial(LocalLauncher, ["false"]), None, None).begin, 2)
     maker.rescale(3, "request")
     assert not maker.take_back("a worker of the run that stops was killed")
     assert (maker.workers, maker.refusal("request")) == (3, None)
@@ -122,7 +122,7 @@ async def test_a_number_of_workers_with_which_the_app_cannot_begin_is_taken_back
     monkeypatch.setenv("PYTHONPATH", environment()["PYTHONPATH"])
     app = load_app(f"{module}:app")
     command = [sys.executable, "-P", "-m", "sabot", "run-worker", f"{module}:app"]
-    app.spec.workers = over_workers(app.spec, TcpRendezvous.of(partial(TwoAtMost, command), None, None), 2)
+    app.spec.workers = over_workers(app.spec, TcpRendezvous.of(partial(TwoAtMost, command), None, None).begin, 2)
     running = asyncio.create_task(app.run())
     await until(lambda: running.done() or app.agent_runtime.runner.started, "the workers")
     with pytest.raises(

@@ -136,7 +136,7 @@ class LaunchedWorker(Peer, Protocol):
 
 
 class Rendezvous:
-    """How the workers of an app come to its coordinator (`sabot.engine.workers.rendezvous.Rendezvous`).
+    """How the workers of an app come to its coordinator (`sabot.engine.workers.rendezvous.BeginRound`).
 
     launch: starts the worker of a number.
     """

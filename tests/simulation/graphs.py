@@ -351,7 +351,7 @@ class Seed:
         def launch(number: int) -> WorkerProcess:
             return WorkerProcess(network, number, lambda: self.made(directory, ask).spec)
 
-        app.spec.workers = over_workers(app.spec, Rendezvous(network, launch), self.workers)
+        app.spec.workers = over_workers(app.spec, Rendezvous(network, launch).begin, self.workers)
         app.run = supervised(app.run, self.worker_faults)  # type: ignore[assignment, method-assign]
         return app
 

@@ -637,7 +637,7 @@ class Coordinator:
                 world.attempts += 1
             return Worker(world, self.network, number, self._attempt)
 
-        self._made = Remembered(over_workers(app.spec, Rendezvous(self.network, launch), world.workers))
+        self._made = Remembered(over_workers(app.spec, Rendezvous(self.network, launch).begin, world.workers))
         app.spec.workers = self._made
         app.agent_runtime.runner.coordinator.on_complete.append(self._look)
         silence = asyncio.create_task(self._look_for_silence())

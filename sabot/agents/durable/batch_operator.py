@@ -52,6 +52,7 @@ from sabot.engine.calls.effects import digest
 from sabot.engine.operators.agents.batches import BatchOutput, good_rows, returned, with_columns
 from sabot.engine.operators.agents.rows import JOB_HEADER, rows_of, with_headers
 from sabot.engine.operators.row_queue import QueuedRows
+from sabot.engine.operators.state_facts import AgentFacts
 from sabot.errors import DataError, InputChanged, SabotError, UserError
 from sabot.jobs.guard import NOBODY, Behalf
 from sabot.jobs.journal_calls import call_journal
@@ -130,7 +131,7 @@ class DurableBatchOperator(DurableAgentOperator):
         batch = self.read_input(self.host.journal.load(job.body), job.job_id)
         self._pins.add(batch.log, from_ipc(batch.records))
 
-    def own_facts(self) -> dict[str, Any]:
+    def own_facts(self) -> AgentFacts:
         """Returns the data that a checkpoint stores for this operator: the data of the base class, and two items about
         rows that already belong to jobs. After a restart such rows may arrive again, and must then be dropped.
 

@@ -8,9 +8,9 @@ mailbox until its job is parked or has ended.
 """
 
 import logging
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterable
-from typing import Protocol
 
 import msgspec
 
@@ -25,12 +25,14 @@ from sabot.jobs.tree import parent_of
 _log = logging.getLogger(__name__)
 
 
-class OrderOwner(Protocol):
+class OrderOwner(ABC):
     """The agent whose rows a KeyOrder puts in order. KeyOrder calls these methods."""
 
+    @abstractmethod
     def turn(self, call: JobCall) -> None:
         """Called when the job of `call` may begin: its row has no key, or no other job of the key is open."""
 
+    @abstractmethod
     def is_known(self, call: JobCall) -> bool:
         """Decides whether the row of `call` needs no new job, because a job with its id exists. Returns False if there
         is no such job. Returns True in these cases:
@@ -42,17 +44,21 @@ class OrderOwner(Protocol):
           `end` for it.
         """
 
+    @abstractmethod
     def end_row(self, call: JobCall) -> None:
         """Called when the row of `call` has been written to a mailbox. From then on checkpoints store it with the
         mailbox, and must not store it with the agent's queue too.
         """
 
+    @abstractmethod
     def refuse(self, call: JobCall, error: SabotError) -> None:
         """Makes the row of `call` a dead letter, with this error."""
 
+    @abstractmethod
     def has_failed(self) -> bool:
         """Returns True if the agent has failed. After that no further job begins."""
 
+    @abstractmethod
     def mail_room(self) -> None:
         """Called when every mailbox has room again, so that no row waits in memory for a full mailbox. The agent may
         then accept input again.

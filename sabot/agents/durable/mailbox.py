@@ -14,6 +14,7 @@ from pathlib import Path
 
 from sabot.engine.state import MemoryBackend, load_snapshot
 from sabot.engine.state.base import Cut, LocalBackend, LocalSnapshot
+from sabot.jobs.parking import ParkedNotes
 
 STATE = "mailboxes"
 """The name under which a checkpoint has the mailboxes, among the states of the agent task."""
@@ -65,7 +66,7 @@ def _load(backend: LocalBackend, directory: Path) -> None:
     backend.load([snapshot.cut if isinstance(snapshot, LocalSnapshot) else snapshot])
 
 
-class NotesOfParked:
+class NotesOfParked(ParkedNotes):
     """The notes about the parked jobs of an app, one for each job. A parked job waits for something, and its function
     is not in memory. A note says for which questions, timers and signals the job waits, so that the job need not be
     replayed after a restart. The notes are kept in memory, and a checkpoint stores all of them in one file.

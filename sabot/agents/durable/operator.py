@@ -48,7 +48,7 @@ from sabot.agents.durable.job_rows import (
     value_headers,
     version_of,
 )
-from sabot.agents.durable.key_order import KeyOrder
+from sabot.agents.durable.key_order import KeyOrder, OrderOwner
 from sabot.agents.durable.mailbox import MailRoom
 from sabot.api.agent import AgentSpec
 from sabot.base.process_exit import EXITS
@@ -59,6 +59,7 @@ from sabot.engine.calls.limits import TokenBucket
 from sabot.engine.operators.agents.operator import AgentOperator
 from sabot.engine.operators.agents.rows import RecordReader, Row, place_of, results_of, waiting_batches
 from sabot.engine.operators.agents.timers import key_of
+from sabot.engine.operators.state_facts import AgentFacts
 from sabot.errors import DataError, InputChanged, NonDeterminism, SabotError, UserError
 from sabot.jobs.guard import Behalf
 from sabot.jobs.host import JobHost
@@ -74,7 +75,7 @@ if TYPE_CHECKING:
     from sabot.base.figures import ToldLanes
 
 
-class DurableAgentOperator(AgentOperator):
+class DurableAgentOperator(AgentOperator, OrderOwner):
     """The operator that runs a durable agent: it makes a job of each record, and decides when a job begins. It
     implements the interface `jobs.owner.JobOwner`, through which the JobHost uses an agent.
 
@@ -141,7 +142,7 @@ class DurableAgentOperator(AgentOperator):
         self.function.opened(job.job_id, job.begun_ms)
         return JobCall(job.job_id, job.key if self._keyed else b"", job.digest, before=job, reopened=True)
 
-    def own_facts(self) -> dict[str, Any]:
+    def own_facts(self) -> AgentFacts:
         """Returns the data that a checkpoint stores for this operator: the data of the base class, and `begun`, a
         list of [topic, partition, offset] with the greatest offset in each partition for which a job has begun.
 

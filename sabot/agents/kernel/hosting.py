@@ -25,6 +25,7 @@ from sabot.agents.events.job_events import JobEvents
 from sabot.agents.kernel.handle import ExecutionHandle, outcome_of
 from sabot.agents.kernel.jobs import (
     ExecutionRequest,
+    JobWatch,
     KernelAgent,
     check_attempts,
     check_same,
@@ -75,7 +76,7 @@ _SHOWS = "what shows jobs in stores"
 _TRIMS = 10  # times that the journal is trimmed while `keep_jobs` jobs end
 
 
-class KernelHost:
+class KernelHost(JobWatch):
     """The part of a kernel that runs its jobs, while the kernel has its journal open. All methods are called on the
     event loop of the kernel. `open` contains, by id, the jobs that were open in the journal when the host was started
     and were not resumed yet. `resumed` is True if the program has asked for that, or was warned that it has not. `closed` is

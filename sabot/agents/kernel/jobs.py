@@ -4,12 +4,13 @@ ExecutionRequest ─▶ BEGIN ─▶ Agent.run(…, effects=ctx.llm(engine)), or
 """
 
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from decimal import Decimal
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -331,24 +332,28 @@ def _of_function(job_id: str, value: Any) -> ExecutionResult:
     return ExecutionResult(job_id=job_id, content=content, output=value)
 
 
-class JobWatch(Protocol):
+class JobWatch(ABC):
     """The interface by which the agents of a kernel report to the kernel what happens to their jobs. All methods are
     called on the event loop of the kernel.
     """
 
+    @abstractmethod
     def began(self, job_id: str) -> None:
         """Reports that the BEGIN entry of a job is in the journal, so that tasks that wait for this can continue."""
 
+    @abstractmethod
     def rests(self, job_id: str) -> None:
         """Reports that a job was parked: it was removed from memory until something for which it waits comes. Another
         job may now run in its place.
         """
 
+    @abstractmethod
     def wakes(self, job_id: str) -> None:
         """Reports that a parked job can continue, because an answer, a signal or a timer has come. The kernel lets it
         continue when fewer than `max_jobs` jobs run.
         """
 
+    @abstractmethod
     def child(self, agent: "KernelAgent", job_id: str, request: ExecutionRequest, behalf: Behalf) -> None:
         """Requests that a child job begins, because the function of another job has called `ctx.child`. The kernel
         begins it when fewer than `max_jobs` jobs run.
@@ -359,24 +364,29 @@ class JobWatch(Protocol):
         - `behalf`: the tenant, the actor and the labels, which the child has in common with its parent.
         """
 
+    @abstractmethod
     async def recall(self, session: SessionId) -> Recalled:
         """Returns the conversation of a session, as far as it is in the journal."""
 
+    @abstractmethod
     def says(self, job_id: str, said: bytes | BaseException) -> None:
         """Reports how the function of a job has ended, before the END entry of the job is written. `said` is the
         encoded return value, or the error that the function has raised.
         """
 
+    @abstractmethod
     def over(self, job_id: str, outcome: str) -> None:
         """Reports that the END entry of a job is in the journal, with this outcome. The kernel then sets the outcome of
         the job's handle.
         """
 
+    @abstractmethod
     def is_blocked(self, job_id: str, error: NonDeterminism) -> None:
         """Reports that a job cannot continue, because the present code of the agent requests other effects than the
         journal has. The result of the job's handle is then `error`.
         """
 
+    @abstractmethod
     def asked_to_exit(self, job_id: str, error: BaseException) -> None:
         """Reports that the function of a job has raised SystemExit or KeyboardInterrupt. The kernel then stops with
         this error.

@@ -34,7 +34,16 @@ from sabot.codecs.csv_text import (
 )
 from sabot.connectors.files.format import FileReader, FoundRows, Share, note_inferred, tell_columns
 from sabot.connectors.files.paths import DataFile, bare_suffix
-from sabot.connectors.files.text import BLOCK_BYTES, BlockReader, Blocks, Buffer, NoBlocks, StreamedFile, TextFormat
+from sabot.connectors.files.text import (
+    BLOCK_BYTES,
+    BlockReader,
+    Blocks,
+    Buffer,
+    NoBlocks,
+    Records,
+    StreamedFile,
+    TextFormat,
+)
 from sabot.errors import UserError
 
 # The number of characters of a row that a reason quotes.
@@ -278,7 +287,7 @@ def _parsing(dialect: _Dialect, **more: Any) -> csv.ParseOptions:
     return parse_options(dialect.delimiter, ignore_empty_lines=len(dialect.names) != 1, **more)
 
 
-class CsvRecords:
+class CsvRecords(Records):
     r"""The way to find the ends of CSV records: line breaks (\n, \r\n, \r) outside of quoted fields, by the same rules
     as Arrow's parser.
 

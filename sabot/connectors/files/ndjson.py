@@ -48,6 +48,7 @@ from sabot.connectors.files.text import (
     Buffer,
     Lines,
     NoBlocks,
+    Records,
     StreamedFile,
     TextFormat,
     open_blocks,
@@ -308,7 +309,7 @@ def _begin_of_array(file: DataFile) -> int:
     return 0 if found is None else found.end()
 
 
-class _Elements:
+class _Elements(Records):
     """The way to find the ends of elements: commas outside of texts and of inner brackets, and the closing bracket of the array."""
 
     ends: Sequence[bytes] = (b",", b"[", b"]")

@@ -11,7 +11,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, Protocol, TypeAlias
+from typing import Any, BinaryIO, NamedTuple, TypeAlias
 
 import pyarrow as pa
 
@@ -40,25 +40,28 @@ _ENDINGS = {codec: suffix for suffix, codec in reversed(COMPRESSION.items())}
 Buffer: TypeAlias = bytearray | mmap.mmap
 
 
-class Records(Protocol):
+class Records(ABC):
     """A way to find the ends of records in `buffer[low:high]`, which begins at the start of a record."""
 
     ends: Sequence[bytes]
     """The bytes that may be the last one of a record."""
 
+    @abstractmethod
     def last(self, buffer: Buffer, low: int, high: int) -> int:
         """Returns the end of the last whole record, or `low` if there is none."""
 
+    @abstractmethod
     def first(self, buffer: Buffer, low: int, high: int) -> int:
         """Returns the end of the first record, or `high` if the record does not end before that."""
 
+    @abstractmethod
     def unclosed(self, buffer: Buffer, low: int, high: int) -> list[int]:
         """Returns the starts, the last one first, of the records whose quotes are not closed before `high`, the end of the file. Of
         each only the first line is left out, and the next record begins behind it.
         """
 
 
-class Lines:
+class Lines(Records):
     """Records that are lines."""
 
     ends: Sequence[bytes] = (b"\n",)

@@ -16,7 +16,7 @@ import pyarrow as pa
 from sabot.api.context import AgentContext
 from sabot.app import App
 from sabot.connectors.base import Sink, Source
-from sabot.demos.fraud.features import CustomerFeatures, KeyedState, TerminalFeatures
+from sabot.demos.fraud.features import CustomerFeatures, TerminalFeatures
 from sabot.demos.fraud.generator import SCHEMA
 from sabot.demos.fraud.scoring import SUSPICIOUS_FROM, scores, suspicious
 from sabot.engine.state import StateBackend, ValueState
@@ -101,7 +101,7 @@ def build(
     return meter
 
 
-def add_to_totals(counted: Mapping[str, int], state: KeyedState, seed: int | None) -> None:
+def add_to_totals(counted: Mapping[str, int], state: ValueState, seed: int | None) -> None:
     """Adds a batch's counts to the totals in state. Raises UserError if the totals belong to another seed."""
     names = pa.array([*counted, "seed"])
     *before, built_from = state.get_many(names).to_pylist()

@@ -13,13 +13,12 @@ One key of state holds the buckets of one id as little-endian int64: the newest 
 bucket is `count * 2**40 + sum`, so that one addition, one running sum and one subtraction serve both.
 """
 
-from typing import Protocol
-
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from sabot.demos.fraud.generator import AMOUNT_UNIT, DAY_MS
+from sabot.engine.state import ValueState
 from sabot.errors import UserError
 
 WINDOW_DAYS = (1, 7, 30)
@@ -39,20 +38,13 @@ _Floats = npt.NDArray[np.float64]
 _Ints = npt.NDArray[np.int64]
 
 
-class KeyedState(Protocol):
-    """The methods of a batch agent's `ctx.state(namespace)` that the features use."""
-
-    def get_many(self, keys: pa.Array) -> pa.Array: ...
-    def put_many(self, keys: pa.Array, values: pa.Array) -> None: ...
-
-
 class CustomerFeatures:
     """The features of customers: the count and the mean amount of the customer's rows."""
 
     def __init__(self) -> None:
         self._buckets = _DayBuckets(max(WINDOW_DAYS))
 
-    def update(self, ids: pa.Array, ts: pa.Array, amounts: pa.Array, state: KeyedState) -> dict[str, _Floats | _Ints]:
+    def update(self, ids: pa.Array, ts: pa.Array, amounts: pa.Array, state: ValueState) -> dict[str, _Floats | _Ints]:
         """Adds the rows to the state, and returns the rows' features by name, each with `len(ids)` values. There must
         be no nulls, and amounts must be within ±2**20.
 
@@ -76,7 +68,7 @@ class TerminalFeatures:
     def __init__(self) -> None:
         self._buckets = _DayBuckets(max(WINDOW_DAYS), DELAY_DAYS)
 
-    def update(self, ids: pa.Array, ts: pa.Array, is_fraud: pa.Array, state: KeyedState) -> dict[str, _Floats | _Ints]:
+    def update(self, ids: pa.Array, ts: pa.Array, is_fraud: pa.Array, state: ValueState) -> dict[str, _Floats | _Ints]:
         """Works like `CustomerFeatures.update`, with the labels of the rows instead of amounts."""
         labels = is_fraud.to_numpy(zero_copy_only=False).astype(np.int64)
         windows = self._buckets.update(ids, ts, labels, state)
@@ -95,7 +87,7 @@ class _DayBuckets:
         self._delay = delay_days
         self._kept = longest_window + delay_days
 
-    def update(self, ids: pa.Array, ts: pa.Array, values: _Ints, state: KeyedState) -> list[_Ints]:
+    def update(self, ids: pa.Array, ts: pa.Array, values: _Ints, state: ValueState) -> list[_Ints]:
         """Adds the rows to the state. Returns, for each window, the packed sum that each row sees, in the order of
         the rows.
         """

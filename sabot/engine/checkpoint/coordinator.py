@@ -18,12 +18,13 @@ import asyncio
 import logging
 import re
 import threading
+from abc import ABC, abstractmethod
 from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
 from dataclasses import field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -114,9 +115,10 @@ class _InFlight:
         return dict(sorted((last if over else self.finals | self.cuts).items()))
 
 
-class SavedOutput(Protocol):
+class SavedOutput(ABC):
     """Output that is saved with each checkpoint and delivered once the checkpoint is complete (`sabot.engine.delivery`)."""
 
+    @abstractmethod
     def compose(self, sealed: Mapping[str, int]) -> tuple[dict[str, StoredTrack], dict[str, Path | StoredFile]]:
         """Returns the manifest's entry of each track, and the files of its parts by their path in the checkpoint.
 
@@ -124,6 +126,7 @@ class SavedOutput(Protocol):
         """
         ...
 
+    @abstractmethod
     def release(self, manifest: Manifest) -> None:
         """Delivers the output that the manifest lists, because the checkpoint is complete. Does not wait for the
         delivery.

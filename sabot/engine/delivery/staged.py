@@ -33,6 +33,7 @@ from sabot.base.threads import Spawn, run_in_thread
 from sabot.clock import Clock
 from sabot.codecs.base import Format
 from sabot.connectors.base import Delivers, Delivery, Sink, Stages, address_of
+from sabot.engine.checkpoint.coordinator import SavedOutput
 from sabot.engine.checkpoint.manifest import Manifest, StoredTrack
 from sabot.engine.checkpoint.places import StoredFile
 from sabot.engine.checkpoint.storage import CheckpointStorage
@@ -190,7 +191,7 @@ def _undelivered(
             yield track_id, stored, what
 
 
-class StagedSinks:
+class StagedSinks(SavedOutput):
     """The exactly-once sinks of one run of an app. All methods are called on the event loop unless they say
     otherwise.
 

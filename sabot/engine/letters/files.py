@@ -16,6 +16,7 @@ import msgspec
 from sabot.base.os_errors import hint_of
 from sabot.connectors.files.paths import bare_suffix, codec_of, open_stream
 from sabot.engine.letters.form import DeadLetter, letter_of_row
+from sabot.engine.letters.places import Home
 from sabot.errors import UNREADABLE, UserError
 
 # A longer line is no dead letter: a record has some 16 MiB at most, and JSON writes a byte as up to six.
@@ -27,7 +28,7 @@ _COMPRESSED_LINES = 2_000  # are read at once from the end
 _read = msgspec.json.Decoder(dict[str, Any]).decode
 
 
-class FileHome:
+class FileHome(Home):
     """A file of dead letters, or a folder of them, as it is now (`letters.places.Home`). A line that is no dead
     letter has no facts.
 

@@ -9,7 +9,7 @@ from sabot.codecs.records import Record, iterate_records
 from sabot.connectors.memory.broker import MemoryBroker
 from sabot.engine.letters.form import DeadLetter, letter_of_record
 from sabot.engine.letters.places import Home, Letters
-from sabot.engine.letters.redrive import Redriven, Selection, Sending, Target, redrive_selected
+from sabot.engine.letters.redrive import Redriven, Redriver, Selection, Sending, Target, redrive_selected
 from sabot.errors import UserError
 
 _ROWS = 500  # read at once
@@ -36,7 +36,7 @@ class MemoryLetters(Letters):
         return next(home.read(partition, offset, offset + 1), None) if first <= offset < end else None
 
 
-class MemoryHome:
+class MemoryHome(Home):
     """A topic of the embedded broker as a place of dead letters (`letters.places.Home`)."""
 
     grows_at_its_end = True
@@ -79,7 +79,7 @@ def redrive(dead: MemoryLetters, selection: Selection = _ALL) -> Redriven:
     return redrive_selected(dead, _MemorySender(dead), selection)
 
 
-class _MemorySender:
+class _MemorySender(Redriver):
     """A sender of dead letters to topics of the embedded broker."""
 
     def __init__(self, dead: MemoryLetters) -> None:

@@ -1,10 +1,11 @@
 """Places with dead letters: the contract of a place (`Home`), and its dead letters in order (`Letters`)."""
 
+from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import replace
 from heapq import merge
-from typing import Protocol, TypeAlias
+from typing import TypeAlias
 
 from sabot.engine.letters.form import DeadLetter
 from sabot.errors import DataError, UserError
@@ -53,7 +54,7 @@ class Ranges:
         return iter(zip(self._first, self._last, strict=True))
 
 
-class Home(Protocol):
+class Home(ABC):
     """A place with dead letters, as it was when it was opened. Its methods block, and are called from one thread."""
 
     name: str
@@ -67,14 +68,17 @@ class Home(Protocol):
     grows_at_its_end: bool
     """True if later dead letters always have greater offsets than earlier ones."""
 
+    @abstractmethod
     def read(self, partition: int, first: int, end: int) -> Iterator[DeadLetter]:
         """Yields the dead letters of a partition with first <= offset < end, by offset."""
 
+    @abstractmethod
     def before(self, partition: int, end: int, count: int) -> int:
         """Returns an offset before `end`, at least 0. From there to `end` are about `count` dead letters, and at least one if any is
         before `end`, unless offsets are missing.
         """
 
+    @abstractmethod
     def close(self) -> None:
         """Closes the place. May be called twice."""
 

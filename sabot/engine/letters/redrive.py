@@ -4,10 +4,11 @@ A `Redriver` sends: it is the broker's half, with the notes that make each dead 
 (`kafka.redrive`, `letters.memory`).
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Literal, Protocol, TypeAlias
+from typing import Literal, TypeAlias
 
 from sabot.clock import SYSTEM_CLOCK
 from sabot.codecs.records import Headers
@@ -107,12 +108,14 @@ class Target:
     batch_bytes: int = 1 << 62
 
 
-class Redriver(Protocol):
+class Redriver(ABC):
     """The half of a broker in a redrive. Its methods block, and are called from one thread."""
 
+    @abstractmethod
     def target(self, topic: str) -> Target:
         """Returns the facts about a topic."""
 
+    @abstractmethod
     def deliver(self, batch: list[Sending], done: Redriven) -> None:
         """Sends the dead letters, and notes that they were sent. A dead letter that has a note is never sent again."""
 

@@ -5,13 +5,14 @@ from collections.abc import Iterator
 from sabot.connectors.sql.database import quoted
 from sabot.connectors.sql.sink import database_of
 from sabot.engine.letters.form import LETTER_SCHEMA, DeadLetter, letter_of_row
+from sabot.engine.letters.places import Home
 from sabot.errors import UserError
 
 _ROWS = 500  # read at once
 _LAST = (1 << 63) - 1
 
 
-class TableHome:
+class TableHome(Home):
     """A table of dead letters as it is now (`letters.places.Home`). `url` and `table` are those of `SqlSink`.
 
     Raises UserError for a table that does not exist or has other columns, and TransientError.

@@ -74,7 +74,7 @@ class DeadLetters(Letters):
         self._log.close()
 
 
-class _TopicHome:
+class _TopicHome(Home):
     """A topic as a place of dead letters (`letters.places.Home`)."""
 
     grows_at_its_end = True

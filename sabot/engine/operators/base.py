@@ -33,6 +33,7 @@ from sabot.base.dataclass import dataclass
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.codecs.engine_columns import DELETE, INSERT, OP_COLUMN, TIME_COLUMN, UPDATE_AFTER, UPDATE_BEFORE
 from sabot.codecs.records import RECORD_SCHEMA
+from sabot.engine.operators.state_facts import StateReader, StateSchema
 from sabot.engine.state.base import Cut, Saved
 
 if TYPE_CHECKING:
@@ -376,13 +377,13 @@ class Stateful(Restorable, ABC, ability=True):
         """
 
     @abstractmethod
-    def state_schema(self) -> dict[str, Any]:
+    def state_schema(self) -> StateSchema:
         """Returns what the state consists of, as JSON values under names for people; "kind" is one. Called after `open`.
 
         State of one program continues in another if the schemas are equal, or if `taken_over` says how.
         """
 
-    def state_reader(self) -> dict[str, Any]:
+    def state_reader(self) -> StateReader:
         """Returns the facts, as JSON values, from which `operators.reading` makes an operator that reads the state.
         Called after `open`.
         """

@@ -20,6 +20,7 @@ from sabot.base.quantities import counted_words, duration_words
 from sabot.engine.letters.form import letters_of_rows
 from sabot.engine.operators.base import LETTERS, TIME_COLUMN, OperatorContext
 from sabot.engine.operators.rows.bad import STEP_LENGTH
+from sabot.engine.operators.state_facts import OwnFacts
 from sabot.errors import DataError
 
 if TYPE_CHECKING:
@@ -108,11 +109,16 @@ class LateRows:
                 np.add.at(self._by_lateness, np.array(lateness["steps"], np.int64), lateness["late"])
         self._told = self.count
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> OwnFacts:
         """Returns the figures for a checkpoint."""
         steps = np.flatnonzero(self._by_lateness)
         late = self._by_lateness[steps].tolist()
-        lateness = {"rows": self._all, "most_ms": self._greatest_ms, "steps": steps.tolist(), "late": late}
+        lateness: dict[str, Any] = {
+            "rows": self._all,
+            "most_ms": self._greatest_ms,
+            "steps": steps.tolist(),
+            "late": late,
+        }
         if self._partly:
             lateness["partly"] = self._partly
         return {"late_rows": self.count, "lateness": lateness}

@@ -10,7 +10,7 @@ A group is either in memory or on disk, never in parts. So its state is the same
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 from sabot._cython.groups.keyed import GroupTable
 from sabot._cython.groups.partition import hash_columns
 from sabot._cython.groups.tables import give_back
+from sabot.engine.operators.aggregates.migration import StateMigration
 from sabot.engine.operators.base import CHUNK_ROWS, Cut, OperatorContext, Saved
 from sabot.engine.operators.cuts import MEMORY_SHARE, SlotRows
 from sabot.engine.operators.slot_state import keys_of_rows
@@ -73,14 +74,11 @@ class PaneGroups(Protocol):
         """Returns the bytes that the pane takes in memory."""
 
 
-class RowMigration(Protocol):
-    """The conversion of a checkpoint's rows, which have the columns `states`, to the columns of the program. An
-    example is `aggregates.migration.StateMigration`.
-    """
+class FewerColumns(NamedTuple):
+    """The conversion `whole` of a checkpoint's rows, which have the columns `states`, to a program with fewer columns."""
 
-    @property
-    def states(self) -> pa.Schema: ...
-    def whole(self, rows: pa.RecordBatch) -> pa.RecordBatch: ...
+    states: pa.Schema
+    whole: Callable[[pa.RecordBatch], pa.RecordBatch]
 
 
 class SpilledGroups(StatePart):
@@ -103,7 +101,7 @@ class SpilledGroups(StatePart):
         rows: pa.Schema,
         keys: Sequence[int],
         context: OperatorContext,
-        migration: Callable[[], RowMigration | None] = lambda: None,
+        migration: Callable[[], StateMigration | FewerColumns | None] = lambda: None,
         *,
         spills: bool = True,
         owners: Sequence[int] | None = None,
@@ -240,7 +238,9 @@ class SpilledGroups(StatePart):
                 for rows in read_segments(part.directory / _COLD, schema, told):
                     self._restored(rows, owned, migration)
 
-    def _restored(self, rows: pa.RecordBatch, owned: Owned | None, migration: RowMigration | None) -> None:
+    def _restored(
+        self, rows: pa.RecordBatch, owned: Owned | None, migration: StateMigration | FewerColumns | None
+    ) -> None:
         if migration is not None and rows.num_rows:
             columns = [rows.column(0), *migration.whole(self._without_pane(rows)).columns]
             rows = pa.RecordBatch.from_arrays(columns, schema=self._schema)

@@ -24,6 +24,7 @@ from sabot.base.dataclass import dataclass
 from sabot.base.disk import make_folder
 from sabot.base.os_errors import restoring
 from sabot.engine.operators.base import END_OF_TIME, START_OF_TIME, OperatorContext, Stateful
+from sabot.engine.operators.state_facts import OwnFacts
 from sabot.engine.state.base import Cut, Owned, Saved
 from sabot.engine.state.segments import RowFilter, Segments
 from sabot.engine.state.tables.restored import Renewal
@@ -282,7 +283,7 @@ class StatefulOperator(Stateful):
         """
         return 0
 
-    def own_facts(self) -> dict[str, Any]:
+    def own_facts(self) -> OwnFacts:
         """Returns facts of the operator itself for the manifest, as JSON values."""
         return {}
 
@@ -313,7 +314,7 @@ class SavesWatermark(StatefulOperator):
 
     _watermark = START_OF_TIME
 
-    def own_facts(self) -> dict[str, Any]:
+    def own_facts(self) -> OwnFacts:
         return {"watermark": self._watermark}
 
     def after_restore(self, saved: Sequence[Saved]) -> None:

@@ -3,9 +3,10 @@
 import asyncio
 import os
 import signal
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from sabot.base.os_errors import hint_of
 from sabot.engine.workers.joining import Ticket, name_of
@@ -26,41 +27,47 @@ class ProcessEnd(NamedTuple):
     out_of_memory: bool = False
 
 
-class LaunchedProcess(Protocol):
+class LaunchedProcess(ABC):
     """The process of one worker. All methods are called on one event loop."""
 
     pid: int | None  # None: not known here
 
+    @abstractmethod
     async def wait(self) -> ProcessEnd:
         """Returns when the process has ended. Several callers may wait."""
 
+    @abstractmethod
     def kill(self) -> None:
         """Ends the process at once. Idempotent."""
 
 
-class Launcher(Protocol):
+class Launcher(ABC):
     """Starts the workers of one attempt (the time from the start of a set of workers to their end). All methods run
     on one event loop.
     """
 
+    @abstractmethod
     async def open(self, workers: int) -> str:
         """Prepares for this number of workers. Returns the host at which they reach this process. If it raises
         (SabotError), nothing is left open.
         """
 
+    @abstractmethod
     async def make_room(self, more: int) -> None:
         """Makes sure, while the workers run, that the next start can have `more` additional workers. Raises UserError
         if it cannot.
         """
 
+    @abstractmethod
     async def launch(self, ticket: Ticket) -> LaunchedProcess:
         """Starts one worker. The launcher sets `ticket.parent`."""
 
+    @abstractmethod
     async def close(self) -> None:
         """Releases everything. Called when all processes have ended. Idempotent."""
 
 
-class LocalLauncher:
+class LocalLauncher(Launcher):
     """Starts processes on this machine: new interpreters, which inherit only the standard output and error."""
 
     def __init__(self, command: Sequence[str]) -> None:
@@ -75,7 +82,6 @@ class LocalLauncher:
         """Does nothing: the machine has room for as many workers as an app may have."""
 
     async def launch(self, ticket: Ticket) -> LaunchedProcess:
-        """Starts one worker."""
         # The process gets its own process group, because Ctrl-C would kill a process that is starting: the coordinator stops the workers.
         try:
             process = await asyncio.create_subprocess_exec(
@@ -95,7 +101,7 @@ class LocalLauncher:
         """Does nothing."""
 
 
-class _LocalProcess:
+class _LocalProcess(LaunchedProcess):
     """A child of this process."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:

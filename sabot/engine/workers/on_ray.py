@@ -22,7 +22,7 @@ from typing import Any
 from sabot.base.threads import call_on_loop, run_in_thread
 from sabot.clock import SYSTEM_CLOCK
 from sabot.engine.workers.joining import Ticket, parse_address
-from sabot.engine.workers.launching import LaunchedProcess, ProcessEnd, how_it_ended
+from sabot.engine.workers.launching import LaunchedProcess, Launcher, ProcessEnd, how_it_ended
 from sabot.errors import MissingExtra, TransientError, UserError, message_of
 
 _ROOM_SECONDS = 120.0  # the wait for room in the cluster, which an autoscaler may have to make
@@ -60,7 +60,7 @@ def parse_resources(text: str) -> dict[str, float]:
     return found
 
 
-class RayLauncher:
+class RayLauncher(Launcher):
     """A launcher of the workers of one attempt. All methods run on one event loop."""
 
     def __init__(self, address: str, words: Sequence[str], resources: Mapping[str, float]) -> None:
@@ -197,7 +197,7 @@ class _Holder:
         return process.wait()
 
 
-class _RayProcess:
+class _RayProcess(LaunchedProcess):
     """The process of a worker on some node."""
 
     pid: int | None = None  # the worker's `Join` has it
@@ -209,7 +209,6 @@ class _RayProcess:
         running.add_done_callback(lambda result: call_on_loop(loop, self._end, _ended(result)))
 
     async def wait(self) -> ProcessEnd:
-        """Returns when the process has ended."""
         return await asyncio.shield(self._ended)
 
     def kill(self) -> None:

@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from sabot.base.addresses import is_loopback
 from sabot.base.quantities import counted_words
@@ -50,11 +50,10 @@ class JoinRound(Protocol):
         """
 
 
-class Rendezvous(Protocol):
-    """The connection of an app's workers to its coordinator: over TCP, or in a simulation."""
-
-    def begin(self, members: Sequence[Member], welcome: Callable[[Member], ControlMessage]) -> JoinRound:
-        """Begins an attempt with these workers. `welcome`: returns the message for each worker that joins."""
+BeginRound: TypeAlias = Callable[[Sequence[Member], Callable[[Member], ControlMessage]], JoinRound]
+"""A function that begins an attempt with these workers, over TCP (`TcpRendezvous.begin`) or in a simulation. Its second argument returns
+the message for each worker that joins.
+"""
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from sabot._cython.flow.channel import Channel
 from sabot.engine.plan import Plan
-from sabot.engine.runtime.tasks.placement import PausableReaders, SingleProcess
+from sabot.engine.runtime.tasks.placement import PausableReaders, TaskPlacement
 from sabot.engine.workers.messages import ControlMessage, HasFirst, HoldReaders, Start
 from sabot.engine.workers.placement import fingerprint
 from sabot.errors import UserError
@@ -33,7 +33,7 @@ class RowExchange(Protocol):
         """Breaks off all edges. Blocks."""
 
 
-class CoordinatorPlacement(SingleProcess):
+class CoordinatorPlacement(TaskPlacement):
     """The placement as the coordinator sees it: it makes the plan, infers columns for all, and runs no task."""
 
     whole = False
@@ -43,7 +43,7 @@ class CoordinatorPlacement(SingleProcess):
         return False
 
 
-class WorkerPlacement:
+class WorkerPlacement(TaskPlacement):
     """The placement as one worker sees it."""
 
     whole = False
@@ -102,7 +102,7 @@ class WorkerPlacement:
         return f"{self._start.attempt}:{edge}"
 
 
-class _Readers:
+class _Readers(PausableReaders):
     """The readers of other workers whose rows reach a stage."""
 
     def __init__(self, stage: str, send: Callable[[ControlMessage], None]) -> None:
@@ -119,7 +119,6 @@ class _Readers:
             self._send(HoldReaders(self._stage, name, True))
 
     def resume_for(self, name: str) -> None:
-        """Ends the pause for this name."""
         if name in self._waited_for:
             self._waited_for.discard(name)
             self._send(HoldReaders(self._stage, name, False))

@@ -72,7 +72,7 @@ from sabot.engine.workers.placement import fingerprint, place
 from sabot.engine.workers.process import BEAT_SECONDS
 from sabot.engine.workers.remote import part_of, snapshot_of
 from sabot.engine.workers.remote_agents import RemoteAgents
-from sabot.engine.workers.rendezvous import Rendezvous
+from sabot.engine.workers.rendezvous import BeginRound
 from sabot.engine.workers.secrets import new_token
 from sabot.engine.workers.share import CoordinatorPlacement
 from sabot.errors import SabotError, WorkerLost
@@ -104,7 +104,7 @@ class WorkerStreams:
         coordinator: Coordinator,
         delivery: StagedSinks,
         agents: Mapping[str, RunnableAgent],
-        rendezvous: Rendezvous,
+        rendezvous: BeginRound,
         told: dict[str, Any],
         workers: int,
         savepoint: str | None,
@@ -132,7 +132,7 @@ class WorkerStreams:
         own = sum(group.own for group in self.agents.groups)
         self._workers = workers if ends or own < len(self.agents.groups) else 0  # the workers that may get any task
         self.members = [Member(number) for number in range(self._workers + own)]
-        self._arrival = rendezvous.begin(self.members, lambda member: Welcome(member.number, token, told))
+        self._arrival = rendezvous(self.members, lambda member: Welcome(member.number, token, told))
         self._loop = asyncio.get_running_loop()
         self._over: asyncio.Future[None] = self._loop.create_future()
         self._build = self._new_build(ends)

@@ -12,7 +12,7 @@ from sabot.engine.runtime.app_spec import AppSpec
 from sabot.engine.runtime.life.runnable import RunnableAgent
 from sabot.engine.runtime.life.settings import RunSettings, StreamsMaker
 from sabot.engine.workers.refusals import refuse
-from sabot.engine.workers.rendezvous import Rendezvous
+from sabot.engine.workers.rendezvous import BeginRound
 from sabot.engine.workers.streams import WorkerStreams
 from sabot.errors import UserError
 
@@ -22,7 +22,7 @@ _WORKERS_MAX = 64
 _RESCALE_TRIES = 3  # attempts to begin with another number of workers, whatever number of restarts the app may have
 
 
-def over_workers(app: AppSpec, rendezvous: Rendezvous, workers: int) -> StreamsMaker:
+def over_workers(app: AppSpec, rendezvous: BeginRound, workers: int) -> StreamsMaker:
     """Returns a maker that runs the streams of the app in `workers` processes, and agents with `process=` in
     additional ones. `rendezvous`: brings these processes to this one. Raises UserError for 1 worker without such
     agents.
@@ -35,8 +35,8 @@ def over_workers(app: AppSpec, rendezvous: Rendezvous, workers: int) -> StreamsM
     return _WorkerStreamsMaker(app, rendezvous, workers)
 
 
-class _WorkerStreamsMaker:
-    def __init__(self, app: AppSpec, rendezvous: Rendezvous, workers: int) -> None:
+class _WorkerStreamsMaker(StreamsMaker):
+    def __init__(self, app: AppSpec, rendezvous: BeginRound, workers: int) -> None:
         self._app = app
         self._rendezvous = rendezvous
         self._parallelism = app.settings.parallelism  # the user's setting, whatever the number of workers

@@ -17,6 +17,7 @@ from sabot.engine.calls.model_requests import RequestSpec
 from sabot.engine.calls.usage import Usage
 from sabot.errors import MissingExtra, UserError
 from sabot.llm.providers.sdk import (
+    AnswerDecoder,
     SdkCalls,
     arguments_of,
     called_name,
@@ -222,7 +223,7 @@ class _MessageEvent(msgspec.Struct):
     usage: Any = None
 
 
-class _MessagesDecoder:
+class _MessagesDecoder(AnswerDecoder):
     """A decoder of Anthropic's answers. `whole` decodes a whole answer; `feed` decodes the events of a stream. `asked`:
     the messages of the request, whose tool calls have other ids than those of the answer.
     """

@@ -18,6 +18,7 @@ from sabot.engine.calls.model_requests import RequestSpec, ToolSchema
 from sabot.engine.calls.usage import Usage
 from sabot.errors import UNREADABLE, UserError
 from sabot.llm.providers.sdk import (
+    AnswerDecoder,
     SdkCalls,
     arguments_of,
     called_name,
@@ -222,7 +223,7 @@ class _ChatCall:
         return False
 
 
-class ChatDecoder:
+class ChatDecoder(AnswerDecoder):
     """A decoder of chat completions. `whole` decodes a whole answer; `feed` decodes the events of a stream.
 
     `asked`: the messages of the request, whose tool calls have other ids than those of the answer.

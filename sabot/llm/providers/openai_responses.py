@@ -15,7 +15,16 @@ from sabot.engine.calls.messages import ChatMessage, Part, Text, ToolCall
 from sabot.engine.calls.model_requests import RequestSpec, ToolSchema
 from sabot.errors import UserError
 from sabot.llm.providers.openai_chat import image_url, json_text, usage_in
-from sabot.llm.providers.sdk import SdkCalls, arguments_of, called_name, distinct_ids, has_only, is_strict, merged
+from sabot.llm.providers.sdk import (
+    AnswerDecoder,
+    SdkCalls,
+    arguments_of,
+    called_name,
+    distinct_ids,
+    has_only,
+    is_strict,
+    merged,
+)
 from sabot.llm.results import Completion, Piece
 
 _VENDOR = "openai.responses"
@@ -112,7 +121,7 @@ class _ResponseEvent(msgspec.Struct):
     response: msgspec.Raw = msgspec.Raw(b"")
 
 
-class ResponsesDecoder:
+class ResponsesDecoder(AnswerDecoder):
     """A decoder of answers of OpenAI's API "responses". `take` decodes a whole answer; `feed` decodes the events of a
     stream. `asked`: the messages of the request, whose tool calls have other ids than those of the answer.
     """

@@ -10,12 +10,13 @@ import logging
 import math
 import os
 import re
+from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import aclosing, suppress
 from functools import partial
 from itertools import count
 from types import ModuleType
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, TypeVar
 from urllib.parse import quote
 
 import msgspec
@@ -117,7 +118,7 @@ _REASONS: dict[str, FinishReason] = {  # of all vendors, because proxies pass on
 _FAILED = {"abort", "error", "insufficient_system_resource", "network_error", "timeout"}
 
 
-class AnswerDecoder(Protocol):
+class AnswerDecoder(ABC):
     """An interface: a decoder of one answer. It converts each event of a stream into pieces of the answer, and at the
     end returns the whole answer as a Completion.
     """
@@ -125,12 +126,15 @@ class AnswerDecoder(Protocol):
     is_over: bool
     """True if no further event is needed."""
 
+    @abstractmethod
     def feed(self, data: bytes, request_id: str) -> Iterable[Piece]:
         """Returns the pieces that an event contains. Raises ModelError."""
 
+    @abstractmethod
     def end(self, request_id: str) -> Completion | None:
         """Returns the whole answer as a Completion, or None if it is not complete yet."""
 
+    @abstractmethod
     def whole(self, data: bytes, request_id: str) -> Completion:
         """Decodes an answer that is not a stream, and returns it as a Completion. Raises ModelError."""
 

@@ -36,6 +36,7 @@ from sabot.engine.operators.agents.rows import RecordReader, Result, Row, null_f
 from sabot.engine.operators.agents.timers import KeyTimers
 from sabot.engine.operators.nulled import Nulled
 from sabot.engine.operators.row_queue import QueuedRows, RowQueue
+from sabot.engine.operators.state_facts import AgentFacts
 from sabot.engine.state import StateBackend
 from sabot.errors import AgentFailed, SabotError, UserError, message_of
 
@@ -401,7 +402,7 @@ class AgentOperator(ABC):
         """Returns, for each topic, the text of its codec with the inferred columns, for the checkpoint."""
         return {topic: codec.text for topic, codec in self.codecs.items()}
 
-    def own_facts(self) -> dict[str, Any]:
+    def own_facts(self) -> AgentFacts:
         """Returns the facts for a checkpoint beside rows and counters; `take_facts` restores them."""
         return {"schemas": self.schemas(), "format": self.spec.format.description, "key_kinds": sorted(self.key_kinds)}
 

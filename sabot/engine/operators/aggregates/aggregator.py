@@ -33,6 +33,7 @@ from sabot.engine.operators.aggregates.gather import Gather
 from sabot.engine.operators.aggregates.migration import StateLayout, StatePlace
 from sabot.engine.operators.base import CHUNK_ROWS, TIME_COLUMN, OperatorContext
 from sabot.engine.operators.columns import check_distinct, column_index, key_columns
+from sabot.engine.operators.state_facts import StateReader, StateSchema
 from sabot.engine.state.tables.store import TableStore
 from sabot.errors import UserError
 
@@ -518,13 +519,13 @@ class Aggregator:
 
 def aggregates_schema(
     aggregates: Sequence[AggregateColumn], results: Sequence[pa.Field], input: pa.Schema
-) -> dict[str, Any]:
+) -> StateSchema:
     """Returns the aggregates for `Stateful.state_schema`: a list [name, text, type of the result] for each, the types
     of their arguments (`state_arguments`), and the order of rows if a result depends on it.
 
     `results`: the fields of the results, one for each aggregate.
     """
-    schema: dict[str, Any] = {
+    schema: StateSchema = {
         "aggregates": [
             [aggregate.name, f"{'exact ' * aggregate.adds_decimals(input)}{aggregate.description()}", str(field.type)]
             for aggregate, field in zip(aggregates, results, strict=True)
@@ -567,7 +568,7 @@ def _state_of(aggregate: AggregateColumn, kind: pa.DataType, input: pa.Schema) -
     return str(kind)
 
 
-def aggregates_reader(keys: Sequence[str], aggregates: Sequence[AggregateColumn], input: pa.Schema) -> dict[str, Any]:
+def aggregates_reader(keys: Sequence[str], aggregates: Sequence[AggregateColumn], input: pa.Schema) -> StateReader:
     """Returns the keys, the aggregates and the columns that they read, for `Stateful.state_reader`. The functions of
     users' aggregates are left out.
     """

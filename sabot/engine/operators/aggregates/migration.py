@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from sabot._cython.groups.keyed import GroupTable
 from sabot.engine.state.base import Saved
+from sabot.engine.state.tables.restored import Renewal
 from sabot.errors import UserError
 
 _KEPT_AS = {"stddev": "variance", "any": "first"}
@@ -160,7 +161,7 @@ def shared_by(words: str) -> str:
     return f"{_KEPT_AS.get(kind, kind)}({re.sub(r', ddof=[0-9]+', ', ddof', rest)}"
 
 
-class StateMigration:
+class StateMigration(Renewal):
     """A conversion of groups in a checkpoint (`was`) to groups of the program (`now`).
 
     `sources`: for each aggregate of the program, the index of the checkpoint's aggregate whose state it continues

@@ -42,6 +42,7 @@ from sabot.engine.operators.calls.answers import Answers, joined
 from sabot.engine.operators.calls.chunks import Chunk, EndedCall, Segment
 from sabot.engine.operators.calls.saved import CallsCut, filtered, read_done
 from sabot.engine.operators.row_queue import RowNumbers, RowQueue
+from sabot.engine.operators.state_facts import StateReader, StateSchema
 from sabot.engine.operators.state_parts import columns_schema, last_watermark, owned_groups, read_batches
 from sabot.errors import UserError
 
@@ -322,10 +323,10 @@ class AsyncOperator(Stateful, HoldsMarks, WaitsForCalls, HasBranches):
         answers = self._answers()
         return None if answers is None else answers.schema
 
-    def state_schema(self) -> dict[str, Any]:
+    def state_schema(self) -> StateSchema:
         return {"kind": self.kind, "columns": columns_schema(without_time(self.input))}
 
-    def state_reader(self) -> dict[str, Any]:
+    def state_reader(self) -> StateReader:
         return {"keys": list(self._keys), "input": schema_text(self.input)}
 
     def contents(self) -> Iterator[pa.RecordBatch]:

@@ -14,6 +14,7 @@ from sabot.engine.operators.base import OperatorContext, Saved, with_marks
 from sabot.engine.operators.changes.weaving import Weave, differ
 from sabot.engine.operators.columns import result_schema, time_index
 from sabot.engine.operators.readers import StateReaders, aggregates_of
+from sabot.engine.operators.state_facts import StateReader, StateSchema
 from sabot.engine.operators.state_parts import StatefulOperator, StateParts, columns_schema
 from sabot.engine.operators.windows.sessions import RunAggregates, plus_ms
 
@@ -89,11 +90,12 @@ class ExpiringGroups(StatefulOperator):
         for _, keys, aggregates in self._state.contents():
             yield pa.RecordBatch.from_arrays([*keys, *aggregates], schema=self._columns)
 
-    def state_schema(self) -> dict[str, Any]:
+    def state_schema(self) -> StateSchema:
         keys = columns_schema(self._state.keys)
-        return {"kind": "expiring groups", "keys": keys, "ttl": self._ttl_ms, **self._state.aggregates_schema()}
+        aggregates: StateSchema = self._state.aggregates_schema()
+        return {"kind": "expiring groups", "keys": keys, "ttl": self._ttl_ms, **aggregates}
 
-    def state_reader(self) -> dict[str, Any]:
+    def state_reader(self) -> StateReader:
         return {**aggregates_reader(self._names, self._aggregates, self._input), "ttl_ms": self._ttl_ms}
 
     def close(self) -> None:

@@ -38,6 +38,7 @@ from sabot.engine.operators.changes.weaving import Weave, differ
 from sabot.engine.operators.columns import key_columns, result_schema
 from sabot.engine.operators.readers import described
 from sabot.engine.operators.rows.origin import reselected
+from sabot.engine.operators.state_facts import StateReader, StateSchema
 from sabot.engine.operators.state_parts import StatefulOperator, StateParts, columns_schema
 from sabot.engine.state.files import remove_tree
 
@@ -250,9 +251,9 @@ class GroupAggregate(TableOperator):
         aggregates, input = described(reader)
         return make(self.key_names, aggregates, input, OperatorContext(input)).layout
 
-    def state_schema(self) -> dict[str, Any]:
+    def state_schema(self) -> StateSchema:
         aggregates = aggregates_schema(self._aggregates, self._require_groups().fields, self.rows)
         return {"kind": "groups", "keys": columns_schema(self.keys), "changes": self._changes, **aggregates}
 
-    def state_reader(self) -> dict[str, Any]:
+    def state_reader(self) -> StateReader:
         return {**aggregates_reader(self.key_names, self._aggregates, self.rows), "changes": self._changes}

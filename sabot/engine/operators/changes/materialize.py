@@ -30,6 +30,7 @@ from sabot.engine.operators.changes.weaving import signs
 from sabot.engine.operators.columns import key_columns
 from sabot.engine.operators.layout.plan_points import Planners, PlanPoint
 from sabot.engine.operators.readers import StateReaders
+from sabot.engine.operators.state_facts import OwnFacts, StateReader, StateSchema
 from sabot.engine.operators.state_parts import (
     Batches,
     Owned,
@@ -98,10 +99,10 @@ class Materialize(StatefulOperator, FilledFromTable):
     def group_count(self) -> int:
         return self._require_table().store.statistics()["groups"]
 
-    def own_facts(self) -> dict[str, Any]:
+    def own_facts(self) -> OwnFacts:
         return {"given": self._given}
 
-    def state_schema(self) -> dict[str, Any]:
+    def state_schema(self) -> StateSchema:
         keys = columns_schema(self._columns.field(name) for name in self._names)
         return {"kind": "materialize", "keys": keys, "columns": columns_schema(self._columns)}
 
@@ -113,7 +114,7 @@ class Materialize(StatefulOperator, FilledFromTable):
             return None
         return f"its rows are divided anew among the subtasks, by {', '.join(self._names) or 'no key'}"
 
-    def state_reader(self) -> dict[str, Any]:
+    def state_reader(self) -> StateReader:
         return {"keys": self._names, "input": schema_text(with_time(self._columns, self._timed))}
 
     def contents(self) -> Iterator[pa.RecordBatch]:

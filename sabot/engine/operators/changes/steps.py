@@ -34,6 +34,7 @@ from sabot.engine.operators.keyed.ordered import in_order
 from sabot.engine.operators.layout.plan_points import Planners, PlanPoint
 from sabot.engine.operators.readers import StateReaders, aggregates_of
 from sabot.engine.operators.rows.marked import AsInserts
+from sabot.engine.operators.state_facts import OwnFacts, StateReader, StateSchema
 from sabot.engine.operators.state_parts import SavesWatermark, StateParts, columns_schema, fewer_columns
 from sabot.errors import UserError
 
@@ -132,15 +133,16 @@ class Upsert(TableOperator):
     def before_restore(self, saved: Sequence[Saved]) -> None:
         self._untimed = TIME_COLUMN in self.rows.names and any(map(_lacks_times, saved))
 
-    def own_facts(self) -> dict[str, Any]:
+    def own_facts(self) -> OwnFacts:
         return {"untimed": True} if self._untimed else {}
 
-    def state_schema(self) -> dict[str, Any]:
-        columns = {
+    def state_schema(self) -> StateSchema:
+        return {
+            "kind": "upsert",
+            "keys": columns_schema(self.keys),
             "columns": columns_schema(without_marks(self.rows)),
             "changes": not self._last_only,
         }
-        return {"kind": "upsert", "keys": columns_schema(self.keys), **columns}
 
     def unfit_to_fill(self, names: frozenset[str]) -> str:
         return "a table does not say which row of a key came last"
@@ -152,9 +154,13 @@ class Upsert(TableOperator):
         """
         return fewer_columns(before, now) if fact == "columns" and self._last_only else None
 
-    def state_reader(self) -> dict[str, Any]:
-        given = {"changes": self._changes, "deletes": self._deletes}
-        return {"keys": self.key_names, "input": schema_text(self.rows), **given}
+    def state_reader(self) -> StateReader:
+        return {
+            "keys": self.key_names,
+            "input": schema_text(self.rows),
+            "changes": self._changes,
+            "deletes": self._deletes,
+        }
 
 
 def _lacks_times(part: Saved) -> bool:
@@ -198,7 +204,7 @@ class Changelog(SavesWatermark):
     def advance(self, watermark_ms: int) -> None:
         self._watermark = watermark_ms
 
-    def state_schema(self) -> dict[str, Any]:
+    def state_schema(self) -> StateSchema:
         return {"kind": "changelog"}
 
 

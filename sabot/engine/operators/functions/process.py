@@ -51,6 +51,7 @@ from sabot.engine.operators.functions.state import FunctionCaller, FunctionState
 from sabot.engine.operators.keyed.ordered import in_order
 from sabot.engine.operators.layout.plan_points import Planners, PlanPoint
 from sabot.engine.operators.readers import StateReaders
+from sabot.engine.operators.state_facts import OwnFacts, StateReader, StateSchema
 from sabot.engine.operators.state_parts import (
     Batches,
     Owned,
@@ -184,7 +185,7 @@ class Process(StatefulOperator, HasBranches):
         shared = sum(len(each.stored) for each in state.maps.values())
         return state.values.statistics()["keys"] + len(state.timer_state) + shared
 
-    def own_facts(self) -> dict[str, Any]:
+    def own_facts(self) -> OwnFacts:
         state = self._open_state
         return {
             "watermark": state.watermark_ms,
@@ -207,10 +208,10 @@ class Process(StatefulOperator, HasBranches):
         if any("names" not in part.facts for part in saved):  # an older checkpoint does not list them
             self._open_state.names |= set(self._open_state.values.namespaces())
 
-    def state_schema(self) -> dict[str, Any]:
+    def state_schema(self) -> StateSchema:
         return {"kind": "process", "keys": columns_schema(self._open_state.keys), "ttl": self.spec.ttl_ms}
 
-    def state_reader(self) -> dict[str, Any]:
+    def state_reader(self) -> StateReader:
         return {"keys": self._names, "input": schema_text(self._open_state.keys)}
 
     def contents(self) -> Iterator[pa.RecordBatch]:
@@ -304,7 +305,7 @@ class ConnectedProcess(ProcessWithTimers, SecondInput):
             raise UserError(f"{self.spec.name}: the keys of the sides differ: {sides[0]}; {sides[1]}", hint="cast them")
         return Side(input, indices)
 
-    def state_schema(self) -> dict[str, Any]:
+    def state_schema(self) -> StateSchema:
         assert self._context.right is not None
         right = columns_schema(self._context.right.field(name) for name in self._right_names)
         return {**super().state_schema(), "right_keys": right}

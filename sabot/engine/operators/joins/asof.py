@@ -22,6 +22,7 @@ from sabot.engine.operators.joins.sides import Result, Side, Sides
 from sabot.engine.operators.joins.timed import LONGEST_MS, TimedJoin, within
 from sabot.engine.operators.layout.plan_points import Planners, PlanPoint
 from sabot.engine.operators.readers import StateReaders
+from sabot.engine.operators.state_facts import JoinOptions
 from sabot.errors import UserError
 
 _GONE = "__gone"
@@ -212,7 +213,7 @@ class AsofJoin(TimedJoin):
             rows = rows.filter(pa.array(~rows.column(_GONE).to_numpy(zero_copy_only=False)))
         return rows
 
-    def _state_options(self) -> dict[str, Any]:
+    def _state_options(self) -> JoinOptions:
         return {"strategy": self._strategy, "tolerance_ms": self._tolerance, "right_changes": self._right_changes}
 
 

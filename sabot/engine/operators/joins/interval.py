@@ -1,7 +1,5 @@
 """The join of rows whose times are near each other."""
 
-from typing import Any
-
 import numpy as np
 import pyarrow as pa
 
@@ -13,6 +11,7 @@ from sabot.engine.operators.joins.sides import Result, Rows, Side, Sides, later
 from sabot.engine.operators.joins.timed import LONGEST_MS, TimedJoin, within
 from sabot.engine.operators.layout.plan_points import Planners, PlanPoint
 from sabot.engine.operators.readers import StateReaders
+from sabot.engine.operators.state_facts import JoinOptions
 from sabot.errors import UserError
 
 _FIRST_PROBE = 64  # the rows of the first piece of a search
@@ -208,7 +207,7 @@ class IntervalJoin(TimedJoin):
                     self.emit_one_side(side, *side.stored(some))
         side.table.remove(ids)
 
-    def _state_options(self) -> dict[str, Any]:
+    def _state_options(self) -> JoinOptions:
         return {"lower_ms": self._lower, "upper_ms": self._upper}
 
 

@@ -33,6 +33,7 @@ from sabot.engine.operators.columns import no_event_time
 from sabot.engine.operators.joins.sides import JoinOperator, Result, Rows, Side, Sides, later
 from sabot.engine.operators.layout.plan_points import Planners, PlanPoint
 from sabot.engine.operators.readers import StateReaders
+from sabot.engine.operators.state_facts import JoinOptions, OwnFacts
 from sabot.engine.operators.state_parts import last_watermark
 from sabot.errors import UserError
 
@@ -333,7 +334,7 @@ class Join(JoinOperator, FilledFromTable):
         if self.right.now is not None:
             self.right.now = watermark_ms
 
-    def own_facts(self) -> dict[str, Any]:
+    def own_facts(self) -> OwnFacts:
         return {**super().own_facts(), "unknown_takes": self._unknown_takes(), "now": self.right.now}
 
     def _unknown_takes(self) -> int:
@@ -348,9 +349,14 @@ class Join(JoinOperator, FilledFromTable):
     def _is_everywhere(self, side: Side) -> bool:
         return self._broadcast and side is self.right
 
-    def _state_options(self) -> dict[str, Any]:
-        names = ("left_changes", "right_changes", "broadcast", "left_keep_ms", "right_keep_ms")
-        return {name: getattr(self, f"_{name}") for name in names}
+    def _state_options(self) -> JoinOptions:
+        return {
+            "left_changes": self._left_changes,
+            "right_changes": self._right_changes,
+            "broadcast": self._broadcast,
+            "left_keep_ms": self._left_keep_ms,
+            "right_keep_ms": self._right_keep_ms,
+        }
 
     def statistics(self) -> "ToldStep":
         figures = super().statistics()
@@ -398,7 +404,7 @@ class TableLookup(JoinOperator, FilledFromTable):
     def _is_everywhere(self, side: Side) -> bool:
         return self._broadcast
 
-    def _state_options(self) -> dict[str, Any]:
+    def _state_options(self) -> JoinOptions:
         return {"broadcast": True} if self._broadcast else {}  # older checkpoints do not have this fact
 
     def process_right(self, batch: Batch) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +26,7 @@ from sabot.engine.operators.changes.steps import net
 from sabot.engine.operators.changes.weaving import same_rows
 from sabot.engine.operators.columns import check_distinct
 from sabot.engine.operators.output import OutputBuffer
+from sabot.engine.operators.state_facts import JoinOptions, StateReader, StateSchema
 from sabot.engine.operators.state_parts import StatefulOperator, StateParts, StorePart, columns_schema, fewer_columns
 from sabot.engine.state.tables.rows import RowStore
 from sabot.errors import UserError
@@ -474,16 +475,18 @@ class JoinOperator(StatefulOperator, SecondInput):
         """Returns True if every subtask has all rows of this side."""
         return False
 
-    def state_schema(self) -> dict[str, Any]:
+    def state_schema(self) -> StateSchema:
         keys = [self._input.field(name) for name in self.sides.left_keys]
-        return {
+        schema: StateSchema = {
             "kind": self.kind,
             "keys": columns_schema(keys),
             "right_keys": columns_schema(self._other.field(name) for name in self.sides.right_keys),
             "how": self.how,
-            **self._state_options(),
-            **{side.name: columns_schema(side.kept) for side in self._kept_sides()},
+            **cast(StateSchema, self._state_options()),  # a dict type may have further names, these have none
         }
+        for side in self._kept_sides():
+            schema["left" if side is self.left else "right"] = columns_schema(side.kept)
+        return schema
 
     def taken_over(self, fact: str, before: Any, now: Any, groups: int) -> str | None:
         """Lets the state continue if the program reads fewer columns of a side: `RowStore` leaves them out. Rows that
@@ -492,11 +495,11 @@ class JoinOperator(StatefulOperator, SecondInput):
         may = any(side.name == fact for side in self._kept_sides())
         return fewer_columns(before, now, f" of the {fact}") if may else None
 
-    def _state_options(self) -> dict[str, Any]:
+    def _state_options(self) -> JoinOptions:
         """Returns the arguments of the constructor on which the state depends, as JSON values."""
         return {}
 
-    def state_reader(self) -> dict[str, Any]:
+    def state_reader(self) -> StateReader:
         """Returns the facts for `read_with`, as JSON values."""
         return {
             "keys": list(self.sides.left_keys),
@@ -504,7 +507,7 @@ class JoinOperator(StatefulOperator, SecondInput):
             "right": schema_text(self._other),
             "sides": asdict(self.sides),
             "how": self.how,
-            **self._state_options(),
+            **cast(StateReader, self._state_options()),
         }
 
     @classmethod

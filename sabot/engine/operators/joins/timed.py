@@ -25,6 +25,7 @@ from sabot.engine.operators.base import (
 from sabot.engine.operators.columns import no_event_time
 from sabot.engine.operators.joins.sides import JoinOperator, Rows, Side
 from sabot.engine.operators.late_rows import DROPPED, LateRows
+from sabot.engine.operators.state_facts import OwnFacts
 from sabot.engine.operators.state_parts import last_watermark
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ class TimedJoin(JoinOperator, HasBranches):
             end = min(start + CHUNK_ROWS, len(rows))
             self.emit_one_side(side, rows.at(pa.array(np.arange(start, end, dtype=np.int32))), times[start:end])
 
-    def own_facts(self) -> dict[str, Any]:
+    def own_facts(self) -> OwnFacts:
         late = {side: each.facts() for side, each in self.late.items()}
         return {**super().own_facts(), "watermark": self.watermark, "late_rows": self.late_rows, "late": late}
 

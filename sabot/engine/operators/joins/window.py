@@ -16,6 +16,7 @@ from sabot.engine.operators.joins.sides import JoinOperator, Result, Rows, Side,
 from sabot.engine.operators.joins.timed import TimedJoin
 from sabot.engine.operators.layout.plan_points import Planners, PlanPoint
 from sabot.engine.operators.readers import StateReaders
+from sabot.engine.operators.state_facts import JoinOptions, StateReader
 from sabot.engine.operators.windows.panes import shape_of, stored_window, window_of, window_text
 from sabot.errors import UserError
 
@@ -145,10 +146,10 @@ class WindowJoin(TimedJoin):
             _, panes = self._shape.split(side.table.orders(side.table.below(END_OF_TIME)), None)
             self._add_panes([pane for pane, _ in panes])
 
-    def _state_options(self) -> dict[str, Any]:
+    def _state_options(self) -> JoinOptions:
         return {"window": window_text(self._window)}
 
-    def state_reader(self) -> dict[str, Any]:
+    def state_reader(self) -> StateReader:
         return {**super().state_reader(), "window": stored_window(self._window)}
 
     @classmethod

@@ -23,6 +23,7 @@ from sabot.engine.operators.base import (
 from sabot.engine.operators.late_rows import LateRows
 from sabot.engine.operators.layout.plan_points import Planners, PlanPoint
 from sabot.engine.operators.readers import StateReaders
+from sabot.engine.operators.state_facts import OwnFacts, StateReader, StateSchema
 from sabot.engine.operators.state_parts import RowsPart, SavesWatermark, StateParts, columns_schema
 
 if TYPE_CHECKING:
@@ -110,7 +111,7 @@ class EventOrder(SavesWatermark):
     def group_count(self) -> int:
         return sum(data.num_rows for data in self._held)
 
-    def state_schema(self) -> dict[str, Any]:
+    def state_schema(self) -> StateSchema:
         keys = columns_schema(self._schema.field(name) for name in self._keys)
         return {"kind": "rows in order", "keys": keys, "columns": columns_schema(without_time(self._schema))}
 
@@ -126,7 +127,7 @@ class EventOrder(SavesWatermark):
         kept = f"rows that wait keep only {', '.join(name for name, _ in now)}"
         return f"in rows that wait, {', '.join(new)} is null" if new else kept
 
-    def state_reader(self) -> dict[str, Any]:
+    def state_reader(self) -> StateReader:
         return {"keys": list(self._keys), "input": schema_text(self._schema)}
 
     def contents(self) -> Iterator[pa.RecordBatch]:
@@ -180,7 +181,7 @@ class SortedByTime(EventOrder):
         super().advance(max(watermark_ms, self._watermark))
         return self._watermark
 
-    def own_facts(self) -> dict[str, Any]:
+    def own_facts(self) -> OwnFacts:
         return {**super().own_facts(), **self._late.facts()}
 
     def after_restore(self, saved: Sequence[Saved]) -> None:

@@ -44,6 +44,7 @@ from sabot.engine.operators.keyed.over_state import Array, FrameState, OverState
 from sabot.engine.operators.layout.plan_points import Planners, PlanPoint
 from sabot.engine.operators.readers import StateReaders
 from sabot.engine.operators.rows.stateless import Drop
+from sabot.engine.operators.state_facts import StateReader, StateSchema
 from sabot.engine.operators.state_parts import RowsPart, SavesWatermark, StateParts, columns_schema
 from sabot.errors import UserError
 
@@ -220,10 +221,13 @@ class Over(SavesWatermark):
 
     # State
 
-    def state_schema(self) -> dict[str, Any]:
-        frame = {"rows": self._rows} if self._rows is not None else {"ms": self._ms} if self._ms is not None else "all"
-        arguments = over_arguments(self._described, self._context.input, frame)
-        return {
+    def state_schema(self) -> StateSchema:
+        frame: dict[str, int] | str = "all"
+        if self._rows is not None:
+            frame = {"rows": self._rows}
+        elif self._ms is not None:
+            frame = {"ms": self._ms}
+        schema: StateSchema = {
             "kind": "over",
             "keys": columns_schema(self._keys),
             "frame": frame,
@@ -231,10 +235,12 @@ class Over(SavesWatermark):
                 [each.name, f"{_exact(each, self._context.input)}{each.description()}", str(field.type)]
                 for each, field in zip(self._described, self._added, strict=True)
             ],
-            **({"arguments": arguments} if arguments else {}),
-            # rows that wait are kept with all their columns
-            **({"rows": columns_schema(without_time(self._context.input))} if self._keeps_rows() else {}),
         }
+        if arguments := over_arguments(self._described, self._context.input, frame):
+            schema["arguments"] = arguments
+        if self._keeps_rows():  # rows that wait are kept with all their columns
+            schema["rows"] = columns_schema(without_time(self._context.input))
+        return schema
 
     def _keeps_rows(self) -> bool:
         return self._leading is not None or self._waits_for_time()
@@ -245,7 +251,7 @@ class Over(SavesWatermark):
             return any(isinstance(part, FrameState) for part in self._parts)
         return self._peers and any(isinstance(part, RunningState) for part in self._parts)
 
-    def state_reader(self) -> dict[str, Any]:
+    def state_reader(self) -> StateReader:
         described = [
             {
                 name: value
@@ -254,9 +260,15 @@ class Over(SavesWatermark):
             }
             for each in self._described
         ]
-        frame = {"preceding_rows": self._rows, "preceding_ms": self._ms}
-        columns = schema_text(self._context.input)
-        return {"keys": self._names, "calls": described, **frame, "input": columns, "shares": False, "rounds": False}
+        return {
+            "keys": self._names,
+            "calls": described,
+            "preceding_rows": self._rows,
+            "preceding_ms": self._ms,
+            "input": schema_text(self._context.input),
+            "shares": False,
+            "rounds": False,
+        }
 
     def taken_over(self, fact: str, before: Any, now: Any, groups: int) -> str | None:
         if fact != "rows":

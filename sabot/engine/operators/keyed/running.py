@@ -40,6 +40,7 @@ from sabot.engine.operators.keyed.top import TopN
 from sabot.engine.operators.layout.plan_points import Planners, PlanPoint
 from sabot.engine.operators.readers import StateReaders, aggregates_of, described, no_function
 from sabot.engine.operators.rows.origin import of_selected, reselected
+from sabot.engine.operators.state_facts import OwnFacts, StateReader, StateSchema
 from sabot.engine.operators.state_parts import StatefulOperator, StatePart, StateParts, TablesPart, columns_schema
 from sabot.engine.operators.windows.panes import window_text
 from sabot.engine.operators.windows.sessions import KeyedRuns, RunAggregates, plus_ms
@@ -194,13 +195,13 @@ class RunningAggregate(_KeyedOperator):
     def _layout_in(self, reader: Mapping[str, Any]) -> StateLayout:
         return self._aggregating(*described(reader)).layout
 
-    def state_schema(self) -> dict[str, Any]:
+    def state_schema(self) -> StateSchema:
         keys = columns_schema(self._keys)
         results = [self._schema.field(aggregate.name) for aggregate in self._aggregates]
         aggregates = aggregates_schema(self._aggregates, results, self._context.input)
         return {"kind": "running aggregate", "keys": keys, "ttl": self._ttl_ms, **aggregates}
 
-    def state_reader(self) -> dict[str, Any]:
+    def state_reader(self) -> StateReader:
         return {**aggregates_reader(self._names, self._aggregates, self._context.input), "ttl_ms": self._ttl_ms}
 
     def contents(self) -> Iterator[pa.RecordBatch]:
@@ -274,12 +275,17 @@ class CountAggregate(_KeyedOperator):
     def before_restore(self, saved: Sequence[Saved]) -> None:
         self._state.before_restore(saved, self.forgets)
 
-    def state_schema(self) -> dict[str, Any]:
-        keys, window = columns_schema(self._keys), window_text(CountWindow(self._size))
-        order = {"order": "event time" if self._time >= 0 else "arrival"}
-        return {"kind": "window", "keys": keys, "window": window, **self._state.aggregates_schema(), **order}
+    def state_schema(self) -> StateSchema:
+        aggregates: StateSchema = self._state.aggregates_schema()
+        return {
+            "kind": "window",
+            "keys": columns_schema(self._keys),
+            "window": window_text(CountWindow(self._size)),
+            **aggregates,
+            "order": "event time" if self._time >= 0 else "arrival",
+        }
 
-    def state_reader(self) -> dict[str, Any]:
+    def state_reader(self) -> StateReader:
         return {**aggregates_reader(self._names, self._aggregates, self._context.input), "size": self._size}
 
     def contents(self) -> Iterator[pa.RecordBatch]:
@@ -345,16 +351,16 @@ class Deduplicate(_KeyedOperator):
     def advance(self, watermark_ms: int) -> None:
         self._forget_runs(watermark_ms)
 
-    def own_facts(self) -> dict[str, Any]:
+    def own_facts(self) -> OwnFacts:
         return {"dropped_rows": self._dropped_rows}
 
     def after_restore(self, saved: Sequence[Saved]) -> None:
         self._dropped_rows = self.state_parts.once(saved, "dropped_rows")
 
-    def state_schema(self) -> dict[str, Any]:
+    def state_schema(self) -> StateSchema:
         return {"kind": "deduplicate", "keys": columns_schema(self._keys), "within": self._within_ms}
 
-    def state_reader(self) -> dict[str, Any]:
+    def state_reader(self) -> StateReader:
         return {**aggregates_reader(self._names, [], self._context.input), "within_ms": self._within_ms}
 
     def contents(self) -> Iterator[pa.RecordBatch]:
@@ -468,11 +474,11 @@ class Reduce(_KeyedOperator):
     def advance(self, watermark_ms: int) -> None:
         self._forget_runs(watermark_ms)
 
-    def state_schema(self) -> dict[str, Any]:
-        columns = {"columns": columns_schema(self._row_schema)}
-        return {"kind": "reduce", "keys": columns_schema(self._keys), "ttl": self._ttl_ms, **columns}
+    def state_schema(self) -> StateSchema:
+        columns = columns_schema(self._row_schema)
+        return {"kind": "reduce", "keys": columns_schema(self._keys), "ttl": self._ttl_ms, "columns": columns}
 
-    def state_reader(self) -> dict[str, Any]:
+    def state_reader(self) -> StateReader:
         return {"keys": self._names, "ttl_ms": self._ttl_ms, "input": schema_text(self._context.input)}
 
     def contents(self) -> Iterator[pa.RecordBatch]:

@@ -35,6 +35,7 @@ from sabot.engine.operators.layout.plan_points import Planners, PlanPoint
 from sabot.engine.operators.readers import StateReaders
 from sabot.engine.operators.rows.origin import reselected
 from sabot.engine.operators.slot_state import SlotState
+from sabot.engine.operators.state_facts import StateReader, StateSchema
 from sabot.engine.operators.state_parts import (
     StatefulOperator,
     StateParts,
@@ -100,7 +101,7 @@ class RankedOperator(StatefulOperator):
     def saved_schema(self) -> pa.Schema:
         return saved_columns(self._context.input)
 
-    def schema_facts(self) -> dict[str, Any]:
+    def schema_facts(self) -> StateSchema:
         """Returns the entries of `state_schema` that TopN and WindowTopN share."""
         return {
             "keys": columns_schema(self.keys),
@@ -116,7 +117,7 @@ class RankedOperator(StatefulOperator):
         """
         return fewer_columns(before, now) if fact == "columns" else None
 
-    def reader_facts(self) -> dict[str, Any]:
+    def reader_facts(self) -> StateReader:
         """Returns the entries of `state_reader` that TopN and WindowTopN share."""
         return {
             "keys": self.names,
@@ -209,10 +210,10 @@ class TopN(RankedOperator, GivesTable, FilledFromTable):
     def unfit_to_fill(self, names: frozenset[str]) -> str:
         return "" if self._by else "the table does not say which row of a key came first"
 
-    def state_schema(self) -> dict[str, Any]:
+    def state_schema(self) -> StateSchema:
         return {"kind": "top_n", **self.schema_facts(), "ranked": self.rank is not None, "changes": self._changes}
 
-    def state_reader(self) -> dict[str, Any]:
+    def state_reader(self) -> StateReader:
         return {**self.reader_facts(), "changes": self._changes}
 
     def contents(self) -> Iterator[pa.RecordBatch]:

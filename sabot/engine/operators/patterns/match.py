@@ -34,6 +34,7 @@ from sabot.engine.operators.patterns.plan import PatternPlan
 from sabot.engine.operators.patterns.state import PartialMatches, PatternState, contents_of
 from sabot.engine.operators.readers import StateReaders
 from sabot.engine.operators.rows.bad import BadRows, values_or_nulls
+from sabot.engine.operators.state_facts import OwnFacts, StateReader, StateSchema
 from sabot.engine.operators.state_parts import StatefulOperator, StateParts, columns_schema, last_watermark
 from sabot.errors import DataError, UserError
 
@@ -292,7 +293,7 @@ class Pattern(StatefulOperator):
                 found = self._new_matches(None)
             self._emit(found)
 
-    def state_schema(self) -> dict[str, Any]:
+    def state_schema(self) -> StateSchema:
         return {
             "kind": "pattern",
             "keys": columns_schema(self._keys),
@@ -305,7 +306,7 @@ class Pattern(StatefulOperator):
             "remembered": self._plan.remembered,
         }
 
-    def state_reader(self) -> dict[str, Any]:
+    def state_reader(self) -> StateReader:
         keys = pa.schema([*self._keys, pa.field(TIME_COLUMN, pa.int64())])
         return {
             "keys": self._names,
@@ -328,7 +329,7 @@ class Pattern(StatefulOperator):
     def group_count(self) -> int:
         return len(self._table) + self._state.cold_rows
 
-    def own_facts(self) -> dict[str, Any]:
+    def own_facts(self) -> OwnFacts:
         return {"watermark": self._watermark_ms, **self._late.facts()}
 
     def after_restore(self, saved: Sequence[Saved]) -> None:

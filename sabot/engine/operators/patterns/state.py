@@ -24,6 +24,7 @@ from sabot.engine.operators.cuts import Rows
 from sabot.engine.operators.patterns.measures import TIMESTAMP
 from sabot.engine.operators.patterns.pattern_rows import PatternRows
 from sabot.engine.operators.slot_state import SlotState, saved_rows
+from sabot.engine.operators.state_facts import StateSchema
 from sabot.engine.operators.state_parts import Owned, key_hashes, owned_or_all, read_batches
 from sabot.errors import CorruptCheckpoint
 
@@ -51,7 +52,7 @@ class PartialMatches(SlotState):
         key_indices: Sequence[int],
         table: PatternTable,
         rows: PatternRows,
-        schema: Callable[[], dict[str, Any]],
+        schema: Callable[[], StateSchema],
         within_ms: int | None,
         context: OperatorContext,
         *,

@@ -16,6 +16,7 @@ from sabot.engine.operators.base import OperatorContext, Saved
 from sabot.engine.operators.layout.plan_points import Planners, PlanPoint
 from sabot.engine.operators.readers import StateReaders
 from sabot.engine.operators.rows.origin import reselected
+from sabot.engine.operators.state_facts import OwnFacts, StateReader, StateSchema
 from sabot.engine.operators.state_parts import StatefulOperator, StateParts
 
 
@@ -47,7 +48,7 @@ class Head(StatefulOperator):
         selection = pa.array(np.arange(rows, dtype=np.int32)) if batch.selection is None else batch.selection[:rows]
         self.emit(reselected(batch, selection, batch.hashes))
 
-    def own_facts(self) -> dict[str, Any]:
+    def own_facts(self) -> OwnFacts:
         return {"passed": self._passed}
 
     def after_restore(self, saved: Sequence[Saved]) -> None:
@@ -59,13 +60,13 @@ class Head(StatefulOperator):
         """
         return int(self._passed > 0)
 
-    def state_schema(self) -> dict[str, Any]:
+    def state_schema(self) -> StateSchema:
         return {"kind": "head", "n": self._n}
 
     def taken_over(self, fact: str, before: Any, now: Any, groups: int) -> str | None:
         return f"n was {before}, is {now}: the rows that have passed count" if fact == "n" else None
 
-    def state_reader(self) -> dict[str, Any]:
+    def state_reader(self) -> StateReader:
         return {"keys": [], "input": schema_text(self._schema)}
 
     def contents(self) -> Iterator[pa.RecordBatch]:
@@ -95,11 +96,11 @@ class Sample(StatefulOperator):
             selection = kept if batch.selection is None else batch.selection.take(kept)
             self.emit(reselected(batch, selection, batch.hashes))
 
-    def own_facts(self) -> dict[str, Any]:
+    def own_facts(self) -> OwnFacts:
         state = self._random.bit_generator.state["state"]
         return {"state": str(state["state"]), "inc": str(state["inc"])}
 
-    def state_schema(self) -> dict[str, Any]:
+    def state_schema(self) -> StateSchema:
         return {"kind": "sample", "fraction": self._fraction, "seed": self._seed}
 
     def after_restore(self, saved: Sequence[Saved]) -> None:

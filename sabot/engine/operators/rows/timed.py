@@ -37,6 +37,7 @@ from sabot.engine.operators.layout.plan_points import Planners, PlanPoint
 from sabot.engine.operators.readers import StateReaders
 from sabot.engine.operators.rows.bad import BadRows
 from sabot.engine.operators.rows.origin import of_selected, reselected, with_columns_of
+from sabot.engine.operators.state_facts import OwnFacts, StateSchema
 from sabot.engine.operators.state_parts import StatefulOperator, StateParts
 from sabot.errors import DataError
 
@@ -81,7 +82,7 @@ class EventTimeProgress:
                 part.settle(least_ms)
             return max(part.new_time_at(watermark_ms) for part in self._parts.values())
 
-    def facts(self, subtask: int) -> dict[str, Any]:
+    def facts(self, subtask: int) -> OwnFacts:
         """Returns the recorded times of this subtask, for a checkpoint."""
         with self._lock:
             greatest_ms, ahead = self._parts[subtask].steps()
@@ -240,7 +241,7 @@ class NewTime(StatefulOperator, HoldsMarks):
             self._sent_ms = greatest_ms - self._lateness_ms
             self.on_mark(Watermark(self._sent_ms))
 
-    def own_facts(self) -> dict[str, Any]:
+    def own_facts(self) -> OwnFacts:
         return self._progress.facts(self._subtask) if self._timed else {"greatest": self._greatest_ms, "ahead": []}
 
     def after_restore(self, saved: Sequence[Saved]) -> None:
@@ -248,7 +249,7 @@ class NewTime(StatefulOperator, HoldsMarks):
             self._progress.load(self._subtask, part.facts)
         self._greatest_ms = min(part.facts["greatest"] for part in saved)
 
-    def state_schema(self) -> dict[str, Any]:
+    def state_schema(self) -> StateSchema:
         return {"kind": "with_time"}
 
     def close(self) -> None:
@@ -291,13 +292,13 @@ class ArrivalTime(StatefulOperator, HoldsMarks, Polled):
         if isinstance(mark, Watermark) and mark.timestamp_ms == END_OF_TIME:
             self.on_mark(mark)
 
-    def own_facts(self) -> dict[str, Any]:
+    def own_facts(self) -> OwnFacts:
         return {"now": self._now_ms}
 
     def after_restore(self, saved: Sequence[Saved]) -> None:
         self._now_ms = max(part.facts["now"] for part in saved)
 
-    def state_schema(self) -> dict[str, Any]:
+    def state_schema(self) -> StateSchema:
         return {"kind": "processing time"}
 
 

@@ -48,6 +48,7 @@ from sabot.engine.operators.output import OutputBuffer
 from sabot.engine.operators.readers import StateReaders, aggregates_of, described
 from sabot.engine.operators.rows.timed import by_arrival
 from sabot.engine.operators.spilled import SpilledGroups
+from sabot.engine.operators.state_facts import OwnFacts, StateReader, StateSchema
 from sabot.engine.operators.state_parts import (
     Batches,
     RowsPart,
@@ -489,7 +490,7 @@ class WindowAggregate(StatefulOperator):
         columns = [*results[:width], *bounds, *results[width:], pa.array(ends - 1)]
         return pa.RecordBatch.from_arrays(columns, schema=self._schema)
 
-    def state_schema(self) -> dict[str, Any]:
+    def state_schema(self) -> StateSchema:
         result = list(self._aggregator.schema)[len(self._keys) :]
         return {
             "kind": "window",
@@ -499,7 +500,7 @@ class WindowAggregate(StatefulOperator):
             **aggregates_schema(self._aggregates, result, self._aggregator.input),
         }
 
-    def state_reader(self) -> dict[str, Any]:
+    def state_reader(self) -> StateReader:
         return {
             **aggregates_reader(self._keys, self._aggregates, self._aggregator.input),
             "window": stored_window(self._window),
@@ -519,7 +520,7 @@ class WindowAggregate(StatefulOperator):
         sparse = 0 if self._sparse is None else self._sparse.count
         return self._store.statistics()["groups"] + self._spilled.count + sparse
 
-    def own_facts(self) -> dict[str, Any]:
+    def own_facts(self) -> OwnFacts:
         return {"watermark": self._watermark, **self._late.facts()}
 
     def before_restore(self, saved: Sequence[Saved]) -> None:

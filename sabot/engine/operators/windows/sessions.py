@@ -30,6 +30,7 @@ from sabot.engine.operators.columns import key_columns, key_table, result_schema
 from sabot.engine.operators.late_rows import LateRows
 from sabot.engine.operators.readers import StateReaders, aggregates_of, described
 from sabot.engine.operators.slot_state import SlotState
+from sabot.engine.operators.state_facts import OwnFacts, StateReader, StateSchema
 from sabot.engine.operators.state_parts import StatefulOperator, StateParts, columns_schema, last_watermark
 from sabot.engine.operators.windows.panes import window_text
 
@@ -135,18 +136,19 @@ class SessionAggregate(StatefulOperator):
         columns = [*self._state.key_columns(numbers), *bounds, *self._state.aggregates(numbers)]
         return pa.RecordBatch.from_arrays([*columns, pa.array(end.to_numpy() - 1)], schema=self._schema)
 
-    def state_schema(self) -> dict[str, Any]:
+    def state_schema(self) -> StateSchema:
+        aggregates: StateSchema = self._state.aggregates_schema()
         return {
             "kind": "window",
             "keys": columns_schema(self._state.keys),
             "window": window_text(self._window),
             "allowed_lateness": self._lateness_ms,
-            **self._state.aggregates_schema(),
+            **aggregates,
         }
 
-    def state_reader(self) -> dict[str, Any]:
-        given = {"gap_ms": self._gap_ms, "allowed_lateness": self._lateness_ms}
-        return {**aggregates_reader(self._keys, self._aggregates, self._context.input), **given}
+    def state_reader(self) -> StateReader:
+        aggregates = aggregates_reader(self._keys, self._aggregates, self._context.input)
+        return {**aggregates, "gap_ms": self._gap_ms, "allowed_lateness": self._lateness_ms}
 
     def contents(self) -> Iterator[pa.RecordBatch]:
         for numbers in self._state.numbers():
@@ -155,7 +157,7 @@ class SessionAggregate(StatefulOperator):
     def group_count(self) -> int:
         return int(self._state.count)
 
-    def own_facts(self) -> dict[str, Any]:
+    def own_facts(self) -> OwnFacts:
         return {"watermark": self._watermark_ms, **self._late.facts()}
 
     def before_restore(self, saved: Sequence[Saved]) -> None:
@@ -353,7 +355,7 @@ class RunAggregates(KeyedRuns):
         number = pa.array(np.flatnonzero(self._slot_of == slot)[:1].astype(np.int32))
         return pa.RecordBatch.from_arrays(self.key_columns(number), schema=self.keys)
 
-    def aggregates_schema(self) -> dict[str, Any]:
+    def aggregates_schema(self) -> StateSchema:
         """Returns the aggregates for `Stateful.state_schema`."""
         return aggregates_schema(self._aggregates, self.results, self._input)
 

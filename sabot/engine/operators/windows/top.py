@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -29,7 +29,8 @@ from sabot.engine.operators.layout.plan_points import Planners, PlanPoint
 from sabot.engine.operators.output import OutputBuffer
 from sabot.engine.operators.readers import StateReaders
 from sabot.engine.operators.rows.timed import by_arrival
-from sabot.engine.operators.spilled import SpilledGroups
+from sabot.engine.operators.spilled import FewerColumns, SpilledGroups
+from sabot.engine.operators.state_facts import OwnFacts, StateReader, StateSchema
 from sabot.engine.operators.state_parts import Batches, RowsPart, StateParts, last_watermark, only_columns_of
 from sabot.engine.operators.windows.panes import (
     PANE_COLUMN,
@@ -83,7 +84,7 @@ class WindowTopN(RankedOperator):
         self._window, self._shape, self._lateness = window, shape_of(window), allowed_lateness_ms
         self._windows_emitted = self._arrivals = 0
         self._panes: _Panes | None = None
-        self._fewer_columns: _FewerColumns | None = None
+        self._fewer_columns: FewerColumns | None = None
 
     def open(self, context: OperatorContext) -> pa.Schema:
         context = replace(context, parted_by=self.parted_by)
@@ -288,13 +289,16 @@ class WindowTopN(RankedOperator):
     def _paned_schema(self) -> pa.Schema:
         return self.saved_schema().append(pa.field(PANE_COLUMN, pa.int64()))
 
-    def state_schema(self) -> dict[str, Any]:
-        window = {"window": window_text(self._window), "allowed_lateness": self._lateness}
-        return {"kind": "window top_n", **self.schema_facts(), **window}
+    def state_schema(self) -> StateSchema:
+        window, lateness = window_text(self._window), self._lateness
+        return {"kind": "window top_n", **self.schema_facts(), "window": window, "allowed_lateness": lateness}
 
-    def state_reader(self) -> dict[str, Any]:
-        window = {"window": stored_window(self._window), "allowed_lateness": self._lateness}
-        return {**self.reader_facts(), **window}
+    def state_reader(self) -> StateReader:
+        return {
+            **self.reader_facts(),
+            "window": stored_window(self._window),
+            "allowed_lateness": self._lateness,
+        }
 
     def contents(self) -> Iterator[pa.RecordBatch]:
         """Yields the first rows of all windows that still accept rows, as far as they have arrived."""
@@ -333,7 +337,7 @@ class WindowTopN(RankedOperator):
         sparse = 0 if self._sparse is None else len(self._sparse.known)
         return self._spilled.count + sparse + sum(len(pane.known) for _, pane in self._of_panes.items())
 
-    def own_facts(self) -> dict[str, Any]:
+    def own_facts(self) -> OwnFacts:
         return {"watermark": self._watermark, **self._late.facts(), "arrivals": self._arrivals}
 
     def before_restore(self, saved: Sequence[Saved]) -> None:
@@ -343,7 +347,7 @@ class WindowTopN(RankedOperator):
         )
         input = None if reader is None else schema_of_text(reader["input"])
         then = now if input is None else saved_columns(input)
-        self._fewer_columns = None if then.equals(now) else _FewerColumns(then, partial(only_columns_of, now))
+        self._fewer_columns = None if then.equals(now) else FewerColumns(then, partial(only_columns_of, now))
 
     def after_restore(self, saved: Sequence[Saved]) -> None:
         for start in self._spilled.panes:
@@ -403,13 +407,6 @@ class WindowTopN(RankedOperator):
             **self._late.statistics(),
             "windows": self._windows_emitted,
         }
-
-
-class _FewerColumns(NamedTuple):
-    """The conversion of a checkpoint's rows to a program with fewer columns, for `SpilledGroups`."""
-
-    states: pa.Schema
-    whole: Callable[[pa.RecordBatch], pa.RecordBatch]
 
 
 class _Pane:

@@ -1,10 +1,11 @@
 """The settings of one run of an app, which do not change during the run."""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from sabot.api.nodes.read import Read, StreamEnd
 from sabot.api.settings import Settings
@@ -19,9 +20,9 @@ from sabot.engine.delivery import StagedSinks
 from sabot.engine.runtime.agents.kind import AgentKind
 from sabot.engine.runtime.life.runnable import RunnableAgent
 from sabot.engine.runtime.life.streams import SpreadStreams, TaskCoordinator
-from sabot.engine.runtime.tasks.placement import SingleProcess, TaskPlacement
+from sabot.engine.runtime.tasks.placement import TaskPlacement
 
-_WHOLE = SingleProcess()
+_WHOLE = TaskPlacement()
 _EPOCH_SECONDS = 1.0  # between checkpoints with an exactly-once sink, whose results wait for them
 _CHECKPOINT_SECONDS = 60.0  # between checkpoints without one
 
@@ -92,11 +93,12 @@ class RunSettings:
         return up_to(source, node.until)
 
 
-class StreamsMaker(Protocol):
+class StreamsMaker(ABC):
     """A maker of the streams and agents of each run of an app, in a number of processes."""
 
     workers: int
 
+    @abstractmethod
     def __call__(
         self,
         ends: Sequence[StreamEnd],
@@ -109,27 +111,33 @@ class StreamsMaker(Protocol):
         agents of the app.
         """
 
+    @abstractmethod
     def check(self, workers: int) -> None:
         """Raises UserError if the app cannot have this number of workers."""
 
+    @abstractmethod
     def rescale(self, workers: int, request: str = "") -> None:
         """Makes the next run use this number of workers, and at least as many threads for each stage. `request`: the
         id of the request for it.
         """
 
+    @abstractmethod
     def begun(self) -> None:
         """Called when a run has begun with the wanted number of workers: `take_back` then has nothing to undo."""
 
     @property
+    @abstractmethod
     def tried_enough(self) -> bool:
         """True if no run could begin after a rescale, in several attempts, so no further one is tried with the new
         number of workers.
         """
 
+    @abstractmethod
     def take_back(self, why: str) -> bool:
         """Gives up a rescale with which no run could begin: the next run has the earlier number of workers. `why`:
         the reason. Returns False if there was no rescale.
         """
 
+    @abstractmethod
     def refusal(self, request: str) -> str | None:
         """Returns the reason why this request was given up, or None."""

@@ -28,7 +28,7 @@ from sabot.engine.operators.rows.bad import say_in_sql
 from sabot.engine.operators.rows.origin import of_selected, reselected
 from sabot.engine.operators.state_size import state_size
 from sabot.engine.runtime.tasks.inputs import SMALL_ROWS, fill
-from sabot.engine.runtime.tasks.task_times import TaskState, TaskTimes
+from sabot.engine.runtime.tasks.task_times import TaskState, TaskTimes, TimedWork
 from sabot.errors import DataError
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 _WAIT_SECONDS = 0.05
 
 
-class Output:
+class Output(TimedWork):
     """An output of a chain: one channel for each subtask of the next stage.
 
     `keys`: the columns by which the subtask of a row is chosen; without keys all rows go to the first subtask.
@@ -68,7 +68,6 @@ class Output:
         self.right = right
         self.rows_out = 0
         self.batches_out = 0
-        self.seconds = 0.0  # of dividing and sending rows, without waits
         self.times = TaskTimes()  # those of the task, once it runs
         self.may_wait = True
         self.stopping = False
@@ -173,7 +172,7 @@ class Output:
         return True
 
 
-class Link:
+class Link(TimedWork):
     """An operator in its chain, with the receivers of its rows: `targets` of the main output, `branches` of the
     others.
     """
@@ -193,7 +192,6 @@ class Link:
         self.times = TaskTimes()  # those of the task, once it runs
         self.rows_in = 0
         self.batches_in = 0
-        self.seconds = 0.0  # of the operator, without waits and without the operators behind it
         self.watermark_ms: int | None = None  # the last one that has come
         self._writes = isinstance(operator, WritesOutside)  # its task waits for the sink, and does nothing else
         self._told = START_OF_TIME  # the last watermark that the operator returned in place of its input's

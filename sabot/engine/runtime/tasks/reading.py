@@ -39,6 +39,7 @@ from sabot.engine.runtime.tasks.alignment import Alignment
 from sabot.engine.runtime.tasks.decoding import Outage
 from sabot.engine.runtime.tasks.event_time import SourceTime
 from sabot.engine.runtime.tasks.facts import stored_positions
+from sabot.engine.runtime.tasks.placement import PausableReaders
 from sabot.engine.runtime.tasks.source_log import commit_offsets, facts_of, memory_of, open_log, remembers
 from sabot.engine.runtime.tasks.task_times import TaskState, TaskTimes
 from sabot.engine.runtime.tasks.watermarks import EmittedMarks, Watermarks
@@ -56,7 +57,7 @@ _FAR_PAST, _FAR_FUTURE = scalar_of(-FAR_MS, pa.int64()), scalar_of(FAR_MS, pa.in
 _NO = scalar_of(False, pa.bool_())
 
 
-class Reader:
+class Reader(PausableReaders):
     """One reader of a source, as the input of a task. It serves requests of other threads between polls."""
 
     right = False
@@ -147,7 +148,6 @@ class Reader:
         self.waits_for.add(name)
 
     def resume_for(self, name: str) -> None:
-        """Ends the pause for this name."""
         self.waits_for.discard(name)
         self._wake.set()
 

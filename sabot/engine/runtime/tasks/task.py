@@ -29,7 +29,7 @@ from sabot.engine.runtime.tasks.facts import read_to_end
 from sabot.engine.runtime.tasks.filling import Fill
 from sabot.engine.runtime.tasks.inputs import Input
 from sabot.engine.runtime.tasks.placement import PausableReaders
-from sabot.engine.runtime.tasks.task_times import OwnWork, TaskState, TaskTimes
+from sabot.engine.runtime.tasks.task_times import TaskState, TaskTimes, TimedWork
 from sabot.engine.state.base import Cut, Saved
 from sabot.errors import InternalError, SabotError
 
@@ -83,8 +83,8 @@ class StreamTask:
         self._holds_readers = False
         self.fills: list[Fill] = []  # run before the first element is taken
         self.times = TaskTimes()
-        self._reading = OwnWork()  # taking elements from the input: decoding, joining batches
-        self._cutting = OwnWork()  # taking snapshots
+        self._reading = TimedWork()  # taking elements from the input: decoding, joining batches
+        self._cutting = TimedWork()  # taking snapshots
         # The thread runs in a copy of the context in which the task is made: the app's judge is in it.
         self.handle = threads.spawn(name, with_judge(self.step, JUDGE.get()))
 

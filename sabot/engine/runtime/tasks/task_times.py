@@ -20,7 +20,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from enum import IntEnum
-from typing import TYPE_CHECKING, ParamSpec, Protocol, TypeVar
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from sabot.base.metrics import Sample
 from sabot.clock import SYSTEM_CLOCK, thread_cpu_clock, thread_cpu_seconds, thread_turns_clock
@@ -48,20 +48,13 @@ class TaskState(IntEnum):
         return self.name.lower()
 
 
-class TimedWork(Protocol):
+class TimedWork:
     """A piece of a task's work, whose seconds are counted."""
 
-    seconds: float
+    seconds = 0.0
     """The seconds of the wall clock spent in this piece of work, up to the last time that the thread left it. Waits,
     and the pieces that it calls, are not included.
     """
-
-
-class OwnWork:
-    """A piece of work that is no operator and no output, such as the input of a task."""
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
 
 
 class TaskTimes:
@@ -89,7 +82,7 @@ class TaskTimes:
         self._now: tuple[TaskState, float, float, list[float]] | None = None
         self._ended: list[float] | None = None
         # the work, and since when it is done; None: the thread waits
-        self._work: tuple[TimedWork, float | None] = (OwnWork(), None)
+        self._work: tuple[TimedWork, float | None] = (TimedWork(), None)
         self._told = [0.0] * len(TaskState)
         self._lock = threading.Lock()
 

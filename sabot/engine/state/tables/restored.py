@@ -1,8 +1,9 @@
 """Reads the groups of a TableStore from a checkpoint: from the files of `saved`, and from the database next to them."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -25,7 +26,7 @@ class PaneFacts(NamedTuple):
     hot: int = 0  # the number of groups in memory; 0 if unknown
 
 
-class Renewal(Protocol):
+class Renewal(ABC):
     """A converter of groups from a checkpoint, which have other accumulators, into the form of the groups of the
     store.
     """
@@ -33,6 +34,7 @@ class Renewal(Protocol):
     make: Callable[[], GroupTable]
     """Returns an empty table with the old accumulators."""
 
+    @abstractmethod
     def groups(self, groups: pa.RecordBatch) -> pa.RecordBatch:
         """Returns keys and accumulators of these groups in the form of the store."""
 

@@ -12,7 +12,7 @@ from sabot.engine.operators.base import Operator, Polled, StepInfo, WaitsForCall
 from sabot.engine.runtime.tasks.chain import Chain, Link, Output
 from sabot.engine.runtime.tasks.inputs import GateInput
 from sabot.engine.runtime.tasks.task import StreamTask
-from sabot.engine.runtime.tasks.task_times import OwnWork, TaskState, TaskTimes
+from sabot.engine.runtime.tasks.task_times import TaskState, TaskTimes, TimedWork
 from sabot.testing import ManualClock
 
 ROWS = pa.record_batch({"n": [1, 2, 3]})
@@ -56,7 +56,7 @@ def test_what_a_busy_task_does_not_compute_is_contended(hands):
 
 
 def test_a_wait_inside_of_a_call_is_no_work_of_it(hands):
-    times, part = hands.times, OwnWork()
+    times, part = hands.times, TimedWork()
     times.begin()
 
     def call():
@@ -70,7 +70,7 @@ def test_a_wait_inside_of_a_call_is_no_work_of_it(hands):
 
 
 def test_work_that_calls_other_work_does_not_count_meanwhile(hands):
-    times, outer, inner = hands.times, OwnWork(), OwnWork()
+    times, outer, inner = hands.times, TimedWork(), TimedWork()
     times.begin()
 
     def call():
@@ -83,7 +83,7 @@ def test_work_that_calls_other_work_does_not_count_meanwhile(hands):
 
 
 def test_present_work_counts(hands):
-    part, found = OwnWork(), []
+    part, found = TimedWork(), []
     hands.times.begin()
 
     def call():
