@@ -39,8 +39,8 @@ from sabot.jobs.host import JobHost
 from sabot.jobs.owner import AfterFailure, OpenJob
 from sabot.jobs.run import JobRun
 from sabot.jobs.values import pack, unpack
-from sabot.journal import Journal, Letter, Position
-from sabot.journal.entries import Answer, Entry, Intent
+from sabot.journal import Journal, Position
+from sabot.journal.entries import Answer, Cancel, Entry, Intent, Letter, Signal
 from sabot.journal.job_marks import JobMarks
 from sabot.journal.memory import MemoryJournal, MemoryStorage
 from sabot.journal.sqlite import SqliteJournal
@@ -289,7 +289,8 @@ def image_of(home: MemoryStorage) -> MemoryStorage:
     """What a crash would leave of it now."""
     image = MemoryStorage(home.clock)
     image.identity, image.key, image.next, image.removed = home.identity, home.key, home.next, home.removed
-    for name in ("entries", "bodies", "uses", "questions", "letters"):
+    image.last_letter = home.last_letter
+    for name in ("entries", "bodies", "uses", "questions", "letters", "untaken"):
         setattr(image, name, dict(getattr(home, name)))
     image.known = JobMarks(dict(home.marks), {job: set(tokens) for job, tokens in home.known.asked.items()})
     image.of_job = {job: list(offsets) for job, offsets in home.of_job.items()}
@@ -668,10 +669,10 @@ class LifeOf:
         for _, entry in self.journal.read():
             if isinstance(entry, Answer):
                 there.add(f"token:{entry.token}")
-            elif type(entry).__name__ == "Signal":
-                there.add(f"signal:{entry.token}")  # type: ignore[union-attr]
-            elif type(entry).__name__ == "Cancel":
-                there.add(f"cancel:{entry.job}")
+            elif isinstance(entry, Signal):
+                there.add(Letter("signal", entry.token, entry.job).once)
+            elif isinstance(entry, Cancel):
+                there.add(Letter("cancel", job=entry.job).once)
         lost = [letter for letter in self.person.letters if letter.once not in there]
         assert not lost, f"accepted, and lost: {lost}"
 
