@@ -202,12 +202,14 @@ class DecidedEffect(NamedTuple):
     - `recorded`: the number of the last attempt whose usage the journal has; 0 for none.
     - `instead`: a call may change to another model, for example if its first provider fails. These are the verdicts on
       such models. The key is the number of the first attempt with that model.
+    - `is_child`: True if the effect begins a child job.
     """
 
     verdict: GuardVerdict
     attempt: int
     recorded: int = 0
     instead: Mapping[int, GuardVerdict] = _NONE_INSTEAD
+    is_child: bool = False
 
 
 OpenCall = tuple[EffectId, str, Behalf, DecidedEffect]

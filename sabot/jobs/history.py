@@ -493,7 +493,8 @@ class History:
     def decided(self, effect: EffectId, verdict: GuardVerdict) -> DecidedEffect:
         """Returns the guard's decision on an effect without a result. `verdict`: the verdict in its INTENT entry."""
         recorded, instead = self.recorded.get(effect.ordinal, 0), self.instead.get(effect.ordinal, {})
-        return DecidedEffect(verdict, effect.attempt, recorded, instead)
+        is_child = self.intents[effect.ordinal].kind == "child"
+        return DecidedEffect(verdict, effect.attempt, recorded, instead, is_child)
 
     def approval(self, ordinal: int) -> Answer | None:
         """Returns a person's answer to the question whether this effect may be made. Returns None if nobody was asked,

@@ -97,17 +97,18 @@ def open_jobs(
             else:
                 asking.pop((entry.job, entry.ordinal), None)
             attempt = 0 if verdict.decision is Decision.ASK else 1
-            decided.setdefault(entry.job, {})[entry.ordinal] = DecidedEffect(verdict, attempt)
+            made = DecidedEffect(verdict, attempt, is_child=entry.kind == "child")
+            decided.setdefault(entry.job, {})[entry.ordinal] = made
         elif isinstance(entry, Attempt) and entry.job in decided and entry.ordinal in decided[entry.job]:
             before = decided[entry.job][entry.ordinal]
             if not entry.note:
                 decided[entry.job][entry.ordinal] = DecidedEffect(
-                    before.verdict, entry.attempt, before.recorded, before.instead
+                    before.verdict, entry.attempt, before.recorded, before.instead, before.is_child
                 )
             elif (verdict := stood_in(entry)) is not None:
                 instead = {**before.instead, entry.attempt: verdict}
                 decided[entry.job][entry.ordinal] = DecidedEffect(
-                    before.verdict, before.attempt, before.recorded, instead
+                    before.verdict, before.attempt, before.recorded, instead, before.is_child
                 )
         elif isinstance(entry, Cancel):
             cancelled.add(entry.job)
@@ -116,7 +117,7 @@ def open_jobs(
             asking.pop((entry.job, entry.ordinal), None)
         elif isinstance(entry, End) and entry.job in begun:
             left = {
-                at: DecidedEffect(each.verdict, each.attempt, each.attempt, each.instead)
+                at: DecidedEffect(each.verdict, each.attempt, each.attempt, each.instead, each.is_child)
                 for at, each in decided.pop(entry.job, {}).items()
                 if each.attempt  # else another attempt of the job asks anew, and it is decided then
             }

@@ -6,6 +6,7 @@ import inspect
 import weakref
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import nullcontext
+from copy import deepcopy
 from dataclasses import replace
 from functools import cached_property, partial
 from secrets import token_hex
@@ -26,6 +27,7 @@ from sabot.llm.engine_core import Engine
 from sabot.llm.middleware import ToolMiddleware
 from sabot.llm.results import Completion, Piece
 
+_CANNOT_CHANGE = frozenset({str, int, float, bool, bytes, type(None)})
 _MOST_THREADS = (
     64  # the most threads for the sync tools of one event loop, including threads of tools that never return
 )
@@ -81,6 +83,7 @@ class DirectTools:
         if tool.takes_effect or tool.takes_context:
             own = id_within(tool.name, arguments) or EffectId(self._run, number)
         repeatable, once = RULES[tool.effect].repeatable, OnceJudge(present_judge())
+        changeable = bool(tool.retry.retries) and not _CANNOT_CHANGE.issuperset(map(type, arguments.values()))
         while True:
             if self.middleware is not None:
                 self.middleware.charge()
@@ -89,8 +92,10 @@ class DirectTools:
             before = JUDGE.set(once)
             plain = PLAIN_CALL.set(EffectId(self._run, number, attempt)) if tool.retry.retries else None
             try:
+                # each attempt gets what was judged, and not what the one before has made of it
+                given = deepcopy(arguments) if changeable else arguments
                 with nullcontext() if self.middleware is None else self.middleware.attempt():
-                    return await self._attempt(tool, arguments, own, attempt)
+                    return await self._attempt(tool, given, own, attempt)
             except Exception as error:
                 again = repeatable or (isinstance(error, NotSent) and not once.called)
                 if attempt > tool.retry.retries or not again:

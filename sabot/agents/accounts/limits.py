@@ -391,7 +391,7 @@ class JobLimits(EffectGuard):
 
     def reopen(self, effect: EffectId, agent: str, behalf: Behalf, decided: DecidedEffect) -> None:
         job = self._jobs.get(effect.job)
-        if job is None or effect.ordinal in job.open:
+        if job is None or effect.ordinal in job.open or decided.is_child:  # a child counts by its own calls
             return
         verdict = decided.verdict
         if verdict.apart:

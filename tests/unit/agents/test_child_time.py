@@ -1,10 +1,13 @@
-"""The time of a job (`max_runtime_seconds`) is that of its children too."""
+"""The time of a job (`max_runtime_seconds`) is that of its children too, and so are its calls of tools."""
 
 import asyncio
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from sabot.agents import BudgetSpec, ChildLimits, ExecutionRequest, JobStatus, RuntimeKernel
+from sabot.agents import BudgetSpec, ChildLimits, ExecutionRequest, JobStatus, RuntimeKernel, tool
 from sabot.clock import ManualClock
 from sabot.errors import EffectError
 from sabot.journal.memory import MemoryStorage
@@ -129,3 +132,36 @@ async def test_a_child_that_nobody_waits_for_ends_with_the_time_of_its_job_unles
         await until(lambda: kernel.statistics()["ended"] == 2)
         record = await kernel.jobs.get(child)
         assert record.status == (JobStatus.SUCCEEDED if outlive else JobStatus.CANCELLED)
+
+
+async def test_an_open_child_is_no_call_of_a_tool_behind_a_restart(tmp_path: Path) -> None:
+    """Its effect was taken up as a call of a tool, so a job that may call 3 tools called 2."""
+    made: list[int] = []
+
+    @tool
+    async def pay(number: int) -> None:
+        made.append(number)
+
+    async def child(ctx: Any) -> None:
+        await ctx.call(pay, 1)
+        await ctx.ask("confirm", {})
+        for number in (2, 3, 4):
+            with suppress(EffectError):
+                await ctx.call(pay, number)
+
+    async def lead(ctx: Any) -> None:
+        await ctx.child(child, None)
+
+    def kernel() -> RuntimeKernel:
+        return RuntimeKernel.create(agent=[lead, child], journal=tmp_path / "jobs")
+
+    async with kernel() as first:
+        job = await first.execute(ExecutionRequest(prompt="go", budgets=BudgetSpec(max_tool_calls=3)))
+        await until(lambda: made)
+        while not (asked := await first.actions.find(statuses=["pending"])):  # noqa: ASYNC110
+            await asyncio.sleep(0.002)
+    async with kernel() as second:
+        await second.resume()
+        await second.actions.resolve(asked[0].resume_token, {"approved": True})
+        await (await second.handle(job.job_id)).result()
+    assert made == [1, 2, 3]

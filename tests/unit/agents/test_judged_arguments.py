@@ -259,6 +259,36 @@ async def test_a_value_in_which_a_path_cannot_be_followed_is_denied(
         assert reason in result.reason
 
 
+@pytest.mark.parametrize("is_async", [True, False])
+async def test_each_attempt_of_a_call_gets_what_was_judged(is_async: bool, memory_url: str) -> None:
+    """The first attempt had changed the dict, and the second one paid the sum that nobody had judged."""
+    paid: list[int] = []
+
+    def pays(order: dict[str, int]) -> str:
+        paid.append(order["amount"])
+        order["amount"] = 500
+        if len(paid) < 3:
+            raise ConnectionError("reset")
+        return "paid"
+
+    async def pays_later(order: dict[str, int]) -> str:
+        return pays(order)
+
+    pay = tool(effect="idempotent", retries=3, backoff="1ms", name="pay")(pays_later if is_async else pays)
+    script = [assistant("", ToolCall("1", "pay", '{"order": {"amount": 5}}')), "done"]
+    agent, done = Agent(ExecutionEngine(ScriptedProvider(script)), tools=[pay]), list[str]()
+    app = App("shop", memory_url, policy=PolicyEngine([ConstraintPolicy(["pay"], "order.amount", max=50)]))
+
+    @app.agent("orders")
+    async def handle(ctx: Any) -> None:
+        done.append((await agent.run("go")).content)
+
+    async with started(app):
+        MemoryBroker.get(memory_url).publish("orders", [{"a": 1}])
+        await until(lambda: done)
+    assert (paid, done) == ([5, 5, 5], ["done"])
+
+
 class Currency(enum.Enum):
     EUR = "eur"
 
