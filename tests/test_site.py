@@ -126,6 +126,7 @@ OWN = {  # classes that no user names: what others share, and what `collect` and
     "AgentOutput",
     "BlackholeSink",
     "CountSink",
+    "DatabaseRows",
     "FileSink",
     "FileSource",
     "FollowedFiles",

@@ -516,7 +516,7 @@ OBJECTS: Mapping[str, str] = {
     "refused: it is asked for the time at any time": "App(clock) RuntimeKernel(clock) Ledger(clock)",
     "judged, as the call that it serves": "ExecutionEngine(cache) ExecutionEngine(clock) ExecutionEngine(fallback) "
     "ExecutionEngine(middleware) ExecutionEngine(prices) ExecutionEngine(provider) ExecutionEngine(sleep) Agent(instructions) "
-    "Agent(tools) DurableContext.call(tool) DurableContext.step(func) Tool(converse) Tool(func) Tool(reconcile) "
+    "Agent(tools) DurableContext.call(tool) DurableContext.step(func) Tool(converse) Tool(func) Tool(part_of) Tool(reconcile) "
     "McpServerPool(ask)",
     "judged, as the function of an agent or a stream": "App.agent(on_timer) App.llm_agent(prompt) App.llm_agent(reply) "
     "App.resource(function) DurableContext.aggregating_state(add) DurableContext.aggregating_state(create) "

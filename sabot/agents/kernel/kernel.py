@@ -679,8 +679,9 @@ class RuntimeKernel:
 
         Raises UserError if a job of the session has not ended, since it would go on with what it has recalled.
         """
-        for name, given in {"session_id": session_id, "scope_id": scope_id, "principal_id": principal_id}.items():
-            checked_word(given, f"forget_session: {name}", empty=name == "principal_id")
+        names = {"session_id": session_id, "agent": agent, "scope_id": scope_id, "principal_id": principal_id}
+        for name, given in names.items():
+            checked_word(given, f"forget_session: {name}", empty=name in ("agent", "principal_id"))
         host = await self._started()
         asked = SessionId(self._agent(agent).agent_id, scope_id, principal_id, session_id)
         await host.journal.flush()

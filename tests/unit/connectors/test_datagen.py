@@ -203,7 +203,6 @@ def test_rows_and_arrays_have_expressions_of_their_own() -> None:
 @pytest.mark.parametrize(
     ("connector", "columns", "options", "message"),
     [
-        ("datagen", "a MAP<STRING, INT>", (), "there are no random values of this type"),
         ("datagen", "a INT", ("'fields.a.kind' = 'sequential'",), "'fields.a.kind' cannot be 'sequential'"),
         ("datagen", "a INT", ("'fields.a.kind' = 'sequence'",), "needs the option 'fields.a.start'"),
         ("datagen", "a TINYINT", ("'fields.a.max' = '300'",), "no values for column a TINYINT: there are no values from -128 to 300"),

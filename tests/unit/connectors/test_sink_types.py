@@ -42,7 +42,7 @@ def database(path):
         (lambda path: CsvSink(path / "p.csv"), INTERVAL, "p.csv': column 'v' of type month_day_nano_interval"),
         (lambda path: ParquetSink(path / "p.parquet"), INTERVAL, "p.parquet': column 'v' of type month_day_nano_interval"),
         (database, INTERVAL, "column 'v' of type month_day_nano_interval cannot be written as SQL"),
-        (database, pa.map_(pa.string(), pa.int64()), "column 'v' of type map<string, int64>"),
+        (database, pa.map_(pa.int64(), pa.int64()), "column 'v' of type map<int64, int64>"),
     ],
 )  # fmt: skip
 async def test_a_sink_refuses_at_the_start_what_its_format_cannot_say(app, tmp_path, make, kind, what):

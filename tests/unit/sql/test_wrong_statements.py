@@ -575,7 +575,7 @@ WRONG = [
     (
         "CREATE TABLE x (a INT) WITH ('connector' = 'files', 'path' = 'x', 'formt' = 'csv')",
         "1:67: there is no option 'formt'",
-        "did you mean format or format.type?",
+        "did you mean format?",
     ),
     (
         "CREATE TABLE x (a INT) WITH ('connector' = 'files', 'path' = 'x', 'format' = 'cvs')",
