@@ -124,7 +124,8 @@ def test_no_worker_begins_a_job_while_the_one_before_is_open_in_another(
             await until(lambda: len(RAN) == 1)
             await opened(stack, kernel_of(url, app, clock, agent="asks"))
             clock.set(seconds(10))
-            await until(lambda: caplog.text.count(f"its job {RAN[0]} is still open") == 2)
+            # a worker that has looked at its schedule only behind the other one's note of 10 o'clock tells nothing
+            await until(lambda: f"its job {RAN[0]} is still open" in caplog.text)
             (job,) = await first.jobs.find()
             await first.jobs.cancel(job.job_id)
             with pytest.raises(JobCancelled):

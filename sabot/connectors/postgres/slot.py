@@ -205,6 +205,7 @@ class Slot:
             check_publication(link, self.publication, table, used, self._where)
         found = membership_of(link, self.publication, table)
         if not found:
+            check_there(link, table, self._where)  # it may have been dropped since the first look
             raise UserError(
                 f"{self._where}: publication {self.publication} is gone, or does not have the table any more: changes of the time "
                 "without it are in no log",
