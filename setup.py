@@ -15,11 +15,12 @@ from setuptools.command.build_ext import build_ext
 
 DEBUG = os.environ.get("SABOT_DEBUG") == "1"
 SANITIZE = os.environ.get("SABOT_SANITIZE") == "1"
-# -g1: lines in traces; names of locals cost a fifth of the build. To optimize what the sanitizers put in takes two thirds of theirs.
+# -g1: lines in traces; names of locals cost a fifth of the build. To optimize takes two thirds of a build with sanitizers, and a third of
+# one with checks, whose tests take a few seconds either way.
 CHECKED = ["-g1", "-UNDEBUG", "-D_GLIBCXX_ASSERTIONS"]
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
 if DEBUG:
-    FLAGS = ["-O1", *CHECKED]
+    FLAGS = ["-O0", *CHECKED]
 elif SANITIZE:
     FLAGS = ["-O0", *CHECKED, *SANITIZERS]
 else:

@@ -17,7 +17,7 @@ import uuid
 import zlib
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterator
-from itertools import zip_longest
+from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -220,6 +220,38 @@ COMPUTING = {
     "test_supervisor": 4,
     "test_tombstones": 3,
 }
+# Of the tests that `make slow` draws the long ones are in these files, which begin first, in this order: a test of two minutes that began
+# last would be waited for, with three workers free.
+FIRST_OF_SLOW = (
+    "test_engine_alone",
+    "test_every_step_pipelines",
+    "test_durable_crashes",
+    "test_dance",
+    "test_kill_effects",
+    "test_changed_tokens",
+    "test_process_kill",
+    "test_restarted_stores",
+    "test_workers_kill",
+    "test_package",
+    "test_sql_kill",
+    "test_watched_demos",
+    "test_jobs_property",
+    "test_random_statements",
+    "test_attached_kill",
+    "test_every_step",
+    "test_worker_model",
+    "test_nexmark",
+    "test_narrow_places",
+    "test_changed_by_hints",
+    "test_changed_types",
+    "test_faults",
+    "test_step_changes",
+    "test_tutorial",
+    "test_workers_join",
+    "test_console_elsewhere",
+    "test_types_of_users",
+    "test_kernel_kill",
+)
 A_TEST = 0.03
 A_BYTE = 1 / 15_000
 # Of the examples of each property `make test` tries this share, and `make slow` all of them: what is found late is found in the first ones,
@@ -227,7 +259,13 @@ A_BYTE = 1 / 15_000
 SHARE_OF_EXAMPLES = 0.1
 
 # Slow and few: each of their tests goes to the worker that is free.
-ONE_BY_ONE = {"test_every_step_pipelines", "test_durable_crashes", "test_kill_effects"}
+ONE_BY_ONE = {
+    "test_every_step_pipelines",
+    "test_durable_crashes",
+    "test_kill_effects",
+    "test_engine_alone",
+    "test_dance",
+}
 # They read all source of the package, which one worker parses.
 TOGETHER = {
     "test_house_rules",
@@ -415,10 +453,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     files = defaultdict(list)
     for item in turns + items:
         files[item.path.stem].append(item)
+    slow = config.option.markexpr.startswith("slow")
+    first = [files.pop(name) for name in FIRST_OF_SLOW if slow and name in files]
     waiting = [files.pop(name) for name in sorted(WAITING, key=WAITING.__getitem__, reverse=True) if name in files]
     computing = sorted(files.values(), key=cost, reverse=True)
     pairs = zip_longest(waiting, computing, fillvalue=())
-    items[:] = [item for pair in pairs for tests in pair for item in tests]
+    items[:] = [item for tests in (*first, *chain.from_iterable(pairs)) for item in tests]
 
 
 def cost(tests: list[pytest.Item]) -> float:

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,9 +29,23 @@ ROOMS = (
 )
 
 
+UNIT = PROJECT / "tests" / "unit"
+FILES_OF_A_PART = 13  # the 37 of the connectors took one interpreter two minutes, for which all others had to wait
+
+
+def parts() -> list[Any]:
+    """The files of each room, some at a time."""
+    found = []
+    for room in ROOMS:
+        files = sorted(os.fspath(file.relative_to(PROJECT)) for file in (UNIT / room).rglob("test_*.py"))
+        count = -(-len(files) // FILES_OF_A_PART)
+        found += [pytest.param(files[part::count], id=f"{room}-{part}") for part in range(count)]
+    return found
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("room", ROOMS)
-def test_the_tests_of_a_room_of_the_engine_need_no_room_of_the_agents(room: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("files", parts())
+def test_the_tests_of_a_room_of_the_engine_need_no_room_of_the_agents(files: list[str], tmp_path: Path) -> None:
     options = [
         "-q",
         "-m",
@@ -45,7 +60,7 @@ def test_the_tests_of_a_room_of_the_engine_need_no_room_of_the_agents(room: str,
         "tools.without_agents",
     ]
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", *options, "-rs", f"--basetemp={tmp_path / 'made'}", f"tests/unit/{room}"],
+        [sys.executable, "-m", "pytest", *options, "-rs", f"--basetemp={tmp_path / 'made'}", *files],
         cwd=PROJECT,
         env={**os.environ, "PYTHONPATH": "tests"},
         capture_output=True,
