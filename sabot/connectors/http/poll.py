@@ -110,12 +110,7 @@ class PollSource(Source):
     def open(self, positions: Positions | None, start: str | int = "earliest") -> None:
         self.close()
         recalled, self._recalled = self._recalled, None
-        known = (positions or {}).get((self.name, 0))
-        if known is None and start not in ("earliest", "committed"):
-            raise UserError(
-                f"source {self.name}: start={start!r} is no place of an API",
-                hint='start="earliest"; a cursor in the address begins elsewhere',
-            )
+        known = known_position(self.name, positions, start, "a cursor in the address begins elsewhere")
         self._place = (
             _PagePlace(0, "", 0, "") if known is None else recalled_place(_PagePlace, recalled, known, self.name)
         )
@@ -269,6 +264,18 @@ class PollSource(Source):
 
     def recall(self, memory: Mapping[tuple[str, int], bytes]) -> None:
         self._recalled = memory.get((self.name, 0))
+
+
+def known_position(name: str, positions: Positions | None, start: str | int, elsewhere: str) -> int | None:
+    """Returns the position of a source with one partition; None if it begins at its first row. Raises UserError for another start.
+    elsewhere: the end of the hint.
+    """
+    known = (positions or {}).get((name, 0))
+    if known is None and start not in ("earliest", "committed"):
+        raise UserError(
+            f"source {name}: start={start!r} is no place of a source of the web", hint=f'start="earliest"; {elsewhere}'
+        )
+    return known
 
 
 def recalled_place(kind: type[P], memory: bytes | None, position: int, name: str) -> P:

@@ -23,7 +23,7 @@ from sabot.codecs.records import RECORD_SCHEMA, Headers, build_records
 from sabot.connectors.base import Guarantee, Positions, Source
 from sabot.connectors.http.client import HeaderValue, HttpClient, WebAnswer
 from sabot.connectors.http.events import EventParser, SentEvent
-from sabot.connectors.http.poll import CountedPlace, recalled_place
+from sabot.connectors.http.poll import CountedPlace, known_position, recalled_place
 from sabot.errors import TransientError, UserError, short_repr
 
 __all__ = ["SseSource"]
@@ -106,12 +106,7 @@ class SseSource(Source):
     def open(self, positions: Positions | None, start: str | int = "earliest") -> None:
         self.close()
         recalled, self._recalled = self._recalled, None
-        known = (positions or {}).get((self.name, 0))
-        if known is None and start not in ("earliest", "committed"):
-            raise UserError(
-                f"source {self.name}: start={start!r} is no place of a stream of events",
-                hint='start="earliest"; after= is the id behind which it begins',
-            )
+        known = known_position(self.name, positions, start, "after= is the id behind which it begins")
         self._place = (
             _EventPlace(0, self._after or None)
             if known is None

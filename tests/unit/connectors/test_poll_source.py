@@ -12,7 +12,7 @@ import pytest
 from sabot import App
 from sabot.codecs.records import iterate_records
 from sabot.connectors.base import Source
-from sabot.connectors.http import PollSource
+from sabot.connectors.http import PollSource, SseSource
 from sabot.errors import UserError
 from sabot.sql.syntax.text import SqlError
 from sabot.testing.connectors import ConnectorPlace, SourceSuite
@@ -264,3 +264,13 @@ async def test_a_table_of_sql_reads_an_api(server: WebServer) -> None:
         app.sql(
             "CREATE TABLE t (n BIGINT) WITH ('connector' = 'poll', 'url' = 'http://h/', 'curser' = 'x'); SELECT * FROM t"
         )
+
+
+@pytest.mark.parametrize(
+    ("source", "elsewhere"),
+    [(PollSource, "a cursor in the address"), (SseSource, "after= is the id")],
+)
+def test_a_source_of_the_web_begins_at_its_first_row_only(source: type[PollSource | SseSource], elsewhere: str) -> None:
+    with pytest.raises(UserError, match="start='latest' is no place of a source of the web") as refused:
+        source("http://127.0.0.1:1/rows").open(None, start="latest")
+    assert elsewhere in (refused.value.hint or "")
