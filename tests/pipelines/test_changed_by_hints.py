@@ -328,6 +328,15 @@ async def lived(build: Any, seed: int, broker: str, folder: Path, changes: int =
     return lives
 
 
+async def test_no_row_behind_another_filter_makes_a_table_complete(memory_url: str, tmp_path: Path) -> None:
+    """State without any key was taken to have all rows, also if a filter had taken all of them away."""
+    lives = Lives(in_sql, memory_url, tmp_path, random.Random(1))
+    lives.publish(60)
+    for above in (1_000, None):
+        await lives.live({"t0": Statement("clicks", above=above)}, {})
+    assert "--refill t0.group-1" in lives.decided({"t0": Statement("clicks")}, {})["t0"]
+
+
 @pytest.mark.slow  # a second of a core each
 @pytest.mark.parametrize("seed", range(SEEDS))
 @pytest.mark.parametrize("build", [in_sql, in_python], ids=["sql", "python"])

@@ -525,13 +525,15 @@ def _verdict(old: SavedStep, new: Planned, given_up: Mapping[str, set[str]]) -> 
     outcome: Outcome = "migrate" if changes else "keep"
     conditions = list(_changed_conditions(old, new))
     others = old.conditions is not None and (
-        set(old.conditions) != set(new.conditions)
+        # state with no key lacks rows too, if a filter took all of them; behind more filters it lacks none
+        not set(old.conditions) <= set(new.conditions)
+        or (old.groups > 0 and set(old.conditions) != set(new.conditions))
         or any(one[name] != two[name] for one, two in _both(old, new) for name in one.keys() & two.keys())
     )
     verdict = Verdict(
         *(new.id, old.text, new.text, outcome, "; ".join([*changes, *conditions]), old.id, old.groups, told, forgets)
     )
-    return replace(verdict, other_rows=others and not new.lineage and old.groups > 0)
+    return replace(verdict, other_rows=others and not new.lineage)
 
 
 def _changed_conditions(old: SavedStep, new: Planned) -> Iterator[str]:
