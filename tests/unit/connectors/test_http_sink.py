@@ -302,8 +302,7 @@ def test_without_parts_a_server_that_is_away_is_waited_for(server: WebServer, ca
         sink.write(Batch(columns(rows_of(0, 2))))
     assert numbers(server) == [0, 0, 1]
     assert len(set(server.keys())) == 2
-    told = [each.message for each in caplog.records if f"{server.url} " in each.message]  # other threads log too
-    assert [each.split(f"{server.url} ", 1)[1] for each in told] == [
+    assert [record.message.split(f"{server.url} ", 1)[1] for record in caplog.records] == [
         f"takes no rows, and is tried until it does: sink {server.url} answers 503: no",
         "takes rows again, after 2 tries",
     ]
