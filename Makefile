@@ -92,8 +92,8 @@ bench-smoke:
 	@$(BIN)/python tests/tools/with_broker.py $(MAKE) smokes
 
 smokes:
-	@set -e; for script in $(filter-out %/rescale.py,$(BENCHMARKS)); do echo "== $$script"; $(BIN)/python $$script --rows 20000; done
-	@set -e; for script in $(AGENT_BENCHMARKS); do echo "== $$script"; $(BIN)/python $$script --rows 100; done
+	@$(BIN)/python tests/tools/smokes.py 20000 $(filter-out %/rescale.py,$(BENCHMARKS))
+	@$(BIN)/python tests/tools/smokes.py 100 $(AGENT_BENCHMARKS)
 	@echo "== benchmarks.nexmark"; $(BIN)/python -m benchmarks.nexmark --events 20000 --check
 	@echo "== benchmarks/changes"; SABOT_BENCHMARK_ROWS=20000 $(BIN)/pytest -q --benchmark-disable benchmarks/changes
 

@@ -73,6 +73,9 @@ class TranslateAndBuild(build_ext):
     def run(self) -> None:
         """Translates all modules in several processes, then compiles them."""
         cores = os.cpu_count() or 1
+        self.parallel = (
+            self.parallel or cores
+        )  # setuptools forgets options={"build_ext": ...} when it builds an editable package
         folder = "build/cython-debug" if DEBUG else "build/cython"
         translated = cythonize(self.extensions, nthreads=cores, build_dir=folder, compiler_directives=DIRECTIVES)
         sources = {extension.name: extension.sources for extension in translated}
@@ -86,5 +89,4 @@ if __name__ == "__main__":  # the processes that translate may import this file
         version=runpy.run_path("sabot/base/version.py")["sabot_version"](),
         ext_modules=EXTENSIONS,
         cmdclass={"build_ext": TranslateAndBuild},
-        options={"build_ext": {"parallel": os.cpu_count()}},
     )

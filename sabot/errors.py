@@ -193,7 +193,9 @@ class TransientError(SabotError):
 
 
 class BrokerUnavailable(TransientError):
-    """The broker does not answer. The message names its address."""
+    """The broker does not answer. The message names its address. `unresolved`: True if no host of this name is known."""
+
+    unresolved = False
 
 
 class RegistryUnavailable(TransientError):

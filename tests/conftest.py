@@ -32,6 +32,7 @@ from sabot.connectors.memory import MemoryBroker
 from sabot.testing import lives
 from tools.broker import Broker, Brokers
 from tools.drawing import commit
+from tools.hung import ends_if_hung
 from tools.leftovers import end_supervisor, leftovers, temporary_folder
 from tools.turns import File, Turn
 from tools.warm_starts import WarmStarts
@@ -150,7 +151,7 @@ COMPUTING = {
     "test_exactly_once": 16,
     "test_changes_against_batch": 16,
     "test_keyed_functions_against_batch": 16,
-    "test_plan_against": 15,
+    "test_state_matching": 15,
     "test_job_screens": 15,
     "test_changed_programs": 14,
     "test_tables": 14,
@@ -301,6 +302,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--one-in", metavar="N", type=int, default=1, help="of the collected tests only one in N, drawn by the commit"
     )
 
+
+# Seconds until a test that hangs fails, before pytest's own limit ends its worker.
+HUNG_SECONDS = {"test": 400.0, "slow": 1_100.0}
 
 BROKERS = pytest.StashKey[Brokers]()
 CRASH = pytest.StashKey[TextIO]()
@@ -515,6 +519,12 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    with ends_if_hung(HUNG_SECONDS["slow" if item.get_closest_marker("slow") else "test"]):
+        return (yield)
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
     """Neither is what the tests of a file have left, in modules and caches: each `sabot run` inside this process collects garbage, and
@@ -555,6 +565,12 @@ def warm_starts(_forked_starts: None) -> None:
     tests what a program does, and not how an interpreter starts. Where the start of a process is another one, this changes nothing.
     """
     warm().prepare()
+
+
+@pytest.fixture
+def warm_from_the_first(warm_starts: None) -> None:
+    """The same, for one test that starts many interpreters: the first is warm too."""
+    warm().expect()
 
 
 @pytest.fixture

@@ -142,6 +142,7 @@ THIRD_PARTIES = {
     "typer": {"cli"},
     "typing_extensions": {"engine.calls"},  # that of type checkers: no program imports it
     "uvicorn": {"base.http_connections", "base.http_server", "mcp"},
+    "websockets": {"connectors"},
 }
 CYTHON_ONLY = {"cpython", "cython", "libc", "libcpp", "posix"}
 IMPORT_LINE = re.compile(r"^\s*(?:from\s+([\w.]+)\s+c?import\b|c?import\s+([\w., ]+?)\s*(?:#.*)?$)", re.MULTILINE)

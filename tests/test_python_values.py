@@ -30,6 +30,7 @@ KNOWN = {
     "codecs/json.py": "R",
     "codecs/records.py": "LLL",
     "codecs/table.py": "CC",
+    "connectors/files/lines.py": "LL",
     "connectors/files/ndjson.py": "L",
     "connectors/generated.py": "L",
     "jobs/masking.py": "L",

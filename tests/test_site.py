@@ -139,6 +139,7 @@ OWN = {  # classes that no user names: what others share, and what `collect` and
     "LakeSink",
     "LakeSource",
     "ListOfRows",
+    "PlacedSource",
     "RowsSource",
     "SavedTable",
     "SortedFiles",

@@ -2,6 +2,7 @@
 folder, environment and end.
 """
 
+import json
 import os
 import signal
 import subprocess
@@ -58,3 +59,39 @@ def test_a_process_is_killed_as_any_other_and_an_error_ends_it_with_1(tmp_path: 
             _, errors = process.communicate("", timeout=60)
             assert process.returncode == code
             assert code < 0 or errors.endswith("ZeroDivisionError: division by zero\n")
+
+
+STARTS = """
+import json, os, subprocess, sys
+def main():  # --rounds is asked for where a script has it: "--rounds"
+    shown = subprocess.run([sys.executable, __file__, "child"], capture_output=True, text=True, check=True).stdout
+    print(json.dumps([sys.argv[1:], "sabot.sql.session" in sys.modules, json.loads(shown), __file__]))
+if sys.argv[1] == "child":
+    print(json.dumps(["sabot.sql.session" in sys.modules, os.getcwd()]))
+else:
+    main()
+"""
+
+
+def test_benchmarks_and_what_they_start_are_forks_of_one_interpreter_and_one_that_fails_ends_them(
+    tmp_path: Path,
+) -> None:
+    for name, text in (
+        ("starts.py", STARTS),
+        ("fails.py", "raise SystemExit('a wrong answer')"),
+        ("never.py", "1 / 0"),
+    ):
+        (tmp_path / name).write_text(text)
+    words = [sys.executable, Path(__file__).parent / "tools/smokes.py", "7", "starts.py", "fails.py", "never.py"]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
+    head, line, *more = done.stdout.splitlines()
+    assert head == "== starts.py"
+    assert json.loads(line) == [
+        ["--rows", "7", "--rounds", "1"],
+        True,
+        [True, str(tmp_path)],
+        str(tmp_path / "starts.py"),
+    ]
+    assert more == ["== fails.py"]
+    assert done.stderr.splitlines() == ["a wrong answer", "fails.py --rows 7: ended with 1"]
+    assert done.returncode == 1

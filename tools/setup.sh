@@ -75,6 +75,19 @@ version_of() {
     "$1" -c 'import sys; print(sys.version_info[:2])' 2>/dev/null || true
 }
 
+# A worktree whose environment is a link to that of another checkout would install its Sabot there.
+check_owner() {
+    for told in "$venv"/lib*/python*/site-packages/sabot-folder.pth; do
+        if ! [ -e "$told" ]; then continue; fi
+        owner=$(cat "$told")
+        if [ "$owner" != "$(pwd -P)" ] && [ -e "$owner/tools/setup.sh" ]; then
+            fail "$venv belongs to the checkout $owner, where this build would replace Sabot. With this line make gives this checkout one of its own:
+    rm -rf $venv"
+        fi
+    done
+}
+
+check_owner
 find_python
 check_needs
 

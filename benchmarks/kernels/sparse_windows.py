@@ -52,6 +52,7 @@ DISTINCT = [AggregateColumn("n", "count"), AggregateColumn("distinct", "count_di
 TOP: list[AggregateColumn] = []  # stands for a top_n
 SCHEMA = pa.schema([("account", pa.string()), ("amount", pa.float64()), (TIME_COLUMN, pa.int64())])
 DAY_MS = 86_400_000
+Case = tuple[TimeWindow, list[str], list[AggregateColumn], Any, int]
 
 
 def batches(times: "np.ndarray[Any, Any]", split: int) -> list[pa.RecordBatch]:
@@ -112,14 +113,15 @@ def check(found: list[pa.RecordBatch], parts: list[pa.RecordBatch], window: Time
     row, ends = windows_of(rows[TIME_COLUMN].to_numpy(), window)
     amounts = rows["amount"].to_numpy()[row]
     number = row % 1_000 if keys else np.zeros(len(row), np.int64)
-    groups, at = np.unique(np.stack([ends, number]), axis=1, return_inverse=True)
+    groups, at = np.unique(
+        ends * 1_000 + number, return_inverse=True
+    )  # one number for both: pairs sort ten times as long
     results = pa.Table.from_batches(found)
     names = results["account"].to_pylist() if keys else ["acc0"] * results.num_rows
     over = (results[TIME_COLUMN].to_numpy() + 1).tolist()
-    last = {(end, int(name[3:])): place for place, (end, name) in enumerate(zip(over, names, strict=True))}
-    order = [last[end, account] for end, account in groups.T.tolist()]  # late rows bring a window again
+    last = {end * 1_000 + int(name[3:]): place for place, (end, name) in enumerate(zip(over, names, strict=True))}
+    order = [last[group] for group in groups.tolist()]  # late rows bring a window again
     assert len(last) == len(order), f"{len(last)} groups, expected {len(order)}"
-    at = at.ravel()
     count = np.bincount(at)
     if "n" not in results.column_names:
         most = np.full(len(order), -1.0)
@@ -131,8 +133,10 @@ def check(found: list[pa.RecordBatch], parts: list[pa.RecordBatch], window: Time
         lengths = pa.compute.list_value_length(results["texts"]).to_numpy()
         assert (lengths[order] == count).all(), "a list is wrong"
     elif "distinct" in results.column_names:
-        pairs = np.unique(np.stack([at, row % 1_000]), axis=1)[0]
-        assert (results["distinct"].to_numpy()[order] == np.bincount(pairs)).all(), "a number of texts is wrong"
+        pairs = np.unique(at * 1_000 + row % 1_000)
+        assert (results["distinct"].to_numpy()[order] == np.bincount(pairs // 1_000)).all(), (
+            "a number of texts is wrong"
+        )
     else:
         most = np.full(len(order), -1.0)
         np.maximum.at(most, at, amounts)
@@ -141,24 +145,19 @@ def check(found: list[pa.RecordBatch], parts: list[pa.RecordBatch], window: Time
     return len(np.unique(ends))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=200_000)
-    parser.add_argument("--split", type=int, default=8_192, help="rows of a batch")
-    parser.add_argument("--passes", type=int, default=3, help="the best of this many passes counts")
-    parser.add_argument("--limit-us", type=float, default=float("inf"), help="the most that a window may cost")
-    options = parser.parse_args()
+def cases(rows: int, split: int) -> dict[str, Case]:
+    """-> by its name, a window, its keys, the aggregates, the times of the rows, and the allowed lateness in ms."""
     dice = np.random.default_rng(7)
-    number = np.arange(options.rows)
+    number = np.arange(rows)
     each = START_MS + number * 1_000
-    disorder = each - dice.integers(0, 2_000, options.rows)
-    disorder[options.split - 1 :: options.split] = each[options.split - 1 :: options.split] - 2_000  # no row is late
+    disorder = each - dice.integers(0, 2_000, rows)
+    disorder[split - 1 :: split] = each[split - 1 :: split] - 2_000  # no row is late
     late = each.copy()
-    late[options.split :: 50] -= 60_000
+    late[split::50] -= 60_000
     bursts = START_MS + number // 150 * 100_000 + np.where(number % 150 < 100, number % 150, number % 150 % 100 * 2_000)
-    days = number * 24_000 // options.rows * DAY_MS  # to 2035: clocks of later years are only rules
+    days = number * 24_000 // rows * DAY_MS  # to 2035: clocks of later years are only rules
     account = ["account"]
-    cases: dict[str, tuple[TimeWindow, list[str], list[AggregateColumn], Any, int]] = {
+    return {
         "keys": (tumbling("1s"), account, NUMBERS, disorder, 0),
         "no keys": (tumbling("1s"), [], NUMBERS, disorder, 0),
         "texts": (tumbling("1s"), account, TEXTS, disorder, 0),
@@ -168,18 +167,27 @@ def main() -> None:
         "hopping": (hopping("10s", "1s"), account, NUMBERS, disorder, 0),
         "cumulative": (cumulative("10s", "1s"), account, NUMBERS, disorder, 0),
         "wide": (hopping("60s", "1s"), [], NUMBERS, disorder, 0),
-        "by key": (hopping("60s", "1s"), account, NUMBERS, disorder[: options.rows // 5], 0),
-        "wide texts": (hopping("60s", "1s"), [], TEXTS, disorder[: options.rows // 5], 0),
-        "wide distinct": (hopping("60s", "1s"), [], DISTINCT, disorder[: options.rows // 5], 0),
-        "200 panes": (hopping("200s", "1s"), [], NUMBERS, disorder[: options.rows // 5], 0),
-        "1440 panes": (hopping("24m", "1s"), [], NUMBERS, disorder[: options.rows // 20], 0),
-        "bursts": (hopping("200s", "1s"), [], NUMBERS, bursts[: options.rows // 10], 0),
-        "bursts of 1440 panes": (hopping("24m", "1s"), [], NUMBERS, bursts[: options.rows // 20], 0),
+        "by key": (hopping("60s", "1s"), account, NUMBERS, disorder[: rows // 5], 0),
+        "wide texts": (hopping("60s", "1s"), [], TEXTS, disorder[: rows // 5], 0),
+        "wide distinct": (hopping("60s", "1s"), [], DISTINCT, disorder[: rows // 5], 0),
+        "200 panes": (hopping("200s", "1s"), [], NUMBERS, disorder[: rows // 5], 0),
+        "1440 panes": (hopping("24m", "1s"), [], NUMBERS, disorder[: rows // 20], 0),
+        "bursts": (hopping("200s", "1s"), [], NUMBERS, bursts[: rows // 10], 0),
+        "bursts of 1440 panes": (hopping("24m", "1s"), [], NUMBERS, bursts[: rows // 20], 0),
         "top": (tumbling("1s"), account, TOP, disorder, 0),
         "top of hopping": (hopping("10s", "1s"), account, TOP, disorder, 0),
     }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=200_000)
+    parser.add_argument("--split", type=int, default=8_192, help="rows of a batch")
+    parser.add_argument("--passes", type=int, default=3, help="the best of this many passes counts")
+    parser.add_argument("--limit-us", type=float, default=float("inf"), help="the most that a window may cost")
+    options = parser.parse_args()
     figures: dict[str, Any] = {"benchmark": "sparse_windows", "rows": options.rows, "split": options.split}
-    for name, (window, keys, calls, times, lateness_ms) in cases.items():
+    for name, (window, keys, calls, times, lateness_ms) in cases(options.rows, options.split).items():
         parts = batches(times, options.split)
         best = float("inf")
         for _ in range(options.passes):

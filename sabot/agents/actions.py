@@ -24,10 +24,10 @@ from sabot.engine.calls.judging import ValueCode
 from sabot.engine.calls.names import tools_named
 from sabot.errors import IllegalTransition, LetterRefused, UserError, short_repr
 from sabot.jobs.answers import ALWAYS, APPROVAL_WORDS, DOUBT_WORDS, check_no_mask
+from sabot.jobs.given_results import check_result
 from sabot.jobs.guard import CONFIRM
 from sabot.jobs.history import ACTION_TYPES, IN_DOUBT, LOOK_UP, VERDICTS
 from sabot.jobs.url_ids import stored_id
-from sabot.jobs.verdicts import check_result
 from sabot.mcp.elicitation import check_reply
 
 __all__ = [
@@ -158,6 +158,10 @@ def check_resolution(action: ActionRecord, resolution: Mapping[str, Any]) -> Non
                 ),
             )
         _check_fields(action, resolution, DOUBT_WORDS)
+        if "outcome" in resolution and "answer" in resolution:
+            raise UserError(
+                f"action {action.action_id}: outcome and answer are two names of one field", hint="give one of them"
+            )
         if said == "done":
             check_result(action.payload, resolution.get("result"))
     check_reply(action.payload, resolution)
@@ -231,7 +235,11 @@ def _arguments(action: ActionRecord) -> tuple[list[Any], dict[str, Any]]:
 
 
 def _check_changes(action: ActionRecord, changes: Mapping[str, Any]) -> None:
-    """Raises UserError if tools of this name are known in this process, and none of them takes the changes."""
+    """Raises UserError if tools of this name are known in this process, and none of them takes the changes. Of arguments
+    that are cut it is known only when the job gets the answer.
+    """
+    if action.payload.get("cut"):
+        return
     args, named = _arguments(action)
     wrong: UserError | None = None
     for tool in tools_named(str(action.payload["effect"])):

@@ -468,7 +468,7 @@ class AppJobs(JobManager):
 
         def read() -> Recalled:
             with self.store.reader() as reader:
-                marks = reader.of_session(JobQuery(agent, cut(scope)), cut(session))
+                marks = reader.logged(JobQuery(agent, cut(scope), session=cut(session)), EVERY)
                 ids = sorted({mark.agent for mark in marks})
                 if len(ids) > 1:
                     raise UserError(
@@ -482,7 +482,7 @@ class AppJobs(JobManager):
     async def page(self, query: JobQuery | Mapping[str, Any] | None = None, *, most: int = 200) -> JobPage:
         """Returns a page of the jobs that a query selects, the newest first, with the numbers of jobs by status on all pages.
 
-        - `query`: the conditions by name: `agent`, `scope`, `key`, `status`, `text`, `since`, `until`, such as
+        - `query`: the conditions by name: `agent`, `scope`, `key`, `session`, `status`, `text`, `since`, `until`, such as
           `{"status": "failed"}`; None for all jobs. The condition `after` is the field `following` of the page before.
         - `most`: the most jobs of the page.
 

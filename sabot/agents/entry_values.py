@@ -3,6 +3,7 @@
 import math
 from contextlib import suppress
 from datetime import date, time, timedelta
+from itertools import islice
 from typing import Any
 
 import msgspec
@@ -16,6 +17,7 @@ from sabot.errors import UNREADABLE, CorruptJournal, EffectError
 from sabot.jobs.values import unpack, unpack_error
 from sabot.journal.entries import Answer, Begin, EffectResult, End, Entry, Intent, Signal
 
+_LEAST_OF_FIELD, _LEAST_OF_ITEM = 16, 256  # characters of a field of a long object, and of an item of a long list
 _DIGITS = 12  # the hexadecimal digits of a digest that people see
 
 
@@ -93,6 +95,24 @@ def as_plain(value: Any, rows: int = 0) -> Any:
             return msgspec.to_builtins(value)
         case _:
             return str(value)
+
+
+def beginnings(value: Any, most: int) -> Any:
+    """Returns JSON types with about `most` characters at most, which are shared out evenly: of each long text, list and object
+    the beginning, and how much more there is. So no part hides another one.
+    """
+    match value:
+        case str() if len(value) > most:
+            return f"{value[:most]}… ({len(value) - most:,} more characters)"
+        case dict() if value:
+            shown = max(1, min(len(value), most // _LEAST_OF_FIELD))
+            fields = {name: beginnings(each, most // shown) for name, each in islice(value.items(), shown)}
+            return fields | ({"…": f"{len(value) - shown:,} more"} if shown < len(value) else {})
+        case list() if value:
+            shown = max(1, min(len(value), most // _LEAST_OF_ITEM))
+            items = [beginnings(each, most // shown) for each in value[:shown]]
+            return items + ([f"… {len(value) - shown:,} more"] if shown < len(value) else [])
+    return value
 
 
 def readable(value: Any) -> Any:

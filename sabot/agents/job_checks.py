@@ -18,7 +18,7 @@ from sabot.clock import Clock
 from sabot.engine.calls.effects import digest
 from sabot.engine.checkpoint import Manifest
 from sabot.engine.runtime.agents.groups import TASK
-from sabot.engine.runtime.tasks.facts import stored_journal
+from sabot.engine.runtime.tasks.manifest_facts import stored_journal
 from sabot.engine.state import StateBackend, load_snapshot
 from sabot.engine.state.backends.memory import MemoryBackend
 from sabot.engine.state.base import Entry, LocalBackend

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 
 from sabot.agents.actions import ActionRecord
 from sabot.agents.entry_values import value_of
-from sabot.agents.inbox import answer_name
 from sabot.agents.job_history import amounts_of, record_of
 from sabot.agents.job_view import EffectState, EffectView, HasBodies, JobView, resolution_of
 from sabot.agents.jobs import JobRecord, JobStatus
+from sabot.agents.questions import answer_name
 from sabot.base.accounts import NOTHING, Amounts
 from sabot.errors import UserError
 from sabot.jobs.guard import NO_OBJECTION, decode_verdict
@@ -234,7 +234,7 @@ def _queued(reader: JournalReader, job_id: str) -> FoldedJob | None:
     if begin is None:
         return None
     view = JobView(reader)
-    view.apply_queued(begin, reader.why_queued([job_id]).get(job_id, ""))
+    view.apply_queued(begin, reader.waits([job_id]).get(job_id, ""))
     return FoldedJob(view.present(job_id), [], {}, begin, None)
 
 

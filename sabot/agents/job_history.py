@@ -36,7 +36,6 @@ class _KeptRecord(msgspec.Struct, frozen=True, array_like=True):
     origin: tuple[str, str] | None = None
     doubt_tokens: int = 0
     doubt_nanodollars: int = 0
-    session: str = ""
 
 
 def job_keeping(keep: str) -> JobKeeping | None:
@@ -80,7 +79,6 @@ def ended_job(reader: JournalReader, job_id: str) -> EndedJob | None:
         None if origin is None else (origin["job"], origin["checkpoint"]),
         min(record.doubt_tokens, _MOST_TOKENS),
         min(nanodollars_of(record.doubt_dollars), _MOST_TOKENS),
-        cut(record.session_id),
     )
     return EndedJob(
         job_id,
@@ -95,6 +93,7 @@ def ended_job(reader: JournalReader, job_id: str) -> EndedJob | None:
         min(record.tokens, _MOST_TOKENS),
         min(nanodollars_of(record.dollars), _MOST_TOKENS),
         msgspec.msgpack.encode(kept),
+        cut(record.session_id),
     )
 
 
@@ -106,7 +105,7 @@ def record_of(job: EndedJob) -> JobRecord:
         job_id=job.job,
         scope_id=job.scope,
         principal_id=kept.principal,
-        session_id=kept.session,
+        session_id=job.session,
         status=JobStatus(job.status),
         created_at=job.created_ms / 1000,
         updated_at=job.ended_ms / 1000,

@@ -1,4 +1,5 @@
-"""Reads the jobs of a journal, and returns records. The command line and the page of an app only render these records."""
+"""Reads the jobs of a journal, and returns records. The command line renders these records; the console also looks
+into the records that jobs were begun with (`web/job_reading`)."""
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -190,7 +191,7 @@ def apply_queued(
 ) -> None:
     """Adds those of the jobs to a view that are queued, and have not begun since, with the reasons."""
     added = [job for job in jobs if job in queued and job not in view.states]
-    waits = reader.why_queued(added, clock) if added else {}
+    waits = reader.waits(added, clock) if added else {}
     for job in added:
         view.apply_queued(queued[job], waits.get(job, ""))
 
@@ -251,17 +252,22 @@ def _used_by(page: Sequence[JobRecord], reader: JournalReader, view: JobView) ->
 
 
 def find_jobs(
-    reader: JournalReader, *, agent: str | None = None, scope: str | None = None, statuses: Sequence[str] = ()
+    reader: JournalReader,
+    *,
+    agent: str | None = None,
+    scope: str | None = None,
+    session: str | None = None,
+    statuses: Sequence[str] = (),
 ) -> tuple[list[JobRecord], Mapping[str, JobRecord]]:
-    """Returns the jobs that fulfil all conditions: they belong to the agent and the scope, and have one of `statuses`
-    in lists (`shown_status`). None and () are no condition. Jobs in the journal's table of ended jobs come first; within each part, the
-    oldest job is the first. Also returns, by id, the found jobs of the log and those that these wait for, so that a list
+    """Returns the jobs that fulfil all conditions: they belong to the agent, the scope and the session, and have one of
+    `statuses` in lists (`shown_status`). None and () are no condition. Jobs in the journal's table of ended jobs come first; within
+    each part, the oldest job is the first. Also returns, by id, the found jobs of the log and those that these wait for, so that a list
     can show the states of child jobs. Reads the entries of these jobs, and the table of ended jobs. Blocks the thread.
 
     `agent` is the id APP.NAME of an agent, or NAME alone for the agents with this name in all apps. Raises UserError if
     the journal has no job of such an agent.
     """
-    query = JobQuery(agent or "", cut(scope or ""))
+    query = JobQuery(agent or "", cut(scope or ""), session=cut(session or ""))
     queued = queued_begins(reader, reader.letters())
     every = reader.logged(query, EVERY)
     begun = {mark.job for mark in every}

@@ -16,13 +16,13 @@ import msgspec
 
 from sabot.agents.accounts.guard import rows_of
 from sabot.agents.actions import ActionRecord, ActionStatus
-from sabot.agents.entry_values import as_plain, value_of
+from sabot.agents.entry_values import as_plain, beginnings, value_of
 from sabot.agents.jobs import ENDS, JobRecord, JobSpec, JobStatus, OpenEffect
 from sabot.base.accounts import NOTHING, Amounts
 from sabot.errors import UNREADABLE, CorruptJournal, EffectError, InternalError, UserError
 from sabot.jobs.answers import edit_of, says_yes, starred_in
 from sabot.jobs.guard import CONFIRM, Decision, decode_verdict
-from sabot.jobs.history import IN_DOUBT, always_of
+from sabot.jobs.history import ASKS, IN_DOUBT, always_of
 from sabot.jobs.values import unpack
 from sabot.journal.base import JobMark, JournalReader
 from sabot.journal.begin_facts import key_text
@@ -50,6 +50,8 @@ effect was open.
 """
 
 _MOST_ROWS = 20  # of a batch in the arguments of a question
+_MOST_MESSAGES = 20  # of a long request to a model
+_MOST_CHARS = 65_536  # of long arguments
 _FEW = 1000  # jobs that are read one by one
 _ANSWERS: dict[str, EffectState] = {"resolved": "answered", "expired": "expired"}
 _QUESTIONS: dict[str, EffectState] = {IN_DOUBT: "in_doubt", CONFIRM: "needs_approval"}
@@ -534,7 +536,7 @@ class JobView:
         # a rule asks about an effect; a tool's own question has all that is shown
         ruled = entry.name == CONFIRM and payload.keys() >= {"effect", "rule"}
         if ruled or (entry.name == IN_DOUBT and "attempt" in payload):
-            payload |= _arguments(job, entry)
+            payload |= _arguments(job, entry, self.bodies)
             payload |= self._edited(entry)
         if ruled:
             payload |= _may_answer(job, entry, payload.get("arguments"))
@@ -605,15 +607,21 @@ def action_number(question: Intent, payload: Any) -> str:
     return f"{question.ordinal}.{payload['attempt']}{looked}"
 
 
-def _arguments(job: JobState, question: Intent) -> dict[str, Any]:
-    """Returns {"arguments": the arguments of the effect that a question is about}. Returns {} if the arguments are so
-    long that they are stored outside of their entry, or if the question is not about an effect. Batches have their
-    first rows.
+def _arguments(job: JobState, question: Intent, bodies: HasBodies) -> dict[str, Any]:
+    """Returns {"arguments": the arguments of the effect that a question is about}. Returns {} if the question is not about
+    an effect. Batches have their first rows. Arguments that are so long that they are stored outside of their entry have
+    the beginnings of their parts, and "cut" is then True: whoever waits for many answers keeps all questions in memory.
     """
     effect = job.open.get(question.ordinal)
-    if effect is None or effect.question is None or not isinstance(effect.intent.body, bytes):
+    if effect is None or effect.question is None:
         return {}
-    return {"arguments": as_plain(value_of(effect.intent, effect.intent.body), _MOST_ROWS)}
+    body = effect.intent.body
+    shown = as_plain(value_of(effect.intent, bodies.load(body)), _MOST_ROWS)
+    if isinstance(body, bytes):
+        return {"arguments": shown}
+    if effect.intent.name == ASKS and isinstance(shown, list) and shown and isinstance(shown[-1], list):
+        shown[-1] = shown[-1][-_MOST_MESSAGES:]  # a person is asked about the last message
+    return {"arguments": beginnings(shown, _MOST_CHARS), "cut": True}
 
 
 def _may_answer(job: JobState, question: Intent, arguments: Any) -> dict[str, Any]:

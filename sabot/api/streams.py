@@ -85,7 +85,8 @@ class HasStreams(Owner):
         - `dead_letter`: the topic or Sink for records that cannot be decoded, and for rows for which a step fails.
         - `on_error`: what happens to rows for which a step fails: "dead_letter", "null" or "fail"; see `Stream.on_error`.
         - `fields`: other parts of the record that become columns, as a list or as {column: field}: "key" (text), "key_bytes",
-          "headers", "headers.NAME" (text), "partition", "offset", "timestamp".
+          "headers", "headers.NAME" (text), "partition", "offset", "timestamp". Rows of files have "file.path", "file.name",
+          "file.size" and "file.modification-time".
         - `max_drift`: a partition that is ahead of another one by more event time waits for it, unless that one is idle; by default
           there is no limit.
         - `start`: the place from which a topic is read if there is no checkpoint: "earliest", "latest", "committed" (the offsets of

@@ -30,10 +30,10 @@ from sabot.base.config import checked_name, checked_topic
 from sabot.base.dataclass import dataclass
 from sabot.base.logs import name_program, set_up_logging
 from sabot.base.options import check_names, option, takes, takes_id_and
+from sabot.base.present_job import refuse_in_job
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.codecs.records import HeadersLike, checked_headers, encode_key, encode_payload
 from sabot.connectors.memory import TableSink
-from sabot.engine.calls.judging import refuse_in_job
 from sabot.engine.runtime.agents.runtime import AgentRuntime
 from sabot.engine.runtime.app_spec import AppSpec
 from sabot.engine.runtime.life.host import loop_runs_here
@@ -213,7 +213,7 @@ class App(AgentDeclarations, HasStreams, HasTopics, NamedElsewhere):
         from sabot.engine.runtime.life.collecting import collect_rows
 
         self._collected.update(walk([node]))
-        return collect_rows(runner, node, limit, seconds)
+        return collect_rows(runner.app, node, limit, seconds)
 
     def ended(self, node: Node) -> Node:
         """Returns the same steps, in which each topic without an end of its own ends behind its present records."""
@@ -545,14 +545,14 @@ class App(AgentDeclarations, HasStreams, HasTopics, NamedElsewhere):
         """Returns the bytes read and the total bytes of the files that streams read, or None if there are none, or
         nothing runs. From any thread.
         """
-        return self.agent_runtime.runner.progress()
+        return self.agent_runtime.runner.watch.progress()
 
     @property
     def summary(self) -> "Summary":
         """The counts of this run, or of the last one: rows in and out, late rows, dead letters, seconds. `print(app.summary)` shows
         them as text. From any thread.
         """
-        return self.agent_runtime.runner.summary
+        return self.agent_runtime.runner.watch.summary
 
     def statistics(self) -> dict[str, Any]:
         """Returns figures of this app by part: `app`, `failure`, `agents`, `checkpoints`, `state`, `sources`, `operators`, `sinks`,
@@ -560,7 +560,7 @@ class App(AgentDeclarations, HasStreams, HasTopics, NamedElsewhere):
 
         docs/metrics.md explains them. Entries about running parts are empty while the app does not run.
         """
-        return {"app": self.id, **self.agent_runtime.runner.report()}
+        return {"app": self.id, **self.agent_runtime.runner.watch.report()}
 
 
 def _durable_kind(spec: AppSpec) -> "AgentKind":

@@ -143,7 +143,7 @@ class AgentDeclarations:
         """The policy, the limits of code that may be repeated, then the ledger. The first one decides first."""
         guards: list[EffectGuard] = [] if self.policy is None else [self.policy]
         if self._around is not None:
-            from sabot.agents.accounts.limits import JobLimits
+            from sabot.agents.accounts.job_limits import JobLimits
 
             guards.append(JobLimits({"": self._around}))
         ledger = self.accounts
@@ -177,7 +177,7 @@ class AgentDeclarations:
 
         `meter_provider`: by default the one of the process, as `opentelemetry-instrument` sets it up. Raises MissingExtra (`sabot[otel]`).
         """
-        self.agent_runtime.runner.metrics.observe(meter_provider)
+        self.agent_runtime.runner.watch.metrics.observe(meter_provider)
 
     @overload
     def agent(
@@ -319,7 +319,7 @@ class AgentDeclarations:
         from sabot.process.health import HealthMonitor
 
         monitor = HealthMonitor(self.id, clock=self.spec.clock)
-        self.agent_runtime.runner.health = monitor
+        self.agent_runtime.runner.watch.health = monitor
         self.lifespan.resources.append(Resource("health of processes", monitor.running))
         return monitor
 

@@ -102,7 +102,7 @@ def column_of(values: Sequence[Any], type: pa.DataType | None) -> pa.Array:
     errors of pyarrow, and ValueError for a value that the type would cut.
     """
     made = _converted(values, type)
-    if wrong := _loss(values, made.type):
+    if wrong := loss_of(values, made.type):
         raise ValueError(wrong)
     return made
 
@@ -119,7 +119,7 @@ def batch_of_rows(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> pa.Re
     for name, type in zip(schema.names, schema.types, strict=True):
         values = [row.get(name) for row in rows]
         columns.append(_converted(values, type))
-        if lost := _loss(values, type):
+        if lost := loss_of(values, type):
             raise ValueError(f"column {name!r}: {lost}")
     return pa.RecordBatch.from_arrays(columns, schema=schema)
 
@@ -143,7 +143,7 @@ def table_of(rows: Any) -> pa.Table:
         type = table.schema.types[place]
         if kind == "object" and (pa.types.is_temporal(type) or pa.types.is_nested(type)):
             values = [None if _is_missing(value) else value for value in rows.iloc[:, place]]
-            if lost := _loss(values, type) or mixed_zones(name, values):
+            if lost := loss_of(values, type) or mixed_zones(name, values):
                 raise UserError(f"column {name!r} of the frame: {lost}", hint="give all values of the column one type")
     return table
 
@@ -179,7 +179,7 @@ _SPANS, _NOTHING = frozenset([datetime.timedelta, int, _NONE]), frozenset([_NONE
 _FINE = ("us", "ns")  # units that keep all digits of Python's times
 
 
-def _loss(values: Sequence[Any], type: pa.DataType) -> str:
+def loss_of(values: Sequence[Any], type: pa.DataType) -> str:
     """Returns the message for the first value that pyarrow has cut to make this type of it, or "" if all are whole.
     pyarrow has taken all `values`. Looks at single values only where their Python types may not fit.
     """
@@ -196,8 +196,8 @@ def _loss(values: Sequence[Any], type: pa.DataType) -> str:
     if types.is_nested(type):
         return _loss_inside([value for value in values if value is not None], type)
     if types.is_dictionary(type):
-        return _loss(values, type.value_type)
-    return _loss(values, type.storage_type) if isinstance(type, pa.BaseExtensionType) else ""
+        return loss_of(values, type.value_type)
+    return loss_of(values, type.storage_type) if isinstance(type, pa.BaseExtensionType) else ""
 
 
 def _first(values: Sequence[Any], whole: frozenset[Any], type: pa.DataType, lost: Callable[[Any], str]) -> str:
@@ -260,7 +260,7 @@ def _loss_inside(values: Sequence[Any], type: pa.DataType) -> str:
         inside = [([each for value in values for each in value], type.value_type)]
     else:  # a union, which pyarrow does not make of Python values
         return ""
-    return next((lost for lost in (_loss(*each) for each in inside) if lost), "")
+    return next((lost for lost in (loss_of(*each) for each in inside) if lost), "")
 
 
 def python_rows(data: pa.RecordBatch, where: str = "") -> list[dict[str, Any]]:
@@ -433,26 +433,36 @@ def exact_cast(array: pa.Array, type: pa.DataType) -> pa.Array:
     """Returns an array in another type. Raises ArrowInvalid for a value that the type would cut, wrap or round in silence, at each
     depth of structs and lists; floats of fewer bits are the nearest ones.
     """
-    array = _with_nearest_floats(array, type)
+    array = with_exact_numbers(array, type)
     made = array.cast(type)
-    _check_exact(array, made)
+    check_exact(array, made)
     return made
 
 
-def _with_nearest_floats(array: pa.Array, type: pa.DataType) -> pa.Array:
-    """Returns an array with floats in place of the decimals that `type` has as floats, at each depth: pyarrow's cast of structs and
-    lists would round them a second time.
+def scalar_of_text(text: str | None, type: pa.DataType) -> pa.Scalar:
+    """Returns what a text says as a value of a type. Raises ArrowInvalid for a text that says none, or one that the type would cut."""
+    return exact_cast(pa.array([text], pa.string()), type)[0]
+
+
+def with_exact_numbers(array: pa.Array, type: pa.DataType) -> pa.Array:
+    """Returns an array with the numbers of `type` that pyarrow's cast gets wrong, at each depth: floats of decimals, which a
+    cast of structs and lists would round a second time, and decimals of texts (`text_decimals`). Raises ArrowInvalid for a
+    text that is no decimal of the type.
     """
     types, kind = pa.types, array.type
     if kind == type:
         return array
+    if types.is_dictionary(kind) and (types.is_decimal(type) or types.is_floating(type)):
+        return with_exact_numbers(array.dictionary_decode(), type)
+    if types.is_decimal(type) and _is_any_text(kind):
+        return text_decimals(array if types.is_large_string(kind) else array.cast(pa.string()), type)
     if types.is_decimal(kind) and types.is_floating(type):
         return decimal_floats(array, type)
     if types.is_struct(kind) and types.is_struct(type):
         given = [array.field(place) for place in range(kind.num_fields)]
         places = [type.get_field_index(field.name) for field in kind]
         made = [
-            values if place < 0 else _with_nearest_floats(values, type.field(place).type)
+            values if place < 0 else with_exact_numbers(values, type.field(place).type)
             for values, place in zip(given, places, strict=True)
         ]
         if all(one.type == other.type for one, other in zip(given, made, strict=True)):
@@ -460,13 +470,17 @@ def _with_nearest_floats(array: pa.Array, type: pa.DataType) -> pa.Array:
         fields = [field.with_type(values.type) for field, values in zip(kind, made, strict=True)]
         return pa.StructArray.from_arrays(made, fields=fields, mask=array.is_null())
     if _is_any_list(kind) and _is_any_list(type):
-        values = _with_nearest_floats(array.values, type.value_type)
+        if len(array.values) > len(array.flatten()):
+            array = array.take(pa.array(range(len(array)), pa.int64()))  # of a slice: other values may be no numbers
+        values = with_exact_numbers(array.values, type.value_type)
         if values.type == array.values.type:
             return array
         buffers = array.buffers()[: 1 if types.is_fixed_size_list(kind) else 2]
         return pa.Array.from_buffers(_list_like(kind, values.type), len(array), buffers, -1, array.offset, [values])
     if types.is_map(kind) and types.is_map(type):
-        items = _with_nearest_floats(array.items, type.item_type)
+        if len(array.items) > array.offsets[-1].as_py() - array.offsets[0].as_py():
+            array = array.take(pa.array(range(len(array)), pa.int64()))
+        items = with_exact_numbers(array.items, type.item_type)
         if items.type == array.items.type:
             return array
         found = pa.map_(kind.key_type, kind.item_field.with_type(items.type))
@@ -483,7 +497,8 @@ def _list_like(kind: pa.DataType, values: pa.DataType) -> pa.DataType:
     return pa.large_list(field) if pa.types.is_large_list(kind) else pa.list_(field)
 
 
-def _check_exact(given: pa.Array, made: pa.Array) -> None:
+def check_exact(given: pa.Array, made: pa.Array) -> None:
+    """Raises ArrowInvalid for the first value of `given` that a cast has cut, at any depth. `made`: the result of the cast."""
     types, kind, type = pa.types, given.type, made.type
     if kind == type or len(made) == made.null_count:
         return
@@ -491,12 +506,12 @@ def _check_exact(given: pa.Array, made: pa.Array) -> None:
         inner = dict(zip([field.name for field in kind], given.flatten(), strict=True))
         for field, values in zip(type, made.flatten(), strict=True):
             if field.name in inner:
-                _check_exact(inner[field.name], values)
+                check_exact(inner[field.name], values)
     elif _is_any_list(kind) and _is_any_list(type):
-        _check_exact(given.flatten(), made.flatten())
+        check_exact(given.flatten(), made.flatten())
     elif types.is_map(kind) and types.is_map(type):
         for before, after in zip(_entries(given), _entries(made), strict=True):
-            _check_exact(before, after)
+            check_exact(before, after)
     elif (lost := _lost_in_cast(given, made)) is not None:
         lost = pc.fill_null(lost, False)
         if (row := pc.index(lost, True).as_py()) >= 0:
@@ -507,6 +522,20 @@ def _entries(maps: pa.Array) -> tuple[pa.Array, pa.Array]:
     """Returns the keys and the items of all these maps."""
     first, last = maps.offsets[0].as_py(), maps.offsets[-1].as_py()
     return maps.keys.slice(first, last - first), maps.items.slice(first, last - first)
+
+
+def _is_any_text(type: pa.DataType) -> bool:
+    """Returns True for texts, and for bytes, which pyarrow reads as texts; polars gives views of texts."""
+    types = pa.types
+    return bool(
+        types.is_string(type)
+        or types.is_large_string(type)
+        or types.is_string_view(type)
+        or types.is_binary(type)
+        or types.is_large_binary(type)
+        or types.is_binary_view(type)
+        or types.is_fixed_size_binary(type)
+    )
 
 
 def _is_any_list(type: pa.DataType) -> bool:
@@ -547,6 +576,43 @@ def integer_range(type: pa.DataType) -> tuple[int, int]:
 def decimal_type(precision: int, scale: int) -> pa.DataType:
     """Returns the decimal type with `precision` digits, at most 76, of which `scale` are behind the point."""
     return pa.decimal128(precision, scale) if precision <= 38 else pa.decimal256(precision, scale)
+
+
+_DIGITS = {32: 9, 64: 18, 128: 38, 256: 76}  # that any decimal of so many bits holds
+_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,9})?")
+_NO_ROUNDING = decimal.Context(prec=80, traps=[decimal.Inexact, decimal.InvalidOperation])
+
+
+def text_decimals(texts: pa.Array, type: pa.DataType) -> pa.Array:
+    """Returns the decimals that texts show. Raises ArrowInvalid for a text that is no decimal of this type.
+
+    pyarrow's cast keeps the low bits of a number that has more than the type, also of one that the zeros of its scale make too long:
+    39 nines become a negative number. So texts with many digits or an exponent are read by Python, which is exact.
+    """
+    most = _DIGITS[type.bit_width]
+    lengths = pc.binary_length(texts)
+    doubtful = pc.or_(pc.match_substring(texts, "e"), pc.match_substring(texts, "E"))
+    if (pc.max(lengths).as_py() or 0) > most - type.scale:  # else the zeros of the scale make none too long
+        long = pc.match_substring_regex(texts, f"^[+-]?[0-9]{{{max(most + 1 - type.scale, 1)}}}")
+        doubtful = pc.or_(doubtful, pc.or_(long, pc.greater(lengths, most)))
+    doubtful = pc.fill_null(doubtful, False)
+    if pc.any(doubtful).as_py():
+        plain = [_without_exponent(each, type) for each in texts.filter(doubtful).to_pylist()]
+        texts = pc.replace_with_mask(texts, doubtful, pa.array(plain, texts.type))
+    return pc.cast(texts, type)
+
+
+def _without_exponent(text: str, type: pa.DataType) -> str:
+    """Returns the text of a number with the digits behind the point that a decimal type has; another text as it is."""
+    if _NUMBER.fullmatch(text) is None:
+        return text
+    number = decimal.Decimal(text)
+    if number and number.adjusted() >= type.precision - type.scale:
+        raise pa.ArrowInvalid(f"{shown(pa.scalar(text))} does not fit {type}")
+    try:
+        return format(_NO_ROUNDING.quantize(number, decimal.Decimal(1).scaleb(-type.scale)), "f")
+    except decimal.Inexact:
+        raise pa.ArrowInvalid(f"{shown(pa.scalar(text))} has more digits behind the point than {type}") from None
 
 
 def decimal_words(array: pa.Array) -> Any:

@@ -22,7 +22,7 @@ _AT_ONCE = 32  # connections that are accepted in one go, before other events of
 _PAUSE_SECONDS = 0.02  # after so many at once: a flood of connections must not take the interpreter from the app
 _SWEEP_SECONDS = 0.5
 _NO_PLACE_SECONDS = 1.0  # until the next try, if the process has no descriptor to spare
-_TOLD_SECONDS = 60.0  # between two messages about that
+_TOLD_SECONDS = 60.0  # between two messages about places
 
 
 class Visitor(Protocol):
@@ -44,7 +44,7 @@ class Visitor(Protocol):
         """The address of the client, without its port."""
 
     def abort(self) -> None:
-        """Ends the connection at once."""
+        """Ends the connection at once: another one needs its place."""
 
     def check(self, now: float) -> None:
         """Ends the connection if it has waited too long at this time of the event loop."""
@@ -52,6 +52,10 @@ class Visitor(Protocol):
 
 def _same(protocol: Any) -> Any:
     return protocol
+
+
+def _is_spare(visitor: Visitor) -> bool:
+    return visitor.waiting or not visitor.known
 
 
 class Door:
@@ -102,7 +106,8 @@ class Door:
 
     def _accept(self) -> None:
         for _ in range(_AT_ONCE):
-            if len(self._open) >= self._most and not self._make_room():
+            full = len(self._open) >= self._most
+            if full and not any(map(_is_spare, self._open)):
                 self._rest(None)  # until a connection ends
                 return
             try:
@@ -110,15 +115,20 @@ class Door:
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
                 return
             except OSError as error:
-                self._tell(str(error))
+                self._tell(f"accepts no connections for a while: {error}")
                 self._rest(_NO_PLACE_SECONDS)
                 return
             if is_reserved(made.fileno()):
                 made.close()
                 self._make_room()
-                self._tell("the app uses so many descriptors that the rest is kept for it")
+                self._tell(
+                    "accepts no connections for a while: the app uses so many descriptors that the rest is kept for it"
+                )
                 self._rest(_NO_PLACE_SECONDS)
                 return
+            if full:
+                self._make_room()
+                self._tell(f"has all its {self._most} connections, and ends the slowest for each that comes")
             made.setblocking(False)
             protocol = self._make(self._leave)
             self._open.add(protocol)
@@ -134,20 +144,19 @@ class Door:
         if begin.cancelled() or begin.exception() is not None:
             self._leave(protocol)
 
-    def _make_room(self) -> bool:
+    def _make_room(self) -> None:
         """Ends the connection that is missed least: one without a session before one that waits for its next request, of the peer that
-        has most, and the oldest. Returns False if there is none but those whose requests are being answered.
+        has most, and the oldest. Ends none of those with a session whose requests are being answered.
         """
         peers = Counter(each.peer for each in self._open)
-        spare = [each for each in self._open if each.waiting or not each.known]
+        spare = list(filter(_is_spare, self._open))
         if not spare:
-            return False
+            return
         least = min(spare, key=lambda each: (each.known, -peers[each.peer], each.since))
         self._open.discard(least)
         least.abort()
         if (begin := self._beginning.get(least)) is not None:  # it has no transport yet; a TLS handshake may never end
             begin.cancel()
-        return True
 
     def _leave(self, protocol: Visitor) -> None:
         self._open.discard(protocol)
@@ -169,8 +178,8 @@ class Door:
             self._loop.add_reader(self._socket, self._accept)
             self._accepting = True
 
-    def _tell(self, why: str) -> None:
+    def _tell(self, what: str) -> None:
         now = self._loop.time()
         if now - self._told > _TOLD_SECONDS:
             self._told = now
-            _log.warning("%s accepts no connections for a while: %s", self._name, why)
+            _log.warning("%s %s", self._name, what)

@@ -6,7 +6,7 @@ structs, which `AppFigures.of` makes of that dict: rates, the narrow place, `sab
 not tell has its default; a name that no struct has is left out.
 
 A figure is added here, where it is counted, and where it is shown. A count of a step with a line in `STEP_COUNTS` is shown by `sabot top`,
-on the console and to Prometheus: then only its metric is added beside it (`base.metrics`).
+on the console and to Prometheus, and needs no more: its operator tells it, or the link that counts for all operators (`tasks.chain`).
 
 A count begins with the run unless it says otherwise, and can go back between two readings only by a restart. Names that end in `_ms` have
 milliseconds, and those that end in `seconds` floats.
@@ -329,13 +329,16 @@ class StepCount(msgspec.Struct, frozen=True):
     column: str  # in the table of steps of the console, as CSV and JSON too
     title: str  # of that column
     short: str  # its name in `sabot top`
-    metric: str  # in `base.metrics`
+    metric: str  # for Prometheus, with its help
+    help: str
     from_zero: bool = False  # Prometheus gets it before anything was counted
 
 
+_LATE = "Rows that came after the end of their window."
+_DEAD = "Records and rows that an agent, a source or a step set apart as dead letters."
 STEP_COUNTS = (
-    StepCount("late_rows", "late_rows", "late", "late", "sabot_records_late_total", from_zero=True),
-    StepCount("dead_rows", "dead_letters", "dead letters", "dead", "sabot_dead_letters_total"),
+    StepCount("late_rows", "late_rows", "late", "late", "sabot_records_late_total", _LATE, from_zero=True),
+    StepCount("dead_rows", "dead_letters", "dead letters", "dead", "sabot_dead_letters_total", _DEAD),
 )
 
 

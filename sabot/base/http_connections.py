@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from http import HTTPStatus
 from typing import Any
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -12,13 +13,14 @@ _quiet = logging.getLogger(f"{__name__}.requests")  # a scan of ports must not f
 _quiet.setLevel(logging.CRITICAL)
 
 MOST_HEAD_BYTES = 16_384
-_HEAD_SECONDS = 5.0
+HEAD_SECONDS = 5.0  # in which the head of a request has to arrive
 _WRITE_SECONDS = 10.0  # in which a client has to read _LEAST_READ bytes of what waits for it
 _LEAST_READ = 16_384
+_RETRY_SECONDS = 5
 
 
 class LimitedHttp(H11Protocol):
-    """A connection that is closed if its request does not arrive within five seconds, and aborted if the client does not read."""
+    """A connection that is ended if the head of its request does not arrive within five seconds, or its client does not read."""
 
     def __init__(self, *args: Any, left: Callable[[Any], None], **options: Any) -> None:
         """`left`: called when the connection has ended."""
@@ -54,9 +56,8 @@ class LimitedHttp(H11Protocol):
         return "" if self.client is None else self.client[0]
 
     def abort(self) -> None:
-        """Ends the connection at once, whatever waits to be written: `close` would wait for a client that does not read."""
-        if self.transport is not None:
-            self.transport.abort()
+        """Ends the connection at once, because another one needs its place, and says so to a client that has got no answer yet."""
+        self._refuse(503, "the server has too many connections, and a newer one has got the place of this one")
 
     def check(self, now: float) -> None:
         """Ends the connection if it has waited too long, for its client's request or for its client to read."""
@@ -67,6 +68,22 @@ class LimitedHttp(H11Protocol):
         if not unread or not before or unread <= before - _LEAST_READ:
             self._unread = (now, unread)
         elif now - since > _WRITE_SECONDS:
-            self.abort()
-        if self.waiting and now - self.since > _HEAD_SECONDS and not self.transport.is_closing():
-            self.transport.close()
+            self.transport.abort()
+        if self.waiting and now - self.since > HEAD_SECONDS and not self.transport.is_closing():
+            if self.conn.trailing_data[0]:
+                self._refuse(408, f"the head of the request has not come in {HEAD_SECONDS:g} s")
+            else:  # a client that has sent nothing asks for nothing
+                self.transport.close()
+
+    def _refuse(self, status: int, why: str) -> None:
+        """Ends the connection at once, with an answer unless one has begun. `close` would wait for a client that does not read, so the
+        part of the answer is dropped that the kernel does not take at once.
+        """
+        if self.transport is None:
+            return
+        begun = self.cycle is not None and self.cycle.response_started and not self.cycle.response_complete
+        if not begun and not self.transport.is_closing() and not self.transport.get_write_buffer_size():
+            head = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\nconnection: close\r\nretry-after: {_RETRY_SECONDS}\r\n"
+            body = f"content-type: text/plain; charset=utf-8\r\ncontent-length: {len(why)}\r\n\r\n{why}"
+            self.transport.write((head + body).encode())
+        self.transport.abort()

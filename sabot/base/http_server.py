@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 import socket
+import ssl
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
 from functools import partial
@@ -25,18 +26,22 @@ AsgiApp = Callable[[Message, Receive, Send], Awaitable[None]]
 """What answers requests: an application of ASGI 3, with those of Starlette."""
 
 _PORTS = 20  # this many ports are tried, from the wanted one on
-_MOST_CONNECTIONS = 256
+MOST_CONNECTIONS = 256
+_HANDSHAKE_SECONDS = 5.0
 _STOP_SECONDS = 1
 
 
 class LimitedServer:
     """A server on a port, and its thread."""
 
-    def __init__(self, port: int, host: str, *, name: str, option: str, ports: int = _PORTS) -> None:
+    def __init__(
+        self, port: int, host: str, *, name: str, option: str, ports: int = _PORTS, tls: ssl.SSLContext | None = None
+    ) -> None:
         """Takes the port of an address, or the next free one of `ports`. Raises UserError if none is free. `name`, `option`: of the server
-        and of the option with the port, for messages.
+        and of the option with the port, for messages. `tls`: with the certificate that the server shows; None for HTTP without TLS.
         """
         self._name = name
+        self._tls = {} if tls is None else {"ssl": tls, "ssl_handshake_timeout": _HANDSHAKE_SECONDS}
         self._socket = _bind(host, port, name, option, ports)
         self.port: int = self._socket.getsockname()[1]
         self._thread: threading.Thread | None = None
@@ -69,7 +74,7 @@ class LimitedServer:
             def make(left: Callable[[Any], None]) -> LimitedHttp:
                 return LimitedHttp(config, server.server_state, {}, left=left)
 
-            door = Door(self._name, self._socket, make, _MOST_CONNECTIONS)
+            door = Door(self._name, self._socket, make, MOST_CONNECTIONS, **self._tls)
             beside_it = asyncio.create_task(beside()), asyncio.create_task(door.serve())
 
             def stop() -> None:

@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from sabot.base.dataclass import dataclass
+from sabot.base.figures import STEP_COUNTS
 from sabot.base.probes import Page, PageServer
 from sabot.errors import MissingExtra, UserError
 
@@ -41,7 +42,7 @@ class _Kind:
 
 _ROWS = ("operator", "topic")
 _MODEL = ("provider", "model")
-KINDS = {
+KINDS = {each.metric: _Kind("counter", _ROWS, each.help) for each in STEP_COUNTS} | {
     "sabot_build_info": _Kind(
         "gauge", ("version", "python", "program"), "1; the labels are the versions of Sabot, Python and the program."
     ),
@@ -50,9 +51,6 @@ KINDS = {
     ),
     "sabot_records_out_total": _Kind(
         "counter", _ROWS, "Results that an agent handed to its sink, or to another agent."
-    ),
-    "sabot_dead_letters_total": _Kind(
-        "counter", _ROWS, "Records and rows that an agent, a source or a step set apart as dead letters."
     ),
     "sabot_sink_nulled_total": _Kind(
         "counter", _ROWS, "Floats that a sink's format cannot represent (NaN, infinities), written as null."
@@ -68,7 +66,6 @@ KINDS = {
         "gauge", _ROWS, "Records of this source to read before the streams that wait for it begin."
     ),
     "sabot_consumer_lag": _Kind("gauge", (*_ROWS, "partition"), "Records not read yet; of a file, bytes."),
-    "sabot_records_late_total": _Kind("counter", _ROWS, "Rows that came after the end of their window."),
     "sabot_watermark_lag_seconds": _Kind("gauge", _ROWS, "Seconds by which the watermark is behind the clock."),
     "sabot_checkpoint_seconds": _Kind("gauge", (), "How long the last complete checkpoint took."),
     "sabot_checkpoint_bytes": _Kind("gauge", (), "The size of the last complete checkpoint."),

@@ -1,5 +1,6 @@
-"""The job that runs in the present context (`contextvars`): model calls, log lines and spans name it."""
+"""The job that runs in the present context (`contextvars`): model calls, log lines and spans name it, and its function may not do all."""
 
+import asyncio
 from contextvars import ContextVar
 from hashlib import blake2b
 from typing import NamedTuple
@@ -44,3 +45,13 @@ def stable_number(name: str, size: int) -> int:
 def trace_number(top: str) -> int:
     """Returns the id of the trace of all jobs below the job `top`, and of that job. It is the same after a crash."""
     return stable_number(f"trace {top}", 16)
+
+
+def refuse_in_job(what: str, hint: str) -> None:
+    """Raises UserError if the function of a durable agent's job makes this call, because each run of the function would
+    make it again. The job fails even if it catches the error. `what`: words for what it does, such as "sends a record".
+    """
+    # `jobs.loop.JobLoop.refuse`, on the event loop of a job only
+    refuse = getattr(asyncio._get_running_loop(), "refuse", None)
+    if refuse is not None:
+        raise refuse(f"{what}; each replay of the job would do it again", hint)

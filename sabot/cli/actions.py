@@ -6,8 +6,8 @@ from typing import Annotated, Any
 import typer
 
 from sabot.agents.actions import ActionRecord, ActionStatus
-from sabot.agents.inbox import ANSWERS, InboxQuestion, check_answer, find_question, read_questions
 from sabot.agents.job_view import JobView
+from sabot.agents.questions import ANSWERS, InboxQuestion, check_answer, find_question, read_questions
 from sabot.agents.store import as_json, shown_json
 from sabot.cli.journal import By, Json, Place, arguments_text, json_of, post, quietly, reading, this_user
 from sabot.cli.loading import WrongUse
@@ -152,6 +152,8 @@ def resolve_action(
         said = {f"--{word}": ANSWERS[word] for word, chosen in given.items() if chosen}
         answer = _answer(said, None if with_ is None else json_of(with_, "--with"), given=with_ is not None)
         changes = None if arguments is None else json_of(arguments, "--arguments")
+        if changes is None and arguments is not None:  # in an answer null stands for no change
+            raise WrongUse("--arguments is null", hint="""an object: '{"amount": 50}'""")
         more = {"arguments": changes, "always": always or None, "comment": comment or None}
         answer = answer | {name: each for name, each in more.items() if each is not None}
         with reading(place, kafka) as reader:

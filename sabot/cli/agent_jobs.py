@@ -49,6 +49,12 @@ JobId = Annotated[str, typer.Argument(metavar="JOB", help="The id of a job, or i
 SomeJob = Annotated[str | None, typer.Argument(metavar="[JOB]", help="The id of a job, or its form for URLs.")]
 Every = Annotated[bool, typer.Option("--all", help="All jobs that the options select, in place of one.")]
 Scope = Annotated[str | None, typer.Option("--scope", metavar="NAME", help="Only jobs of this scope.")]
+OfSession = Annotated[
+    str | None,
+    typer.Option(
+        "--session", metavar="NAME", help="Only jobs of this session: the session of a start, or AGENT/KEY in an app."
+    ),
+]
 OfAgent = Annotated[
     str | None,
     typer.Option("--agent", metavar="AGENT", help="Only jobs of this agent: APP.NAME, or NAME alone."),
@@ -69,6 +75,7 @@ def list_jobs(
     kafka: Kafka = None,
     scope: Scope = None,
     agent: OfAgent = None,
+    session: OfSession = None,
     status: Annotated[
         list[str] | None,
         typer.Option(metavar="STATUS", help=f"Only jobs in this status: {', '.join(STATUSES)}."),
@@ -84,13 +91,13 @@ def list_jobs(
         if wrong := set(status or ()).difference(STATUSES):
             raise WrongUse(f"--status {min(wrong)}: no status of a job", hint=f"one of {', '.join(STATUSES)}")
         with reading(place, kafka) as reader:
-            found, known = find_jobs(reader, agent=agent, scope=scope, statuses=status or ())
+            found, known = find_jobs(reader, agent=agent, scope=scope, session=session, statuses=status or ())
             workers = workers_of(reader)
         if json:
             for job in found:
                 json_line(_facts(job))
             return
-        titles = ["job", "of", "status", "attempt", "effects", "created", "updated", "open, or its outcome"]
+        titles = ["job", "of", "status", "attempt", "effects", "created", "updated", "waits for, or its outcome"]
         rows = [_row(job, known) for job in found]
         if workers:
             titles.insert(3, "worker")
@@ -183,6 +190,7 @@ def cancel_job(
     every: Every = False,
     scope: Scope = None,
     agent: OfAgent = None,
+    session: OfSession = None,
     status: OneStatus = None,
     kafka: Kafka = None,
     reason: Annotated[str, typer.Option(metavar="TEXT", help="The reason, which the job's record keeps.")] = "",
@@ -190,12 +198,12 @@ def cancel_job(
 ) -> None:
     """Ask a job to end. The process that owns the journal cancels it, soon or at its next start.
 
-    The agent's function may clean up before it ends. With --all instead of JOB, all open jobs end, or those that --scope, --agent and
-    --status select.
+    The agent's function may clean up before it ends. With --all instead of JOB, all open jobs end, or those that --scope, --agent,
+    --session and --status select.
     """
 
     def work() -> None:
-        query = _query(job, every, scope, agent, status)
+        query = _query(job, every, scope=scope, agent=agent, session=session, status=status)
         if job is None:
             asked = _all_jobs(place, kafka).cancel_all(query, reason=reason, by=by or this_user())
             _print_asked(asyncio.run(asked), "will be cancelled by")
@@ -206,14 +214,13 @@ def cancel_job(
     quietly(work)
 
 
-def _query(job: str | None, every: bool, scope: str | None, agent: str | None, status: str | None) -> dict[str, str]:
+def _query(job: str | None, every: bool, **conditions: str | None) -> dict[str, str]:
     """Returns the query of --all. Raises WrongUse unless either a job or --all is given."""
-    query = {
-        name: value for name, value in (("scope", scope), ("agent", agent), ("status", status)) if value is not None
-    }
+    query = {name: value for name, value in conditions.items() if value is not None}
     if (job is not None) == every or (query and not every):
         raise WrongUse(
-            "JOB or --all is wanted, and not both", hint="--scope, --agent and --status select some of --all jobs"
+            "JOB or --all is wanted, and not both",
+            hint="--scope, --agent, --session and --status select some of --all jobs",
         )
     JobQuery.of(query)
     return query
@@ -284,6 +291,7 @@ def start_job(
     ] = None,
     scope: Annotated[str, typer.Option(metavar="NAME", help="The scope (tenant) of the job.")] = "default",
     by: By = "",
+    session: Annotated[str, typer.Option(metavar="NAME", help="The conversation to which the job belongs.")] = "",
     key: Annotated[
         str, typer.Option(metavar="KEY", help="The idempotency key: the same one begins no second job.")
     ] = "",
@@ -305,8 +313,8 @@ def start_job(
         name, dot, short = agent.rpartition(".")
         client = JobClient(place, name=name if dot else "kernel")
         message = None if with_ is None else json_of(with_, "--with")
-        who: dict[str, Any] = {"scope": scope, "principal": by or this_user(), "key": of, "idempotency_key": key}
-        asked = client.start(short, message, **who, start_after=_time(after), priority=priority)
+        who: dict[str, Any] = {"scope": scope, "principal": by or this_user(), "session": session, "key": of}
+        asked = client.start(short, message, **who, idempotency_key=key, start_after=_time(after), priority=priority)
         handle = asyncio.run(asked)
         if json:
             json_line({"job_id": handle.job_id, "url_id": handle.url_id})
@@ -331,6 +339,7 @@ def retry_job(
     every: Every = False,
     scope: Scope = None,
     agent: OfAgent = None,
+    session: OfSession = None,
     status: OneStatus = None,
     letters: Annotated[
         str | None,
@@ -362,15 +371,15 @@ def retry_job(
     For a job of a kernel, give --journal: the process that owns the journal runs the job again, soon or at its next start, with the
     limits of --budget and --max-turns. A cancelled job may be retried too.
 
-    With --all instead of JOB, all failed jobs of the kernel run again, or those that --scope, --agent and --status select. Cancelled jobs
-    run again only with --status cancelled.
+    With --all instead of JOB, all failed jobs of the kernel run again, or those that --scope, --agent, --session and --status
+    select. Cancelled jobs run again only with --status cancelled.
 
     For a job of an app, the dead letter is sent back, as sabot dlq redrive PLACE --job JOB does: a dead letter is sent back once, and a
     job that fails again has a new one.
     """
 
     def work() -> None:
-        query = _query(job, every, scope, agent, status)
+        query = _query(job, every, scope=scope, agent=agent, session=session, status=status)
         if job is None:
             if place is None:
                 raise WrongUse("--all is for jobs of a kernel", hint="name its journal: --journal JOURNAL")

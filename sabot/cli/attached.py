@@ -23,13 +23,16 @@ from sabot.connectors.rows import RowsSource
 from sabot.engine.checkpoint import ask
 from sabot.engine.checkpoint.inspection import control_of
 from sabot.engine.checkpoint.manifest import Manifest
-from sabot.engine.checkpoint.saved_tables import SavedTable, saved_tables
+from sabot.engine.checkpoint.saved_tables import Clean, SavedTable, saved_tables
 from sabot.engine.operators.reading import has_rows, operators_of, state_of
 from sabot.engine.plan.optimise import optimise
 from sabot.engine.plan.paths import path_of, steps_of
 from sabot.engine.runtime.life.restore import check_app
 from sabot.errors import CorruptCheckpoint
 from sabot.sql.scope import node_of
+from sabot.sql.syntax.text import Fault, SqlError
+
+_NO_TABLE = 'there is no table "'
 
 
 class NotKept(Exception):
@@ -42,16 +45,16 @@ class AttachedApp:
     A table is a view of the app's SQL, what an INSERT or `to` writes into a table, a topic or a sink, or any state, by the id that
     `sabot state` lists. Views and written tables are computed from the table of the last step before them that keeps one: a group, a
     ranking, or the last row of each key. `word`: the argument APP of commands. `state`: the state directory, or None. `fresh`: True to
-    ask the running app for a checkpoint before each statement.
+    ask the running app for a checkpoint before each statement. `clean`: changes the rows of all states as they are read.
     """
 
-    def __init__(self, word: str, state: str | None = None, *, fresh: bool = False) -> None:
+    def __init__(self, word: str, state: str | None = None, *, fresh: bool = False, clean: Clean | None = None) -> None:
         self._checkpoints = find_checkpoints(word, state)
         self._program = None
         if names_program(program := word.partition("@")[0]):
             with _without_warnings("sabot.sql"):  # of its statements, which its start has shown
                 self._program = load_app(program)
-        self._fresh = fresh
+        self._fresh, self._clean = fresh, clean
         self.reasons: dict[str, str] = {}
         """Why a table of the app cannot be asked, by its name in lower case."""
         self.names: list[str] = []
@@ -77,19 +80,34 @@ class AttachedApp:
                     raise
                 wanted = None
 
+    @property
+    def manifest(self) -> Manifest:
+        """The checkpoint of the last `streams`."""
+        assert self._manifest is not None, "streams comes first"
+        return self._manifest
+
     def print_place(self) -> None:
         """Prints the checkpoint of the last statement on stderr."""
-        if self._manifest is not None:
-            typer.echo(
-                f"as of checkpoint {self._manifest.checkpoint_id}, {moment(self._manifest.created_ms)}", err=True
-            )
+        place = self.manifest
+        typer.echo(f"as of checkpoint {place.checkpoint_id}, {moment(place.created_ms)}", err=True)
+
+    def explained(self, error: SqlError) -> SqlError:
+        """Returns the error with the tables that can be asked, and why others cannot."""
+        faults, hint = [], f"there are {', '.join(self.names) or 'none'}"
+        for fault in error.faults:
+            if fault.message.startswith(_NO_TABLE):
+                name = fault.message.removeprefix(_NO_TABLE).removesuffix('"')
+                why = self.reasons.get(name.lower())
+                fault = Fault(fault.span, f"{name} cannot be asked: {why}" if why else fault.message, hint)
+            faults.append(fault)
+        return SqlError(error.text, faults)
 
     def release(self) -> None:
         """Removes the copies of the state that the last statement has read."""
         self._checkpoints.storage.release_restored()
 
     def _streams(self, manifest: Manifest, app: App, text: str) -> dict[str, Stream]:
-        kept, words = _SavedTables(manifest, app), text.lower()
+        kept, words = _SavedTables(manifest, app, self._clean), text.lower()
         found: dict[str, Stream] = {}
         reasons: dict[str, str] = {}
         if self._program is not None:
@@ -102,7 +120,10 @@ class AttachedApp:
         names = [name if name.isidentifier() else f'"{name}"' for name in found]
         for state in (each for each in operators_of(manifest) if has_rows(each.kind)):
             if state.id.lower() in words and state.id.lower() not in found:
-                found[state.id.lower()] = app.stream(RowsSource(state_of(manifest, state.id), state.id))
+                rows = state_of(manifest, state.id)
+                if self._clean is not None:
+                    rows = pa.Table.from_batches(map(self._clean, rows.to_batches()), rows.schema)
+                found[state.id.lower()] = app.stream(RowsSource(rows, state.id))
             if state.id.lower() not in names:
                 names.append(f'"{state.id}"')
         self.names, self.reasons, self._manifest = names, reasons, manifest
@@ -123,8 +144,8 @@ def _without_warnings(name: str) -> Iterator[None]:
 class _SavedTables:
     """The tables that the steps of an app keep in a checkpoint. `app`: the app that asks them."""
 
-    def __init__(self, manifest: Manifest, app: App) -> None:
-        self._manifest, self._app = manifest, app
+    def __init__(self, manifest: Manifest, app: App, clean: Clean | None) -> None:
+        self._manifest, self._app, self._clean = manifest, app, clean
         self._tables: dict[tuple[str, str], list[tuple[str, pa.Schema]]] = {}  # by the path to the step, and its text
         for id, (path, text, columns) in saved_tables(manifest).items():
             self._tables.setdefault((steps_of(path), text), []).append((id, columns))
@@ -137,7 +158,7 @@ class _SavedTables:
         (id, columns), *others = self._tables.get((_path(node), node.text()), [("", None)])
         if columns is not None and not others and node.changes:
             if id not in self._reads:
-                self._reads[id] = node_of(self._app.stream(SavedTable(self._manifest, id, columns)))
+                self._reads[id] = node_of(self._app.stream(SavedTable(self._manifest, id, columns, self._clean)))
             return self._reads[id]
         if isinstance(node, Upsert) and node.input.changes and set(node.input.unique or ()) == set(node.keys):
             return self.rows(node.input)

@@ -177,8 +177,9 @@ def create(
             return
         typer.echo(f"checkpoint {made.checkpoint} is kept in {made.savepoint}")
         for each in journal.values():
+            needed = plain(each).removeprefix("journal ")
             typer.echo(
-                f"the journal of durable agents is not in it: a start needs journal {plain(each)}, or a copy that was made later"
+                f"the journal of durable agents is not in it: a start needs journal {needed}, or a copy that was made later"
             )
 
     _run(work)

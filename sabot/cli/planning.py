@@ -19,7 +19,7 @@ from sabot.engine.plan import Plan, refill_options
 from sabot.engine.plan.drawing.render import svg
 from sabot.engine.runtime.life.outcomes import StateOutcome, outcomes_of
 from sabot.engine.runtime.life.restore import Asked, check_app, known_columns, plan_of
-from sabot.engine.runtime.tasks.facts import check_facts
+from sabot.engine.runtime.tasks.manifest_facts import check_facts
 from sabot.engine.runtime.watch.guarantees import EdgeGuarantee, guarantee_lines, guarantees_of
 from sabot.errors import UserError
 from sabot.kafka import open_sink

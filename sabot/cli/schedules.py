@@ -2,13 +2,14 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Annotated, Any
 
 import typer
 
 from sabot.agents.kernel.client import JobClient
 from sabot.agents.kernel.schedules import Schedules, ShownSchedule
-from sabot.cli.journal import Json, Place, quietly
+from sabot.cli.journal import Json, Place, quietly, this_user
 from sabot.cli.printing import columns, json_line, moment
 
 schedules = typer.Typer(
@@ -47,13 +48,13 @@ def _row(shown: ShownSchedule) -> list[object]:
 @schedules.command("pause")
 def pause(name: Name, place: Place) -> None:
     """Let no job begin by a schedule until go-on, in all kernels of the journal."""
-    _ask(name, place, Schedules.pause, "is paused")
+    _ask(name, place, partial(Schedules.pause, by=this_user()), "is paused")
 
 
 @schedules.command("go-on")
 def go_on(name: Name, place: Place) -> None:
     """End the pause of a schedule. Times that were in it are not made up for."""
-    _ask(name, place, Schedules.go_on, "goes on")
+    _ask(name, place, partial(Schedules.go_on, by=this_user()), "goes on")
 
 
 @schedules.command("remove")
@@ -67,7 +68,7 @@ def trigger(name: Name, place: Place) -> None:
     """Begin a job of a schedule now, and print its id."""
 
     def work() -> None:
-        typer.echo(asyncio.run(_of(place, name, Schedules.trigger)).job_id)
+        typer.echo(asyncio.run(_of(place, name, partial(Schedules.trigger, by=this_user()))).job_id)
 
     quietly(work)
 

@@ -10,7 +10,6 @@ from typing import Annotated, Any
 import typer
 
 from sabot.agents.kernel.client import JobClient
-from sabot.base.backoff import Backoff
 from sabot.base.doors import SESSION
 from sabot.base.redaction import keep_secret
 from sabot.cli.agent_jobs import jobs
@@ -18,11 +17,11 @@ from sabot.cli.journal import Place, quietly, reading, this_user
 from sabot.cli.loading import WrongUse
 from sabot.cli.options import http_address, token_of
 from sabot.errors import TransientError
+from sabot.journal.opening import ServerWait
 
 _TOKEN = "SABOT_JOBS_TOKEN"
 _TOKEN_LEAST = 16  # characters
 _BEARER = "Bearer "
-_WAITS = Backoff(0.5, 10.0)  # between two attempts to read the journal at the start
 _LOOK_SECONDS = 1.0  # between two looks for a signal
 
 
@@ -43,6 +42,9 @@ def serve(
     scope: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="The only scope whose jobs are served; repeatable.")
     ] = None,
+    priority_from: Annotated[
+        int, typer.Option(metavar="N", help="The smallest priority that a request may give; smaller ones begin first.")
+    ] = 0,
 ) -> None:
     """Answer requests about the jobs of a kernel by HTTP: begin, list, await, cancel, signal and retry jobs, answer their questions.
 
@@ -56,31 +58,39 @@ def serve(
             raise WrongUse(f"a token of {len(token)} characters", hint=f"{_TOKEN_LEAST} or more of ASCII")
         keep_secret(token)
         _wait_for(place)
-        _serve(JobClient(place, name=kernel), address, token, scope, is_new=given is None)
+        _serve(JobClient(place, name=kernel), address, token, scope, priority_from, is_new=given is None)
 
     quietly(work)
 
 
 def _wait_for(place: str) -> None:
     """Returns when the journal can be read. While its server does not answer, waits, and says so: containers start in any
-    order. A wrong place is told at once.
+    order. A wrong place is told at once, and a host whose name stays unknown after a minute.
     """
-    failures = 0
+    wait = ServerWait()
     while True:
         try:
             with reading(place, None):
                 return
         except TransientError as error:
-            failures += 1
+            wait_s = wait.next_s(error)
             typer.echo(f"sabot: waits for the journal: {' '.join(str(error).split())}", err=True)
-        time.sleep(_WAITS.wait_s(failures))
+        time.sleep(wait_s)
 
 
-def _serve(client: JobClient, address: tuple[str, int], token: str, scopes: list[str] | None, *, is_new: bool) -> None:
+def _serve(
+    client: JobClient,
+    address: tuple[str, int],
+    token: str,
+    scopes: list[str] | None,
+    priority_from: int,
+    *,
+    is_new: bool,
+) -> None:
     from sabot.base.http_server import LimitedServer
     from sabot.web import Caller, jobs_app
 
-    caller = Caller(this_user(), scopes)
+    caller = Caller(this_user(), scopes, priority_from=priority_from)
 
     def who(request: Any) -> Caller | None:
         said = request.headers.get("authorization", "")

@@ -16,12 +16,13 @@ import typer
 
 from sabot._cython.arrow.batch import Batch
 from sabot._cython.text.json import encode_rows
-from sabot.api.nodes.read import endless_read
+from sabot.api.nodes.read import Write, endless_read
 from sabot.api.nodes.rows import Head
 from sabot.api.stream import Stream
 from sabot.app import App
 from sabot.base.arrays import is_utc, time_texts
 from sabot.base.quantities import counted_words
+from sabot.cli.asked_keys import read_asked_keys
 from sabot.cli.attached import AttachedApp
 from sabot.cli.loading import WrongUse, register_functions
 from sabot.cli.printing import columns
@@ -29,16 +30,16 @@ from sabot.cli.running import drop_output
 from sabot.codecs.csv_text import field_texts
 from sabot.connectors.base import Sink
 from sabot.connectors.memory import TableSink
+from sabot.engine.operators.expressions.json_values import base64_texts
 from sabot.sql.options import app_name
 from sabot.sql.scope import node_of
 from sabot.sql.session import Session
 from sabot.sql.syntax.parser import parse
-from sabot.sql.syntax.text import Fault, SqlError, SqlText
+from sabot.sql.syntax.text import SqlError, SqlText
 from sabot.sql.syntax.tree import CreateTable, CreateView, Insert, Query, Statement, StatementSet
 
 FORMATS = ("table", "json", "csv", "parquet")
 
-_NO_TABLE = 'there is no table "'
 _REFRESH_SECONDS = 0.5
 _OP = "op"
 _ROWS_SHOWN = 1000
@@ -87,7 +88,9 @@ class SqlProgram:
                 for name, reason in self._broken.items():
                     if f'there is no table "{name}"' in str(error).lower():
                         raise reason from error
-                raise self._explained(error) from None
+                raise error if self._attached is None else self._attached.explained(error) from None
+            if self._attached is not None:
+                read_asked_keys([Write(node_of(result), "", None)] if isinstance(result, Stream) else app.spec.ends)
             try:
                 if isinstance(result, Stream):
                     self._show_rows(app, result)
@@ -106,26 +109,13 @@ class SqlProgram:
         try:
             result = self._session.execute(source, [statement], self._given)
         except SqlError as error:
-            raise self._explained(error) from None
+            raise error if self._attached is None else self._attached.explained(error) from None
         if result is None:
             self._kept.append((source, statement))
         elif isinstance(result, str):
             typer.echo(result)
         else:
             self._print(result)
-
-    def _explained(self, error: SqlError) -> SqlError:
-        """Returns the error with the tables of the attached app that can be asked, and why others cannot."""
-        if self._attached is None:
-            return error
-        faults, hint = [], f"there are {', '.join(self._attached.names) or 'none'}"
-        for fault in error.faults:
-            if fault.message.startswith(_NO_TABLE):
-                name = fault.message.removeprefix(_NO_TABLE).removesuffix('"')
-                why = self._attached.reasons.get(name.lower())
-                fault = Fault(fault.span, f"{name} cannot be asked: {why}" if why else fault.message, hint)
-            faults.append(fault)
-        return SqlError(error.text, faults)
 
     def _replayed(self, name: str = "", text: str = "") -> tuple[App, Session]:
         """Returns a new app that knows all tables so far, but for those of which it has an error, such as a view over a file
@@ -156,7 +146,7 @@ class SqlProgram:
         final = self.format in ("table", "parquet") or (updated and not self.changes)
         sink = _KeptResult(limit, updated) if final and not self.changes else _PrintedResult(self.format, limit)
         sink.on_full = app.request_stop
-        app.agent_runtime.runner.says_summary = False  # the result has its own number of rows
+        app.agent_runtime.runner.watch.says_summary = False  # the result has its own number of rows
         rows.to(sink)
         if isinstance(sink, _PrintedResult):
             asyncio.run(app.run())
@@ -179,6 +169,23 @@ class SqlProgram:
             pq.write_table(table, sys.stdout.buffer)
         else:
             _PrintedResult(self.format, None).print(table)
+
+
+def kept_rows(app: App, stream: Stream, most: int) -> pa.Table:
+    """Runs the app, which has no other work, and returns the rows of a query: at most `most`, but all that updates have made. Blocks."""
+    updated = node_of(stream).changes
+    sink = _KeptResult(None if updated else most, updated)
+    sink.on_full = app.request_stop
+    app.agent_runtime.runner.watch.says_summary = False
+    (stream.changelog() if updated else stream).to(sink)
+    asyncio.run(app.run())
+    return sink.rows()
+
+
+def plain_rows(table: pa.Table) -> list[dict[str, Any]]:
+    """Returns rows as values that JSON can say (`_shown`), with numbers with fractions as texts, so that they keep their digits."""
+    batches = _shown(table).to_batches()
+    return [json.loads(line, parse_float=str) for batch in batches for line in encode_rows(batch).to_pylist()]
 
 
 class _KeptResult(TableSink):
@@ -266,13 +273,13 @@ class _PrintedResult(Sink):
 
 
 def _shown(table: pa.Table) -> pa.Table:
-    """Returns the rows with dates and times as texts in ISO 8601, also those inside of arrays and rows."""
+    """Returns the rows with dates and times as texts in ISO 8601, and bytes as base64, also those inside of arrays, maps and rows."""
     columns = [_texts(column.combine_chunks()) for column in table.columns]
     return pa.Table.from_arrays(columns, table.column_names)
 
 
 def _texts(values: Any) -> Any:
-    """Returns an array with dates and times as texts.
+    """Returns an array with dates, times and bytes as texts.
 
     TIMESTAMP(3) 2024-05-17 12:30:00.250 -> 2024-05-17T12:30:00.25; the same TIMESTAMP_LTZ -> 2024-05-17T12:30:00.25Z
     """
@@ -284,6 +291,12 @@ def _texts(values: Any) -> Any:
     if pa.types.is_struct(type):
         names = [field.name for field in type]
         return pa.StructArray.from_arrays([_texts(each) for each in values.flatten()], names, mask=values.is_null())
+    if pa.types.is_map(type):
+        values = values.take(pa.array(range(len(values)))) if values.offset else values  # Arrow masks no slice
+        keys, items = _texts(values.keys), _texts(values.items)
+        return pa.MapArray.from_arrays(values.offsets, keys, items, mask=values.is_null())
+    if pa.types.is_binary(type) or pa.types.is_large_binary(type) or pa.types.is_fixed_size_binary(type):
+        return base64_texts(values.cast(pa.binary()))
     if pa.types.is_duration(type):
         return pa.array([None if each is None else str(each) for each in values.to_pylist()], pa.string())
     if not pa.types.is_temporal(type):

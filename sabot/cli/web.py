@@ -283,7 +283,7 @@ def _server_of(place: object) -> str:
 
 
 def _places_of_app(target: str) -> "AppPlaces":
-    from sabot.engine.runtime.life.runnable import any_durable
+    from sabot.engine.runtime.agents.runnable import any_durable
     from sabot.web.kept_app import AppPlaces
 
     app = load_app(target)
@@ -321,7 +321,7 @@ def _places_of(word: str) -> "AppPlaces":
 
 def _places_of_directory(path: Path, word: str) -> "AppPlaces":
     from sabot.engine.checkpoint.places import is_local_place
-    from sabot.engine.runtime.life.run_record import RECORD_FILE, read_record
+    from sabot.engine.runtime.watch.run_record import RECORD_FILE, read_record
     from sabot.web.kept_app import AppPlaces
 
     if not path.is_dir():

@@ -20,8 +20,15 @@ _TYPES: Mapping[str, pa.DataType] = {
     "offset": pa.int64(),
     "timestamp": pa.timestamp("ms", "UTC"),
 }
+FILE_FIELDS: Mapping[str, pa.DataType] = {
+    "file.path": pa.string(),
+    "file.name": pa.string(),
+    "file.size": pa.int64(),
+    "file.modification-time": pa.timestamp("ms", "UTC"),
+}
+"""The fields of a row that is read from a file: those of the file, as it was when its rows were read."""
 _HEADER = "headers."  # followed by the name of a header, whose last value becomes a text
-_HINT = f'{", ".join(map(repr, _TYPES))}, "{_HEADER}NAME" for one header as text'
+_HINT = f'{", ".join(map(repr, _TYPES))}, "{_HEADER}NAME" for one header as text; of files {", ".join(map(repr, FILE_FIELDS))}'
 
 
 def fields_of(fields: Any, where: str) -> tuple[tuple[str, str], ...]:
@@ -36,7 +43,10 @@ def fields_of(fields: Any, where: str) -> tuple[tuple[str, str], ...]:
     pairs = tuple(fields.items()) if isinstance(fields, Mapping) else tuple((field, field) for field in fields)
     seen = set()
     for column, field in pairs:
-        if not (isinstance(field, str) and (field in _TYPES or (field.startswith(_HEADER) and field != _HEADER))):
+        if not (
+            isinstance(field, str)
+            and (field in _TYPES or field in FILE_FIELDS or (field.startswith(_HEADER) and field != _HEADER))
+        ):
             raise UserError(f"{where}: fields= has {field!r}, which is not a field of a record", hint=f"one of {_HINT}")
         if not isinstance(column, str) or not column or column in seen:
             raise UserError(f"{where}: fields= cannot name a column {column!r}", hint="each has a name of its own")
@@ -46,7 +56,7 @@ def fields_of(fields: Any, where: str) -> tuple[tuple[str, str], ...]:
 
 def type_of_field(field: str) -> pa.DataType:
     """Returns the type of the column for a field."""
-    return _TYPES.get(field, pa.string())
+    return _TYPES.get(field) or FILE_FIELDS.get(field, pa.string())
 
 
 class FieldCodec:

@@ -389,6 +389,15 @@ class Scans(ABC):
         """
         raise UserError(f"infer={rows} is for JSON and CSV, whose types are inferred", hint="leave infer= out")
 
+    def with_fields(self, fields: Mapping[str, str]) -> "Source":
+        """Returns the source with further columns that say where each row is from, such as {"source": "file.path"}; a schema that
+        `scan` gets has them too. Raises UserError if the rows have no such fields, as here. Called before all other methods.
+        """
+        raise UserError(
+            f"stream: fields= are for records, and the rows of this source have no {next(iter(fields.values()))!r}",
+            hint="a topic has records, and rows of files have file.path",
+        )
+
 
 # -- sinks ------------------------------------------------------------------------------------------------------------
 
@@ -661,6 +670,12 @@ class KeepsToken(Delivers):
 
     The receiver has a token for each `Track.key`, because several apps, and several sinks of an app, may write to one receiver. `deliver`
     does nothing with a part whose number the token of the same incarnation has reached. The first claim of a track returns None.
+    """
+
+    gather_s: float = 0.0
+    """The seconds between two deliveries. Parts of complete checkpoints that wait meanwhile are delivered as one part, of at most some
+    256 MiB, under the number of the last one: for a receiver that makes a file or a commit of each part. Parts are not gathered for a
+    sink that is not `whole`.
     """
 
     @property

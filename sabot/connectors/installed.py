@@ -84,6 +84,7 @@ OURS = (
     Connector("poll", "sabot.connectors.http:PollSource", extra="http"),
     Connector("sse", "sabot.connectors.http:SseSource", extra="http"),
     Connector("webhook", "sabot.connectors.http:WebhookSource"),
+    Connector("websocket", "sabot.connectors.http:WebsocketSource", extra="http"),
     Connector("datagen", "sabot.connectors.datagen:GeneratedSource"),
     Connector("faker", "sabot.connectors.datagen:GeneratedSource"),
     Connector("print", sink=_CONSOLE),

@@ -54,6 +54,8 @@ def fault_of(answer: Answer, words: Sequence[str]) -> str:
             return (
                 f"has a field {name!r} ({f'did you mean {near[0]!r}?' if near else 'its fields: ' + ', '.join(words)})"
             )
+    if words is DOUBT_WORDS and "outcome" in said and "answer" in said:
+        return "has outcome and answer, which are two names of one field"
     if "always" in words and said.get("always") not in (None, *ALWAYS):
         return f"has always={short_repr(said['always'])}, which is none of {', '.join(ALWAYS)}"
     return ""

@@ -306,6 +306,10 @@ def step(job: JobFacts, effect: EffectState, event: EffectEvent, now_ms: int) ->
             else:
                 asks, answer = verdict.decision is Decision.ASK, history.approval(ordinal)
                 command = intended(effect, at_ms, resumed=resumed, asks=asks, answer=answer)
+        case Judged(None) if effect.kind == "child":  # which has no attempts: a person has approved it
+            effect.attempt = 1
+            effect.enter(OPEN)
+            command = BEGIN
         case Judged(None):
             command = attempted(effect)
             history.begin_attempt(ordinal, effect.attempt)
@@ -404,11 +408,7 @@ def approved(effect: EffectState, answer: Answer) -> EffectCommand:
         if effect.guarded != "tool" or (effect.verdict is not None and not effect.verdict.editable):
             return refused(effect, "it was approved with other arguments, which nobody may give it: editable=False")
         return EffectCommand("edit", body=bytes(answer.body))  # type: ignore[arg-type]  # it was loaded
-    if effect.kind != "child":
-        return repeat_or_drop(effect)
-    effect.attempt = 1
-    effect.enter(OPEN)
-    return BEGIN
+    return AGAIN if effect.kind == "child" else repeat_or_drop(effect)
 
 
 def refused(effect: EffectState, why: str, error: str = "PolicyDenied", rule: str = "") -> EffectCommand:

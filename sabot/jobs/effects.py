@@ -508,7 +508,10 @@ class Effects:
         if self._guard is None or (kind := ask.guarded) is None:
             return None
         attempt = EffectId(running.job.job_id, ask.ordinal, ask.attempt + 1)
-        call = msgspec.structs.replace(self._call(running, ask, kind), effect=attempt, after="again")
+        asked_under = "" if ask.attempt or ask.verdict is None else ask.verdict.version
+        call = msgspec.structs.replace(
+            self._call(running, ask, kind), effect=attempt, after="again", asked_under=asked_under
+        )
         return denial_of(judge_call(self._guard, call))
 
     def _edit(self, running: RunningJob, ask: Ask, answer: bytes) -> None:

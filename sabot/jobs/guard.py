@@ -241,6 +241,8 @@ class GuardedCall(msgspec.Struct, frozen=True):
     - `standing`: the rules (`GuardVerdict.asked_by`) whose questions about this tool, model or agent a person has answered
       for the whole job, session or scope ("always"), each with the words that say who has done it. A PolicyEngine does not
       ask by them again.
+    - `asked_under`: for the first attempt after a person has approved the call, the version of the rules that have
+      asked; else "".
     - `after`: "" for a call on which nobody has decided yet. "degraded" if the call was allowed before, and now asks
       another model; "again" if it was allowed before, and this is another attempt, or the first one after a person has
       approved it.
@@ -262,6 +264,7 @@ class GuardedCall(msgspec.Struct, frozen=True):
     within: EffectId | None = None
     standing: Mapping[str, str] = msgspec.field(default_factory=dict)
     after: Literal["", "degraded", "again"] = ""
+    asked_under: str = ""
     _seen: dict[str, Any] = msgspec.field(default_factory=dict)
 
     @property

@@ -442,7 +442,11 @@ class History:
             of_child = min(entry.ran_ms, self._waited_ms)
             self._waited_ms -= of_child
             ran_ms += of_child
-        self.ran_ms, self.last_ms = ran_ms, self.last_ms + passed_ms
+        self.ran_ms = ran_ms
+        # The clock of a process goes forward only. An earlier time is that of the next process, whose clock is behind or was set
+        # back: what the job runs from here on counts too. Letters have the time of the inbox, which may go back.
+        of_host = isinstance(entry, Intent | Attempt | EffectResult)
+        self.last_ms = entry.at_ms if of_host else max(self.last_ms, entry.at_ms)
 
     def _waits_for_others(self) -> bool:
         """Returns True if the job was parked after its last entry, and waited for a person, a signal or a child. It may

@@ -50,7 +50,7 @@ from sabot.jobs.journal_calls import call_journal
 from sabot.jobs.judges import GuardJudge
 from sabot.jobs.letters import JobLetters
 from sabot.jobs.log import LAST_SECONDS, JobLog, Listener
-from sabot.jobs.open_jobs import open_jobs
+from sabot.jobs.open_jobs import add_approvals, open_jobs
 from sabot.jobs.owner import JobOwner, OpenJob, RunningJob
 from sabot.jobs.parking import ParkedNotes, Parking
 from sabot.jobs.run import Ask, JobRun
@@ -117,7 +117,8 @@ class JobHost(HostState):
         self.stop_grace_s = stop_grace_s
         self._make_run = make_run
         self._on_letter, self._refusal = on_letter, refusal
-        self._unread: set[str] = set()  # jobs that a letter has begun, and whose history was not read since
+        # jobs that a letter has begun, and whose history was not read since: their BEGIN, or None if more entries may be there
+        self._unread: dict[str, Begin | None] = {}
         self._blocked: dict[str, NonDeterminism] = {}
         self._unnoted: dict[str, str] = {}  # of blocked jobs: the reasons that the journal has not noted yet
         self._noting: asyncio.Task[None] | None = None
@@ -253,9 +254,17 @@ class JobHost(HostState):
         else:
             for approval in {*own} - {*kept}:  # a crash came before the next entry
                 self.journal.note_approval(approval)
-        for _, scope, session, name, rule, words in (*(kept or ()), *own):
-            self.standing.setdefault((scope, session, name), {})[rule] = words
+        add_approvals(self.standing, (*(kept or ()), *own))
         return found
+
+    async def forget(self, jobs: Collection[str]) -> None:
+        """Removes ended jobs from the journal, and with them the approvals for other jobs that they have got."""
+        await run_in_thread(self.journal.forget, jobs)
+        await self.journal.flush()  # with the approvals that wait for the next entry
+        left = await call_journal(self.journal.approvals)
+        if left is not None:
+            self.standing.clear()
+            add_approvals(self.standing, left)
 
     def start(self) -> None:
         """Starts the task that handles the events of the queue."""
@@ -503,8 +512,15 @@ class JobHost(HostState):
             self.owners[job.agent].had_ended(job)
             self._tell_parent(job_id, end.outcome, self.journal.load(end.body), end.labels)
         elif not self.stopping:
-            self.log.append(Attempt(job_id, self.now_ms(), 0, 1))  # its timers count from now
-            self.parking.load(job_id)
+            begin = self._unread.get(job_id) if job.fresh else None
+            if begin is not None:
+                self.log.note_begun(job.began, begin)
+            attempt = Attempt(job_id, self.now_ms(), 0, 1)  # its timers count from now
+            at = self.log.append(attempt)
+            if begin is None:
+                self.parking.load(job_id)
+            else:  # there is nothing to be read
+                self._replay_job(job_id, [(job.began, begin), (at, attempt)], 0)
 
     async def mark_of(self, job_id: str) -> JobMark | None:
         """Returns what the journal knows about a job: whether it is open, or how it has ended. Returns None if the
@@ -609,7 +625,7 @@ class JobHost(HostState):
             )
             return
         self.jobs.add(begin.job, begin.agent, begun=True)
-        self._unread.add(begin.job)
+        self._unread[begin.job] = None if is_retry(begin) else begin
         self._begun_total += 1
         facts = begin.agent, begin.key, begin.body, begin.digest, at, True, None
         behalf = Behalf(begin.scope, begin.principal, begin.labels, begin.session)
@@ -776,6 +792,8 @@ class JobHost(HostState):
                     continue
                 running = self.running.get(entry.job)
                 if running is None:
+                    if entry.job in self._unread:  # it comes before its function has run: the history has it
+                        self._unread[entry.job] = None
                     self.parking.deliver(position, entry)
                     continue
                 if running.last is None or running.last < position:
@@ -797,8 +815,8 @@ class JobHost(HostState):
             self._end_emptied(first)
             return
         if job_id in self._unread:
-            self._unread.remove(job_id)
-            self._republished.add(job_id)
+            if self._unread.pop(job_id) is None:
+                self._republished.add(job_id)
             at, begin = [(at, each) for at, each in entries if isinstance(each, Begin)][-1]
             self._guard.begin_job(begin, [each for place, each in entries if place < at])
         if job_id in self._republished:
@@ -816,7 +834,7 @@ class JobHost(HostState):
         """
         why = "its earlier entries were removed from the journal when it was to run again"
         _log.error("job %s does not run: %s", begin.job, why)
-        self._unread.discard(begin.job)
+        self._unread.pop(begin.job, None)
         self.log.append(End(begin.job, self.now_ms(), "cancelled", why))
         self.jobs.end(begin.job)
         self.owners[begin.agent].job_closed(begin.job, "cancelled")
@@ -909,7 +927,8 @@ class JobHost(HostState):
             self._effects.leave(running)
             told = self._leave_children(running)  # before END: where that is durable, they are told
             used = self._guard.end_job(job_id, self.now_ms())
-            self.log.append(End(job_id, self.now_ms(), outcome, result, name, body, labels, used), running)
+            end = End(job_id, self.now_ms(), outcome, result, name, body, labels, used, running.job.form)
+            self.log.append(end, running)
         self._forget(running)
         self.jobs.end(job_id)
         self.log.unapplied.pop(job_id, None)

@@ -171,6 +171,11 @@ class JobLog:
             if self.listener is not None and not isinstance(entry, Begin):  # of a retry: it comes with all before it
                 self._publish(position, entry)
 
+    def note_begun(self, position: Position, begin: Begin) -> None:
+        """Passes the BEGIN entry of a new job to the listener, which the journal has made from a letter, as soon as the job runs."""
+        if self.listener is not None:
+            self._publish(position, begin)
+
     def when_durable(self, position: Position, event: Event) -> None:
         """Puts an event into the queue of the host as soon as the entry at this position is durable."""
         if (awaited := self._awaited.get(position.partition)) is not None:

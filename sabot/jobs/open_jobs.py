@@ -2,7 +2,7 @@
 processes.
 """
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from heapq import merge
 from operator import itemgetter
 from typing import Any
@@ -33,6 +33,12 @@ Standing = dict[tuple[str, str, str], dict[str, str]]
 """Approvals that hold for other jobs too. By the scope, its session (`session_of`), and the name of the tool, model or
 agent: by rule, who has approved it. The session "" stands for the whole scope.
 """
+
+
+def add_approvals(standing: Standing, approvals: Iterable[Approval]) -> None:
+    """Adds the approvals of a journal that hold for other jobs."""
+    for _, scope, session, name, rule, words in approvals:
+        standing.setdefault((scope, session, name), {})[rule] = words
 
 
 def unapplied_jobs(facts: Mapping[str, Any]) -> dict[str, Position]:
@@ -230,6 +236,14 @@ def whole_entries(reader: JournalReader, job_id: str) -> list[tuple[Position, An
     entries, are loaded into the entries. Blocks.
     """
     return [(position, whole_entry(reader, entry)) for position, entry in reader.read(job_id)]
+
+
+def whole_histories(reader: JournalReader, jobs: Collection[str]) -> dict[str, list[tuple[Position, Any]]]:
+    """Returns the entries of several jobs, by job, as `whole_entries` does. Blocks."""
+    found: dict[str, list[tuple[Position, Any]]] = {job_id: [] for job_id in jobs}
+    for position, entry in reader.read_jobs(jobs):
+        found[entry.job].append((position, whole_entry(reader, entry)))
+    return found
 
 
 def whole_entry(reader: JournalReader, entry: Any) -> Any:

@@ -82,7 +82,7 @@ class JobOwner(Protocol):
     def ended(self, job: JobRun, value: Any) -> bytes:
         """Handles the value that the function has returned: applies the changes that the job has made to the agent's
         state, and emits the job's output. Nothing else runs on the event loop meanwhile. Returns the packed output,
-        which is stored in the END entry.
+        which is stored in the END entry, and notes its form in `job.form`.
         """
 
     def failed(self, job: JobRun, error: BaseException) -> AfterFailure:

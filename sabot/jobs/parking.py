@@ -22,13 +22,13 @@ from sabot.jobs.events import Loaded
 from sabot.jobs.history import Delivery
 from sabot.jobs.host_state import HostState
 from sabot.jobs.journal_calls import call_journal
-from sabot.jobs.open_jobs import whole_entries
+from sabot.jobs.open_jobs import whole_histories
 from sabot.jobs.owner import JobOwner, OpenJob, RunningJob
 from sabot.jobs.timers import JobTimers
 from sabot.journal import Position
 from sabot.journal.entries import EffectResult, Entry, Signal
 
-_LOADS = 16  # histories that are read at once
+_LOADS, _TOGETHER = 2, 8  # reads at once, and histories that each reads
 _NOTED = ("ask", "sleep", "wait")
 
 
@@ -284,10 +284,11 @@ class Parking:
     async def _read(self) -> None:
         try:
             while self._to_load:
-                job_id = self._to_load.popleft()
-                await self._host.journal.flush()  # what woke the job must be among what is read
-                entries = await call_journal(whole_entries, self._host.journal, job_id)
-                self._host.put(Loaded(job_id, entries))
+                jobs = [self._to_load.popleft() for _ in range(min(_TOGETHER, len(self._to_load)))]
+                await self._host.journal.flush()  # what woke the jobs must be among what is read
+                found = await call_journal(whole_histories, self._host.journal, jobs)
+                for job_id in jobs:
+                    self._host.put(Loaded(job_id, found[job_id]))
         finally:
             self._loads -= 1
 

@@ -36,6 +36,7 @@ from sabot.errors import NonDeterminism, PolicyDenied, UserError, short_repr
 from sabot.jobs.answers import check_no_mask, edit_of, starred_in
 from sabot.jobs.core import AWAITS_GUARD, DONE, OPEN, EffectState, drawing_from, drop, job_seed, question_token
 from sabot.jobs.direct_io import watch_functions
+from sabot.jobs.given_results import given_result, wanted_result
 from sabot.jobs.guard import (
     APART,
     Behalf,
@@ -64,7 +65,6 @@ from sabot.jobs.shown_arguments import (
 )
 from sabot.jobs.tree import first_of
 from sabot.jobs.values import UNCHANGEABLE, copied, copied_arguments, pack, unpack, unpack_error
-from sabot.jobs.verdicts import given_result, wanted_result
 from sabot.journal.entries import INLINE_BYTES, Answer, Cancel, EffectResult, Intent, Signal
 
 _log = logging.getLogger(__name__)
@@ -411,9 +411,11 @@ class JobRun:
     - `input`: the message of the job, the key of its record, and the metadata of its request.
     - `lost_policy`: words for the policy that the job must have and that is not there; "" if it may go on. The job is blocked
       when it makes a new call, since other rules or none would decide on it.
+    - `form`: what has made the output (`entries.End.form`). The owner says so when the function has ended.
     """
 
     lost_policy = ""
+    form = ""
 
     def __init__(
         self,

@@ -105,7 +105,9 @@ class JobTimers:
         try:
             # raises where it has failed, which nobody else hears of while all jobs are parked
             await self._host.journal.room()
-            if await self._host.journal.look() or self._host.journal.begins.is_due(round(self._clock.time() * 1000)):
+            journal = self._host.journal
+            # by the clock by which they are taken: that of the host does not go back with the machine's
+            if await journal.look() or journal.begins.is_due(round(journal.clock.time() * 1000)):
                 self._host.put(LettersCame())
         except TransientError:
             return  # the next look asks again; a journal whose server is away for too long fails by itself

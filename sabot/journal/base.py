@@ -25,7 +25,7 @@ import logging
 import math
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -288,16 +288,16 @@ class JournalReader(ABC):
         no BEGIN of this job, or if `trim` has forgotten the job.
         """
 
+    def marked(self, jobs: Collection[str]) -> set[str]:
+        """Returns those of the jobs for which `job` returns a mark."""
+        return {job for job in jobs if self.job(job) is not None}
+
     @abstractmethod
     def logged(self, query: JobQuery, most: int) -> list[JobMark]:
         """Returns the jobs with entries in the log that fulfil a query, the newest first, and at most `most` of them.
         Reads no entries, unless the journal has an older format. The condition on `text` is not looked at. Raises
         UserError if `after` is no cursor.
         """
-
-    def of_session(self, query: JobQuery, session: str) -> list[JobMark]:
-        """Returns the jobs of a session that `logged` returns for a query, the newest first."""
-        return [mark for mark in self.logged(query, EVERY) if mark.session == session]
 
     @abstractmethod
     def logged_counts(self, query: JobQuery) -> dict[str, int]:
@@ -332,9 +332,9 @@ class JournalReader(ABC):
         """Returns the letter of this name (`Letter.once`) that the owner has not turned into an entry yet, or None."""
         return next((letter for letter in self.letters() if letter.once == once), None)
 
-    def why_queued(self, jobs: Collection[str], clock: Clock = SYSTEM_CLOCK) -> dict[str, str]:
-        """Returns, by job, why these jobs do not begin yet whose letters are in the inbox, as far as it is known here: the owner of
-        the journal knows its limits, other readers only the times before which jobs do not begin, by `clock`. Leaves out the
+    def waits(self, jobs: Collection[str], clock: Clock = SYSTEM_CLOCK) -> dict[str, str]:
+        """Returns, by job, what these jobs wait for whose letters are in the inbox, as far as it is known here: the owner of the
+        journal knows its limits, other readers only the times before which jobs do not begin, by `clock`. Leaves out the
         other jobs.
         """
         now_ms, letters = round(clock.time() * 1000), _beginnings_of(self, jobs)
@@ -365,6 +365,9 @@ class Inbox(ABC):
     `Letter`). It accepts letters whether or not an app currently runs with the journal.
     """
 
+    key: bytes
+    """The key of the journal, as in `JournalReader`."""
+
     @abstractmethod
     def post(self, letter: Letter) -> None:
         """Posts a letter. When this returns, the letter is durable, and the owner will turn it into an entry. Blocks.
@@ -385,6 +388,22 @@ class Inbox(ABC):
 
         Raises UserError for a letter that could not be decoded again.
         """
+
+    def begin(self, letters: Sequence[Letter]) -> list[bool]:
+        """Posts letters that begin jobs, in their order. Returns for each True if it was accepted, and False if the journal
+        knows its job already: so of two letters for one job it accepts the first. When this returns, those that were accepted
+        are durable. Blocks. May be called in any thread and any process.
+
+        Raises TransientError and UserError as `post` does. After an error, or after a crash, any of them may be stored or not.
+        """
+        return [self._begins(letter) for letter in letters]
+
+    def _begins(self, letter: Letter) -> bool:
+        try:
+            self.post(letter)
+        except LetterRefused:
+            return False
+        return True
 
     def note(self, name: str, value: str) -> bool:
         """Keeps a short text beside the log, in place of an earlier one of this name; "" removes that. Returns True when it is
@@ -430,6 +449,7 @@ class Beginnings:
         self._taking = threading.Lock()  # held while the BEGIN entry of a letter is appended
         self._reserved: set[str] = set()
         self._reservations = 0
+        self._looked: tuple[int, Collection[str], Collection[str]] = (0, (), ())  # as `look` has found it
         self._left: set[str] = set()  # jobs of agents that are not there: the log has named them
         self.lanes = Lanes()
         self.granted: list[Callable[[], object]] = []
@@ -487,9 +507,9 @@ class Beginnings:
         """Returns True if `next_due` returns a letter."""
         return self.lanes.is_due(now_ms, self._left_room())
 
-    def why(self, jobs: Collection[str], now_ms: int) -> dict[str, str]:
-        """Does what `JournalReader.why_queued` says, at a time."""
-        found = self.lanes.why(jobs, now_ms, self._left_room())
+    def waits(self, jobs: Collection[str], now_ms: int) -> dict[str, str]:
+        """Does what `JournalReader.waits` says, at a time."""
+        found = self.lanes.waits(jobs, now_ms, self._left_room())
         for job, letter in _beginnings_of(self._journal, [job for job in jobs if job not in found]).items():
             if letter.name not in self.agents:
                 found[job] = f"this program has no agent {letter.name}"
@@ -503,6 +523,12 @@ class Beginnings:
     def begun_all(self) -> None:
         """Notes that `room` counts all jobs that letters have begun."""
         self._begun_now = 0
+
+    def look(self, letters: Iterable[Letter]) -> None:
+        """Looks which jobs of these letters have begun, by one query for the calls of `take` that follow. Blocks."""
+        jobs = {letter.job for letter in letters if letter.kind == "begin"}
+        reservations = self._reservations
+        self._looked = reservations, jobs, self._journal.marked(jobs) if jobs else ()
 
     def take(self, letter: Letter, append: Callable[[], Position], now_ms: int) -> Position | None:
         """Calls `append`, which appends the entry of a letter, and returns its result. Returns None, and appends nothing, for a
@@ -518,11 +544,15 @@ class Beginnings:
             self.leave(letter)
             return None
         while True:
-            reservations, known = self._reservations, self._journal.job(letter.job) is not None
+            reservations, looked, known = self._looked
+            if letter.job not in looked:
+                self.look([letter])
+                continue
             with self._taking:
-                if reservations != self._reservations:
-                    continue  # the owner may have begun the job since the look
-                if known or letter.job in self._reserved:
+                if reservations != self._reservations:  # the owner may have begun the job since the look
+                    self._looked = 0, (), ()
+                    continue
+                if letter.job in known or letter.job in self._reserved:
                     return None
                 at = append()
                 self.begun += 1
@@ -814,7 +844,10 @@ def check_place(
     Raises OtherJournal if the journal has another identity, if it ends before `positions`, or if jobs that ended at or
     after `needed` were trimmed. The hint of the error says what the user can do.
     """
-    hint = "give the journal that the job had; or start --fresh, and effects that it had made may be made again"
+    hint = (
+        "put the app's journal there, or a copy that was made after the checkpoint, before the start; or start --fresh, "
+        "and effects that were made may be made again"
+    )
     if journal.identity != identity:
         raise OtherJournal(
             f"{journal.where} is journal {journal.identity}, and the checkpoint was made with {identity}", hint=hint

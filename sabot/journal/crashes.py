@@ -1,4 +1,4 @@
-"""Jobs that kill their workers: the table `crashes` of a journal that several workers share.
+"""Sets jobs aside that kill their workers: the table `crashes` of a journal that several workers share.
 
    crashes       by tree of jobs: how many workers in a row have died while they held it, and it got nowhere
    worker -2     holds trees that MOST_TOGETHER workers or more have died with: each worker tries one of them at a time

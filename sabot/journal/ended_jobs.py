@@ -40,6 +40,7 @@ class EndedJob(msgspec.Struct, frozen=True, array_like=True):
     - `searched`: the texts that a search compares with its words, in lower case.
     - `tokens`, `nanodollars`: the usage of the job's own calls. A dollar has 10⁹ nanodollars.
     - `record`: further fields, encoded. Only the code that makes the row can decode them.
+    - `session`: the conversation to which the job belongs, or "".
     """
 
     job: str
@@ -54,6 +55,7 @@ class EndedJob(msgspec.Struct, frozen=True, array_like=True):
     tokens: int
     nanodollars: int
     record: bytes
+    session: str = ""
 
 
 @answers_wrong_options
@@ -65,6 +67,7 @@ class JobQuery:
     - `agent`: the id APP.NAME of the job's agent, or NAME alone.
     - `scope`, `status`: the tenant and the status of the job.
     - `key`: the key of the job's record, as a text.
+    - `session`: the conversation to which the job belongs: the `session_id` of a request, or the key of an app's record.
     - `text`: a text that occurs in the id, the agent, the scope, the principal, the key or the error. Upper and lower
       case are equal.
     - `since`, `until`: the job was created at the time `since` or later, and before the time `until`.
@@ -79,6 +82,7 @@ class JobQuery:
     since: float = 0.0
     until: float = 0.0
     after: str = ""
+    session: str = ""
 
     @classmethod
     def of(cls, given: "JobQuery | Mapping[str, Any] | None") -> "JobQuery":
@@ -134,18 +138,18 @@ class JobQuery:
         return replace(self, status="", after="")
 
     def fits(
-        self, agent: str, scope: str, created_ms: int, key: Callable[[], str], searched: Callable[[], str]
+        self, agent: str, scope: str, session: str, created_ms: int, key: str, searched: Callable[[], str]
     ) -> bool:
-        """Returns True if a job with these facts fulfils the conditions, except those on the status and the page. `key`
-        and `searched` return the key and the searched texts (see `EndedJob`). They are called last, and only if the
-        query has a condition on them: a log may have many jobs, whose keys are encoded and whose texts are put together.
+        """Returns True if a job with these facts fulfils the conditions, except those on the status and the page. `searched`
+        returns the searched texts (see `EndedJob`). It is called only if the query has a condition on them.
         """
         return (
             self.agent in ("", agent, agent.rpartition(".")[2])
             and self.scope in ("", scope)
+            and self.session in ("", session)
             and (not self.since or created_ms >= self.since_ms)
             and (not self.until or created_ms < self.until_ms)
-            and (not self.key or self.key == key())
+            and self.key in ("", key)
             and (not self.text or self.text.casefold() in searched())
         )
 
@@ -154,7 +158,7 @@ class JobQuery:
         return (
             self.status in ("", job.status)
             and ((last := self.last) is None or (job.created_ms, job.job) < last)
-            and self.fits(job.agent, job.scope, job.created_ms, lambda: job.key, lambda: job.searched)
+            and self.fits(job.agent, job.scope, job.session, job.created_ms, job.key, lambda: job.searched)
         )
 
 

@@ -224,6 +224,8 @@ class End(_Base, frozen=True, array_like=True, gc=False, tag="end"):
     - `labels`: the labels of all data that the job has received.
     - `usage`: the most that the calls without a result may have used, encoded as for the ledger (the table with the
       costs of calls).
+    - `form`: what has made the output in `body`: ANSWER for an Agent, VALUE for a function; "" if nobody has said so, as
+      earlier versions.
     """
 
     outcome: str
@@ -232,6 +234,14 @@ class End(_Base, frozen=True, array_like=True, gc=False, tag="end"):
     body: Body = b""
     labels: tuple[str, ...] = ()
     usage: bytes = b""
+    form: str = ""
+
+
+ANSWER = "answer"
+"""The form of the body of an END entry that has the answer of an Agent: a dict in msgpack, whose "content" is the text."""
+
+VALUE = "value"
+"""The form of the body of an END entry that has what a function has returned, whatever that looks like."""
 
 
 Entry = Begin | Attempt | Intent | EffectResult | Answer | Signal | Cancel | End

@@ -27,6 +27,7 @@ _TABLES = (
 )
 
 _MOST_NAMED = 400  # the most values in one statement
+_FILLED_AT_ONCE = 50  # rows that are filled by one statement, which compares each with each
 ENDS = "SELECT (SELECT max(place) FROM entries), (SELECT value FROM meta WHERE name = 'trimmed')"
 """The statement that selects the row for `end_of_rows`."""
 
@@ -130,6 +131,20 @@ def among(values: Sequence[Any]) -> str:
     a column.
     """
     return f"IN ({', '.join('?' * len(values))})"
+
+
+def fill(connection: Connection, table: str, columns: str, rows: Sequence[Sequence[Any]]) -> None:
+    """Writes values into rows of a table. `columns`: the names of the values; the first one names the row."""
+    # not UPDATE … FROM, which SQLite has since version 3.33 only
+    key, *names = columns.split(", ")
+    chosen = f"SELECT {', '.join(f'v.{name}' for name in names)} FROM v WHERE v.{key} = {table}.{key}"
+    for some in parts(rows, _FILLED_AT_ONCE):
+        marks = ", ".join([f"({', '.join('?' * len(some[0]))})"] * len(some))
+        connection.execute(
+            f"WITH v ({columns}) AS (VALUES {marks}) UPDATE {table} SET ({', '.join(names)}) = ({chosen}) "
+            f"WHERE {key} IN (SELECT v.{key} FROM v)",
+            [value for row in some for value in row],
+        )
 
 
 def make_tables(connection: Connection, whole: str) -> None:

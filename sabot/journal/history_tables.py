@@ -11,19 +11,26 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from sabot.base.accounts import Amounts
+from sabot.errors import UserError
 from sabot.journal.base import JobHistory, Position
+from sabot.journal.begin_facts import facts_of
 from sabot.journal.ended_jobs import EndedJob, HistoryBounds, JobQuery, descendants, dollars_of
-from sabot.journal.entries import Entry
-from sabot.journal.entry_counts import Connection, among, parts
+from sabot.journal.entries import Begin, Entry
+from sabot.journal.entry_counts import Connection, among, fill, parts
 
 KEPT = 3
 """The first version of the tables' format that has a history."""
 
+SESSIONS = 12
+"""The first version of the tables' format whose history has the column `session`. Journals with one owner have it."""
+
 Select = Callable[[str, Sequence[Any]], list[tuple[Any, ...]]]
 
 _COLUMNS = ", ".join(EndedJob.__struct_fields__)
+_COLUMNS_BEFORE = _COLUMNS.replace("session", "''")  # in a format before SESSIONS
 _TABLES = (
     "CREATE TABLE history (job {text} PRIMARY KEY, agent {text} NOT NULL, name {text} NOT NULL, scope {text} NOT NULL, "
     "key {text} NOT NULL, status {text} NOT NULL, created_ms {whole} NOT NULL, ended_ms {whole} NOT NULL, "
@@ -34,11 +41,16 @@ _TABLES = (
     "CREATE INDEX history_entries_of_job ON history_entries (job, place)",
     "INSERT INTO meta (name, value) VALUES ('kept_bytes', '0')",
 )
+_SESSIONS_TABLES = (
+    "ALTER TABLE history ADD COLUMN session {text} NOT NULL DEFAULT ''",
+    "CREATE INDEX history_of_session ON history (session, created_ms) WHERE session <> ''",
+)
 _JOB_ENTRIES = (
     "SELECT place, job, sum, entry FROM {table} WHERE job = ? AND place >= ?"  # both tables have these columns
 )
 _WRITE = f"INSERT INTO history ({_COLUMNS}, size) VALUES "
-_ROW = f"({', '.join('?' * (len(EndedJob.__struct_fields__) + 1))})"
+_SESSION = "coalesce((SELECT session FROM jobs WHERE jobs.job = ?), '')"
+_ROW = f"({', '.join(_SESSION if name == 'session' else '?' for name in EndedJob.__struct_fields__)}, ?)"
 _BYTES = "SELECT value FROM meta WHERE name = 'kept_bytes'"
 _OLD = "SELECT job, size FROM history WHERE ended_ms < ? ORDER BY ended_ms LIMIT ?"
 _OLDEST = "SELECT job, size FROM history ORDER BY ended_ms, job LIMIT ?"
@@ -51,8 +63,23 @@ def make_history(connection: Connection, *, whole: str, text: str, blob: str) ->
     """Creates the tables of the history. The parameters are names of column types: `whole` for integers of 63 bits,
     `text` for texts that are sorted by their bytes, and `blob` for bytes.
     """
-    for statement in _TABLES:
+    for statement in _TABLES + _SESSIONS_TABLES:
         connection.execute(statement.format(whole=whole, text=text, blob=blob))
+
+
+def add_sessions(connection: Connection, entries: Iterable[tuple[Position, Entry]], text: str) -> None:
+    """Adds the sessions of ended jobs to the tables of an older format. `entries`: as for `fill_sessions`. `text`: as in
+    `make_history`.
+    """
+    for statement in _SESSIONS_TABLES:
+        connection.execute(statement.format(text=text))
+    fill_sessions(connection, entries)
+
+
+def fill_sessions(connection: Connection, entries: Iterable[tuple[Position, Entry]]) -> None:
+    """Writes the sessions of the jobs in the history. `entries`: at least the BEGIN entries of the history, in order."""
+    begins = ((entry.job, facts_of(entry)[3]) for _, entry in entries if isinstance(entry, Begin))
+    fill(connection, "history", "job, session", [(job, session) for job, session in dict(begins).items() if session])
 
 
 def move_entries(connection: Connection, jobs: Sequence[EndedJob]) -> None:
@@ -60,7 +87,8 @@ def move_entries(connection: Connection, jobs: Sequence[EndedJob]) -> None:
     the entries from the log.
 
     `jobs`: no more than fit into one SQL statement (`entry_counts.parts`). If a job has entries in the history already,
-    because it has begun again since, the new entries are added to these.
+    because it has begun again since, the new entries are added to these. The session of a job is that of its row in `jobs`,
+    since the frames of an earlier Sabot in Kafka do not have it.
     """
     names = [job.job for job in jobs]
     chosen = among(names)
@@ -71,7 +99,7 @@ def move_entries(connection: Connection, jobs: Sequence[EndedJob]) -> None:
     sizes = _sizes(connection, names)
     before = connection.execute(f"SELECT sum(size) FROM history WHERE job {chosen}", names).fetchall()
     connection.execute(f"DELETE FROM history WHERE job {chosen}", names)
-    rows = [(*msgspec.structs.astuple(job), sizes.get(job.job, 0)) for job in jobs]
+    rows = [(*msgspec.structs.astuple(replace(job, session=job.job)), sizes.get(job.job, 0)) for job in jobs]
     connection.execute(_WRITE + ", ".join([_ROW] * len(rows)), [value for row in rows for value in row])
     _count(connection, sum(sizes.values()) - int(before[0][0] or 0))
 
@@ -152,8 +180,8 @@ class SqlHistory(JobHistory):
 
     - `select`: a function that runs an SQL query.
     - `decoded`: a function that checks and decodes rows of entries.
-    - `there`: False if the database has an older format without the tables of a history. All methods then find no
-      jobs in the history.
+    - `form`: the version of the tables' format. Before KEPT, no method finds jobs in the history; before SESSIONS, a query
+      for a session raises UserError. `where`: the name of the journal, for that error.
     """
 
     def __init__(
@@ -161,11 +189,15 @@ class SqlHistory(JobHistory):
         select: Select,
         decoded: Callable[[Iterable[Sequence[Any]]], Iterator[tuple[Position, Entry]]],
         *,
-        there: bool,
+        form: int,
+        where: str,
     ) -> None:
         self._select = select
         self._decoded = decoded
-        self._there = there
+        self._there = form >= KEPT
+        self._form = form
+        self._where = where
+        self._columns = _COLUMNS if form >= SESSIONS else _COLUMNS_BEFORE
 
     def entries(self, job: str) -> Iterator[tuple[Position, Entry]]:
         tables = ("history_entries", "entries") if self._there else ("entries",)
@@ -182,21 +214,21 @@ class SqlHistory(JobHistory):
     def find(self, query: JobQuery, most: int) -> list[EndedJob]:
         if not self._there:
             return []
-        chosen, values = _conditions(query)
-        statement = f"SELECT {_COLUMNS} FROM history{chosen} ORDER BY created_ms DESC, job DESC LIMIT ?"
+        chosen, values = self._conditions(query)
+        statement = f"SELECT {self._columns} FROM history{chosen} ORDER BY created_ms DESC, job DESC LIMIT ?"
         return [EndedJob(*row) for row in self._select(statement, (*values, most))]
 
     def counts(self, query: JobQuery) -> dict[str, int]:
         if not self._there:
             return {}
-        chosen, values = _conditions(query)
+        chosen, values = self._conditions(query)
         return dict(self._select(f"SELECT status, count(*) FROM history{chosen} GROUP BY status", values))
 
     def known(self, jobs: Collection[str]) -> list[EndedJob]:
         return [
             EndedJob(*row)
             for names in parts(list(jobs) if self._there else [], _MOST_NAMED)
-            for row in self._select(f"SELECT {_COLUMNS} FROM history WHERE job {among(names)}", names)
+            for row in self._select(f"SELECT {self._columns} FROM history WHERE job {among(names)}", names)
         ]
 
     def used_below(self, jobs: Collection[str]) -> dict[str, Amounts]:
@@ -207,6 +239,14 @@ class SqlHistory(JobHistory):
                 if tokens is not None:
                     found[job] = Amounts(int(tokens), dollars_of(int(nanodollars)))
         return found
+
+    def _conditions(self, query: JobQuery) -> tuple[str, list[Any]]:
+        if query.session and self._form < SESSIONS:
+            raise UserError(
+                f"{self._where} has format {self._form}, whose ended jobs are not listed by session",
+                hint="start its app, kernel or workers with this Sabot: the first start brings the journal up to date",
+            )
+        return _conditions(query)
 
 
 def _conditions(query: JobQuery) -> tuple[str, list[Any]]:
@@ -229,6 +269,8 @@ def shared_conditions(query: JobQuery) -> list[tuple[str, Sequence[Any]]]:
     conditions: list[tuple[str, Sequence[Any]]] = [
         (f"{name} = ?", (value,)) for name in ("scope", "key") if (value := getattr(query, name))
     ]
+    if query.session:  # the second part is the condition of the indexes
+        conditions.append(("session = ? AND session <> ''", (query.session,)))
     if query.since:
         conditions.append(("created_ms >= ?", (query.since_ms,)))
     if query.until:

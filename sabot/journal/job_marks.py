@@ -80,7 +80,7 @@ def selected(marks: Iterable[JobMark], query: JobQuery, most: int | None = None)
         if mark.created_ms is not None
         and query.status in ("", mark.status)
         and (last is None or (mark.created_ms, mark.job) < last)
-        and query.fits(mark.agent, mark.scope, mark.created_ms, lambda mark=mark: mark.key, str)  # type: ignore[misc]
+        and query.fits(mark.agent, mark.scope, mark.session, mark.created_ms, mark.key, str)
     ]
     chosen = found if most is None else nlargest(most, found, key=lambda each: each[:2])
     return [mark for _, _, mark in chosen]

@@ -24,11 +24,10 @@ from sabot.journal.base import Approval, JobMark, Position
 from sabot.journal.begin_facts import created_of, facts_of
 from sabot.journal.ended_jobs import BLOCKED, OUTCOMES, JobQuery, cut
 from sabot.journal.entries import Begin, Entry, Intent
-from sabot.journal.entry_counts import Connection, among, parts
+from sabot.journal.entry_counts import Connection, among, fill
 from sabot.journal.history_tables import shared_conditions, where
 from sabot.journal.job_marks import JobMarks
 
-_AT_ONCE = 50  # rows that are filled by one statement, which compares each with each
 LISTED = 5
 """The first version of the tables' format whose list of jobs is complete. Version 4 has no reasons of blocked jobs."""
 
@@ -38,10 +37,16 @@ APPROVED = 6
 WITHIN = 8
 """The first version of the tables' format whose jobs have the column `within`. Journals with one owner have it."""
 
-SHARED = 10
+SHARED = 13
 """The version of the tables of a journal that several workers share (`postgres_workers`). The places of its entries have
-gaps.
+gaps. It has all that SESSIONS has.
 """
+
+WITHOUT_SESSIONS = 11
+"""The version of such tables whose history lacks the column `session`."""
+
+KEYS_OF_ALL = 10
+"""The version of such tables in which a limit by key counts a key of all scopes as one."""
 
 WITHOUT_SEATS = 9
 """The version of such tables without limits of jobs (`seats`). Some lack the tables `crashes` and `refusals`."""
@@ -49,7 +54,10 @@ WITHOUT_SEATS = 9
 SHARED_BEFORE = 7
 """The version of such tables without the column `within`. They have all that version 6 has."""
 
-SHARED_FORMATS = (SHARED_BEFORE, WITHOUT_SEATS, SHARED)
+WITH_SEATS = (KEYS_OF_ALL, WITHOUT_SESSIONS, SHARED)
+"""The versions of such tables whose inbox has the columns of `seats`."""
+
+SHARED_FORMATS = (SHARED_BEFORE, WITHOUT_SEATS, *WITH_SEATS)
 """All versions of the tables of shared journals."""
 
 _BLOCKED_UNKNOWN = 4
@@ -167,13 +175,6 @@ def find_statement(marks: str, query: JobQuery, most: int) -> tuple[str, list[An
     return f"{marks}{chosen} ORDER BY created_ms DESC, job DESC LIMIT ?", [*values, most]
 
 
-def session_statement(marks: str, query: JobQuery, session: str) -> tuple[str, list[Any]]:
-    """Returns the statement for `JournalReader.of_session`, and its values. `marks`: as for `find_statement`."""
-    chosen, values = _conditions(query, "created_ms IS NOT NULL")
-    # the last condition is that of the index
-    return f"{marks}{chosen} AND session = ? AND session <> '' ORDER BY created_ms DESC, job DESC", [*values, session]
-
-
 def statement_of_counts(query: JobQuery) -> tuple[str, list[Any]]:
     """Returns the statement for `JournalReader.logged_counts`, and its values."""
     # the sign keeps the index away: its order is of no use here, and each row would be looked up by key
@@ -244,7 +245,7 @@ def bring_list_up_to_date(
     for statement in blocked + (_APPROVALS_TABLES if form < APPROVED else ()) + _WITHIN_TABLES:
         connection.execute(statement.format(text=text, blob=blob))
     within = {entry.job: cut(entry.within) for _, entry in entries if isinstance(entry, Begin) and entry.within}
-    _fill_all(connection, "jobs", "job, within", list(within.items()))
+    fill(connection, "jobs", "job, within", list(within.items()))
     index_sessions(connection)
 
 
@@ -275,25 +276,7 @@ def fill_list(connection: Connection, entries: Iterable[tuple[Position, Entry]])
         for mark in known.marks.values()
         if mark.created_ms is not None
     ]
-    _fill_all(connection, "jobs", f"job, {_FACTS}, created_ms, tried, asks", rows)
-    _fill_all(connection, "jobs", "job, within", list(within.items()))
-    _fill_all(connection, "questions", "token, place", list(places.items()))
+    fill(connection, "jobs", f"job, {_FACTS}, created_ms, tried, asks", rows)
+    fill(connection, "jobs", "job, within", list(within.items()))
+    fill(connection, "questions", "token, place", list(places.items()))
     connection.execute(_NOTE_AGAIN)
-
-
-def _fill_all(connection: Connection, table: str, columns: str, rows: Sequence[Sequence[Any]]) -> None:
-    for some in parts(rows, _AT_ONCE):
-        _fill(connection, table, columns, some)
-
-
-def _fill(connection: Connection, table: str, columns: str, rows: Sequence[Sequence[Any]]) -> None:
-    """Writes values into some rows of a table. `columns`: the names of the values; the first one names the row."""
-    # not UPDATE … FROM, which SQLite has since version 3.33 only
-    key, *names = columns.split(", ")
-    marks = ", ".join([f"({', '.join('?' * len(rows[0]))})"] * len(rows))
-    chosen = f"SELECT {', '.join(f'v.{name}' for name in names)} FROM v WHERE v.{key} = {table}.{key}"
-    connection.execute(
-        f"WITH v ({columns}) AS (VALUES {marks}) UPDATE {table} SET ({', '.join(names)}) = ({chosen}) "
-        f"WHERE {key} IN (SELECT v.{key} FROM v)",
-        [value for row in rows for value in row],
-    )

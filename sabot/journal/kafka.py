@@ -125,6 +125,10 @@ class KafkaJournalReader(TablesReader):
         self._replica.catch_up()
         return super().job(job)
 
+    def marked(self, jobs: Collection[str]) -> set[str]:
+        self._replica.catch_up()
+        return super().marked(jobs)
+
     def logged(self, query: JobQuery, most: int) -> list[JobMark]:
         self._replica.catch_up()
         return super().logged(query, most)
@@ -174,6 +178,10 @@ class _TopicInbox(Inbox):
         self._clock = clock
         self._lock = threading.Lock()
         self._appender: TopicAppender | None = None
+
+    @property
+    def key(self) -> bytes:  # type: ignore[override]  # it is known when the topic was read
+        return self._replica.key
 
     def post(self, letter: Letter) -> None:
         replica = self._replica

@@ -4,7 +4,7 @@
                                                ▲
    parked="free": a job that goes on takes a seat again, before jobs that begin
 
-A lane has the jobs that share a limit: those of an agent, of one scope of it, or of one key. A job without a limit is in the
+A lane has the jobs that share a limit: those of an agent, of one scope of it, or of one key of a scope. A job without a limit is in the
 lane "", which is never full. A job keeps its seat until its end, with the jobs that it has begun; or with `parked="free"` until
 all of them wait for something that takes long.
 
@@ -19,6 +19,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import KW_ONLY, dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache
+from hashlib import md5
 from operator import itemgetter
 from typing import Literal
 
@@ -29,6 +30,7 @@ from sabot.errors import UserError, short_repr
 from sabot.journal.begin_facts import facts_of
 from sabot.journal.entries import Begin, Letter, decode_entry
 
+_LONGEST_PART = 500  # characters, each of at most four bytes
 _LAST_MS = 253_402_300_800_000  # the year 10,000
 _RATE = 'such as rate="100/min", "5/s" or "20/10s": jobs that begin in each such time'
 
@@ -40,8 +42,8 @@ class JobLimit:
     queued, in the order of their priorities, and among these in the order in which they were asked for.
 
     - `agent`: the name of the agent.
-    - `per`: "agent" counts all jobs of the agent together, "scope" those of each scope (tenant), "key" those of each `key=`.
-      Jobs without a key are not limited then.
+    - `per`: "agent" counts all jobs of the agent together, "scope" those of each scope (tenant), "key" those of each `key=`
+      of a scope: the same key of another scope is another one. Jobs without a key are not limited then.
     - `concurrency`: the most jobs that run at a time; None for no limit. `JobLimit("support", per="key", concurrency=1)` runs
       the jobs of one customer one after the other.
     - `rate`: the most jobs that begin within any such time: "100/min". None for no limit.
@@ -72,10 +74,21 @@ class JobLimit:
 
     def lane(self, scope: str, key: str) -> str:
         """Returns the name of the lane of a job with this scope and key; "" if the job is not limited."""
+        return self.lane_of(scope if self.per == "scope" else key_of_scope(scope, key))
+
+    def lane_of(self, part: str) -> str:
+        """Returns the name of a lane. `part`: the scope, or `key_of_scope`, as `per` says; it says nothing for `per="agent"`."""
         if self.per == "agent":
             return self.agent
-        part = scope if self.per == "scope" else key
         return f"{self.agent}\n{part}" if part else ""
+
+
+def key_of_scope(scope: str, key: str) -> str:
+    """Returns a text that only this key of this scope has, also where they have the separators of others; "" without a key.
+    Of long names it is a digest, as an index of PostgreSQL takes no entry of more than 2,704 bytes. `seats.MAKE` has it in SQL.
+    """
+    text = f"{len(scope)}:{scope}{key}" if key else ""
+    return text if len(text) <= _LONGEST_PART else f"#{md5(text.encode(), usedforsecurity=False).hexdigest()}"
 
 
 def pace_of(limit: JobLimit | None) -> tuple[int, int]:
@@ -274,7 +287,7 @@ class Lanes:
             ]
             return [letter for _, letter in sorted([*waiting, *self._following], key=itemgetter(0))]
 
-    def why(self, jobs: Collection[str], now_ms: int, room: int) -> dict[str, str]:
+    def waits(self, jobs: Collection[str], now_ms: int, room: int) -> dict[str, str]:
         """Returns, by job, why these jobs of the queue do not begin yet."""
         with self.lock:
             waiting = {job: queued for job in jobs if (queued := self._queued.get(job)) is not None}

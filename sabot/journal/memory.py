@@ -221,6 +221,7 @@ class MemoryInbox(Inbox):
 
     def __init__(self, storage: MemoryStorage) -> None:
         self._storage = storage
+        self.key = storage.key
 
     def post(self, letter: Letter) -> None:
         storage = self._storage
@@ -323,8 +324,8 @@ class MemoryJournal(MemoryReader, Journal):
     def note(self, name: str, value: str) -> bool:
         return MemoryInbox(self.storage).note(name, value)
 
-    def why_queued(self, jobs: Collection[str], clock: Clock = SYSTEM_CLOCK) -> dict[str, str]:
-        return self.begins.why(jobs, round(self.clock.time() * 1000))
+    def waits(self, jobs: Collection[str], clock: Clock = SYSTEM_CLOCK) -> dict[str, str]:
+        return self.begins.waits(jobs, round(self.clock.time() * 1000))
 
     async def look(self) -> bool:
         return bool(self.storage.posted)
@@ -449,13 +450,16 @@ class MemoryJournal(MemoryReader, Journal):
                 self.storage.owner = None
 
 
-def salt_of(journal: JournalReader) -> bytes:
+def salt_of(journal: JournalReader | Inbox) -> bytes:
     """Returns the salt in the keys of the effects of jobs that begin in this journal (`Begin.salt`), which no other journal
     has. It does not tell the key of the journal.
 
     It is b"" for a journal in memory: when its process has ended, and the source gives the same record again, the job has the
     same id, and the called service must know its calls again.
     """
-    if isinstance(journal, MemoryReader):
-        return b""
-    return blake2b(b"effect keys", key=journal.key, digest_size=8).digest()
+    return b"" if isinstance(journal, MemoryReader | MemoryInbox) else salt_of_key(journal.key)
+
+
+def salt_of_key(key: bytes) -> bytes:
+    """Returns the salt of a journal that is not in memory, from its key."""
+    return blake2b(b"effect keys", key=key, digest_size=8).digest()

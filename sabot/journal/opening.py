@@ -6,13 +6,40 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from sabot.base.backoff import Backoff
 from sabot.base.redaction import keep_url, redacted_url
 from sabot.clock import SYSTEM_CLOCK, Clock
-from sabot.errors import UserError
+from sabot.errors import BrokerUnavailable, TransientError, UserError
 from sabot.journal.base import Inbox, Journal, JournalReader
 from sabot.journal.postgres import PostgresInbox, PostgresJournal, PostgresReader
 from sabot.journal.postgres_workers import PostgresWorker
+from sabot.journal.schemas import JournalSchema
 from sabot.journal.sqlite import SqliteInbox, SqliteJournal, SqliteReader
+
+_WAITS = Backoff(0.5, 10.0)
+_MOST_UNRESOLVED = (
+    10  # failures in a row, which take a minute: the name of a container is known when the container starts
+)
+
+
+class ServerWait:
+    """The wait of a start for the server of a journal. Containers start in any order, so it has no end while the server may
+    still come. A host whose name stays unknown does not come.
+    """
+
+    def __init__(self) -> None:
+        self._failures = self._unresolved = 0
+
+    def next_s(self, error: TransientError) -> float:
+        """Returns the seconds to wait after this error of an attempt. Raises UserError if it is time to give up."""
+        self._failures += 1
+        self._unresolved = self._unresolved + 1 if isinstance(error, BrokerUnavailable) and error.unresolved else 0
+        if self._unresolved > _MOST_UNRESOLVED:
+            raise UserError(
+                f"the journal's server stays unknown: {error.message}",
+                hint="check the name of the host in journal=, and that this machine or container can look it up",
+            ) from error
+        return _WAITS.wait_s(self._failures)
 
 
 def open_reader(address: Path | str, *, app: str = "", kafka: Mapping[str, Any] | None = None) -> JournalReader:
@@ -68,7 +95,8 @@ def open_journal(
     if shared and scheme != "postgresql":
         raise UserError(
             f"{redacted_url(str(address))}: several workers share a journal in PostgreSQL only",
-            hint="postgresql://user@host/database?app=NAME",
+            hint="postgresql://user@host/database?app=NAME; or leave shared=True out: one process runs the jobs of a folder, and any "
+            "number of others begin and answer them",
         )
     if anew and scheme:
         raise UserError(
@@ -84,6 +112,11 @@ def open_journal(
             kind = PostgresWorker if shared else PostgresJournal
             return kind(str(address), app or None, clock=clock)
     return SqliteJournal(address, clock=clock, anew=anew)
+
+
+def schema_of(address: Path | str, app: str) -> JournalSchema | None:
+    """Returns the schema of the journal at an address of PostgreSQL; None for any other address. `app`: as in `open_reader`."""
+    return JournalSchema(str(address), app) if _scheme(address) == "postgresql" else None
 
 
 def is_at_server(address: Path | str) -> bool:

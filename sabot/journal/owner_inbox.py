@@ -24,10 +24,19 @@ from sabot.journal.base import (
 )
 from sabot.journal.ended_jobs import EndedJob
 from sabot.journal.entries import Entry, Letter, encode_letter
-from sabot.journal.entry_counts import Connection
+from sabot.journal.entry_counts import Connection, parts
 from sabot.journal.history_tables import expire, expiring
 from sabot.journal.job_tables import note_blocked
-from sabot.journal.tables import NOTE, SqlReader, add_letter, forget, keep_approvals, letter_facts, remove
+from sabot.journal.tables import (
+    NOTE,
+    SqlReader,
+    add_letter,
+    forget,
+    keep_approvals,
+    known_jobs,
+    letter_facts,
+    remove,
+)
 from sabot.journal.writing import GroupWriter
 
 
@@ -87,6 +96,21 @@ class SqlInbox(OwnerInbox):
             job = check_letter(letter, question, mark, earlier, now_ms)
             add_letter(connection, once_of(letter, mark), job, encode_letter(letter), beside=self.beside(letter))
             self.posted(connection, letter)
+
+    def begin(self, letters: Sequence[Letter]) -> list[bool]:
+        """Posts letters as `Inbox.begin` does, several hundred in one transaction: others post theirs in between."""
+        return [posted for some in parts(letters) for posted in self._begin_some(some)]
+
+    def _begin_some(self, letters: Sequence[Letter]) -> list[bool]:
+        encoded, posted = list(map(encode_letter, letters)), list[bool]()
+        with self.transaction("letter") as connection:
+            known = known_jobs(connection, [letter.job for letter in letters])
+            for letter, data in zip(letters, encoded, strict=True):
+                posted.append(letter.job not in known)
+                if posted[-1]:
+                    known.add(letter.job)
+                    add_letter(connection, letter.once, letter.job, data, beside=self.beside(letter))
+        return posted
 
     def note(self, name: str, value: str) -> bool:
         with self.transaction("note") as connection:
@@ -171,11 +195,16 @@ class SqlJournal(SqlReader, Journal):
             self._refused += 1
             raise
 
+    def begin(self, letters: Sequence[Letter]) -> list[bool]:
+        posted = self.inbox.begin(letters)
+        self._refused += posted.count(False)
+        return posted
+
     def note(self, name: str, value: str) -> bool:
         return self.inbox.note(name, value)
 
-    def why_queued(self, jobs: Collection[str], clock: Clock = SYSTEM_CLOCK) -> dict[str, str]:
-        return self.begins.why(jobs, round(self.clock.time() * 1000))
+    def waits(self, jobs: Collection[str], clock: Clock = SYSTEM_CLOCK) -> dict[str, str]:
+        return self.begins.waits(jobs, round(self.clock.time() * 1000))
 
     def letters(self) -> list[Letter]:
         return [*self.begins.lanes.letters(), *(letter for _, letter in self.untaken(self._last_letter))]
@@ -186,7 +215,8 @@ class SqlJournal(SqlReader, Journal):
     def take(self) -> list[tuple[Position, Entry]]:
         taken: list[tuple[Position, Entry]] = []
         letters = self.untaken(self._last_letter)
-        questions = self.questions([letter.token for _, letter in letters])
+        questions = self.questions([letter.token for _, letter in letters if letter.token])
+        self.begins.look(letter for _, letter in letters)
 
         def take_one(number: int, letter: Letter) -> None:
             at_ms = round(self.clock.time() * 1000)
@@ -203,6 +233,7 @@ class SqlJournal(SqlReader, Journal):
                 self._last_letter = number
             while (due := self.begins.next_due(round(self.clock.time() * 1000))) is not None:
                 take_one(*due)
+        self.begins.look(())
         self._letters += len(taken)
         return taken
 

@@ -30,7 +30,7 @@ import threading
 import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from sabot.base.backoff import Backoff
 from sabot.base.options import answers_wrong_options
@@ -48,14 +48,18 @@ from sabot.errors import (
 from sabot.journal.base import Approval, Position
 from sabot.journal.crashes import tries_again
 from sabot.journal.entries import Entry, Letter
-from sabot.journal.entry_counts import Connection, end_of_log
-from sabot.journal.job_tables import SHARED, SHARED_FORMATS
+from sabot.journal.entry_counts import Connection, end_of_log, parts
+from sabot.journal.history_tables import SESSIONS, SqlHistory
+from sabot.journal.job_tables import SHARED, SHARED_FORMATS, WITH_SEATS
 from sabot.journal.owner_inbox import SqlInbox, SqlJournal
+from sabot.journal.postgres_begins import Asked, lock_format, post_begins
 from sabot.journal.schemas import RANGE, JournalSchema, PostgresSession, Statements
-from sabot.journal.seats import LET_THROUGH, columns_of, why_queued
+from sabot.journal.seats import LET_THROUGH, columns_of, waits_of_letters
 from sabot.journal.tables import SqlReader, StoredEntry, add, decoded, rows_of
 from sabot.journal.writing import CAPACITY_BYTES, Appended, GroupWriter
 from sabot.steps import step
+
+T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 
@@ -101,7 +105,9 @@ _RUNS = (  # the ranges of places that have entries, and the place behind the la
 )
 _TRIMMED_RUNS = f"SELECT (behind - 1) / {RANGE}, max(behind) FROM gone GROUP BY 1"
 _ENTRIES_OF_RUN = "SELECT place, job, sum, entry FROM entries WHERE place >= ? AND place < ? ORDER BY place LIMIT 1000"
-_ONE_LETTER = "SELECT 1 FROM meta WHERE name = 'identity' FOR UPDATE"
+# One letter at a time. It waits for who brings the tables up to date, and has the format behind that: the row is read again. It does
+# not wait for a transaction of a caller that begins jobs (`postgres_begins`).
+_ONE_LETTER = "SELECT name, value FROM meta WHERE name IN ('format', 'identity') ORDER BY name FOR NO KEY UPDATE"
 
 
 def session_of(owner: str) -> str:
@@ -121,7 +127,7 @@ class PostgresReader(SqlReader):
         self._look_at(JournalSchema(url, app))
 
     def _look_at(self, place: JournalSchema) -> None:
-        self.where = place.where
+        self.where, self._place = place.where, place
         self._reading = PostgresSession(place)
         with self._reading.using() as connection:
             facts = place.known_facts(connection)
@@ -142,21 +148,38 @@ class PostgresReader(SqlReader):
             found: list[tuple[Any, ...]] = Statements(connection).execute(statement, values).fetchall()
         return found
 
-    def why_queued(self, jobs: Collection[str], clock: Clock = SYSTEM_CLOCK) -> dict[str, str]:
-        return why_queued(self.select, jobs) if self.format == SHARED else super().why_queued(jobs, clock)
+    def _look_again(self) -> None:
+        """Reads the format again: since this reader was opened, workers may have shared the journal, or brought its tables up to date."""
+        if self.format != SHARED:
+            ((form,),) = self.select("SELECT value FROM meta WHERE name = 'format'")
+            self.format = self._place.known_format(form)
+
+    def waits(self, jobs: Collection[str], clock: Clock = SYSTEM_CLOCK) -> dict[str, str]:
+        self._look_again()
+        return waits_of_letters(self.select, jobs) if self.format in WITH_SEATS else super().waits(jobs, clock)
 
     @property
     def is_shared(self) -> bool:
         """True if several workers share the journal."""
         return self.format in SHARED_FORMATS
 
+    @property
+    def history(self) -> SqlHistory:
+        if self.format < SESSIONS:
+            self._look_again()
+        return super().history
+
     def ends(self) -> dict[int, int]:
+        self._look_again()
         return dict(self.select(_RUNS)) if self.is_shared else super().ends()
 
     def trimmed(self) -> dict[int, int]:
+        self._look_again()
         return dict(self.select(_TRIMMED_RUNS)) if self.is_shared else super().trimmed()
 
     def read(self, job: str | None = None, start: Mapping[int, int] | None = None) -> Iterator[tuple[Position, Entry]]:
+        if job is None:
+            self._look_again()
         if job is not None or not self.is_shared:
             yield from super().read(job, start)
             return
@@ -193,24 +216,49 @@ class PostgresInbox(SqlInbox):
         self._place = JournalSchema(url, app)
         self.clock = clock
         self.session = PostgresSession(self._place)
+        self.beginning = self.session  # for letters that begin jobs, which may wait for an open transaction of a caller
         with self.session.using() as connection:
-            form = int(self._place.known_facts(connection)["format"])
-        self._shared, self._has_seats = form in SHARED_FORMATS, form == SHARED
+            facts = self._place.known_facts(connection)
+        self.key = bytes.fromhex(facts["key"])
+        # as the last transaction has found it: workers may bring the tables up to date
+        self._format = self._place.known_format(facts["format"])
+
+    @property
+    def _has_seats(self) -> bool:
+        return self._format in WITH_SEATS
+
+    def another_session(self) -> PostgresSession:
+        """Returns another connection to the journal, which opens when it is used first."""
+        return PostgresSession(self._place)
 
     def post(self, letter: Letter) -> None:
-        if self._shared and not self._has_seats and (letter.after_ms or letter.priority):
+        if letter.kind == "retry":
+            with self.transaction("letter") as connection:
+                if self._format in SHARED_FORMATS and tries_again(connection, letter.job):
+                    return
+        super().post(letter)
+
+    def begin(self, letters: Sequence[Letter]) -> list[bool]:
+        if not self._has_seats:  # the numbers of letters to one owner rise in the order of their commits
+            return super().begin(letters)
+        return [posted for some in parts(letters) for posted in self._begin_beside(some)]
+
+    def _begin_beside(self, letters: Sequence[Letter]) -> list[bool]:
+        with step("journal", f"{self._place.where}: letter"), self.beginning.using("BEGIN") as connection:
+            self._format = _answered(connection, lock_format(self._place))
+            posted = _answered(connection, post_begins(self._place, letters))
+            connection.execute("COMMIT")
+        return posted
+
+    def beside(self, letter: Letter) -> Mapping[str, Any]:
+        if self._has_seats:
+            return columns_of(letter)
+        if self._format in SHARED_FORMATS and (letter.after_ms or letter.priority):
             raise UserError(
                 f"job {letter.job}: the workers of {self._place.where} are of an earlier Sabot, without start_after= and priority=",
                 hint="stop all workers, then start those of the new Sabot, which bring the tables up to date",
             )
-        if letter.kind == "retry" and self._shared:
-            with self.transaction("letter") as connection:
-                if tries_again(connection, letter.job):
-                    return
-        super().post(letter)
-
-    def beside(self, letter: Letter) -> Mapping[str, Any]:
-        return columns_of(letter) if self._has_seats else {}
+        return {}
 
     def posted(self, connection: Connection, letter: Letter) -> None:
         if self._has_seats and letter.kind == "cancel":
@@ -219,7 +267,8 @@ class PostgresInbox(SqlInbox):
     @contextmanager
     def transaction(self, what: str) -> Iterator[Connection]:
         with step("journal", f"{self._place.where}: {what}"), self.session.using("BEGIN") as connection:
-            connection.execute(_ONE_LETTER)
+            facts = dict(connection.execute(_ONE_LETTER).fetchall())
+            self._format = self._place.known_format(facts["format"])
             if what == "trim":
                 connection.execute(self.no_entries)
             yield Statements(connection)
@@ -227,6 +276,19 @@ class PostgresInbox(SqlInbox):
 
     def close(self) -> None:
         self.session.close()
+        self.beginning.close()
+
+
+def _answered(connection: Any, asked: Asked[T]) -> T:
+    """Runs the statements of `asked` on a connection, and returns its result."""
+    rows: list[tuple[Any, ...]] | None = None
+    while True:
+        try:
+            statement, values = asked.send(rows)  # type: ignore[arg-type]  # the first one gets None
+        except StopIteration as done:
+            found: T = done.value
+            return found
+        rows = connection.execute(statement, values).fetchall()
 
 
 class JournalLease:

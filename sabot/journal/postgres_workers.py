@@ -32,7 +32,7 @@ from typing import Any
 
 from sabot.base.proc import is_over, life_of_this_process
 from sabot.base.threads import run_in_thread
-from sabot.clock import Clock, boot_seconds
+from sabot.clock import SYSTEM_CLOCK, Clock, boot_seconds
 from sabot.errors import TransientError
 from sabot.journal.base import EVERY, MAY_BEGIN_AGAIN, Beginnings, JournalReader, Position
 from sabot.journal.crashes import ASIDE, IN_TREE, KEEP_EARLIER, MOST, ROOT, SUSPECTS, Suspects, blame
@@ -136,9 +136,19 @@ _BURY = (
     "END WHERE number IN (SELECT number FROM workers WHERE number = %(number)s AND NOT gone AND (%(certain)s OR until < clock_timestamp()) "
     "FOR UPDATE SKIP LOCKED) RETURNING number"
 )
-# True for a worker that holds open jobs. EXISTS would be a join with all open jobs.
-_HOLDS = "(SELECT true FROM jobs j WHERE j.worker = w.number AND j.ended IS NULL LIMIT 1)"
+# True for a worker that holds open jobs, by a search in the index. EXISTS would be a join with all open jobs, and a search for this very
+# number reads them all where most of them have one worker.
+_HOLDS = (
+    "(SELECT true FROM (SELECT j.worker FROM jobs j WHERE j.worker >= w.number AND j.ended IS NULL ORDER BY j.worker LIMIT 1) n "
+    "WHERE n.worker = w.number)"
+)
 _LEFT = f"SELECT DISTINCT w.number = {SUSPECTS} FROM workers w WHERE w.gone AND {_HOLDS}"
+# All that a worker looks for regularly, by one query: the letters that it takes, and whether there is more. Not by EXISTS, which drops
+# the order and the limit of a query, and with them the index.
+_LOOK = (
+    f"SELECT ARRAY(SELECT number FROM ({_TO_ME}) AS mine), ({ARE_DUE}) IS NOT NULL, "
+    f"(SELECT 1 FROM ({_UNCLAIMED}) AS free LIMIT 1) IS NOT NULL, (SELECT 1 FROM ({_LEFT}) AS behind LIMIT 1) IS NOT NULL"
+)
 # Trees move whole, with the jobs that have ended: one of these may be retried, and runs where the others are. So one worker at a
 # time takes trees, behind the lock of the row of worker 0.
 _ONE_TAKES = "SELECT 1 FROM workers WHERE number = 0 FOR UPDATE SKIP LOCKED"
@@ -207,9 +217,15 @@ def drawn(connection: Any) -> int:
 
 
 class WorkersInbox(PostgresInbox):
-    """An inbox of a journal that several workers share."""
+    """An inbox of a journal that several workers share. A start of this process that waits for an open transaction of a caller holds up
+    none of its takes.
+    """
 
     no_entries = "SELECT 1 FROM workers FOR UPDATE"
+
+    def __init__(self, url: str, app: str | None = None, *, clock: Clock = SYSTEM_CLOCK) -> None:
+        super().__init__(url, app, clock=clock)
+        self.beginning = self.another_session()
 
 
 class WorkerLease(JournalLease):
@@ -304,14 +320,17 @@ class PostgresWorker(PostgresJournal):
         self._left_since = math.inf  # when jobs of workers that are gone were seen first
         self._part = 0  # the number of these that belong to this worker
         self.suspects = Suspects()
+        self._told_declared = frozenset[str]()  # what this one has noted that it has
         self._said_behind = False  # the log has that others declare what this worker has not
         self.begins.lanes = self._lanes = SharedLanes()
         # before this time the queues of agents with limits are not looked at, since all of their seats are taken
         self._full_until = -math.inf
 
     def lacks(self, declared: Collection[str]) -> list[str]:
-        with self.inbox.session.using() as connection, step("journal", f"{self.where}: declare"):
-            connection.execute(_DECLARE, (sorted(declared),))
+        if not self._told_declared.issuperset(declared):
+            with self.inbox.session.using() as connection, step("journal", f"{self.where}: declare"):
+                connection.execute(_DECLARE, (sorted(declared),))
+            self._told_declared = frozenset(declared)
         return self._noted_beyond(declared)
 
     def _noted_beyond(self, declared: Collection[str]) -> list[str]:
@@ -380,11 +399,19 @@ class PostgresWorker(PostgresJournal):
     # -- letters and jobs --------------------------------------------------------------------------------------------------
 
     def untaken(self, after: int = 0) -> list[tuple[int, Letter]]:
+        self._forget_seen()
+        rows = self.select(_TO_ME, self._of_mine())
+        return [(number, decode_letter(data, self.where)) for number, data in rows if number not in self._seen]
+
+    def _of_mine(self) -> tuple[Any, ...]:
+        """Returns the values of the statement `_TO_ME`."""
+        return self.lease.number, self.lease.number, list(self._lanes.limits)
+
+    def _forget_seen(self) -> None:
+        """Forgets the letters whose entries are durable: these are no letters any more."""
         durable = self.writer.durable_offset
         for number in [number for number, place in self._seen.items() if place < durable]:
             del self._seen[number]
-        rows = self.select(_TO_ME, (self.lease.number, self.lease.number, list(self._lanes.limits)))
-        return [(number, decode_letter(data, self.where)) for number, data in rows if number not in self._seen]
 
     def letters(self) -> list[Letter]:
         """Returns the letters to all workers, for lists."""
@@ -394,19 +421,17 @@ class PostgresWorker(PostgresJournal):
         return await run_in_thread(self._has_work)
 
     def _has_work(self) -> bool:
-        if (
-            self.untaken()
-            or self.select(ARE_DUE)
-            or self._claimable()
-            or self._lanes.parks
-            or self._lanes.wants
-            or self._limited()
-        ):
+        self._forget_seen()
+        agents = self._unlimited() if self.begins.room() > 0 else []
+        ((numbers, due, unclaimed, left),) = self.select(_LOOK, (*self._of_mine(), agents))
+        if due or any(number not in self._seen for number in numbers) or (unclaimed and not self._is_behind()):
             return True
-        if self.suspects.has_cleared:
+        if self._lanes.parks or self._lanes.wants or self._limited() or self.suspects.has_cleared:
             return True
         if self.begins.resumes:
-            return self._takes() != (0, False) or self._is_late()
+            if not left:
+                self._left_since = math.inf
+            return self._is_late() or (left and self._takes() != (0, False))
         if not self._is_late() or self.select(_ORPHANS):
             return self._is_late()
         self._reaped = boot_seconds()
@@ -452,10 +477,14 @@ class PostgresWorker(PostgresJournal):
 
     def _claimable(self) -> list[int]:
         """Returns the numbers of letters that begin jobs of the agents that are here, as many as there is room for."""
-        room, lanes = self.begins.room(), self._lanes.limits
-        agents = [*(each for each in self.begins.agents if each not in lanes), *map(cancelled, self.begins.agents)]
-        found = self.select(_UNCLAIMED, (agents,)) if room > 0 else []
+        room = self.begins.room()
+        found = self.select(_UNCLAIMED, (self._unlimited(),)) if room > 0 else []
         return [] if found and self._is_behind() else [number for (number,) in found[:room]]
+
+    def _unlimited(self) -> list[str]:
+        """Returns the agents, as letters name them, that are here and whose jobs begin without a seat."""
+        agents = self.begins.agents
+        return [*(each for each in agents if each not in self._lanes.limits), *map(cancelled, agents)]
 
     def _limited(self) -> list[str]:
         """Returns the agents that are here and have a limit and letters that begin jobs, while there is room."""

@@ -3,7 +3,7 @@
    limits        by agent: its JobLimit, as the worker that has started last has it; its row is the lock of the agent's lanes
    seats         by job of such an agent: its lane, and when it was claimed; `parked` while it has given its seat up
    inbox         of a letter that begins a job, for the first time or again: agent, scope and key, its priority, and the time
-                 before which nobody takes it, which is 0 as soon as it has come
+                 before which nobody takes it, which is 0 as soon as it has come; `scope_key` is `lanes.key_of_scope`
 
 A worker that claims letters of an agent with a limit locks the row of the agent, then counts its seats in another statement, and
 then claims, all in one transaction. So no two workers count the same free seat. Nothing is stored about free seats: a seat counts
@@ -48,12 +48,18 @@ _INDEXES = (
     "DROP INDEX IF EXISTS seats_of_agent",
 )
 _INDEX_OF_LANES = "CREATE INDEX IF NOT EXISTS letters_by_{part} ON inbox (agent, {part}, priority, number) WHERE {due}"
+_PART = {"scope": "scope", "key": "scope_key"}  # the column by which the lanes of a limit differ
 _IS_THERE = "SELECT to_regclass(%s)"
+# `lanes.key_of_scope`
+_TEXT = "length(scope)::text || ':' || scope || key"
+_KEY_OF_SCOPE = f"CASE WHEN key = '' THEN '' WHEN length({_TEXT}) > 500 THEN '#' || md5({_TEXT}) ELSE {_TEXT} END"
 
 MAKE = (
     "ALTER TABLE inbox ADD COLUMN IF NOT EXISTS agent text COLLATE \"C\" NOT NULL DEFAULT ''",
     "ALTER TABLE inbox ADD COLUMN IF NOT EXISTS scope text COLLATE \"C\" NOT NULL DEFAULT ''",
     "ALTER TABLE inbox ADD COLUMN IF NOT EXISTS key text COLLATE \"C\" NOT NULL DEFAULT ''",
+    f'ALTER TABLE inbox ADD COLUMN IF NOT EXISTS scope_key text COLLATE "C" GENERATED ALWAYS AS ({_KEY_OF_SCOPE}) STORED',
+    "DROP INDEX IF EXISTS letters_by_key",
     "ALTER TABLE inbox ADD COLUMN IF NOT EXISTS priority bigint NOT NULL DEFAULT 0",
     "ALTER TABLE inbox ADD COLUMN IF NOT EXISTS after_ms bigint NOT NULL DEFAULT 0",
     'CREATE TABLE IF NOT EXISTS limits (agent text COLLATE "C" PRIMARY KEY, spec text NOT NULL)',
@@ -94,7 +100,7 @@ _TAKEN = (
 # the first of the jobs that fill the rate of a lane
 _OLDEST = "SELECT at_ms FROM seats WHERE lane = ? AND at_ms > ? ORDER BY at_ms DESC OFFSET ? LIMIT 1"
 _PARKED = "SELECT job, lane FROM seats WHERE job = ANY(%s) AND parked"
-# the scopes, or keys, that have letters which are due, each found by a search in the index
+# the scopes, or keys of scopes, that have letters which are due, each found by a search in the index
 _PARTS = (
     "WITH RECURSIVE parts (part) AS ("
     "(SELECT {part} FROM inbox WHERE {due} AND agent = %(agent)s AND {part} > %(after)s ORDER BY agent, {part} LIMIT 1) UNION ALL "
@@ -130,6 +136,13 @@ _WANTS_AT_ONCE = 64  # jobs that want to go on, of which a claim looks for the l
 _RETRIES_AT_ONCE = 64  # letters that begin jobs again, of which a claim looks for the lanes
 VISITS = 500  # seats that are looked at for jobs that have ended, at once
 
+_MOVE_SEATS = (  # into the lanes of keys of scopes; in format 10 a key was the same in all scopes
+    "UPDATE seats s SET lane = s.agent || chr(10) || f.part "
+    f"FROM (SELECT job, key, {_KEY_OF_SCOPE} AS part FROM jobs UNION SELECT job, key, scope_key FROM inbox WHERE agent <> '') f "
+    "WHERE f.job = s.job AND f.key <> '' AND s.lane = s.agent || chr(10) || f.key "
+    "AND s.agent IN (SELECT agent FROM limits WHERE spec::json->>'per' = 'key')"
+)
+
 _encode = msgspec.json.Encoder().encode
 
 
@@ -159,6 +172,7 @@ def make_seats(connection: Any, letters: Collection[tuple[int, Letter]]) -> None
         if columns := columns_of(letter):
             names = ", ".join(f"{name} = %s" for name in columns)
             connection.execute(f"UPDATE inbox SET {names} WHERE number = %s", (*columns.values(), number))
+    connection.execute(_MOVE_SEATS)
     make_indexes(connection)
 
 
@@ -172,7 +186,7 @@ def make_indexes(connection: Any) -> None:
 
 def index_lanes(connection: Any, limits: Iterable[JobLimit]) -> None:
     """Adds the indexes by which the lanes of limits are found, unless they are there. Not called in a transaction."""
-    for part in {limit.per for limit in limits} - {"agent"}:
+    for part in {_PART[limit.per] for limit in limits if limit.per != "agent"}:
         if connection.execute(_IS_THERE, (f"letters_by_{part}",)).fetchall() == [(None,)]:
             with connection.transaction():
                 # before the inbox, as claims lock them: and of two workers that start, one makes the index
@@ -353,8 +367,8 @@ def claim_seats(
     return Claimed(granted, waiting, letters, still, behind)
 
 
-def why_queued(select: Callable[..., list[tuple[Any, ...]]], jobs: Collection[str]) -> dict[str, str]:
-    """Does what `JournalReader.why_queued` says, in a journal that several workers share. `select`: runs a query."""
+def waits_of_letters(select: Callable[..., list[tuple[Any, ...]]], jobs: Collection[str]) -> dict[str, str]:
+    """Does what `JournalReader.waits` says, in a journal that several workers share. `select`: runs a query."""
     rows = select(_QUEUED, ([f"begin:{job}" for job in jobs],))
     limits = {agent: limit_of(spec) for agent, spec in select(LIMITS)} if rows else {}
     lanes = {job: limits[agent].lane(scope, key) for job, agent, scope, key, *_ in rows if agent in limits}
@@ -479,8 +493,8 @@ class _Claim:
         else:
             found, behind = self._parts(after)
             parts = list({*found, *(lane.partition("\n")[2] for lane in freed), ""})
-            of_part = f"AND {self._limit.per} = l.part"
-            lanes = {part: self._limit.lane(part, part) for part in parts}
+            of_part = f"AND {_PART[self._limit.per]} = l.part"
+            lanes = {part: self._limit.lane_of(part) for part in parts}
         lanes = {part: lane for part, lane in lanes.items() if lane not in closed}
         self._look(filter(None, lanes.values()))
         free = {part: most for part, lane in lanes.items() if (most := self._most(lane, room)) > 0}
@@ -491,8 +505,8 @@ class _Claim:
         return self._claim([(number, job, lanes[part]) for number, job, part, _ in rows]), behind
 
     def _parts(self, after: str) -> tuple[list[str], str]:
-        """Returns the scopes or keys that have letters, from one on, and the one behind which the next look begins."""
-        statement, found = _PARTS.format(part=self._limit.per, due=DUE), list[str]()
+        """Returns the scopes, or keys of scopes, that have letters, from one on, and the one behind which the next look begins."""
+        statement, found = _PARTS.format(part=_PART[self._limit.per], due=DUE), list[str]()
         for first in (after, "") if after else ("",):
             values = {"agent": self._agent, "after": first, "most": LANES_AT_ONCE - len(found)}
             rows = self._run(statement, values).fetchall()

@@ -32,7 +32,8 @@ from sabot.base.sqlite_files import HELD, is_held
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.errors import AppLocked, CorruptJournal, JournalFailed, SabotError, UserError
 from sabot.journal.entry_counts import Connection
-from sabot.journal.job_tables import WITHIN, index_sessions
+from sabot.journal.history_tables import SESSIONS
+from sabot.journal.job_tables import index_sessions
 from sabot.journal.owner_inbox import SqlInbox, SqlJournal
 from sabot.journal.tables import (
     HISTORY_TYPES,
@@ -95,7 +96,7 @@ class SqliteInbox(SqlInbox):
         with explained(self._where):
             self._connection = connected(self._path, "rw")
             try:
-                facts_of(self._connection, self._where)
+                self.key = facts_of(self._connection, self._where)["key"]
             except BaseException:
                 self._connection.close()
                 raise
@@ -171,7 +172,7 @@ def _keep_copy(connection: sqlite3.Connection, database: Path, form: int) -> Non
     _log.warning(
         "%s has format %d and is migrated to %d, which earlier versions of Sabot do not read; it is kept as it was in %s "
         "until the next savepoint",
-        *(database, form, WITHIN, copy),
+        *(database, form, SESSIONS, copy),
     )
 
 
@@ -247,14 +248,14 @@ class SqliteJournal(SqliteReader, SqlJournal):
                         f"the file system of {folder} has no shared memory for a write-ahead log",
                         hint="give a directory on a local disk",
                     )
-                if facts["format"] < WITHIN:
+                if facts["format"] < SESSIONS:
                     _keep_copy(self._writing, database, facts["format"])
                 with transaction(self._writing):
                     self._epoch = int(facts["epoch"]) + 1
                     self._writing.execute("UPDATE meta SET value = ? WHERE name = 'epoch'", (self._epoch,))
-                    if facts["format"] < WITHIN:
+                    if facts["format"] < SESSIONS:
                         bring_up_to_date(self._writing, facts["format"], f"journal {database}", **HISTORY_TYPES)
-                        self._writing.execute(f"PRAGMA user_version = {WITHIN}")
+                        self._writing.execute(f"PRAGMA user_version = {SESSIONS}")
                     index_sessions(self._writing)
             super().__init__(database)
             opened.callback(super().close)

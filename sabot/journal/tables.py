@@ -16,6 +16,7 @@ import sqlite3
 import threading
 import zlib
 from abc import abstractmethod
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -73,7 +74,17 @@ from sabot.journal.entry_counts import (
     runs_of,
     written,
 )
-from sabot.journal.history_tables import KEPT, SqlHistory, count_history, drop_bodies, make_history, move_entries
+from sabot.journal.history_tables import (
+    KEPT,
+    SESSIONS,
+    SqlHistory,
+    add_sessions,
+    count_history,
+    drop_bodies,
+    fill_sessions,
+    make_history,
+    move_entries,
+)
 from sabot.journal.job_marks import JobMarks, below, selected
 from sabot.journal.job_tables import (
     ANSWERED,
@@ -98,20 +109,20 @@ from sabot.journal.job_tables import (
     make_list,
     mark_of_row,
     note_approvals,
-    session_statement,
     statement_of_counts,
     unlist,
 )
 from sabot.journal.writing import Appended
 
 _APPLICATION = 0x5AB07  # SQLite's application_id, which marks the databases of a program
-_FORMAT = WITHIN
+_FORMAT = SESSIONS
 _WAIT_SECONDS = 30.0  # the wait for others that write to the same database: inboxes, a trim
 _LOG_BYTES = 64 << 20  # the most bytes that the write-ahead log keeps on the disk when it begins anew
 _CHUNK = 1000  # the most rows that are read at once
 # conditions on the kind of an entry, which is behind the version and the head of the array
 _BUT_RESULTS = "substr(entry, 3, 7) <> ?", b"\xa6result"  # results are half of a log
-_BEGINNINGS = "substr(entry, 5, 6) = ?", b"\xa5begin"  # with 16 values or more: those that may have `within`
+_LATER_BEGINNINGS = "substr(entry, 5, 6) = ?", b"\xa5begin"  # with 16 values or more: those that may have `within`
+_BEGINNINGS = "? IN (substr(entry, 3, 6), substr(entry, 5, 6))", b"\xa5begin"
 _MOST_RANGES = 100  # of ids, in one statement
 _TRIMMED_AT_ONCE = 200  # the most jobs in one transaction: entries of the owner wait for it
 _DAMAGE = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_FORMAT}
@@ -134,15 +145,21 @@ CREATE TABLE inbox (number INTEGER PRIMARY KEY AUTOINCREMENT, once TEXT NOT NULL
 CREATE INDEX inbox_of_job ON inbox (job);
 """
 
-_ENTRY = "INSERT INTO entries (place, job, sum, entry) VALUES (?, ?, ?, ?)"
+ENTRY = "INSERT INTO entries (place, job, sum, entry) VALUES (?, ?, ?, ?)"
+"""Adds an entry."""
+
 _BODY = "INSERT INTO bodies (hash, body) VALUES (?, ?) ON CONFLICT (hash) DO NOTHING"
 _USE = "INSERT INTO uses (place, hash) VALUES (?, ?)"
-_END = (
+ENDED = (
     "INSERT INTO jobs (job, began, digest, ended, outcome, result, ended_ms) VALUES (?, ?, ?, ?, ?, ?, ?) "
     "ON CONFLICT (job) DO UPDATE SET ended = excluded.ended, outcome = excluded.outcome, result = excluded.result, "
     "ended_ms = excluded.ended_ms, asks = 0, blocked = ''"
 )
-_LEAVE = "UPDATE questions SET closed = ? WHERE job = ? AND closed = ''"
+"""Notes an END entry."""
+
+LEFT = "UPDATE questions SET closed = ? WHERE job = ? AND closed = ''"
+"""Closes the questions of a job that has ended."""
+
 _ASK = (
     "INSERT INTO questions (token, job, ordinal, due_ms, closed, place) VALUES (?, ?, ?, ?, '', ?) ON CONFLICT (token) DO UPDATE SET "
     "job = excluded.job, ordinal = excluded.ordinal, due_ms = excluded.due_ms, closed = '', place = excluded.place"
@@ -163,7 +180,8 @@ NOTE = "note:"
 HISTORY_TYPES = {"whole": "INTEGER", "text": "TEXT", "blob": "BLOB"}
 """The column types of SQLite, as arguments of `history_tables.make_history`."""
 
-_TAKEN = "UPDATE inbox SET taken = 1, letter = ? WHERE number = ?"
+TAKEN = "UPDATE inbox SET taken = 1, letter = ? WHERE number = ?"
+"""Notes that a letter has become an entry."""
 
 
 @contextmanager
@@ -246,16 +264,23 @@ def bring_up_to_date(connection: Connection, form: int, where: object, *, whole:
         begin_to_count(connection, whole)
     if form < KEPT:
         make_history(connection, whole=whole, text=text, blob=blob)
-    entries = _entries(connection, where, *(_BUT_RESULTS if is_unlisted(form) else _BEGINNINGS))
-    bring_list_up_to_date(connection, form, entries, whole=whole, text=text, blob=blob)
+    elif form < SESSIONS:
+        add_sessions(connection, _entries(connection, where, *_BEGINNINGS, table="history_entries"), text)
+    if form < WITHIN:
+        entries = _entries(connection, where, *(_BUT_RESULTS if is_unlisted(form) else _LATER_BEGINNINGS))
+        bring_list_up_to_date(connection, form, entries, whole=whole, text=text, blob=blob)
 
 
-def _entries(connection: Connection, where: object, chosen: str, kind: bytes) -> Iterator[tuple[Position, Entry]]:
-    """Yields the entries of the log that a condition on their kind selects. `chosen`: the condition. `kind`: its value."""
+def _entries(
+    connection: Connection, where: object, chosen: str, kind: bytes, *, table: str = "entries"
+) -> Iterator[tuple[Position, Entry]]:
+    """Yields the entries of the log that a condition on their kind selects. `chosen`: the condition. `kind`: its value.
+    `table`: "history_entries" for those of the history.
+    """
     first, rows = 0, [()]
     while rows:
         rows = connection.execute(
-            f"SELECT place, job, sum, entry FROM entries WHERE place >= ? AND {chosen} ORDER BY place LIMIT {_CHUNK}",
+            f"SELECT place, job, sum, entry FROM {table} WHERE place >= ? AND {chosen} ORDER BY place LIMIT {_CHUNK}",
             (first, kind),
         ).fetchall()
         yield from decoded(rows, where)
@@ -270,7 +295,8 @@ class SqlReader(JournalReader):
     jobs detects a missing entry (`entry_counts`). From the version KEPT on, `trim` can move the entries of ended jobs
     into tables of their own instead of deleting them. From the version LISTED on, lists of jobs read no entries
     (`job_tables`); before, they read all. From the version APPROVED on, approvals for other jobs have rows; from the
-    version WITHIN on, the jobs that the tool of an effect has begun are looked up.
+    version WITHIN on, the jobs that the tool of an effect has begun are looked up; from the version SESSIONS on, ended jobs
+    are listed by session.
     """
 
     format: int
@@ -350,7 +376,7 @@ class SqlReader(JournalReader):
 
     @property
     def history(self) -> SqlHistory:
-        return SqlHistory(self.select, self._decoded, there=self.format >= KEPT)
+        return SqlHistory(self.select, self._decoded, form=self.format, where=self.where)
 
     def _gone(self, first: int, behind: int) -> list[tuple[int, int]]:
         return [(int(at), int(end)) for at, end in self.select(GONE, (first, behind))]
@@ -381,15 +407,14 @@ class SqlReader(JournalReader):
         rows = self.select(f"{self._marks} WHERE job = ?", (job,))
         return mark_of_row(rows[0]) if rows else None
 
+    def marked(self, jobs: Collection[str]) -> set[str]:
+        statement = "SELECT job FROM jobs WHERE job "
+        return {job for some in parts(list(jobs)) for (job,) in self.select(f"{statement}{among(some)}", some)}
+
     def logged(self, query: JobQuery, most: int) -> list[JobMark]:
         if self.format < LISTED:
             return selected(self._marks_of_entries(), query, most)
         return list(map(mark_of_row, self.select(*find_statement(self._marks, query, most))))
-
-    def of_session(self, query: JobQuery, session: str) -> list[JobMark]:
-        if self.format < LISTED:
-            return super().of_session(query, session)
-        return list(map(mark_of_row, self.select(*session_statement(self._marks, query, session))))
 
     def logged_counts(self, query: JobQuery) -> dict[str, int]:
         if self.format < LISTED:
@@ -530,8 +555,8 @@ def _indexed(offset: int, entry: Entry) -> list[tuple[str, tuple[Any, ...]]]:
         return [(BEGAN, begin_values(offset, entry))]
     if isinstance(entry, End):
         return [
-            (_END, (entry.job, offset, b"", offset, entry.outcome, entry.result, entry.at_ms)),
-            (_LEAVE, (f"the job has ended: {entry.outcome}", entry.job)),
+            (ENDED, (entry.job, offset, b"", offset, entry.outcome, entry.result, entry.at_ms)),
+            (LEFT, (f"the job has ended: {entry.outcome}", entry.job)),
         ]
     if isinstance(entry, Intent) and entry.token:
         asks = (_ASK, (entry.token, entry.job, entry.ordinal, entry.due_ms, offset))
@@ -560,6 +585,16 @@ def letter_facts(connection: Connection, letter: Letter) -> tuple[Question | Non
     if letter.kind == "signal" and not earlier:  # as earlier versions have named it
         earlier = run(f"{known} AND job = ?", (f"signal:{letter.token}", letter.job)).fetchall()
     return question, mark, bool(earlier)
+
+
+def known_jobs(connection: Connection, jobs: Sequence[str]) -> set[str]:
+    """Returns those of the jobs that the journal knows, also by a letter that begins them. `jobs`: no more than fit into one
+    statement.
+    """
+    run = connection.execute
+    found = {job for (job,) in run(f"SELECT job FROM jobs WHERE job {among(jobs)}", jobs).fetchall()}
+    names = [f"begin:{job}" for job in jobs]
+    return found.union(job for (job,) in run(f"SELECT job FROM inbox WHERE once {among(names)}", names).fetchall())
 
 
 def add_letter(
@@ -616,7 +651,7 @@ def add(connection: Connection, rows: Sequence[StoredEntry], *, numbered: bool =
     Marks the letters from which entries were made as taken. `numbered`: False if the places of the log have gaps.
     """
     connection.executemany(
-        _ENTRY, [(row.place, row.entry.job, checksum(row.place, row.entry.job, row.data), row.data) for row in rows]
+        ENTRY, [(row.place, row.entry.job, checksum(row.place, row.entry.job, row.data), row.data) for row in rows]
     )
     if numbered:
         written(connection, rows[0].place, rows[-1].place + 1)
@@ -626,12 +661,36 @@ def add(connection: Connection, rows: Sequence[StoredEntry], *, numbered: bool =
             if row.body:
                 connection.execute(_BODY, (named.hash, row.body))
             connection.execute(_USE, (row.place, named.hash))
-        for statement, values in _indexed(row.place, row.entry):
-            connection.execute(statement, values)
-        if row.letter:
-            connection.execute(_TAKEN, (b"", row.letter))
         if row.approvals:
             note_approvals(connection, row.approvals)
+    for statement, several in _together(rows):
+        connection.executemany(statement, several)
+    if letters := [(b"", row.letter) for row in rows if row.letter]:
+        connection.executemany(TAKEN, letters)
+
+
+def _together(rows: Iterable[StoredEntry]) -> list[tuple[str, list[tuple[Any, ...]]]]:
+    """Returns the statements of `_indexed` for all of these entries, each with the values of several jobs: those of different jobs
+    change different rows. Those of one job stay in their order, and no statement has two rows of it.
+
+        job a: BEGAN TRIED ENDED LEFT          BEGAN of a, b
+        job b: BEGAN TRIED            ─▶       TRIED of a, b
+        job c:             ENDED LEFT          ENDED of a, c
+                                               LEFT of a, c
+    """
+    made = list[tuple[str, list[tuple[Any, ...]]]]()
+    places = dict[str, list[int]]()  # by statement
+    last = dict[str, int]()  # by job, the place of its last statement
+    for row in rows:
+        for statement, values in _indexed(row.place, row.entry):
+            known = places.setdefault(statement, [])
+            behind = bisect_right(known, last.get(row.entry.job, -1))
+            if behind == len(known):
+                known.append(len(made))
+                made.append((statement, []))
+            made[known[behind]][1].append(values)
+            last[row.entry.job] = known[behind]
+    return made
 
 
 def remove(
@@ -713,7 +772,7 @@ def make(database: Path, identity: str, key: bytes) -> None:
         connection.close()
 
 
-_COPIED = {  # the columns of each table; new ones are only added at the end
+_COPIED = {  # the columns of each table, but for those that `index_anew` fills; new ones are only added at the end
     "entries": ("place", "job", "sum", "entry"),
     "bodies": ("hash", "body"),
     "uses": ("place", "hash"),
@@ -721,7 +780,7 @@ _COPIED = {  # the columns of each table; new ones are only added at the end
     "questions": ("token", "job", "ordinal", "due_ms", "closed"),
     "inbox": ("number", "once", "job", "letter", "taken"),
     "history_entries": ("place", "job", "sum", "entry"),
-    "history": (*EndedJob.__struct_fields__, "size"),
+    "history": (*(name for name in EndedJob.__struct_fields__ if name != "session"), "size"),
 }
 
 
@@ -759,6 +818,7 @@ def index_anew(connection: sqlite3.Connection, where: object) -> None:
     count_anew(connection)
     count_history(connection)
     fill_list(connection, _entries(connection, where, *_BUT_RESULTS))
+    fill_sessions(connection, _entries(connection, where, *_BEGINNINGS, table="history_entries"))
 
 
 def clear(connection: sqlite3.Connection, next_place: int, removed: int) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 from sabot.base.os_errors import hint_of
+from sabot.base.present_job import refuse_in_job
 from sabot.base.threads import call_on_loop, threads
 from sabot.errors import JournalFailed, JournalFull, SabotError, UserError
 from sabot.journal.base import Approval, Position
@@ -22,6 +23,14 @@ CAPACITY_BYTES = 64 << 20
 
 _OVERHEAD = 200  # bytes that an entry in the queue costs in addition to its own
 _MOST = 4096  # the most entries of one group
+
+
+def _loop_here() -> asyncio.AbstractEventLoop:
+    """Returns the event loop whose future the writer's thread wakes. Raises UserError in the function of a job: no thread can
+    wake its loop, so the writer would end with the error, and all jobs of the journal wait for ever.
+    """
+    refuse_in_job("looks into the jobs of a kernel", "await ctx.step(f, …) calls f outside of the job, once")
+    return asyncio.get_running_loop()
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +153,7 @@ class GroupWriter:
         """Waits until the entry at this offset is durable (`Journal.durable`)."""
         if offset < self._durable:
             return
-        loop = asyncio.get_running_loop()
+        loop = _loop_here()
         with self._changed:
             if offset < self._durable:
                 return
@@ -175,7 +184,7 @@ class GroupWriter:
                 self._check()
                 if self._waiting_bytes <= self._capacity // 2:
                     return
-                loop = asyncio.get_running_loop()
+                loop = _loop_here()
                 future: asyncio.Future[None] = loop.create_future()
                 self._roomless.append((loop, future))
             await future

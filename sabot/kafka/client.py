@@ -335,10 +335,13 @@ def _refusal(link: BrokerLink, reason: str = "") -> UserError:
 
 def _absent(link: BrokerLink, reason: str, found: Finding | None) -> SabotError:
     if found is None:
-        return BrokerUnavailable(
-            f"kafka://{link.address} does not answer: {link.reason or reason}",
-            hint=hint_of(link.reason or reason, "is the broker running, and is the address right?"),
+        why = link.reason or reason
+        error = BrokerUnavailable(
+            f"kafka://{link.address} does not answer: {why}",
+            hint=hint_of(why, "is the broker running, and is the address right?"),
         )
+        error.unresolved = "Failed to resolve" in why
+        return error
     kind = UserError if found.sure else BrokerUnavailable
     return kind(f"kafka://{link.address} does not answer: {found.reason}", hint=found.hint)
 

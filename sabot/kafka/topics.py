@@ -18,8 +18,8 @@ from sabot.connectors.memory import MemoryBroker, MemorySink, MemorySource
 from sabot.kafka.settings import checked_settings
 
 if TYPE_CHECKING:
-    from sabot.kafka.delivery import KafkaDelivery
     from sabot.kafka.reader import KafkaReader
+    from sabot.kafka.transactions import KafkaDelivery
 
 
 def lost_brokers() -> dict[str, str]:
@@ -59,7 +59,7 @@ def open_sink(
     if _in_memory(broker):
         checked_settings(kafka)
         return MemorySink(topic, broker, format or JSON)
-    from sabot.kafka.delivery import KafkaDelivery
+    from sabot.kafka.transactions import KafkaDelivery
 
     return KafkaDelivery(topic, broker, kafka or {}, format or JSON)
 

@@ -532,7 +532,8 @@ class _AgentRun:
         self._usage = Usage()
         self._cost: Decimal | None = Decimal(0)
         self._turns = self._tool_calls = 0
-        self._too_long: dict[str, int] = {}  # calls of this turn with too long arguments: the length, by id
+        # calls of this turn with too long arguments: the length, by place, as ids may be equal
+        self._too_long: dict[int, int] = {}
         self._end = ""  # what is wrong with the end of the answer of this turn; "" if nothing is
         self._refuses_all = False  # True if none of its calls is made, False if those are that change nothing
         self._calls_made = 0  # calls of this turn that were not refused because of its end
@@ -729,7 +730,7 @@ class _AgentRun:
         async def one(number: int) -> ChatMessage:
             try:
                 async with limit:
-                    return await self._call(calls[number])
+                    return await self._call(number, calls[number])
             finally:
                 ended.put_nowait(number)
 
@@ -747,12 +748,12 @@ class _AgentRun:
             await asyncio.wait(tasks)
         self._messages += [task.result() for task in tasks]
 
-    async def _call(self, call: ToolCall) -> ChatMessage:
+    async def _call(self, number: int, call: ToolCall) -> ChatMessage:
         """Makes a tool call, and returns its result as a message. If the tool fails, the message contains the error, so
         that the model can react to it.
         """
         try:
-            value = await self._call_tool(call)
+            value = await self._call_tool(number, call)
             if isinstance(value, ToolAnswer):
                 return tool_result(call.id, self._short(value.text), is_error=value.is_error)
             return tool_result(call.id, self._short(_text_of(call.name, value)))
@@ -767,28 +768,28 @@ class _AgentRun:
         """Returns the model's message as the conversation stores it. If the arguments of a tool call are longer than
         `max_tool_chars`, they are replaced by "{}", and `_call_tool` will raise a ToolError in place of the call.
         """
-        sizes = {call.id: len(call.name) + len(call.arguments) for call in message.tool_calls}
-        self._too_long = {each: size for each, size in sizes.items() if size > self._agent.max_tool_chars}
+        sizes = {at: len(call.name) + len(call.arguments) for at, call in enumerate(message.tool_calls)}
+        self._too_long = {at: size for at, size in sizes.items() if size > self._agent.max_tool_chars}
         if not self._too_long:
             return message
         calls = (
             msgspec.structs.replace(call, name=call.name[:_LONGEST_NAME], arguments="{}")
-            if call.id in self._too_long
+            if at in self._too_long
             else call
-            for call in message.tool_calls
+            for at, call in enumerate(message.tool_calls)
         )
-        vendor = _without_arguments(message.vendor, self._too_long)
+        vendor = _without_arguments(message.vendor, {message.tool_calls[at].id for at in self._too_long})
         return msgspec.structs.replace(message, tool_calls=tuple(calls), vendor=vendor)
 
-    async def _call_tool(self, call: ToolCall) -> Any:
+    async def _call_tool(self, number: int, call: ToolCall) -> Any:
         tool = self._agent.tools.get(call.name)
         if self._end and (self._refuses_all or not isinstance(tool, Tool) or RULES[tool.effect].settles):
             raise ToolError(
                 f"{self._end}, so {call.name or 'it'} was not called: write less, or call fewer tools at once"
             )
         self._calls_made += 1
-        if call.id in self._too_long:
-            size, most = self._too_long[call.id], self._agent.max_tool_chars
+        if number in self._too_long:
+            size, most = self._too_long[number], self._agent.max_tool_chars
             raise ToolError(f"its arguments have {size:,} characters, and may have {most:,}: it was not called")
         if tool is None:
             there = ", ".join(self._agent.tools) or "none"

@@ -225,10 +225,15 @@ class Route:
         return cost if cost is not None and is_cost(cost) else None
 
     def _priced(self, outcome: Outcome, call: ModelCall) -> Outcome:
+        """Returns the outcome with its cost, unless it has one: by the model that has answered, or if the price of that one is
+        unknown, by the model that was asked. The cost is None if both are unknown.
+        """
         prices, usage = self._prices, outcome.usage
         if prices is None or usage is None or outcome.cost is not None:
             return outcome
         cost = self._cost(outcome.provider or call.provider, outcome.model or call.model, usage)
+        if cost is None:  # a proxy names the model as it likes: budgets of money count what they have reserved by
+            cost = self.price(call.model, usage)
         return _with(outcome, cost=cost, prices_version=prices.version)
 
 

@@ -47,6 +47,22 @@ def reply_of(said: Mapping[str, Any], schema: JsonSchema | None) -> dict[str, An
     return {"action": "accept", "content": dict(content)}
 
 
+def fault_of_reply(said: Mapping[str, Any], schema: JsonSchema | None) -> str:
+    """Returns why nobody knows whether a person's answer accepts a question of a server, or declines it; "" if it is clear.
+    A form without required fields would take `{"action": "reject"}` for one that is sent empty. `schema`: as in `reply_of`.
+    """
+    fields = {} if schema is None else schema.get("properties", {})
+    action = None if "action" in fields else said.get("action")
+    approved = None if "approved" in fields else said.get("approved")
+    if action is not None and action not in _WORDS:
+        return f"action={short_repr(action)} is none of {', '.join(_WORDS)}"
+    if approved is not None and not isinstance(approved, bool):
+        return f"approved={short_repr(approved)} is neither true nor false"
+    if action is not None and approved is not None and approved is not (action == "accept"):
+        return f"action={short_repr(action)} and approved={approved} say two things"
+    return ""
+
+
 def check_reply(payload: Mapping[str, Any], said: Mapping[str, Any]) -> None:
     """Checks a person's answer to a question. Does nothing if `payload`, the fields of the question, is not that of a
     question of a server. Raises UserError if the answer does not fit.
@@ -55,19 +71,25 @@ def check_reply(payload: Mapping[str, Any], said: Mapping[str, Any]) -> None:
         return
     schema, decline = payload.get("schema"), '{"approved": false} declines'
     asks = f"server {payload['server']} asks for"
-    if not isinstance(schema, Mapping):
-        if not isinstance(said.get("approved"), bool) and said.get("action") not in _WORDS:
-            raise UserError(
-                f"{asks} a yes or no, and {short_repr(dict(said))} does not say it",
-                hint='{"approved": true}, or {"approved": false}',
-            )
+    form = dict(schema) if isinstance(schema, Mapping) else None
+    fault = fault_of_reply(said, form)
+    if form is None and said.get("approved") is None and said.get("action") is None:
+        fault = f"{short_repr(dict(said))} does not say it"
+    if fault:
+        raise UserError(
+            f"{asks} {'a yes or no' if form is None else 'fields'}: {fault}",
+            hint='{"approved": true}, or {"approved": false}'
+            if form is None
+            else f"an object with its fields; {decline}",
+        )
+    if form is None:
         return
-    found = reply_of(said, dict(schema))
+    found = reply_of(said, form)
     if found["action"] != "accept":
         return
-    fields, content = list(schema.get("properties", {})), found["content"]
+    fields, content = list(form.get("properties", {})), found["content"]
     unknown = [name for name in content if name not in fields]
-    wrong = f"{unknown[0]!r} is none of them" if fields and unknown else mismatch_with(content, dict(schema))
+    wrong = f"{unknown[0]!r} is none of them" if fields and unknown else mismatch_with(content, form)
     if wrong:
         raise UserError(
             f"{asks} the fields {', '.join(fields) or 'of its schema'}: {wrong}",

@@ -6,8 +6,8 @@ from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
+from sabot.base.present_job import refuse_in_job
 from sabot.base.threads import call_on_loop, wait_done
-from sabot.engine.calls.judging import refuse_in_job
 from sabot.errors import UserError
 
 T = TypeVar("T")

@@ -27,7 +27,7 @@ from sabot.errors import EffectError, UserError, short_repr
 from sabot.llm.direct import DirectCaller, DirectTools
 from sabot.llm.requests import words_of_end
 from sabot.mcp.config import McpConfig, SessionKey
-from sabot.mcp.elicitation import reply_of, shown_question
+from sabot.mcp.elicitation import fault_of_reply, reply_of, shown_question
 from sabot.mcp.errors import McpConnectionLost, McpRefused, McpTimeout
 from sabot.mcp.offers import Offer, OfferedArguments, mismatch_with
 from sabot.mcp.results import McpResult
@@ -249,10 +249,12 @@ class ServerQuestions:
                 reply = ("resolved", said) if said is not None else None
             if reply is None or reply[0] != "resolved":
                 return {"action": "cancel"}
-            found = reply_of(reply[1], schema)
-            if found.get("action") != "accept" or schema is None:
+            found, wrong = reply_of(reply[1], schema), fault_of_reply(reply[1], schema)
+            if schema is None:
+                return {"action": "cancel"} if wrong else found
+            if not wrong and found.get("action") != "accept":
                 return found
-            wrong = mismatch_with(found["content"], schema)
+            wrong = wrong or mismatch_with(found["content"], schema)
             if not wrong:
                 return found
             payload = {**payload, "wrong": wrong}

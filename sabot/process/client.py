@@ -22,6 +22,7 @@ from typing import Any
 from sabot.base.checks import is_number
 from sabot.base.config import Duration, parse_seconds
 from sabot.base.disk import warn_of_open_folder
+from sabot.base.present_job import refuse_in_job
 from sabot.base.threads import call_on_loop, run_in_thread, run_to_end, wait_done
 from sabot.errors import UserError, short_repr
 from sabot.process.cgroups import ControlGroups
@@ -30,7 +31,7 @@ from sabot.process.errors import AgentError, CommunicationError, IoError
 from sabot.process.lease import end_what_is_left
 from sabot.process.limits import ResourceLimits
 from sabot.process.sandbox.levels import BOOT
-from sabot.process.streams import ChildInput, ChildOutput
+from sabot.process.streams import IN_A_STEP, ChildInput, ChildOutput
 from sabot.process.supervisor import cut_frames, framed
 from sabot.process.user_folder import user_folder
 
@@ -231,6 +232,7 @@ class Child:
             self._ask("stop", grace=0.0, limit="max_output_bytes")
 
     def _ask(self, what: str, **more: float | str | None) -> None:
+        refuse_in_job(f"tells its supervisor about the child {self.argv[0]!r}", IN_A_STEP)
         if not self.is_over:
             self._supervisor.tell({"do": what, "child": self._number, **more})
 

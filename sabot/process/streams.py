@@ -16,6 +16,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import suppress
 from typing import Any
 
+from sabot.base.present_job import refuse_in_job
 from sabot.base.surrogates import has_lone_halves, whole_texts
 from sabot.errors import UNREADABLE
 from sabot.process.errors import CommunicationError
@@ -26,6 +27,7 @@ _MOST_WAITING = 64 << 20
 _ROOM = 1 << 16
 _LINES_AT_ONCE = 1000  # then others of the event loop have their turn
 _PATIENCE_SECONDS = 1.0  # for a reader of a full stream
+IN_A_STEP = "await ctx.step(f, …) calls f outside of the job, once"
 
 
 def json_of(line: bytes | str, *, whole: bool = True) -> Any:
@@ -352,8 +354,9 @@ class ChildInput:
     def write(self, data: bytes) -> None:
         """Writes bytes without waiting. If the pipe is full, keeps the rest in memory, so await `drain()` before the
         next call. Raises CommunicationError if the child does not read any more, if `close` was called, or if 64 MB
-        are already in memory.
+        are already in memory. Raises UserError in the function of a job.
         """
+        refuse_in_job("writes to the stdin of a child process", IN_A_STEP)
         if not self.is_open:
             raise self._error()
         if len(self._waiting) > _MOST_WAITING:
@@ -384,6 +387,7 @@ class ChildInput:
         """Closes the stream as soon as all bytes that were written are in the pipe. Does nothing if it is closed
         already.
         """
+        refuse_in_job("closes the stdin of a child process", IN_A_STEP)
         self._closing = True
         if not self._waiting:
             self.abandon()

@@ -16,21 +16,18 @@ from sabot.api.nodes.changes import Upsert
 from sabot.api.nodes.read import endless_read
 from sabot.api.stream import Stream
 from sabot.codecs.base import Format
-from sabot.codecs.fields import type_of_field
+from sabot.codecs.fields import FILE_FIELDS, type_of_field
 from sabot.codecs.formats import Csv, Json
 from sabot.connectors.base import Sink, Source, TakesBound, takes_changes
 from sabot.connectors.console import ConsoleSink
-from sabot.connectors.files.formats import FORMATS
 from sabot.connectors.files.formats import format_of as path_format
 from sabot.connectors.installed import Connector, installed
 from sabot.errors import UserError
 from sabot.sql.formats import (
     DEBEZIUM,
     check_written,
-    delimiter_of,
     format_of,
     stream_of,
-    times_of,
     with_keys,
     with_metadata,
     written_format,
@@ -46,15 +43,18 @@ from sabot.sql.scope import (
     clock_column,
     fields_of,
     is_clock,
+    names_of,
     node_of,
     steps_of,
 )
 from sabot.sql.syntax.text import Span, SqlFault, list_names
 from sabot.sql.syntax.tree import (
     Binary,
+    Cast,
     Column,
     ColumnDefinition,
     CreateTable,
+    Insert,
     Interval,
     Item,
     Name,
@@ -64,7 +64,7 @@ from sabot.sql.syntax.tree import (
     Star,
     WatermarkDefinition,
 )
-from sabot.sql.table_options import YES_OR_NO, Options, delivery_of
+from sabot.sql.table_options import Options, delivery_of
 from sabot.sql.topic_options import (
     CONSUMERS,
     Place,
@@ -99,10 +99,20 @@ _NOT_KEPT = {
     "topic": "a table reads one topic: 'orders' AS topic in the query has its name",
     "leader-epoch": "leave the column out",
     "timestamp-type": "leave the column out",
-    **dict.fromkeys(
-        [f"file.{name}" for name in ("path", "name", "size", "modification-time")],
-        "rows of files have no METADATA: leave the column out, or read a table for each file, 'a.json' AS path in its query",
-    ),
+    **{
+        f"{prefix}{key}": "a table with 'format' = 'json' reads it as a column of the records: " + column
+        for prefix in ("", "value.")
+        for key, column in (
+            ("ingestion-timestamp", "ts_ms BIGINT"),
+            ("source.timestamp", "source ROW<ts_ms BIGINT>"),
+            ("source.database", "source ROW<db STRING>"),
+            ("source.schema", "source ROW<`schema` STRING>"),
+            ("source.table", "source ROW<`table` STRING>"),
+            ("source.properties", "source ROW<db STRING, `table` STRING>"),
+            ("schema", "`schema` STRING"),
+        )
+    },
+    **dict.fromkeys(FILE_FIELDS, "a table of files has it: 'connector' = 'filesystem'"),
 }
 """Keys of METADATA columns of Flink that records do not have here, and what to do instead."""
 
@@ -136,7 +146,7 @@ def check_table(context: Context, statement: CreateTable) -> None:
     """Raises SqlFault for a table that cannot be: a column, a watermark or an option that is wrong."""
     for each in statement.columns:
         if each.metadata is not None:
-            _metadata(each)
+            _metadata(each, statement)
     types = {each.name.text: arrow_type(each.type) for each in statement.columns if each.type is not None}
     _check_json(statement)
     fields = [TableColumn("", name, name, type) for name, type in types.items()]
@@ -242,7 +252,7 @@ def read_table(app: "HasStreams", context: Context, statement: CreateTable, span
         if format in _JSON and context.zone != UTC:
             fields = [_on_clock_of(each, context.zone) for each in fields]
         given["schema"] = pa.schema(fields)
-    metadata = {each.name.text: _metadata(each) for each in statement.columns if each.metadata is not None}
+    metadata = {each.name.text: _metadata(each, statement) for each in statement.columns if each.metadata is not None}
     if metadata:
         given["fields"] = metadata
     casts = {
@@ -336,7 +346,7 @@ def _computed(
         with at(each.span):
             stream = with_values.stream.with_columns(**{each.name.text: bound.expr})
             if with_values is not known:
-                stream = stream.drop(*(set(with_values.stream.schema.names) - set(known.stream.schema.names)))
+                stream = stream.drop(*(names_of(with_values).taken - names_of(known).taken))
         shift = 0 if each.name.text == time else None
         if shift == 0 and with_values is not known:
             message = (
@@ -354,13 +364,15 @@ def _computed(
     return Relation(stream, tuple(fields))
 
 
-def _metadata(column: ColumnDefinition) -> str:
-    """Returns the field of a record that a METADATA column is. Raises SqlFault for another key, and for a type to which the
-    field cannot be cast.
+def _metadata(column: ColumnDefinition, statement: CreateTable) -> str:
+    """Returns the field of a record, or of a file, that a METADATA column is. Raises SqlFault for another key, and for a type to
+    which the field cannot be cast.
     """
     key = column.metadata or ""
-    if key not in _METADATA and not (key.startswith("headers.") and key != "headers."):
-        hint = _NOT_KEPT.get(key) or f"there are {', '.join(_METADATA)}"
+    of_files = _connector(_options_of(statement)) is _FILES
+    known = tuple(FILE_FIELDS) if of_files else _METADATA
+    if key not in known and (of_files or not (key.startswith("headers.") and key != "headers.")):
+        hint = f"there are {', '.join(known)}" if of_files else _NOT_KEPT.get(key) or f"there are {', '.join(known)}"
         raise SqlFault(column.span, f"there is no metadata '{key}'", hint)
     assert column.type is not None
     wanted = arrow_type(column.type)
@@ -598,106 +610,80 @@ def written_metadata(statement: CreateTable) -> dict[str, str]:
     return {name: key for name, key in found.items() if key not in _OF_BROKER}
 
 
-def _path(options: Options) -> str:
-    return options.need("path").removeprefix("file://")
-
-
-def _file_formats() -> dict[str, str]:
-    return {"json": "ndjson", **{name: name for name in FORMATS}}
-
-
-def _file_format(options: Options) -> str | None:
-    found: str | None = options.choose("format", _file_formats())
-    return found
-
-
 def _read_files(options: Options, statement: CreateTable) -> OpenRead:
-    from sabot.connectors.files import files
+    from sabot.sql.tables.files import read_files
 
-    path, format = _path(options), _file_format(options)
-    times_of(options)
-    more: Any = {} if (delimiter := delimiter_of(options)) == "," else {"delimiter": delimiter}
-    if (follow := options.duration("source.monitor-interval")) is not None:
-        more["follow"] = follow
-    return lambda app, given: app.stream(files(path, format, **more), **given)
+    return read_files(options, statement)
 
 
 def _write_files(options: Options, statement: CreateTable) -> OpenWrite:
-    from sabot.connectors.files.named import sink_of
+    from sabot.sql.tables.files import write_files
 
-    path = _path(options)
-    format = _file_format(options) or _file_formats().get(path.rsplit(".", 1)[-1].lower())
-    options.take("source.monitor-interval")  # for those who read the table
-    if format is None:
-        raise SqlFault(options.span, f"table {options.table} needs the option 'format'", "'format' = 'parquet'")
-    written = delivery_of(options)
-    more: dict[str, Any] = {"partition_by": [name.text for name in statement.partition]} if statement.partition else {}
-    if format == "ndjson":
-        more["times"] = times_of(options)
-    delimiter = delimiter_of(options)
-    if format == "csv" and delimiter != ",":
-        more["delimiter"] = delimiter
-    if format == "parquet":
-        more["evolve"] = options.choose("evolve", YES_OR_NO, False)
-    return lambda app: (sink_of(format, path, **more), written)
+    return write_files(options, statement)
 
 
 def _read_sql(options: Options, statement: CreateTable) -> OpenRead:
-    from sabot.sql.database_tables import read_sql
+    from sabot.sql.tables.databases import read_sql
 
     return read_sql(options, statement)
 
 
 def _write_sql(options: Options, statement: CreateTable) -> OpenWrite:
-    from sabot.sql.database_tables import write_sql
+    from sabot.sql.tables.databases import write_sql
 
     return write_sql(options)
 
 
 def _read_delta(options: Options, statement: CreateTable) -> OpenRead:
-    from sabot.sql.lake_tables import read_delta
+    from sabot.sql.tables.lakes import read_delta
 
     return read_delta(options, statement)
 
 
 def _write_delta(options: Options, statement: CreateTable) -> OpenWrite:
-    from sabot.sql.lake_tables import write_delta
+    from sabot.sql.tables.lakes import write_delta
 
     return write_delta(options, statement)
 
 
 def _read_iceberg(options: Options, statement: CreateTable) -> OpenRead:
-    from sabot.sql.lake_tables import read_iceberg
+    from sabot.sql.tables.lakes import read_iceberg
 
     return read_iceberg(options, statement)
 
 
 def _write_iceberg(options: Options, statement: CreateTable) -> OpenWrite:
-    from sabot.sql.lake_tables import write_iceberg
+    from sabot.sql.tables.lakes import write_iceberg
 
     return write_iceberg(options, statement)
 
 
 def _read_poll(options: Options, statement: CreateTable) -> OpenRead:
-    from sabot.sql.web_tables import read_poll
+    from sabot.sql.tables.web import read_poll
 
     return read_poll(options, statement)
 
 
 def _read_sse(options: Options, statement: CreateTable) -> OpenRead:
-    from sabot.sql.web_tables import read_sse
+    from sabot.sql.tables.web import read_sse
 
     return read_sse(options, statement)
 
 
+def _read_websocket(options: Options, statement: CreateTable) -> OpenRead:
+    from sabot.sql.tables.web import read_websocket
+
+    return read_websocket(options, statement)
+
+
 def _read_webhook(options: Options, statement: CreateTable) -> OpenRead:
-    from sabot.sql.web_tables import read_webhook
+    from sabot.sql.tables.web import read_webhook
 
     return read_webhook(options, statement)
 
 
 def _write_http(options: Options, statement: CreateTable) -> OpenWrite:
-    from sabot.sql.web_tables import write_http
+    from sabot.sql.tables.web import write_http
 
     return write_http(options, statement)
 
@@ -714,19 +700,19 @@ def _read_agent(options: Options, statement: CreateTable) -> OpenRead:
 
 
 def _read_datagen(options: Options, statement: CreateTable) -> OpenRead:
-    from sabot.sql.generated_tables import read_datagen
+    from sabot.sql.tables.generated import read_datagen
 
     return read_datagen(options, statement)
 
 
 def _read_faker(options: Options, statement: CreateTable) -> OpenRead:
-    from sabot.sql.generated_tables import read_faker
+    from sabot.sql.tables.generated import read_faker
 
     return read_faker(options, statement)
 
 
 def _read_postgres_changes(options: Options, statement: CreateTable) -> OpenRead:
-    from sabot.sql.database_tables import read_postgres_changes
+    from sabot.sql.tables.databases import read_postgres_changes
 
     return read_postgres_changes(options, statement)
 
@@ -760,6 +746,7 @@ CONNECTORS: dict[str, TableConnector] = {
     "poll": TableConnector(_read_poll, None),
     "sse": TableConnector(_read_sse, None),
     "webhook": TableConnector(_read_webhook, None),
+    "websocket": TableConnector(_read_websocket, None),
     "datagen": TableConnector(_read_datagen, None),
     "faker": TableConnector(_read_faker, None),
     "print": _PRINT,
@@ -783,9 +770,11 @@ def write_table(
     columns: tuple[Name, ...],
     query: Query,
     span: Span,
+    shared: dict[CreateTable, Sink],
 ) -> None:
     """Writes rows into a table, by the position of their columns. `query`: the query whose rows they are. `span`: the
-    place of the table's name. Raises SqlFault for columns that do not fit.
+    place of the table's name. `shared`: the sinks of tables of files that several statements write. Raises SqlFault for
+    columns that do not fit.
     """
     name = statement.name[-1].text
     options = _options_of(statement)
@@ -793,16 +782,15 @@ def write_table(
     if connector.write is None:
         raise SqlFault(span, f"table {name} can only be read")
     check_written(statement, span)
-    parts = written_metadata(statement) if connector in _TOPICS else {}
-    written_columns = [
-        each for each in statement.columns if each.name.text in parts or (each.computed is None and not each.metadata)
-    ]
+    written_columns = _written_columns(statement)
     metadata = any(each.metadata is not None for each in statement.columns)
     key = [each.text for each in statement.key]
     stream = _fitting(context, relation, written_columns, columns, name, query, span, metadata=metadata, key=key)
     with at(span):
         sink, written = connector.write(options, statement)(app)
         options.finish()
+        if isinstance(sink, Sink) and connector is _FILES:  # one sink numbers the files of all its statements
+            sink = shared.setdefault(statement, sink)
         format = written.get("format")
         logged = connector is _MEMORY and not key and (format in _WITH_OP or isinstance(format, Json | Csv))
         plain = logged or isinstance(sink, ConsoleSink | BlackholeSink)
@@ -827,6 +815,40 @@ def write_table(
                     f"declare PRIMARY KEY (…) NOT ENFORCED in CREATE TABLE {name}",
                 ) from error
             raise
+
+
+def with_partition(
+    context: Context, statement: Insert, table: CreateTable, relation: Relation
+) -> tuple[Relation, tuple[Name, ...]]:
+    """Returns the rows of `INSERT INTO t PARTITION (day = '…')` with the values of the partition as columns, and the columns of the
+    table in their order. Raises SqlFault for a column by which the table is not divided.
+    """
+    divided = {each.text.lower(): each.text for each in table.partition}
+    types = {each.name.text: each.type for each in table.columns if each.type is not None}
+    stream, fields = relation.stream, list(relation.fields)
+    named: dict[str, Name] = {}
+    for name, tree in statement.partition:
+        column = divided.get(name.text.lower())
+        if column is None:
+            message = f"table {table.name[-1].text} is not PARTITIONED BY {name.text}"
+            raise SqlFault(name.span, message, list_names(name.text, divided.values()) or "select the column instead")
+        if column in named or any(each.text == column for each in statement.columns):
+            raise SqlFault(name.span, f"{column} has two values", "name it once, in PARTITION or among the columns")
+        bound = Binder(context, Relation(_NO_ROWS, ())).bind(Cast(tree, types[column], lenient=False, span=tree.span))
+        with at(tree.span):
+            stream = stream.with_columns(**{f"partition.{column}": bound.expr})
+        named[column] = Name(column, name.span)
+        fields.append(TableColumn("", column, f"partition.{column}", bound.type))
+    given = statement.columns or tuple(each.name for each in _written_columns(table) if each.name.text not in named)
+    return replace(relation, stream=stream, fields=tuple(fields)), (*given, *named.values())
+
+
+def _written_columns(statement: CreateTable) -> list[ColumnDefinition]:
+    """Returns the columns to which INSERT gives values."""
+    parts = written_metadata(statement) if _connector(_options_of(statement)) in _TOPICS else {}
+    return [
+        each for each in statement.columns if each.name.text in parts or (each.computed is None and not each.metadata)
+    ]
 
 
 def _by_key(stream: Stream, key: list[str]) -> Stream:

@@ -152,6 +152,9 @@ def _setting_of(option: TableOption) -> str | None:
         return known[key]
     if _IGNORED.fullmatch(key) or key in (APP_NAME, *_OF_QUERIES):
         return None
+    if key.startswith("table.exec.emit."):
+        hint = "GROUP BY FLOOR(ts TO HOUR), without a window, gives sums as they grow; CUMULATE gives them in steps"
+        raise SqlFault(option.key_span, "a window gives its result once, when it closes", hint)
     raise SqlFault(option.key_span, f"there is no option '{key}'", list_names(key, [*known, APP_NAME, *_OF_QUERIES]))
 
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from sabot.api.calls import LookupOptions
 from sabot.api.expr import Expr, col
-from sabot.api.nodes.node import WAYS_OF_CHANGES, Node, walk
+from sabot.api.nodes.node import WAYS_OF_CHANGES, Node, time_column, walk
 from sabot.api.nodes.origin import StepOrigin, originating
 from sabot.api.nodes.read import Read, endless_read
 from sabot.api.nodes.times import WithTime
@@ -25,9 +25,10 @@ from sabot.api.windows import (
     SessionWindow,
     TumblingWindow,
 )
+from sabot.base.arrays import is_time
 from sabot.errors import UserError
 from sabot.sql.syntax.text import Span, SqlFault, SqlText, list_names, near_names
-from sabot.sql.syntax.tree import Call, Expression, Name
+from sabot.sql.syntax.tree import Alias, Call, Expression, Name
 
 _log = logging.getLogger(__name__)
 
@@ -226,6 +227,32 @@ class Relation:
         return found
 
 
+def check_plain(relation: Relation, span: Span, place: str, *, clocks: bool = False) -> None:
+    """Raises SqlFault for rows with columns that have no values yet. `place`: the clause that needs them. `clocks`: True
+    if columns of the time of processing are allowed.
+    """
+    for each in relation.fields:
+        if each.clock and not clocks:
+            message = f"{each.name} is the time of processing, which has no value in a row {place}"
+            raise SqlFault(span, message, "name the other columns in place of *")
+    if relation.ranking is not None or relation.window is not None:
+        raise SqlFault(span, f"group or bound the rows of this query {place}")
+
+
+def renamed(relation: Relation, alias: Alias) -> Relation:
+    """Returns the table under an alias, with the names of its columns if the alias has them."""
+    if not alias.columns:
+        return relation.named(alias.name.text)
+    if len(alias.columns) != len(relation.fields):
+        message = f"{alias.name.text} has {len(relation.fields)} columns, and {len(alias.columns)} names"
+        raise SqlFault(alias.name.span.to(alias.columns[-1].span), message)
+    fields = [
+        replace(each, name=name.text, qualifier=alias.name.text)
+        for each, name in zip(relation.fields, alias.columns, strict=True)
+    ]
+    return replace(relation, fields=tuple(fields))
+
+
 def as_shown(relation: Relation) -> Stream:
     """Returns the rows with the types that their columns have in SQL (`TableColumn.shown`)."""
     shown = {each.column: col(each.column).cast(each.shown) for each in relation.fields if each.shown is not None}
@@ -243,6 +270,21 @@ def steps_of(stream: Stream) -> Steps:
     if steps is None:
         raise UserError(f"{stream!r} is not a stream", hint="app.stream(…)")
     return steps
+
+
+def time_of_rows(stream: Stream) -> str | None:
+    """Returns the column that has the event times of a stream's rows as they are, or None: they may be computed, texts, in another
+    unit, on the clocks of a zone, or have come since with a `with_time` of such.
+    """
+    node = node_of(stream)
+    if (found := time_column(node)) is not None:
+        return found
+    given = [each for each in walk([node]) if isinstance(each, Read | WithTime)]
+    if len(node.event_times) != 1 or any((each.time_format or each.time_zone or each.time_unit) for each in given):
+        return None
+    (time,) = node.event_times
+    kinds = [field.type for field in stream.schema if field.name == time]
+    return time if kinds and is_time(kinds[0]) else None
 
 
 def warn_of_growth(stream: Stream, what: str, kept: str, instead: str) -> None:

@@ -10,11 +10,9 @@ import pyarrow as pa
 
 from sabot.api.expr import col
 from sabot.api.model_engine import ModelEngine
-from sabot.api.nodes.node import time_column, walk
-from sabot.api.nodes.read import Read, Write
-from sabot.api.nodes.times import WithTime
+from sabot.api.nodes.read import Write
 from sabot.api.stream import Stream
-from sabot.base.arrays import is_time
+from sabot.connectors.base import Sink
 from sabot.connectors.files import files
 from sabot.connectors.files.formats import format_of
 from sabot.connectors.memory import TableSink
@@ -22,8 +20,8 @@ from sabot.connectors.rows import RowsSource
 from sabot.errors import UserError, short_repr
 from sabot.sql.bind.equal_steps import without_repeats
 from sabot.sql.bind.rankings import unbounded
-from sabot.sql.bind.relations import QueryBinder, renamed
-from sabot.sql.catalog import check_table, read_table, write_table
+from sabot.sql.bind.relations import QueryBinder
+from sabot.sql.catalog import check_table, read_table, with_partition, write_table
 from sabot.sql.functions import AGGREGATES, FUNCTIONS, MOMENTS
 from sabot.sql.models import model_of
 from sabot.sql.moments import with_clocks
@@ -35,7 +33,7 @@ from sabot.sql.registered import (
     RegisteredModel,
     registered_function,
 )
-from sabot.sql.scope import Relation, as_shown, at, fields_of, node_of, stated, statement_name
+from sabot.sql.scope import Relation, as_shown, at, fields_of, node_of, renamed, stated, statement_name, time_of_rows
 from sabot.sql.showing import (
     columns_table,
     connectors_table,
@@ -109,6 +107,7 @@ class Session:
         self._engine_of = engine_of
         self._relations: dict[str, Declared] = {}  # by the name in lower case
         self._read: dict[str, Relation] = {}  # of tables that a query has read
+        self._file_sinks: dict[CreateTable, Sink] = {}  # of tables of files that statements write
         self._registered: dict[str, Registered] = {}  # by the name in lower case
 
     def register(self, name: str, thing: Any, options: Mapping[str, Any]) -> None:
@@ -234,21 +233,8 @@ def _columns_of(rows: Relation, span: Span) -> tuple[ColumnDefinition, ...]:
 
 
 def _relation_of(stream: Stream, name: str) -> Relation:
-    time = time_column(node_of(stream)) or _time_given_later(stream)
+    time = time_of_rows(stream)
     return Relation(stream, fields_of(stream, name, {time: 0} if time is not None else None))
-
-
-def _time_given_later(stream: Stream) -> str | None:
-    """Returns the column whose values are the event times since a `with_time`, or None: it may be computed, have texts
-    or another unit, or be on the clocks of a zone.
-    """
-    node = node_of(stream)
-    given = [each for each in walk([node]) if isinstance(each, Read | WithTime)]
-    if len(node.event_times) != 1 or any((each.time_format or each.time_zone or each.time_unit) for each in given):
-        return None
-    (time,) = node.event_times
-    kinds = [field.type for field in stream.schema if field.name == time]
-    return time if kinds and is_time(kinds[0]) else None
 
 
 _PARENTS = ("default_catalog", "default_database")
@@ -456,7 +442,16 @@ class _Statements:
             with stated(target, self._text, statement.span):
                 assert statement.query is not None
                 place = statement.name[-1].span
-                write_table(self._session._app, self._context, statement, rows, (), statement.query, place)
+                write_table(
+                    self._session._app,
+                    self._context,
+                    statement,
+                    rows,
+                    (),
+                    statement.query,
+                    place,
+                    self._session._file_sinks,
+                )
         self._session._relations[self._key(statement.name)] = declared
 
     def _like(self, statement: CreateTable) -> CreateTable:
@@ -542,8 +537,13 @@ class _Statements:
             raise SqlFault(statement.table[0].span, f"{statement.table[0].text} is a view or a stream, and no table")
         relation = self._with_clocks(self._query(statement.query, target), statement.query)
         self._finished(relation)
+        columns = statement.columns
+        if statement.partition:
+            relation, columns = with_partition(self._context, statement, table, relation)
         place, query = statement.table[-1].span, statement.query
-        write_table(self._session._app, self._context, table, relation, statement.columns, query, place)
+        write_table(
+            self._session._app, self._context, table, relation, columns, query, place, self._session._file_sinks
+        )
 
     def _agent(self, name: str) -> Any:
         """Returns the function of the agent that is registered under a name, or has it; None if there is none."""
@@ -577,6 +577,9 @@ class _Statements:
             return names_table("model name", self._registered(RegisteredModel))
         if statement.what == "CONNECTORS":
             return connectors_table()
+        if (kind := statement.what.removeprefix("CURRENT ").rstrip("S")) in ("CATALOG", "DATABASE"):
+            current = "current " if statement.what.startswith("CURRENT") else ""
+            return names_table(f"{current}{kind.lower()} name", [_PARENTS[kind == "DATABASE"]])
         if statement.what == "COLUMNS":
             return self._describe(statement.name)
         found = self._declared(statement.name)

@@ -1,5 +1,6 @@
 """Types and time literals of SQL, as Arrow types and values."""
 
+import binascii
 import datetime
 import re
 from decimal import Decimal, InvalidOperation
@@ -281,7 +282,7 @@ def _compound_ms(node: Interval) -> int:
 
 
 def literal_time(node: TypedLiteral, zone: str) -> Expr:
-    """Returns DATE '…', TIME '…', TIMESTAMP '…' as a literal. Raises SqlFault for a text that is none.
+    """Returns DATE '…', TIME '…', TIMESTAMP '…', X'…' as a literal. Raises SqlFault for a text that is none.
 
     `zone`: the time zone of a TIMESTAMP_LTZ whose text has none.
     """
@@ -289,11 +290,15 @@ def literal_time(node: TypedLiteral, zone: str) -> Expr:
     try:
         if node.type == "DATE":
             return lit(datetime.date.fromisoformat(text))
+        if node.type == "X":
+            return lit(binascii.unhexlify(node.text))
         if node.type == "TIME":
             return lit(datetime.time.fromisoformat(f"0{text}" if text[1:2] == ":" else text))
         value = datetime.datetime.fromisoformat(_ONE_DIGIT.sub(r"\g<1>0\2", text))
     except ValueError:
-        raise SqlFault(node.span, f"'{node.text}' is no {node.type}", _FORMS[node.type]) from None
+        raise SqlFault(
+            node.span, f"'{node.text}' is no {node.type if node.type != 'X' else 'binary literal'}", _FORMS[node.type]
+        ) from None
     if node.type == "TIMESTAMP_LTZ":
         return lit(value.replace(tzinfo=value.tzinfo or ZoneInfo(zone)).astimezone(datetime.UTC))
     if value.tzinfo is not None:
@@ -304,6 +309,7 @@ def literal_time(node: TypedLiteral, zone: str) -> Expr:
 _ONE_DIGIT = re.compile(r"^([\d-]+[ T])(\d:)")  # an hour of one digit
 _FORMS = {
     "DATE": "DATE '2024-05-17'",
+    "X": "X'0aff': two hexadecimal digits for each byte",
     "TIME": "TIME '12:30:00'",
     "TIMESTAMP": "TIMESTAMP '2024-05-17 12:30:00'",
     "TIMESTAMP_LTZ": "TIMESTAMP_LTZ '2024-05-17 12:30:00Z'",

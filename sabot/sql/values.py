@@ -18,7 +18,7 @@ import pyarrow as pa
 from sabot.api.expr import Expr, col, lit, when
 from sabot.api.expr.time import reads_as_moment
 from sabot.api.stream import Stream
-from sabot.base.arrays import as_type
+from sabot.base.arrays import as_type, scalar_of_text
 from sabot.base.checks import is_whole
 from sabot.base.surrogates import whole_text
 from sabot.errors import DataError, UserError
@@ -759,7 +759,7 @@ def check_text(text: Any, type: pa.DataType, span: Span) -> None:
         if pa.types.is_timestamp(type):
             datetime.datetime.fromisoformat(text)
         elif functions.is_number(type) or pa.types.is_date(type):
-            pa.scalar(text).cast(type)
+            scalar_of_text(text, type)
     except (ValueError, pa.ArrowInvalid):
         form = "a number; or CAST(… AS STRING) = '…', which compares the texts"
         if not functions.is_number(type):

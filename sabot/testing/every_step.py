@@ -43,6 +43,7 @@ _DIED = 77  # the exit code of a process that died at its step
 _PRELOADED = (
     __name__,
     "sabot.engine.runtime.life.run",
+    "sabot.engine.runtime.life.requests",  # run loads it late
     "sabot.engine.runtime.life.app_runner",
     "sabot.engine.operators.keyed.running",
     "numpy.ma",

@@ -56,7 +56,6 @@ class SimulatedProcess:
     def __init__(self, name: str = "") -> None:
         self.name = name
         self.dead = False  # True if it was killed: its steps change nothing any more
-        self.busy_s = 0.0  # seconds of real time that its turns took
         self.tasks: set[asyncio.Task[Any]] = set()  # tasks that have not ended
         self.context = copy_context()
         self.context.run(_process.set, self)
@@ -165,7 +164,6 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
         self._idle: set[_SimulatedThread] = set()
         self._running = False
         self._closed = False
-        self._task_factory: Any = None
 
     # -- the turns ----------------------------------------------------------------------------------------------------
 

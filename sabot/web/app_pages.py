@@ -19,11 +19,12 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from sabot.base.redaction import scrubbed
-from sabot.errors import SabotError, UserError
+from sabot.clock import SYSTEM_CLOCK
+from sabot.errors import SabotError, TransientError, UserError
 from sabot.web.access import Access, ConsoleSession
 from sabot.web.screen import BY, FORM, Download, Screen, Table
 from sabot.web.screens import Screens
-from sabot.web.texts import TableForm, table_text
+from sabot.web.texts import TableForm, moment_text, table_text
 
 _log = logging.getLogger(__name__)
 
@@ -31,6 +32,10 @@ T = TypeVar("T")
 
 _MOST_TABS = 32
 _SEND_SECONDS = 5.0  # for a browser to take an event
+_FORGOTTEN_SECONDS = 60.0
+AWAY_SECONDS = 5
+"""After so many seconds a page that misses a server loads itself again."""
+
 _NOTICE = "notice"  # the fragment that all pages have
 
 
@@ -59,6 +64,32 @@ class OpenTabs:
         await self._ticked.wait()
 
 
+class _Away:
+    """The servers that do not answer, by the first words of the errors, which name them: since when, and when that was seen last; and by
+    the name of a screen the server that it has missed.
+    """
+
+    def __init__(self) -> None:
+        self._seen: dict[str, tuple[float, float]] = {}
+        self._missed: dict[str, str] = {}
+
+    def since(self, screen: str, error: TransientError) -> float:
+        """Returns since when the server of this error does not answer, as far as the pages have seen."""
+        what, now = error.message.partition(": ")[0], SYSTEM_CLOCK.time()
+        since, last = self._seen.get(what, (now, now))
+        if now - last > _FORGOTTEN_SECONDS:  # nobody has looked meanwhile
+            since = now
+        if len(self._seen) > _MOST_TABS:
+            self._seen.clear()
+        self._seen[what], self._missed[screen] = (since, now), what
+        return since
+
+    def answers(self, screen: str) -> None:
+        """Notes that a screen was read."""
+        if (what := self._missed.pop(screen, None)) is not None:
+            self._seen.pop(what, None)
+
+
 class AppPages:
     """The pages of one app. Used by the thread of the server."""
 
@@ -70,6 +101,7 @@ class AppPages:
         self._tabs = tabs
         self._root = root
         self._made: dict[tuple[str, str, str], tuple[int, dict[str, str]]] = {}
+        self._away = _Away()
 
     @property
     def _home(self) -> Screen:
@@ -109,6 +141,12 @@ class AppPages:
             except UserError as error:
                 back = self._list_of(screen)
                 return self._html("said.html", 404, session=session, said=scrubbed(str(error)), good=False, back=back)
+            except TransientError as error:
+                since, said = moment_text(self._away.since(name, error)), scrubbed(str(error))
+                answer = self._html("away.html", 503, session=session, said=said, since=since, page=name)
+                answer.headers["retry-after"] = f"{AWAY_SECONDS}"
+                return answer
+            self._away.answers(name)
             events = f"{self._root}/events/{name}?{urlencode(query)}"
             marked = {part: Markup(text) for part, text in parts.items()}  # rendered by the templates, which escape
             return self._html(
@@ -124,8 +162,8 @@ class AppPages:
             try:
                 made = rows({**_query(request), FORM: form})
                 found = made if isinstance(made, list) else await _while_wanted(made, request)
-            except UserError as error:
-                return PlainTextResponse(f"{scrubbed(str(error))}\n", 404)
+            except (UserError, TransientError) as error:
+                return _unread(error)
             text = found if isinstance(found, str) else table_text(found, form)
             if form == "json":
                 return Response(text, media_type="application/json")
@@ -141,8 +179,8 @@ class AppPages:
                 return self._for_acting(session)
             try:
                 found = await _while_wanted(file(_query(request)), request)
-            except UserError as error:
-                return PlainTextResponse(f"{scrubbed(str(error))}\n", 404)
+            except (UserError, TransientError) as error:
+                return _unread(error)
             headers = {"content-disposition": f'attachment; filename="{found.name}"'}
             return Response(found.data, media_type="application/octet-stream", headers=headers)
 
@@ -286,6 +324,13 @@ class _Events(Response):
             _log.error("the page %s could not be kept up to date", self.page, exc_info=done[0])
         if not isinstance(done[0], TimeoutError):
             await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def _unread(error: SabotError) -> Response:
+    """Returns the answer in place of a table or a file that cannot be read, or not now."""
+    passes = isinstance(error, TransientError)
+    headers = {"retry-after": f"{AWAY_SECONDS}"} if passes else None
+    return PlainTextResponse(f"{scrubbed(str(error))}\n", 503 if passes else 404, headers)
 
 
 async def _gone(receive: Receive) -> None:

@@ -114,7 +114,7 @@ class BudgetScreens:
         """Asks on the event loop of an app of this process. Raises UserError if that does not answer."""
         app = self._app.live
         assert app is not None  # it is here
-        ledger, loop = app.accounts, app.agent_runtime.runner.loop
+        ledger, loop = app.accounts, app.agent_runtime.runner.status.loop
         if ledger is None or loop is None or loop.is_closed():
             raise UserError("the app does not run now", hint="sabot budgets shows its budgets")
         asked = asyncio.run_coroutine_threadsafe(budget_facts(ledger, query), loop)

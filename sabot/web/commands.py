@@ -4,8 +4,10 @@ The process of the run has the code with which it began, and code that fails whi
 """
 
 import asyncio
+import os
 import sys
 from asyncio.subprocess import DEVNULL, PIPE
+from collections.abc import Mapping
 
 from sabot.errors import UserError
 
@@ -13,14 +15,23 @@ SECONDS = 60.0
 """The longest time of a command."""
 
 
-async def said_by(*words: str) -> tuple[int, str, str]:
-    """Runs a command of Sabot. Returns its exit code, its output and its errors. Raises UserError if it takes too long."""
+async def said_by(
+    *words: str, module: str = "sabot", input: bytes | None = None, environment: Mapping[str, str] | None = None
+) -> tuple[int, str, str]:
+    """Runs a command of Sabot. Returns its exit code, its output and its errors. Raises UserError if it takes too long.
+
+    `module`: the module of Sabot that is run. `input`: the bytes of its stdin, or None. `environment`: further variables.
+    """
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "sabot", *words), stdin=DEVNULL, stdout=PIPE, stderr=PIPE
+        *(sys.executable, "-m", module, *words),
+        stdin=DEVNULL if input is None else PIPE,
+        stdout=PIPE,
+        stderr=PIPE,
+        env={**os.environ, **(environment or {})},
     )
     try:
         async with asyncio.timeout(SECONDS):
-            out, err = await process.communicate()
+            out, err = await process.communicate(input)
     except TimeoutError:
         raise UserError(f"the program takes longer than {SECONDS:g} s") from None
     finally:

@@ -135,7 +135,7 @@ class Console(ConsoleSite):
         access = Access(app.settings.state_dir)
         shown = LiveApp(app, payloads or Payloads(), program)
         super().__init__({"": shown}, access, title=app.id, port=port, listen=listen, origins=origins, proxy=proxy)
-        self._recorder = app.agent_runtime.runner.recorder
+        self._recorder = app.agent_runtime.runner.watch.recorder
         self._recorder.open()
 
     def after_run(self) -> str:

@@ -28,12 +28,14 @@ from sabot.agents.job_reads import shown_status
 from sabot.agents.jobs import JobRecord, JobStatus
 from sabot.agents.kernel.client import JobClient
 from sabot.agents.kernel.handle import JobHandle
+from sabot.agents.kernel.schedules import is_key_of_schedule
 from sabot.agents.store import cancel_letter
 from sabot.base.checks import TEXTS, Of, check
 from sabot.base.options import answers_wrong_options
 from sabot.base.quantities import plain
 from sabot.base.redaction import scrubbed, visible
 from sabot.base.threads import run_connected
+from sabot.engine.calls.messages import ChatMessage
 from sabot.errors import (
     IdempotencyConflict,
     IllegalTransition,
@@ -67,6 +69,7 @@ _START = (
     "priority",
     "metadata",
 )
+_OF_USER = ChatMessage("user")  # without its content
 _HEADERS = {"cache-control": "no-store", "x-content-type-options": "nosniff"}
 _STREAM = {**_HEADERS, "x-accel-buffering": "no"}
 
@@ -78,18 +81,22 @@ class Caller:
 
     - `name`: its name. It is recorded with answers, cancels and signals, and is the principal of its jobs.
     - `scopes`: the scopes (tenants) whose jobs it may see; None for all. A caller with scopes begins jobs in its own name
-      only.
+      only, and its messages to an Agent are those of a user.
     - `may`: its rights: "read" jobs and their events, "start" jobs, "answer" questions, which shows their arguments
-      and tokens, and "change" jobs: cancel, signal and retry them.
+      and tokens, and "change" jobs: cancel, signal and retry them, and raise `max_turns` of an Agent.
+    - `priority_from`: the smallest `priority` that it may give to a job. With 0, its jobs pass before none of those that wait and were
+      begun without a priority.
     """
 
     name: str
     scopes: Collection[str] | None = None
     may: Collection[str] = _MAY
+    priority_from: int = 0
 
     def __post_init__(self) -> None:
         check("Caller: name", self.name, Of(str, "a text, such as the id of the user"))
         check("Caller: may", self.may, TEXTS)
+        check("Caller: priority_from", self.priority_from, Of(int, "a whole number, such as -10"))
         if self.scopes is not None:
             for scope in check("Caller: scopes", self.scopes, TEXTS):
                 if not 0 < len(scope) < MOST_CHARS:  # lists have a longer one cut
@@ -127,7 +134,7 @@ def jobs_app(client: JobClient, *, who: Who) -> Starlette:
     Requests and answers are JSON. Ids of jobs in paths have the form without a slash (`url_id`).
 
     - `POST /jobs` begins a job, with the arguments of `JobClient.start`: 202, or 200 if one of this key is known.
-    - `GET /jobs` lists jobs: agent, scope, key, status, text, since, until, after, limit.
+    - `GET /jobs` lists jobs: agent, scope, key, session, status, text, since, until, after, limit.
     - `GET /jobs/ID`, `GET /jobs/ID/result?wait=SECONDS`: a job; its result, or 202 while there is none.
     - `GET /jobs/ID/events`: its public events as server-sent events.
     - `POST /jobs/ID/cancel`, `/signal`, `/retry`, `POST /jobs/cancel`, `/jobs/retry`: change one job, or all of a query.
@@ -331,12 +338,29 @@ class _JobRequests:
 
     async def start(self, request: Request, caller: Caller) -> Response:
         said = await _body(request, _START, ["agent", "message"])
-        scope = said.get("scope", _default_scope(caller))
+        scope = said["scope"] if "scope" in said else _default_scope(caller)
         if isinstance(scope, str) and not caller.sees(scope):
             raise _Fault(404, f"scope {short_repr(scope)}: there is none of this name", reason="unknown")
         principal = said.get("principal", caller.name)
         if caller.scopes is not None and principal != caller.name:
             raise _Fault(403, f"{caller.name} begins jobs in its own name", hint="leave the field principal out")
+        priority, least = said.get("priority", 0), caller.priority_from
+        if isinstance(priority, int) and "priority" in said and priority < least:
+            raise _Fault(
+                403, f"priority={priority}: {caller.name} may give {least} and greater numbers, which begin later"
+            )
+        if caller.scopes is not None and is_key_of_schedule(key := said.get("idempotency_key")):
+            raise _Fault(
+                422, f"idempotency_key={short_repr(key)} has the form of those of schedules", hint="another key"
+            )
+        if caller.scopes is not None and said.get("max_turns") is not None and "change" not in caller.may:
+            raise _Fault(403, f"{caller.name} may not give max_turns, which may be more than those of the agent")
+        if caller.scopes is not None and _speaks_for_others(said["message"]):
+            raise _Fault(
+                422,
+                f"message: {caller.name} writes in the role 'user' only, and calls no tools",
+                hint='a text, or messages with "role": "user" and "content"; what the agent has said is in its session',
+            )
         handle = await self._client.start(**{**said, "scope": scope, "principal": principal})
         status = "queued" if handle.created else shown_status(await self._client.jobs.get(handle.job_id))
         told = {**_ids(handle.job_id), "status": status, "created": handle.created}
@@ -436,7 +460,8 @@ class _JobRequests:
         said = _parameters(request, "agent", "session", "scope", "principal")
         if missing := next((name for name in ("agent", "session") if not said.get(name)), None):
             raise _Fault(422, f"{missing} is missing", hint="?agent=NAME&session=NAME")
-        scope, principal = said.get("scope", _default_scope(caller)), said.get("principal", caller.name)
+        scope = said["scope"] if "scope" in said else _default_scope(caller)
+        principal = said.get("principal", caller.name)
         if not caller.sees(scope):
             raise _Fault(404, f"scope {short_repr(scope)}: there is none of this name", reason="unknown")
         if caller.scopes is not None and principal != caller.name:
@@ -482,6 +507,17 @@ class _JobRequests:
             question = reader.question(token)
             mark = None if question is None else reader.job(question.job)
         return question is not None and caller.sees("" if mark is None else mark.scope)
+
+
+def _speaks_for_others(message: Any) -> bool:
+    """Returns True if a message is a prompt of several messages for an Agent, one of which is not of a user: that of the system,
+    of the model, or a result of a tool.
+    """
+    try:
+        said = msgspec.convert(message, list[ChatMessage])
+    except (msgspec.ValidationError, UserError):  # the input of a function; or of an Agent, which refuses it
+        return False
+    return any(msgspec.structs.replace(each, content="") != _OF_USER for each in said)
 
 
 def _default_scope(caller: Caller) -> str:

@@ -8,7 +8,7 @@ from urllib.parse import urlencode
 from markupsafe import Markup
 
 from sabot.agents.actions import ActionStatus
-from sabot.agents.inbox import (
+from sabot.agents.questions import (
     ANSWERS,
     OF_DOUBTS,
     SAID,
@@ -183,6 +183,8 @@ def _answer_of(word: str, form: Mapping[str, str]) -> dict[str, Any]:
         raise UserError("the form has no answer", hint="send it by one of its buttons")
     if word in ("approve", "reject") and form.get("value"):
         raise UserError(f"the form has a value beside the answer {word!r}", hint="send one of the two")
+    if word == "value" and (form.get("arguments") or form.get("always")):
+        raise UserError("the form has changes of a call beside another answer", hint="send one of the two")
     answer = dict(ANSWERS.get(word, {}))
     if word == "value" or (word == "done" and form.get("value")):
         value = _json_of(form.get("value", ""))
@@ -191,6 +193,8 @@ def _answer_of(word: str, form: Mapping[str, str]) -> dict[str, Any]:
         answer |= value if word == "value" else {"result": value}
     if word == "approve" and form.get("arguments"):
         answer["arguments"] = _json_of(form["arguments"])
+        if answer["arguments"] is None:  # in an answer null stands for no change
+            raise UserError("the changed arguments are null", hint='write an object, as in {"amount": 50}')
     if word == "approve" and form.get("always"):
         answer["always"] = form["always"]
     if word not in OF_DOUBTS and form.get("reason"):

@@ -15,12 +15,12 @@ from markupsafe import Markup
 
 from sabot.agents.app_jobs import AppJobStore, JournalAddress
 from sabot.agents.entry_values import as_plain, value_of
-from sabot.agents.inbox import SAID
 from sabot.agents.job_effects import EffectRecord, FoldedJob, effect_record, family_of, folded_job
 from sabot.agents.job_history import searched
 from sabot.agents.job_reads import JobPage, age_of, jobs_page, short_jobs_page, shown_status
 from sabot.agents.job_view import EffectView
 from sabot.agents.jobs import JobRecord, JobStatus
+from sabot.agents.questions import SAID
 from sabot.base.accounts import Amounts
 from sabot.base.quantities import plain
 from sabot.base.redaction import scrubbed
@@ -51,6 +51,7 @@ _COLUMNS = (
     "key",
     "scope_id",
     "principal_id",
+    "session_id",
     "status",
     "attempt",
     "effects",
@@ -195,6 +196,7 @@ def _shown_jobs(
     facts: dict[str, Callable[[JobRecord], object]] = {
         "key": lambda job: job.key,
         "scope": lambda job: job.scope_id,
+        "session": lambda job: job.session_id not in ("", f"{job.agent}/{job.key}"),  # that of an app's key is its key
         "attempt": lambda job: job.attempt > 1,
         "tokens": lambda job: page.used[job.job_id][0].tokens,
         "dollars": lambda job: page.used[job.job_id][0].cost,
@@ -264,7 +266,7 @@ def _open_text(job: JobRecord) -> str:
 
 def _flat(job: JobRecord, status: str, used: Amounts, doubts: Amounts) -> dict[str, Any]:
     facts = {name: getattr(job, name) for name in _COLUMNS} | {"status": status}
-    facts |= {"open": job.waits or _open_text(job), "error": scrubbed(job.blocked or job.error)}
+    facts |= {"waits_for": job.waits or _open_text(job), "error": scrubbed(job.blocked or job.error)}
     facts |= {"tokens": used.tokens, "dollars": plain(used.cost)}
     return facts | {"doubt_tokens": doubts.tokens, "doubt_dollars": plain(doubts.cost)}
 

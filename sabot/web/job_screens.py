@@ -53,7 +53,7 @@ _MOST_AT_ONCE = 1_000  # jobs that one form cancels, signals or retries
 _ORDINAL = re.compile(r"\d{1,18}", re.ASCII)
 _FORK_STEPS = 20  # that are named
 _AGES = {"1h": 3600, "1d": 86_400, "7d": 7 * 86_400, "30d": 30 * 86_400}
-_FILTERS = ("q", "agent", "scope", "key", "status", "age")
+_FILTERS = ("q", "agent", "scope", "key", "session", "status", "age")
 _WHY_NO_CODE = "The console does not know the program: start the app with sabot run MODULE:APP --web."
 
 
@@ -155,6 +155,7 @@ class JobScreens:
             text=query.get("q", ""),
             since=self._jobs.store.clock.time() - age if age else 0.0,
             after=query.get("after", ""),
+            session=query.get("session", ""),
         )
 
     def _reads_elsewhere(self) -> bool:

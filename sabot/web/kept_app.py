@@ -10,10 +10,10 @@ from markupsafe import Markup
 from sabot.clock import SYSTEM_CLOCK
 from sabot.engine.checkpoint.inspection import AppCheckpoints, control_of
 from sabot.engine.plan.drawing import TaskFrame, frames_from, frames_of
-from sabot.engine.runtime.life.run_record import RECORD_FILE, RunRecord, read_record, shown_settings
 from sabot.engine.runtime.watch.figure_rings import FigureRings
 from sabot.engine.runtime.watch.guarantees import EdgeGuarantee
 from sabot.engine.runtime.watch.log_ring import LogRing
+from sabot.engine.runtime.watch.run_record import RECORD_FILE, RunRecord, read_record, shown_settings
 from sabot.errors import SabotError, UserError
 from sabot.web.payloads import Payloads
 from sabot.web.shown import RunFacts, ShownApp

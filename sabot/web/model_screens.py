@@ -1,9 +1,9 @@
 """The screen of models, tools, child processes and MCP servers: everything outside of the app that agents call or run."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from sabot.base.figures import CalledFigures, EngineFigures, ToolCalls
 from sabot.base.metrics import Durations
@@ -16,7 +16,7 @@ from sabot.web.screen import Query, Rows, Screen, ScreenGroup
 from sabot.web.shown import ShownApp
 
 if TYPE_CHECKING:
-    from sabot.mcp.pool import McpServerPool
+    from sabot.mcp.pool import McpServerFacts, McpServerPool
 
 _MOST_CHILDREN = 500
 _PERCENTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
@@ -65,18 +65,6 @@ class ChildFigures:
     cpu: float | None
 
 
-class _ServerLine(NamedTuple):
-    """A server of MCP. `changed`: tools that say something else of themselves than at the first look, or that are new, or gone."""
-
-    name: str
-    way: str
-    sessions: int
-    busy: int
-    tools: list[str]
-    changed: list[str]
-    left_out: Mapping[str, str]
-
-
 class ModelScreens:
     """The facts of the screen. Used by the thread of the server."""
 
@@ -97,7 +85,7 @@ class ModelScreens:
             "models": [each for each in calls if each.kind == "model"],
             "tools": [each for each in calls if each.kind == "tool"],
             "children": [each for each in self._processes() if wanted in each.program.casefold()],
-            "servers": [each for each in self._servers() if wanted in each.name.casefold()],
+            "servers": [each for each in self._servers() if wanted in each[0].name.casefold()],
             "live": self._app.here,
         }
 
@@ -132,8 +120,10 @@ class ModelScreens:
             yield ChildFigures(pid, depths[pid], facts.program, state, facts.memory_bytes, cpu)
         self._cpu = seen
 
-    def _servers(self) -> list[_ServerLine]:
-        """Returns the MCP servers of the pools of this process; none if the app runs elsewhere."""
+    def _servers(self) -> "list[tuple[McpServerFacts, list[str]]]":
+        """Returns the MCP servers of the pools of this process; none if the app runs elsewhere. With each, its tools that say
+        something else of themselves than at the first look, or that are new, or gone.
+        """
         if not self._app.here or self._app.live is None:
             return []
         found = []
@@ -143,13 +133,8 @@ class ModelScreens:
                     self._first.setdefault(each.name, dict(each.tools))
                 first = self._first.get(each.name, {})
                 changed = sorted(name for name in {*first, *each.tools} if first.get(name) != each.tools.get(name))
-                changed = changed if each.sessions else []
-                found.append(
-                    _ServerLine(
-                        each.name, each.way, each.sessions, each.busy, sorted(each.tools), changed, each.left_out
-                    )
-                )
-        return sorted(found)
+                found.append((each, changed if each.sessions else []))
+        return sorted(found, key=lambda line: (line[0].name, line[0].way))
 
 
 def call_figures(figures: FigureRings) -> list[CallCounts]:

@@ -32,7 +32,7 @@ import pyarrow as pa
 
 from sabot.base.quantities import bytes_words
 from sabot.base.redaction import keep_forms, kept_forms
-from sabot.errors import InternalError, SabotError, UserError
+from sabot.errors import InternalError, SabotError, TransientError, UserError
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -54,12 +54,13 @@ from sabot.web.reader import serve
 serve(int(sys.argv[1]))
 """
 # Counted by RLIMIT_DATA: Arrow's own allocators reserve more than they use, and the C library makes an arena for each thread.
-_ENVIRONMENT = {"ARROW_DEFAULT_MEMORY_POOL": "system", "MALLOC_ARENA_MAX": "2"}
+LESS_MEMORY = {"ARROW_DEFAULT_MEMORY_POOL": "system", "MALLOC_ARENA_MAX": "2"}
 
 
 class _Frame(msgspec.Struct, array_like=True):
     """A message of a reader process. `record`: a record, in msgpack. `end`: True for the last message of a call, after which the
-    process takes another. `error`, `hint`: those of an error for the user. `failure`: the traceback of another one.
+    process takes another. `error`, `hint`: those of an error for the user. `passes`: whether it may pass by itself.
+    `failure`: the traceback of another one.
     """
 
     record: msgspec.Raw = msgspec.Raw(b"\xc0")
@@ -67,6 +68,7 @@ class _Frame(msgspec.Struct, array_like=True):
     error: str = ""
     hint: str = ""
     failure: str = ""
+    passes: bool = False
 
 
 class _ReadCall(msgspec.Struct, array_like=True):
@@ -92,7 +94,7 @@ class _ReaderProcess:
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-c", _START, str(memory_bytes), *sys.path],
                 stdin=its.fileno(),
-                env={**os.environ, **_ENVIRONMENT},
+                env={**os.environ, **LESS_MEMORY},
             )
         self._socket = ours
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
@@ -145,7 +147,8 @@ class ConsoleReader:
         """Calls a function of a module in a reader process, and returns its result.
 
         Its parameters and its result have annotations of types that msgspec knows, such as texts, numbers and dataclasses. Raises
-        UserError for a call that takes too long or needs too much memory, and for SabotErrors of the function.
+        UserError for a call that takes too long or needs too much memory, and for SabotErrors of the function, but TransientError for
+        one that may pass, such as that of a server which does not answer.
         """
         kind = get_type_hints(function)["return"]
         (result,) = [each async for each in self._records(kind, function, args, kwargs)]
@@ -196,7 +199,7 @@ class ConsoleReader:
                     if frame.failure:
                         raise InternalError(f"a process that reads for the console has failed:\n{frame.failure}")
                     if frame.error:
-                        raise UserError(frame.error, hint=frame.hint)
+                        raise (TransientError if frame.passes else UserError)(frame.error, hint=frame.hint)
                     if frame.end:
                         return
                     yield msgspec.msgpack.decode(frame.record, type=kind)
@@ -297,7 +300,7 @@ def _answer(call: bytes, answers: BinaryIO, memory_bytes: int) -> None:
             _write(answers, _Frame(msgspec.Raw(msgspec.msgpack.encode(each))))
         last = _Frame(end=True)
     except SabotError as error:
-        last = _Frame(end=True, error=error.message, hint=error.hint)
+        last = _Frame(end=True, error=error.message, hint=error.hint, passes=isinstance(error, TransientError))
     except MemoryError:  # not the end: the process goes, with all that it still holds
         last = _Frame(error=f"this needs more than {bytes_words(memory_bytes)} of memory to read", hint=_SELECT_LESS)
     except Exception:

@@ -75,7 +75,7 @@ class RowsScreens:
         if now - view.asked_at >= _AT_MOST_EACH:
             view.asked_at = now
             if self._app.here and self._app.live is not None:
-                copies = plain_rows(self._app.live.agent_runtime.runner.tap(point))
+                copies = plain_rows(self._app.live.agent_runtime.runner.watch.tap(point))
                 view.add(*copies, self._app.payloads, SYSTEM_CLOCK.time())
             elif view.asking is None or view.asking.done():  # its answer is on the page of the next second
                 view.asking = asyncio.get_running_loop().create_task(self._ask(view, point))

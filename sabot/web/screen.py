@@ -50,7 +50,7 @@ class Screen:
     path: str
     parts: Sequence[str] = ()
     facts: Callable[[Query], dict[str, Any]] = no_facts
-    more: Callable[[Query], Awaitable[dict[str, Any]]] | None = None
+    more: Callable[[Query], Awaitable[Mapping[str, Any]]] | None = None
     rows: Table | None = None
     file: Callable[[Query], Awaitable[Download]] | None = None
     role: Role = "read"

@@ -13,8 +13,10 @@ from sabot.web.log_screens import LogScreens
 from sabot.web.model_screens import ModelScreens
 from sabot.web.reader import ConsoleReader
 from sabot.web.rows_screens import RowsScreens
+from sabot.web.schedule_screens import ScheduleScreens
 from sabot.web.screen import Action, Screen, ScreenGroup
 from sabot.web.shown import PageHead, ShownApp
+from sabot.web.sql_screens import QuestionScreens
 from sabot.web.stack_screens import StackScreens
 from sabot.web.state_screens import StateScreens
 
@@ -42,7 +44,9 @@ class ScreensOfApp(Screens):
             self._checkpoints.group(),
             LetterScreens(app).group(),
             StateScreens(app, reader).group(),
+            QuestionScreens(app).group(),
             JobScreens(app, reader, root).group(),
+            ScheduleScreens(app).group(),
             InboxScreens(app, root).group(),
             BudgetScreens(app).group(),
             ModelScreens(app).group(),

@@ -12,11 +12,11 @@ from sabot.base.redaction import scrubbed
 from sabot.engine.checkpoint import ask
 from sabot.engine.checkpoint.inspection import AppCheckpoints, control_of
 from sabot.engine.plan.drawing import TaskFrame, frames_of
-from sabot.engine.runtime.life.run_record import RunEvent, shown_settings
-from sabot.engine.runtime.life.runnable import any_durable
+from sabot.engine.runtime.agents.runnable import any_durable
 from sabot.engine.runtime.watch.figure_rings import FigureRings
 from sabot.engine.runtime.watch.guarantees import EdgeGuarantee
 from sabot.engine.runtime.watch.log_ring import LogRing
+from sabot.engine.runtime.watch.run_record import RunEvent, shown_settings
 from sabot.errors import UserError
 from sabot.web.payloads import Payloads
 
@@ -135,7 +135,7 @@ class LiveApp(ShownApp):
     def __init__(self, app: "App", payloads: Payloads, program: Sequence[str] = ()) -> None:
         self.id = app.id
         self.program, self.folder = program, Path.cwd()
-        recorder = app.agent_runtime.runner.recorder
+        recorder = app.agent_runtime.runner.watch.recorder
         self.figures, self.log = recorder.figures, recorder.log
         self.payloads = payloads
         self.state = app.settings.state_dir
@@ -150,11 +150,11 @@ class LiveApp(ShownApp):
         runner = self._app.agent_runtime.runner
         return RunFacts(
             version=self._app.settings.version,
-            state=runner.state,
+            state=runner.status.words,
             why=scrubbed(self.figures.last.figures.failure or ""),
-            began=runner.recorder.began,
-            restarts=runner.restarts,
-            events=runner.recorder.events,
+            began=runner.watch.recorder.began,
+            restarts=runner.status.restarts,
+            events=runner.watch.recorder.events,
         )
 
     def tasks(self) -> Sequence[TaskFrame]:
@@ -166,7 +166,7 @@ class LiveApp(ShownApp):
         return shown_settings(self._app.settings)
 
     def guarantees(self) -> Sequence[EdgeGuarantee]:
-        return self._app.agent_runtime.runner.recorder.guarantees
+        return self._app.agent_runtime.runner.watch.recorder.guarantees
 
     def notice(self) -> str:
         return ""

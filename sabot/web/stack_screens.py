@@ -56,6 +56,6 @@ class StackScreens:
         if not has_stacks(self._app):
             return None
         if task == _LOOP:
-            return self._app.live.agent_runtime.runner.loop_thread
+            return self._app.live.agent_runtime.runner.status.loop_thread
         tasks = self._app.figures.last.figures.streams
         return next((each.ident for each in threading.enumerate() if task in tasks and each.name == task), None)

@@ -25,7 +25,7 @@ from sabot.agents import (
     SqliteLedgerWriter,
 )
 from sabot.agents.accounts.guard import LedgerGuard
-from sabot.agents.accounts.limits import JobLimits
+from sabot.agents.accounts.job_limits import JobLimits
 from sabot.agents.accounts.owners import (
     BudgetBatch,
     BudgetOwner,

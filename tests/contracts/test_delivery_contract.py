@@ -17,6 +17,7 @@ from sabot.errors import TransientError, UserError
 from sabot.testing.connectors import DeliverySuite
 from sabot.testing.connectors.delivery import ALL, PARTS, TRACK, rows_of
 from sabot.testing.connectors.place import NewPlace, Row
+from tools.broken_promises import AGAIN, SINK_FAULTS, another_name_each_time, broken, check_found
 
 # A twentieth of a second of a core for each time that DuckDB opens its file.
 mostly_without_duckdb = pytest.mark.parametrize(
@@ -41,6 +42,30 @@ class TestDelivery(DeliverySuite):
     @mostly_without_duckdb
     def test_crash_after_crash_comes_to_an_end(self, new_place: NewPlace) -> None:
         super().test_crash_after_crash_comes_to_an_end(new_place)
+
+
+KEEP_A_TOKEN = [name for name in PLACES if name not in ("objects", "documented")]
+BROKEN = [
+    (name, fault)
+    for name in KEEP_A_TOKEN
+    for fault in SINK_FAULTS
+    if (name, fault) != ("memory", "swallows errors")  # a topic that is dropped is made again
+]
+
+
+@pytest.mark.slow  # seconds of each: a crash at each step, for what no change of a sink is likely to break
+@pytest.mark.parametrize(("new_place", "fault"), BROKEN, indirect=["new_place"])
+def test_a_sink_that_breaks_a_promise_is_found(
+    new_place: NewPlace, fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    breaks, test = SINK_FAULTS[fault]
+    check_found(TestDelivery(), test, broken(new_place, "sink", breaks), monkeypatch)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("new_place", ["objects", "documented"], indirect=True)
+def test_a_sink_that_gives_a_part_another_name_is_found(new_place: NewPlace, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_found(TestDelivery(), AGAIN, broken(new_place, "sink", another_name_each_time), monkeypatch)
 
 
 def results(rows: Sequence[Row]) -> pa.RecordBatch:

@@ -13,6 +13,7 @@ from pathlib import Path
 from random import Random
 from typing import Any, Protocol
 
+import msgspec
 import psycopg
 import pytest
 from confluent_kafka import Producer
@@ -20,6 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sabot._cython.text.records import state_key
+from sabot.agents.session_turns import Recalled, Turn, recall
 from sabot.base.accounts import Amounts
 from sabot.clock import ManualClock
 from sabot.errors import AppLocked, CorruptJournal, LetterRefused, OtherJournal, SabotError, UserError
@@ -49,9 +51,11 @@ from sabot.journal.postgres import PostgresInbox, PostgresJournal, PostgresReade
 from sabot.journal.postgres_workers import PostgresWorker
 from sabot.journal.sqlite import DATABASE, SqliteInbox, SqliteJournal, SqliteReader
 from sabot.kafka.client import ensure_topic, link_of
+from sabot.llm import user
 from sabot.steps import watch
 from tools.kafka_eyes import messages
 from tools.postgres import server_or_skip
+from tools.told_turns import SESSION, begun, says, texts_of
 
 
 class Home(Protocol):
@@ -205,6 +209,7 @@ OF_ONE_OWNER = {  # tests of what a journal that several workers share does not 
     "test_the_oldest_jobs_leave_a_history_that_is_too_long",
     "test_a_job_that_begins_again_after_it_was_moved_is_in_the_history_once",
     "test_jobs_whose_entries_were_trimmed_are_in_no_list_until_they_begin_again",
+    "test_the_jobs_of_a_session_are_found_in_the_log_and_in_the_history",
     # one owner, which gets all letters, has all open jobs, and looks for no others
     "test_a_second_owner_is_refused_while_the_first_holds_the_journal",
     "test_the_entries_of_open_jobs_are_read_without_those_of_others",
@@ -583,7 +588,9 @@ def test_a_checkpoint_that_needs_what_was_trimmed_is_refused(home: Home) -> None
 
 def test_a_job_has_a_mark_from_its_beginning_to_its_end(journal: Journal) -> None:
     assert journal.job("a") is None
+    assert journal.marked(["a"]) == set()
     written(journal, Begin("a", 1, digest=b"d"))
+    assert journal.marked(["a", "b"]) == {"a"}
     mark = journal.job("a")
     assert mark is not None
     assert (mark.began, mark.digest, mark.outcome) == (Position(0, 0), b"d", "")
@@ -634,10 +641,34 @@ def test_a_job_of_a_session_keeps_its_entries_as_long_as_its_mark_if_the_owner_s
     written(journal, Begin("c", 1, "k.a", session="t"), End("c", 2_000, "succeeded"))
     journal.trim({0: EVERY}, forget_before_ms=1_000, sessions=True)
     assert [entry for entry in entries(journal) if entry.job in "ab"] == told
-    assert [mark.job for mark in journal.of_session(JobQuery("k.a"), "s")] == ["a"]
-    assert journal.of_session(JobQuery("k.b"), "s") == []
+    assert [mark.job for mark in journal.logged(JobQuery("k.a", session="s"), EVERY)] == ["a"]
+    assert journal.logged(JobQuery("k.b", session="s"), EVERY) == []
     journal.trim({0: EVERY}, forget_before_ms=1_001, sessions=True)
     assert [entry for entry in entries(journal) if entry.job in "ab"] == []
+
+
+def test_a_conversation_is_read_from_its_newest_turn_without_what_was_forgotten(journal: Journal) -> None:
+    def says_all(job: str, at_ms: int, recalled: Recalled | None = None) -> None:
+        told = begun(job, at_ms, recall(journal, SESSION) if recalled is None else recalled)
+        turn = Turn([user(f"{job} {'x' * INLINE_BYTES}")])  # a long body is stored outside of its entry
+        written(journal, *told, says(job, at_ms + 1, turn, (f"of {job}",)))
+
+    def found() -> tuple[list[str], list[str]]:
+        texts, read = texts_of(journal)
+        return [each.split()[0] for each in texts], read
+
+    for number in range(4):
+        says_all(f"j{number}", 1_000 + 10 * number)
+    assert found() == (["j0", "j1", "j2", "j3"], ["j3"])
+    journal.forget(["j1"])
+    assert found() == (["j0", "j2", "j3"], ["j3"])
+    assert recall(journal, SESSION).labels == ["of j3"]
+    journal.forget(["j3"])
+    assert found() == (["j0", "j2"], ["j2"])
+    says_all("j4", 2_000, Recalled())  # has begun before all of them, and ends last
+    assert found() == (["j0", "j2", "j4"], ["j4", "j2"])
+    journal.forget(["j0", "j2", "j4"])
+    assert (found(), recall(journal, SESSION)) == (([], []), Recalled())
 
 
 def test_jobs_that_have_ended_are_forgotten_by_name(journal: Journal) -> None:
@@ -876,6 +907,30 @@ def test_a_letter_begins_a_job_once(home: Home, journal: Journal) -> None:
     inbox.close()
 
 
+def test_letters_that_begin_jobs_are_posted_together(home: Home, journal: Journal) -> None:
+    """Each job begins once, also if two letters of one call are for it."""
+    written(journal, Begin("there", 1), Begin("over", 1), End("over", 2, "succeeded"))
+    journal.begins.agents = frozenset({"app.f"})
+    inbox = home.inbox()
+    asked = [beginning("b"), beginning("there"), beginning("a"), beginning("b", body=b"other"), beginning("over")]
+    assert inbox.begin(asked) == [True, False, True, False, False]
+    assert (inbox.begin([]), journal.begin([beginning("a"), beginning("c")])) == ([], [False, True])
+    with pytest.raises(UserError):
+        inbox.begin([replace_body(beginning("d"), "no bytes")])
+    assert refused(inbox, beginning("c")) == "second"
+    with closing(home.reader()) as reader:  # another one sees them as soon as they are posted
+        assert [letter.job for letter in reader.letters()] == ["b", "a", "c"]
+    begun = [entry for _, entry in journal.take()]
+    assert [(each.job, each.body) for each in begun if isinstance(each, Begin)] == [(job, b"asked") for job in "bac"]
+    assert journal.begin([beginning("a"), beginning("e")]) == [False, True]
+    assert journal.statistics()["refused"] == 2
+    inbox.close()
+
+
+def replace_body(letter: Letter, body: Any) -> Letter:
+    return msgspec.structs.replace(letter, body=body)
+
+
 @pytest.mark.one_in(3, "hundredths of a second of a core each")
 def test_a_letter_for_an_agent_that_the_owner_does_not_have_waits_for_one_that_has_it(
     home: Home, caplog: pytest.LogCaptureFixture
@@ -1049,8 +1104,24 @@ def row_of(reader: JournalReader, job: str) -> EndedJob | None:
     text = f"{job} {end.result}".casefold()
     times = begun.at_ms, end.at_ms
     return EndedJob(
-        job, f"shop.{name}", name, begun.scope, job[-1], end.outcome, *times, text, len(found), 5, end.outcome.encode()
+        *(job, f"shop.{name}", name, begun.scope, job[-1], end.outcome, *times, text),
+        *(len(found), 5, end.outcome.encode(), begun.session),
     )
+
+
+def test_the_jobs_of_a_session_are_found_in_the_log_and_in_the_history(home: Home, journal: Journal) -> None:
+    told = [(f"tom-{n}", f"chat-{n % 2}" if n < 4 else "") for n in range(5)]
+    for at_ms, (job, session) in enumerate(told):
+        last = written(journal, Begin(job, at_ms, "shop.tom", session=session), End(job, at_ms + 1, "succeeded"))
+    keeping(journal)
+    assert journal.trim({0: last.offset - 3}) == 6, "the first three jobs move into the history"
+    reader, query = home.reader(), JobQuery(session="chat-1")
+    for each in (journal, reader):
+        assert [row.job for row in each.history.find(query, 10)] == ["tom-1"]
+        assert [row.session for row in each.history.find(JobQuery(), 10)] == ["chat-0", "chat-1", "chat-0"]
+        assert [mark.job for mark in each.logged(query, 10)] == ["tom-3"]
+        assert (each.history.counts(query), each.logged_counts(query)) == ({"succeeded": 1}, {"succeeded": 1})
+        assert each.history.find(JobQuery(session="chat"), 10) == []
 
 
 def keeping(journal: Journal, seconds: float = 1e12, most_bytes: int = 1 << 40) -> None:

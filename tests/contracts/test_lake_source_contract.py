@@ -4,6 +4,7 @@ import contextlib
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import deltalake
 import pyarrow as pa
@@ -13,8 +14,10 @@ from pyiceberg.catalog import load_catalog
 from sabot import DeltaSource
 from sabot.connectors.base import Source
 from sabot.connectors.iceberg import IcebergSource
+from sabot.errors import UserError
 from sabot.testing.connectors import ChangesSuite, ConnectorPlace, SourceSuite
 from sabot.testing.connectors.place import NewPlace
+from tools.broken_promises import FindsFaultsOfMemory
 from tools.iceberg_lake import lake_of, table_of
 
 COLUMNS = pa.schema([("n", pa.int64()), ("text", pa.string())])
@@ -73,19 +76,48 @@ class IcebergPlace(ConnectorPlace):
         return IcebergSource(self.catalog, self.name, follow="1ms")
 
 
-class TestFollowedDelta(SourceSuite):
+def changed(place: ConnectorPlace) -> None:
+    """Another process makes `n` a text in Delta, and a table anew with such a column in Iceberg."""
+    texts = pa.table({"n": ["four"], "text": ["row 4"]})
+    if isinstance(place, DeltaPlace):
+        deltalake.write_deltalake(place.table, texts, mode="overwrite", schema_mode="overwrite")
+    elif isinstance(place, IcebergPlace):
+        with contextlib.closing(load_catalog("default", **place.catalog)) as opened:
+            opened.drop_table(place.name)
+            opened.create_table(place.name, texts.schema).append(texts)
+
+
+@pytest.mark.parametrize("kind", [DeltaPlace, IcebergPlace])
+def test_a_column_that_another_process_changes_between_plan_and_start_is_named(kind: Any, tmp_path: Path) -> None:
+    """Rows with a text came to steps that were planned for a number."""
+    place = kind(tmp_path)
+    place.put([1, 2])
+    source = place.source()
+    assert source.infer_schema() == COLUMNS
+    changed(place)
+    with pytest.raises(UserError, match="column n was int64 when the program was planned, and is string now"):
+        source.open(None)
+    again = place.source()
+    again.open(None)
+    batch = again.read_batch(10, 0.0)
+    again.close()
+    assert batch is not None
+    assert batch.data.to_pylist() == [{"n": "four", "text": "row 4"}]
+
+
+class TestFollowedDelta(FindsFaultsOfMemory, SourceSuite):
     @pytest.fixture
     def new_place(self, tmp_path: Path) -> NewPlace:
         return lambda: DeltaPlace(tmp_path)
 
 
-class TestChangesOfDelta(ChangesSuite):
+class TestChangesOfDelta(FindsFaultsOfMemory, ChangesSuite):
     @pytest.fixture
     def new_place(self, tmp_path: Path) -> NewPlace:
         return lambda: ChangingDeltaPlace(tmp_path)
 
 
-class TestFollowedIceberg(SourceSuite):
+class TestFollowedIceberg(FindsFaultsOfMemory, SourceSuite):
     @pytest.fixture
     def new_place(self, tmp_path: Path) -> NewPlace:
         return lambda: IcebergPlace(tmp_path)

@@ -2,6 +2,7 @@
 homes. Of a journal that several workers share, two take turns.
 """
 
+import random
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -148,6 +149,35 @@ def test_jobs_of_a_key_and_of_a_scope_have_lanes_of_their_own_and_their_order(ow
     assert sorted(owners.takes()) == ["a3", "b2"]
 
 
+def test_a_key_is_one_of_its_scope_also_where_scopes_and_keys_look_alike(owners: Owners) -> None:
+    """The jobs of one tenant's `ann` held up those of another tenant's."""
+    owners.open(JobLimit(AGENT, per="key", concurrency=1))
+    drawn = random.Random(1)
+    long = "".join(chr(drawn.randrange(0x10000, 0x1F000)) for _ in range(500))  # more than an index of PostgreSQL takes
+    alike = [
+        ("x", "ann"),
+        ("y", "ann"),
+        ("x", "1ann"),
+        ("x\ny", "ann"),
+        ("x", "\nyann"),
+        ("1:x", "ann"),
+        ("", "ann"),
+        ("ä\U0001d11e", "ann"),
+        (long, long),
+        (long, long[1:]),
+    ]
+    for turn in "ab":
+        owners.post(*(letter(f"{turn}{at}", scope=scope, key=key) for at, (scope, key) in enumerate(alike)))
+    every = range(len(alike))
+    assert sorted(owners.takes()) == [f"a{at}" for at in every]
+    assert owners.takes() == []
+    owners.end("a1", "a7")
+    assert sorted(owners.takes()) == ["b1", "b7"]
+    assert owners.takes() == []
+    owners.end(*(f"a{at}" for at in every if at not in (1, 7)))
+    assert sorted(owners.takes()) == [f"b{at}" for at in every if at not in (1, 7)]
+
+
 def test_a_job_that_waits_lets_the_next_one_pass_and_goes_on_before_others_begin(owners: Owners) -> None:
     owners.open(JobLimit(AGENT, concurrency=1))
     owners.post(*(letter(each) for each in "abc"))
@@ -227,7 +257,7 @@ def test_a_list_says_why_a_job_waits(owners: Owners) -> None:
     for job in ("b1", "b2", "b3"):
         owners.end(job)
         owners.takes()
-    said = journal.why_queued([f"{AGENT}/{each}" for each in ("a1", "a2", "b4", "c")])
+    said = journal.waits([f"{AGENT}/{each}" for each in ("a1", "a2", "b4", "c")])
     at = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC")
     assert {job: at.sub("TIME", why) for job, why in said.items()} == {
         f"{AGENT}/a2": "its lane is full: 1 of 1",
@@ -235,7 +265,7 @@ def test_a_list_says_why_a_job_waits(owners: Owners) -> None:
         f"{AGENT}/c": "starts at TIME",
     }
     reader = owners.home.reader()
-    (starts,) = reader.why_queued([f"{AGENT}/c"], owners.home.clock).values()
+    (starts,) = reader.waits([f"{AGENT}/c"], owners.home.clock).values()
     assert starts == said[f"{AGENT}/c"]
     reader.close()
 

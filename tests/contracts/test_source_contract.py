@@ -30,6 +30,7 @@ from sabot.errors import DataError, UserError
 from sabot.kafka import KafkaSource, open_source
 from sabot.testing.connectors import ConnectorPlace, SourceSuite
 from sabot.testing.connectors.place import NewPlace
+from tools.broken_promises import FindsFaults
 from tools.redis_server import server_or_skip
 
 WAIT = 60.0  # seconds; only a test that fails waits so long
@@ -93,7 +94,7 @@ class NumberedFile(Numbered):
         Path(self.place.topic).unlink()
 
 
-class TestSources(SourceSuite):
+class TestSources(FindsFaults, SourceSuite):
     @pytest.fixture
     def new_place(self, place: Place, monkeypatch: pytest.MonkeyPatch) -> NewPlace:
         if isinstance(place, FollowedPlace):

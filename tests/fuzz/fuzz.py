@@ -3,9 +3,10 @@
     python tests/fuzz/fuzz.py [--seconds 180] [--seed 1] [--targets parquet,arrow] [--plain]
     python tests/fuzz/fuzz.py --targets parquet --input build/fuzz/failed/parquet-1-7      one input again
 
-Each target is a process of its own with its share of the seconds. Input n of a target is decided by the seed and n alone. A finding is
-an exception that is none of Sabot's, a report of a sanitizer, an input that takes more than 20 s of the processor or a gigabyte, or an
-answer that is not Python's. It ends its target, is printed with how to repeat it, and its input is kept in build/fuzz/failed.
+Each target is a process of its own with its share of the seconds, which are those of the processor: what runs beside it takes no input
+from it. Input n of a target is decided by the seed and n alone. A finding is an exception that is none of Sabot's, a report of a
+sanitizer, an input that takes more than 20 s of the processor or a gigabyte, or an answer that is not Python's. It ends its target, is
+printed with how to repeat it, and its input is kept in build/fuzz/failed.
 
 --plain: the kernels as they are installed, without sanitizers. The last line is JSON; the status is 1 where something was found.
 """
@@ -75,7 +76,7 @@ def main() -> int:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=180.0, help="of all targets, added up")
+    parser.add_argument("--seconds", type=float, default=180.0, help="of the processor, of all targets, added up")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--targets", default="", help="names, with commas; all of them when not given")
     parser.add_argument("--start", type=int, default=0, help="the number of the first input")
@@ -214,10 +215,10 @@ def _work(asked: argparse.Namespace) -> int:
         return 0
     now = OUT / f"{target.name}.now"
     good = number = 0
-    ended = time.monotonic() + asked.seconds
+    ended = time.process_time() + asked.seconds
     with (OUT / f"{target.name}.state").open("r+b") as file, mmap.mmap(file.fileno(), _STATE.size) as state:
         number = asked.start
-        while time.monotonic() < ended:
+        while time.process_time() < ended:
             data = target.make(random.Random(f"{asked.seed}/{target.name}/{number}"))
             now.write_bytes(data)
             before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -3,7 +3,8 @@
 #
 #   tests/fuzz/run.sh SECONDS [SEED [ITERATION]]      CXX chooses the compiler, FUZZ_BUILD the folder of the program
 #
-# The last line is JSON; the first error of any kind ends it with a status that is not 0, and names seed and iteration.
+# The seconds are those of the processor. The last line is JSON; the first error of any kind ends it with a status that is not 0, and names
+# seed and iteration.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 root=$(dirname "$(dirname "$here")")

@@ -1,5 +1,6 @@
 """The console over processes that it is not in: an app with workers, a journal in PostgreSQL, checkpoints in an object store."""
 
+import asyncio
 import json
 import re
 import signal
@@ -14,7 +15,8 @@ import pytest
 from pyarrow import fs
 from unit.web.test_console import Browser
 
-from sabot.engine.runtime.life.run_record import RECORD_FILE
+from sabot.agents import ExecutionRequest, RuntimeKernel
+from sabot.engine.runtime.watch.run_record import RECORD_FILE
 from tools.command_line import ENV, SABOT, child
 from tools.postgres import Postgres, server_or_skip
 
@@ -151,6 +153,48 @@ def test_an_app_with_workers_and_a_journal_in_postgresql_has_all_screens(postgre
             assert other.table("/apps/shop/models.json", len)[0]["calls"] == 20
             assert len(other.table("/apps/shop/jobs.json")) == 20
             other.page("/apps/shop/rows?of=read-1&branch=", "only running streams have rows")
+
+
+async def asks(ctx: Any) -> Any:
+    return (await ctx.ask("confirm", {"n": ctx.message})).resolution
+
+
+def test_pages_say_which_server_is_away_and_since_when_and_come_back_with_it(tmp_path: Path) -> None:
+    """The inbox was a 500 with a line of the app's log, and the other pages were not possible."""
+    own = Postgres()
+
+    async def begin() -> str:
+        async with RuntimeKernel.create(agent=asks, journal=own.url, name="k") as kernel:
+            return (await kernel.execute(ExecutionRequest(prompt=1))).job_id
+
+    try:
+        job = asyncio.run(begin())
+        with launched(tmp_path, "web.log", "web", f"{own.url}?app=k", "--web-port", "0") as web:
+            shown = Child(web, tmp_path / "web.log", 2)
+            paths = ["/apps/k/jobs", f"/apps/k/job?id={job}", "/apps/k/inbox"]
+            for path in paths:
+                shown.page(path, "k.asks")
+            own.stop()
+            moments = set[str]()
+            for path in paths * 2:
+                status, text = shown.browser.ask(path)
+                assert status == 503, text
+                assert f"PostgreSQL at 127.0.0.1:{own.port}/postgres: " in text
+                assert '<meta http-equiv="refresh" content="5">' in text
+                moments.update(re.findall(r"has not answered since ([\d :-]+ UTC)", text))
+            assert len(moments) == 1
+            for path in ("/apps/k/jobs.json", "/apps/k/inbox.json"):
+                status, text = shown.browser.ask(path)
+                assert (status, text.partition(" at ")[0]) == (503, "PostgreSQL")
+            assert [shown.browser.ask(path)[0] for path in ("/", "/apps/k/", "/apps/k/models", "/apps/k/log")] == [
+                200
+            ] * 4
+            own.start()
+            for path in paths:
+                shown.page(path, "k.asks")
+        assert "ERROR" not in (tmp_path / "web.log").read_text()
+    finally:
+        own.remove()
 
 
 @pytest.fixture

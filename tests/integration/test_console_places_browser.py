@@ -12,7 +12,7 @@ import pytest
 from integration.test_console_browser import PROGRAM, app_running
 from playwright.sync_api import Browser, expect
 
-from sabot.engine.runtime.life.run_record import RECORD_FILE
+from sabot.engine.runtime.watch.run_record import RECORD_FILE
 from tools.browser import Visit, opened_browser
 from tools.command_line import ENV, SABOT, child
 

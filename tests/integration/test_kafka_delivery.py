@@ -31,7 +31,7 @@ from sabot.codecs.records import build_records, iterate_records
 from sabot.connectors.base import Delivers, KeepsToken, Token, Track
 from sabot.connectors.memory import MemoryBroker, MemorySink
 from sabot.errors import AppLocked, BrokerUnavailable, DataError, RowErrors, SabotError, TransientError, UserError
-from sabot.kafka import KafkaSink, KafkaSource, admin, client, delivery
+from sabot.kafka import KafkaSink, KafkaSource, admin, client, transactions
 from tools.kafka_clients import have_ended, threads
 from tools.kafka_eyes import committed, token
 
@@ -322,7 +322,7 @@ def test_an_error_that_the_client_loses_on_its_way_is_asked_for_again(
     sink = sinks()
     sink.claim(track_of(topic))
     sinks().claim(track_of(topic))
-    monkeypatch.setattr(delivery, "produce", lose)
+    monkeypatch.setattr(transactions, "produce", lose)
     with pytest.raises(AppLocked):
         sink.deliver(1, part(1))
     sink.close()  # from here on it is a newcomer
@@ -335,7 +335,7 @@ def test_a_record_after_a_fatal_error_fails_for_the_reason_of_that_error(
     topic: str, sinks: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The client learns in a thread of its own that it is fenced, so that the next record may be the first to be told of it."""
-    send = delivery.produce
+    send = transactions.produce
 
     def produce_twice(producer: RecordProducer, data: pa.RecordBatch, go_on: Any) -> None:
         send(producer, data, go_on)
@@ -346,7 +346,7 @@ def test_a_record_after_a_fatal_error_fails_for_the_reason_of_that_error(
     sink = sinks()
     sink.claim(track_of(topic))
     sinks().claim(track_of(topic))
-    monkeypatch.setattr(delivery, "produce", produce_twice)
+    monkeypatch.setattr(transactions, "produce", produce_twice)
     with pytest.raises(AppLocked):
         sink.deliver(1, part(1))
 
@@ -442,7 +442,7 @@ class Stuck:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, name: str, times: int, done: bool = False) -> None:
         self.over, self.inside = threading.Event(), threading.Event()
-        true = getattr(delivery._Client, name)
+        true = getattr(transactions._Client, name)
 
         def call(its_own: Any, *arguments: Any) -> Any:
             nonlocal times
@@ -453,7 +453,7 @@ class Stuck:
                 self.inside.set()
                 self.over.wait()
 
-        monkeypatch.setattr(delivery._Client, name, call)
+        monkeypatch.setattr(transactions._Client, name, call)
 
 
 @pytest.mark.one_in(3, "it waits")
@@ -463,8 +463,10 @@ def test_a_call_that_never_returns_is_left_and_the_token_says_what_it_did(
 ) -> None:
     sink = sinks()
     sink.claim(track_of(topic))
-    monkeypatch.setattr(delivery, "CALL_SECONDS", 0.3)
-    monkeypatch.setattr(delivery, "GRACE_SECONDS", 2.0)  # the calls before it, which are not stuck, return in this time
+    monkeypatch.setattr(transactions, "CALL_SECONDS", 0.3)
+    monkeypatch.setattr(
+        transactions, "GRACE_SECONDS", 2.0
+    )  # the calls before it, which are not stuck, return in this time
     stuck = Stuck(monkeypatch, name, 1, done)
     with pytest.raises(TransientError, match="did not return"):
         sink.deliver(1, part(1))
@@ -479,8 +481,8 @@ def test_a_call_that_never_returns_is_left_and_the_token_says_what_it_did(
 
 def test_clients_that_never_return_are_bounded(topic: str, sinks: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("LEFT_CLIENTS", 2), ("CALL_SECONDS", 0.1), ("GRACE_SECONDS", 2.0), ("ANSWER_SECONDS", 0.1)):
-        monkeypatch.setattr(delivery, name, value)
-    monkeypatch.setattr(delivery, "TOPIC_SECONDS", 8.0)
+        monkeypatch.setattr(transactions, name, value)
+    monkeypatch.setattr(transactions, "TOPIC_SECONDS", 8.0)
     stuck = Stuck(monkeypatch, "committed", 9)
     sink = sinks()
     for _ in range(2):
@@ -495,7 +497,7 @@ def test_clients_that_never_return_are_bounded(topic: str, sinks: Any, monkeypat
 def test_close_while_a_call_hangs_returns_and_ends_the_delivery(
     topic: str, sinks: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(delivery, "CLOSE_SECONDS", 0.3)
+    monkeypatch.setattr(transactions, "CLOSE_SECONDS", 0.3)
     sink = sinks()
     sink.claim(track_of(topic))
     stuck = Stuck(monkeypatch, "send_token", 1)
@@ -522,7 +524,7 @@ def test_close_while_a_call_hangs_returns_and_ends_the_delivery(
 def test_faults_in_a_row_end_the_app_and_a_part_between_starts_the_count_anew(
     topic: str, sinks: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(delivery, "FAULTS_IN_A_ROW", 2)
+    monkeypatch.setattr(transactions, "FAULTS_IN_A_ROW", 2)
     sink = sinks()
     sink.still_ours = lambda: True
 
@@ -602,6 +604,6 @@ def test_a_class_that_derives_from_it_has_the_last_word() -> None:
     ],
 )
 def test_each_error_of_the_client_has_its_class(code: str, still_ours: bool | None, expected: type[Exception]) -> None:
-    track = delivery.KafkaDelivery("t", "kafka://localhost:1", {})
+    track = transactions.KafkaDelivery("t", "kafka://localhost:1", {})
     track.still_ours = None if still_ours is None else lambda: still_ours
     assert type(track._fault(KafkaError(getattr(KafkaError, code)))) is expected

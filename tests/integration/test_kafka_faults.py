@@ -21,8 +21,7 @@ from sabot._cython.arrow.batch import Batch
 from sabot.codecs.records import Record, build_records, iterate_records
 from sabot.connectors.base import Source, Track
 from sabot.errors import BrokerUnavailable, DataError, RowErrors, SabotError, TransientError, UserError
-from sabot.kafka import KafkaSink, KafkaSource, RecordSender, admin, reader, writer
-from sabot.kafka import delivery as delivery_module
+from sabot.kafka import KafkaSink, KafkaSource, RecordSender, admin, reader, transactions, writer
 from sabot.kafka.client import FETCHING, producer_of
 from sabot.kafka.native import record_producer_of
 from sabot.kafka.reader import KafkaReader
@@ -192,7 +191,7 @@ async def test_a_sender_whose_client_gave_a_record_up_asks_for_the_topic_and_mak
 def test_a_sink_whose_client_gave_records_up_asks_for_the_topic(
     kafka_url: str, topic: str, monkeypatch: pytest.MonkeyPatch, delivery: str
 ) -> None:
-    for module in (writer, delivery_module):
+    for module in (writer, transactions):
         monkeypatch.setattr(
             module, "record_producer_of", lambda *how, **settings: GivesRowsUp(record_producer_of(*how, **settings))
         )

@@ -98,6 +98,17 @@ def read_once(url: str, kafka: dict[str, Any], topic: str) -> None:
         source.close()
 
 
+def read_on(url: str, kafka: dict[str, Any], topic: str) -> None:
+    """Record after record, until it is refused: the group is asked for beside the records, which may come first."""
+    source = KafkaSource(topic, url, "readers", **kafka)
+    try:
+        source.open(None)
+        for _ in range(600):
+            source.read_batch(100, 0.1)
+    finally:
+        source.close()
+
+
 def start_by_hand(url: str, kafka: dict[str, Any], topic: str) -> None:
     async def start() -> None:
         source = KafkaSource(topic, url, "readers", **kafka)
@@ -277,7 +288,7 @@ def test_an_appender_names_the_right_that_it_lacks_at_each_append(secure: Secure
     ("face", "rights", "may_not", "command"),
     [
         (read_once, [], "read topic", "--operation Read --topic "),
-        (read_once, ["read topic"], "read group 'readers'", "--operation Read --group readers"),
+        (read_on, ["read topic"], "read group 'readers'", "--operation Read --group readers"),
         (read_once, ["describe topic", "read group"], "read topic", "--operation Read --topic "),
         (start_by_hand, ["read topic"], "read group 'readers'", "--operation Read --group readers"),
         (write_once, [], "write topic", "--operation Write --topic "),

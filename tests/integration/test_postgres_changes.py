@@ -30,6 +30,19 @@ INSERT, UPDATE, DELETE = 0, 2, 3
 Row = tuple[Any, ...]
 
 
+@pytest.fixture(scope="module")
+def database(server: Postgres) -> Iterator[str]:
+    with server.database() as address:
+        yield address
+
+
+@pytest.fixture
+def url(server: Postgres, database: str) -> Iterator[str]:
+    """The address of an empty database, the same one for each test: to make and to drop one takes longer than most of the tests."""
+    yield database
+    server.empty(database)
+
+
 @pytest.fixture
 def sql(url: str) -> Iterator[Callable[..., Any]]:
     with psycopg.connect(url, autocommit=True) as connection:
@@ -499,9 +512,10 @@ def test_no_call_waits_for_a_server_that_is_paused(sql: Any, read: Readers, rows
         os.kill(pid, signal.SIGSTOP)
     try:
         began = SYSTEM_CLOCK.monotonic()
-        while reader.source.read_batch(100_000, 0.05) is not None:
+        silent = 0
+        while silent < 10:  # a busy machine gives the thread that receives its turn late
+            silent = silent + 1 if reader.source.read_batch(100_000, 0.05) is None else 0
             assert SYSTEM_CLOCK.monotonic() - began < WAIT
-        assert reader.source.read_batch(1000, 0.05) is None
         began = SYSTEM_CLOCK.monotonic()
         reader.source.close()
         assert SYSTEM_CLOCK.monotonic() - began < 10

@@ -35,7 +35,7 @@ from sabot.journal.postgres import JournalLease, PostgresInbox, PostgresJournal,
 from sabot.journal.schemas import JournalSchema, Statements
 from tools.command_line import child
 from tools.commit_wire import CommitWire
-from tools.older_journals import EFFECT, OLDER, without_list, write_given
+from tools.older_journals import EFFECT, OLDER, without_list, without_sessions, write_ended, write_given
 from tools.postgres import Postgres, server_or_skip
 from tools.tcp_proxy import TcpProxy
 
@@ -126,8 +126,8 @@ def test_what_is_no_journal_of_ours_is_told(url: str, app: str) -> None:
     with pytest.raises(UserError, match="too long for a schema"):
         PostgresJournal(url, "a" * 60)
     PostgresJournal(url, app).close()
-    query(url, f"UPDATE \"sabot_{app}\".meta SET value = '11' WHERE name = 'format'")
-    with pytest.raises(UserError, match="has format 11, and this Sabot knows 10"):
+    query(url, f"UPDATE \"sabot_{app}\".meta SET value = '14' WHERE name = 'format'")
+    with pytest.raises(UserError, match="has format 14, and this Sabot knows 13"):
         PostgresJournal(url, app)
     query(url, f"DELETE FROM \"sabot_{app}\".meta WHERE name = 'key'")
     with pytest.raises(CorruptJournal, match="lost its identity"):
@@ -677,6 +677,25 @@ def test_a_letter_that_is_posted_while_its_job_is_trimmed_does_not_stay(url: str
 # -- migrations -----------------------------------------------------------------------------------------------------------
 
 
+def test_sessions_of_ended_jobs_are_read_from_their_entries_by_the_first_owner(url: str, app: str) -> None:
+    owner = PostgresJournal(url, app)
+    write_ended(owner)
+    owner.close()
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(f'SET search_path = "sabot_{app}"')
+        without_sessions(connection.execute)  # type: ignore[arg-type]
+        connection.execute("UPDATE meta SET value = '8' WHERE name = 'format'")
+    reader, query = PostgresReader(url, app), JobQuery(session="chat-1")
+    assert [row.job for row in reader.history.find(JobQuery(), 9)] == ["d", "c", "b", "a"]
+    with pytest.raises(UserError, match="has format 8, whose ended jobs are not listed by session"):
+        reader.history.find(query, 9)
+    owner = PostgresJournal(url, app)
+    for each in (owner, reader):  # the reader stays open
+        assert [row.job for row in each.history.find(query, 9)] == ["c", "a"]
+        assert each.history.counts(query) == {"succeeded": 2}
+        each.close()
+
+
 def of_format(form: int, url: str, app: str) -> list[JobMark]:
     """Makes a journal as an older format had it. Returns the list of its jobs that the format of today has."""
     journal = PostgresJournal(url, app)
@@ -697,7 +716,7 @@ def test_a_journal_of_an_older_format_gets_its_list_from_its_first_owner(url: st
     assert reader.logged(JobQuery(), EVERY) == listed
     assert reader.logged_counts(JobQuery()) == {"queued": 1, "running": 1, "waiting_action": 1, "failed": 2}
     journal = PostgresJournal(url, app)
-    assert (journal.format, journal.logged(JobQuery(), EVERY)) == (8, listed)
+    assert (journal.format, journal.logged(JobQuery(), EVERY)) == (12, listed)
     for each in (reader, journal):
         assert sorted(each.begun_within(EFFECT)) == ["again", "works"]
     assert journal.wait_durable(journal.append(Answer("asks", 6000, 2, "open")), 60)
@@ -737,7 +756,7 @@ def test_a_migration_whose_session_ends_at_any_statement_begins_anew(
         journal = PostgresJournal(url, app)  # begins anew by itself
         journal.close()
         reader = PostgresReader(url, app)
-        assert (reader.format, reader.logged(JobQuery(), EVERY)) == (8, listed)
+        assert (reader.format, reader.logged(JobQuery(), EVERY)) == (12, listed)
         assert sorted(reader.begun_within(EFFECT)) == ["again", "works"]
         reader.close()
         if at > 40:

@@ -4,19 +4,23 @@ import asyncio
 import threading
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, Literal
 
 import psycopg
 import pytest
 
 from sabot.agents import ExecutionRequest, JobClient, JobLimit, JobStatus, RuntimeKernel
+from sabot.errors import AppLocked
 from sabot.journal.begin_facts import stored_key
 from sabot.journal.entries import Begin, End, Letter, encode_entry
-from sabot.journal.job_tables import SHARED, WITHOUT_SEATS
-from sabot.journal.postgres import PostgresInbox, PostgresReader
+from sabot.journal.job_tables import KEYS_OF_ALL, SHARED, WITHOUT_SEATS
+from sabot.journal.postgres import PostgresInbox, PostgresJournal, PostgresReader
 from sabot.journal.postgres_workers import PostgresWorker
 from sabot.journal.seats import claim_seats
 from tools.agent_tools import until
+from tools.older_journals import without_sessions
 from tools.postgres import server_or_skip
 
 TWO = JobLimit("k.a", concurrency=2)
@@ -267,17 +271,23 @@ def test_the_limit_of_the_worker_that_has_started_last_holds(
     assert begun(last) == ["c"]
 
 
-def test_a_journal_without_seats_is_brought_up_to_date_with_its_letters(
-    url: str, app: str, worker: Callable[..., PostgresWorker]
-) -> None:
-    worker().close()
+def before_seats(url: str, app: str) -> None:
+    """Takes the tables of a shared journal back to the format that had no limits."""
+    without_sessions(partial(run, url, app))
     run(
         url,
         app,
         "DROP INDEX letters_due, letters_later; DROP TABLE seats, limits; UPDATE meta SET value = '9' WHERE name = 'format'",
     )
-    for name in ("agent", "scope", "key", "priority", "after_ms"):
+    for name in ("scope_key", "agent", "scope", "key", "priority", "after_ms"):
         run(url, app, f"ALTER TABLE inbox DROP COLUMN {name}")
+
+
+def test_a_journal_without_seats_is_brought_up_to_date_with_its_letters(
+    url: str, app: str, worker: Callable[..., PostgresWorker]
+) -> None:
+    worker().close()
+    before_seats(url, app)
     reader = PostgresReader(url, app)
     assert (reader.format, reader.is_shared) == (WITHOUT_SEATS, True)
     reader.close()
@@ -288,6 +298,72 @@ def test_a_journal_without_seats_is_brought_up_to_date_with_its_letters(
     assert first.format == SHARED
     assert begun(first) == ["a"]
     assert begun(first) == []
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_client_that_stays_open_while_the_tables_are_brought_up_to_date_posts_letters_that_workers_claim(
+    url: str, app: str, worker: Callable[..., PostgresWorker], shared: bool
+) -> None:
+    """It knew the format of the tables from its start, and its jobs waited for ever."""
+    if shared:
+        worker().close()
+        before_seats(url, app)
+    else:
+        PostgresJournal(url, app).close()
+    client = PostgresInbox(url, app)
+    client.post(letter("a"))
+    with psycopg.connect(url) as other, ThreadPoolExecutor(2) as threads:
+        other.execute(f'SET search_path = "sabot_{app}"')
+        other.execute("SELECT FROM inbox")
+        waits = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '{}'"
+        made = threads.submit(worker, JobLimit("k.a", concurrency=3))
+        while not run(
+            url, app, waits.format("%ALTER TABLE inbox%")
+        ):  # amid the transaction that brings them up to date
+            assert not made.done(), made.result()
+        posted = threads.submit(client.post, letter("b"))
+        while not run(url, app, waits.format("%FROM meta%")):
+            assert not posted.done()
+        other.commit()
+        first = made.result()
+        posted.result()
+    client.post(letter("c"))
+    client.post(letter("later", after_ms=1 << 50, priority=2))
+    assert begun(first) == ["a", "b", "c"]
+    client.post(Letter("cancel", job="k.a/later"))
+    assert begun(first) == ["later"], "its cancel lets it through"
+    client.close()
+
+
+def test_seats_of_a_journal_in_which_a_key_was_one_of_all_scopes_move_to_those_of_their_scopes(
+    url: str, app: str, worker: Callable[..., PostgresWorker]
+) -> None:
+    limit = JobLimit("k.a", per="key", concurrency=1)
+    first = worker(limit)
+    post(url, app, letter("a", key="ann", scope="x"), letter("free"))
+    assert begun(first) == ["a", "free"]
+    without_sessions(partial(run, url, app))
+    run(
+        url,
+        app,
+        "DROP INDEX letters_by_scope_key; ALTER TABLE inbox DROP COLUMN scope_key; UPDATE meta SET value = '10' WHERE name = 'format'; "
+        "CREATE INDEX letters_by_key ON inbox (agent, key); UPDATE seats SET lane = E'k.a\nann'",
+    )
+    reader = PostgresReader(url, app)
+    assert (reader.format, reader.is_shared) == (KEYS_OF_ALL, True)
+    post(url, app, letter("b", key="ann", scope="x"), letter("c", key="ann", scope="y"))
+    assert list(reader.waits(["k.a/b"]).values()) == ["no worker that has its agent had room for it yet"]
+    reader.close()
+    with pytest.raises(AppLocked, match="of an earlier Sabot"):
+        worker(limit)
+    run(url, app, "UPDATE workers SET until = 'epoch'")
+    second = worker(limit)
+    assert (second.format, run(url, app, "SELECT lane FROM seats")) == (SHARED, [("k.a\n1:xann",)])
+    assert (begun(second), begun(second)) == (["c"], [])
+    assert sorted(second.begins.taken_over) == ["k.a/a", "k.a/free"]
+    end(second, "a")
+    assert begun(second) == ["b"]
+    assert run(url, app, "SELECT to_regclass('letters_by_key')") == [(None,)]
 
 
 FILL = """
@@ -348,7 +424,7 @@ def test_what_a_look_and_a_claim_read_does_not_grow_with_the_jobs_that_wait(
     one.reap_s = 60.0
     one.take()
     post(url, app, *(letter(each, key="new") for each in "abc"), letter("later", key="new", after_ms=1))
-    lane, key = ("'k.a'", "'full'") if per == "agent" else ("E'k.a\nfull'", "'full'")
+    lane, key = ("'k.a'", "'full'") if per == "agent" else ("E'k.a\n3:allfull'", "'full'")
     values = {"many": MANY, "worker": one.lease.number, "lane": lane, "key": key, "parked": "n > 2", "later": 1 << 50}
     if per == "agent":
         values["parked"] = "n > 1"

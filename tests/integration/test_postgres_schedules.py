@@ -48,7 +48,8 @@ def seconds(hour: int, minute: int = 0) -> float:
 
 
 def kernel_of(url: str, app: str, clock: ManualClock, **options: Any) -> RuntimeKernel:
-    schedule = Schedule("hourly", options.pop("agent", "work"), "0 * * * *", message="report", **options)
+    options = {"message": "report", **options}
+    schedule = Schedule("hourly", options.pop("agent", "work"), "0 * * * *", **options)
     agents = [work, asks]
     return RuntimeKernel.create(
         agent=agents, journal=url, name=app, shared=True, clock=clock, schedules=[schedule], stop_grace=0
@@ -132,6 +133,27 @@ def test_no_worker_begins_a_job_while_the_one_before_is_open_in_another(
                 await (await first.handle(job.job_id)).result()
             clock.set(seconds(11))
             await until(lambda: len(RAN) == 2)
+
+    asyncio.run(main())
+
+
+def test_no_worker_of_another_version_begins_a_job_while_the_one_before_is_open(
+    url: str, app: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The job of 9 o'clock is that of one of two messages. The worker with the other one took that of 8 o'clock for the last."""
+    clock = ManualClock(seconds(8, 30))
+
+    async def main() -> None:
+        async with AsyncExitStack() as stack:
+            for message in ("old", "new"):
+                await opened(stack, kernel_of(url, app, clock, agent="asks", message=message))
+            clock.set(seconds(9))
+            await until(lambda: len(RAN) == 1)
+            for hour in (10, 11, 12):
+                told = caplog.text.count(f"its job {RAN[0]} is still open")
+                clock.set(seconds(hour))
+                await until(lambda told=told: caplog.text.count(f"its job {RAN[0]} is still open") > told)
+            assert len(await JobClient(url, name=app).jobs.find()) == 1
 
     asyncio.run(main())
 

@@ -25,10 +25,10 @@ from sabot.agents import (
     ToolPolicy,
 )
 from sabot.agents.app_jobs import JournalAddress
-from sabot.agents.inbox import OpenQuestions
 from sabot.agents.job_view import JobView
 from sabot.agents.kernel.client import ClientHandle
 from sabot.agents.kernel.handle import JobHandle
+from sabot.agents.questions import OpenQuestions
 from sabot.cli import commands
 from sabot.codecs.records import iterate_records
 from sabot.errors import (
@@ -45,7 +45,8 @@ from sabot.jobs.values import pack
 from sabot.journal.crashes import IN_TREE, MOST, ROOT, SUSPECTS, tree_of
 from sabot.journal.ended_jobs import BLOCKED, JobQuery
 from sabot.journal.entries import Answer, Attempt, Begin, EffectResult, End, Entry, Intent, Letter, encode_entry
-from sabot.journal.job_tables import SHARED, SHARED_BEFORE, WITHIN
+from sabot.journal.history_tables import SESSIONS
+from sabot.journal.job_tables import SHARED, SHARED_BEFORE, WITHOUT_SESSIONS
 from sabot.journal.postgres import PostgresInbox, PostgresJournal, PostgresReader
 from sabot.journal.postgres_workers import PostgresWorker, workers_of
 from sabot.journal.schemas import JournalSchema
@@ -55,7 +56,7 @@ from sabot.web.job_reading import read_job, read_jobs
 from sabot.web.payloads import Payloads
 from tools.agent_tools import until
 from tools.commit_wire import CommitWire
-from tools.older_journals import EFFECT, without_within
+from tools.older_journals import EFFECT, without_sessions, without_within, write_ended
 from tools.postgres import Postgres, server_or_skip
 
 LEASE_S = 60.0
@@ -600,7 +601,7 @@ def test_a_journal_that_becomes_shared_is_whole_after_a_kill_at_each_statement(
         reader = PostgresReader(url, app)
         formats.append(reader.format)
         reader.close()
-    assert formats == [WITHIN] * (len(formats) - 1) + [SHARED], "nothing is shared before all is"
+    assert formats == [SESSIONS] * (len(formats) - 1) + [SHARED], "nothing is shared before all is"
     assert len(formats) > 10
     first = worker()
     assert taken_over(first) == ["a"]
@@ -627,6 +628,42 @@ def test_a_shared_journal_of_the_first_such_format_is_brought_up_to_date_when_it
     assert taken_over(second) == ["a", "b"]
     with pytest.raises(JournalFailed):
         written(first, Begin("late", 1, "k.a"))
+    reader.close()
+
+
+def test_a_shared_journal_whose_ended_jobs_have_no_sessions_is_brought_up_to_date_when_its_workers_have_left(
+    url: str, app: str, worker: Callable[[], PostgresWorker]
+) -> None:
+    owner = PostgresJournal(url, app)
+    write_ended(owner)
+    owner.close()
+    worker()
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(f'SET search_path = "sabot_{app}"')
+        without_sessions(connection.execute)  # type: ignore[arg-type]
+        connection.execute("UPDATE meta SET value = %s WHERE name = 'format'", (str(WITHOUT_SESSIONS),))
+        with pytest.raises(AppLocked, match="of an earlier Sabot, and its tables are to be brought up to date"):
+            worker()
+        connection.execute("UPDATE workers SET until = 'epoch'")
+    second = worker()
+    assert second.format == SHARED
+    assert [row.job for row in second.history.find(JobQuery(session="chat-1"), 9)] == ["c", "a"]
+
+
+def test_a_reader_that_stays_open_while_a_journal_becomes_shared_misses_no_entries(
+    url: str, app: str, worker: Callable[[], PostgresWorker]
+) -> None:
+    """It took the gaps between the places of workers for entries that are lost, and its hint was to forget effects."""
+    owner = PostgresJournal(url, app)
+    assert owner.wait_durable(owner.append(Begin("a", 1, "k.a")), 60)
+    owner.close()
+    reader = PostgresReader(url, app)
+    assert (reader.is_shared, [entry.job for _, entry in reader.read()]) == (False, ["a"])
+    for each in "bc":
+        written(worker(), Begin(each, 1, "k.a"))
+    assert [entry.job for _, entry in reader.read()] == ["a", "b", "c"]
+    assert (reader.is_shared, sorted(reader.ends())) == (True, [0, 1, 2])
+    assert len(workers_of(reader)) == 3
     reader.close()
 
 

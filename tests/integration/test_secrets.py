@@ -63,7 +63,7 @@ def test_rows_get_in_with_the_password_and_it_comes_out_nowhere(
     seen: list[object] = [app.graph(), repr(sink), sink.address]
     with caplog.at_level(logging.DEBUG):
         asyncio.run(app.run())
-    seen += [app.statistics(), app.agent_runtime.runner.metrics.text(), caplog.text]
+    seen += [app.statistics(), app.agent_runtime.runner.watch.metrics.text(), caplog.text]
     for words in ("checkpoints list", "checkpoints show", "checkpoints show --json", "checkpoints verify"):
         done = CliRunner().invoke(commands.cli, [*words.split(), str(tmp_path / "state")])
         assert done.exit_code == 0, done.output

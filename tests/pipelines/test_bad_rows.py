@@ -110,7 +110,7 @@ async def test_a_row_that_ends_the_app_is_named_and_restarts_do_not_repeat_it(me
     with pytest.raises(DataError, match=r"column 'price': .*'n/a' is no double; in\[0\]@3 \(cast"):
         await app.run()
     assert app.statistics()["failure"]
-    assert app.agent_runtime.runner.restarts == 0
+    assert app.agent_runtime.runner.status.restarts == 0
 
 
 def test_a_collect_has_no_dead_letters_and_says_which_row_is_bad() -> None:

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from sabot import App, Message, UserError
 from sabot.agents import ChildLimits
-from sabot.agents.durable import mailbox
+from sabot.agents.durable import waiting_rows
 from sabot.cli import commands
 from sabot.connectors.memory import MemoryBroker
 from sabot.engine.checkpoint import CheckpointStorage, ask
@@ -588,7 +588,9 @@ async def test_parked_jobs_leave_the_garbage_collector_nothing_to_look_at(shop: 
 
 
 async def test_all_mailboxes_of_an_app_have_one_bound(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mailbox.MailRoom.__init__, "__kwdefaults__", {"capacity_rows": 3, "capacity_bytes": 1 << 20})
+    monkeypatch.setattr(
+        waiting_rows.MailRoom.__init__, "__kwdefaults__", {"capacity_rows": 3, "capacity_bytes": 1 << 20}
+    )
     app = shop.app(shop.sleepy)
     async with started(app):
         for customer in ("ann", "bob"):

@@ -13,7 +13,7 @@ from sabot import App, NdjsonSource, ParquetSink, Stream, UserError, count
 from sabot.api.nodes.read import Read
 from sabot.engine.checkpoint import CheckpointStorage, Manifest
 from sabot.engine.plan import make_plan, walk, with_schemas
-from sabot.engine.plan.against import compare, planned
+from sabot.engine.plan.state_matching import compare, planned
 from sabot.testing import ListSink
 from tools.agent_tools import bounded, publish, until, values
 

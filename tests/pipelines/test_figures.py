@@ -20,7 +20,7 @@ from tools.agent_tools import bounded, publish, until
 
 def labelled(app: App, name: str) -> list[tuple[dict[str, str], float]]:
     """The labels and values of a metric."""
-    families = text_string_to_metric_families(app.agent_runtime.runner.metrics.text())
+    families = text_string_to_metric_families(app.agent_runtime.runner.watch.metrics.text())
     return [(each.labels, each.value) for family in families for each in family.samples if each.name == name]
 
 

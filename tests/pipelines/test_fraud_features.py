@@ -17,7 +17,7 @@ from sabot.api.context import AgentContext
 from sabot.connectors.memory import MemoryBroker, MemorySink, MemorySource
 from sabot.demos.fraud.app import INPUT_SCHEMA, build, read_figures
 from sabot.demos.fraud.demo import rows_held
-from sabot.demos.fraud.features import FEATURES, CustomerFeatures, TerminalFeatures
+from sabot.demos.fraud.features import CustomerFeatures, TerminalFeatures
 from sabot.demos.fraud.generator import DAY_MS, FraudSource
 from sabot.demos.fraud.scoring import ALERT_SCHEMA, SUSPICIOUS_FROM, scores, suspicious
 from sabot.engine.state import BackendConfig, MemoryBackend
@@ -129,7 +129,7 @@ class Run:
         score, reason = scores(batch["amount"].to_numpy(), columns)
         self.alerts.append(suspicious(batch, score, reason))
         columns["score"] = score
-        self.features.append(pa.RecordBatch.from_pydict({name: columns[name] for name in (*FEATURES, "score")}))
+        self.features.append(pa.RecordBatch.from_pydict(columns))
 
     def check(self, expected: pa.Table, first: int = 0) -> None:
         got = pa.Table.from_batches(self.features)

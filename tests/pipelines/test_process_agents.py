@@ -568,3 +568,53 @@ async def test_a_run_that_dies_with_its_supervisor_is_in_doubt(runs: Runs, effec
         else:
             await until(lambda: len(records(app, "tasks.dlq")) == 1)
             assert "supervisor" in messages(app)[0]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["env", "sh", "-c", "echo {task}"],
+        ["env", "-i", "A=b", "/bin/bash", "-ec", "echo {task}"],
+        ["timeout", "5", "sh", "-o", "errexit", "-c", "echo {task}"],
+        ["nice", "-n", "5", "zsh", "-c", "{task}"],
+        ["find", ".", "-exec", "sh", "-c", "{task}", ";"],
+        ["busybox", "sh", "-c", "{task}"],
+        ["sh", "--", "-c", "{task}"],
+        ["su", "root", "-c", "{task}"],
+        ["su", "--command={task}"],
+        ["flock", "lock", "-c", "{task}"],
+        ["/usr/bin/python3.11", "-c", "print('{task}')"],
+        ["python3", "-c{task}"],
+        ["perl", "-ne", "{task}"],
+        ["node", "--eval", "{task}"],
+    ],
+)
+def test_a_record_is_no_part_of_a_script_behind_another_program(app: App, command: list[str]) -> None:
+    """Behind `timeout 60` a record was a part of a shell's script, which ran what its sender had written."""
+    with pytest.raises(UserError, match="part of the script of"):
+        app.process_agent("tasks", command=command)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["env", "{task}"], ["timeout", "-k", "5", "10s", "./{task}"], ["env", "A={task}", "nice", "-n", "5", "{task}"]],
+)
+def test_a_record_names_no_program_behind_another_one(app: App, command: list[str]) -> None:
+    with pytest.raises(UserError, match=f"behind {command[0]} would be named by a record"):
+        app.process_agent("tasks", command=command)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["timeout", "60", "sh", "-c", 'grep "$1" log', "sh", "{task}"],
+        ["env", "A={task}", "grep", "{task}", "log"],
+        ["python3", "-c", "import sys; print(sys.argv)", "{task}"],
+        ["python3", "read.py", "{task}"],
+        ["grep", "-c", "{task}", "log"],
+        ["nice", "-n", "5", "grep", "-e", "{task}"],
+        ["node", "read.js", "Task: {task}"],
+    ],
+)
+def test_a_record_is_an_argument_of_a_program_and_of_a_script(app: App, command: list[str]) -> None:
+    app.process_agent("tasks", command=command)

@@ -97,7 +97,7 @@ def test_versions_that_others_of_their_batch_replace_are_seen_by_an_as_of_join(t
 
 
 def tasks_of(app: App) -> list[str]:
-    return list(app.agent_runtime.runner.report()["streams"])
+    return list(app.agent_runtime.runner.watch.report()["streams"])
 
 
 def last_of(url: str, topic: str) -> str:
@@ -115,7 +115,7 @@ async def test_a_broadcast_join_runs_in_as_many_tasks_after_a_restart(tmp_path: 
         MemoryBroker.get(url).publish("right", [{"k": "a", "m": len(seen)}])
         left.join(right.broadcast(), on="k").group_by("k").aggregate(n=sabot.count()).upsert("k").to("out")
         await app.start()
-        names = {name.split("/")[0] for name in app.agent_runtime.runner.report()["streams"]}
+        names = {name.split("/")[0] for name in app.agent_runtime.runner.watch.report()["streams"]}
         counts = {name: len([task for task in tasks_of(app) if task.startswith(f"{name}/")]) for name in names}
         seen.append(counts)
         await until(lambda: f'"n":{len(seen) ** 2}' in last_of(url, "out"), "the join's rows")

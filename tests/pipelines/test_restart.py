@@ -28,7 +28,7 @@ def dicts(rows: Any) -> list[dict[str, int]]:
 
 
 def restarts(app: App) -> float:
-    for family in text_string_to_metric_families(app.agent_runtime.runner.metrics.text()):
+    for family in text_string_to_metric_families(app.agent_runtime.runner.watch.metrics.text()):
         for sample in family.samples:
             if sample.name == "sabot_restarts_total":
                 return float(sample.value)

@@ -244,7 +244,7 @@ async def test_a_start_without_a_record_says_what_it_lacks(memory_url):
     app = App("first", broker=memory_url, clock=clock)
     app.stream("orders").to("copies")
     starting = asyncio.ensure_future(app.start())
-    await until(lambda: app.agent_runtime.runner.starting)
+    await until(lambda: app.agent_runtime.runner.status.phase == "starting")
 
     def refused():
         clock.advance(1.0)
@@ -269,6 +269,6 @@ async def test_a_state_directory_that_is_removed_ends_the_run(memory_url, tmp_pa
         (tmp_path / "state" / "checkpoints").mkdir(parents=True)
     with pytest.raises(SabotError, match=r"checkpoints was removed, or emptied, while the app ran"):
         await app.agent_runtime.trigger_checkpoint()
-    assert isinstance(app.agent_runtime.runner.failure, StorageLost)
+    assert isinstance(app.agent_runtime.runner.status.failure, StorageLost)
     with pytest.raises(StorageLost):
         await bounded(app.stop())

@@ -18,7 +18,7 @@ from sabot.api.nodes.read import Read
 from sabot.engine.checkpoint import CheckpointStorage
 from sabot.engine.checkpoint.state_reads import state_difference, state_owners, state_rows
 from sabot.engine.plan import make_plan, walk, with_schemas
-from sabot.engine.plan.against import compare, planned
+from sabot.engine.plan.state_matching import compare, planned
 from sabot.errors import UserError
 from sabot.testing import lives
 from tools.agent_tools import checkpoint

@@ -45,8 +45,8 @@ from sabot.jobs.values import pack, pack_error, unpack
 from sabot.journal import JournalReader
 from sabot.journal.base import EVERY
 from sabot.journal.ended_jobs import JobQuery
-from sabot.journal.entries import Attempt, Begin, EffectResult, Intent, decode_entry, encode_entry
-from sabot.journal.job_tables import WITHIN
+from sabot.journal.entries import Attempt, Begin, EffectResult, End, Intent, decode_entry, encode_entry
+from sabot.journal.history_tables import SESSIONS
 from sabot.journal.opening import open_journal, open_reader
 from sabot.journal.sqlite import SqliteJournal, SqliteReader
 from sabot.testing import ManualClock
@@ -231,8 +231,12 @@ def with_sequences_apart(entry: str) -> str:
 
 
 def unsalted(entry: str) -> str:
-    """An entry of today as it was before keys were those of a journal, and before a job knew what was declared where it began."""
+    """An entry of today as it was before keys were those of a journal, a job knew what was declared where it began, and an end
+    said what had made its output.
+    """
     found = decode_entry(bytes.fromhex(entry), "a journal")
+    if isinstance(found, End):
+        return encode_entry(msgspec.structs.replace(found, form="")).hex()
     if isinstance(found, Begin):
         return encode_entry(msgspec.structs.replace(found, salt=b"", declared=())).hex()
     if not isinstance(found, Intent) or found.name != IN_DOUBT:
@@ -372,7 +376,7 @@ async def test_a_journal_is_kept_as_it_was_before_its_migration_until_a_savepoin
     journal = SqliteJournal(folder)
     journal.close()
     copy = folder / "journal.db.format-1"
-    assert f"journal.db has format 1 and is migrated to {WITHIN}" in caplog.text
+    assert f"journal.db has format 1 and is migrated to {SESSIONS}" in caplog.text
     assert f"kept as it was in {copy} until the next savepoint" in caplog.text
     assert stat.S_IMODE(copy.stat().st_mode) == 0o600
     back = tmp_path / "back"

@@ -443,6 +443,65 @@ async def patiently(ask: Callable[[], Awaitable[T]]) -> T:
         await asyncio.sleep(0.02)
 
 
+TALKS = """
+from sabot.agents import JobLimit, RuntimeKernel
+from sabot.llm import Agent, ExecutionEngine, ScriptedProvider
+
+def answer(spec):
+    said = [each.text for each in spec.messages if each.role == "user"]
+    with open({world!r}, "ab") as file:
+        file.write(f"{{said[-1]}}\\n".encode())
+    return f"{{len(said)}}: {{said[-1]}}"
+
+desk = Agent(ExecutionEngine(ScriptedProvider(answer), retries=0), name="desk")
+limits = [JobLimit("desk", per="key", concurrency=1)]
+kernel = RuntimeKernel.create(agent=desk, journal={url!r}, shared=True, limits=limits)
+"""
+
+
+@pytest.mark.slow  # it starts a server of PostgreSQL four times, and some nine interpreters
+async def test_conversations_keep_their_turns_in_order_while_workers_and_the_database_are_killed(
+    tmp_path: Path,
+) -> None:
+    """Three sessions of eight turns; each job answers with the number of turns that it knows, its own among them."""
+    from tools.command_line import SABOT
+    from tools.postgres import Postgres
+
+    kills, sessions, turns, draws, world = 6, "abc", 8, random.Random(52), World(tmp_path)
+    world.file.touch()
+    server = Postgres("fsync=on")
+    try:
+        with Workers(tmp_path, server.url, [*SABOT, "jobs", "work", "talks:kernel"]) as workers:
+            (tmp_path / "talks.py").write_text(TALKS.format(url=server.url, world=str(world.file)))
+            async with paying_in(tmp_path, server.url):
+                pass
+            client, handles = JobClient(server.url), dict[tuple[str, int], Any]()
+            for turn in range(turns):
+                for each in sessions:
+                    of: dict[str, Any] = {"session": each, "key": each, "idempotency_key": f"{each}-{turn}"}
+                    handles[each, turn] = await client.start("desk", f"q{turn}", **of)
+            running = [await workers.start() for _ in range(2)]
+            for kill in range(kills):
+                # one more job is running, or has just ended
+                assert await asyncio.to_thread(world.wait_for, 1 + kill * turns * len(sessions) // kills)
+                if kill % 2:
+                    server.stop(kill=True)
+                    server.start()
+                else:
+                    running.pop(draws.randrange(len(running))).kill()
+                running = [each for each in running if each.poll() is None]
+                running += [await workers.start() for _ in range(2 - len(running))]
+            for (_, turn), handle in handles.items():
+                assert (await patiently(handle.result)).content == f"{turn + 1}: q{turn}"
+            for each in sessions:
+                found = await patiently(partial(client.jobs.conversation, "desk", each))
+                assert [message.text for message in found.messages] == [
+                    text for turn in range(turns) for text in (f"q{turn}", f"{turn + 1}: q{turn}")
+                ]
+    finally:
+        server.remove()
+
+
 async def answer_all(client: JobClient, world: World) -> None:
     """Answers each open question: of an order with yes, and whether a call was made by what the world has."""
     for each in await patiently(lambda: client.actions.find(statuses=[ActionStatus.PENDING])):

@@ -77,7 +77,9 @@ def calls_are_counted(rows: list[tuple[Any, ...]], asked: int) -> None:
 
 
 def verdicts_hold(entries: list[Entry], made: list[str]) -> None:
-    """What came of each effect is what was decided of it, once, whichever rules a later life had."""
+    """What came of each effect is what was decided of it, once, whichever rules a later life had. Only a call about which a person was
+    asked, and of which no attempt had begun, may be denied by the rules of a later life (decision 162).
+    """
     intents = [entry for entry in entries if isinstance(entry, Intent) and entry.kind in ("call", "child")]
     assert max(Counter((each.job, each.ordinal) for each in intents).values()) == 1
     outcomes = {(each.job, each.ordinal): each.outcome for each in entries if isinstance(each, EffectResult)}
@@ -87,6 +89,8 @@ def verdicts_hold(entries: list[Entry], made: list[str]) -> None:
         assert verdict is not None
         if verdict.decision is Decision.DENY:
             assert outcome == verdict.error
+        elif verdict.decision is Decision.ASK:
+            assert outcome in ("ok", "PolicyDenied"), f"{intent}: {outcome}"
         else:
             assert outcome in (("ok", "BudgetExceeded") if verdict.about else ("ok",)), f"{intent}: {outcome}"
         done += outcome == "ok" and intent.name in ("pay", "wipe")

@@ -311,7 +311,7 @@ async def test_a_stop_while_the_first_record_is_waited_for_ends_the_wait(tmp_pat
     app = App("counts", broker=memory_url)
     app.stream("orders").to("copies")
     starting = asyncio.ensure_future(app.start())
-    await until(lambda: app.agent_runtime.runner.starting)
+    await until(lambda: app.agent_runtime.runner.status.phase == "starting")
     await bounded(app.stop())
     with pytest.raises(SabotError, match="before its first record"):
         await bounded(starting)

@@ -175,6 +175,7 @@ async def test_the_figures_of_agents_in_a_worker_are_those_of_the_app(tmp_path):
     [figures] = json.loads((tmp_path / "figures").read_text()).values()
     assert (figures["messages_processed"], figures["errors"], figures["dead_letters"]) == (99, 1, 1)
     assert figures["state"] == "stopped"
+    assert "app counting: 100 rows in, 99 out in " in done.stderr, "a summary counts what workers have done"
 
 
 @pytest.mark.slow  # a process

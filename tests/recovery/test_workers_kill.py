@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from sabot.cli import load_app
-from sabot.engine.runtime.life.run import Run
+from sabot.engine.checkpoint import Coordinator
 from sabot.engine.workers import LocalLauncher, TcpRendezvous, over_workers
 from sabot.errors import WorkerLost
 from tools.agent_tools import Remembered, environment, manifests, read_lines, until, write_lines
@@ -200,13 +200,13 @@ async def test_a_worker_that_never_joins_is_lost_and_named(tmp_path, monkeypatch
     assert not any(alive(member.pid) for member in made.runs[0].members)
 
 
-def counted(folder, name, also=""):
+def counted(folder, name, also="", source="sabot.files"):
     """A program that copies a hundred rows, and restarts three times."""
     write_lines(folder / "in.ndjson", [{"n": n} for n in range(100)])
     (folder / f"{name}.py").write_text(
         f"import os, signal, sys\nimport sabot\n{also}"
         f"app = sabot.App({name!r}, checkpoint_dir='checkpoints', restart='fixed(3, 10ms)')\n"
-        "rows = app.stream(sabot.files('in.ndjson'), schema={'n': 'int64'})\n"
+        f"rows = app.stream({source}('in.ndjson'), schema={{'n': 'int64'}})\n"
         "rows.to(sabot.NdjsonSink('out.ndjson'))\n"
     )
 
@@ -221,9 +221,8 @@ async def test_a_worker_that_stands_still_while_it_opens_its_tasks_is_replaced(t
         "            open('stopped', 'x').close()\n"
         "            os.kill(os.getpid(), signal.SIGSTOP)\n"
         "        super().open(*given)\n"
-        "sabot.files = lambda path: Stopping(path)\n"
     )
-    counted(tmp_path, "still", stops)
+    counted(tmp_path, "still", stops, "Stopping")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", environment()["PYTHONPATH"])
     app = load_app("still:app")
@@ -291,16 +290,16 @@ async def test_a_worker_that_dies_during_the_last_checkpoint_is_replaced(tmp_pat
     app.spec.workers = made = Remembered(
         over_workers(app.spec, TcpRendezvous.of(partial(LocalLauncher, command), None, None).begin, 2)
     )
-    killed, checkpoint = [], Run._checkpoint
+    killed, take = [], Coordinator.take
 
-    async def last(run):
+    async def last(coordinator):
         if not killed:
             killed.extend(member.pid for member in made.runs[0].members)
             os.kill(killed[0], signal.SIGKILL)
             await until(lambda: made.runs[0].broken, "the end of the worker")
-        return await checkpoint(run)
+        return await take(coordinator)
 
-    monkeypatch.setattr(Run, "_checkpoint", last)
+    monkeypatch.setattr(Coordinator, "take", last)
     await asyncio.wait_for(app.run(), SECONDS)
     assert len(made.runs) == 2
     assert sorted(row["n"] for row in read_lines(tmp_path / "out.ndjson")) == list(range(100))

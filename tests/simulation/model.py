@@ -662,7 +662,7 @@ class Coordinator:
         while True:
             await asyncio.sleep(1.0)
             streams: WorkerStreams | None = self._made.runs[-1] if self._made is not None and self._made.runs else None
-            if streams is None or streams.broken or streams.running.done() or not streams.placement:
+            if streams is None or streams.broken or streams.running[0].done() or not streams.placement:
                 continue
             if not all(member.opened.done() for member in streams.members):
                 continue

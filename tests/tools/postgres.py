@@ -19,6 +19,8 @@ import pytest
 from tools.broker import free_ports
 from tools.leftovers import leftovers
 
+_END_MS = 60_000  # for a server's process to end
+
 
 class PostgresMissing(Exception):
     """The programs are not installed."""
@@ -93,12 +95,25 @@ class Postgres:
             connection.execute(f"CREATE DATABASE {name}")
         yield self.url.replace("/postgres", f"/{name}")
         with self.connect() as connection:
-            slots = f"FROM pg_replication_slots WHERE database = '{name}'"
-            connection.execute(f"SELECT pg_terminate_backend(active_pid) {slots}")
-            while connection.execute(f"SELECT 1 {slots} AND active").fetchone():
-                pass
-            connection.execute(f"SELECT pg_drop_replication_slot(slot_name) {slots}")
+            _end_slots(connection, name)
             connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+    def empty(self, url: str) -> None:
+        """Removes what a test has left in a database: connections, slots, publications, and schemas with all that is in them."""
+        with psycopg.connect(url, autocommit=True) as connection:
+            _end_slots(connection, connection.info.dbname)
+            others = "FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            connection.execute(f"SELECT pg_terminate_backend(pid, {_END_MS}) {others}")
+            for what, names in (
+                ("PUBLICATION", "SELECT quote_ident(pubname) FROM pg_publication"),
+                (
+                    "SCHEMA",
+                    "SELECT quote_ident(nspname) FROM pg_namespace WHERE nspname !~ '^(pg_|information_schema)'",
+                ),
+            ):
+                for (name,) in connection.execute(names).fetchall():
+                    connection.execute(f"DROP {what} {name} CASCADE")
+            connection.execute("CREATE SCHEMA public")
 
     def _run(self, program: str, *words: str) -> None:
         done = subprocess.run(
@@ -112,6 +127,13 @@ class Postgres:
         )
         if done.returncode:
             raise RuntimeError(f"{program}: {done.stderr}")
+
+
+def _end_slots(connection: "psycopg.Connection[tuple[object, ...]]", database: str) -> None:
+    """Drops the slots of a database, and ends who reads them."""
+    slots = f"FROM pg_replication_slots WHERE database = '{database}'"
+    connection.execute(f"SELECT pg_terminate_backend(active_pid, {_END_MS}) {slots} AND active")
+    connection.execute(f"SELECT pg_drop_replication_slot(slot_name) {slots}")
 
 
 def _someone_else() -> dict[str, object]:

@@ -22,7 +22,7 @@ import sys
 import threading
 import types
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,8 @@ class WarmStarts:
         """`cold` starts what a warm interpreter cannot."""
         self.cold = cold
         self._lock = threading.Lock()
-        self._warm: dict[Any, tuple[subprocess.Popen[bytes], socket.socket]] = {}
+        self._warm: dict[Any, socket.socket] = {}
+        self._processes: list[subprocess.Popen[bytes]] = []
         self._asked: Counter[Any] = Counter()
 
     def fork_exec(self, args: list[Any], *given: Any) -> int:
@@ -78,11 +79,10 @@ class WarmStarts:
         if variables is not None:
             environment = dict(os.fsdecode(each).split("=", 1) for each in variables)
         asked = json.dumps([program, os.path.abspath(os.fsdecode(folder or "")), environment, bool(session)])
-        early = {name: value for name, value in environment.items() if name.startswith(EARLY)}
         with self._lock:
-            key = (flags, *sorted(early.items()))
+            key = (flags, *sorted(early_of(environment).items()))
             if key in self._warm:
-                return self._forked(self._warm[key][1], asked.encode(), descriptors)
+                return self._forked(self._warm[key], asked.encode(), descriptors)
             self._asked[key] += 1
         return self.cold(args, *given)
 
@@ -90,9 +90,26 @@ class WarmStarts:
         """Waits until there is a warm interpreter for what was asked for more than once."""
         with self._lock:
             for key in [key for key, count in self._asked.items() if count > 1 and key not in self._warm]:
-                warm = started(key[0], dict(key[1:]))
-                answer(warm[1])
-                self._warm[key] = warm
+                process, self._warm[key] = started(key[0], dict(key[1:]))
+                answer(self._warm[key])
+                self._processes.append(process)
+
+    def expect(self) -> None:
+        """Makes a warm interpreter without flags, before any was asked for: for one test that starts many."""
+        with self._lock:
+            self._asked[(), *sorted(early_of(os.environ).items())] += 2
+        self.prepare()
+
+    def fork(self) -> tuple[list[str], str, dict[str, str], bool] | None:
+        """Makes a warm interpreter by a fork of this process, which has imported all. Returns in its children, with the message, too."""
+        ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        if os.fork() == 0:
+            ours.close()
+            return serve(its)
+        its.close()
+        answer(ours)
+        self._warm[(), *sorted(early_of(os.environ).items())] = ours
+        return None
 
     def _forked(self, warm: socket.socket, asked: bytes, descriptors: list[int]) -> int:
         prctl, before = ctypes.CDLL(None).prctl, ctypes.c_int()
@@ -103,6 +120,10 @@ class WarmStarts:
             return int(answer(warm))
         finally:
             prctl(SET_SUBREAPER, before.value, 0, 0, 0)
+
+
+def early_of(environment: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in environment.items() if name.startswith(EARLY)}
 
 
 def answer(warm: socket.socket) -> bytes:
@@ -131,13 +152,17 @@ def started(flags: Sequence[str], early: dict[str, str]) -> "tuple[subprocess.Po
         return warm, ours
 
 
-def serve(asking: socket.socket) -> tuple[list[str], str, dict[str, str], bool]:
-    """Imports what programs need, then forks a child for each message. Returns in the child, with the message."""
+def warm_up() -> None:
+    """Imports what programs need."""
     for name in IMPORTED:
         importlib.import_module(name)
     pa.scalar(1)  # the first one imports pandas
     gc.collect()
     gc.freeze()
+
+
+def serve(asking: socket.socket) -> tuple[list[str], str, dict[str, str], bool]:
+    """Forks a child for each message. Returns in the child, with the message."""
     interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for those who ask
     asking.send(b"ready")
     while True:
@@ -183,7 +208,7 @@ def run(words: list[str], folder: str, environment: dict[str, str], session: boo
         source, name = words[1], "<string>"
     else:
         first = os.path.dirname(os.path.realpath(words[0]))
-        source, name = Path(words[0]).read_text(), words[0]
+        source, name = Path(words[0]).read_text(), os.path.abspath(words[0])
         main.__file__ = name
     if not sys.flags.safe_path:
         sys.path[0] = first
@@ -194,4 +219,5 @@ def run(words: list[str], folder: str, environment: dict[str, str], session: boo
 
 
 if __name__ == "__main__":
+    warm_up()
     run(*serve(socket.socket(fileno=int(sys.argv[1]))))

@@ -5,6 +5,7 @@ import json
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,13 +14,16 @@ import pytest
 
 from sabot import Batch
 from sabot.codecs.records import build_records
+from sabot.engine.operators.windows.fixed import WindowAggregate
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
 def script(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.setattr(
-        sys, "path", [*(str(BENCHMARKS / folder) for folder in ("pipelines", "peers", "agents", "changes")), *sys.path]
+        sys,
+        "path",
+        [*(str(BENCHMARKS / folder) for folder in ("kernels", "pipelines", "peers", "agents", "changes")), *sys.path],
     )
     return importlib.import_module(name)
 
@@ -373,3 +377,77 @@ def test_a_table_of_duckdb_that_lacks_a_row_is_no_figure(monkeypatch, tmp_path):
     monkeypatch.setattr(bench, "parts", lambda path: (data.slice(1) for data in whole(path)))
     with pytest.raises(SystemExit, match="sink: the table has"):
         bench.run("sink", path, tmp_path, wanted)
+
+
+SPARSE = [
+    "keys",
+    "no keys",
+    "texts",
+    "late",
+    "calendar",
+    "hopping",
+    "cumulative",
+    "wide",
+    "by key",
+    "wide texts",
+    "wide distinct",
+    "200 panes",
+    "1440 panes",
+    "bursts",
+    "bursts of 1440 panes",
+    "top",
+    "top of hopping",
+]
+
+
+def test_each_shape_of_sparse_windows_is_counted(monkeypatch):
+    assert {*SPARSE, "dense"} == script("sparse_windows", monkeypatch).cases(100, 25).keys()
+
+
+def calls_of(monkeypatch, name: str, rows: int) -> tuple[int, int]:
+    """Runs a shape of sparse windows in four batches or fewer: the number of calls, and of windows."""
+    sparse, calls = script("sparse_windows", monkeypatch), 0
+
+    def count(frame: Any, event: str, given: Any) -> None:
+        nonlocal calls
+        calls += event in ("call", "c_call")
+
+    window, keys, aggregates, times, lateness_ms = sparse.cases(rows, rows // 4)[name]
+    parts = sparse.batches(times, rows // 4)
+    before = sys.getprofile()
+    sys.setprofile(count)
+    try:
+        _, found, late = sparse.run(window, keys, aggregates, parts, lateness_ms)
+    finally:
+        sys.setprofile(before)
+    assert not late
+    return calls, sparse.check(found, parts, window, keys)
+
+
+def calls_a_window(monkeypatch, name: str, rows: int) -> float:
+    """The calls for a further window: the difference of two runs, which leaves out what a batch costs."""
+    calls, windows = calls_of(monkeypatch, name, rows)
+    more_calls, more_windows = calls_of(monkeypatch, name, 4 * rows)
+    return (more_calls - calls) / (more_windows - windows)
+
+
+@pytest.mark.one_in(6, "a tenth of a second of a core each")
+@pytest.mark.parametrize("name", SPARSE)
+def test_windows_with_few_rows_close_by_batches(monkeypatch, name):
+    """A window cost 0.12 ms, which is hundreds of calls."""
+    assert calls_a_window(monkeypatch, name, 1_000) < 12
+
+
+def test_windows_that_close_one_by_one_are_found(monkeypatch):
+    """A planted fault: each window closes at a watermark of its own."""
+    advance, last = WindowAggregate.advance, dict[WindowAggregate, int]()
+
+    def one_by_one(self: WindowAggregate, watermark: int) -> None:
+        start = script("sparse_windows", monkeypatch).START_MS
+        for each in range(last.get(self, start), min(watermark, start + 810_000), 1_000):
+            advance(self, each)
+        advance(self, watermark)
+        last[self] = watermark
+
+    monkeypatch.setattr(WindowAggregate, "advance", one_by_one)
+    assert calls_a_window(monkeypatch, "keys", 200) > 60

@@ -249,7 +249,7 @@ async def test_an_exit_in_a_connector_or_a_backend_of_the_user_is_raised(
         async with asyncio.timeout(60):
             await app.run()
     assert raised.value is asked
-    assert app.agent_runtime.runner.restarts == 0
+    assert app.agent_runtime.runner.status.restarts == 0
     assert not app.agent_runtime.runner.running
 
 

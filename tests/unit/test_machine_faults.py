@@ -77,6 +77,7 @@ async def test_an_error_of_the_database_is_no_full_disk(tmp_path: Path, monkeypa
 TOO_MANY = """
 import asyncio, os, resource, sys
 from pathlib import Path
+import rocksdict  # the first backend loads it, which takes a file
 from sabot.engine.checkpoint import CheckpointStorage, Manifest
 from sabot.errors import SabotError
 from sabot.connectors.files import NdjsonSink, NdjsonSource

@@ -48,7 +48,7 @@ def figures(text: str) -> Figures:
 
 
 def read(app: App) -> Figures:
-    return figures(app.agent_runtime.runner.metrics.text())
+    return figures(app.agent_runtime.runner.watch.metrics.text())
 
 
 def at(now: Figures, name: str, **labels: str) -> float:
@@ -342,7 +342,7 @@ async def test_clients_that_send_nothing_take_few_threads_and_keep_nobody_away(a
 
 
 async def test_an_event_loop_that_is_blocked_is_not_healthy(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sabot.engine.runtime.life.app_runner._ANSWER_SECONDS", 0.05)
+    monkeypatch.setattr("sabot.engine.runtime.watch.probes._ANSWER_SECONDS", 0.05)
     sorting_out(app)
     app.configure(metrics_port=0)
     async with started(app):
@@ -478,7 +478,7 @@ async def test_the_port_stays_open_while_the_app_waits_to_restart(tmp_path: Path
     running = asyncio.create_task(app.run())
     await until(lambda: app.statistics()["metrics"]["port"] > 0)
     port = app.statistics()["metrics"]["port"]
-    await until(lambda: app.agent_runtime.runner.restarts == 1)
+    await until(lambda: app.agent_runtime.runner.status.restarts == 1)
     assert await asked(port, "/healthz") == (200, {"app": "shop", "healthy": True, "why": ""})
     status, report = await asked(port, "/ready")
     assert (status, report["ready"]) == (503, False)

@@ -1,5 +1,6 @@
 """The package: what is built, what a wheel and an sdist hold, and that the build's files agree with each other."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -8,8 +9,9 @@ import tarfile
 import threading
 import tomllib
 import zipfile
+from collections.abc import Iterable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from importlib.metadata import requires
+from importlib.metadata import packages_distributions, requires
 from pathlib import Path
 from typing import ClassVar
 
@@ -23,12 +25,15 @@ from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 import sabot
 from sabot import App
 from sabot._cython.arrow import batch
 from sabot.base.version import RELEASE, version_of
+from sabot.connectors.installed import OURS
 
 ROOT = Path(__file__).parents[2]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -85,9 +90,66 @@ def test_the_version_of_the_package_is_that_of_its_tree() -> None:
 
 
 def test_core_dependencies_are_the_ten_that_a_stream_and_its_console_need() -> None:
-    core = {line.split(">")[0].split(";")[0].strip() for line in requires("sabot") or [] if "extra ==" not in line}
+    """A connector, a provider or a format brings its library by an extra."""
     streams = {"pyarrow", "numpy", "confluent-kafka", "rocksdict", "msgspec"}
-    assert core == streams | {"typer", "rich"} | {"jinja2", "starlette", "uvicorn"}
+    expected = streams | {"typer", "rich"} | {"jinja2", "starlette", "uvicorn"}
+    assert {Requirement(line).name for line in PYPROJECT["project"]["dependencies"]} == expected
+    assert {Requirement(line).name for line in requires("sabot") or [] if "extra ==" not in line} == expected
+
+
+def brought_by(names: Iterable[str]) -> set[str]:
+    """These distributions, and all that are installed with them."""
+    found: set[str] = set()
+    waiting = list(names)
+    while waiting:
+        if (name := canonicalize_name(waiting.pop())) in found:
+            continue
+        found.add(name)
+        needed = map(Requirement, requires(name) or [])
+        waiting += [each.name for each in needed if each.marker is None or each.marker.evaluate({"extra": ""})]
+    return found
+
+
+WITHOUT_EXTRAS = """
+import json, sys
+
+missing = set(json.loads(sys.argv[1]))
+
+
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in missing:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
+sys.meta_path.insert(0, Missing())
+import sabot.cli.commands
+import sabot.web.console
+from sabot import App, col
+from sabot.connectors.http import WebhookSource
+from sabot.connectors.installed import summary
+
+print(len(summary()))
+app = App("core", state="state")
+print(app.stream([{"n": 1}, {"n": 2}]).filter(col("n") > 1).collect().to_pylist())
+hooks = WebhookSource("hooks.db", port=0)
+hooks.open(None)
+hooks.close()
+"""
+
+
+def test_what_pip_install_brings_lists_all_connectors_runs_a_stream_and_receives_webhooks(tmp_path: Path) -> None:
+    """A module that imports the library of an extra at its top would need it in each installation."""
+    there = brought_by(Requirement(line).name for line in PYPROJECT["project"]["dependencies"]) | {"sabot"}
+    missing = [
+        name
+        for name, packages in packages_distributions().items()
+        if there.isdisjoint(map(canonicalize_name, packages))
+    ]
+    assert {"httpx2", "psycopg", "redis", "duckdb", "pyiceberg", "deltalake", "websockets"} <= set(missing)
+    done = run(sys.executable, "-c", WITHOUT_EXTRAS, json.dumps(missing), cwd=tmp_path, PYTHONPATH=package_path())
+    assert done.stderr == ""
+    assert done.stdout.split("\n") == [f"{len(OURS)}", "[{'n': 2}]", ""]
 
 
 class Collector(BaseHTTPRequestHandler):

@@ -8,7 +8,7 @@ import pytest
 
 from sabot import App, DeltaSink, SqlSink, UserError
 from sabot.base.redaction import HIDDEN, holds_secret, keep_settings, redacted, scrubbed, shown_setting
-from sabot.engine.runtime.life.run_record import shown_settings
+from sabot.engine.runtime.watch.run_record import shown_settings
 from sabot.errors import SabotError
 from sabot.kafka import KafkaSink, KafkaSource
 from sabot.kafka.registry import Registry

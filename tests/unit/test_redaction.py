@@ -630,10 +630,10 @@ def test_an_app_with_secrets_says_none_of_them_anywhere(tmp_path: Path, caplog: 
     async def run() -> list[object]:
         await app.start()
         await asyncio.sleep(0)
-        seen = [app.statistics(), app.agent_runtime.runner.metrics.text(), app.agent_runtime.agents, repr(app)]
+        seen = [app.statistics(), app.agent_runtime.runner.watch.metrics.text(), app.agent_runtime.agents, repr(app)]
         await until(lambda: app.statistics()["agents"]["vault.repeats"]["dead_letters"] == 2)
         await app.stop(drain=True)
-        return [*seen, app.statistics(), app.agent_runtime.runner.metrics.text(), app.graph()]
+        return [*seen, app.statistics(), app.agent_runtime.runner.watch.metrics.text(), app.graph()]
 
     with caplog.at_level(logging.DEBUG):
         seen = asyncio.run(run())

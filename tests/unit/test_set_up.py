@@ -63,6 +63,24 @@ def test_a_finished_set_up_is_not_done_again_until_a_source_changes(tree: Path) 
     assert calls(tree, "-m venv") == 1
 
 
+def test_an_environment_of_another_checkout_is_left_alone(tree: Path) -> None:
+    """A worktree whose environment was a link to that of the main checkout replaced the main one's Sabot by its own."""
+    main = tree.parent / "main"
+    folder = Path("lib/python3/site-packages/sabot-folder.pth")
+    (main / ".venv" / folder).parent.mkdir(parents=True)
+    (main / ".venv" / folder).write_text(f"{main}\n")
+    shutil.copytree(tree / "tools", main / "tools")
+    (tree / ".venv").symlink_to(main / ".venv")
+    done = set_up(tree)
+    assert done.returncode != 0
+    assert f"sabot: .venv belongs to the checkout {main}, where this build would replace Sabot." in done.stderr
+    assert done.stderr.splitlines()[1].strip() == "rm -rf .venv"
+    assert sorted(path.name for path in (main / ".venv").iterdir()) == ["lib"]
+    shutil.rmtree(main / "tools")  # that checkout is gone: this environment is ours
+    assert set_up(tree).returncode == 0
+    assert calls(tree, "-m venv") == 1
+
+
 @pytest.mark.parametrize(
     ("why", "by_uv"),
     [({}, 2), ({"NO_UV": "yes"}, 0), ({"PIP_SETTINGS": "global.index-url='https://index.example'"}, 0)],

@@ -28,7 +28,7 @@ from sabot.engine.operators.agents.records import RecordAgentOperator
 from sabot.engine.operators.rows.stateless import Filter
 from sabot.engine.runtime.agents.process import AgentProcess
 from sabot.engine.runtime.agents.task import AgentTask
-from sabot.engine.runtime.life import app_runner
+from sabot.engine.runtime.life import restarts
 from sabot.errors import InternalError, TransientError
 from tools.agent_tools import bounded, publish, state_of, until, values
 
@@ -164,7 +164,7 @@ async def test_run_restarts_what_a_failure_of_the_engine_ended(memory_url, tmp_p
     await until(lambda: seen == [1, 2])
     app.request_stop()
     await bounded(running)
-    assert app.agent_runtime.runner.restarts == 2
+    assert app.agent_runtime.runner.status.restarts == 2
 
 
 async def test_restarts_without_an_end_wait_longer_and_longer(memory_url, tmp_path, monkeypatch, caplog):
@@ -214,7 +214,7 @@ async def test_without_an_end_a_first_start_that_fails_outside_is_tried_again(
 
 async def test_a_start_waits_for_room_on_a_full_disk(memory_url, tmp_path, monkeypatch, caplog):
     """A running app goes on while its disk is full, and takes its next checkpoint when there is room; a start ended."""
-    monkeypatch.setattr(app_runner, "_FULL_DISK", Backoff(0.001, 0.002))
+    monkeypatch.setattr(restarts, "_FULL_DISK", Backoff(0.001, 0.002))
     app = App("shop", broker=memory_url, checkpoint_dir=tmp_path, restart="none")
     copies(app)
     full = UserError("checkpoint directory cannot be used: No space left on device")
@@ -222,7 +222,7 @@ async def test_a_start_waits_for_room_on_a_full_disk(memory_url, tmp_path, monke
     running = asyncio.ensure_future(app.run())
     await until(lambda: app.agent_runtime.runner.started)
     assert len(starts) == 6
-    assert app.agent_runtime.runner.restarts == 0
+    assert app.agent_runtime.runner.status.restarts == 0
     assert caplog.text.count("the start waits for room, and tries again in 0.00") == 5
     app.request_stop()
     await bounded(running)
@@ -236,7 +236,7 @@ async def test_an_app_whose_waiting_output_finds_no_room_waits_for_it(
     """Of the output of an exactly-once sink, which waits in files for its checkpoint. Three restarts within three seconds did
     not help, and the app ended.
     """
-    monkeypatch.setattr(app_runner, "_FULL_DISK", Backoff(0.001, 0.002))
+    monkeypatch.setattr(restarts, "_FULL_DISK", Backoff(0.001, 0.002))
     app = App("shop", broker=memory_url, state=tmp_path / "state", restart=restart)
     app.stream([{"n": n} for n in range(100)]).to(NdjsonSink(tmp_path / "out.ndjson"))
     write, tried = PartWriter._write, []
@@ -255,13 +255,13 @@ async def test_an_app_whose_waiting_output_finds_no_room_waits_for_it(
         return
     await bounded(app.run())
     assert caplog.text.count("the app waits for room, and tries again in 0.00") == 5
-    assert app.agent_runtime.runner.restarts == 5  # they are shown, and do not count against `restart=`
+    assert app.agent_runtime.runner.status.restarts == 5  # they are shown, and do not count against `restart=`
     lines = (tmp_path / "out.ndjson").read_text().splitlines()
     assert sorted(json.loads(line)["n"] for line in lines) == list(range(100))
 
 
 async def test_a_stop_ends_the_wait_for_room(memory_url, tmp_path, monkeypatch):
-    monkeypatch.setattr(app_runner, "_FULL_DISK", Backoff(600.0, 600.0))
+    monkeypatch.setattr(restarts, "_FULL_DISK", Backoff(600.0, 600.0))
     app = App("shop", broker=memory_url, checkpoint_dir=tmp_path)
     copies(app)
     starts = failing_starts(app, monkeypatch, UserError("checkpoint directory cannot be used: Disk quota exceeded"))
@@ -428,7 +428,7 @@ async def test_agents_beside_a_stream_that_failed_read_no_more(stream_app, monke
     await stream_app.start()
     await until(lambda: stream_app.statistics()["failure"] is not None)
     assert state_of(stream_app, "other") == "failed"
-    (source,) = stream_app.agent_runtime.runner._run._agents.task.sources
+    (source,) = stream_app.agent_runtime.runner._run.parts.agents.task.sources
     assert source.input.held
     with pytest.raises(SabotError, match="odd"):
         await bounded(stream_app.stop())

@@ -138,7 +138,18 @@ _RESULTS = {
     *("GuardedCall", "JobCheckpoint", "JobCode", "JobRecord", "LedgerEvent", "LedgerSum", "McpPrompt", "McpResource"),
     *("McpResult", "ModelCall", "OpenEffect", "OperatorResult", "Piece", "PluginRegistry"),
     *("Recording", "Reply", "RequestSpec", "RunMetadata", "RuntimeEvent", "SessionInfo", "SessionKey"),
-    *("SourceDocument", "Tool", "ToolCall", "Usage", "WorkflowState", "ChatMessage", "Image", "Operator", "Memory"),
+    *(
+        "SourceDocument",
+        "Tool",
+        "ToolCall",
+        "Usage",
+        "Verified",
+        "WorkflowState",
+        "ChatMessage",
+        "Image",
+        "Operator",
+        "Memory",
+    ),
     *("Conversation", "ToolRequest"),
 }
 """What Sabot makes and a user reads, or is written without names."""

@@ -2,7 +2,7 @@
 adds up usage and reservations; its arithmetic is in `base/accounts.py`.
 
 budgets    the budget of a scope: its limits, and its judgement on a call
-limits     the budget of one job and its children, as a guard of jobs
+job_limits the budget of one job and its children, as a guard of jobs
 guard      the budgets of scopes, as a guard of jobs that also makes the rows
 ledger     judges calls by the budgets of their scopes, and keeps the rows
 local      the accounts of scopes, if only this process spends from their budgets

@@ -29,8 +29,7 @@ import msgspec
 
 from sabot.agents.accounts.budgets import ALLOWED, FITS, Budget, Judgement, unpriced
 from sabot.agents.accounts.contract import Durable, LedgerEvent, refuse_redis
-from sabot.agents.accounts.ledger import BUDGETS, Ledger, merge_budgets
-from sabot.agents.accounts.limits import (
+from sabot.agents.accounts.job_limits import (
     ASSUMED_TOKENS,
     TreeUse,
     decode_answer,
@@ -39,6 +38,7 @@ from sabot.agents.accounts.limits import (
     reported_use,
     unpaid,
 )
+from sabot.agents.accounts.ledger import BUDGETS, Ledger, merge_budgets
 from sabot.agents.accounts.rows import DATABASE, InMemoryLedgerWriter, SqliteLedgerWriter
 from sabot.base.accounts import NOTHING, Amounts
 from sabot.base.quantities import counted_words, plain

@@ -6,7 +6,7 @@ run              the jobs of one run of an app
 operator         runs an agent inside the agent task
 batch_operator   the same for an agent whose jobs have batches
 key_order        decides when the next row of a key may begin its job
-mailbox          stores rows whose key has a job that takes long
+waiting_rows     stores rows whose key has a job that takes long
 job_function     calls the user's function for a job
 context          the argument `ctx` of that function
 models           the models that the function asks

@@ -59,6 +59,7 @@ from sabot.jobs.journal_calls import call_journal
 from sabot.jobs.open_jobs import last_begin
 from sabot.jobs.owner import OpenJob
 from sabot.jobs.run import JobRun
+from sabot.jobs.tree import parent_of
 
 _PIECE_BYTES = 8 << 20  # the most bytes of the rows of one job, since the journal stores them
 _PIECE_ROWS = 4096  # the most rows of one job: each may have effects, and a history has at most 10,000
@@ -313,7 +314,10 @@ class DurableBatchOperator(DurableAgentOperator):
         found = dict(zip(of_rows, values.filter(mine).to_pylist(), strict=True))
         jobs: dict[str, list[int]] = {}
         for row, name in found.items():
-            jobs.setdefault(name.decode(errors="replace"), []).append(row)
+            job_id = name.decode(errors="replace")
+            # No batch is a child: whoever wrote such a name would settle an effect of another job.
+            if not parent_of(job_id)[0]:
+                jobs.setdefault(job_id, []).append(row)
         return jobs
 
     def is_known(self, call: JobCall) -> bool:

@@ -267,7 +267,8 @@ class JobNames:
         The id comes from a header if the record is a dead letter or a result of another durable agent. Otherwise it
         is made of the record's field `job_id=`, or of the record's position. Raises DataError if the agent no longer
         reads the topic of the record, so that the position identifies nothing. Raises DataError if a field that an
-        option of the agent names is neither a text nor a whole number, and for the dead letter of a child.
+        option of the agent names is neither a text nor a whole number, for the dead letter of a child, and for an id
+        that only `ctx.child` gives.
         """
         labels = self._labels if not row.headers else labels_of(row.headers, self._labels)
         if begun is not None:
@@ -277,10 +278,6 @@ class JobNames:
                 _text_field(row, self._scope, "scope"), _text_field(row, self._principal, "principal"), labels
             )
         for name, value in reversed(row.headers):
-            if name == JOB_HEADER and value is not None and value.startswith(f"{self._agent_id}/".encode()):
-                call.job_id, call.named = value.decode(errors="replace"), True
-                call.failed_run = failed_run(row.headers)
-                return
             if name == JOB_HEADER and value is not None and parent_of(job_id := value.decode(errors="replace"))[0]:
                 call.job_id, call.failed_run = job_id, failed_run(row.headers)
                 raise DataError(
@@ -288,14 +285,19 @@ class JobNames:
                     "effects would be made again by another job",
                     hint="send the dead letter of its parent again; or, to make them again, a record without the header sabot.job",
                 )
+            if name == JOB_HEADER and value is not None and value.startswith(f"{self._agent_id}/".encode()):
+                call.job_id, call.named = value.decode(errors="replace"), True
+                call.failed_run = failed_run(row.headers)
+                return
             if name == FROM_HEADER and row.topic in self.parents:
-                call.job_id = f"{self._agent_id}/{value.decode(errors='replace')}"
+                call.job_id = _of_no_child(row, f"{self._agent_id}/{value.decode(errors='replace')}", FROM_HEADER)
                 call.named = failed_run(row.headers) == 0
                 return
         if self._field is not None:
             wanted = _text_field(row, self._field, "job_id")
             round_ = f"#{self.again}" if self.again else ""
-            call.job_id, call.named = f"{self._agent_id}/{self._field}{round_}={wanted}", True
+            job_id = f"{self._agent_id}/{self._field}{round_}={wanted}"
+            call.job_id, call.named = _of_no_child(row, job_id, f"field {self._field!r}"), True
         elif row.topic in self.logs:
             call.job_id = self._place(self.logs[row.topic], row)
         else:
@@ -322,6 +324,18 @@ class JobNames:
 
     def _place(self, log: str, row: Row) -> str:
         return f"{self._agent_id}/{log}/{row.partition}/{row.offset}"
+
+
+def _of_no_child(row: Row, job_id: str, said_by: str) -> str:
+    """Returns the id of a job that a record names. Raises DataError if it is the id of a child (`job~1`): whoever writes the
+    record would settle an effect of the job above, such as a call that waits for its approval. `said_by`: what names it.
+    """
+    if parent := parent_of(job_id)[0]:
+        raise DataError(
+            f"{place_of(row)}: {said_by} names job {job_id}, which is the id of a child of {parent}",
+            hint="the last part of an id may not be ~ and a number: ctx.child makes such ids",
+        )
+    return job_id
 
 
 def _text_field(row: Row, field: str | None, option: str) -> str:

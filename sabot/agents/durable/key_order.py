@@ -15,7 +15,7 @@ from collections.abc import Iterable
 import msgspec
 
 from sabot.agents.durable.job_rows import JobCall, WaitingInput, decode_waiting, encode
-from sabot.agents.durable.mailbox import Mailboxes, MailRoom
+from sabot.agents.durable.waiting_rows import Mailboxes, MailRoom
 from sabot.api.agent import AgentSpec
 from sabot.base.redaction import scrubbed
 from sabot.engine.operators.agents.timers import key_of

@@ -49,7 +49,7 @@ from sabot.agents.durable.job_rows import (
     version_of,
 )
 from sabot.agents.durable.key_order import KeyOrder, OrderOwner
-from sabot.agents.durable.mailbox import MailRoom
+from sabot.agents.durable.waiting_rows import MailRoom
 from sabot.api.agent import AgentSpec
 from sabot.base.process_exit import EXITS
 from sabot.base.supervision import watch_call, watch_task
@@ -69,7 +69,7 @@ from sabot.jobs.owner import AfterFailure, OpenJob
 from sabot.jobs.run import JobRun
 from sabot.jobs.values import conversation_of, pack, pack_error, unpack, unpack_error
 from sabot.journal.base import MAY_BEGIN_AGAIN
-from sabot.journal.entries import Begin
+from sabot.journal.entries import VALUE, Begin
 
 if TYPE_CHECKING:
     from sabot.base.figures import ToldLanes
@@ -515,7 +515,7 @@ class DurableAgentOperator(AgentOperator, OrderOwner):
                 if value is None
                 else self.check_results(results_of(value, self.payload_of), value, f"job {job.job_id}")
             )
-        packed = self.function.packed(job, value)
+        packed, job.form = self.function.packed(job, value), VALUE
         record, ctx = call.record, call.ctx
         assert record is not None
         if self._keyed and ctx is not None:

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from sabot.agents.accounts.guard import use_of_answer
 from sabot.agents.durable.batch_operator import DurableBatchOperator
-from sabot.agents.durable.mailbox import NOTES, STATE, MailRoom, NotesOfParked
 from sabot.agents.durable.operator import DurableAgentOperator
+from sabot.agents.durable.waiting_rows import NOTES, STATE, MailRoom, NotesOfParked
 from sabot.api.agent import AgentSpec
 from sabot.base.os_errors import restoring
 from sabot.base.quantities import counted_words
@@ -26,7 +26,7 @@ from sabot.engine.checkpoint import CheckpointStorage, Manifest
 from sabot.engine.operators.agents.operator import AgentOperator
 from sabot.engine.runtime.app_spec import AppSpec
 from sabot.engine.runtime.life.restore import positions_in
-from sabot.engine.runtime.tasks.facts import stored_journal
+from sabot.engine.runtime.tasks.manifest_facts import stored_journal
 from sabot.engine.runtime.tasks.writing import Flushes, OperatorPort
 from sabot.engine.state import open_backend
 from sabot.engine.state.base import Cut, LocalBackend

@@ -221,7 +221,12 @@ class JobEvents:
             await self._publish(job, kind, end.job, end.at_ms, name, data)
         if self._wants(final, end.job):
             value = _said(end)
-            said = {"result": as_plain(without_turn(value))} if final is _TYPE.FINAL_RESULT else _error(value)
+            made = {"form": end.form} if end.form else {}
+            said = (
+                {"result": as_plain(without_turn(value, end.form)), **made}
+                if final is _TYPE.FINAL_RESULT
+                else _error(value)
+            )
             await self._publish(job, final, end.job, end.at_ms, name, {"outcome": end.outcome, **said})
 
 

@@ -18,7 +18,7 @@ from sabot.agents.context import BudgetSpec, checked_word
 from sabot.agents.events.bus import RuntimeEvent
 from sabot.agents.events.job_events import JobEvents, events_of
 from sabot.agents.jobs import JobRecord, JobSpec
-from sabot.agents.kernel.handle import JobHandle, outcome_of
+from sabot.agents.kernel.handle import JobHandle, outcome_in
 from sabot.agents.kernel.jobs import (
     ExecutionRequest,
     ExecutionResult,
@@ -38,14 +38,16 @@ from sabot.base.options import answers_wrong_options
 from sabot.base.threads import run_connected, run_in_thread
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.engine.calls.judging import repeated_around
-from sabot.errors import JournalFailed, LetterRefused, TransientError, UserError, short_repr
+from sabot.errors import JournalFailed, TransientError, UserError, short_repr
 from sabot.jobs.core import SEQUENCES_APART
 from sabot.jobs.log import notices_of
 from sabot.jobs.open_jobs import begun_or_queued, jobs_begun_within, whole_entry
-from sabot.journal import Inbox, Journal, JournalReader, Position
+from sabot.journal import Journal, JournalReader, Position
 from sabot.journal.begin_facts import stored_key
 from sabot.journal.entries import REQUEST, Begin, End, Letter, encode_entry
-from sabot.journal.memory import MemoryStorage, salt_of
+from sabot.journal.memory import MemoryStorage, salt_of, salt_of_key
+from sabot.journal.opening import schema_of
+from sabot.journal.postgres_begins import begin_jobs
 
 T = TypeVar("T")
 
@@ -98,10 +100,11 @@ class ClientHandle(JobHandle):
         If the job has ended without success, raises the errors of `ExecutionHandle.result`. Raises UserError if the journal
         has forgotten the result of the job, and CorruptJournal if the journal is damaged.
         """
-        outcome = await self._looks.outcome(self.job_id)
+        end = await self._looks.end(self.job_id)
+        outcome = outcome_in(end)
         if isinstance(outcome, BaseException):
             raise outcome
-        return recorded_result(self.job_id, outcome)
+        return recorded_result(self.job_id, outcome, end.form)
 
     async def events(self) -> AsyncGenerator[RuntimeEvent, None]:
         """Yields the events of the job from its beginning, and each new one as soon as the journal is seen to have it: within
@@ -166,15 +169,15 @@ class JobClient:
         self._set(KernelStore(journal, name, clock), name, durable=not isinstance(journal, MemoryStorage))
 
     @classmethod
-    def of_worker(cls, store: KernelStore, name: str, declared: Sequence[str]) -> "JobClient":
-        """Returns the client through which a kernel begins jobs that wait in the queue, and watches those of other workers.
-        `declared`: which of the options "policy" and "budgets" the kernel has.
+    def of_store(cls, store: AppJobStore, name: str, declared: Sequence[str] = ()) -> "JobClient":
+        """Returns a client over an open store: that through which a kernel begins jobs that wait in the queue, and watches those
+        of other workers; or that of the console. `declared`: which of the options "policy" and "budgets" the kernel has.
         """
         made = cls.__new__(cls)
         made._set(store, name, durable=True, declared=declared)
         return made
 
-    def _set(self, store: KernelStore, name: str, *, durable: bool, declared: Sequence[str] = ()) -> None:
+    def _set(self, store: AppJobStore, name: str, *, durable: bool, declared: Sequence[str] = ()) -> None:
         self.name, self._store, self._durable, self.looks = name, store, durable, JobLooks(store)
         self._declared = tuple(sorted(declared))
         self.jobs, self.actions = AppJobs(store), ActionManager(store)
@@ -200,6 +203,7 @@ class JobClient:
         start_after: Duration | datetime | None = None,
         priority: int = 0,
         metadata: Mapping[str, Any] | None = None,
+        connection: Any = None,
     ) -> ClientHandle:
         """Begins a job, and returns its handle when the job is durable.
 
@@ -209,6 +213,9 @@ class JobClient:
           `RuntimeKernel.execute`, no second job is begun, and the handle is that of the first.
         - `key`, `start_after`, `priority`: the key of the job, the time before which it does not begin, and its place in the
           queue. `budgets`, `max_turns`, `metadata`: the limits and the data of the job. All as in an ExecutionRequest.
+        - `connection`: a connection of psycopg (`Connection` or `AsyncConnection`) to the database of the journal, in whose open
+          transaction the job begins: it is there when the caller commits, and never if the caller rolls back. Until then nobody
+          finds it. For journals in PostgreSQL that workers share; the user of the connection needs the rights on its tables.
 
         A job of an agent that the kernel does not have stays queued, for a kernel that has it; the kernel logs a warning.
 
@@ -230,24 +237,23 @@ class JobClient:
             priority=priority,
             metadata={} if metadata is None else metadata,
         )
-        (handle,) = await self.start_all([request])
+        (handle,) = await self.begin([_checked(request)], connection)
         return handle
 
     async def start_all(self, requests: Iterable[ExecutionRequest]) -> list[ClientHandle]:
-        """Begins a job for each request, in their order, and returns the handles when all are durable. Each request names its
-        agent. Raises the errors of `start`; the jobs of the requests before that one have begun.
+        """Begins a job for each request, in their order, and returns the handles when all are durable: several hundred with one
+        commit. Each request names its agent. Two of the same `idempotency_key`, scope and agent are one job.
+
+        Raises the errors of `start`. IdempotencyConflict comes when the jobs of all other requests have begun; UserError for
+        arguments before any has begun; after another error any of them may have begun.
         """
         asked = [
             check("start_all: requests", each, Of(ExecutionRequest, "ExecutionRequest(prompt=…)")) for each in requests
         ]
-        for each in asked:
-            checked_word(each.agent, "start: agent", empty=False)
-            if each.policy_ref is not None:
-                raise UserError("start: policy_ref= is for RuntimeKernel.execute", hint="the kernel has its own policy")
-        return await self.begin(asked)
+        return await self.begin(list(map(_checked, asked)))
 
-    async def begin(self, requests: Sequence[ExecutionRequest]) -> list[ClientHandle]:
-        """Begins jobs as `start_all` does. The policies of the requests were checked."""
+    async def begin(self, requests: Sequence[ExecutionRequest], connection: Any = None) -> list[ClientHandle]:
+        """Begins jobs as `start_all` does, or with a connection as `start`. The requests were checked."""
         for each in requests:
             keyed = bool(each.idempotency_key) and self._durable
             if repeated_around(keyed=keyed) is not None:
@@ -258,7 +264,11 @@ class JobClient:
             if keyed:
                 await read_earlier_attempts(lambda effect: run_connected(self._begun_within, effect))
                 check_attempts(job_id_of(f"{self.name}.{each.agent}", each))
-        found = await run_connected(self._start_all, requests, effect_around() if self._durable else "")
+        within = effect_around() if self._durable else ""
+        if connection is None:
+            found = await run_connected(self._start_all, requests, within)
+        else:
+            found = await self._start_within(connection, requests, within)
         return [ClientHandle(self, job_id, self.looks, created=created) for job_id, created in found]
 
     def _begun_within(self, effect: str) -> frozenset[str]:
@@ -266,47 +276,65 @@ class JobClient:
             return jobs_begun_within(reader, effect)
 
     def _start_all(self, requests: Sequence[ExecutionRequest], within: str) -> list[tuple[str, bool]]:
-        with self._store.reader() as reader, self._store.inbox() as inbox:
-            return [self._start(reader, inbox, each, within) for each in requests]
+        with self._store.inbox() as inbox:
+            key = inbox.key
+            letters = [self._letter(each, key, salt_of(inbox), within) for each in requests]
+            posted = inbox.begin(letters)
+        begun = list(zip(requests, letters, posted, strict=True))
+        if not all(posted):
+            with self._store.reader() as reader:
+                for request, letter in [(request, letter) for request, letter, created in begun if not created]:
+                    mark, queued = begun_or_queued(reader, letter.job)
+                    if (before := queued or mark) is not None:  # else it was forgotten meanwhile
+                        check_same(request, letter.job, before.digest, key, letter.name)
+        return [(letter.job, created) for _, letter, created in begun]
 
-    def _start(self, reader: JournalReader, inbox: Inbox, request: ExecutionRequest, within: str) -> tuple[str, bool]:
+    async def _start_within(
+        self, connection: Any, requests: Sequence[ExecutionRequest], within: str
+    ) -> list[tuple[str, bool]]:
+        """Begins jobs in the transaction that a caller has open on a connection."""
+        address = self._store.address()
+        place = None if address is None else schema_of(address.place, address.app)
+        if place is None:
+            raise UserError(
+                "start: connection= is for a journal in PostgreSQL, whose tables its transaction can change",
+                hint="leave it out: the job is durable when start returns, whatever the transaction does",
+            )
+        told = list[tuple[bytes, Letter]]()
+
+        def letters_of(key: bytes) -> list[Letter]:
+            told[:] = [(key, self._letter(each, key, salt_of_key(key), within)) for each in requests]
+            return [letter for _, letter in told]
+
+        found = await place.server.run_within(connection, begin_jobs(place, letters_of), "start: connection")
+        for request, (key, letter), (created, before) in zip(requests, told, found, strict=True):
+            if not created and before is not None:
+                check_same(request, letter.job, before, key, letter.name)
+        return [(letter.job, created) for (_, letter), (created, _) in zip(told, found, strict=True)]
+
+    def _letter(self, request: ExecutionRequest, key: bytes, salt: bytes, within: str) -> Letter:
+        """Returns the letter that begins the job of a request. `key`, `salt`: those of the journal (`salt_of`)."""
         agent = f"{self.name}.{request.agent}"
-        job_id, record = job_id_of(agent, request), encode_request(request)
-        named = digest_of(reader.key, agent, request) if request.idempotency_key else b""
+        job_id, now = job_id_of(agent, request), self._store.clock.time()
         begin = Begin(
             job_id,
-            round(self._store.clock.time() * 1000),
+            round(now * 1000),
             agent,
-            record,
-            digest=named,
+            encode_request(request),
+            digest=digest_of(key, agent, request) if request.idempotency_key else b"",
             scope=request.scope_id,
             principal=request.principal_id,
             session=request.session_id,
             seed=SEQUENCES_APART,
-            salt=salt_of(reader),
+            salt=salt,
             form=REQUEST,
             within=within if request.idempotency_key else "",
             key=stored_key(request.key),
             declared=self._declared,
         )
-        after_ms = request.begins_ms(self._store.clock.time())
-        try:
-            inbox.post(
-                Letter(
-                    "begin",
-                    job=job_id,
-                    name=agent,
-                    body=encode_entry(begin),
-                    after_ms=after_ms,
-                    priority=request.priority,
-                )
-            )
-        except LetterRefused:  # it was begun before
-            mark, queued = begun_or_queued(reader, job_id)
-            if (before := queued or mark) is not None:  # else it was forgotten meanwhile
-                check_same(request, job_id, before.digest, reader.key, agent)
-            return job_id, False
-        return job_id, True
+        after_ms, priority = request.begins_ms(now), request.priority
+        body = encode_entry(begin)
+        return Letter("begin", job=job_id, name=agent, body=body, after_ms=after_ms, priority=priority)
 
     async def handle(self, job_id: str) -> ClientHandle:
         """Returns the handle of a job, whoever has begun it. `job_id` is its id, or its id in the form for URLs
@@ -318,6 +346,14 @@ class JobClient:
         """Writes a letter into the inbox of the journal, as `RuntimeKernel.post` does."""
         check("post: letter", letter, Of(Letter))
         await run_connected(self._store.post, letter)
+
+
+def _checked(request: ExecutionRequest) -> ExecutionRequest:
+    """Returns the request of a client. Raises UserError if it names no agent, or a policy."""
+    checked_word(request.agent, "start: agent", empty=False)
+    if request.policy_ref is not None:
+        raise UserError("start: policy_ref= is for RuntimeKernel.execute", hint="the kernel has its own policy")
+    return request
 
 
 @dataclass(slots=True, eq=False)
@@ -338,7 +374,7 @@ class JobLooks:
     ends are read while it gets no entry.
     """
 
-    def __init__(self, store: KernelStore) -> None:
+    def __init__(self, store: AppJobStore) -> None:
         self._store = store
         self._awaited: set[_Look] = set()
         self._task: asyncio.Task[None] | None = None
@@ -361,13 +397,11 @@ class JobLooks:
             self._awaited.discard(look)
         return found
 
-    async def outcome(self, job_id: str) -> bytes | BaseException:
-        """Waits until a job has ended, and returns its outcome as `handle.outcome_of` does. Raises UserError if there is no such
-        job, or if the journal has forgotten the result.
+    async def end(self, job_id: str) -> End:
+        """Waits until a job has ended, and returns its END entry, with its body. Raises UserError if there is no such job, or
+        if the journal has forgotten the result.
         """
-        end = await self.until(partial(_end_in, job_id=job_id))
-        assert isinstance(end.body, bytes)
-        return outcome_of(job_id, end.outcome, end.body)
+        return await self.until(partial(_end_in, job_id=job_id))
 
     async def _look(self) -> None:
         loop, stack, reader = asyncio.get_running_loop(), ExitStack(), None

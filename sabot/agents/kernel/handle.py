@@ -22,7 +22,7 @@ from sabot.jobs.log import Fragment
 from sabot.jobs.tree import parent_of
 from sabot.jobs.url_ids import url_id
 from sabot.jobs.values import unpack_error
-from sabot.journal.entries import Letter
+from sabot.journal.entries import End, Letter
 from sabot.llm.agent import Agent
 
 _FINAL = (RuntimeEventType.FINAL_RESULT, RuntimeEventType.FINAL_ERROR)
@@ -375,6 +375,12 @@ def _note(heard: HeardPieces, event: RuntimeEvent) -> None:
         heard.close(event.data["ordinal"])
     elif event.type is RuntimeEventType.JOB_STARTED:
         heard.begin()
+
+
+def outcome_in(end: End) -> bytes | BaseException:
+    """Returns the outcome that an END entry has, whose body is in it (`outcome_of`)."""
+    assert isinstance(end.body, bytes)
+    return outcome_of(end.job, end.outcome, end.body)
 
 
 def outcome_of(job_id: str, outcome: str, body: bytes) -> bytes | BaseException:

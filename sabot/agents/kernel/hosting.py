@@ -9,7 +9,7 @@ caller ─▶ place? ─▶ begun ─▶ runs ◀── woken, resumed, begun by
 import asyncio
 import logging
 from collections import Counter, deque
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from hashlib import blake2b
@@ -22,7 +22,7 @@ from sabot.agents.admission import JobAdmission, Place
 from sabot.agents.context import BudgetSpec
 from sabot.agents.events.bus import InMemoryEventBus
 from sabot.agents.events.job_events import JobEvents
-from sabot.agents.kernel.handle import ExecutionHandle, outcome_of
+from sabot.agents.kernel.handle import ExecutionHandle, outcome_in, outcome_of
 from sabot.agents.kernel.jobs import (
     ExecutionRequest,
     JobWatch,
@@ -58,7 +58,7 @@ from sabot.jobs.values import pack_error
 from sabot.journal import Journal, Position
 from sabot.journal.base import EVERY
 from sabot.journal.begin_facts import key_text
-from sabot.journal.ended_jobs import JobQuery
+from sabot.journal.ended_jobs import JobQuery, cut
 from sabot.journal.entries import REQUEST, Answer, Begin, Cancel, EffectResult, End, Entry, Signal
 from sabot.journal.lanes import JobLimit, pace_of
 from sabot.journal.memory import MemoryJournal
@@ -159,7 +159,7 @@ class KernelHost(JobWatch):
         self._positions = await run_in_thread(self.journal.positions)
         found = await self._host.open(self._positions)
         found = [job for job in found if job.agent]  # a job without an agent belongs to a JobManager
-        cut = [job for job in found if job.cut]
+        ends = [job for job in found if job.cut]
         found = [job for job in found if not job.cut]
         gone = sorted({job.agent for job in found if job.agent not in self._agents})
         if gone:
@@ -186,7 +186,7 @@ class KernelHost(JobWatch):
         codes = sorted((agent_id, agent.code) for agent_id, agent in self._agents.items())
         self.journal.begins.version = blake2b(repr(codes).encode(), digest_size=16).hexdigest()
         self._host.start()
-        for job in cut:
+        for job in ends:
             self._host.end_cut(job)
 
     async def _take_seats(self, found: Sequence[OpenJob]) -> None:
@@ -198,7 +198,7 @@ class KernelHost(JobWatch):
             return
         for job in found:
             if not parent_of(job.job_id)[0]:
-                self._lanes.was_open(job.job_id, job.agent, job.behalf.scope, key_text(job.key))
+                self._lanes.was_open(job.job_id, job.agent, cut(job.behalf.scope), cut(key_text(job.key)))
         for agent, limit in self._lanes.limits.items():
             most, within_ms = pace_of(limit)
             if most:
@@ -464,6 +464,10 @@ class KernelHost(JobWatch):
         """Waits until the events of all entries that the journal has now are published."""
         await self._host.log.wait_caught_up()
 
+    async def forget(self, jobs: Collection[str]) -> None:
+        """Removes ended jobs, and the approvals for other jobs that they have got (`JobHost.forget`)."""
+        await self._host.forget(jobs)
+
     async def settle_from_journal(self, handle: ExecutionHandle) -> None:
         """Reads the outcome of an ended job from the journal, and sets it in the handle of the job. Raises UserError if
         the journal no longer has the END entry of the job.
@@ -471,8 +475,7 @@ class KernelHost(JobWatch):
         await self.journal.flush()
         for _, entry in reversed(await call_journal(whole_entries, self.journal, handle.job_id)):
             if isinstance(entry, End):
-                assert isinstance(entry.body, bytes)
-                handle.settle(outcome_of(handle.job_id, entry.outcome, entry.body), ended=True)
+                handle.settle(outcome_in(entry), ended=True)
                 return
         raise UserError(
             f"job {handle.job_id} has ended so long ago that its result is forgotten",

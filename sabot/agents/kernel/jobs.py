@@ -43,7 +43,7 @@ from sabot.jobs.run import JobRun
 from sabot.jobs.tree import parent_of
 from sabot.jobs.values import pack, unpack
 from sabot.journal.begin_facts import key_text
-from sabot.journal.entries import EffectResult
+from sabot.journal.entries import ANSWER, VALUE, EffectResult
 from sabot.llm.agent import Agent, AgentResult
 from sabot.llm.conversation import Conversation
 from sabot.llm.engine import ExecutionEngine
@@ -306,17 +306,21 @@ def _check_attempt(effect: EffectId, job_id: str, what: str) -> None:
         del _begun_by[next(iter(_begun_by))]
 
 
-def is_agent_result(value: Any) -> bool:
-    """Returns True if the value in the END entry of a job is the answer of an Agent."""
-    return isinstance(value, dict) and {"content", "turns"} <= value.keys() <= set(_Ended.__struct_fields__)
+def is_agent_result(value: Any, form: str) -> bool:
+    """Returns True if the value in the END entry of a job is the answer of an Agent. `form`: the form in the entry; for an
+    entry of an earlier version, which has none, the fields of the value decide.
+    """
+    if not isinstance(value, dict) or form:
+        return form == ANSWER and isinstance(value, dict)
+    return {"content", "turns"} <= value.keys() <= set(_Ended.__struct_fields__)
 
 
-def recorded_result(job_id: str, body: bytes) -> ExecutionResult:
+def recorded_result(job_id: str, body: bytes, form: str) -> ExecutionResult:
     """Returns the result in the END entry of a job, for a reader that does not have the agent. The `output` of an Agent is
-    None.
+    None. `form`: the form in the entry.
     """
     value = unpack(body)
-    if is_agent_result(value):
+    if is_agent_result(value, form):
         said = msgspec.convert({**value, "output": None, TURN: None}, _Ended, strict=False)
         return _of_agent(job_id, said, None)
     return _of_function(job_id, value)
@@ -519,7 +523,7 @@ class KernelAgent:
         return max(0.0, left_s), f"max_runtime_seconds={most:g}{of_parent}"
 
     def ended(self, job: JobRun, value: Any) -> bytes:
-        body = self.packed(job, value)
+        body, job.form = self.packed(job, value), ANSWER if isinstance(self.agent, Agent) else VALUE
         self.watch.says(job.job_id, body)
         return body
 

@@ -11,8 +11,8 @@ from typing import Any
 from sabot.agents.accounts.budgets import Budget
 from sabot.agents.accounts.contract import LedgerWriter, checked_writer
 from sabot.agents.accounts.guard import LedgerGuard, checked_budgets, ledger_of, update_ledger
+from sabot.agents.accounts.job_limits import JobLimits
 from sabot.agents.accounts.ledger import Ledger
-from sabot.agents.accounts.limits import JobLimits
 from sabot.agents.accounts.rows import InMemoryLedgerWriter
 from sabot.agents.actions import ActionManager, ActionStore
 from sabot.agents.app_jobs import AppJobs
@@ -22,7 +22,7 @@ from sabot.agents.events.job_events import events_of
 from sabot.agents.job_checks import CheckedJob, verdict_of
 from sabot.agents.jobs import JobStore
 from sabot.agents.kernel.client import ClientHandle, JobClient, KernelStore
-from sabot.agents.kernel.handle import ElsewhereHandle, ExecutionHandle
+from sabot.agents.kernel.handle import ElsewhereHandle, ExecutionHandle, outcome_in
 from sabot.agents.kernel.hosting import KernelHost
 from sabot.agents.kernel.jobs import ExecutionRequest, KernelAgent, job_id_of, other_policy, policy_words
 from sabot.agents.kernel.schedules import Schedule, ScheduleClock, Schedules
@@ -53,7 +53,7 @@ from sabot.journal import Journal, JournalReader
 from sabot.journal.entries import Begin, Entry, Letter
 from sabot.journal.lanes import JobLimit
 from sabot.journal.memory import MemoryJournal, MemoryStorage
-from sabot.journal.opening import open_journal
+from sabot.journal.opening import ServerWait, open_journal
 from sabot.llm.agent import Agent
 from sabot.llm.engine import ExecutionEngine
 
@@ -62,7 +62,6 @@ _log = logging.getLogger(__name__)
 _SCHEDULE = 'Schedule("report", "reporter", "0 9 * * *")'
 _running: "ObjectClaims[RuntimeKernel]" = ObjectClaims()  # of journals
 _ANEW = Backoff(0.1, 5.0)  # the waits between attempts to open the journal again
-_WAITS = Backoff(0.5, 10.0)  # between those to open it at the start
 
 
 @answers_wrong_options
@@ -213,7 +212,7 @@ class RuntimeKernel:
         self._opening = asyncio.Lock()
         self._booking = asyncio.Lock()  # held while the ledger is made
         self._closed = False
-        self._client = JobClient.of_worker(KernelStore(self._place, self.name, clock), self.name, self._declared())
+        self._client = JobClient.of_store(KernelStore(self._place, self.name, clock), self.name, self._declared())
         self._elsewhere_jobs: dict[asyncio.Task[None], ExecutionHandle] = {}  # handles of jobs of other workers
         self._anew: asyncio.Task[None] | None = None  # makes this kernel another worker, after it has lost its lease
         self._between = False  # the host has lost its lease, and `_anew` has not ended
@@ -273,17 +272,18 @@ class RuntimeKernel:
         logs a warning: containers start in any order. So does `async with`.
 
         Raises AppLocked if another process has the journal open. Raises UserError if the journal has open jobs of agents that
-        this kernel does not have, or if the kernel was closed.
+        this kernel does not have, or if the kernel was closed; also if the server refuses the user, the password or the
+        database, and if the name of its host stays unknown for a minute.
         """
-        failures = 0
+        wait = ServerWait()
         while True:
             try:
                 await self._started()
                 return
             except TransientError as error:
-                failures += 1
+                wait_s = wait.next_s(error)
                 _log.warning("kernel %s waits for its journal: %s", self.name, " ".join(str(error).split()))
-            await asyncio.sleep(_WAITS.wait_s(failures))
+            await asyncio.sleep(wait_s)
 
     async def serve(self) -> None:
         """Runs the jobs of the journal: those that are open, as after `resume`, and those that clients begin. Never returns.
@@ -568,7 +568,7 @@ class RuntimeKernel:
 
         async def watch() -> None:
             try:
-                handle.settle(await self._client.looks.outcome(handle.job_id), ended=True)
+                handle.settle(outcome_in(await self._client.looks.end(handle.job_id)), ended=True)
             except SabotError as error:
                 handle.settle(error, ended=True)
 
@@ -690,7 +690,7 @@ class RuntimeKernel:
             raise UserError(
                 f"session {session_id} has the open job {is_open}", hint="await kernel.jobs.cancel(…), and its end"
             )
-        await run_in_thread(host.journal.forget, jobs)
+        await host.forget(jobs)
         return len(jobs)
 
     async def record(self, job_id: str) -> Recording:

@@ -140,7 +140,8 @@ class Disclosure:
                 data["arguments"] = shown
         elif event.type is _TYPE.FINAL_RESULT:
             value = said.get("result")
-            of_agent = is_agent_result(value) if self.is_agent is None else self.is_agent
+            form = said.get("form", "")
+            of_agent = is_agent_result(value, form) if form or self.is_agent is None else self.is_agent
             if of_agent if self.answers is None else self.answers:
                 data["result"] = value.get("content", "") if of_agent and isinstance(value, Mapping) else value
         return data

@@ -2,16 +2,17 @@
 
    cron, zone ─▶ the next time ─▶ a letter with the key NAME@TIME, which begins one job, whichever kernels post it
 
-The last time is that of the newest job of the schedule in the journal, or a later one at which none began. That one, the schedules
-and their pauses are notes of the journal, by which clients steer them (`Schedules`).
+The last time is that of the newest job of the schedule in the journal, or a later one at which none began. That one, the job of the
+last time, the schedules and their pauses are notes of the journal, by which clients steer them (`Schedules`).
 """
 
 import asyncio
 import logging
+import re
 import uuid
 from base64 import b64decode, b64encode
 from bisect import bisect_right
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass, replace
 from dataclasses import fields as fields_of
@@ -26,7 +27,7 @@ from sabot.agents.app_jobs import AppJobStore
 from sabot.agents.context import checked_word
 from sabot.agents.job_history import record_of
 from sabot.agents.kernel.handle import JobHandle
-from sabot.agents.kernel.jobs import ExecutionRequest
+from sabot.agents.kernel.jobs import ExecutionRequest, job_id_of
 from sabot.base.checks import OneOf, check
 from sabot.base.config import checked_name
 from sabot.base.options import answers_wrong_options
@@ -38,7 +39,7 @@ from sabot.journal import JournalReader
 from sabot.journal.base import EVERY, entry_of_letter
 from sabot.journal.begin_facts import key_text
 from sabot.journal.ended_jobs import JobQuery, cut
-from sabot.journal.entries import Begin
+from sabot.journal.entries import Begin, Entry
 
 _log = logging.getLogger(__name__)
 
@@ -51,12 +52,14 @@ _DAYS = {name: at for at, name in enumerate(["sun", "mon", "tue", "wed", "thu", 
 _HINT = 'five fields: minute, hour, day, month, weekday; "0 9 * * mon-fri" is 9 o\'clock on workdays'
 _MOST_DAYS = 8 * 366 + 1  # from one 29 February to another one, over a year without
 _MOST_MISSED = 1_000
-_MOST_READ = 10  # newest jobs of a schedule that are looked at, in the log and in the history
+_MOST_READ = 1_000  # newest jobs with the key of a schedule that are looked at, in the log and in the history
+_MOST_OWN = 10  # newest jobs of a schedule: one that makes up for a missed time may be newer than that of a later time
 _LATE_S = 60.0  # an occurrence that is later was missed
 _LOOK_S = 0.2  # between two looks at the clock, which may be set
 # names of notes, with KERNEL.NAME behind them
 _NOTES = "schedule-"
-_DEFINED, _PAUSE, _LAST = f"{_NOTES}of:", f"{_NOTES}pause:", f"{_NOTES}last:"
+_KEY = re.compile(r".+@\d{4}-\d\d-\d\dT\d\d:\d\dZ", re.DOTALL)
+_DEFINED, _PAUSE, _LAST, _JOB = f"{_NOTES}of:", f"{_NOTES}pause:", f"{_NOTES}last:", f"{_NOTES}job:"
 
 
 @answers_wrong_options
@@ -103,6 +106,11 @@ class Schedule:
         return ExecutionRequest(
             prompt=self.message, agent=self.agent, scope_id=self.scope, idempotency_key=key, key=self.name
         )
+
+
+def is_key_of_schedule(text: object) -> bool:
+    """Returns True if an idempotency key has the form of those of the times of schedules: `new-year@2027-01-01T08:00Z`."""
+    return isinstance(text, str) and _KEY.fullmatch(text) is not None
 
 
 class CronTimes:
@@ -205,35 +213,76 @@ def last_of(reader: JournalReader, agent: str, schedule: Schedule) -> tuple[floa
         entry_of_letter(each, None, 0) for each in reader.letters() if each.kind == "begin" and each.name == agent
     ]
     query = JobQuery(agent=agent, scope=cut(schedule.scope), key=schedule.name)
-    known = [mark.job for mark in reader.logged(query, EVERY) if not mark.principal][:_MOST_READ]
-    ended = (job.job for job in reader.history.find(query, EVERY) if not record_of(job).principal_id)
-    known += islice(ended, _MOST_READ)
-    begins += [entry for job in known for _, entry in islice(reader.history.entries(job), 1)]
+    logged = [mark.job for mark in reader.logged(query, EVERY) if not mark.principal][:_MOST_READ]
+    ended = islice(
+        (job.job for job in reader.history.find(query, EVERY) if not record_of(job).principal_id), _MOST_READ
+    )
     found = list[tuple[float, str]]()
+    for each in (begins, _begins_of(reader, logged), _begins_of(reader, ended)):
+        # a client, or `trigger`, may have begun any number of newer jobs with this key
+        found += islice(_times_of(reader, agent, schedule, each), _MOST_OWN)
+    return max(found, default=None)
+
+
+def _begins_of(reader: JournalReader, jobs: Iterable[str]) -> Iterator[Entry]:
+    """Yields the BEGIN entries of jobs. Blocks."""
+    for job in jobs:
+        yield from (entry for _, entry in islice(reader.history.entries(job), 1))
+
+
+def _times_of(
+    reader: JournalReader, agent: str, schedule: Schedule, begins: Iterable[Entry]
+) -> Iterator[tuple[float, str]]:
+    """Yields the times and the ids of those jobs that the schedule has begun. Blocks."""
     for begin in begins:
         if not isinstance(begin, Begin) or (begin.agent, begin.scope, begin.principal) != (agent, schedule.scope, ""):
             continue
         name, _, moment = str(unpack(reader.load(begin.body)).get("idempotency_key", "")).rpartition("@")
         if name == schedule.name == key_text(begin.key):
             with suppress(ValueError):  # another job with such a key
-                at = datetime.strptime(moment, "%Y-%m-%dT%H:%MZ").replace(tzinfo=UTC).timestamp()
-                found.append((at, begin.job))
-    return max(found, default=None)
+                yield datetime.strptime(moment, "%Y-%m-%dT%H:%MZ").replace(tzinfo=UTC).timestamp(), begin.job
 
 
 class _Pause(msgspec.Struct, omit_defaults=True):
-    """A note about a pause. `since`: when it began, or when it has ended, in seconds since 1970."""
+    """A note about a pause. `since`: when it began, or when it has ended, in seconds since 1970. `by`: who has asked for that, or ""."""
 
     paused: bool
     since: float
+    by: str = ""
+
+
+class _Standing(NamedTuple):
+    """The notes of the journal about the times of a schedule. `since`: when the pause has begun or ended, by the clock of the client.
+    `passed`: the last time that has passed. `job`: the job of the last time at which one began.
+    """
+
+    paused: bool
+    since: float
+    passed: float
+    job: str
 
 
 class ShownSchedule(NamedTuple):
-    """A schedule as the journal has it. `next_at`: its next time in seconds since 1970, or None while it is paused."""
+    """A schedule as the journal has it. `next_at`: its next time in seconds since 1970, or None while it is paused. `since`, `by`: when the
+    last pause began or ended, in seconds since 1970 or 0.0, and who has asked for that, or "".
+    """
 
     schedule: Schedule
     paused: bool
     next_at: float | None
+    since: float = 0.0
+    by: str = ""
+
+
+def kernels_with_schedules(store: AppJobStore) -> list[str]:
+    """Returns the names of the kernels that have noted schedules in a journal. Blocks."""
+    with store.reader() as reader:
+        noted = reader.notes(_DEFINED)
+    return sorted({of.removeprefix(_DEFINED).removesuffix(f".{_name_in(text)}") for of, text in noted.items()})
+
+
+def _name_in(text: str) -> str:
+    return str(msgspec.json.decode(text)["name"])
 
 
 def _pause_of(notes: Mapping[str, str], of: str) -> _Pause:
@@ -257,13 +306,14 @@ class Schedules:
         notes, now = await run_connected(self._notes), self._store.clock.time()
         found = list[ShownSchedule]()
         for name, text in sorted(notes.items()):
-            if name.startswith(f"{_DEFINED}{self._name}."):
+            # whole: of the name of a kernel "a" and that of "a.b" one begins with the other
+            if name.startswith(_DEFINED) and name == f"{_DEFINED}{self._name}.{_name_in(text)}":
                 fields = msgspec.json.decode(text)
                 schedule = Schedule(**{**fields, "message": unpack(b64decode(fields["message"]))})
-                paused = _pause_of(notes, f"{self._name}.{schedule.name}").paused
+                pause = _pause_of(notes, f"{self._name}.{schedule.name}")
                 times = CronTimes(schedule.cron, schedule.zone)
-                next_at = None if paused else await run_in_thread(next, times.after(now), None)
-                found.append(ShownSchedule(schedule, paused, next_at))
+                next_at = None if pause.paused else await run_in_thread(next, times.after(now), None)
+                found.append(ShownSchedule(schedule, pause.paused, next_at, pause.since, pause.by))
         return found
 
     async def get(self, name: str) -> ShownSchedule:
@@ -278,29 +328,34 @@ class Schedules:
             )
         return found
 
-    async def pause(self, name: str) -> None:
-        """Lets no job begin by a schedule, in no kernel, until `go_on`, also over restarts. Raises the errors of `get`."""
-        await self._set(name, paused=True)
+    async def pause(self, name: str, *, by: str = "") -> None:
+        """Lets no job begin by a schedule, in no kernel, until `go_on`, also over restarts. `by`: who asks for it; the journal keeps it.
+        Raises the errors of `get`.
+        """
+        await self._set(name, paused=True, by=checked_word(by, "pause: by"))
 
-    async def go_on(self, name: str) -> None:
-        """Ends a pause. Times that were in it are not made up for. Raises the errors of `get`."""
-        await self._set(name, paused=False)
+    async def go_on(self, name: str, *, by: str = "") -> None:
+        """Ends a pause. Times that were in it are not made up for. `by`: as in `pause`. Raises the errors of `get`."""
+        await self._set(name, paused=False, by=checked_word(by, "go_on: by"))
 
-    async def trigger(self, name: str) -> JobHandle:
-        """Begins a job of a schedule now, also while it is paused or the job before is open. Raises the errors of `get`."""
-        schedule = (await self.get(name)).schedule
-        return await self._begin(replace(schedule.request(0), idempotency_key=f"{name}!{uuid.uuid4().hex}"))
+    async def trigger(self, name: str, *, by: str = "") -> JobHandle:
+        """Begins a job of a schedule now, also while it is paused or the job before is open. `by`: who asks for it; the job has it in its
+        `metadata`, as "triggered_by". Raises the errors of `get`.
+        """
+        schedule, metadata = (await self.get(name)).schedule, {"triggered_by": checked_word(by, "trigger: by")}
+        request = replace(schedule.request(0), idempotency_key=f"{name}!{uuid.uuid4().hex}")
+        return await self._begin(replace(request, metadata=metadata) if by else request)
 
     async def remove(self, name: str) -> None:
         """Removes what the journal has noted of a schedule that no kernel has any more. Raises the errors of `get`."""
         await self.get(name)
-        for kind in (_DEFINED, _PAUSE, _LAST):
+        for kind in (_DEFINED, _PAUSE, _LAST, _JOB):
             await self._note(f"{kind}{self._name}.{name}", "")
 
-    async def _set(self, name: str, *, paused: bool) -> None:
+    async def _set(self, name: str, *, paused: bool, by: str) -> None:
         shown = await self.get(name)
         if shown.paused != paused:
-            said = msgspec.json.encode(_Pause(paused, self._store.clock.time())).decode()
+            said = msgspec.json.encode(_Pause(paused, self._store.clock.time(), by)).decode()
             await self._note(f"{_PAUSE}{self._name}.{name}", said)
 
     def _notes(self) -> dict[str, str]:
@@ -330,11 +385,15 @@ class Schedules:
         """Notes that a time of a schedule has passed, whether a job has begun or not."""
         await self._note(f"{_LAST}{self._name}.{name}", repr(at))
 
-    async def stands(self, name: str) -> tuple[bool, float, float]:
-        """Returns whether a schedule is paused, when a pause has begun or ended, and the last time that was noted as passed."""
+    async def began(self, name: str, job_id: str) -> None:
+        """Notes the job of the last time of a schedule, for kernels that begin its jobs with another agent, scope or message."""
+        await self._note(f"{_JOB}{self._name}.{name}", job_id)
+
+    async def stands(self, name: str) -> "_Standing":
+        """Returns what is noted of the times of a schedule."""
         notes, of = await self.notes(), f"{self._name}.{name}"
         pause = _pause_of(notes, of)
-        return pause.paused, pause.since, float(notes.get(f"{_LAST}{of}", 0.0))
+        return _Standing(pause.paused, pause.since, float(notes.get(f"{_LAST}{of}", 0.0)), notes.get(f"{_JOB}{of}", ""))
 
 
 class ScheduleClock:
@@ -380,20 +439,28 @@ class ScheduleClock:
         if self._last is None:
             found = await self._look(lambda reader: last_of(reader, self._agent_id, schedule))
             last, self._job = (0.0, "") if found is None else found
-            *_, passed = await self._notes.stands(schedule.name)
-            self._last = max(last, passed) or self._since
+            noted = await self._notes.stands(schedule.name)
+            self._last = max(max(last, noted.passed) or self._since, min(noted.since, now))
         if self._next is not None and now < self._next:
             return self._next - now
-        paused, since, _ = await self._notes.stands(schedule.name)
-        self._last = max(self._last, now if paused else since)
+        noted = await self._notes.stands(schedule.name)
+        if noted.paused:
+            self._last = max(self._last, now)
+        # if the client's clock is ahead, the times of the pause that were seen here have passed
+        elif noted.since <= now:
+            self._last = max(self._last, noted.since)
         # in a thread, as the times of a long while are looked at day by day
         due = await run_in_thread(self._times.last, self._last, now, _MOST_MISSED + 1)
         for at in self._chosen(due, now):
-            if schedule.overlap == "skip" and await self._is_open():
-                _log.warning("schedule %s: its job %s is still open, and none begins now", schedule.name, self._job)
+            before = await self._open_of({self._job, noted.job}) if schedule.overlap == "skip" else ""
+            if before:
+                _log.warning("schedule %s: its job %s is still open, and none begins now", schedule.name, before)
             else:
+                request = schedule.request(at)
+                self._job = job_id_of(self._agent_id, request)
                 try:
-                    self._job = (await self._begin(schedule.request(at))).job_id
+                    await self._begin(request)
+                    await self._notes.began(schedule.name, self._job)
                 except UserError as error:  # another kernel has begun it, with another message
                     _log.warning("schedule %s: %s", schedule.name, error)
             self._last = at
@@ -419,12 +486,14 @@ class ScheduleClock:
         )
         return [*kept, *on_time]
 
-    async def _is_open(self) -> bool:
-        if not self._job:
-            return False
+    async def _open_of(self, jobs: Iterable[str]) -> str:
+        """Returns one of these jobs that is open, or "" if none is."""
 
-        def look(reader: JournalReader) -> bool:
-            mark = reader.job(self._job)
-            return not mark.outcome if mark is not None else reader.letter(f"begin:{self._job}") is not None
+        def look(reader: JournalReader) -> str:
+            for job in filter(None, jobs):
+                mark = reader.job(job)
+                if (reader.letter(f"begin:{job}") is not None) if mark is None else not mark.outcome:
+                    return job
+            return ""
 
-        return bool(await self._look(look))
+        return str(await self._look(look))

@@ -68,6 +68,8 @@ _log = logging.getLogger(__name__)
 
 _OURS = "sabot.agents.policy"  # the package of rules that change no call
 _NAMES = 4096  # the most keys (see `_matching`) whose matching rules are cached
+# the field without which nobody can carry out a decision
+_NEEDED = {Decision.DEGRADE: "model", Decision.REDACT: "hide"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -305,9 +307,25 @@ class PolicyEngine(EffectGuard):
         """Returns the decision on a call, or an awaitable of it if an async rule must be asked. If a rule chooses
         another model, the rules are also asked about that model.
         """
-        if call.after == "again":  # rules decide on a call once, and not on each of its attempts
+        if call.after != "again":
+            return self._followed(self._judge(call), call, None, ())
+        if not call.asked_under or self.version in call.asked_under.split():
+            return NO_OBJECTION  # rules decide on a call once, and not on each of its attempts
+        # a deploy has changed the rules since a person was asked
+        found = self._followed(self._judge(call), call, None, ())
+        return self._of_today(found) if isinstance(found, GuardVerdict) else self._of_today_later(found)
+
+    def _of_today(self, verdict: GuardVerdict) -> GuardVerdict:
+        """Returns the decision on a call about which other rules have asked a person who has approved it. It is made as it
+        was shown, or not at all: a rule that asks is satisfied, and one that denies it, or would change it, denies it.
+        """
+        if verdict.decision is not Decision.DENY and not verdict.changes:
             return NO_OBJECTION
-        return self._followed(self._judge(call), call, None, ())
+        reason = f"the rules have changed since a person was asked: {verdict.reason or verdict.decision}"
+        return msgspec.structs.replace(verdict, decision=Decision.DENY, reason=reason)
+
+    async def _of_today_later(self, found: Awaitable[GuardVerdict]) -> GuardVerdict:
+        return self._of_today(await found)
 
     def _followed(
         self,
@@ -492,17 +510,19 @@ class PolicyEngine(EffectGuard):
 
     def _verdict(self, matching: _Matching, found: Any) -> GuardVerdict:
         rule, name, terms, verdicts = matching.rule, matching.name, matching.terms, matching.verdicts
+        try:
+            found = checked_answer(found)
+        except UserError as error:
+            return self._failed(rule, error)
         if isinstance(found, GuardVerdict):
             editable, terms = found.editable and rule.editable, terms if found.decision is Decision.ASK else ""
             return msgspec.structs.replace(found, rule=name, version=self.version, editable=editable, terms=terms)
-        if isinstance(found, Decision):
-            said = found, rule.editable
-            if (verdict := verdicts.get(said)) is None:
-                terms = terms if found is Decision.ASK else ""
-                verdict = GuardVerdict(found, name, self.version, editable=rule.editable, terms=terms)
-                verdicts[said] = verdict
-            return verdict
-        return self._failed(rule, UserError(f"it says {short_repr(found)}: no Decision, GuardVerdict or None"))
+        said = found, rule.editable
+        if (verdict := verdicts.get(said)) is None:
+            terms = terms if found is Decision.ASK else ""
+            verdict = GuardVerdict(found, name, self.version, editable=rule.editable, terms=terms)
+            verdicts[said] = verdict
+        return verdict
 
     def _failed(self, rule: PolicyRule, error: BaseException, *, late: bool = False) -> GuardVerdict:
         name = rule.name or type(rule).__name__
@@ -534,6 +554,27 @@ class PolicyEngine(EffectGuard):
             denied = GuardVerdict(Decision.DENY, "default", self.version, f"no rule allows {asked_words(call)}")
             return denied if verdict is None else self._joined(denied, verdict)
         return GuardVerdict(version=self.version) if verdict is None else verdict
+
+
+def checked_answer(found: object) -> GuardVerdict | Decision:
+    """Returns the answer of a rule that has an opinion, `GuardVerdict("deny")` with the member of Decision. Raises UserError
+    if it is no decision, or one that nobody can carry out: a replacement without its model, or hidden texts without
+    their patterns.
+    """
+    if isinstance(found, GuardVerdict):
+        try:
+            found = msgspec.convert(msgspec.structs.astuple(found), GuardVerdict)
+        except msgspec.ValidationError as error:
+            raise UserError(f"it says {short_repr(found)}: {error}") from None
+        decision = found.decision
+    elif isinstance(found, Decision):
+        decision = found
+    else:
+        raise UserError(f"it says {short_repr(found)}: no Decision, GuardVerdict or None")
+    needed = _NEEDED.get(decision)
+    if needed is not None and not getattr(found, needed, ""):
+        raise UserError(f"it says {decision}: that needs a GuardVerdict with {needed}=")
+    return found
 
 
 def _as_start(call: GuardedCall) -> GuardedCall:

@@ -13,7 +13,12 @@ from sabot.errors import DataError, UserError, short_repr
 
 _WORD_BYTES = (128 << 10) - 1  # the longest word that Linux gives a program (MAX_ARG_STRLEN)
 _BRACES = "{field} is a field of the record, {place.city} one inside of it; {{ and }} are braces"
-_SHELLS = {"sh", "ash", "bash", "dash", "ksh", "zsh"}
+# The letters of the options whose next word is a script, by the programs that run it.
+_SCRIPTS = dict.fromkeys(("sh", "ash", "bash", "dash", "ksh", "zsh", "fish", "su", "runuser", "script", "flock"), "c")
+_SCRIPTS |= {"python": "c", "pypy": "c", "perl": "eE", "ruby": "e", "node": "ep", "php": "r", "lua": "e"}
+# Programs that run the program which their words name, and what their own words look like: options, NAME=value, numbers.
+_RUNNERS = {"env", "timeout", "nice", "nohup", "setsid", "stdbuf", "xargs", "sudo", "doas", "time", "ionice", "busybox"}
+_OF_RUNNER = re.compile(r"-.*|\w+=.*|[\d.]+[smhd]?")
 
 
 class CommandTemplate:
@@ -47,14 +52,28 @@ class CommandTemplate:
                 f"{where}: the program {short_repr(command[0])} would be named by a record",
                 hint="an agent for each program; its arguments may have fields",
             )
-        if self.program not in _SHELLS:
-            return
-        for option, word in zip(command[1:], self._words[2:], strict=False):
-            if re.fullmatch(r"-\w*c\w*", option) and word.fields:
+        runner = self.program if self.program in _RUNNERS else ""
+        letters = program = ""
+        for number, word in enumerate(self._words):
+            text = command[number]
+            if runner and word.fields and not letters and not _OF_RUNNER.fullmatch(text):
                 raise UserError(
-                    f"{where}: a record would be a part of the script of {self.program}, which runs what it says",
-                    hint=f"""command=["{self.program}", "-c", 'echo "$1"', "{self.program}", "{{field}}"]""",
+                    f"{where}: the program {short_repr(text)} behind {runner} would be named by a record",
+                    hint="an agent for each program; its arguments may have fields",
                 )
+            option = rf"(?:-\w*[{letters}]\w*|--(?:command|eval|print)=?)"
+            before = command[number - 1] if number else ""
+            if letters and word.fields and (re.fullmatch(option, before) or re.match(option + r"\{", text)):
+                raise UserError(
+                    f"{where}: a record would be a part of the script of {program}, which runs what it says",
+                    hint=f"""command=[…, "{program}", "-{letters[0]}", SCRIPT, …, "{{field}}"]: a script reads its arguments, in a """
+                    """shell as in sh -c 'echo "$1"' sh {field}""",
+                )
+            name = re.sub(r"[\d.]+$", "", PurePath(text).name)
+            if not word.fields and name in _SCRIPTS:
+                letters, program = _SCRIPTS[name], PurePath(text).name
+            if number and not _OF_RUNNER.fullmatch(text) and PurePath(text).name not in _RUNNERS:
+                runner = ""
 
     def check_schema(self, schema: pa.Schema, where: str, known: Sequence[str] = ()) -> None:
         """Raises UserError unless records with this schema have all fields that the words contain.

@@ -14,8 +14,8 @@ from typing import Any
 
 import msgspec
 
+from sabot.agents.accounts.job_limits import JobLimits
 from sabot.agents.accounts.ledger import Ledger
-from sabot.agents.accounts.limits import JobLimits
 from sabot.agents.durable.models import request_body
 from sabot.agents.entry_values import as_plain
 from sabot.agents.replay.answers import ForkAnswers, names_asked_for

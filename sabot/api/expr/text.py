@@ -133,10 +133,10 @@ class StringExpr(NamedElsewhere, Generic[E]):
         `format` it is in that format, such as "%d.%m.%Y %H:%M:%S". The time is read as UTC.
 
         The result is timestamp[us] without a zone; a format with %z returns it with the zone UTC. Digits behind the
-        microseconds are cut off. The codes of a format are %Y %m %d %H %M %S %b (Jan) %B (January) %F %T %R %z; %f,
-        %3f, %6f, %9f for the digits of a fraction of a second, and %.f for these digits with the decimal point. A
-        text that is not such a time is an error of the row (DataError), which the stream's `on_error` handles; with
-        `strict=False` it becomes null.
+        microseconds are cut off. The codes of a format are %Y %m %d %H %M %S %b (Jan) %B (January) %F %T %R %z, and
+        %I %p for an hour of half a day (03 PM); %f, %3f, %6f, %9f for the digits of a fraction of a second, and %.f for
+        these digits with the decimal point. A text that is not such a time is an error of the row (DataError), which
+        the stream's `on_error` handles; with `strict=False` it becomes null.
         """
         return self.make("str.to_datetime", format=_format(format), strict=check("to_datetime: strict", strict, FLAG))
 

@@ -1,6 +1,6 @@
 """The steps at the ends of a stream: those that read sources, and those that write sinks."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, Literal
@@ -18,7 +18,7 @@ from sabot.base.checks import FLAG, OneOf, Whole, check
 from sabot.base.config import Duration, parse_ms
 from sabot.base.dataclass import dataclass
 from sabot.codecs.base import Format
-from sabot.codecs.fields import fields_of, type_of_field
+from sabot.codecs.fields import FILE_FIELDS, fields_of, type_of_field
 from sabot.codecs.formats import JSON, Json, format_of
 from sabot.connectors.base import Delivery, OnNan, Scans, Sink, Source, columns_of, ends, overrides, start_of
 from sabot.connectors.checks import check_ends, check_input, check_sink, check_start
@@ -290,8 +290,17 @@ def read_node(
     payloads = payload_format(format, source, known, "stream")
     known = payloads.known_columns if known is None else known
     pairs = fields_of(fields, "stream")
-    if pairs and isinstance(source, Source) and (isinstance(source, Scans) or source.schema is not None):
-        raise UserError(f"stream: fields= are for records, and {source.name} has rows", hint="a topic has records")
+    of_files = [field for _, field in pairs if field in FILE_FIELDS]
+    if of_files and isinstance(source, Source) and isinstance(source, Scans):
+        source, known, pairs = source.with_fields(dict(pairs)), _with_fields(known, pairs), ()
+    elif of_files:
+        name = source if isinstance(source, str) else source.name
+        raise UserError(
+            f"stream: {name} has no {of_files[0]!r}", hint="rows of files have it: stream(files(…), fields=…)"
+        )
+    elif pairs and isinstance(source, Source) and (isinstance(source, Scans) or source.schema is not None):
+        hint = f"a topic has records; rows of files have {', '.join(FILE_FIELDS)}"
+        raise UserError(f"stream: fields= are for records, and {source.name} has rows", hint=hint)
     check_time("stream", time, time_unit, time_format, time_zone)
     lateness_ms, idle_ms = (parse_ms(each, name=name) for each, name in ((lateness, "lateness"), (idle, "idle")))
     options: Any = {
@@ -343,6 +352,17 @@ def _inferring(infer: int, format: Any, source: str | Source, known: pa.Schema |
     if not isinstance(payloads, Json):
         raise UserError(f"stream: infer={rows} is for JSON and CSV, whose types are inferred", hint="leave infer= out")
     return replace(payloads, sample_rows=rows), source
+
+
+def _with_fields(known: pa.Schema | None, pairs: Sequence[tuple[str, str]]) -> pa.Schema | None:
+    """Returns the declared columns with those of `fields=`. Raises UserError for a name that both have."""
+    if known is None:
+        return None
+    for column, said in pairs:
+        if column in known.names:
+            hint = f'rename the field: fields={{"file_{column}": "{said}"}}'
+            raise UserError(f"stream: {column!r} is a column of schema= and also of fields=", hint=hint)
+    return pa.schema([*known, *(pa.field(name, type_of_field(said)) for name, said in pairs)])
 
 
 def _drift_ms(source: str | Source, max_drift: Duration) -> int:

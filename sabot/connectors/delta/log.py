@@ -4,22 +4,26 @@ deltalake gives the files of a version, but not those of one commit, so the entr
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
 
+from sabot.base.arrays import scalar_of_text
 from sabot.base.dataclass import dataclass
 from sabot.connectors.delta.table import DeltaPlace
 from sabot.errors import UserError
 
-__all__ = ["LogCommit", "check_features", "partition_value", "read_commit"]
+__all__ = ["LogCommit", "binary_partition", "check_features", "partition_value", "read_commit"]
 
 _FEATURES = frozenset(
     ("columnMapping", "deletionVectors", "timestampNtz", "v2Checkpoint", "vacuumProtocolCheck", "variantType")
 )
 """The features of readers that the source of Delta has, or that change no row of a table whose columns it reads."""
 _SCAN = "app.stream(deltalake.DeltaTable(…).scan()) reads it by deltalake, with all rows in memory"
+
+_ESCAPED = re.compile(r"(\\u00[0-9A-Fa-f]{2})+")
 
 Action = Mapping[str, Any]
 """An action of a commit, as the log has it."""
@@ -81,8 +85,15 @@ def partition_value(text: str | None, kind: pa.DataType) -> pa.Scalar:
     if not text:
         return pa.scalar(None, kind)
     if pa.types.is_binary(kind):
-        return pa.scalar(text.encode("latin-1", "replace"), kind)
+        return pa.scalar(binary_partition(text), kind)
     if pa.types.is_timestamp(kind):
         plain = pa.scalar(text.replace(" ", "T").rstrip("Z"), pa.string()).cast(pa.timestamp(kind.unit))
         return pa.scalar(plain.value, kind)
-    return pa.scalar(text, pa.string()).cast(kind)
+    return scalar_of_text(text, kind)
+
+
+def binary_partition(text: str) -> bytes:
+    r"""Returns the bytes that name a partition: deltalake escapes each of them (\u0061\u00FF), Spark writes them as a text."""
+    if _ESCAPED.fullmatch(text):
+        return bytes(int(each, 16) for each in text.split("\\u00")[1:])
+    return text.encode()

@@ -24,6 +24,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sabot._cython.arrow.batch import Batch
+from sabot.base.config import Duration
 from sabot.base.disk import check_reach, sync
 from sabot.base.inner_paths import wrong_path
 from sabot.codecs.records import RECORD_SCHEMA
@@ -53,14 +54,15 @@ class DeltaSink(LakeSink):
     `table`: the folder of the table, or its address in an object store: s3://…, gs://…, az://…, abfss://….
     `partition_by`: the columns by which the files of a new table are divided. `schema`: the columns, if the plan does
     not know them. `evolve`: True to add columns that come and that an existing table lacks; they are null in its rows.
-    `overwrite`: True to remove all rows from the table when the app starts without a checkpoint. `storage_options`:
-    settings for the object store, as deltalake takes them, such as {"aws_region": "eu-central-1"}.
+    `overwrite`: True to remove all rows from the table when the app starts without a checkpoint. `gather`: the least
+    time between two commits: the rows of the checkpoints in between, up to 256 MiB, are one commit (exactly once only).
+    `storage_options`: settings for the object store, as deltalake takes them, such as {"aws_region": "eu-central-1"}.
 
     The table is made if it is missing. Columns of the table that do not come are null. Rows are only added, so changes
     are refused.
 
-    Exactly once: the rows of a part and its token are one commit. At least once: there is a commit at each checkpoint,
-    or for 64 MiB of rows.
+    Exactly once: rows and token are one commit, one for each checkpoint or each `gather`. At least once: there is a commit
+    at each checkpoint, or for 64 MiB of rows.
     """
 
     lake = "Delta"
@@ -73,10 +75,11 @@ class DeltaSink(LakeSink):
         schema: pa.Schema | None = None,
         evolve: bool = False,
         overwrite: bool = False,
+        gather: Duration = "0s",
         storage_options: Mapping[str, str] | None = None,
     ) -> None:
         self._place = DeltaPlace(table, storage_options, "a sink into Delta Lake")
-        super().__init__(self._place, partition_by, schema, evolve, overwrite)
+        super().__init__(self._place, partition_by, schema, evolve, overwrite, gather)
         self._divides_by: frozenset[str] = frozenset(partition_by)  # the columns by which the table is partitioned
         self._constrained = False  # the table has constraints, and rows are written at least once
         self._commits = 0  # of this sink

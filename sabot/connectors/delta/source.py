@@ -24,7 +24,14 @@ from sabot.base.redaction import clean_cause
 from sabot.codecs.engine_columns import INSERT, UPDATE_AFTER
 from sabot.connectors.base import Sink
 from sabot.connectors.delta.files import FROM_FILE, Columns, Mask, Removed, RowFile, masks, physical_name
-from sabot.connectors.delta.log import Action, LogCommit, check_features, partition_value, read_commit
+from sabot.connectors.delta.log import (
+    Action,
+    LogCommit,
+    binary_partition,
+    check_features,
+    partition_value,
+    read_commit,
+)
 from sabot.connectors.delta.sink import DeltaSink
 from sabot.connectors.delta.table import DeltaPlace
 from sabot.connectors.delta.types import columns_of
@@ -193,7 +200,7 @@ class DeltaSource(LakeSource, HasPath):
             action = actions[at]
             file = DataFile(path, number, action["size_bytes"], action["modification_time"])
             values = {} if parts is None else {
-                physical_name(columns.field(name)): value for name, value in parts[at].items()
+                physical_name(columns.field(name)): _unescaped(value) for name, value in parts[at].items()
             }  # fmt: skip
             rows = action["num_records"] if action["num_records"] is not None else taken.rows_in(file)
             kept = keep.pop(unquote(action["path"]), None)
@@ -312,6 +319,13 @@ class DeltaSource(LakeSource, HasPath):
             hint="files of a table are below its folder; a shallow clone lists those of another table: read that table, "
             "or make a deep clone",
         )
+
+
+def _unescaped(value: pa.Scalar) -> pa.Scalar:
+    """Returns a value of a partition as the table means it: deltalake gives bytes as their text in the log."""
+    if not value.is_valid or not pa.types.is_binary(value.type):
+        return value
+    return pa.scalar(binary_partition(value.as_py().decode()), value.type)
 
 
 def _apart(files: Sequence[LakeFile], others: Sequence[LakeFile]) -> list[LakeFile]:

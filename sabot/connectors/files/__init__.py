@@ -8,7 +8,8 @@ columns.
     format              the contract of a format: it reads blocks of rows, and writes them
     text, columns       what formats of text have in common, and those of columns
     ndjson, csv, parquet, arrow
-    formats             the table of these
+    lines               lines that are values as they are, for SQL
+    formats             the table of the others
 
     source              the source: which reader reads which piece of a file, and what a position means
     sorted              the source whose rows come in the order of a column

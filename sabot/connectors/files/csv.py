@@ -33,7 +33,7 @@ from sabot.codecs.csv_text import (
     refuse_csv_types,
 )
 from sabot.connectors.files.format import FileReader, FoundRows, Share, note_inferred, tell_columns
-from sabot.connectors.files.paths import DataFile, bare_suffix
+from sabot.connectors.files.paths import DataFile, bare_suffix, values_of
 from sabot.connectors.files.text import (
     BLOCK_BYTES,
     BlockReader,
@@ -49,6 +49,7 @@ from sabot.errors import UserError
 # The number of characters of a row that a reason quotes.
 _QUOTED = 96
 _NAMES = "give names with columns=[...]"
+_NO_HEADER = "'csv.header' = 'false' if the first line has values, and no names"
 _QUOTE = ord('"')
 _NEWLINE = ord("\n")
 _RETURN = ord("\r")
@@ -65,6 +66,8 @@ class CsvFormat(TextFormat):
 
     suffixes = (".csv", ".tsv")
     infers = True
+    declared: pa.Schema | None = None
+    """The columns of rows that may have no header, as those of Flink have none. None: the first line is a header, or `columns` is given."""
 
     def __init__(
         self,
@@ -77,10 +80,12 @@ class CsvFormat(TextFormat):
         encoding: str = "utf-8",
         block_bytes: int = BLOCK_BYTES,
         compression: str | None = None,
+        header: bool = True,
         user: str = "CsvSource",
     ) -> None:
         """`user`: the class that asks for the format, for messages."""
         super().__init__(name, compression)
+        self._header = check("header", header, FLAG)
         self._delimiter = None if delimiter is None else checked_delimiter(delimiter, user)
         self._words = CsvWords(
             tuple(check("null_values", null_values, TEXTS)),
@@ -107,10 +112,9 @@ class CsvFormat(TextFormat):
         dialect = self._dialect(file)
         for name in wanted.names:
             if dialect.names and name not in dialect.names:
-                raise UserError(
-                    f"file {file.path!r} has no column {name!r}",
-                    hint=f"its header has {', '.join(map(repr, dialect.names))}; all files of a source have the same columns",
-                )
+                hint = f"its header has {', '.join(map(repr, dialect.names))}; "
+                hint += "all files of a source have the same columns" if self.declared is None else _NO_HEADER
+                raise UserError(f"file {file.path!r} has no column {name!r}", hint=hint)
         tell_columns(self.inferred, file, dialect.names)
         begin = max(offset, dialect.header_bytes)
         stream = self._stream(file, begin, self._block_bytes, CsvRecords(dialect.delimiter))
@@ -131,7 +135,7 @@ class CsvFormat(TextFormat):
                 if blocks.long is not None:
                     raise UserError(f"file {file.path!r}: its header: {blocks.reason(blocks.long)}", hint=_NAMES)
                 end = records.first(blocks.buffer, blocks.low, blocks.high)
-                header = self._words.utf8(bytes(blocks.buffer[blocks.low : end]))
+                header, begin = self._words.utf8(bytes(blocks.buffer[blocks.low : end])), blocks.offset
                 blocks.take(end)
                 if header.removeprefix(codecs.BOM_UTF8).strip():
                     try:
@@ -139,12 +143,36 @@ class CsvFormat(TextFormat):
                         names = csv.read_csv(pa.py_buffer(ended), parse_options=parse_options(delimiter)).column_names
                     except UnicodeDecodeError as error:
                         raise _no_utf8(file.path, "its header") from error
+                    fields = self._fields_in(file)
+                    if fields is not None and self._is_row(names, ended, fields, delimiter):
+                        return _Dialect(delimiter, fields.names, begin)
                     if len(names) == 1 and self._delimiter is None:
                         _refuse_other_delimiter(names[0], file.path)
                     return _Dialect(delimiter, _distinct(names, file.path), blocks.offset)
             return _Dialect(delimiter, [], blocks.offset)  # of blank lines, or a byte order mark
         finally:
             blocks.close()
+
+    def _fields_in(self, file: DataFile) -> pa.Schema | None:
+        """Returns those declared columns that a file has itself, and not the folders in which it is."""
+        if self.declared is None:
+            return None
+        above = values_of(file.below)
+        return pa.schema([field for field in self.declared if field.name not in above])
+
+    def _is_row(self, names: Sequence[str], line: bytes, fields: pa.Schema, delimiter: str) -> bool:
+        """Returns True if the first line of a file is a row: it has a value for each of these fields, one of them a value of another
+        type than text, and the name of none.
+        """
+        if len(names) != len(fields) or {*names} & {*fields.names}:
+            return False
+        reading = csv.ReadOptions(use_threads=False, column_names=fields.names)
+        try:
+            found = csv.read_csv(pa.py_buffer(line), reading, parse_options(delimiter), self._words.options(fields))
+        except (pa.ArrowInvalid, UserError):
+            return False
+        texts = (pa.string(), pa.large_string(), pa.binary())
+        return any(each.type not in texts and not each.null_count for each in found.columns)
 
     def infer(self, files: Sequence[DataFile]) -> pa.Schema:
         for file in files:
@@ -243,6 +271,8 @@ class CsvFormat(TextFormat):
         return self._written(plain_times(data), header=False)
 
     def head(self, schema: pa.Schema) -> bytes:
+        if not self._header:
+            return b""
         names = pa.RecordBatch.from_arrays([pa.array([], pa.string())] * len(schema), names=schema.names)
         return self._written(names, header=True)
 

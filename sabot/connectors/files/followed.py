@@ -117,6 +117,11 @@ class FollowedFiles(FileSource):
         found._watched = found._made_watched()
         return found
 
+    def with_fields(self, fields: Mapping[str, str]) -> Self:
+        found = super().with_fields(fields)
+        found._watched = found._made_watched()
+        return found
+
     def use_path(self, path: str) -> None:
         super().use_path(path)
         self._place = path
@@ -325,7 +330,7 @@ class FollowedFiles(FileSource):
             ahead -= position_of(min(file.number, 1), 0)
             moved: Any = pc.add(data.column(place), scalar_of(ahead, pa.int64()))
             data = data.set_column(place, RECORD_SCHEMA.field(place), moved)
-        batch = Batch(self.with_folders(self._data_file(file), data), self.positions(), self.name, bad=bad)
+        batch = Batch(self.with_said(self._data_file(file), data), self.positions(), self.name, bad=bad)
         if reader.ended:
             self._ended_at(reader.offset)
         return batch

@@ -106,7 +106,7 @@ class CsvSource(FileSource):
 
 class CsvSink(FileSink):
     """A sink that writes a header, and then one record a row. Null is an empty field, an empty text a quoted one;
-    texts are quoted if they must be.
+    texts are quoted if they must be. `header`: False to leave the header out.
 
     Raises UserError for columns that CSV cannot hold (lists, structs, binary, intervals) and for records that are not
     decoded.
@@ -117,13 +117,15 @@ class CsvSink(FileSink):
         path: str | os.PathLike[str],
         *,
         delimiter: str | None = None,
+        header: bool = True,
         overwrite: bool = False,
         compression: str | None = None,
         part_bytes: int | None = None,
         part_time: Duration | None = None,
         partition_by: Sequence[str] = (),
     ) -> None:
-        format = CsvFormat(os.fspath(path), delimiter=delimiter, compression=compression, user="CsvSink")
+        path = os.fspath(path)
+        format = CsvFormat(path, delimiter=delimiter, compression=compression, header=header, user="CsvSink")
         super().__init__(format.divided(partition_by), overwrite=overwrite, part_bytes=part_bytes, part_time=part_time)
 
 

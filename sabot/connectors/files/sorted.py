@@ -68,6 +68,9 @@ class SortedFiles(Source, Bounded, Scans):
     def inferring(self, rows: int) -> Self:
         return type(self)(self._files.inferring(rows), self._by)
 
+    def with_fields(self, fields: Mapping[str, str]) -> Self:
+        return type(self)(self._files.with_fields(fields), self._by)
+
     def scan(self, schema: pa.Schema | None, columns: Sequence[str] | None) -> bool:
         every = self._files.infer_schema() if schema is None else schema
         if self._by not in every.names:

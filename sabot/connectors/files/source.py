@@ -27,9 +27,10 @@ import pyarrow as pa
 from msgspec import structs
 
 from sabot._cython.arrow.batch import Batch
-from sabot.base.arrays import broadcast
+from sabot.base.arrays import broadcast, scalar_of_text
 from sabot.base.config import FIELDS, RECORD_BYTES, parse_bytes
 from sabot.base.os_errors import restoring
+from sabot.codecs.fields import FILE_FIELDS
 from sabot.codecs.json import InferredColumns
 from sabot.codecs.records import BAD_SCHEMA, build_records
 from sabot.connectors.base import Bounded, Positions, Scans, Sink, Source
@@ -190,8 +191,9 @@ class FileSource(Source, Bounded, Scans, HasPath):
         self._files: list[DataFile] | None = None
         self._many = False  # the path may stand for other files at the next start
         self._schema: pa.Schema | None = None  # of the columns that are read from the files
-        self._wanted: pa.Schema | None = None  # the same with those that folders name, if any of these is wanted
-        self._folders: dict[int, list[pa.Scalar]] = {}  # their values, by the number of the file that is read
+        self._wanted: pa.Schema | None = None  # the same with those that the path says, if any of these is wanted
+        self._said: tuple[DataFile | None, list[pa.Scalar]] = (None, [])  # their values in the file that is read
+        self._fields: Mapping[str, str] = {}  # columns of the file itself, as {"source": "file.path"}
         self._whole: pa.Schema | None = None
         self._reader: FileReader | None = None
         self._opened = False
@@ -254,14 +256,15 @@ class FileSource(Source, Bounded, Scans, HasPath):
         guessed = whole.names if schema is None else self.guessed
         self.file_format.inferred = InferredColumns(self.name, whole, guessed) if guessed else None
         wanted = checked(picked(whole, columns, self.name), self.name)
-        named = [name for name in self._named_by_folders().names if name in wanted.names]
+        named = [name for name in self._named_by_folders().names if name in wanted.names and name not in self._fields]
         own = self._own_names() if named else []
-        named = [name for name in named if name not in own]
+        named = [name for name in named if name not in own] + [name for name in self._fields if name in wanted.names]
         self._wanted, self._schema = None, wanted
         if named:
             rest = [field for field in wanted if field.name not in named]
             # A batch without columns would have no rows.
-            more = [] if rest else [field for field in self.infer_schema() if field.name not in named][:1]
+            said = {*self._named_by_folders().names, *self._fields}
+            more = [] if rest else [field for field in self.infer_schema() if field.name not in said][:1]
             self._wanted, self._schema = wanted, pa.schema([*rest, *more])
         return True
 
@@ -276,15 +279,30 @@ class FileSource(Source, Bounded, Scans, HasPath):
         except (UserError, *DAMAGED):  # it is read with a schema= that leaves the damage out, or not at all
             return []
 
-    def with_folders(self, file: DataFile, data: pa.RecordBatch) -> pa.RecordBatch:
-        """Adds the columns that folders name."""
+    def with_fields(self, fields: Mapping[str, str]) -> Self:
+        if other := next((field for field in fields.values() if field not in FILE_FIELDS), None):
+            raise UserError(
+                f"stream: the rows of files {self.name!r} have no {other!r}", hint=f"they have {', '.join(FILE_FIELDS)}"
+            )
+        found = copy.copy(self)
+        found._fields, found._whole = dict(fields), None
+        return found
+
+    def with_said(self, file: DataFile, data: pa.RecordBatch) -> pa.RecordBatch:
+        """Adds the columns whose values are those of the file: of `fields=`, and those that folders name."""
         if self._wanted is None:
             return data
-        if file.number not in self._folders:
+        if self._said[0] != file:
             texts = values_of(file.below)
             named = [field for field in self._wanted if field.name not in data.schema.names]
-            self._folders = {file.number: [_value(file, field, texts.get(field.name)) for field in named]}
-        given = iter(self._folders[file.number])
+            values = [
+                fact_of(file, self._fields[field.name])
+                if field.name in self._fields
+                else _value(file, field, texts.get(field.name))
+                for field in named
+            ]
+            self._said = file, values
+        given = iter(self._said[1])
         arrays = [
             data.column(field.name) if field.name in data.schema.names else broadcast(next(given), data.num_rows)
             for field in self._wanted
@@ -304,6 +322,13 @@ class FileSource(Source, Bounded, Scans, HasPath):
             for field in self._named_by_folders():
                 if field.name not in self._whole.names:
                     self._whole = self._whole.append(field)
+            for name, field in self._fields.items():
+                if name in self._whole.names:
+                    raise UserError(
+                        f"files {self.name!r} have a column {name!r}, which is also one of fields=",
+                        hint=f'rename the field: fields={{"file_{name}": "{field}"}}',
+                    )
+                self._whole = self._whole.append(pa.field(name, FILE_FIELDS[field]))
             if len(self._whole) > FIELDS:
                 count, self._whole = len(self._whole), None
                 raise UserError(
@@ -386,7 +411,7 @@ class FileSource(Source, Bounded, Scans, HasPath):
             if found is not None:
                 self._note_progress()
                 bad = self._bad_rows(file, found.bad) if found.bad else None
-                return Batch(self.with_folders(file, found.data), self.positions(), self.name, bad=bad)
+                return Batch(self.with_said(file, found.data), self.positions(), self.name, bad=bad)
 
     def identity(self) -> str | None:
         """Returns a name made of the path and the first line of the first file, so that it stays the same if files
@@ -670,10 +695,22 @@ class FileSource(Source, Bounded, Scans, HasPath):
         return self._digest[1]
 
 
+def fact_of(file: DataFile, field: str) -> pa.Scalar:
+    """Returns a field of FILE_FIELDS of a file. The path of a file of this machine is absolute; that of an object is its address."""
+    path = file.path if isinstance(file.path, RemotePath) else os.path.abspath(file.path)
+    facts = {
+        "file.path": str(path),
+        "file.name": path.rpartition("/")[2],
+        "file.size": file.size,
+        "file.modification-time": file.stamp,
+    }
+    return pa.scalar(facts[field], FILE_FIELDS[field])
+
+
 def _value(file: DataFile, field: pa.Field, text: str | None) -> pa.Scalar:
     """Returns the value of a folder as a value of its column. Raises UserError if it does not fit the type of its column."""
     try:
-        return pa.scalar(text, pa.string()).cast(field.type)
+        return scalar_of_text(text, field.type)
     except pa.ArrowException as error:
         raise UserError(
             f"file {file.path!r}: its folder says {field.name}={text!r}, which is no {field.type}",

@@ -9,7 +9,7 @@ import re
 import threading
 import zlib
 from base64 import b64encode
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterator, Mapping
 from concurrent.futures import CancelledError, Future
 from contextlib import asynccontextmanager, contextmanager
 from email.utils import parsedate_to_datetime
@@ -22,7 +22,7 @@ from sabot.base.dataclass import dataclass
 from sabot.base.redaction import clean_cause, keep_headers, keep_url, redacted_url, visible
 from sabot.errors import BrokerUnavailable, MissingExtra, TransientError, UserError, short_repr
 
-__all__ = ["HeaderValue", "HttpClient", "WebAnswer"]
+__all__ = ["HeaderValue", "HttpClient", "HttpHeaders", "WebAnswer", "web_address"]
 
 T = TypeVar("T")
 
@@ -63,6 +63,11 @@ class WebAnswer:
         return self.status in _WAITS or (self.status >= 500 and self.status not in _NEVER)
 
     @property
+    def refuses_login(self) -> bool:
+        """True if another login may be let in."""
+        return self.status == _LOGIN_REFUSED
+
+    @property
     def text(self) -> str:
         """The status and the beginning of the body, for messages."""
         said = visible(self.body[: 4 * _SHOWN].decode(errors="replace"), lines=False).strip()
@@ -79,6 +84,32 @@ class WebAnswer:
             return min(max(0.0, (until - now).total_seconds()), _LONGEST_WAIT)
         except (ValueError, TypeError):
             return 0.0
+
+
+class HttpHeaders:
+    """The headers that a user gives a connector. `where`: the address, for messages. `login`: the value of Authorization that the address
+    has, or "". Raises UserError for a header that cannot be set.
+    """
+
+    def __init__(self, what: str, where: str, headers: Mapping[str, HeaderValue], login: str) -> None:
+        self._named, self._given = f"{what} {where}", _checked(what, headers)
+        if login and not any(name.lower() == "authorization" for name in self._given):
+            self._given["Authorization"] = login
+
+    def read(self) -> dict[str, str]:
+        """Returns the headers with their present values, by their names. Raises UserError for a value that is no text of ASCII."""
+        found = {name: self._value(name, given) for name, given in self._given.items()}
+        keep_headers(found, apart=[name for name, given in self._given.items() if not isinstance(given, str)])
+        return found
+
+    def _value(self, name: str, given: HeaderValue) -> str:
+        value = given if isinstance(given, str) else given.read() if isinstance(given, Secret) else given()
+        if not isinstance(value, str) or not value.isascii() or not value.isprintable():
+            raise UserError(
+                f"{self._named}: the header {name} has a value that is no text of ASCII",
+                hint="a text without line breaks; encode other characters, for example with base64",
+            )
+        return value.strip()
 
 
 class HttpClient:
@@ -99,14 +130,11 @@ class HttpClient:
         except ImportError as error:
             raise MissingExtra(feature, "http") from error
         self._http = httpx2
-        keep_url(url)
         self.where = redacted_url(url)
         """The address without user, password and secret parameters, for messages."""
         self.what = what
-        self.url, login = _address(what, url)
-        self._headers = _checked(what, headers or {})
-        if login and not any(name.lower() == "authorization" for name in self._headers):
-            self._headers["Authorization"] = login
+        self.url, login = web_address(what, url, ("http", "https"), "https://example.org/path")
+        self._headers = HttpHeaders(what, self.where, headers or {}, login)
         self._timeout_s, self._tls = timeout_s, tls
         self._loop: asyncio.AbstractEventLoop | None = None
         self._client: Any = None
@@ -115,7 +143,7 @@ class HttpClient:
     def open(self) -> None:
         """Makes the client ready. Connects to nobody."""
         self.close()
-        self._sent = self._login()
+        self._sent = self._headers.read()
         loop = self._loop = asyncio.new_event_loop()
         threading.Thread(target=_run, args=(loop,), name=f"sabot {self.what}", daemon=True).start()
         self._client = self._http.AsyncClient(
@@ -225,7 +253,7 @@ class HttpClient:
 
     def logs_in_anew(self, answer: WebAnswer) -> bool:
         """Returns True if the answer refuses the login, and there is another one now, which is sent from here on."""
-        if answer.status != _LOGIN_REFUSED or (login := self._login()) == self._sent:
+        if not answer.refuses_login or (login := self._headers.read()) == self._sent:
             return False
         self._sent = login
         return True
@@ -306,20 +334,6 @@ class HttpClient:
             raise TransientError(f"{self._named}: the answer ends before it is whole")
         return bytes(data), False
 
-    def _login(self) -> dict[str, str]:
-        found = {name: self._value(name, given) for name, given in self._headers.items()}
-        keep_headers(found, apart=[name for name, given in self._headers.items() if not isinstance(given, str)])
-        return found
-
-    def _value(self, name: str, given: HeaderValue) -> str:
-        value = given if isinstance(given, str) else given.read() if isinstance(given, Secret) else given()
-        if not isinstance(value, str) or not value.isascii() or not value.isprintable():
-            raise UserError(
-                f"{self.what} {self.where}: the header {name} has a value that is no text of ASCII",
-                hint="a text without line breaks; encode other characters, for example with base64",
-            )
-        return value.strip()
-
     @property
     def _named(self) -> str:
         return f"{self.what} {self.where}"
@@ -368,15 +382,18 @@ async def _end(client: Any) -> None:
         await client.aclose()
 
 
-def _address(what: str, url: str) -> tuple[str, str]:
-    """Returns an address without its login and fragment, and the value of the header Authorization for the login, or ""."""
-    where, hint = redacted_url(url), "https://example.org/path"
+def web_address(what: str, url: str, schemes: Collection[str], hint: str) -> tuple[str, str]:
+    """Returns an address without its login and fragment, and the value of the header Authorization for the login, or "". What is secret in
+    the address is hidden from here on. Raises UserError for one that is not of these schemes. `hint`: an example of one.
+    """
+    keep_url(url)
+    where = redacted_url(url)
     try:
         parts = urlsplit(url)
         port = parts.port
     except ValueError as error:
         raise UserError(f"{what}: {where} is no address: {error}", hint=hint) from clean_cause(error)
-    if parts.scheme not in ("http", "https") or not parts.hostname or not url.isascii() or not url.isprintable():
+    if parts.scheme not in schemes or not parts.hostname or not url.isascii() or not url.isprintable():
         raise UserError(f"{what}: {where} is no address of a web server", hint=hint)
     host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
     bare = urlunsplit((parts.scheme, host if port is None else f"{host}:{port}", parts.path or "/", parts.query, ""))

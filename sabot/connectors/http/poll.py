@@ -9,7 +9,7 @@ import re
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import CancelledError, Future
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 from urllib.parse import parse_qsl, quote, urlencode, urljoin, urlsplit
 
 import msgspec
@@ -47,6 +47,47 @@ class CountedPlace(msgspec.Struct, forbid_unknown_fields=True):
 P = TypeVar("P", bound=CountedPlace)
 
 
+class PlacedSource(Source, Generic[P]):
+    """A source with one partition. Its position is the count of its rows, and the memory of a checkpoint has the place beside it."""
+
+    place: P
+    _recalled: bytes | None = None
+
+    def begin(self, first: P, positions: Positions | None, start: str | int, elsewhere: str) -> None:
+        """Sets the place to that of the checkpoint, or to `first`. Raises UserError for another start, and for a checkpoint that has no
+        place, or that of another position. `elsewhere`: the end of the hint.
+        """
+        memory, self._recalled = self._recalled, None
+        known = (positions or {}).get((self.name, 0))
+        if known is None:
+            if start not in ("earliest", "committed"):
+                raise UserError(
+                    f"source {self.name}: start={start!r} is no place of a source of the web",
+                    hint=f'start="earliest"; {elsewhere}',
+                )
+            self.place = first
+            return
+        try:
+            place = msgspec.json.decode(memory or b"", type=type(first))
+        except UNREADABLE:
+            place = None
+        if place is None or place.count != known:
+            raise UserError(
+                f"source {self.name}: the position {known} of the checkpoint has no place beside it",
+                hint="the checkpoint is none of this source; start afresh (--fresh)",
+            )
+        self.place = place
+
+    def positions(self) -> Positions:
+        return {(self.name, 0): self.place.count}
+
+    def remember(self) -> dict[tuple[str, int], bytes]:
+        return {(self.name, 0): msgspec.json.encode(self.place)}
+
+    def recall(self, memory: Mapping[tuple[str, int], bytes]) -> None:
+        self._recalled = memory.get((self.name, 0))
+
+
 class _PagePlace(CountedPlace):
     """`page`: the address of a page below the server, or a cursor; "" for the first page. `row`: how many of its rows were taken. `etag`:
     the state of the page in which these are all.
@@ -57,7 +98,7 @@ class _PagePlace(CountedPlace):
     etag: str
 
 
-class PollSource(Source):
+class PollSource(PlacedSource[_PagePlace]):
     """A source of the rows of a JSON API, which is asked again and again: `PollSource("https://example.org/orders", next="link")`.
 
     `url`: as that of `HttpSink`. `every`: the time between two questions where nothing new has come. `items`: the path of the array
@@ -95,8 +136,7 @@ class PollSource(Source):
                 hint='headers={"Authorization": secret("NAME")}',
             )
         self.name = self._client.where.partition("?")[0]
-        self._place = _PagePlace(0, "", 0, "")
-        self._recalled: bytes | None = None
+        self.place = _PagePlace(0, "", 0, "")
         self._rows: Sequence[bytes] = ()  # those of the page that were not taken yet
         self._behind: str | None = None  # the place behind the page, if it has one
         self._etag = ""  # that of the page
@@ -109,12 +149,8 @@ class PollSource(Source):
 
     def open(self, positions: Positions | None, start: str | int = "earliest") -> None:
         self.close()
-        recalled, self._recalled = self._recalled, None
-        known = known_position(self.name, positions, start, "a cursor in the address begins elsewhere")
-        self._place = (
-            _PagePlace(0, "", 0, "") if known is None else recalled_place(_PagePlace, recalled, known, self.name)
-        )
-        self._address(self._place.page)
+        self.begin(_PagePlace(0, "", 0, ""), positions, start, "a cursor in the address begins elsewhere")
+        self._address(self.place.page)
         self._woken.clear()
         self._client.open()
 
@@ -131,9 +167,9 @@ class PollSource(Source):
                     return None
             if self._asked is None:
                 headers = {"Accept": "application/json"}
-                if self._place.etag:
-                    headers["If-None-Match"] = self._place.etag
-                self._asked = self._client.begin(self._address(self._place.page), headers, _PAGE_BYTES)
+                if self.place.etag:
+                    headers["If-None-Match"] = self.place.etag
+                self._asked = self._client.begin(self._address(self.place.page), headers, _PAGE_BYTES)
             try:
                 answer = self._asked.result(left)
             except CancelledError:
@@ -153,10 +189,10 @@ class PollSource(Source):
 
     def _batch(self, max_rows: int) -> Batch:
         payloads, self._rows = self._rows[:max_rows], self._rows[max_rows:]
-        rows, first = len(payloads), self._place.count
+        rows, first = len(payloads), self.place.count
         now = [int(SYSTEM_CLOCK.time() * 1000)] * rows
         records = build_records(payloads, None, now, 0, range(first, first + rows))
-        self._place = msgspec.structs.replace(self._place, row=self._place.row + rows, etag="", count=first + rows)
+        self.place = msgspec.structs.replace(self.place, row=self.place.row + rows, etag="", count=first + rows)
         if not self._rows:
             self._end_page(True)
         return Batch(records, self.positions(), self.name)
@@ -182,23 +218,23 @@ class PollSource(Source):
                 f"source {self.name}: the address of the next page has a password or a token in it, and would be in checkpoints",
                 hint="give the path of a cursor in next=, and its parameter in cursor=; the login goes into headers=",
             )
-        if len(items) < self._place.row:
+        if len(items) < self.place.row:
             raise UserError(
-                f"source {self.name}: a page has {len(items)} rows, of which {self._place.row} were read before",
+                f"source {self.name}: a page has {len(items)} rows, of which {self.place.row} were read before",
                 hint="rows of pages must stay where they are; start afresh (--fresh)",
             )
         self._etag = answer.headers.get("etag", "")
-        self._rows = items[self._place.row :]
+        self._rows = items[self.place.row :]
         if not self._rows:
             self._end_page(False)
 
     def _end_page(self, came: bool) -> None:
         """Goes to the page behind one whose rows were all taken, or stays there. `came`: it has given rows."""
-        stays = self._behind is None or self._behind == self._place.page
+        stays = self._behind is None or self._behind == self.place.page
         if stays:
-            self._place = msgspec.structs.replace(self._place, etag=self._etag)
+            self.place = msgspec.structs.replace(self.place, etag=self._etag)
         else:
-            self._place = _PagePlace(self._place.count, str(self._behind), 0, "")
+            self.place = _PagePlace(self.place.count, str(self._behind), 0, "")
         # A chain of pages without rows is asked for as slowly as one page: it may have no end.
         self._ask_at = SYSTEM_CLOCK.monotonic() + (0.0 if came and not stays else self._every_s)
 
@@ -253,43 +289,6 @@ class PollSource(Source):
         self._client.close()
         self._asked, self._rows, self._behind, self._etag = None, (), None, ""
         self._ask_at, self._failures = 0.0, 0
-
-    # -- position -----------------------------------------------------------------------------------------------------
-
-    def positions(self) -> Positions:
-        return {(self.name, 0): self._place.count}
-
-    def remember(self) -> dict[tuple[str, int], bytes]:
-        return {(self.name, 0): msgspec.json.encode(self._place)}
-
-    def recall(self, memory: Mapping[tuple[str, int], bytes]) -> None:
-        self._recalled = memory.get((self.name, 0))
-
-
-def known_position(name: str, positions: Positions | None, start: str | int, elsewhere: str) -> int | None:
-    """Returns the position of a source with one partition; None if it begins at its first row. Raises UserError for another start.
-    elsewhere: the end of the hint.
-    """
-    known = (positions or {}).get((name, 0))
-    if known is None and start not in ("earliest", "committed"):
-        raise UserError(
-            f"source {name}: start={start!r} is no place of a source of the web", hint=f'start="earliest"; {elsewhere}'
-        )
-    return known
-
-
-def recalled_place(kind: type[P], memory: bytes | None, position: int, name: str) -> P:
-    """Returns the place that a checkpoint remembers beside a position. Raises UserError if it has none, or that of another position."""
-    try:
-        place = msgspec.json.decode(memory or b"", type=kind)
-    except UNREADABLE:
-        place = None
-    if place is None or place.count != position:
-        raise UserError(
-            f"source {name}: the position {position} of the checkpoint has no place beside it",
-            hint="the checkpoint is none of this source; start afresh (--fresh)",
-        )
-    return place
 
 
 def _has_login(url: str) -> bool:

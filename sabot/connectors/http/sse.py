@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import CancelledError, Future
 from typing import Any, Literal
 
-import msgspec
 import pyarrow as pa
 
 from sabot._cython.arrow.batch import Batch
@@ -20,10 +19,10 @@ from sabot.base.checks import OneOf, check
 from sabot.base.config import Duration, parse_seconds
 from sabot.clock import SYSTEM_CLOCK
 from sabot.codecs.records import RECORD_SCHEMA, Headers, build_records
-from sabot.connectors.base import Guarantee, Positions, Source
+from sabot.connectors.base import Guarantee, Positions
 from sabot.connectors.http.client import HeaderValue, HttpClient, WebAnswer
 from sabot.connectors.http.events import EventParser, SentEvent
-from sabot.connectors.http.poll import CountedPlace, known_position, recalled_place
+from sabot.connectors.http.poll import CountedPlace, PlacedSource
 from sabot.errors import TransientError, UserError, short_repr
 
 __all__ = ["SseSource"]
@@ -46,7 +45,7 @@ class _EventPlace(CountedPlace):
     id: str | None
 
 
-class SseSource(Source):
+class SseSource(PlacedSource[_EventPlace]):
     """A source of server-sent events: `SseSource("https://example.org/events")`.
 
     `url`: as that of `HttpSink`. `events`: the types of the events that are rows; () for all. `ids`: what the ids of the events are:
@@ -83,8 +82,7 @@ class SseSource(Source):
         seconds = parse_seconds(timeout, name="SseSource: timeout", zero=False)
         self._client = HttpClient("source", "SseSource", url, headers, seconds, tls)
         self.name = self._client.where.partition("?")[0]
-        self._place = _EventPlace(0, None)
-        self._recalled: bytes | None = None
+        self.place = _EventPlace(0, None)
         self._lock = threading.Condition()
         self._came: deque[tuple[list[SentEvent], int]] = deque()  # the events of a piece of the answer, and their bytes
         self._held = self._waiting = 0  # bytes and number of them
@@ -105,14 +103,9 @@ class SseSource(Source):
 
     def open(self, positions: Positions | None, start: str | int = "earliest") -> None:
         self.close()
-        recalled, self._recalled = self._recalled, None
-        known = known_position(self.name, positions, start, "after= is the id behind which it begins")
-        self._place = (
-            _EventPlace(0, self._after or None)
-            if known is None
-            else recalled_place(_EventPlace, recalled, known, self.name)
-        )
-        self._received = None if self._place.id is None else self._place.id.encode()
+        first = _EventPlace(0, self._after or None)
+        self.begin(first, positions, start, "after= is the id behind which it begins")
+        self._received = None if self.place.id is None else self.place.id.encode()
         self._connect_at, self._retry_s = 0.0, _RETRY_SECONDS
         self._failures = self._connections = 0
         self._client.open()
@@ -240,7 +233,7 @@ class SseSource(Source):
     def _batch(self, events: Sequence[SentEvent]) -> Batch | None:
         """Returns the rows of events, or None if there is nothing that a checkpoint would keep."""
         chosen: list[SentEvent] = []
-        place, first, kinds, ids = self._place.id, self._place.count, self._kinds, self._ids
+        place, first, kinds, ids = self.place.id, self.place.count, self._kinds, self._ids
         last = None if place is None else place.encode()
         for event in events:
             kind, _, own = event
@@ -266,7 +259,7 @@ class SseSource(Source):
         now = [int(SYSTEM_CLOCK.time() * 1000)] * rows
         headers = [_headers(each) for each in chosen] if self._has_headers else None
         records = build_records([each.data for each in chosen], None, now, 0, range(first, first + rows), headers)
-        self._place = _EventPlace(first + rows, reached)
+        self.place = _EventPlace(first + rows, reached)
         return Batch(records, self.positions(), self.name)
 
     def leave_headers(self) -> None:
@@ -310,17 +303,6 @@ class SseSource(Source):
             self._came.clear()
             self._held = self._waiting = 0
             self._lock.notify_all()
-
-    # -- position -----------------------------------------------------------------------------------------------------
-
-    def positions(self) -> Positions:
-        return {(self.name, 0): self._place.count}
-
-    def remember(self) -> dict[tuple[str, int], bytes]:
-        return {(self.name, 0): msgspec.json.encode(self._place)}
-
-    def recall(self, memory: Mapping[tuple[str, int], bytes]) -> None:
-        self._recalled = memory.get((self.name, 0))
 
     # -- facts --------------------------------------------------------------------------------------------------------
 

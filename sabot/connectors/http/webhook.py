@@ -12,9 +12,11 @@ comes twice if a request is known by its key: both hold in the spool, whose rows
 import asyncio
 import logging
 import re
-from collections import Counter
+import ssl
+from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,6 +59,7 @@ _NOT_KEPT = {
     "host",
 }
 _NOT_KEPT |= {"accept", "accept-encoding", "keep-alive", "te", "expect", "upgrade"}
+_OURS = "sabot."  # the begin of headers that Sabot itself gives to records: no sender may do that
 _PATH = re.compile(r"/[!-~]*")
 _NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 _IN_BODY = "$."
@@ -78,7 +81,8 @@ class WebhookSource(Source):
     with `verify`. `verify`: how requests are signed: "standard" (Standard Webhooks), "stripe", "github", or the name of a header with
     the HMAC-SHA256 of the body. `secret`: of the signatures; several while they are changed. `key`: what names a delivery, so that a
     repeated one is no row: a header, or "$." and a path in the JSON of the body; by default that of `verify`, "" for none. `body_bytes`:
-    the largest body. `spool_bytes`: the most that the spool keeps. `keys`: for how long a key is known. Raises UserError.
+    the largest body. `spool_bytes`: the most that the spool keeps. `keys`: for how long a key is known. `tls`: an `ssl.SSLContext` with
+    the certificate of the address; None for HTTP. Raises UserError.
 
     A request is answered with 2xx when it is on the disk, so a sender that repeats others loses none. With a key each delivery counts
     once; without one a repeated request is another row. Rows are records with the body as payload, the key, the headers of the request,
@@ -98,6 +102,7 @@ class WebhookSource(Source):
         body_bytes: str | int = "1MiB",
         spool_bytes: str | int = "1GiB",
         keys: Duration = "24h",
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         check("WebhookSource: port", port, Whole(0))
         if not isinstance(path, str) or not _PATH.fullmatch(path) or "?" in path or "#" in path:
@@ -126,7 +131,9 @@ class WebhookSource(Source):
                 f"WebhookSource: key={named!r}", hint='a header, "Webhook-Id", or a path in the body, "$.id"'
             )
         self._key = named if named.startswith(_IN_BODY) else named.lower()
-        self._path, self._port, self._host = path, port, host
+        if tls is not None:
+            _check_certificate(tls)
+        self._path, self._port, self._host, self._tls = path, port, host, tls
         self._signatures = Signatures(verify, secrets) if verify else None
         self._body_bytes = parse_bytes(body_bytes, name="WebhookSource: body_bytes")
         self._spool = Spool(
@@ -138,6 +145,7 @@ class WebhookSource(Source):
         self._server: LimitedServer | None = None
         self._next = self._there = 0
         self._under_way = 0  # bytes of bodies that arrive
+        self._outcomes: _Outcomes  # of the loop of the server
         self._refused: Counter[int] = Counter()
         self._told = -_TOLD_SECONDS
 
@@ -171,7 +179,9 @@ class WebhookSource(Source):
                 self._check(known)
             self._next = known if known is not None else spool.end if start == "latest" else spool.first
             self._there = spool.end
-            self._server = LimitedServer(self._port, self._host, name=f"source {self.name}", option="port", ports=1)
+            self._server = LimitedServer(
+                self._port, self._host, name=f"source {self.name}", option="port", ports=1, tls=self._tls
+            )
             self._server.start(self._answer, self._beside, lambda: None)
         except BaseException:
             self.close()
@@ -193,6 +203,7 @@ class WebhookSource(Source):
             )
 
     async def _beside(self) -> None:
+        self._outcomes = _Outcomes()
         await asyncio.Event().wait()
 
     def read_batch(self, max_rows: int, timeout: float) -> Batch | None:
@@ -298,7 +309,11 @@ class WebhookSource(Source):
         scope[SESSION] = {}  # the connections of senders stay longest
         key = self._key_of(headers, body)
         hidden = _NOT_KEPT | ({self._signatures.header} if self._signatures is not None else set())
-        kept: Headers = tuple((name, value.encode("latin-1")) for name, value in pairs if name not in hidden)
+        kept: Headers = tuple(
+            (name, value.encode("latin-1"))
+            for name, value in pairs
+            if name not in hidden and not name.startswith(_OURS)
+        )
         if self._spool.waiting_bytes > UNDER_WAY_BYTES:
             raise _NotTaken(429, "more is on the way to the disk than it takes")
         return await self._store(body, key, kept)
@@ -348,17 +363,8 @@ class WebhookSource(Source):
         return found
 
     async def _store(self, body: bytes, key: bytes | None, headers: Headers) -> int:
-        loop = asyncio.get_running_loop()
-        done: asyncio.Future[Stored] = loop.create_future()
-
-        def set_result(outcome: Stored) -> None:
-            if not done.done():  # its sender may have gone
-                done.set_result(outcome)
-
-        def told(outcome: Stored) -> None:
-            with suppress(RuntimeError):  # the server has ended
-                loop.call_soon_threadsafe(set_result, outcome)
-
+        done: asyncio.Future[Stored] = asyncio.get_running_loop().create_future()
+        told = partial(self._outcomes.tell, done)
         self._spool.put(Arrival(body, key, headers, int(SYSTEM_CLOCK.time() * 1000), told))
         try:
             outcome = await asyncio.wait_for(done, _STORE_SECONDS)
@@ -367,3 +373,45 @@ class WebhookSource(Source):
         if (status := _ANSWERS[outcome]) >= 400:
             raise _NotTaken(status, "the spool is full" if outcome is Stored.FULL else "the disk does not take it")
         return status
+
+
+class _Outcomes:
+    """The way of outcomes from the thread that writes to the event loop, which it wakes once for all of a transaction. Made in the loop."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._waiting: deque[tuple[asyncio.Future[Stored], Stored]] = deque()
+        self._woken = False
+
+    def tell(self, done: "asyncio.Future[Stored]", outcome: Stored) -> None:
+        """Called by the thread that writes."""
+        self._waiting.append((done, outcome))
+        if not self._woken:
+            self._woken = True
+            with suppress(RuntimeError):  # the server has ended
+                self._loop.call_soon_threadsafe(self._take)
+
+    def _take(self) -> None:
+        self._woken = False  # first: what is told from here on wakes the loop again
+        while self._waiting:
+            done, outcome = self._waiting.popleft()
+            if not done.done():  # its sender may have gone
+                done.set_result(outcome)
+
+
+def _check_certificate(tls: ssl.SSLContext) -> None:
+    """Raises UserError for a context with which no handshake succeeds: senders would see that, and the app would not."""
+    hint = 'context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER); context.load_cert_chain("cert.pem", "key.pem")'
+    if not isinstance(tls, ssl.SSLContext):
+        raise UserError(f"WebhookSource: tls={short_repr(tls)} is no ssl.SSLContext", hint=hint)
+    asks = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    asks.check_hostname, asks.verify_mode = False, ssl.CERT_NONE
+    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+    try:
+        for side in (asks.wrap_bio(to_client, to_server), tls.wrap_bio(to_server, to_client, server_side=True)):
+            with suppress(ssl.SSLWantReadError):  # the other one's turn
+                side.do_handshake()
+    except ssl.SSLError as error:
+        raise UserError(
+            f"WebhookSource: tls= shows no certificate to senders ({error.reason or error})", hint=hint
+        ) from error

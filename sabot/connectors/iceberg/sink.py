@@ -19,6 +19,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from sabot.base.config import Duration
 from sabot.base.dataclass import dataclass
 from sabot.connectors.base import Token, Track
 from sabot.connectors.files.columns import canonical
@@ -49,13 +50,14 @@ class IcebergSink(LakeSink):
     namespace and name. `partition_by`: that by which the files of a new table are divided: columns, or year(ts), month(ts), day(ts),
     hour(ts), bucket(16, id), truncate(4, name). `schema`: the columns, if the plan does not know them. `evolve`: True to add columns
     that come and that an existing table lacks, and to widen integers, floats and decimals. `overwrite`: True to remove all rows from the
-    table when the app starts without a checkpoint.
+    table when the app starts without a checkpoint. `gather`: the least time between two commits: the rows of the checkpoints in between,
+    up to 256 MiB, are one commit (exactly once only).
 
     The table and its namespace are made if they are missing. Columns of the table that do not come are null. Rows are only added, so
     changes are refused.
 
-    Exactly once: the rows of a part and its token are one commit. At least once: there is a commit at each checkpoint, or for 64 MiB of
-    rows.
+    Exactly once: rows and token are one commit, one for each `gather`. At least once: there is a commit at each checkpoint, or for 64 MiB
+    of rows.
     """
 
     lake = "Iceberg"
@@ -69,9 +71,10 @@ class IcebergSink(LakeSink):
         schema: pa.Schema | None = None,
         evolve: bool = False,
         overwrite: bool = False,
+        gather: Duration = "1m",
     ) -> None:
         self._place = IcebergPlace(catalog, table, "a sink into Iceberg")
-        super().__init__(self._place, partition_by, schema, evolve, overwrite)
+        super().__init__(self._place, partition_by, schema, evolve, overwrite, gather)
 
     @property
     def address(self) -> str:

@@ -16,8 +16,10 @@ import pyarrow as pa
 from sabot._cython.arrow.batch import Batch, normalise
 from sabot.base.arrays import empty_batch
 from sabot.base.checks import FLAG, check
+from sabot.base.config import Duration, parse_seconds
 from sabot.base.dataclass import dataclass
 from sabot.base.os_errors import stays
+from sabot.clock import SYSTEM_CLOCK
 from sabot.codecs.records import RECORD_SCHEMA, refuse_types
 from sabot.connectors.base import KeepsToken, Sink, Token, Track
 from sabot.connectors.checks import SCHEMA
@@ -32,6 +34,8 @@ __all__ = ["NUMBER_BITS", "CommitMark", "LakePlace", "LakeSink"]
 _log = logging.getLogger(__name__)
 
 _WAITING_BYTES = 64 << 20  # at least once, so many bytes of rows are committed before the next checkpoint
+# So many commits are looked at together. They are small below so many bytes of rows each, with less than so many seconds between two.
+SMALL_COMMITS, SMALL_BYTES, SMALL_SECONDS = 60, 1 << 20, 20.0
 _ATTEMPTS = 20  # of one commit, while others commit in between or answers are lost
 NUMBER_BITS = 62
 """The bits of the random number of an owner, which a log may keep as a positive long."""
@@ -84,7 +88,13 @@ class LakeSink(Sink, KeepsToken):
     """The name of the format, for messages."""
 
     def __init__(
-        self, place: LakePlace, partition_by: Sequence[str], schema: pa.Schema | None, evolve: bool, overwrite: bool
+        self,
+        place: LakePlace,
+        partition_by: Sequence[str],
+        schema: pa.Schema | None,
+        evolve: bool,
+        overwrite: bool,
+        gather: Duration,
     ) -> None:
         kind = type(self).__name__
         if isinstance(partition_by, str):
@@ -96,6 +106,7 @@ class LakeSink(Sink, KeepsToken):
         check(f"{kind}: overwrite", overwrite, FLAG)
         self.name = place.name
         self.evolve = evolve
+        self.gather_s = parse_seconds(gather, name=f"{kind}: gather")
         self._lake_place = place
         self.where = place.where
         self._overwrite = overwrite
@@ -110,6 +121,7 @@ class LakeSink(Sink, KeepsToken):
         self._begins = False  # the table is checked, and nothing was written since
         self._waiting: list[pa.RecordBatch] = []
         self._waiting_bytes = 0
+        self._small = _SmallCommits(self.where)
 
     # -- the format -----------------------------------------------------------------------------------------------------
 
@@ -446,6 +458,8 @@ class LakeSink(Sink, KeepsToken):
                 columns = self._fit(data.schema)
             fitting.append(data)
         self._commit([in_order(data, columns, self.where) for data in fitting], mark)
+        if fitting:
+            self._small.add(sum(data.nbytes for data in fitting), gathers=mark is not None)
 
     def _commit(self, rows: Sequence[pa.RecordBatch], mark: CommitMark | None) -> None:
         """Commits rows and mark. Tries again if another commit came in between, and, where a token says what took effect, if the answer
@@ -516,6 +530,40 @@ class LakeSink(Sink, KeepsToken):
                 f"another process delivers {track.key!r} into {self.where} now",
                 hint="stop one of the two; two different apps need different names (App(id))",
             )
+
+
+class _SmallCommits:
+    """Counts commits with rows, and tells once in a process if they are many and small: each makes files of its own."""
+
+    def __init__(self, where: str) -> None:
+        self._where = where
+        self._count = self._bytes = 0
+        self._since = 0.0
+        self._told = False
+
+    def add(self, nbytes: int, *, gathers: bool) -> None:
+        """`gathers`: the sink delivers parts, which `gather=` puts together."""
+        if self._told:
+            return
+        now = SYSTEM_CLOCK.monotonic()
+        if not self._count:
+            self._since = now
+        self._count, self._bytes = self._count + 1, self._bytes + nbytes
+        if self._count < SMALL_COMMITS:
+            return
+        took, mean = now - self._since, self._bytes // self._count
+        if took / self._count < SMALL_SECONDS and mean < SMALL_BYTES:
+            self._told = True
+            _log.warning(
+                "%s gets small files: %d commits in %.0f s, of %d KiB of rows on average, which readers open one by one (%s makes them "
+                "fewer and larger)",
+                self._where,
+                self._count,
+                took,
+                -(-mean // 1024),
+                'gather="1m"' if gathers else 'checkpoint_interval="1m"',
+            )
+        self._count = self._bytes = 0
 
 
 def has_reached(token: Token | None, track: Track, seq: int) -> bool:

@@ -159,6 +159,18 @@ class LakeSource(Source, Bounded, Scans):
         known = self.infer_schema()
         return known if self._columns is None else pa.schema([known.field(name) for name in self._columns])
 
+    def _check_columns(self, now: pa.Schema) -> None:
+        """Raises UserError if another process has changed the columns that are read since the program was planned with them."""
+        self._known = now if self._known is None else self._known
+        for field in self.schema:
+            kind = now.field(field.name).type if field.name in now.names else None
+            if kind != field.type:
+                raise UserError(
+                    f"{self._lake_place.where}: column {field.name} was {field.type} when the program was planned, and "
+                    f"{'is gone' if kind is None else f'is {kind}'} now",
+                    hint="start the program again, which then reads the columns as they are now",
+                )
+
     def _wanted(self) -> Sequence[str]:
         """Returns the columns of the rows, and one if no column is used, so that there are rows to count."""
         names: Sequence[str] = self.schema.names or self.infer_schema().names[:1]
@@ -189,6 +201,7 @@ class LakeSource(Source, Bounded, Scans):
         with self._lake_place.explained():
             table = self._found()
             self.table_id = self._id_of(table)
+            self._check_columns(self._all_columns(table))
             self._take_columns(table, self._wanted())
             if count is not None:
                 self._resume(table, count, recalled)

@@ -198,6 +198,7 @@ def check_keys(link: PostgresLink, table: CatalogTable, where: str) -> None:
     check_identities(table, identities, where)
     keys = _keys_of(link, table.oid, identities)
     if keys != tuple(table.keys):
+        check_there(link, table, where)  # a table that was dropped since the first look has no key either
         raise UserError(
             f"{where}: the key was {', '.join(table.keys)}, and "
             + (f"is {', '.join(keys)} now" if keys else "the table has none now, so programs cannot change its rows"),

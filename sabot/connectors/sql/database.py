@@ -1,5 +1,6 @@
-"""The contract of a database as SqlSink uses it; `sqlite`, `duckdb` and `postgres` implement it. A database has one connection,
-which one thread at a time uses.
+"""A database as SqlSink uses it: tables, transactions, tokens (`claim`, `advance`).
+
+`sqlite`, `duckdb` and `postgres` fill in what differs. A database has one connection, which one thread at a time uses.
 
 Every error of the driver becomes an error of Sabot: TransientError for one that may pass, UserError for the others.
 After any error the connection is closed, which rolls the open transaction back, as a crash does. So no half-done work

@@ -4,13 +4,18 @@ psycopg.
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+import select
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote, urlencode
 
 from sabot.base.redaction import clean_cause, keep_secret
+from sabot.base.threads import run_in_thread
+from sabot.clock import SYSTEM_CLOCK
 from sabot.errors import BrokerUnavailable, MissingExtra, TransientError, UserError, short_repr
+
+T = TypeVar("T")
 
 # With these a server that no longer answers is noticed within a minute. Settings in the user's URL take precedence.
 _DEFAULTS = {
@@ -21,9 +26,19 @@ _DEFAULTS = {
     "tcp_user_timeout": "40000",
 }
 _SESSION = {"client_encoding": "UTF8", "datestyle": "ISO", "lock_timeout": "30s"}
+# The server must answer a COMMIT only when the rows are on its disk.
+_SAFE = (
+    "set_config('synchronous_commit', CASE current_setting('synchronous_commit') WHEN 'off' THEN 'on' "
+    "ELSE current_setting('synchronous_commit') END, false)"
+)
 _REFUSED = re.compile(
     r"authentication failed|does not exist|pg_hba|no password supplied|permission denied|not permitted"
 )
+# The server's own words are in its language, and these states in none: a login, a database that is missing, an option that is unknown.
+_REFUSAL_STATES = ("28", "3D", "3F", "42", "22", "0A")
+_STATE = re.compile(rb'ErrorResponse\t S .*? V "[A-Z]+" C "(\w{5})"', re.DOTALL)
+_STATE_SECONDS = 5.0
+_UNRESOLVED = re.compile("resolve host|translate host name")
 _ADDRESS = "postgresql://user@host:5432/database; in a name or a password @ is written %40, / %2F, ? %3F, # %23, % %25"
 _READ_ONLY = "25006"  # a server that has become a standby
 
@@ -126,18 +141,17 @@ class PostgresServer:
         """
         try:
             connection = self._driver.connect(self._conninfo, autocommit=True)
+        except self._driver.errors.ConnectionTimeout as error:
+            raise BrokerUnavailable(f"PostgreSQL at {self.where}: {error}") from clean_cause(error)
         except self._driver.Error as error:
             passing = isinstance(error, self._driver.OperationalError)
             raise self.not_connected(str(error), passing=passing) from clean_cause(error)
         try:
             with self.explained():
                 named = {"application_name": session} if session else {}
-                for name, value in {**_SESSION, **named, **(settings or {})}.items():
-                    connection.execute("SELECT set_config(%s, %s, false)", (name, value))
-                # The server must answer a COMMIT only when the rows are on its disk.
-                connection.execute(
-                    "SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'"
-                )
+                told = [*{**_SESSION, **named, **(settings or {})}.items()]
+                calls = ["set_config(%s, %s, false)"] * len(told)
+                connection.execute(f"SELECT {', '.join([*calls, _SAFE])}", [word for each in told for word in each])
         except BaseException as error:
             connection.close()
             if isinstance(error, TransientError):  # the server is shutting down, or has just started
@@ -147,12 +161,51 @@ class PostgresServer:
 
     def not_connected(self, why: str, *, passing: bool = True) -> UserError | BrokerUnavailable:
         """Returns the error for a connection that could not be made. `passing`: True if that may be otherwise later, unless `why`
-        is a refusal.
+        is a refusal. Connects once more if the words do not tell, which may take 5 s.
         """
         message = f"PostgreSQL at {self.where}: {why}".strip()
         if passing and not _REFUSED.search(why):
-            return BrokerUnavailable(message)
+            unresolved = bool(_UNRESOLVED.search(why))
+            if unresolved or not self._refusal_state().startswith(_REFUSAL_STATES):
+                error = BrokerUnavailable(message)
+                error.unresolved = unresolved
+                return error
         return UserError(message, hint=f"check the address given for {self._what}, and the server's pg_hba.conf")
+
+    def _refusal_state(self) -> str:
+        """Returns the SQLSTATE with which the server refuses another connection. Returns "" if it refuses none, does not answer, or
+        if the client library does not tell.
+
+        libpq has only the server's words of a connection that has failed, but the trace of its messages has the state. That trace has
+        the password too, so it stays in memory.
+        """
+        pq, until = self._driver.pq, SYSTEM_CLOCK.monotonic() + _STATE_SECONDS
+        connection = pq.PGconn.connect_start(self._conninfo.encode())
+        try:
+            with open(os.memfd_create("sabot-refusal"), "w+b") as trace:
+                traced = False
+                while connection.status != pq.ConnStatus.BAD:
+                    # not of a server that does not answer at all, as each trace keeps some bytes for ever
+                    if not traced and connection.status != pq.ConnStatus.STARTED:
+                        connection.trace(trace.fileno())
+                        traced = True
+                    state = connection.connect_poll()
+                    left = until - SYSTEM_CLOCK.monotonic()
+                    if state in (pq.PollingStatus.OK, pq.PollingStatus.FAILED) or left <= 0:
+                        break
+                    changes = select.poll()  # unlike select.select, also for descriptors above 1024
+                    changes.register(
+                        connection.socket, select.POLLIN if state == pq.PollingStatus.READING else select.POLLOUT
+                    )
+                    changes.poll(left * 1000)
+                connection.untrace()  # writes what it still has in memory
+                trace.seek(0)
+                found = _STATE.search(trace.read())
+        except (self._driver.NotSupportedError, AttributeError):  # trace and memfd_create are there on Linux
+            return ""
+        finally:
+            connection.finish()
+        return found[1].decode() if found else ""
 
     @property
     def errors(self) -> type[Exception]:
@@ -181,11 +234,57 @@ class PostgresServer:
                 raise TransientError(message) from clean_cause(error)
             raise UserError(message) from clean_cause(error)
 
+    async def run_within(
+        self, connection: Any, asked: Generator[tuple[str, Sequence[Any]], list[tuple[Any, ...]], T], what: str
+    ) -> T:
+        """Runs statements in the transaction that a caller has open on a connection of psycopg, of either kind. Nothing is
+        committed here.
+
+        `asked`: yields statements with their values, gets the rows of each, and returns the result. `what`: the argument that is
+        the connection, for messages. Raises UserError for a connection on which no transaction is open or can begin, and the
+        errors of `asked` and `explained`.
+        """
+        driver = self._driver
+        if not isinstance(connection, driver.Connection | driver.AsyncConnection):
+            raise UserError(
+                f"{what}={short_repr(connection)} is no connection of psycopg",
+                hint="psycopg.connect(…), or its AsyncConnection",
+            )
+        with self.explained():
+            state = connection.info.transaction_status
+        if state == driver.pq.TransactionStatus.INERROR:
+            raise UserError(f"{what}: its transaction has failed", hint="roll it back, and begin another one")
+        if connection.autocommit and state == driver.pq.TransactionStatus.IDLE:
+            raise UserError(
+                f"{what}: it commits each statement by itself",
+                hint="with connection.transaction(): …, or without autocommit",
+            )
+        rows: list[tuple[Any, ...]] | None = None
+        with self.explained():  # not with rows of a class of the caller's own
+            cursor: Any = connection.cursor(row_factory=driver.rows.tuple_row)
+        while True:
+            try:
+                statement, values = asked.send(rows)  # type: ignore[arg-type]  # the first one gets None
+            except StopIteration as done:
+                found: T = done.value
+                return found
+            with self.explained():
+                if isinstance(connection, driver.AsyncConnection):
+                    await cursor.execute(statement, values)
+                    rows = await cursor.fetchall()
+                else:
+                    rows = await run_in_thread(_rows_of, cursor, statement, values)
+
     def pipeline(self, connection: Any) -> AbstractContextManager[Any]:
         """Returns a block in which statements are sent without waiting for earlier answers, if the client library can
         do that.
         """
         return connection.pipeline() if self._driver.Pipeline.is_supported() else nullcontext()
+
+
+def _rows_of(cursor: Any, statement: str, values: Sequence[Any]) -> list[tuple[Any, ...]]:
+    found: list[tuple[Any, ...]] = cursor.execute(statement, values).fetchall()
+    return found
 
 
 def _where(url: str, what: str) -> str:

@@ -23,12 +23,6 @@ from sabot.errors import UserError
 
 WINDOW_DAYS = (1, 7, 30)
 DELAY_DAYS = 7
-FEATURES = tuple(
-    f"{who}_{what}_{window}"
-    for who, measure in (("customer", "mean"), ("terminal", "risk"))
-    for what in ("count", measure)
-    for window in WINDOW_DAYS
-)
 
 _COUNT = 1 << 40  # adds one row to a bucket; the bits below hold the sum, in ±2**39
 _BUCKET = np.dtype("<i8")

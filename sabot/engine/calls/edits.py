@@ -1,6 +1,6 @@
 """Changes of the arguments of a call: as a person wants them who approves it, and as a journal has recorded them."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from copy import copy
 from dataclasses import fields, is_dataclass, replace
 from difflib import get_close_matches
@@ -124,6 +124,8 @@ def _made_anew(value: Any, changes: Mapping[str, Any], names: Collection[str]) -
     """Returns an object of the same class with some changes, by which the class checks them."""
     if hasattr(value, "model_validate"):
         return type(value).model_validate(_by_names_to_read(value, changes))
+    if hasattr(value, "__pydantic_fields__"):  # a dataclass of pydantic
+        return type(value)(**_by_names_to_read(value, changes))
     if isinstance(value, msgspec.Struct):
         return msgspec.structs.replace(value, **changes)
     if isinstance(value, tuple):
@@ -155,14 +157,30 @@ def _with_named(value: Any, made: Any, changes: Mapping[str, Any], within: Mappi
 
 
 def _by_names_to_read(model: Any, changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the fields of a pydantic model with some changes, by the names from which the model is validated."""
+    """Returns the fields of an object of pydantic with some changes, by the names from which its class reads them."""
     found: dict[str, Any] = dict(getattr(model, "__pydantic_extra__", None) or {})
     for name, field in type(model).__pydantic_fields__.items():
+        if field.init is False:
+            continue
         said = field.validation_alias or field.alias
         first = next(iter(getattr(said, "choices", (said,))), None)  # AliasChoices
-        value = changes[name] if name in changes else getattr(model, name)
-        found[first if isinstance(first, str) else name] = value
+        path = getattr(first, "path", (name if first is None else first,))  # AliasPath
+        _put(found, path, changes[name] if name in changes else getattr(model, name))
     return found
+
+
+def _put(found: Any, path: Sequence[str | int], value: Any) -> None:
+    """Puts a value at a path of names and numbers into a dict or a list, with what is missing above it."""
+    first, rest = path[0], path[1:]
+    if isinstance(first, int):
+        found += [None] * (first + 1 - len(found))
+    if not rest:
+        found[first] = value
+        return
+    inner = found.get(first) if isinstance(first, str) else found[first]
+    if not isinstance(inner, dict | list):
+        inner = found[first] = [] if isinstance(rest[0], int) else {}
+    _put(inner, rest, value)
 
 
 def _edited_mapping(value: Mapping[Any, Any], edit: Mapping[Any, Any], kind: Any, where: str) -> dict[Any, Any]:

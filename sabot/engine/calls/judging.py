@@ -317,16 +317,6 @@ _ONCE = ("unsafe", "reconcilable")  # the classes of tools that must not be call
 _CHANGE = (*_ONCE, "idempotent")  # those of tools that change something
 
 
-def refuse_in_job(what: str, hint: str) -> None:
-    """Raises UserError if the function of a durable agent's job makes this call, because each run of the function would
-    make it again. The job fails even if it catches the error. `what`: words for what it does, such as "sends a record".
-    """
-    # `jobs.loop.JobLoop.refuse`, on the event loop of a job only
-    refuse = getattr(asyncio.get_running_loop(), "refuse", None)
-    if refuse is not None:
-        raise refuse(f"{what}; each replay of the job would do it again", hint)
-
-
 def refuse_without_rules(what: str, own: Collection[str]) -> None:
     """Raises UserError if judged code starts an app or a kernel that lacks a policy or budgets: nobody would judge the
     calls of its jobs then, although they are made on behalf of this code. `what`: the app or kernel. `own`: those of the

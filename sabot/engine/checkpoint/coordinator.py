@@ -354,6 +354,10 @@ class Coordinator:
             return outcome
         raise CheckpointFailed(outcome.message, hint=outcome.hint) from outcome.__cause__
 
+    async def take(self) -> Manifest:
+        """Takes a checkpoint now. Returns its manifest when all tasks have acknowledged it. Raises CheckpointFailed."""
+        return await self.wait(self.trigger())
+
     # Barriers
 
     def _start_next(self) -> None:

@@ -1,4 +1,6 @@
-"""The checkpoints of an app, in a directory or an object store. A checkpoint exists completely or not at all.
+"""The checkpoints of an app, in a directory or an object store: stores them, reads them, removes old ones (`drop_old`).
+
+A checkpoint exists completely or not at all.
 
     <root>/LOCK                                    only in a directory: locked by the worker that owns the app
     <root>/claims/0000000003-<uuid>                the claim of generation 3 of the app

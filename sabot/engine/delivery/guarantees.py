@@ -51,7 +51,8 @@ def sink_guarantee(sink: Sink, wanted: Delivery, *, kept: bool) -> str:
     if isinstance(sink, KeepsToken) and not sink.whole:
         return "exactly once: it stores how far a part is there in one step with each chunk of its rows"
     if isinstance(sink, KeepsToken):
-        return "exactly once: it stores the number of the last part in one step with the rows"
+        gathered = f", at most once in {sink.gather_s:g} s" if sink.gather_s else ""
+        return f"exactly once: it stores the number of the last part in one step with the rows{gathered}"
     return "exactly once: it knows a part that comes again by its number"
 
 

@@ -431,6 +431,8 @@ class StagedSinks(SavedOutput):
         failed.
         """
         began = self.clock.monotonic()
+        for each in self._tracks.values():
+            each.hurry()
         while tracks := [track for track in self._tracks.values() if track.waiting]:
             refused = not patient() and all(track.failures.count for track in tracks)
             waited = self.clock.monotonic() - began

@@ -6,7 +6,7 @@ import logging
 import threading
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -33,8 +33,10 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-FULL_EPOCHS = 16  # a track is full when the output of so many complete checkpoints waits for delivery
+# A track is full when so many deliveries wait: the output of a complete checkpoint, or what is gathered to one.
+FULL_EPOCHS = 16
 FULL_BYTES = 1 << 30  # a track is full when the parts that wait or are being written have so many bytes
+GATHER_BYTES = 256 << 20  # parts of so many bytes are delivered before the time of `gather_s`
 RENEW_SECONDS = 3600.0  # a token that is not renewed may be forgotten by its receiver
 _LOOK_SECONDS = 0.5  # between looks of a thread that waits for a delivery aside
 _LEFT_SECONDS = 30.0  # the longest wait of a start for a delivery that an earlier run has left running
@@ -81,6 +83,8 @@ class TrackWork:
         assert isinstance(sink, Delivers)
         self._receiver: Delivers = sink
         self._keeper = sink if isinstance(sink, KeepsToken) else None  # None: the receiver stores no token
+        # Without a token nobody knows how parts were put together before a crash, and a prefix of parts counts by their own rows.
+        self._gather_s = self._keeper.gather_s if self._keeper is not None and sink.whole else 0.0
         self.delivered = self.known = 0  # the last part at the receiver: now, and in the last manifest
         self.delivered_rows = 0
         self.failures = Failures(_BACKOFF)  # of deliveries
@@ -92,7 +96,11 @@ class TrackWork:
         self._changed = threading.Condition()
         self._parts: deque[Part] = deque()  # sealed, not yet dropped by `listed`; the first are the oldest
         self._released = 0  # up to this number parts may be delivered
-        self._epochs: deque[int] = deque()  # the last part of each release that is not wholly delivered
+        # The last part of each delivery that is not done: that of a release, or of the releases that are gathered.
+        self._epochs: deque[int] = deque()
+        self._epoch_at = 0.0  # when the last of them began
+        self._next_at = 0.0  # parts are gathered until then
+        self._hurried = False
         self._bytes = 0
         self._closing = False
         self._claimed = True
@@ -259,7 +267,12 @@ class TrackWork:
             if given > self._released:
                 self._released = given
                 if self._next() is not None:
-                    self._epochs.append(given)
+                    now = self._delivery.clock.monotonic()
+                    if self._epochs and now - self._epoch_at < self._gather_s:
+                        self._epochs[-1] = given
+                    else:
+                        self._epochs.append(given)
+                        self._epoch_at = now
                 self._changed.notify_all()
 
     @property
@@ -274,8 +287,36 @@ class TrackWork:
         with self._changed:
             return self._next() is not None
 
+    def hurry(self) -> None:
+        """Lets parts be delivered that are being gathered, from now on."""
+        with self._changed:
+            self._hurried = True
+            self._changed.notify_all()
+
     def _next(self) -> Part | None:
         return next((part for part in self._parts if self.delivered < part.seq <= self._released), None)
+
+    def _due(self, now: float) -> list[Part]:
+        """Returns the parts to deliver as one now; [] while there are none, or more are gathered."""
+        if not self._gather_s:
+            part = self._next()
+            return [] if part is None else [part]
+        behind = len(self._epochs) > 1 or self._bytes >= GATHER_BYTES
+        if now < self._next_at and not (behind or self._hurried or self._finish):
+            return []
+        found: list[Part] = []
+        nbytes = 0
+        for part in self._parts:
+            if not self.delivered < part.seq <= self._released:
+                continue
+            # Each restored part is refused by itself where the user drops those that are (redeliver=skip).
+            if found and (part.ours != found[0].ours or (not part.ours and self._delivery.choice == "skip")):
+                break
+            found.append(part)
+            nbytes += part.nbytes
+            if nbytes >= GATHER_BYTES:
+                break
+        return found
 
     # -- its own thread -----------------------------------------------------------------------------------------------
 
@@ -289,24 +330,25 @@ class TrackWork:
             now = self._delivery.clock.monotonic()
             waits = now < self.failures.until_s
             aside = None if waits or not self._aside else self._aside[0]
-            part = None if waits or aside is not None else self._next()
-            if part is None and aside is None and (waits or now - self._settled_at < RENEW_SECONDS):
+            parts = [] if waits or aside is not None else self._due(now)
+            if not parts and aside is None and (waits or now - self._settled_at < RENEW_SECONDS):
                 self._changed.wait(wait_seconds)
                 return None
         try:
             self._reclaim()
             if aside is not None:
                 self._put_aside(aside)
-            elif part is None:
+            elif not parts:
                 self._renew()
-            elif part.seq > self.delivered:  # after a claim the token may say that the part has arrived
-                self._deliver(part)
+            # The claim may have found out that parts have arrived.
+            elif left := [part for part in parts if part.seq > self.delivered]:
+                self._deliver(left)
         except TransientError as error:
             self._failed(error)
         except BaseException as error:
             reason: BaseException = error
             try:
-                if part is not None and self._may_drop(part, error):
+                if parts and self._may_drop(parts, error):
                     return True
             except BaseException as other:
                 reason = other
@@ -319,37 +361,49 @@ class TrackWork:
             return False
         return True
 
-    def _deliver(self, part: Part) -> None:
-        """Delivers a part. Dead letters in it, and those of the rows that the receiver refuses, are made safe before the
-        token moves: a crash in between repeats them, and loses none.
+    def _deliver(self, parts: Sequence[Part]) -> None:
+        """Delivers parts as one. Dead letters in them, and those of the rows that the receiver refuses, are made safe before
+        the token moves: a crash in between repeats them, and loses none.
         """
-        rows, letters = letters_in(list(read_part(self._delivery.local(part))))
-        name, refused = f"{self.name.key}.{self.name.incarnation}.{part.seq}", 0
-        for each in letters:
-            self._save(with_row_ids(each, [f"{name}.before.{refused + row}" for row in range(len(each))]))
-            refused += len(each)
-        numbers = np.arange(sum(each.num_rows for each in rows))  # of the rows that are left, in the part
+        rows: list[pa.RecordBatch] = []
+        names: list[str] = []  # of the parts
+        counts: list[int] = []  # of their rows
+        refused = 0
+        for part in parts:
+            found_rows, letters = letters_in(list(read_part(self._delivery.local(part))))
+            names.append(f"{self.name.key}.{self.name.incarnation}.{part.seq}")
+            before = 0
+            for each in letters:
+                self._save(with_row_ids(each, [f"{names[-1]}.before.{before + row}" for row in range(len(each))]))
+                before += len(each)
+            refused += before
+            rows += found_rows
+            counts.append(sum(each.num_rows for each in found_rows))
+        # Of the rows that are left: the part, and the number in it. A later delivery may put the parts together in another way.
+        owners = np.repeat(np.arange(len(parts)), counts)
+        numbers = np.concatenate([np.arange(count) for count in counts])
+        last = parts[-1].seq
         while True:
             try:
-                self._receiver.deliver(part.seq, rows)
+                self._receiver.deliver(last, rows)
                 break
             except Exception as error:
                 if self.letters is None or not is_refusal(error):
                     raise
                 self._claim_again()
-                if part.seq <= self.delivered:
+                if last <= self.delivered:
                     return
                 found = self._receiver.refused_rows(rows)
                 if not found:
                     raise
                 self._claim_again()
-                ids = [f"{name}.{numbers[row]}" for row in sorted(found)]
+                ids = [f"{names[owners[row]]}.{numbers[row]}" for row in sorted(found)]
                 self._save(letters_of_refused(rows, found, **self.letter_origin, ids=ids))
                 self._tell_refused(error, len(found))
                 refused += len(found)
-                numbers = np.delete(numbers, list(found))
+                owners, numbers = np.delete(owners, list(found)), np.delete(numbers, list(found))
                 rows = [each for each in parted(rows, found) if each.num_rows]
-        self._is_delivered(part.seq, part.rows - refused)
+        self._is_delivered(last, sum(part.rows for part in parts) - refused)
 
     def _save(self, letters: pa.RecordBatch) -> None:
         if self.letters is None:
@@ -412,26 +466,29 @@ class TrackWork:
             self.failures.note("")
             self._changed.notify_all()
 
-    def _may_drop(self, part: Part, error: BaseException) -> bool:
+    def _may_drop(self, parts: Sequence[Part], error: BaseException) -> bool:
         """Drops a part that the receiver refuses and returns True, if the part was restored and the user chose
         redeliver=skip: otherwise each start would fail at this part. Returns False in other cases.
         """
-        if part.ours or not isinstance(error, UserError | DataError) or isinstance(error, AppLocked):
+        rows, last = sum(part.rows for part in parts), parts[-1]
+        if last.ours or not isinstance(error, UserError | DataError) or isinstance(error, AppLocked):
             return False
         if self._delivery.choice != "skip":
             error.hint = f"{error.hint}; " if error.hint else ""
-            error.hint += f"its rows are in the checkpoint: start again when the receiver takes them; redeliver=skip drops {part.rows} rows"
+            error.hint += f"its rows are in the checkpoint: start again when the receiver takes them; redeliver=skip drops {rows} rows"
+            if len(parts) > 1:
+                error.hint += " at most"
             return False
         _log.error(
             "sink %s: %d rows are dropped, because redeliver=skip is set and the receiver refuses them: %s",
             self.sink.name,
-            part.rows,
+            rows,
             error,
         )
         self._claim_again()
         if self._keeper is not None:
-            self._keeper.settle(part.seq)
-        self._is_delivered(part.seq, 0)
+            self._keeper.settle(last.seq)
+        self._is_delivered(last.seq, 0)
         return True
 
     def _reclaim(self) -> None:
@@ -491,6 +548,7 @@ class TrackWork:
                 self._epochs.popleft()
             self.failures.note("")
             self._settled_at = self._delivery.clock.monotonic()
+            self._next_at = self._settled_at + self._gather_s
             self._changed.notify_all()
         self._delivery.look_at_fullness()
 

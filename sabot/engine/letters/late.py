@@ -23,8 +23,8 @@ from sabot.engine.letters.places import Ranges
 from sabot.engine.operators.base import START_OF_TIME
 from sabot.engine.operators.windows.panes import shape_of
 from sabot.engine.runtime.life.restore import columns_at, readers_in
-from sabot.engine.runtime.tasks.decoding import codec_of
 from sabot.engine.runtime.tasks.event_time import SourceTime, source_time
+from sabot.engine.runtime.tasks.source_codec import codec_of
 
 _READ = 2000  # dead letters that are decoded together
 

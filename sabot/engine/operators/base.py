@@ -321,7 +321,7 @@ class WritesOutside(Operator, ABC, ability=True):
     """An operator whose rows leave the app: the writer of a sink."""
 
     wrote: Mapping[str, Any] | None = None
-    """The columns that the app has written into the sink so far, for the checkpoint (`runtime.tasks.facts.Wrote`); None
+    """The columns that the app has written into the sink so far, for the checkpoint (`runtime.tasks.manifest_facts.Wrote`); None
     if they are not known.
     """
     stands: Mapping[str, Any] | None = None

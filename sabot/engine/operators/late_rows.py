@@ -87,12 +87,12 @@ class LateRows:
         """
         late_ms = np.maximum(watermark_ms - times, 1)
         count = len(times) if rows is None else int(rows.sum())
-        self.count += count
         self._partly += count if partly else 0
         self._most_ms = max(self._most_ms, int(late_ms.max()))
         self._greatest_ms = max(self._greatest_ms, self._most_ms)
         steps = np.minimum((np.log2(late_ms) * _STEPS).astype(np.int64), len(self._by_lateness) - 1)
         np.add.at(self._by_lateness, steps, 1 if rows is None else rows)
+        self.count += count  # the last: who reads the figures in another thread sees no row before its lateness
         now = self._context.clock.monotonic()
         if now - self._told_at >= _EVERY_S:
             self._tell(now)

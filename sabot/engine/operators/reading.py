@@ -152,10 +152,17 @@ def _names_hint(manifest: SavedApp) -> str:
 
 @contextmanager
 def _reader_for(
-    name: str, parts: Sequence[Saved], key: Any = None, groups: range | None = None, *, restored: bool = True
+    name: str,
+    parts: Sequence[Saved],
+    key: Any = None,
+    groups: range | None = None,
+    *,
+    only: pa.RecordBatch | None = None,
+    restored: bool = True,
 ) -> Iterator[tuple[Restorable, pa.Schema, pa.RecordBatch | None]]:
     """Returns an operator that reads the state of these parts, the columns of its results, and the wanted key as a row of
-    the key columns. `restored`: False if only its columns are asked for.
+    the key columns. `only`: keys, rows of the key columns, if there are several; rows of other keys may be among the state of these.
+    `restored`: False if only its columns are asked for.
     """
     parts = [part for part in parts if part.facts]
     reader = parts[0].facts.get("reader")
@@ -177,6 +184,9 @@ def _reader_for(
         wanted = _key_row(name, [input.field(column) for column in reader["keys"]], key)
         wanted_hash = hash_columns(wanted.columns)[0]
         context.only = lambda hashes: pc.equal(hashes, wanted_hash)
+    elif only is not None:
+        wanted_hashes = hash_columns(only.columns)
+        context.only = lambda hashes: pc.is_in(hashes, value_set=wanted_hashes)
     elif groups is not None and _divides(reader):
         context.only = lambda hashes: pa.array(np.isin(hashes.to_numpy() % np.uint64(KEY_GROUPS), groups))
     columns = operator.open(context)
@@ -201,12 +211,28 @@ def columns_of_table(manifest: SavedApp, operator: str) -> pa.Schema | None:
             return without_marks(columns) if isinstance(made, GivesTable) else None
 
 
-def table_of(manifest: SavedApp, operator: str, groups: range) -> pa.Table:
+def keys_of_table(manifest: SavedApp, operator: str, columns: pa.Schema) -> pa.Schema:
+    """Returns those of the columns of `columns_of_table` that are the keys of the state, in the order in which they are hashed; none if
+    the table does not have all of them.
+    """
+    parts = parts_of(manifest, operator).values()
+    reader = next((part.facts["reader"] for part in parts if part.facts.get("reader")), None)
+    if reader is None or not _divides(reader):
+        return pa.schema([])
+    input = schema_of_text(reader["input"])
+    assert input is not None
+    keys = pa.schema([input.field(name) for name in reader["keys"]])
+    there = {field.name: field.type for field in columns}
+    return keys if all(there.get(field.name) == field.type for field in keys) else pa.schema([])
+
+
+def table_of(manifest: SavedApp, operator: str, groups: range, only: pa.RecordBatch | None = None) -> pa.Table:
     """Returns the rows of the table of `columns_of_table`, as they were at the checkpoint. `groups`: as for `state_of`, whose
-    errors it raises.
+    errors it raises. `only`: rows of `keys_of_table`; gives the rows of these keys, of all key groups, and perhaps others.
     """
     with _reading(manifest):
-        with _reader_for(operator, list(parts_of(manifest, operator).values()), None, groups) as (made, columns, _):
+        parts = list(parts_of(manifest, operator).values())
+        with _reader_for(operator, parts, None, groups, only=only) as (made, columns, _):
             assert isinstance(made, GivesTable)
             pieces = [batch.taken() for batch in made.table()]
         names = without_marks(columns).names

@@ -1,7 +1,6 @@
 """From the graph of nodes that users wrote to the stages that run. There are no threads, sockets or clocks here."""
 
 from sabot.engine.operators.layout.stages import Edge, Reading, Stage, Step, column_types
-from sabot.engine.plan.against import changed_steps, check, compare, planned
 from sabot.engine.plan.agents import (
     agreed_deliveries,
     agreed_formats,
@@ -23,6 +22,7 @@ from sabot.engine.plan.planner import SavedSource, make_plan
 from sabot.engine.plan.refills import Refill, kept_tables, reemit_of, refill_of
 from sabot.engine.plan.stages import Plan, check_alike
 from sabot.engine.plan.standing import COMPLETE, SinkTable, described, fed_by, name_of_sink, standings, tables_in
+from sabot.engine.plan.state_matching import changed_steps, check, compare, planned
 from sabot.engine.plan.verdicts import Planned, Verdict, refill_options, steps_of_tables
 
 __all__ = [

@@ -1,27 +1,31 @@
-"""AppSpec: what the engine knows of an app. An `App` makes it; a run, its workers and the durable agents read it."""
+"""AppSpec: what the engine knows of an app, which an `App` makes and a run, its workers and the durable agents read. AppStatus:
+what its runner and its runs write of its state, and all that shows the app reads.
+"""
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from sabot.api.agent import AgentSpec
 from sabot.api.lifespan import Lifespan
-from sabot.api.nodes.read import StreamEnd
+from sabot.api.nodes.read import Read, StreamEnd
 from sabot.api.settings import Settings
+from sabot.base.dataclass import dataclass
 from sabot.clock import Clock
 from sabot.engine.calls.judging import judged_clock, refuse_without_rules
 from sabot.engine.state import StateBackend, open_backend
-from sabot.errors import SabotError, message_of
+from sabot.errors import SabotError, UserError, message_of
 
 if TYPE_CHECKING:
     from sabot.engine.checkpoint import CheckpointStorage
     from sabot.engine.plan import Plan
     from sabot.engine.runtime.agents.kind import AgentKind
-    from sabot.engine.runtime.life.runnable import RunnableAgent
+    from sabot.engine.runtime.agents.runnable import RunnableAgent
+    from sabot.engine.runtime.life.parts import TaskCoordinator
     from sabot.engine.runtime.life.settings import RunSettings, StreamsMaker
-    from sabot.engine.runtime.life.streams import TaskCoordinator
 
 _log = logging.getLogger(__name__)
 
@@ -86,6 +90,30 @@ class AppSpec:
         self.settings = replace(self.settings, **given)
         if "reprocess" in given:
             self.reprocess = {name if "." in name else f"{self.id}.{name}" for name in self.settings.reprocess}
+
+    def check_names(self) -> None:
+        """Raises UserError for a tool or an agent in the rules of the guards, or a topic in `from_earliest=`, that the app
+        does not have.
+        """
+        from sabot.engine.plan import walk
+
+        specs = self.agent_specs
+        for guard in self.guards:
+            guard.check_names(
+                [each.func for each in specs],
+                [each.agent_id for each in specs],
+                f"app {self.id}: its policy",
+                {each.agent_id: [each.func, each.on_timer or each.func] for each in specs if not each.durable},
+            )
+        if any(each.durable for each in specs):
+            self.durable_kind().warn_of_lost_labels(specs, self.ends)
+        reads = {node.name for node in walk(self.ends) if isinstance(node, Read)}
+        reads |= {topic for spec in specs for topic in spec.topics}
+        if unknown := sorted(self.settings.skipping - reads):
+            raise UserError(
+                f"--from-earliest {unknown[0]}: the app reads no topic of that name",
+                hint=f"it reads {', '.join(sorted(reads))}",
+            )
 
     def plan(self) -> "Plan":
         """Returns the plan of streams and agents, as far as it is known without their data."""
@@ -169,3 +197,28 @@ class AppSpec:
         """
         await self.keep_accounts()
         await self._close()
+
+
+@dataclass
+class AppStatus:
+    """The state of an app, over all its runs. Written on its event loop, and read from any thread.
+
+    - `phase`: running: everything is open and runs. stopping: from the beginning of the stop until everything is closed.
+    - `failure`: what has ended this run, or the last one; after a failure nothing is read or saved any more.
+    - `stalled_by`: the failure of an agent, if the streams of this run, or of the last one, wait for its rows for ever.
+    - `restarts`: their number after failures. `will_restart`: True while another run is waited for.
+    - `loop`, `loop_thread`: of this run, or of the last one; None before the first one. The loop may be closed.
+    """
+
+    phase: Literal["starting", "running", "stopping", "stopped"] = "stopped"
+    failure: SabotError | None = None
+    stalled_by: SabotError | None = None
+    restarts: int = 0
+    will_restart: bool = False
+    loop: asyncio.AbstractEventLoop | None = None
+    loop_thread: int | None = None
+
+    @property
+    def words(self) -> str:
+        """The phase, or "failed" after a failure."""
+        return "failed" if (self.failure or self.stalled_by) and self.phase != "starting" else self.phase

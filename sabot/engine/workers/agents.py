@@ -14,10 +14,9 @@ from sabot.engine.runtime.app_spec import AppSpec
 from sabot.engine.runtime.life.local_streams import LocalStreams
 from sabot.engine.runtime.life.restore import restore_state
 from sabot.engine.runtime.life.settings import RunSettings
-from sabot.engine.runtime.tasks.facts import stored_journal
+from sabot.engine.runtime.tasks.manifest_facts import stored_journal
 from sabot.engine.state import StateBackend
 from sabot.engine.workers.messages import AgentHasFailed, ControlMessage, failed
-from sabot.engine.workers.remote import RemoteCheckpoints
 from sabot.errors import AgentFailed
 
 
@@ -37,9 +36,7 @@ class WorkerAgents:
         self._journal: OpenJournal | None = None
         self._backend: StateBackend | None = None
 
-    async def open(
-        self, settings: RunSettings, checkpoints: RemoteCheckpoints, streams: LocalStreams, restored: Manifest | None
-    ) -> None:
+    async def open(self, settings: RunSettings, streams: LocalStreams, restored: Manifest | None) -> None:
         """Opens everything at the positions of the checkpoint. `streams`: the streams of this worker, which are open."""
         self._engines = RunEngines()
         specs = self._app.agent_specs
@@ -53,20 +50,16 @@ class WorkerAgents:
                 self._app.open_state, f"db-{self._group.room}" if self._group.own else "db"
             )
             await restore_state(self._backend, restored, self._group.task)
-        for agent in self._agents.values():
-            agent.state_backend = self._backend
         self.local = LocalAgents(
             specs,
             settings,
-            coordinator=checkpoints,
-            open_source=lambda spec, topic: self._agents[spec.agent_id].open_source(topic, spec.group_id),
+            self._agents,
             backend=self._backend,
-            counters=self._agents,
-            on_failed=self._failed,
             ends=streams.build.ends,
             journal=self._journal,
             group=self._group,
         )
+        self.local.on_failed = self._failed
         if not self._group.own:
             self.local.streams = streams
         await self.local.open(restored)
@@ -84,11 +77,8 @@ class WorkerAgents:
         """Starts what `open` has opened."""
         self.local.task.on_broken = self._broke
         self.local.run()
-        for agent in self._agents.values():
-            agent.runs_in(self.local)
 
     def _failed(self, agent_id: str, failure: AgentFailed) -> None:
-        self._agents[agent_id].on_failed(failure)
         self._send(AgentHasFailed(agent_id, failed(failure)))
 
     def _broke(self) -> None:

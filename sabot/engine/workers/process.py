@@ -29,9 +29,9 @@ from sabot.engine.runtime.agents.sinks import AgentSinks
 from sabot.engine.runtime.agents.unfinished import to_ipc
 from sabot.engine.runtime.app_spec import AppSpec
 from sabot.engine.runtime.life.local_streams import LocalStreams
-from sabot.engine.runtime.tasks.alignment import Alignment
 from sabot.engine.runtime.tasks.blocking import BlockingMonitor
 from sabot.engine.runtime.tasks.taps import TapPoint
+from sabot.engine.runtime.tasks.watermark_alignment import Alignment
 from sabot.engine.workers.agents import WorkerAgents
 from sabot.engine.workers.connection import SILENT_SECONDS, ControlChannel
 from sabot.engine.workers.drift import TELL_SECONDS
@@ -283,7 +283,7 @@ class AppWorker:
         here = [group for group in agent_groups(specs, ends) if share.is_here(group.task)]
         agents = [WorkerAgents(app, group, self._connection.send) for group in here]
         for each in agents:
-            await each.open(settings, checkpoints, streams, restored)
+            await each.open(settings, streams, restored)
         return _OpenShare(streams, agents, share, checkpoints, tracks)
 
     async def _stop(self, opened: _OpenShare, *, drain: bool) -> None:

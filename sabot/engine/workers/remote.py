@@ -47,7 +47,7 @@ _log = logging.getLogger(__name__)
 
 
 class RemoteCheckpoints:
-    """The coordinator of the checkpoints, for the tasks of a worker (`runtime.life.streams.TaskCoordinator`)."""
+    """The coordinator of the checkpoints, for the tasks of a worker (`runtime.life.parts.TaskCoordinator`)."""
 
     def __init__(
         self,

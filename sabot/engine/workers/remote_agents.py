@@ -1,7 +1,7 @@
 """The agents of an app in the coordinator's process: on which workers their tasks run, and what these workers report."""
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
@@ -11,10 +11,10 @@ from sabot.base.metrics import plus
 from sabot.engine.checkpoint import Manifest
 from sabot.engine.plan import walk
 from sabot.engine.runtime.agents.groups import TASK, AgentGroup, agent_groups
+from sabot.engine.runtime.agents.runnable import RunnableAgent
 from sabot.engine.runtime.agents.sinks import AgentSinks
-from sabot.engine.runtime.life.runnable import RunnableAgent
 from sabot.engine.runtime.life.settings import RunSettings
-from sabot.engine.runtime.tasks.facts import stored_journal
+from sabot.engine.runtime.tasks.manifest_facts import stored_journal
 from sabot.engine.workers.member import Member
 from sabot.engine.workers.messages import AgentHasFailed, Beat, Complete, error_of
 from sabot.errors import AgentFailed
@@ -25,7 +25,6 @@ class RemoteAgents:
 
     def __init__(self, agents: Mapping[str, RunnableAgent], ends: Sequence[StreamEnd], settings: RunSettings) -> None:
         """`ends`: the ends of the app's streams."""
-        self.on_failed: Callable[[str, AgentFailed], None] = lambda agent_id, failure: None
         self.specs = [agent.spec for agent in agents.values() if agent.spec is not None]
         self.groups = agent_groups(self.specs, ends)
         self.sinks = AgentSinks(self.specs, ends, settings)
@@ -84,18 +83,23 @@ class RemoteAgents:
         """The workers that have tasks of agents."""
         return set(self._at.values())
 
-    def heed(self, member: Member, message: Beat | AgentHasFailed) -> None:
-        """Handles a worker's report about its agents: stores new figures, or passes the failure of an agent to
-        `on_failed`.
-        """
-        if isinstance(message, Beat):
-            for agent_id in {agent_id for figures in message.agents.values() for agent_id in figures["agents"]}:
-                self._agents[agent_id].take_figures(self._sum_of(agent_id))
-            return
+    def run(self) -> None:
+        """Called when the workers are told to run their tasks."""
+        for agent in self._agents.values():
+            agent.runs_elsewhere()
+
+    def heed(self, message: Beat) -> None:
+        """Stores the new figures of the agents of a worker."""
+        for agent_id in {agent_id for figures in message.agents.values() for agent_id in figures["agents"]}:
+            self._agents[agent_id].take_figures(self._sum_of(agent_id))
+
+    def failed(self, member: Member, message: AgentHasFailed) -> AgentFailed:
+        """Stores the failure of an agent in a worker, and returns it."""
         error = error_of(message.error, member.text)
         failure = AgentFailed(error.message, hint=error.hint)
         failure.__cause__ = error.__cause__
-        self.on_failed(message.agent, failure)
+        self._agents[message.agent].failed_elsewhere(failure)
+        return failure
 
     def _sum_of(self, agent_id: str) -> dict[str, Any]:
         """Returns the sums of an agent's figures over all its tasks."""

@@ -1,4 +1,4 @@
-"""The streams of an app in processes of their own, as the run of the app uses them (`runtime.life.streams.Streams`).
+"""The streams and agents of an app in processes of their own, as its run uses them (`runtime.life.parts.RunParts`).
 
 The process that the user has started is the coordinator: it owns the app, makes the plan, takes the checkpoints, and
 delivers exactly-once output. Workers, which it starts or which join it, run the tasks. An attempt is the time from
@@ -28,15 +28,15 @@ from sabot.base.threads import Handle, call_on_loop, run_in_thread, run_to_end
 from sabot.clock import SYSTEM_CLOCK
 from sabot.engine.checkpoint import Coordinator, Manifest
 from sabot.engine.delivery import StagedSinks
+from sabot.engine.runtime.agents.runnable import RunnableAgent
 from sabot.engine.runtime.agents.unfinished import from_ipc
 from sabot.engine.runtime.life.build import Build
 from sabot.engine.runtime.life.origin import place_and_number
-from sabot.engine.runtime.life.runnable import RunnableAgent
+from sabot.engine.runtime.life.parts import had_ended, keep_finals
 from sabot.engine.runtime.life.settings import RunSettings
-from sabot.engine.runtime.life.streams import had_ended, keep_finals
+from sabot.engine.runtime.tasks.blocking import Working
 from sabot.engine.runtime.tasks.inference import StoppedEarly
 from sabot.engine.runtime.tasks.taps import ROWS_A_SECOND, TapPoint, share_of
-from sabot.engine.runtime.tasks.task import StreamTask
 from sabot.engine.workers.connection import SILENT_SECONDS
 from sabot.engine.workers.drift import TELL_SECONDS, Drifts, aligned_workers
 from sabot.engine.workers.member import Member
@@ -75,10 +75,10 @@ from sabot.engine.workers.remote_agents import RemoteAgents
 from sabot.engine.workers.rendezvous import BeginRound
 from sabot.engine.workers.secrets import new_token
 from sabot.engine.workers.share import CoordinatorPlacement
-from sabot.errors import SabotError, WorkerLost
+from sabot.errors import AgentFailed, SabotError, WorkerLost
 
 if TYPE_CHECKING:
-    from sabot.base.figures import ToldTask
+    from sabot.base.figures import ToldAgents, ToldTask
 
 _log = logging.getLogger(__name__)
 
@@ -116,6 +116,9 @@ class WorkerStreams:
         self.was_complete = False
         self.awaited = False
         self.on_failed: Callable[[BaseException], None] = lambda error: _log.error("%s", error)
+        self.on_agent_failed: Callable[[str, AgentFailed], None] = lambda agent_id, failure: None
+        self.agents_failure: SabotError | None = None  # always, as no task of agents is in this process
+        self.open_durable = 0  # always, likewise
         self.left: list[tuple[str, Handle]] = []
         self.left_behind: list[str] = []
         self.broken = False
@@ -155,14 +158,14 @@ class WorkerStreams:
         return self.agents.linked
 
     @property
-    def tasks(self) -> list[StreamTask]:
-        """An empty list: all tasks are in other processes."""
-        return []
+    def needs_checkpoint(self) -> bool:
+        """True if jobs of durable agents wait for the first checkpoint that contains the position of their journal."""
+        return self.agents.needs_checkpoint
 
     @property
-    def running(self) -> asyncio.Future[None]:
-        """A future that is done when every task has ended. It raises the error by which the attempt has failed."""
-        return self._over
+    def running(self) -> Sequence[asyncio.Future[None]]:
+        """One future, which is done when every task has ended. It raises the error by which the attempt has failed."""
+        return [self._over]
 
     # -- the start ----------------------------------------------------------------------------------------------------
 
@@ -301,6 +304,7 @@ class WorkerStreams:
         run = RunTasks(self._delivery.given())
         for member in self.members:
             member.send(run)
+        self.agents.run()
         if self._drifts.wanted:
             telling = asyncio.create_task(self._tell_drift(), name="event time of workers")
             self._watching.append(watch_task(telling, "the exchange of event times", self._fail))
@@ -363,8 +367,10 @@ class WorkerStreams:
             self._left.discard(member.number)
             if not self._left and not self._over.done():
                 self._over.set_result(None)
-        elif isinstance(message, Beat | AgentHasFailed):
-            self.agents.heed(member, message)
+        elif isinstance(message, Beat):
+            self.agents.heed(message)
+        elif isinstance(message, AgentHasFailed):
+            self.on_agent_failed(message.agent, self.agents.failed(member, message))
         elif isinstance(message, WorkerFailed):
             error = error_of(message, member.text)
             if message.edge:  # most often the effect of another worker's death, whose error says more
@@ -480,6 +486,14 @@ class WorkerStreams:
         """Returns the bytes read and the total bytes of the bounded sources, or None if there are none."""
         parts = [each.beat.progress for each in self.members if each.beat.progress is not None]
         return (sum(part[0] for part in parts), sum(part[1] for part in parts)) if parts else None
+
+    def busy(self) -> Working:
+        """Returns nothing, because no task is in this process."""
+        return [], {}
+
+    def agent_statistics(self) -> "ToldAgents":
+        """Returns the figures of the agents from the last heartbeats. From any thread."""
+        return cast("ToldAgents", self.agents.statistics())
 
     def statistics(self) -> "dict[str, ToldTask]":
         """Returns the figures of each task from the last heartbeats, with the number of its worker. From any thread."""

@@ -8,8 +8,8 @@ from pathlib import Path
 from sabot.api.nodes.read import StreamEnd
 from sabot.engine.checkpoint import Coordinator
 from sabot.engine.delivery import StagedSinks
+from sabot.engine.runtime.agents.runnable import RunnableAgent
 from sabot.engine.runtime.app_spec import AppSpec
-from sabot.engine.runtime.life.runnable import RunnableAgent
 from sabot.engine.runtime.life.settings import RunSettings, StreamsMaker
 from sabot.engine.workers.refusals import refuse
 from sabot.engine.workers.rendezvous import BeginRound
@@ -43,6 +43,7 @@ class _WorkerStreamsMaker(StreamsMaker):
         # The number of workers of the last run that has begun, until one begins with the new number; and the failed attempts so far.
         self._before: int | None = None
         self._tries = 0
+        self._made: WorkerStreams | None = None  # of the last run
         self._request = self._refusal = ""  # the last rescale, and the reason for which it was given up
         self.check(workers)
         self._have(workers)
@@ -51,7 +52,13 @@ class _WorkerStreamsMaker(StreamsMaker):
         if not 1 <= workers <= _WORKERS_MAX:
             raise UserError(f"workers={workers}: an app has 1 to {_WORKERS_MAX} workers")
 
+    async def make_room(self, workers: int) -> None:
+        if self._made is not None:
+            await self._made.make_room(workers)
+
     def rescale(self, workers: int, request: str = "") -> None:
+        if self._made is not None:
+            self._made.goes_on = True
         self._before, self._request, self._refusal = self.workers, request, ""
         self._tries = 0
         self._have(workers)
@@ -101,4 +108,7 @@ class _WorkerStreamsMaker(StreamsMaker):
             "schema": asked.schema,
         }
         rendezvous, workers = self._rendezvous, self.workers
-        return WorkerStreams(ends, settings, coordinator, delivery, agents, rendezvous, told, workers, asked.from_)
+        self._made = WorkerStreams(
+            ends, settings, coordinator, delivery, agents, rendezvous, told, workers, asked.from_
+        )
+        return self._made

@@ -1,4 +1,4 @@
-"""The sandbox of a child process.
+"""The sandbox of a child process: files and network. Memory and processor time are limited by `process/limits`.
 
 - `levels`: the levels of trust, and the kernel's means that enforce them on this system.
 - `reach`: finds the files, folders, ports and sockets to which a sandboxed program gets access.

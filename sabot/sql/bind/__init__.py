@@ -1,5 +1,12 @@
-"""Queries bound to the steps of `api`: `relations` binds queries and the joins of FROM (`joins`), and `select` one SELECT:
-its GROUP BY in `groups`, OVER in `over`, rankings in `rankings`, its columns in `select_list`, queries as values in
-`subqueries`. `windows` binds window tables, and `patterns` MATCH_RECOGNIZE. `equal_steps` and `window_tops` make one step
-of what a text says in several.
+"""Queries bound to the steps of `api`. `relations` binds the parts of a query one in another, and gives each to its module.
+
+    FROM                  `joins`, `table_functions` (TUMBLE, UNNEST, ML_PREDICT), `patterns` (MATCH_RECOGNIZE), `windows`
+    WHERE, SELECT         `select`, its columns in `select_list`; IN, EXISTS and queries as values in `subqueries`
+    GROUP BY, HAVING      `groups`; of GROUPING SETS in `select`
+    OVER, QUALIFY         `over`, `nested`; WHERE n <= 3 of a ranking in `rankings`
+    UNION, EXCEPT         `set_operations`
+    ORDER BY, LIMIT       `order`
+    hints                 `hints`
+
+`equal_steps` and `joins.window_tops` make one step of what a text says in several.
 """

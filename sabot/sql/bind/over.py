@@ -29,7 +29,7 @@ from sabot.sql.scope import (
 from sabot.sql.syntax.text import SqlFault
 from sabot.sql.syntax.tree import Call, Column, Expression, Item, Name, SelectBody, Sort, Window
 from sabot.sql.types import sql_type
-from sabot.sql.values import Binder, Context, rebuilt, walk
+from sabot.sql.values import Binder, Context, key_of, rebuilt, walk
 
 _RANKINGS = {"ROW_NUMBER": "row_number", "RANK": "rank", "DENSE_RANK": "dense_rank"}
 
@@ -68,6 +68,7 @@ class OverBinder:
             order, relation = order_columns(self._context, relation, window.order)
             kind = _RANKINGS.get(call.name.text.upper())
             if kind is not None:
+                self._note_keys(relation, items, window, partition, replaced)
                 _check_plain_call(call)
                 if call.arguments or call.star:
                     raise SqlFault(call.span, f"{call.name.text} has no argument", f"{call.name.text}() OVER (…)")
@@ -89,6 +90,24 @@ class OverBinder:
         if sum(each.ranking is not None for each in replaced.values()) > 1:
             raise SqlFault(self._select.span, "two rankings in one SELECT", "write them in two queries")
         return relation, replaced
+
+    def _note_keys(
+        self,
+        relation: Relation,
+        items: Sequence[Item],
+        window: Window,
+        partition: Sequence[str],
+        replaced: dict[int, OutputColumn],
+    ) -> None:
+        """Lets entries of the select list that are computed as a key of a ranking is be this key, so that queries outside know it."""
+        keys = {key_of(node, relation): name for node, name in zip(window.partition, partition, strict=True)}
+        binder = Binder(self._context, relation)
+        for item in items:
+            node = item.expression
+            if not isinstance(node, Column) and (name := keys.get(key_of(node, relation))) is not None:
+                type = binder.bind(node).type
+                shown = binder.shown_type(node, type)
+                replaced[id(node)] = OutputColumn("", TypedExpr(col(name), type), None, shown=shown)
 
     def _computed_of_over(
         self, relation: Relation, tree: Expression, calls: Sequence[Call]
@@ -232,15 +251,21 @@ def columns_of(context: Context, relation: Relation, nodes: Sequence[Expression]
     """Returns the columns of these expressions; one that is computed becomes a column of the rows first."""
     names = []
     for node in nodes:
-        bound = Binder(context, relation).bind(node)
-        column = bound.expr.column
-        if column is None:
-            column = names_of(relation).free("by")
-            with at(node.span):
-                stream = relation.stream.with_columns(**{column: bound.expr})
-            relation = replace(relation, stream=stream)
+        column, _, relation = _column_of(context, relation, node)
         names.append(column)
     return tuple(names), relation
+
+
+def _column_of(context: Context, relation: Relation, node: Expression) -> tuple[str, pa.DataType, Relation]:
+    """Returns the column of an expression, its type, and the rows with it."""
+    bound = Binder(context, relation).bind(node)
+    column = bound.expr.column
+    if column is None:
+        column = names_of(relation).free("by")
+        with at(node.span):
+            stream = relation.stream.with_columns(**{column: bound.expr})
+        relation = replace(relation, stream=stream)
+    return column, bound.type, relation
 
 
 def order_columns(
@@ -249,7 +274,7 @@ def order_columns(
     """Returns the columns of ORDER BY, as pairs of a column and True for the greatest first, and the rows with them."""
     by = []
     for sort in order:
-        (name,), relation = columns_of(context, relation, [sort.expression])
+        name, type, relation = _column_of(context, relation, sort.expression)
         # NULL is the smallest value in Flink, and comes last in the engine
         nulls_first = not sort.descending if sort.nulls_first is None else sort.nulls_first
         has_nulls = not any(each.column == name and each.never_null for each in relation.fields)
@@ -259,7 +284,7 @@ def order_columns(
                 stream = relation.stream.with_columns(**{present: col(name).is_not_null().cast("int64")})
             relation = replace(relation, stream=stream)
             by.append((present, False))
-        if sort.descending and pa.types.is_floating(relation.stream.schema.field(name).type):
+        if sort.descending and pa.types.is_floating(type):
             # NaN is the greatest number, and comes behind all others in the rankings of the engine
             number = names_of(relation).free(f"{name}_number")
             with at(sort.span):

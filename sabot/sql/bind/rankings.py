@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import reduce
 from typing import Any, cast
 
 from sabot.api.expr import col, lit
@@ -12,8 +13,20 @@ from sabot.base.checks import is_whole
 from sabot.sql.bind.windows import windows_again
 from sabot.sql.scope import Names, Ranking, Relation, WindowEdge, at, names_of, node_of, ttl_of
 from sabot.sql.syntax.text import SqlFault
-from sabot.sql.syntax.tree import Between, Binary, Column, Constant, Expression, Parameter, SelectBody, Star
-from sabot.sql.values import Context, mirrored, walk
+from sabot.sql.syntax.tree import (
+    Between,
+    Binary,
+    Column,
+    Constant,
+    Expression,
+    Item,
+    JoinSource,
+    Parameter,
+    SelectBody,
+    Source,
+    Star,
+)
+from sabot.sql.values import Context, conjuncts, mirrored, walk
 
 _log = logging.getLogger(__name__)
 
@@ -211,3 +224,46 @@ def keyed(stream: Stream, keys: Sequence[str] = ()) -> KeyedStream:
     if keys:
         return stream.key_by(*keys)
     return stream.key_by(**{Names(set(node_of(stream).column_names or ())).free("every"): lit(0)})
+
+
+def ranked(context: Context, relation: Relation, conditions: list[Expression]) -> Relation:
+    """Returns the rows with their ranking, and takes the condition that bounds it out of `conditions`."""
+    assert relation.ranking is not None
+    span = relation.ranking.span
+    every = (Item(Star((), span), None, span),)
+    select = SelectBody(False, every, None, None, (), None, (), None, (), None, span)
+    found, bounding = RankingBinder(context, select, relation, conditions).bind()
+    conditions[:] = [each for each in conditions if each is not bounding]
+    return found
+
+
+def ranked_side(
+    context: Context, join: JoinSource, side: Relation, tree: Source, where: list[Expression], on: tuple[str, ...]
+) -> tuple[Relation, JoinSource]:
+    """Returns a table of a join with its ranking, by a condition of WHERE, or of ON for these kinds of joins (`on`). The
+    condition has the name of the table: `r.n = 1`. Takes the condition out of `where`, or of the join.
+    """
+
+    assert side.ranking is not None
+    rank = next(each for each in side.fields if each.column == side.ranking.column)
+
+    def is_bound(node: Expression) -> bool:
+        columns = [each for each in walk(node) if isinstance(each, Column)]
+        names = {tuple(part.text.lower() for part in each.parts) for each in columns}
+        return names == {(rank.qualifier.lower(), rank.name.lower())}
+
+    conditions = conjuncts(join.on) if join.kind in on else []
+    for given in (where, conditions):
+        bounds = [each for each in given if is_bound(each)]
+        if not bounds:
+            continue
+        kept = list(bounds)
+        side = ranked(context, side, kept)
+        given[:] = [each for each in given if each in kept or each not in bounds]
+        if given is conditions:
+            join = replace(join, on=reduce(lambda a, b: Binary("AND", a, b, join.span), given) if given else None)
+        return side, join
+    hint = f"WHERE {rank.qualifier}.{rank.name} <= 3"
+    if join.kind not in ("INNER", "COMMA", "CROSS") or not rank.qualifier:
+        hint = "JOIN (SELECT … FROM (SELECT …, ROW_NUMBER() OVER (…) AS n FROM t) WHERE n <= 3) AS r"
+    raise SqlFault(tree.span, "the ranking of this table needs a bound before it is joined", hint)

@@ -210,3 +210,26 @@ def _is_bound(relation: Relation, output: OutputColumn) -> bool:
     """Returns True for a bound of a window table's windows, which the rows do not have yet."""
     edge = None if output.passed is None else output.passed.window
     return edge is not None and edge.window is relation.window
+
+
+def of_sets(
+    context: Context, select: SelectBody, relation: Relation, where: Sequence[Expression], ttl: str | None
+) -> Relation:
+    """Returns the rows of GROUPING SETS, ROLLUP and CUBE: those of a GROUP BY for each set, of the same rows of FROM."""
+    made = [
+        SelectBinder(context, replace(select, sets=(some,)), relation, where, ttl=ttl).bind() for some in select.sets
+    ]
+    with at(select.span):
+        stream = made[0].stream.union(*(each.stream for each in made[1:]))
+        fields = tuple(
+            replace(
+                same[0],
+                shown=next((each.shown for each in same if each.shown is not None), None),
+                never_null=all(each.never_null for each in same),
+                window=None,
+            )
+            for same in zip(*(each.fields for each in made), strict=True)
+        )
+        if select.distinct:
+            stream = stream.deduplicate(*(each.column for each in fields))
+    return replace(made[0], stream=stream, fields=fields)

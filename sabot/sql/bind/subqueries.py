@@ -1,8 +1,8 @@
-"""Joins of rows with queries: of NOT IN (SELECT …), and of a query in the place of a value."""
+"""Queries inside conditions and values: IN (SELECT …) and EXISTS, as joins, and a query in the place of a value."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 
@@ -11,10 +11,198 @@ from sabot.api.expr import Expr, col, lit, when
 from sabot.api.nodes.read import endless_read
 from sabot.api.stream import Stream
 from sabot.sql.bind.groups import has_aggregate, is_aggregate
-from sabot.sql.scope import Names, Relation, TableColumn, TypedExpr, names_of, node_of
-from sabot.sql.syntax.text import SqlFault
-from sabot.sql.syntax.tree import Case, Constant, Expression, Query, SelectBody, ValuesBody
-from sabot.sql.values import Binder, Context, rebuilt
+from sabot.sql.bind.joins.conditions import same_type
+from sabot.sql.bind.joins.join import beside_bounds, common_window
+from sabot.sql.bind.windows import opened
+from sabot.sql.scope import (
+    Names,
+    Relation,
+    TableColumn,
+    TypedExpr,
+    at,
+    check_plain,
+    names_of,
+    node_of,
+    warn_of_growth,
+)
+from sabot.sql.syntax.text import Span, SqlFault
+from sabot.sql.syntax.tree import (
+    Binary,
+    Case,
+    Constant,
+    Expression,
+    In,
+    Query,
+    SelectBody,
+    Star,
+    ValuesBody,
+)
+from sabot.sql.values import Binder, Context, conjuncts, rebuilt
+
+_SEMI_JOINED = "a JOIN with bounds of time (BETWEEN) keeps the rows within them"
+
+RowsInside = Callable[[Query, list[Expression], str], Relation]
+"""A function that binds FROM of a query which uses columns of the rows outside. It takes conditions out of the list that joins
+use. The text names the place of the query, for messages.
+"""
+
+
+def in_query(
+    context: Context, relation: Relation, node: In, inner: Relation, query: Query, operands: Sequence[Expression]
+) -> Relation:
+    """Returns the rows for which IN, or NOT IN, of a query without columns of the rows is true. `inner`: its rows."""
+    check_plain(inner, query.span, "before IN")
+    _check_width(query, len(inner.fields), len(operands))
+    binder = Binder(context, relation)
+    keys = [
+        same_type(node, binder.bind(operand), TypedExpr(col(its.column), its.type), context.zone)
+        for operand, its in zip(operands, inner.fields, strict=True)
+    ]
+    for side in (relation, inner):
+        warn_of_growth(side.stream, "IN (SELECT …)", "all rows", _SEMI_JOINED)
+    with at(node.span):
+        if node.negated:
+            stream = without_partners(relation.stream, inner.stream, *keys[0])
+        else:
+            left_on, right_on = [mine.expr for mine, _ in keys], [its.expr for _, its in keys]
+            stream = relation.stream.join(inner.stream, left_on=left_on, right_on=right_on, how="semi")
+    return replace(relation, stream=stream)
+
+
+def exists(
+    context: Context, relation: Relation, query: Query, how: Literal["semi", "anti"], rows: RowsInside
+) -> Relation:
+    """Returns the rows that have a partner in a query, or those that have none (`how`)."""
+    relation, inner, body, keys = _inside(context, relation, query, "EXISTS", rows)
+    both = Relation(inner.stream, (*inner.fields, *relation.fields))
+    for item in body.items:  # their values do not matter, but a wrong name is an error
+        if not isinstance(item.expression, Star) and bound(context, item.expression, inner) is None:
+            Binder(context, both).bind(item.expression)
+    if not keys:
+        raise SqlFault(query.span, "EXISTS needs a condition that joins its query", "WHERE b.id = a.id")
+    return _semi_joined(relation, inner, keys, how, query.span, "EXISTS (SELECT …)")
+
+
+def in_correlated(
+    context: Context, relation: Relation, node: In, query: Query, operands: Sequence[Expression], rows: RowsInside
+) -> Relation:
+    """Returns the rows for which IN, or NOT IN, of a query that uses columns of the query outside is true.
+
+    NOT IN drops a row if the query has, for this row, a row that is equal or NULL; and if its own value is NULL and
+    the query has any row.
+    """
+    relation, inner, body, keys = _inside(context, relation, query, "IN", rows)
+    if any(isinstance(item.expression, Star) for item in body.items):
+        raise SqlFault(query.span, "the query of IN names its column", "x IN (SELECT y FROM …)")
+    _check_width(query, len(body.items), len(operands))
+    outside, inside = Binder(context, relation), Binder(context, inner)
+    values = [
+        same_type(node, outside.bind(operand), inside.bind(item.expression), context.zone)
+        for operand, item in zip(operands, body.items, strict=True)
+    ]
+    how: Literal["semi", "anti"] = "anti" if node.negated else "semi"
+    relation = _semi_joined(relation, inner, [*keys, *values], how, node.span, "IN (SELECT …)")
+    if node.negated:
+        ((mine, its),) = values
+        nulls = replace(inner, stream=inner.stream.filter(its.expr.is_null()))
+        relation = _semi_joined(relation, nulls, keys, how, node.span, "IN (SELECT …)")
+        missing = when(mine.expr.is_null()).then(lit(True)).otherwise(lit(None))
+        without = (TypedExpr(missing, pa.bool_()), TypedExpr(lit(True), pa.bool_()))
+        relation = _semi_joined(relation, inner, [*keys, without], how, node.span, "IN (SELECT …)")
+    return relation
+
+
+def _inside(
+    context: Context, relation: Relation, query: Query, what: str, rows: RowsInside
+) -> tuple[Relation, Relation, SelectBody, list[tuple[TypedExpr, TypedExpr]]]:
+    """Returns `relation`, the rows of a query that uses columns of it, the SELECT of this query, and the equal columns: those
+    of `relation`, and its own. Rows of a window table get the bounds of their windows if the query is joined by these;
+    else they wait for their GROUP BY.
+    """
+    body = query.body
+    if not isinstance(body, SelectBody) or body.source is None or query.limit is not None or query.order:
+        raise SqlFault(query.span, f"{what} takes a SELECT … FROM … WHERE …")
+    if body.group or body.having is not None or body.qualify is not None or has_aggregate(body.items):
+        instead = "write WHERE x IN (SELECT …), or a join" if what == "EXISTS" else "write a join"
+        raise SqlFault(body.span, f"{what} takes no groups and aggregates", instead)
+    conditions = conjuncts(body.where)
+    inner = rows(query, conditions, what)
+    joining = []
+    for node in conditions:
+        if bound(context, node, inner) is None:
+            joining.append(node)
+            continue
+        with at(node.span):
+            predicate = Binder(context, inner).predicate(node)
+            inner = replace(inner, stream=inner.stream.filter(predicate))
+    keys = [correlated(context, node, relation, inner, what) for node in joining]
+    if relation.window is not None:
+        bounds = {each.column for each in relation.fields if each.window is not None}
+        if any(mine.expr.columns & bounds for mine, _ in keys):
+            with at(query.span):
+                relation = opened(relation, query.span, context.zone)
+            keys = [correlated(context, node, relation, inner, what) for node in joining]
+    return relation, inner, body, keys
+
+
+def _semi_joined(
+    relation: Relation,
+    inner: Relation,
+    keys: Sequence[tuple[TypedExpr, TypedExpr]],
+    how: Literal["semi", "anti"],
+    span: Span,
+    what: str,
+) -> Relation:
+    """Returns the rows that have a partner in another table, or those that have none. If the bounds of a window are
+    among the equal columns, the rows are final, and both tables keep those of open windows alone.
+    """
+    window = common_window(relation, inner, keys, span)
+    options: dict[str, Any] = {"how": how}
+    if window is None:
+        for side in (relation, inner):
+            warn_of_growth(side.stream, what, "all rows", _SEMI_JOINED)
+    else:
+        options["window"] = window
+        names = names_of(relation)
+        names.taken |= names_of(inner).taken
+        relation, mine = beside_bounds(relation, names)
+        inner, its = beside_bounds(inner, names)
+        keys = [(_moved(one, mine), _moved(other, its)) for one, other in keys]
+    left_on, right_on = [key.expr for key, _ in keys], [key.expr for _, key in keys]
+    with at(span):
+        stream = relation.stream.join(inner.stream, left_on=left_on, right_on=right_on, **options)
+    return replace(relation, stream=stream)
+
+
+def correlated(
+    context: Context, node: Expression, outer: Relation, inner: Relation, what: str
+) -> tuple[TypedExpr, TypedExpr]:
+    """Returns the two sides of a condition `outer column = inner column`."""
+    if isinstance(node, Binary) and node.operator == "=":
+        for one, other in ((node.left, node.right), (node.right, node.left)):
+            left, right = bound(context, one, outer), bound(context, other, inner)
+            if left is not None and right is not None and bound(context, one, inner) is None:
+                return same_type(node, left, right, context.zone)
+    Binder(context, Relation(inner.stream, (*inner.fields, *outer.fields))).bind(node)  # a wrong name
+    raise SqlFault(node.span, f"the query of {what} is joined by equal columns only", "write a join")
+
+
+def bound(context: Context, node: Expression, relation: Relation) -> TypedExpr | None:
+    """Returns the expression of a tree over one table, or None if it has other names."""
+    try:
+        return Binder(context, relation).bind(node)
+    except SqlFault:
+        return None
+
+
+def _moved(key: TypedExpr, renamed: Mapping[str, str]) -> TypedExpr:
+    """Returns a key whose columns have these new names."""
+    return TypedExpr(key.expr.renamed(renamed), key.type) if key.expr.columns & renamed.keys() else key
+
+
+def _check_width(query: Query, columns: int, wanted: int) -> None:
+    if columns != wanted:
+        raise SqlFault(query.span, f"the query of IN has {wanted} column{'s' * (wanted > 1)}")
 
 
 def without_partners(stream: Stream, inner: Stream, mine: TypedExpr, its: TypedExpr) -> Stream:

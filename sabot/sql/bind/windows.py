@@ -300,7 +300,7 @@ def _window(kind: str, sizes: Sequence[Expression], call: Call, time: str, zone:
             raise SqlFault(sizes[1].span, f"the size of {kind} is no multiple of its {word}", hint)
     options: dict[str, Any] = {"time": time}
     every = lengths[1] if kind == "CUMULATE" else lengths[0]  # how often a window begins
-    given = lengths[-1] if len(lengths) == wanted[1] and kind != "SESSION" else 0
+    given = lengths[-1] % every if len(lengths) == wanted[1] and kind != "SESSION" else 0
     with at(call.span):
         if kind == "SESSION":
             return session(f"{every}ms", **options)

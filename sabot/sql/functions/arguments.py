@@ -55,6 +55,14 @@ class CallArguments:
             raise SqlFault(self.items[i].tree.span, message, hint)
         return expr
 
+    def whole_number(self, i: int) -> Expr:
+        """Returns argument `i`, which must be an integer."""
+        expr, type = self.bound(i)
+        if not (pa.types.is_integer(type) or pa.types.is_null(type)):
+            message = f"{self.call.name.text.upper()} takes a whole number here, and this is {sql_type(type)}"
+            raise SqlFault(self.items[i].tree.span, message, "CAST(x AS INT)")
+        return expr
+
     def clock(self, i: int) -> Expr:
         """Returns argument `i`; a TIMESTAMP_LTZ as the time on the clock of the session's zone."""
         return on_the_clock(self.bound(i), self.zone).expr

@@ -74,8 +74,7 @@ def product(left: TypedExpr, right: TypedExpr) -> Expr:
     kept = max(MOST_DIGITS - (digits - scale), min(scale, _KEPT_DIGITS))
     if digits <= MOST_DIGITS or kept >= scale:
         return left.expr * right.expr
-    room = MOST_DIGITS - (digits == 2 * MOST_DIGITS)  # 76 digits are the most of any decimal
-    wide = [each.expr.cast(pa.decimal256(min(each.type.precision, room), each.type.scale)) for each in (left, right)]
+    wide = [each.expr.cast(pa.decimal256(each.type.precision, each.type.scale)) for each in (left, right)]
     return (wide[0] * wide[1]).round(kept, mode=AWAY).cast(pa.decimal128(MOST_DIGITS, kept))
 
 

@@ -94,6 +94,7 @@ _ELSEWHERE = {
     "LEAD": "LEAD(x) OVER (ORDER BY ts)",
     **dict.fromkeys(("DATE_TRUNC", "TIMESTAMP_TRUNC", "DATETIME_TRUNC"), "FLOOR(ts TO HOUR)"),
     "REGEXP_LIKE": "REGEXP(text, pattern)",
+    "ELEMENT": "tags[1]: the first element",
     "SAFE_DIVIDE": "x / NULLIF(y, 0)",
     "STRING": "CAST(x AS STRING)",
     "ISNULL": "IFNULL(x, y), or x IS NULL",
@@ -185,7 +186,9 @@ FUNCTIONS: dict[str, Function] = {
     "E": Function(0, 0, "", lambda a: lit(math.e)),
     "ELT": Function(2, None, "number, text, …", texts.chosen),
     "ENCODE": Function(2, 2, "text, characters", partial(texts.in_characters, "encode")),
-    "ENDSWITH": Function(2, 2, "text, end", partial(texts.ends, "endswith")),
+    "ENDSWITH": Function(
+        2, 2, "text, end", partial(texts.with_columns, "endswith", "tt", partial(texts.ends, "endswith"))
+    ),
     "EXP": Function(1, 1, "number", partial(_number, "exp")),
     "EXTRACT": Function(2, 2, "unit FROM time", times.extract),
     "FLOOR": Function(1, 2, "number[ TO unit]", partial(numbers.rounded, "floor")),
@@ -196,7 +199,7 @@ FUNCTIONS: dict[str, Function] = {
     "INITCAP": Function(1, 1, "text", partial(_text, "to_titlecase")),
     "IF": Function(3, 3, "condition, x, y", _if),
     "IFNULL": Function(2, 2, "x, y", lambda a: coalesce(*a.exprs)),
-    "INSTR": Function(2, 2, "text, part", partial(texts.place, 0, 1)),
+    "INSTR": Function(2, 2, "text, part", texts.in_text),
     "IS_ALPHA": Function(1, 1, "x", partial(texts.has_only, "letters")),
     "IS_DECIMAL": Function(1, 1, "x", partial(texts.has_only, "decimal")),
     "IS_DIGIT": Function(1, 1, "x", partial(texts.has_only, "digits")),
@@ -209,14 +212,21 @@ FUNCTIONS: dict[str, Function] = {
     "JSON_UNQUOTE": Function(1, 1, "text", json.unquoted),
     "JSON_VALUE": Function(2, 5, "text, path", json.value),
     "LEAST": Function(1, None, "x, …", partial(numbers.extreme, min_horizontal)),
-    "LEFT": Function(2, 2, "text, length", texts.left),
+    "LEFT": Function(2, 2, "text, length", partial(texts.with_columns, "left", "tn", texts.left)),
     "LN": Function(1, 1, "number", partial(_number, "log")),
-    "LOCATE": Function(2, 3, "part, text[, start]", partial(texts.place, 1, 0)),
+    "LOCATE": Function(
+        2, 3, "part, text[, start]", partial(texts.with_columns, "locate", "ttn", partial(texts.place, 1, 0))
+    ),
     "LOG": Function(1, 2, "[base, ]number", numbers.logarithm),
     "LOG10": Function(1, 1, "number", lambda a: a.expr(0).log(10)),
     "LOG2": Function(1, 1, "number", lambda a: a.expr(0).log(2)),
     "LOWER": Function(1, 1, "text", partial(_text, "lower")),
-    "LPAD": Function(3, 3, "text, length, character", partial(texts.pad, "pad_start")),
+    "LPAD": Function(
+        3,
+        3,
+        "text, length, character",
+        partial(texts.with_columns, "pad_start", "tnt", partial(texts.pad, "pad_start")),
+    ),
     "LTRIM": Function(1, 2, "text[, characters]", partial(texts.trimmed, "strip_start", " ")),
     "MAP_ENTRIES": Function(1, 1, "map", partial(maps.part, "map.entries")),
     "MAP_FROM_ARRAYS": Function(2, 2, "keys, values", maps.from_arrays),
@@ -228,7 +238,9 @@ FUNCTIONS: dict[str, Function] = {
     "OVERLAY": Function(3, 4, "text PLACING part FROM start[ FOR length]", texts.overlay),
     "PARSE_URL": Function(2, 3, "url, part[, name]", texts.url_part),
     "PI": Function(0, 0, "", lambda a: lit(math.pi)),
-    "POSITION": Function(2, 2, "part IN text", partial(texts.place, 1, 0)),
+    "POSITION": Function(
+        2, 2, "part IN text", partial(texts.with_columns, "locate", "ttn", partial(texts.place, 1, 0))
+    ),
     "POWER": Function(2, 2, "number, exponent", numbers.power),
     "PRINTF": Function(1, None, "format, …", texts.printf),
     "RADIANS": Function(1, 1, "degrees", partial(numbers.in_degrees, math.pi / 180)),
@@ -240,23 +252,31 @@ FUNCTIONS: dict[str, Function] = {
     "REGEXP_REPLACE": Function(3, 3, "text, pattern, replacement", texts.regexp_replace),
     "REGEXP_SUBSTR": Function(2, 2, "text, pattern", texts.regexp_extract),
     "REPEAT": Function(2, 2, "text, number", partial(texts.of_values, "repeat")),
-    "REPLACE": Function(3, 3, "text, old, new", texts.replaced),
+    "REPLACE": Function(3, 3, "text, old, new", partial(texts.with_columns, "replace", "ttt", texts.replaced)),
     "REVERSE": Function(1, 1, "text", partial(_text, "reverse")),
-    "RIGHT": Function(2, 2, "text, length", texts.right),
+    "RIGHT": Function(2, 2, "text, length", partial(texts.with_columns, "right", "tn", texts.right)),
     "ROW": Function(1, None, "x, …", lambda a: struct(**{f"EXPR${i}": each for i, each in enumerate(a.exprs)})),
     "ROUND": Function(1, 2, "number[, digits]", numbers.to_digits),
-    "RPAD": Function(3, 3, "text, length, character", partial(texts.pad, "pad_end")),
+    "RPAD": Function(
+        3, 3, "text, length, character", partial(texts.with_columns, "pad_end", "tnt", partial(texts.pad, "pad_end"))
+    ),
     "RTRIM": Function(1, 2, "text[, characters]", partial(texts.trimmed, "strip_end", " ")),
     **{name: Function(1, 1, "text", partial(texts.of_values, name.lower())) for name in _HASHES},
     "SHA2": Function(2, 2, "text, bits", texts.sha2),
     "SIGN": Function(1, 1, "number", partial(_number, "sign")),
     "SPLIT": Function(2, 2, "text, separator", lambda a: a.expr(0).str.split(a.constant(1, "string", "the separator"))),
-    "SPLIT_INDEX": Function(3, 3, "text, separator, index", texts.split_index),
+    "SPLIT_INDEX": Function(
+        3, 3, "text, separator, index", partial(texts.with_columns, "split_index", "ttn", texts.split_index)
+    ),
     "SQRT": Function(1, 1, "number", partial(_number, "sqrt")),
-    "STARTSWITH": Function(2, 2, "text, start", partial(texts.ends, "startswith")),
+    "STARTSWITH": Function(
+        2, 2, "text, start", partial(texts.with_columns, "startswith", "tt", partial(texts.ends, "startswith"))
+    ),
     "STR_TO_MAP": Function(1, 3, "text[, separator[, separator_of_key]]", maps.from_text),
-    "SUBSTR": Function(2, 3, "text, start[, length]", texts.substring),
-    "SUBSTRING": Function(2, 3, "text, start[, length]", texts.substring),
+    "SUBSTR": Function(2, 3, "text, start[, length]", partial(texts.with_columns, "substring", "tnn", texts.substring)),
+    "SUBSTRING": Function(
+        2, 3, "text, start[, length]", partial(texts.with_columns, "substring", "tnn", texts.substring)
+    ),
     "TIMESTAMPADD": Function(3, 3, "unit, number, time", times.timestampadd),
     "TIMESTAMPDIFF": Function(3, 3, "unit, start, end", times.timestampdiff),
     "TO_BASE64": Function(1, 1, "text", partial(texts.of_values, "to_base64")),

@@ -6,7 +6,7 @@ from operator import add
 import pyarrow as pa
 
 from sabot.api.expr import Expr, concat_str, lit, when
-from sabot.sql.functions.arguments import CallArguments, balanced
+from sabot.sql.functions.arguments import CallArguments, Make, balanced
 from sabot.sql.functions.conversions import is_number
 from sabot.sql.syntax.text import Span, SqlFault
 from sabot.sql.types import sql_type
@@ -88,16 +88,13 @@ def trim(arguments: CallArguments) -> Expr:
 
 
 def substring(arguments: CallArguments) -> Expr:
-    """Returns a part of a text from a position, 1 at its start and -1 at its last character."""
+    """Returns a part of a text from a position: 1, or 0 as in Flink, at its start, and -1 at its last character."""
     text, start = arguments.expr(0), arguments.whole(1, "the position")
     length = arguments.whole(2, "the length") if len(arguments) > 2 else None
     if length is not None and length < 0:
         raise SqlFault(arguments.items[2].tree.span, "a part of a text is not shorter than 0", "a length of 0 or more")
-    if start == 0:
-        hint = "1 is the first character, -1 the last one"
-        raise SqlFault(arguments.items[1].tree.span, "positions of a text begin at 1", hint)
-    made = text.str.slice(start - 1 if start > 0 else start, length)
-    return made if start > 0 else when(text.str.length() < -start).then(lit("")).otherwise(made)
+    made = text.str.slice(max(start - 1, 0) if start >= 0 else start, length)
+    return made if start >= 0 else when(text.str.length() < -start).then(lit("")).otherwise(made)
 
 
 def concat(arguments: CallArguments) -> Expr:
@@ -210,6 +207,32 @@ def concat_ws(arguments: CallArguments) -> Expr:
     by = arguments.constant(0, "string", "the separator")
     texts = [arguments.text(i) for i in range(1, len(arguments))]
     return concat_str(*texts, separator=by, ignore_nulls=True)
+
+
+def with_columns(function: str, kinds: str, make: Make, arguments: CallArguments) -> Expr:
+    """Returns `make` of a call whose arguments behind the text are constants, for which there are kernels, and else the function
+    that the engine calls with the values of each row. `kinds`: of its arguments, "t" for a text, "n" for a whole number.
+    """
+    whole = 1 if function == "locate" else 0  # POSITION(part IN text)
+    if all(arguments.expr(i).kind == "lit" for i in range(len(arguments)) if i != whole):
+        return make(arguments)
+    given = [
+        arguments.plain_text(i) if kind == "t" else arguments.whole_number(i)
+        for i, kind in zip(range(len(arguments)), kinds, strict=False)
+    ]
+    if len(given) < len(kinds):
+        given.append(lit(1 if function == "locate" else _ANY_LENGTH))
+    return _called(function, *given)
+
+
+_ANY_LENGTH = 2**31 - 1
+
+
+def in_text(arguments: CallArguments) -> Expr:
+    """Returns INSTR(text, part)."""
+    if arguments.expr(1).kind == "lit":
+        return place(0, 1, arguments)
+    return _called("locate", arguments.plain_text(1), arguments.plain_text(0), lit(1))
 
 
 def of_values(function: str, arguments: CallArguments) -> Expr:

@@ -67,8 +67,18 @@ _WRITTEN = {
     "s": "%-S",
     "SSS": "%3f",
     "SSSSSS": "%6f",
+    "SSSSSSSSS": "%9f",
 }
-_READ = {"M": "%m", "d": "%d", "H": "%H", "m": "%M", "s": "%S", "SSS": "%3f", "SSSSSS": "%6f"}
+_READ = {"M": "%m", "d": "%d", "H": "%H", "h": "%I", "m": "%M", "s": "%S", **{"S" * n: f"%{n}f" for n in range(1, 10)}}
+_NOT_READ = {
+    "yy": "two digits of a year leave its century open: TO_DATE('20' || text, 'yyyy-MM-dd')",
+    **dict.fromkeys(("E", "EE", "EEE", "EEEE"), "leave the name of the day out: SUBSTRING(text, 5)"),
+    **dict.fromkeys(
+        ("Z", "X", "XX", "XXX", "x", "xx", "xxx"), "CAST(text AS TIMESTAMP_LTZ(3)) reads a time with its offset"
+    ),
+    "DDD": "the day of a year: TIMESTAMPADD(DAY, CAST(text AS INT) - 1, DATE '2024-01-01')",
+}
+"""Letters with which texts are not read, and what to write instead."""
 
 
 def java_format(pattern: str, span: Span, *, reads: bool = False) -> str:
@@ -76,6 +86,8 @@ def java_format(pattern: str, span: Span, *, reads: bool = False) -> str:
     Raises SqlFault for letters that have no equivalent.
     """
     made, known = [], _JAVA | (_READ if reads else _WRITTEN)
+    if reads:
+        known = {word: code for word, code in known.items() if word not in _NOT_READ}
     for match in re.finditer(r"'((?:[^']|'')*)'|([A-Za-z])\2*|(.)", pattern, re.DOTALL):
         quoted, letter, other = match.groups()
         if quoted is not None:
@@ -83,7 +95,9 @@ def java_format(pattern: str, span: Span, *, reads: bool = False) -> str:
         elif letter is not None:
             word = match.group()
             if word not in known:
-                java = "patterns are Java's: yyyy-MM-dd HH:mm:ss" if "%" in pattern else f"there are {', '.join(known)}"
+                there_are = ", ".join(each for each in known if each[0] != "S" or each == "SSS")
+                java = "patterns are Java's: yyyy-MM-dd HH:mm:ss" if "%" in pattern else f"there are {there_are}"
+                java = _NOT_READ.get(word, java) if reads else java
                 raise SqlFault(span, f"{word} of the pattern has no equivalent", java)
             made.append(known[word])
         else:
@@ -115,15 +129,30 @@ def date_format(arguments: CallArguments) -> Expr:
     return time.dt.strftime(re.sub(r"((?:%%)*)%z", r"\1+0000", format))
 
 
+_FIRST_DAY = [("1970 ", "%Y ", "Y"), ("01 ", "%m ", "mbB"), ("01 ", "%d ", "d")]
+"""What stands for the parts of a day that a pattern lacks, as in Flink: the text, its code, and the codes that give it."""
+
+
 def to_time(method: str, arguments: CallArguments) -> Expr:
-    format = None
-    if len(arguments) > 1:
-        tree = arguments.items[1].tree
-        format = java_format(arguments.constant(1, "string", "the pattern"), tree.span, reads=True)
-    if format is None:
+    text = arguments.expr(0)
+    if len(arguments) == 1:
         type = pa.date32() if method == "to_date" else pa.timestamp("us")
-        return read_text(arguments.expr(0), type, strict=False)
-    return getattr(arguments.expr(0).str, method)(format, strict=False)  # type: ignore[no-any-return]
+        return read_text(text, type, strict=False)
+    span = arguments.items[1].tree.span
+    pattern = arguments.constant(1, "string", "the pattern")
+    format = java_format(pattern, span, reads=True)
+    codes = re.findall(r"%[1-9]?([A-Za-z%])", format)
+    twice = next((code for code in codes if code != "%" and codes.count(code) > 1), None)
+    if twice or {"H", "I"} <= {*codes} or ("I" in codes) != ("p" in codes):
+        hint = f"{arguments.call.name.text.upper()}(text, 'MM/dd/yyyy hh:mm:ss a')"
+        message = (
+            f"the pattern {pattern!r} has a part of the time twice" if twice else "hh and a stand together, without HH"
+        )
+        raise SqlFault(span, message, hint)
+    for value, part, others in _FIRST_DAY:
+        if not {*others} & {*codes}:
+            text, format = lit(value) + text, part + format
+    return getattr(text.str, method)(format, strict=False)  # type: ignore[no-any-return]
 
 
 def convert_tz(arguments: CallArguments) -> Expr:

@@ -267,12 +267,12 @@ class Expressions(TokenCursor):
         return Constant(kind, token.value, token.span)
 
     def _typed(self) -> Expression | None:
-        """DATE '…', TIME '…', TIMESTAMP '…', TIMESTAMP_LTZ '…'."""
+        """DATE '…', TIME '…', TIMESTAMP '…', TIMESTAMP_LTZ '…', X'…'."""
         if self.peek().kind is not TokenKind.STRING:
             return None
         token = self.next()
         text = self.next()
-        type = cast(Literal["DATE", "TIME", "TIMESTAMP", "TIMESTAMP_LTZ"], token.word)
+        type = cast(Literal["DATE", "TIME", "TIMESTAMP", "TIMESTAMP_LTZ", "X"], token.word)
         return TypedLiteral(type, text.value, self.since(token.span))
 
     def _interval(self) -> Expression | None:
@@ -714,7 +714,7 @@ _SPECIAL: dict[str, Callable[[Expressions], Expression | None]] = {
     "INTERVAL": Expressions._interval,
     "ARRAY": Expressions._bracketed,
     "MAP": Expressions._bracketed,
-    **dict.fromkeys(("DATE", "TIME", "TIMESTAMP", "TIMESTAMP_LTZ"), Expressions._typed),
+    **dict.fromkeys(("DATE", "TIME", "TIMESTAMP", "TIMESTAMP_LTZ", "X"), Expressions._typed),
     **dict.fromkeys(_WITHOUT_PARENTHESES, Expressions._bare),
 }
 """Words that begin an expression of their own form; the parser returns None where the word is a name here."""

@@ -17,6 +17,7 @@ from sabot.sql.syntax.tree import (
     Describe,
     DropStatement,
     Explain,
+    Expression,
     Insert,
     Name,
     Query,
@@ -48,7 +49,7 @@ _REFUSED = {
 }
 _STATEMENTS = ("SELECT", "WITH", "VALUES", "INSERT", "CREATE", "DROP", "EXECUTE", "SET", "RESET", "SHOW", "EXPLAIN")
 _DETAILS = ("ESTIMATED_COST", "CHANGELOG_MODE", "PLAN_ADVICE", "JSON_EXECUTION_PLAN")
-_SHOWN = ("TABLES", "VIEWS", "FUNCTIONS", "MODELS", "CONNECTORS")
+_SHOWN = ("TABLES", "VIEWS", "FUNCTIONS", "MODELS", "CONNECTORS", "CATALOGS", "DATABASES")
 
 
 def parse(text: SqlText) -> list[Statement]:
@@ -127,14 +128,23 @@ class Parser(Queries):
             raise SqlFault(self.token.span, "INSERT OR … is not supported", hint)
         self.expect_word("INTO", where="behind INSERT")
         table = self.qualified("a table")
-        if self.is_word("PARTITION"):
-            raise SqlFault(self.token.span, "INSERT … PARTITION is not supported", "select the column instead")
+        partition: tuple[tuple[Name, Expression], ...] = ()
+        if self.take_word("PARTITION"):
+            partition = self.in_parentheses(self._partition_value, "of the columns and their values")
         columns: tuple[Name, ...] = ()
         if self.is_symbol("(") and not self.at_query():
             columns = self.in_parentheses(self.column_name, "of the columns")
         if not self.at_query():
             self.expected("SELECT or VALUES", "behind INSERT INTO …")
-        return Insert(table, columns, self.query(), self.since(start))
+        return Insert(table, partition, columns, self.query(), self.since(start))
+
+    def _partition_value(self) -> tuple[Name, Expression]:
+        name = self.column_name()
+        if not self.is_symbol("="):
+            hint = "PARTITION (day = '2024-05-17'): columns without a value come from the query"
+            self.expected("=", "behind the column of PARTITION", hint)
+        self.next()
+        return name, self.expression()
 
     def _statement_set(self) -> StatementSet:
         start = self.next()
@@ -393,10 +403,15 @@ class Parser(Queries):
             name = self.table_name()
             like = self._shown_like()
             return Show("COLUMNS", name, self.since(start), like)
+        if self.take_word("CURRENT"):
+            if self.token.word not in ("CATALOG", "DATABASE"):
+                hint = "SHOW CURRENT DATABASE: there is one catalog with one database"
+                self.expected("CATALOG or DATABASE", "behind SHOW CURRENT", hint)
+            return Show(f"CURRENT {self.next().word}", (), self.since(start))
         if self.token.word not in _SHOWN:
             near = near_names(self.token.word, _SHOWN)
-            if self.token.word in ("CATALOGS", "DATABASES", "SCHEMAS", "CURRENT"):
-                near = "SHOW TABLES: there are no catalogs and databases"
+            if self.token.word == "SCHEMAS":
+                near = "SHOW DATABASES"
             elif self.token.word in ("JOBS", "PARTITIONS", "JARS", "MODULES"):
                 near = "sabot web shows apps, and sabot top what they do; functions come from Python"
             self.expected(f"{', '.join(_SHOWN)} or CREATE TABLE", "behind SHOW", near)

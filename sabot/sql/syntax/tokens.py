@@ -50,6 +50,7 @@ _PATTERN = re.compile(
   | (?P<hint>/\*\+(?:[^*]|\*(?!/))*\*/)
   | (?P<comment>/\*(?:[^*]|\*(?!/))*\*/)
   | (?P<string>'(?:[^']|'')*')
+  | (?P<unicode>[uU]&'(?:[^']|'')*')
   | (?P<tick>`(?:[^`]|``)+`)
   | (?P<quoted>"(?:[^"]|"")+")
   | (?P<number>(?:\d+(?:\.\d*)?|\.\d+)(?P<exponent>[eE][+-]?\d+)?)
@@ -60,6 +61,7 @@ _PATTERN = re.compile(
     re.VERBOSE,
 )
 
+_ESCAPE = re.compile(r"\\(?:([0-9A-Fa-f]{4})|\+([0-9A-Fa-f]{6})|\\|)")
 _MOST_DIGITS = 400  # of a number as it is written; a DOUBLE may have 309 before its point
 _UNFINISHED = {
     "'": ("this string has no closing quote", "a quote inside a string is written twice: 'it''s'"),
@@ -106,6 +108,8 @@ def _token(match: re.Match[str], span: Span) -> SqlToken:
         return SqlToken(TokenKind.DECIMAL if "." in text else TokenKind.INTEGER, text, span)
     if group == "string":
         return SqlToken(TokenKind.STRING, text[1:-1].replace("''", "'"), span)
+    if group == "unicode":
+        return SqlToken(TokenKind.STRING, _unescaped(text[3:-1].replace("''", "'"), span), span)
     if group in ("tick", "quoted"):
         return SqlToken(TokenKind.QUOTED, text[1:-1].replace(text[0] * 2, text[0]), span)
     if group == "hint":
@@ -113,6 +117,21 @@ def _token(match: re.Match[str], span: Span) -> SqlToken:
     if group == "parameter":
         return SqlToken(TokenKind.PARAMETER, match["parameter"], span)
     return SqlToken(TokenKind.SYMBOL, text, span)
+
+
+def _unescaped(text: str, span: Span) -> str:
+    """Returns the text of U&'…', in which \\00E4 and \\+01F600 are characters, and two backslashes one."""
+
+    def character(found: re.Match[str]) -> str:
+        digits = found[1] or found[2]
+        if digits is None and found[0] != "\\\\":
+            raise SqlFault(span, "U&'…' has a backslash without digits", "\\00E4, \\+01F600, and \\\\ for a backslash")
+        code = ord("\\") if digits is None else int(digits, 16)
+        if code > 0x10FFFF or 0xD800 <= code < 0xE000:
+            raise SqlFault(span, f"\\{digits} is no character", "\\+01F600 is one beyond FFFF")
+        return chr(code)
+
+    return _ESCAPE.sub(character, text)
 
 
 def _runs_on(before: SqlToken, token: SqlToken) -> bool:

@@ -54,9 +54,9 @@ class Constant:
 
 @dataclass(frozen=True, slots=True)
 class TypedLiteral:
-    """DATE, TIME or TIMESTAMP with a text."""
+    """DATE, TIME or TIMESTAMP with a text, or X with the hexadecimal digits of bytes."""
 
-    type: Literal["DATE", "TIME", "TIMESTAMP", "TIMESTAMP_LTZ"]
+    type: Literal["DATE", "TIME", "TIMESTAMP", "TIMESTAMP_LTZ", "X"]
     text: str
     span: Span
 
@@ -630,9 +630,10 @@ class CreateModel:
 
 @dataclass(frozen=True, slots=True)
 class Insert:
-    """INSERT INTO table (columns) query."""
+    """INSERT INTO table PARTITION (name = value) (columns) query."""
 
     table: tuple[Name, ...]
+    partition: tuple[tuple[Name, Expression], ...]
     columns: tuple[Name, ...]
     query: Query
     span: Span

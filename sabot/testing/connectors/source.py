@@ -10,7 +10,7 @@ from sabot.codecs.engine_columns import DELETE, INSERT, OP_COLUMN
 from sabot.codecs.records import RECORD_SCHEMA
 from sabot.connectors.base import Positions, Source, TakesBound, ends, exhausted_of
 from sabot.connectors.places import Bound
-from sabot.engine.runtime.tasks.facts import read_memory, stored_memory, stored_positions
+from sabot.engine.runtime.tasks.manifest_facts import read_memory, stored_memory, stored_positions
 from sabot.errors import TransientError, UserError
 from sabot.testing.connectors import place as places
 from sabot.testing.connectors.place import ConnectorPlace, NewPlace, check_close, in_time, raises

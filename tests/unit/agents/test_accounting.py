@@ -28,7 +28,7 @@ from sabot.agents import (
 )
 from sabot.agents.accounts import ledger
 from sabot.agents.accounts.guard import LedgerGuard, rows_of, update_ledger
-from sabot.agents.accounts.limits import JobLimits, reported_use
+from sabot.agents.accounts.job_limits import JobLimits, reported_use
 from sabot.agents.durable.context import DurableContext
 from sabot.agents.kernel.jobs import encode_request
 from sabot.base.accounts import Amounts

@@ -15,6 +15,7 @@ import attrs
 import msgspec
 import pyarrow as pa
 import pydantic
+import pydantic.dataclasses
 import pytest
 from unit.jobs.hosting import Agent as Owner
 from unit.jobs.hosting import entries, hosting, prefix
@@ -22,6 +23,7 @@ from unit.jobs.hosting import entries, hosting, prefix
 from sabot.agents import (
     ActionRecord,
     ActionStatus,
+    AgentPolicy,
     ConstraintPolicy,
     Decision,
     DurableContext,
@@ -39,12 +41,12 @@ from sabot.agents import (
     tool,
 )
 from sabot.agents.actions import ActionSpec, check_resolution
-from sabot.agents.inbox import ANSWERS, answer_questions, read_questions
 from sabot.agents.job_view import JobView
+from sabot.agents.questions import ANSWERS, answer_questions, read_questions
 from sabot.agents.replay.verification import verified
 from sabot.agents.store import InMemoryActionStore
 from sabot.engine.calls.tools import Tool
-from sabot.errors import TransientError, UserError
+from sabot.errors import EffectError, TransientError, UserError
 from sabot.jobs.answers import json_value
 from sabot.jobs.guard import Behalf, decode_verdict, encode_verdict
 from sabot.journal import Journal, Letter
@@ -399,6 +401,75 @@ async def test_fields_that_the_person_has_not_named_stay_as_they_were_shown(give
     (paid,) = made
     paid = paid.inner if isinstance(paid, Around) else paid
     assert (paid.fee, paid.note, getattr(paid, "size", 4)) == (100, "soon", 4)
+
+
+@tool(effect="unsafe")
+async def wire(to: str, amount: int = 5) -> str:
+    """Sends money."""
+    WIRED.append((to, amount))
+    return "sent"
+
+
+WIRED: list[tuple[str, int]] = []
+
+
+async def wires(ctx: DurableContext) -> str:
+    try:
+        return str(await ctx.call(wire, "eve"))
+    except PolicyDenied as error:
+        return error.message
+
+
+async def begins(ctx: DurableContext) -> str:
+    try:
+        return str(await ctx.child("wires", ctx.message))
+    except PolicyDenied as error:
+        return error.message
+
+
+CHANGED = "was not done: the rules have changed since a person was asked: "
+
+
+async def later_rule(call: GuardedCall) -> Decision | None:
+    return Decision.DENY if call.arguments.get("to") == "eve" else None
+
+
+@pytest.mark.parametrize("answered", ["before the start", "behind it"])
+@pytest.mark.parametrize(
+    ("agent", "rules", "said"),
+    [
+        ("wires", [ToolPolicy(["wire"], denied=True)], f"wire {CHANGED}tool wire is denied"),
+        ("wires", [ConstraintPolicy(["wire"], "amount", max=4)], f"wire {CHANGED}amount is 5"),
+        ("wires", [later_rule], f"wire {CHANGED}deny"),
+        ("wires", [RedactionPolicy(["eve"])], f"wire {CHANGED}texts in it are hidden"),
+        ("begins", [AgentPolicy(["kernel.wires"], denied=True)], f"kernel.wires {CHANGED}agent kernel.wires is denied"),
+        ("wires", [ConstraintPolicy(["wire"], "amount", max=4, otherwise="ask")], "sent"),
+        ("wires", [ConstraintPolicy(["wire"], "amount", max=5)], "sent"),
+        ("begins", [AgentPolicy(["kernel.*"], require_approval=True)], "sent"),
+    ],
+)
+async def test_what_a_person_has_approved_is_judged_by_the_rules_of_a_later_start(
+    agent: str, rules: list[Any], said: str, answered: str
+) -> None:
+    WIRED.clear()
+    storage, agents = MemoryStorage(), [wires, begins]
+    asks = ToolPolicy(["wire"], require_approval=True)
+    asked = [asks] if agent == "wires" else [AgentPolicy(["kernel.wires"], require_approval=True)]
+    async with RuntimeKernel.create(agent=agents, journal=storage, policy=PolicyEngine(asked)) as kernel:
+        handle = await kernel.execute(ExecutionRequest(prompt="go", agent=agent))
+        async for event in handle.events():
+            if event.type == RuntimeEventType.ACTION_REQUIRED:
+                token = event.data["resume_token"]
+                break
+    client = RuntimeKernel.create(agent=agents, journal=storage)
+    if answered == "before the start":
+        await client.actions.resolve(token, {"approved": True})
+    async with RuntimeKernel.create(agent=agents, journal=storage, policy=PolicyEngine(rules)) as kernel:
+        [handle] = [each for each in await kernel.resume() if each.job_id == handle.job_id]
+        if answered == "behind it":
+            await handle.resolve_action(token, {"approved": True})
+        assert (await handle.result()).content.startswith(said)
+    assert ([("eve", 5)] if said == "sent" else []) == WIRED
 
 
 async def test_a_rule_may_forbid_changes_and_an_answer_that_makes_one_is_refused() -> None:
@@ -1138,7 +1209,12 @@ async def test_the_same_call_is_asked_about_again_after_a_letter_that_cannot_be_
 
 
 @pytest.mark.parametrize(
-    "letter", ['{"outcome": "done", "outcome": "not_done"}', '{"outcome": "not_done", "amount": 5}']
+    "letter",
+    [
+        '{"outcome": "done", "outcome": "not_done"}',
+        '{"outcome": "not_done", "answer": "done"}',
+        '{"outcome": "not_done", "amount": 5}',
+    ],
 )
 @pytest.mark.parametrize("restart", [False, True])
 async def test_a_letter_about_a_doubt_that_cannot_be_meant_is_asked_for_again(letter: str, restart: bool) -> None:
@@ -1161,6 +1237,23 @@ async def test_a_letter_about_a_doubt_that_cannot_be_meant_is_asked_for_again(le
             await jobs.over("j")
     assert made == []
     assert jobs.agent.done["j"] == [500]
+
+
+def test_an_answer_about_a_doubt_says_one_thing() -> None:
+    """`answer` is another name of `outcome`: the call was made again for whoever had said both."""
+    payload = {"effect": "refund", "attempt": 1, "ordinal": 1}
+    asked_about = ActionRecord(
+        action_id="j/1.1",
+        job_id="j",
+        type="in_doubt",
+        payload=payload,
+        resume_token="t",
+        created_at=0.0,
+        expires_at=None,
+    )
+    with pytest.raises(UserError, match="two names of one field"):
+        check_resolution(asked_about, {"answer": "done", "outcome": "not_done"})
+    check_resolution(asked_about, {"answer": "not_done"})
 
 
 async def test_an_approval_that_an_earlier_version_has_taken_is_read_as_it_was() -> None:
@@ -1283,3 +1376,125 @@ async def test_a_question_shows_the_first_rows_of_a_batch() -> None:
     batch = {"rows": 25, "columns": ["to", "amount"], "first": first}
     assert shown == [[], {"rows": batch, "note": "n"}]
     assert paid == rows
+
+
+@pytest.mark.parametrize("on_disk", [False, True])
+async def test_a_question_shows_arguments_that_are_stored_outside_of_their_entry(tmp_path: Path, on_disk: bool) -> None:
+    """A refund of 9,999 with a note of 70,000 characters was asked about without a single argument."""
+    paid: list[Any] = []
+
+    @tool
+    async def refund(amount: int, note: str, parts: list[dict[str, Any]]) -> int:
+        paid.append((amount, len(note), len(parts)))
+        return amount
+
+    parts = [{"to": "o" * 200, "amount": number} for number in range(2_000)]
+
+    async def work(ctx: Any) -> Any:
+        return await ctx.call(refund, 9_999, "n" * 70_000, parts)
+
+    rule = ToolPolicy(["refund"], require_approval=True)
+    home = str(tmp_path / "jobs") if on_disk else None
+    async with RuntimeKernel.create(agent=work, policy=PolicyEngine([rule]), journal=home) as kernel:
+        job = await kernel.execute(ExecutionRequest(prompt="go"))
+        await until_asked(job)
+        [question] = await kernel.actions.find()
+        [], shown = question.payload["arguments"]
+        assert shown["amount"] == 9_999
+        assert shown["note"] == f"{'n' * 10_922}… (59,078 more characters)"
+        assert shown["parts"][1]["amount"] == 1
+        assert shown["parts"][42:] == ["… 1,958 more"]
+        changes = {"amount": 50, "note": "short"}
+        await kernel.actions.resolve(question.resume_token, {"approved": True, "arguments": changes})
+        assert (await job.result()).output == 50
+    assert paid == [(50, 5, 2_000)]
+
+
+async def test_the_job_refuses_changes_that_no_process_could_check_before(caplog: pytest.LogCaptureFixture) -> None:
+    made: list[Any] = []
+    changed = b'{"approved": true, "arguments": {"amuont": 5}}'
+    found, _ = await told(made, changed, given=("o-1", 500, "n" * 70_000))
+    assert (
+        found
+        == "refund was not done: it was approved with arguments that it does not take: refund has no argument 'amuont'"
+    )
+    assert made == []
+
+
+async def test_a_person_who_is_asked_about_a_long_request_sees_its_last_message() -> None:
+    engine = ExecutionEngine(ScriptedProvider("yes"))
+    rule = ModelPolicy(["*"], require_approval=True)
+    agent = Agent(engine, name="desk")
+    async with RuntimeKernel.create(agent=agent, policy=PolicyEngine([rule])) as kernel:
+        job = await kernel.execute(ExecutionRequest(prompt="Who pays? " + "x" * 70_000))
+        await until_asked(job)
+        [question] = await kernel.actions.find()
+        shown = str(question.payload["arguments"][-1])
+        assert "Who pays? " in shown
+        assert "more characters" in shown
+        await kernel.actions.resolve(question.resume_token, {"approved": True})
+        assert (await job.result()).content == "yes"
+
+
+class OfPath(pydantic.BaseModel):
+    note: str = "n"
+    amount: int = pydantic.Field(default=10, validation_alias=pydantic.AliasPath("money", "value"))
+    currency: str = pydantic.Field(default="EUR", validation_alias=pydantic.AliasPath("money", "currency"))
+    first: int = pydantic.Field(default=1, validation_alias=pydantic.AliasPath("parts", 1, "n"))
+
+
+class OfChoices(pydantic.BaseModel):
+    note: str = "n"
+    amount: int = pydantic.Field(
+        default=10, validation_alias=pydantic.AliasChoices(pydantic.AliasPath("money", 0), "betrag")
+    )
+
+
+@pydantic.dataclasses.dataclass
+class OfDataclass:
+    note: str = "n"
+    amount: int = pydantic.Field(default=10, alias="betrag")
+    counted: int = pydantic.Field(default=3, init=False)
+
+
+@pytest.mark.parametrize("kind", [OfPath, OfChoices, OfDataclass])
+@pytest.mark.parametrize("edit", [{"amount": 50}, {"note": "z"}, {"amount": 5_000}])
+async def test_a_changed_field_that_its_class_reads_by_another_name_is_the_one_that_is_called(
+    kind: Any, edit: Any
+) -> None:
+    """A person wrote 50 in place of 70, the page said "approved", and the call was made with the default of the field, 10."""
+    made: list[Any] = []
+
+    @tool
+    async def refund(order: Any) -> int:
+        made.append(order)
+        return int(order.amount)
+
+    refund.func.__annotations__["order"] = kind
+    whole = {
+        OfPath: {"money": {"value": 70, "currency": "CHF"}, "parts": [{"n": 4}, {"n": 5}]},
+        OfChoices: {"money": [70]},
+    }
+    order = kind(**whole.get(kind, {"betrag": 70}))
+
+    async def work(ctx: Any) -> Any:
+        return await ctx.call(refund, order)
+
+    rules = [ToolPolicy(["refund"], require_approval=True), ConstraintPolicy(["refund"], "order.amount", max=100)]
+    async with RuntimeKernel.create(agent=work, policy=PolicyEngine(rules)) as kernel:
+        job = await kernel.execute(ExecutionRequest(prompt="go"))
+        await until_asked(job)
+        [question] = await kernel.actions.find()
+        await kernel.actions.resolve(question.resume_token, {"approved": True, "arguments": {"order": edit}})
+        if edit.get("amount", 0) > 100:
+            with pytest.raises(EffectError, match=r"order\.amount is 5000, and at most 100 is allowed"):
+                await job.result()
+            assert made == []
+            return
+        await job.result()
+    [called] = made
+    assert (called.amount, called.note) == (edit.get("amount", 70), edit.get("note", "n"))
+    others = ("currency", "first", "counted")
+    assert [getattr(called, each) for each in others if hasattr(called, each)] == [
+        getattr(order, each) for each in others if hasattr(order, each)
+    ]

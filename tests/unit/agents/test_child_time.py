@@ -165,3 +165,33 @@ async def test_an_open_child_is_no_call_of_a_tool_behind_a_restart(tmp_path: Pat
         await second.actions.resolve(asked[0].resume_token, {"approved": True})
         await (await second.handle(job.job_id)).result()
     assert made == [1, 2, 3]
+
+
+async def test_the_time_of_a_job_passes_also_if_the_clock_was_ahead_before_a_restart() -> None:
+    """The clock was set back by an hour between two processes: for an hour no time passed, and the job went on."""
+    tree, ticks = Tree(), []
+
+    async def tick():
+        ticks.append(tree.clock.time())
+
+    async def ticking(ctx):
+        for _ in range(30):
+            await ctx.step(tick, effect="read")
+            await ctx.sleep("3s")
+
+    tree.agents.append(ticking)
+    tree.clock.set(tree.clock.time() + 3_600)
+    async with tree.kernel() as kernel:
+        job = (await tree.begin(kernel, "ticking")).job_id
+        await tree.parks(kernel, 1)
+    tree.clock.set(tree.clock.time() - 3_600)
+    async with tree.kernel() as kernel:
+        await kernel.resume()
+        handle = await kernel.handle(job)
+        ended = asyncio.ensure_future(handle.result())
+        while not ended.done():
+            tree.clock.advance(1)
+            await asyncio.sleep(0.01)
+        with pytest.raises(TimeoutError, match="ran longer than max_runtime_seconds=10"):
+            await ended
+    assert len(ticks) <= 5  # 3 seconds apart; the wait over the change of the clock may count for nothing

@@ -1,6 +1,7 @@
 """`JobClient`: jobs of a kernel that other processes begin and await."""
 
 import asyncio
+import json
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager, suppress
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from sabot.agents import (
     BudgetSpec,
@@ -22,6 +24,7 @@ from sabot.agents import (
 from sabot.agents.job_effects import folded_job
 from sabot.agents.job_reads import find_jobs, jobs_page, short_jobs_page
 from sabot.agents.job_view import JobView
+from sabot.cli.commands import cli
 from sabot.clock import ManualClock
 from sabot.engine.calls.errors import BudgetExceeded, TurnLimitExceeded
 from sabot.errors import EffectError, IdempotencyConflict, JobCancelled, TransientError, UserError
@@ -170,6 +173,32 @@ async def test_lists_and_pages_have_jobs_whose_beginning_is_in_the_inbox(client:
                 break
 
 
+async def test_the_jobs_of_one_session_are_listed_and_cancelled_whether_they_wait_run_or_have_ended(
+    client: JobClient, place: Path
+) -> None:
+    async with kernel_of(place) as kernel:
+        kept = await kernel.execute(ExecutionRequest(prompt=1, session_id="chat-1"))
+        await kept.result()
+        waits = await kernel.execute(ExecutionRequest(prompt=2, agent="asks", session_id="chat-1"))
+        await kernel.execute(ExecutionRequest(prompt=3, agent="asks", session_id="chat-2"))
+        await asked_of(waits)
+    queued = await client.start("asks", 4, session="chat-1")
+    page = await client.jobs.page({"session": "chat-1"})
+    assert {job.job_id for job in page.jobs} == {kept.job_id, waits.job_id, queued.job_id}
+    assert page.counts == {"succeeded": 1, "waiting_action": 1, "queued": 1}
+    assert (await client.jobs.page({"session": "chat"})).found == 0
+    listed = CliRunner().invoke(cli, ["jobs", "list", "--journal", str(place), "--session", "chat-1", "--json"])
+    assert {json.loads(line)["job_id"] for line in listed.output.splitlines()} == {job.job_id for job in page.jobs}
+    words = ["jobs", "cancel", "--journal", str(place), "--all", "--session", "chat-1"]
+    done = await asyncio.to_thread(CliRunner().invoke, cli, words)
+    assert "2 of 2 jobs will be cancelled" in done.output
+    async with kernel_of(place) as kernel:
+        await kernel.resume()
+        for each in (waits, queued):
+            await until_ended(client, each.job_id)
+    assert (await client.jobs.page()).counts == {"succeeded": 1, "waiting_action": 1, "cancelled": 2}
+
+
 async def test_all_jobs_of_a_query_are_cancelled_or_retried_and_those_below_go_with_them(
     client: JobClient, place: Path
 ) -> None:
@@ -239,6 +268,26 @@ async def test_a_kernel_that_runs_takes_it_without_resume(client: JobClient, pla
         assert [each.output for each in found] == [f"order {n} is refunded" for n in range(20)]
         assert sorted(MADE) == list(range(20))
         assert kernel.statistics()["begun"] == 20
+
+
+async def test_one_key_is_one_job_also_within_one_list(client: JobClient, place: Path) -> None:
+    def asked(prompt: int, key: str = "", agent: str = "support") -> ExecutionRequest:
+        return ExecutionRequest(prompt=prompt, agent=agent, idempotency_key=key)
+
+    first, second, other, third = await client.start_all([asked(1, "k"), asked(1, "k"), asked(2), asked(1, "k")])
+    assert first.job_id == second.job_id == third.job_id != other.job_id
+    assert [each.created for each in (first, second, other, third)] == [True, False, True, False]
+    with pytest.raises(IdempotencyConflict, match="key 'l' of scope default"):
+        await client.start_all([asked(3, "l"), asked(4, "l"), asked(5, "m")])
+    with pytest.raises(UserError, match="start: agent"):  # before any has begun
+        await client.start_all([asked(6), asked(7, agent="")])
+    begun = await client.start_all([asked(3, "l"), asked(5, "m"), *(asked(n) for n in range(10, 910))])
+    assert [each.created for each in begun] == [False, False] + [True] * 900
+    async with kernel_of(place):
+        for each in (first, other, *begun):
+            await each.result()
+    assert sorted(MADE) == [1, 2, 3, 5, *range(10, 910)]
+    assert await client.start_all([]) == []
 
 
 async def test_a_kernel_waits_in_handle_for_a_job_in_its_inbox(client: JobClient, place: Path) -> None:

@@ -41,6 +41,7 @@ from sabot.agents import ExecutionRequest, RuntimeKernel
 from sabot.agents.durable.context import DurableContext
 from sabot.connectors.memory import MemoryBroker
 from sabot.errors import EffectError
+from sabot.process import Command, ProcessRuntime, Supervisor, TaskDelegation
 from tools.agent_tools import bounded, started, until
 
 BEGIN = ExecutionRequest(prompt=1)
@@ -475,3 +476,83 @@ def test_only_jobs_pay_for_the_hook() -> None:
     code = "import sys, sabot, sabot.agents.kernel, sabot.jobs.direct_io as d; print(d._watches)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout == "False\n"
+
+
+async def _direct(work: Any, place: Any = None) -> str:
+    """The error with which a job fails whose function calls `work`, and catches what that raises."""
+
+    async def f(ctx: DurableContext) -> str:
+        with suppress(Exception):
+            await work()
+        return "went on"
+
+    async with RuntimeKernel.create(agent=f, journal=place, name="shop") as kernel:
+        _KERNELS[:] = [kernel]
+        job = await kernel.execute(BEGIN)
+        with pytest.raises(EffectError) as caught:
+            await bounded(job.result())
+        other = await kernel.execute(BEGIN)  # the journal still works: the second job fails the same way
+        with pytest.raises(EffectError):
+            await bounded(other.result())
+        return caught.value.message
+
+
+_KERNELS: list[RuntimeKernel] = []
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda kernel: kernel.jobs.get("shop.f/1"),
+        lambda kernel: kernel.jobs.find(),
+        lambda kernel: kernel.jobs.cancel("shop.f/1"),
+        lambda kernel: kernel.jobs.retry("shop.f/1"),
+        lambda kernel: kernel.jobs.signal("shop.f/1", "go"),
+        lambda kernel: kernel.actions.find(),
+        lambda kernel: kernel.actions.resolve("t", {"approved": True}),
+    ],
+)
+async def test_the_jobs_of_a_kernel_are_refused_in_the_function_of_a_job(tmp_path: Path, call: Any) -> None:
+    """The thread of the journal ended with the error when it woke the function: all jobs of the kernel waited for ever."""
+    message = await _direct(lambda: call(_KERNELS[0]), str(tmp_path / "jobs"))
+    assert "no job may call" in message or "looks into the jobs of a kernel; each replay" in message
+
+
+async def test_a_running_child_process_is_told_nothing_by_the_function_of_a_job(tmp_path: Path) -> None:
+    """A line that the function wrote came once for each replay, and a task of a ProcessRuntime let the job hang."""
+    supervisor, seen = await Supervisor.running(), tmp_path / "seen"
+    child = await supervisor.spawn(Command(argv=["sh", "-c", f"while read -r line; do echo $line >> {seen}; done"]))
+    assert child.stdin is not None
+    stdin = child.stdin
+    told = {
+        "writes to the stdin of a child process": lambda: stdin.write(b"pay\n"),
+        "closes the stdin of a child process": stdin.close,
+        "tells its supervisor about the child 'sh'": child.kill,
+        "tells its supervisor about the child": child.pause,
+    }
+    for words, call in told.items():
+
+        async def work(call: Any = call) -> None:
+            call()
+
+        assert f"the function {words}" in await _direct(work)
+
+    async def stop() -> None:
+        await child.stop()
+
+    assert "closes the stdin of a child process" in await _direct(stop)
+    assert not child.is_over
+    child.stdin.write(b"beside the jobs\n")
+    child.stdin.close()
+    await bounded(child.wait())
+    assert seen.read_text() == "beside the jobs\n"
+
+
+async def test_a_task_of_a_runtime_is_refused_in_the_function_of_a_job(tmp_path: Path) -> None:
+    seen = tmp_path / "seen"
+    script = f"while read -r task; do echo task >> {seen}; echo '{{\"result\": 1}}'; done"
+    async with ProcessRuntime() as runtime:
+        worker = await runtime.spawn_agent("worker-1", "developer", "sh", ["-c", script])
+        message = await _direct(lambda: runtime.execute_task(worker, TaskDelegation(objective="pay")))
+        assert "writes to the stdin of a child process; each replay" in message
+    assert not seen.exists()

@@ -8,7 +8,7 @@ import pytest
 from msgspec.structs import replace
 
 from sabot.agents import ActionStatus, ExecutionRequest, RuntimeKernel
-from sabot.agents.inbox import InboxQuestion
+from sabot.agents.questions import InboxQuestion
 from sabot.engine.calls.effects import EffectId, SaltedEffectId
 from sabot.engine.calls.tool_context import Effect
 from sabot.errors import EffectError

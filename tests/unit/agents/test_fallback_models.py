@@ -10,7 +10,7 @@ from unit.agents.test_accounting import guard, rows
 from unit.jobs.hosting import Agent, entries, hosting, prefix
 
 from sabot.agents import DataAccessPolicy, ModelPolicy, PolicyEngine, PolicyRule, RedactionPolicy
-from sabot.agents.accounts.limits import JobLimits
+from sabot.agents.accounts.job_limits import JobLimits
 from sabot.agents.durable.context import DurableContext
 from sabot.agents.policy.auditing import audit_job
 from sabot.clock import ManualClock

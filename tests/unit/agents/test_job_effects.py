@@ -16,12 +16,12 @@ from sabot.agents.accounts.budgets import Amounts
 from sabot.agents.accounts.contract import LedgerEvent
 from sabot.agents.actions import ActionStatus
 from sabot.agents.app_jobs import AppJobStore
-from sabot.agents.inbox import find_question, read_questions
 from sabot.agents.job_effects import EffectRecord, effect_record, effects_of, family_of, folded_job
 from sabot.agents.job_history import job_keeping
 from sabot.agents.job_reads import find_jobs, jobs_page, short_jobs_page
 from sabot.agents.job_view import EffectView, JobView
 from sabot.agents.jobs import JobRecord, JobStatus
+from sabot.agents.questions import find_question, read_questions
 from sabot.agents.replay import record_job
 from sabot.errors import UserError
 from sabot.jobs.guard import Decision, GuardVerdict, encode_verdict

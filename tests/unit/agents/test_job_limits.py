@@ -21,7 +21,7 @@ from sabot.agents import (
     PolicyEngine,
     RuntimeKernel,
 )
-from sabot.agents.accounts.limits import JobLimits
+from sabot.agents.accounts.job_limits import JobLimits
 from sabot.agents.durable.context import DurableContext
 from sabot.agents.kernel.jobs import encode_request
 from sabot.clock import ManualClock

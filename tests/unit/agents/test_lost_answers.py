@@ -12,7 +12,7 @@ from unit.jobs.hosting import Agent, entries, hosting, prefix
 
 from sabot.agents import Decision, GuardedCall, PolicyEngine
 from sabot.agents.accounts.guard import LedgerGuard
-from sabot.agents.accounts.limits import JobLimits
+from sabot.agents.accounts.job_limits import JobLimits
 from sabot.agents.durable.context import DurableContext
 from sabot.clock import ManualClock
 from sabot.jobs.guard import guard_of

@@ -17,6 +17,7 @@ from sabot.agents import (
     Decision,
     DurableContext,
     ExecutionContext,
+    ExecutionRequest,
     GuardedCall,
     GuardVerdict,
     LabelPolicy,
@@ -25,6 +26,7 @@ from sabot.agents import (
     PolicyEngine,
     PolicyRule,
     RedactionPolicy,
+    RuntimeKernel,
     ToolPolicy,
     tool,
 )
@@ -353,10 +355,41 @@ async def test_a_rule_that_raises_hangs_or_says_nonsense_denies_and_says_so() ->
         (hangs, "rule hangs has failed: TimeoutError: no answer within 0.01 s"),
         (hangs_on, "rule hangs_on has failed: TimeoutError: no answer within 0.01 s"),
         (lambda call: "yes", "it says 'yes': no Decision, GuardVerdict or None"),
+        (lambda call: GuardVerdict("block"), "Invalid enum value 'block'"),  # type: ignore[arg-type]
+        (lambda call: GuardVerdict(None), "Expected `str`, got `null`"),  # type: ignore[arg-type]
+        (lambda call: GuardVerdict(Decision.WARN, reason=None), "Expected `str`, got `null`"),  # type: ignore[arg-type]
+        (lambda call: GuardVerdict(Decision.REDACT, hide="eve"), "Expected `array`, got `str`"),  # type: ignore[arg-type]
+        (lambda call: Decision.REDACT, "it says redact: that needs a GuardVerdict with hide="),
+        (lambda call: GuardVerdict(Decision.DEGRADE), "it says degrade: that needs a GuardVerdict with model="),
     ):
         result = await PolicyEngine([rule], timeout="10ms").check(call_of())
         assert (result.decision, result.allowed) == ("deny", False)
         assert said in result.reason
+
+
+async def test_a_verdict_with_a_decision_as_a_text_is_that_decision_also_for_a_job() -> None:
+    made = list[str]()
+
+    @tool(effect="unsafe")
+    async def wire(to: str) -> None:
+        made.append(to)
+
+    async def desk(ctx: Any) -> str:
+        try:
+            await ctx.call(wire, "eve")
+        except PolicyDenied as error:
+            return error.message
+        return "sent"
+
+    def wrong(call: GuardedCall) -> GuardVerdict:
+        return GuardVerdict("deny", reason="not to eve")  # type: ignore[arg-type]
+
+    engine = PolicyEngine([wrong])
+    assert (await engine.check_tool("wire")).decision is Decision.DENY
+    async with RuntimeKernel.create(agent=desk, policy=engine) as kernel:
+        handle = await kernel.execute(ExecutionRequest(prompt="go"))
+        assert (await handle.result()).output == "wire was not done: not to eve (rule wrong)"
+    assert made == []
 
 
 STRICTNESS = ["allow", "warn", "redact", "degrade", "ask", "deny"]
@@ -366,10 +399,10 @@ STRICTNESS = ["allow", "warn", "redact", "degrade", "ask", "deny"]
 @pytest.mark.parametrize("mild", STRICTNESS)
 async def test_the_strictest_rule_holds_in_whatever_order_they_stand(mild: str, strict: str) -> None:
     def first(call: GuardedCall) -> GuardVerdict:
-        return GuardVerdict(Decision(mild), reason="first")
+        return GuardVerdict(Decision(mild), reason="first", hide=("4711",), model="small")
 
     async def second(call: GuardedCall) -> GuardVerdict:
-        return GuardVerdict(Decision(strict), reason="second")
+        return GuardVerdict(Decision(strict), reason="second", hide=("4711",), model="small")
 
     expected = max(mild, strict, key=STRICTNESS.index)
     for rules in ([first, second], [second, first]):

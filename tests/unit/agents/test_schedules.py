@@ -287,6 +287,70 @@ def test_jobs_of_clients_by_the_name_of_a_schedule_are_none_of_its_own(
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("then", [{"agent": "asks"}, {"agent": "work"}, {"agent": "asks", "scope": "other"}])
+def test_the_job_before_is_found_behind_newer_ones_and_by_a_changed_schedule(
+    place: Any, clock: ManualClock, caplog: pytest.LogCaptureFixture, then: dict[str, str]
+) -> None:
+    """Ten jobs that were triggered since hid it from the next kernel, and so did another agent or scope."""
+    RAN.clear()
+    client = JobClient(place, name="shop", clock=clock)
+
+    async def main() -> None:
+        async with kernel_of(place, clock, agent="asks"):
+            clock.set(seconds(2026, 11, 28, 9, 0))
+            await until_noted(client, lambda notes: "schedule-job:shop.hourly" in notes)
+            for _ in range(12):
+                clock.advance(1)
+                await client.schedules.trigger("hourly")
+            await until(lambda: len(RAN) == 13)
+        async with kernel_of(place, clock, **then) as kernel:
+            clock.set(seconds(2026, 11, 28, 10, 0))
+            await until(lambda: "is still open, and none begins now" in caplog.text)
+            keys = [job.idempotency_key for job in await kernel.jobs.find()]
+            assert [key for key in keys if "@" in key] == ["hourly@2026-11-28T09:00Z"]
+
+    asyncio.run(main())
+
+
+def test_the_newest_job_of_a_schedule_is_found_without_a_note_of_it(place: Any, clock: ManualClock) -> None:
+    """Jobs of an earlier version, and of a kernel that ended between the job and its note."""
+    RAN.clear()
+    client = JobClient(place, name="shop", clock=clock)
+    schedule = Schedule("hourly", "asks", "0 * * * *", message="report")
+
+    async def main() -> None:
+        async with RuntimeKernel.create(agent=[work, asks], journal=place, name="shop", clock=clock):
+            (begun,) = await client.start_all([schedule.request(round(seconds(2026, 11, 28, 8, 0)))])
+            for _ in range(12):
+                clock.advance(1)
+                await client.start("asks", "beside", key="hourly")
+            await until(lambda: len(RAN) == 13)
+        async with kernel_of(place, clock, agent="asks", missed="none") as kernel:
+            clock.set(seconds(2026, 11, 28, 9, 0))
+            await until_noted(client, lambda notes: float(notes.get("schedule-last:shop.hourly", 0)) == clock.time())
+            assert [job.job_id for job in await kernel.jobs.find() if "@" in job.idempotency_key] == [begun.job_id]
+
+    asyncio.run(main())
+
+
+def test_a_pause_that_a_client_with_a_clock_ahead_has_ended_takes_no_later_times(
+    place: Any, clock: ManualClock
+) -> None:
+    RAN.clear()
+    client = JobClient(place, name="shop", clock=ManualClock(seconds(2026, 11, 28, 10, 5)))
+
+    async def main() -> None:
+        async with kernel_of(place, clock):
+            await until_noted(client, lambda notes: notes)
+            await client.schedules.pause("hourly")
+            await client.schedules.go_on("hourly")
+            for hour in (9, 10, 11):
+                clock.set(seconds(2026, 11, 28, hour, 0))
+                await until(lambda hour=hour: len(RAN) == hour - 8)
+
+    asyncio.run(main())
+
+
 def test_no_job_begins_while_the_one_before_is_open(
     place: Any, clock: ManualClock, caplog: pytest.LogCaptureFixture
 ) -> None:

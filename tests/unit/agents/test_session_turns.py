@@ -1,7 +1,9 @@
 """Sessions of a kernel: the job of an Agent continues the conversation of the jobs of its session that have ended."""
 
 import asyncio
+from collections.abc import Sequence
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import httpx2
@@ -20,16 +22,17 @@ from sabot.agents import (
     ToolPolicy,
 )
 from sabot.agents.replay import ReplayPlayer
-from sabot.agents.session_turns import Recalled, SessionId, recall
+from sabot.agents.session_turns import Recalled, SessionId, Turn, recall
 from sabot.clock import ManualClock
 from sabot.engine.calls.errors import RequestRefused
 from sabot.errors import UserError
 from sabot.jobs.guard import Decision, GuardVerdict
 from sabot.journal.entries import Begin, Entry, decode_entry
 from sabot.journal.memory import MemoryJournal, MemoryReader, MemoryStorage
-from sabot.llm import Agent, ChatMessage, ExecutionEngine, ScriptedProvider, ToolCall, assistant, tool
+from sabot.llm import Agent, ChatMessage, ExecutionEngine, ScriptedProvider, ToolCall, assistant, tool, user
 from sabot.web import Caller, jobs_app
 from tools.agent_tools import PATIENCE, until
+from tools.told_turns import SESSION, begun, says, texts_of
 
 ASKS = PolicyEngine([ToolPolicy(["refund"], require_approval=True)])
 
@@ -302,6 +305,66 @@ async def test_a_conversation_is_forgotten_when_the_program_says_so(place: str, 
         assert [each.session_id for each in (await kernel.jobs.page()).jobs] == ["c-1", "c-2"]
     if place == "sqlite":
         assert not any(b"secret" in each.read_bytes() for each in tmp_path.rglob("*.db"))
+
+
+def naive(turns: Sequence[tuple[str, int, Turn]]) -> list[str]:
+    """The conversation of these turns, in the order in which their jobs have ended: each is read."""
+    shorter = next((turn for _, _, turn in reversed(turns) if turn.before is not None), None)
+    before = [] if shorter is None else shorter.before or []
+    own = [
+        turn.messages
+        for job, at_ms, turn in turns
+        if shorter is None or (job not in shorter.seen and at_ms >= shorter.since_ms)
+    ]
+    return [each.text for group in (before, *own) for each in group]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_conversation_is_that_of_all_turns_though_few_are_read(seed: int) -> None:
+    random, journal = Random(seed), MemoryJournal(MemoryStorage(ManualClock()))
+    runs: dict[str, Recalled] = {}
+    turns: list[tuple[str, int, Turn]] = []
+    most_spared, newest_ms = 0, 1_000_000
+    for step in range(60):
+        at_ms = newest_ms = newest_ms + random.choice([1, 90_000])
+        what = random.random()
+        if what < 0.45:
+            job, recalled = f"job-{step}", recall(journal, SESSION)
+            old = random.random() < 0.05  # a version that recalled nothing
+            for entry in begun(job, at_ms, None if old else recalled):
+                journal.append(entry)
+            runs[job] = Recalled() if old else recalled
+        elif what < 0.9 and runs:
+            job = random.choice(sorted(runs))
+            recalled, said = runs.pop(job), [user(f"{job}.{each}") for each in range(random.randrange(3))]
+            cuts = random.random() < 0.1 and len(recalled.messages) > 2
+            turn = recalled.turn(recalled.messages[2:] if cuts else recalled.messages, said)
+            journal.append(says(job, at_ms, turn))
+            turns.append((job, at_ms, turn))
+        else:  # a trim forgets those that ended first
+            gone = random.randrange(3)
+            journal.forget([job for job, _, _ in turns[:gone]])
+            turns = turns[gone:]
+        found, read = texts_of(journal)
+        assert found == naive(turns), step
+        most_spared = max(most_spared, len(turns) - len(read))
+    assert most_spared > 0
+
+
+@pytest.mark.parametrize("place", ["memory", "sqlite"])
+async def test_what_a_person_has_approved_for_a_forgotten_session_is_asked_again(place: str, tmp_path: Path) -> None:
+    journal: Any = MemoryStorage(ManualClock()) if place == "memory" else tmp_path / "jobs"
+    async with RuntimeKernel.create(agent=desk(), policy=ASKS, journal=journal) as kernel:
+        for session in ("c-1", "c-2"):
+            first = await kernel.execute(ask("refund it", session))
+            await kernel.actions.resolve(await open_question(kernel), {"approved": True, "always": "session"})
+            await first.result()
+        assert await said(kernel, "refund more") == "done: refunded o-8"
+        await kernel.forget_session("c-1")
+        assert await said(kernel, "refund more", "c-2") == "done: refunded o-8"
+        again = await kernel.execute(ask("refund more"))
+        await kernel.actions.resolve(await open_question(kernel), {"approved": False})
+        assert "was not done" in (await again.result()).content
 
 
 # -- what others see ------------------------------------------------------------------------------------------------------

@@ -11,17 +11,20 @@ from sabot import App
 from sabot.agents import Budget, BudgetSpec, ExecutionRequest, RuntimeKernel
 from sabot.agents.durable.context import DurableContext
 from sabot.connectors.memory import MemoryBroker
-from sabot.errors import UserError
+from sabot.errors import EffectError, UserError
 from sabot.llm import Agent as ModelAgent
 from sabot.llm import (
     BudgetExceeded,
     CallBudget,
+    Completion,
     ExecutionEngine,
     ModelUnavailable,
     OpenAIProvider,
     Price,
     PriceTable,
     ScriptedProvider,
+    Usage,
+    assistant,
 )
 from sabot.testing import FakeModelServer
 from tools.agent_tools import started, until
@@ -218,3 +221,38 @@ async def test_the_budget_of_one_call_holds_too_and_a_price_of_nothing_is_a_pric
     free = PriceTable({"m": Price("0", "0")}, version="local")
     engine = ExecutionEngine(provider, budget=CallBudget(max_cost=1), prices=free)
     assert (await engine.complete("hello")).cost == 0
+
+
+# -- answers that name another model ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("counted_by", ["job", "scope", "engine"])
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_an_answer_under_a_name_without_a_price_costs_what_the_model_that_was_asked_costs(
+    counted_by: str, streamed: bool
+) -> None:
+    """A gateway answered for `m` as `gpt-9`: each answer cost nothing, and a budget of $0.35 paid all thirteen of $0.1."""
+    named = Completion(message=assistant("yes"), model="gpt-9", usage=Usage(input_tokens=1000))
+    provider = ScriptedProvider([named] * 13, model="m")
+    prices = PriceTable({"m": Price(100, 100)}, version="1")
+    own = CallBudget(max_cost="0.35") if counted_by == "engine" else None
+    engine = ExecutionEngine(provider, prices=prices, budget=own, retries=0, patience=0)
+
+    async def asks(ctx: DurableContext) -> int:
+        for made in range(13):
+            try:
+                if streamed:
+                    async for _ in ctx.llm(engine).stream("hello", max_tokens=100):
+                        pass
+                else:
+                    assert (await ctx.llm(engine).complete("hello", max_tokens=100)).cost == Decimal("0.1")
+            except (BudgetExceeded, EffectError):
+                return made
+        return 13
+
+    budgets = [Budget("*", max_cost_daily=Decimal("0.35"))] if counted_by == "scope" else []
+    async with RuntimeKernel.create(agent=asks, budgets=budgets) as kernel:
+        limits = BudgetSpec(max_cost=Decimal("0.35")) if counted_by == "job" else BudgetSpec()
+        job = await kernel.execute(ExecutionRequest(prompt=1, budgets=limits))
+        made = (await job.result()).output
+    assert made == len(provider.requests) == 4  # by what is used, and the bound of the next one, which is small

@@ -119,6 +119,7 @@ async def test_an_answer_may_change_the_arguments_and_hold_for_the_whole_job(
     words = ["actions", "resolve", token, "--journal", str(tmp_path), "--by", "eve"]
     for wrong, said in (
         (["--approve", "--arguments", '{"amuont": 70}'], "refund has no argument 'amuont'"),
+        (["--approve", "--arguments", "null"], "--arguments is null"),
         (["--approve", "--arguments", '{"amount": "much"}'], "amount does not take 'much'"),
         (["--approve", "--always", "session"], "belongs to no session"),
         (["--approve", "--always", "week"], "is none of job, session, scope"),

@@ -14,7 +14,8 @@ from sabot.cli import load_app
 from sabot.cli.app_checkpoints import find_checkpoints
 from sabot.cli.loading import WrongUse
 from sabot.engine.checkpoint import CheckpointStorage, Manifest
-from sabot.errors import CorruptCheckpoint
+from sabot.errors import CorruptCheckpoint, UserError
+from sabot.llm import tool
 from tools.checkpoint_tools import in_memory
 from tools.command_line import lines, sabot_does, sabot_says
 
@@ -373,6 +374,53 @@ async def test_a_savepoint_for_which_a_journal_keeps_entries_is_listed_and_dropp
     assert not lines("savepoint", "list", tmp_path / "state", "--json")
     again = sabot_says("savepoint", "drop", tmp_path / "state", tmp_path / "kept")
     assert (again.exit_code, "holds no savepoint" in again.stderr) == (1, True)
+
+
+@pytest.mark.slow  # a second of a core
+async def test_a_durable_app_is_restored_from_a_savepoint_and_a_copy_of_its_journal(tmp_path: Path) -> None:
+    """As docs/how-to/backup.md says: its state directory is lost, and it goes on in another one without a second effect."""
+    paid: list[int] = []
+    rows = tmp_path / "rows.ndjson"
+    rows.write_text("".join(f'{{"amount": {n}}}\n' for n in range(3)))
+
+    @tool(effect="unsafe")
+    def pay(amount: int) -> int:
+        paid.append(amount)
+        return amount
+
+    def durable(state: str) -> App:
+        app = App("durable", state=str(tmp_path / state))
+        source, sink = NdjsonSource(str(rows)), NdjsonSink(str(tmp_path / "done.ndjson"))
+
+        @app.agent(source, durable=True, sink=sink, schema={"amount": "int64"})
+        async def payer(ctx: Any) -> dict[str, int]:
+            return {"paid": await ctx.call(pay, ctx.message["amount"])}
+
+        return app
+
+    await durable("state").run()
+    said = sabot_says("savepoint", "create", tmp_path / "state", "--to", tmp_path / "backup").stdout
+    assert f"a start needs journal {tmp_path / 'state' / 'journal'}" in said
+    shutil.copytree(tmp_path / "state" / "journal", tmp_path / "backup" / "journal")
+    shutil.rmtree(tmp_path / "state")
+    with rows.open("a") as file:
+        file.write('{"amount": 3}\n')
+
+    without = durable("without")
+    without.configure(from_=str(tmp_path / "backup"))
+    with pytest.raises(
+        UserError, match=r"without/journal.* is journal .*, and the checkpoint was made with"
+    ) as refused:
+        await without.run()
+    assert "put the app's journal there" in refused.value.hint
+
+    shutil.copytree(tmp_path / "backup" / "journal", tmp_path / "restored" / "journal")
+    restored = durable("restored")
+    restored.configure(from_=str(tmp_path / "backup"))
+    await restored.run()
+    assert sorted(paid) == [0, 1, 2, 3]
+    done = [json.loads(line)["paid"] for line in (tmp_path / "done.ndjson").read_text().splitlines()]
+    assert sorted(done) == [0, 1, 2, 3]
 
 
 @pytest.mark.slow  # a second of a core, or more

@@ -90,6 +90,16 @@ def test_times_and_arrays_are_printed_as_texts(folder: Path) -> None:
     assert json.loads(sabot_says("sql", "--format", "json", "-c", lists).stdout)["every"] == ["2024-05-17T12:30:00.25"]
 
 
+def test_bytes_are_base64_at_every_depth(folder: Path) -> None:
+    text = "SELECT X'ff00' AS b, ARRAY[X'ff', X'6162'] AS l, ROW(X'fe', 1) AS r, MAP['k', X'fd'] AS m, MAP['k', DATE '2024-01-02'] AS d"
+    (row,) = sabot_says("sql", "--format", "json", "-c", text).stdout.splitlines()
+    assert json.loads(row) == {
+        "b": "/wA=", "l": ["/w==", "YWI="], "r": {"EXPR$0": "/g==", "EXPR$1": 1}, "m": {"k": "/Q=="}, "d": {"k": "2024-01-02"},
+    }  # fmt: skip
+    _, line = sabot_says("sql", "--format", "csv", "-c", text).stdout.splitlines()
+    assert line.startswith('/wA=,"[""/w=="",""YWI=""]",')
+
+
 def test_a_limit_of_groups_takes_any_of_them_when_the_input_has_ended(folder: Path) -> None:
     (row,) = sabot_says("sql", "--format", "json", "-c", f"{TOTALS} LIMIT 1").stdout.splitlines()
     assert json.loads(row) in ({"carrier": "UA", "n": 2}, {"carrier": "AA", "n": 1})

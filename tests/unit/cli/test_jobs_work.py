@@ -10,7 +10,10 @@ import pytest
 from typer.testing import CliRunner
 
 from sabot.agents import DurableContext, ExecutionRequest, RuntimeKernel
+from sabot.base.backoff import Backoff
 from sabot.cli import commands
+from sabot.errors import BrokerUnavailable, UserError
+from sabot.journal import opening
 from tools.agent_tools import until
 from tools.command_line import ENV, SABOT
 from tools.commit_wire import CommitWire
@@ -61,6 +64,40 @@ async def test_a_kernel_of_a_web_server_waits_for_its_database_with_words(
             await starting
             assert (await (await kernel.execute(ExecutionRequest(prompt="hi"))).result()).output == "hi"
             await kernel.close()
+
+
+async def test_a_kernel_ends_if_the_name_of_its_server_stays_unknown(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(Backoff, "wait_s", lambda *_: 0.0)
+    kernel = RuntimeKernel.create(agent=_echo, journal="postgresql://u@nowhere.invalid/shop", name="shop")
+    with pytest.raises(UserError, match="stays unknown: PostgreSQL at nowhere") as raised:
+        await kernel.start()
+    assert isinstance(raised.value.__cause__, BrokerUnavailable)
+    assert caplog.text.count("kernel shop waits for its journal: ") == 10
+
+
+@pytest.mark.slow  # the client asks for ten seconds
+def test_a_broker_whose_name_nobody_knows_is_told_apart() -> None:
+    with pytest.raises(BrokerUnavailable) as raised:
+        opening.open_reader("kafka://nowhere.invalid:9092/shop")
+    assert raised.value.unresolved
+
+
+async def test_a_kernel_does_not_wait_for_a_database_that_refuses_it() -> None:
+    with server_or_skip().database() as url:
+        kernel = RuntimeKernel.create(agent=_echo, journal=f"{url.rpartition('/')[0]}/nothing", name="shop")
+        with pytest.raises(UserError, match='database "nothing" does not exist'):
+            await kernel.start()
+
+
+def test_an_unknown_name_is_waited_for_anew_when_it_was_known_once() -> None:
+    wait, unknown = opening.ServerWait(), BrokerUnavailable("no host db")
+    unknown.unresolved = True
+    waits = [wait.next_s(each) for each in [unknown] * 10 + [BrokerUnavailable("refused")] + [unknown] * 10]
+    assert (waits[:5], waits[-1], sum(waits[:10])) == ([0.5, 1, 2, 4, 8], 10, 65.5)
+    with pytest.raises(UserError, match="no host db"):
+        wait.next_s(unknown)
 
 
 async def _echo(ctx: DurableContext) -> object:

@@ -238,6 +238,20 @@ def test_a_column_of_another_type_is_refused_where_a_value_would_be_cut(way: Any
             way(table, type, tmp_path)
 
 
+@pytest.mark.parametrize("fault", ["casts", "lists"])
+def test_a_conversion_that_cuts_is_found(fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Planted faults: pyarrow's casts are not looked at, and neither is what it makes of Python values."""
+    if fault == "casts":
+        monkeypatch.setattr("sabot.base.arrays.check_exact", lambda given, made: None)
+        with pytest.raises(pytest.fail.Exception, match="DID NOT RAISE"):
+            test_a_column_of_another_type_is_refused_where_a_value_would_be_cut(through_a_table, False, tmp_path)
+        return
+    monkeypatch.setattr("sabot.base.arrays.loss_of", lambda values, type: "")
+    for way in WAYS:
+        with pytest.raises(pytest.fail.Exception, match="DID NOT RAISE"):
+            test_each_way_into_an_integer_column_refuses_a_fraction(way)
+
+
 def test_decimals_are_the_nearest_floats_at_each_depth_of_a_cast() -> None:
     """pyarrow's cast of structs, lists and maps gives 3.3000000000000003 for 3.30."""
     digits = random.Random(1)

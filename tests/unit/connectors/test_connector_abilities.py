@@ -20,9 +20,9 @@ GONE = {
 MEMBERS = {
     Bounded: "bounded exhausted",
     TakesBound: "bound end_at skips_removed skip_removed",
-    Scans: "has_records guessed scan infer_schema inferring",
+    Scans: "has_records guessed scan infer_schema inferring with_fields",
     Delivers: "lasting whole repeats address known claim fitting deliver refused_rows",
-    KeepsToken: "token_place settle",
+    KeepsToken: "token_place gather_s settle",
     TakesChanges: "expect_changes",
 }
 

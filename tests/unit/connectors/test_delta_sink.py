@@ -345,6 +345,43 @@ def test_an_option_that_cannot_be_is_refused_by_name(table: Path) -> None:
         DeltaSink(table, overwrite="no")  # type: ignore[arg-type]
     with pytest.raises(UserError, match=r"DeltaSink: schema=.*pa\.schema\("):
         DeltaSink(table, schema={"n": "int64"})  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="DeltaSink: gather"):
+        DeltaSink(table, gather="soon")
+
+
+@pytest.mark.parametrize(
+    ("track", "said"), [(TRACK, 'gather="1m" makes them'), (None, 'checkpoint_interval="1m" makes them')]
+)
+def test_many_small_commits_are_told_once_with_what_helps(
+    table: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, track: Track | None, said: str
+) -> None:
+    monkeypatch.setattr("sabot.connectors.lake.sink.SMALL_COMMITS", 3)
+    sink = DeltaSink(table, schema=SCHEMA)
+    if track is not None:
+        sink.claim(track)
+    else:
+        sink.open()
+    for seq in range(1, 8):
+        if track is not None:
+            put(sink, seq, batch(seq))
+        else:
+            sink.write(Batch(batch(seq)))
+            sink.flush()
+        assert len([line for line in caplog.messages if "gets small files: 3 commits" in line]) == int(seq >= 3)
+    assert said in caplog.text
+
+
+def test_large_or_rare_commits_are_not_told(
+    table: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sabot.connectors.lake.sink.SMALL_COMMITS", 2)
+    for name, most in (("SMALL_BYTES", 10), ("SMALL_SECONDS", 0.0)):
+        with monkeypatch.context() as changed:
+            changed.setattr(f"sabot.connectors.lake.sink.{name}", most)
+            sink = claimed(table, Track("app", name, "one"))
+            for seq in range(1, 5):
+                put(sink, seq, batch(seq))
+    assert "small files" not in caplog.text
 
 
 def test_a_value_beyond_the_type_is_refused_before_it_is_in_a_checkpoint(table: Path) -> None:

@@ -116,6 +116,30 @@ def test_an_older_version_has_its_rows_and_columns(table: Path) -> None:
     assert newest == [*({**row, "more": None} for row in ROWS), last]
 
 
+@pytest.mark.parametrize("followed", [False, True])
+def test_bytes_by_which_a_table_is_divided_are_not_their_text_in_the_log(tmp_path: Path, followed: bool) -> None:
+    r"""b"ab" came as the twelve characters \u0061\u0062, as deltalake itself reads what it has written."""
+    values = [b"ab", b"\x00\xff", "é".encode(), None, b"\\u0041"]
+    rows = pa.table({"part": pa.array(values, pa.binary()), "n": range(5)})
+    where = tmp_path / "bytes"
+    if followed:
+        deltalake.DeltaTable.create(where, deltalake.Schema.from_arrow(rows.schema), partition_by=["part"])
+    else:
+        deltalake.write_deltalake(where, rows, partition_by=["part"])
+    source = scanned(DeltaSource(where, follow="1ms" if followed else None))
+    if followed:
+        source.open(None)
+        deltalake.write_deltalake(where, rows, mode="append")
+        found: list[dict[str, Any]] = []
+        while len(found) < 5:
+            if (batch := source.read_batch(10, 0.0)) is not None:
+                found += batch.data.to_pylist()
+        source.close()
+    else:
+        found = App("reads").stream(source).collect().to_pylist()
+    assert by_number(found) == [{"part": part, "n": n} for n, part in enumerate(values)]
+
+
 def test_rows_that_were_deleted_do_not_come(table: Path) -> None:
     deltalake.DeltaTable(table).delete("n >= 5")
     assert by_number(App("reads").stream(DeltaSource(table)).collect().to_pylist()) == ROWS[:5]

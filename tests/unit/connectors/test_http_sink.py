@@ -26,6 +26,7 @@ from sabot.testing.connectors import ConnectorPlace, DeliverySuite, SinkSuite
 from sabot.testing.connectors.delivery import columns, rows_of
 from sabot.testing.connectors.place import NewPlace, Row, raises
 from sabot.testing.sinks import ListSink
+from tools.broken_promises import AGAIN, another_name_each_time, broken, check_found
 from tools.secure_broker import Authority
 from tools.web_server import WebServer
 
@@ -72,6 +73,12 @@ class TestPartsAtAServerThatKnowsKeys(DeliverySuite):
     @pytest.fixture
     def new_place(self, shared: WebServer) -> NewPlace:
         return lambda: WebPlace(shared, 4, idempotent=True)
+
+    @pytest.mark.slow
+    def test_a_sink_that_gives_a_part_another_key_is_found(
+        self, new_place: NewPlace, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        check_found(self, AGAIN, broken(new_place, "sink", another_name_each_time), monkeypatch)
 
 
 def claimed(server: WebServer, **options: Any) -> HttpSink:

@@ -19,6 +19,7 @@ from sabot.testing.connectors import ConnectorPlace, SourceSuite
 from sabot.testing.connectors.place import NewPlace
 from sabot.testing.sinks import ListSink
 from tools.agent_tools import until
+from tools.broken_promises import FindsFaultsOfMemory
 from tools.web_server import WebServer
 
 WAIT = 60.0  # seconds; only a test that fails waits so long
@@ -62,7 +63,7 @@ class ApiPlace(ConnectorPlace):
         return found
 
 
-class TestApis(SourceSuite):
+class TestApis(FindsFaultsOfMemory, SourceSuite):
     starts = ("earliest",)
 
     @pytest.fixture(params=[pages, items])

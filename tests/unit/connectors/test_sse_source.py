@@ -21,6 +21,7 @@ from sabot.testing.connectors import ConnectorPlace, SourceSuite
 from sabot.testing.connectors.place import NewPlace
 from sabot.testing.sinks import ListSink
 from tools.agent_tools import until
+from tools.broken_promises import FindsFaultsOfMemory
 from tools.web_server import WebServer
 
 WAIT = 60.0  # seconds; only a test that fails waits so long
@@ -73,7 +74,7 @@ class EventsPlace(ConnectorPlace):
         return SseSource(f"{self.server.origin}/events", ids=self.ids)
 
 
-class TestEvents(SourceSuite):
+class TestEvents(FindsFaultsOfMemory, SourceSuite):
     starts = ("earliest",)
 
     @pytest.fixture(params=["given", "consecutive"])

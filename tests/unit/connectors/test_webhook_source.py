@@ -5,19 +5,25 @@ import base64
 import hashlib
 import hmac
 import http.client
+import ipaddress
 import json
 import logging
 import socket
 import sqlite3
+import ssl
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography import x509
 
 from sabot import App, secret, steps
+from sabot.base import http_connections, http_server
 from sabot.clock import ManualClock
 from sabot.codecs.records import iterate_records
 from sabot.connectors.base import Source
@@ -29,6 +35,8 @@ from sabot.testing.connectors import ConnectorPlace, SourceSuite
 from sabot.testing.connectors.place import NewPlace
 from sabot.testing.sinks import ListSink
 from tools.agent_tools import until
+from tools.broken_promises import FindsFaults, broken, check_found
+from tools.secure_broker import Authority
 
 WAIT = 60.0  # seconds; only a test that fails waits so long
 Answer = tuple[int, str, Mapping[str, str]]
@@ -103,7 +111,7 @@ class HookPlace(ConnectorPlace):
         return WebhookSource(self.path, port=self.port, path="/in", key="webhook-id")
 
 
-class TestWebhooks(SourceSuite):
+class TestWebhooks(FindsFaults, SourceSuite):
     @pytest.fixture
     def new_place(self, tmp_path: Path) -> NewPlace:
         places: list[HookPlace] = []
@@ -113,6 +121,30 @@ class TestWebhooks(SourceSuite):
             return places[-1]
 
         return make
+
+    @pytest.mark.slow
+    def test_a_source_that_lets_its_spool_forget_before_a_checkpoint_is_found(
+        self, new_place: NewPlace, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def early(source: Any) -> None:
+            read = source.read_batch
+
+            def instead(max_rows: int, timeout: float) -> Any:
+                batch = read(max_rows, timeout)
+                source.commit(source.positions())
+                end = time.monotonic() + WAIT
+                while source.figures()["spool_rows"] > source.lag()[source.name, 0]:  # the spool forgets in a thread
+                    assert time.monotonic() < end
+                return batch
+
+            source.read_batch = instead
+
+        check_found(
+            self,
+            "the_log_forgets_nothing_that_the_last_complete_checkpoint_does_not_cover",
+            broken(new_place, "source", early),
+            monkeypatch,
+        )
 
 
 # -- answers ----------------------------------------------------------------------------------------------------------
@@ -132,6 +164,14 @@ def test_a_request_is_a_record_with_its_key_headers_and_time(made: Any) -> None:
     assert (record.payload, record.key, record.offset) == (b'{"n": 1}', b"a", 0)
     assert before <= record.timestamp <= int(time.time() * 1000)
     assert dict(record.headers) == {"webhook-id": b"a", "x-event": b"paid"}
+
+
+def test_a_sender_gives_a_record_no_headers_of_sabot_s_own(made: Any) -> None:
+    # a request of "sabot.job" named the job of a durable agent: the second one of a name ended the app
+    source, forged = made(), {"sabot.job": "parcels.parcels/1", "SABOT.Run": "0", "sabot.value": "x", "sabotage": "y"}
+    assert status(source.port, Webhook_Id="a", **forged) == 202
+    [record] = iterate_records(source.read_batch(10, WAIT).data, source.name)
+    assert dict(record.headers) == {"webhook-id": b"a", "sabotage": b"y"}
 
 
 def test_a_delivery_that_comes_again_is_answered_and_is_no_row_for_a_day(
@@ -254,6 +294,66 @@ def test_bodies_that_are_under_way_are_bounded_together(made: Any, monkeypatch: 
         while (answer := ask(source.port, b"x" * 500, Webhook_Id="b"))[0] == 202:
             assert time.monotonic() < end
     assert (answer[0], answer[2]["retry-after"]) == (429, "5")
+
+
+# -- senders who are slow ---------------------------------------------------------------------------------------------
+
+HALF = b"POST /in HTTP/1.1\r\nHost: h\r\n"
+WHOLE = HALF + b"Webhook-Id: %d\r\nContent-Length: 2\r\n\r\n{}"
+
+
+def all_of(connection: socket.socket) -> bytes:
+    """What the server sends until it ends the connection."""
+    return b"".join(iter(partial(connection.recv, 4096), b""))
+
+
+def test_a_head_that_does_not_come_is_told_so_and_a_silent_connection_is_closed(
+    made: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http_connections, "HEAD_SECONDS", 0.2)
+    source = made()
+    with ExitStack() as opened:
+        slow, silent = (
+            opened.enter_context(socket.create_connection(("127.0.0.1", source.port), WAIT)) for _ in range(2)
+        )
+        slow.sendall(HALF)
+        head, _, why = all_of(slow).partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\n")
+        assert why == b"the head of the request has not come in 0.2 s"
+        assert all_of(silent) == b""
+
+
+@pytest.mark.parametrize("sent", [0, len(HALF), len(WHOLE % 1) - 1], ids=["nothing", "half a head", "half a body"])
+def test_a_newer_sender_gets_the_place_of_the_slowest_one_who_is_told_so(
+    made: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, sent: int
+) -> None:
+    """Who loses his place was cut off without a word, and each newer sender cost two of the others their places."""
+    monkeypatch.setattr(http_server, "MOST_CONNECTIONS", 4)
+    monkeypatch.setattr(http_connections, "HEAD_SECONDS", 3600.0)
+    source = made()
+    with ExitStack() as opened:
+        slow = [opened.enter_context(socket.create_connection(("127.0.0.1", source.port), WAIT)) for _ in range(3)]
+        for n, each in enumerate(slow):
+            each.sendall((WHOLE % n)[:sent])
+        known = http.client.HTTPConnection("127.0.0.1", source.port, timeout=WAIT)
+        opened.callback(known.close)
+
+        def send(delivery: str) -> int:
+            known.request("POST", "/in", b"{}", {"Webhook-Id": delivery})
+            answer = known.getresponse()
+            answer.read()
+            return answer.status
+
+        assert send("known") == 202  # so all are there
+        assert status(source.port, Webhook_Id="new") == 202
+        head, _, why = all_of(slow[0]).partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\nretry-after: 5\r\n")
+        assert why == b"the server has too many connections, and a newer one has got the place of this one"
+        for n, each in enumerate(slow[1:], 1):
+            each.sendall((WHOLE % n)[sent:])
+            assert each.recv(4096).startswith(b"HTTP/1.1 202 ")
+        assert send("known") == 200  # by the same connection
+    assert caplog.text.count("source webhook /in has all its 4 connections, and ends the slowest") == 1
 
 
 # -- crashes ----------------------------------------------------------------------------------------------------------
@@ -454,3 +554,91 @@ async def test_a_table_of_sql_receives_requests(tmp_path: Path, monkeypatch: pyt
     assert out.rows == [{"n": 1}]
     with pytest.raises(SqlError, match="needs the port at which it listens"):
         app.sql("CREATE TABLE t (n BIGINT) WITH ('connector' = 'webhook', 'spool' = 'x.db'); SELECT * FROM t")
+
+
+# -- TLS --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def authority() -> Authority:
+    return Authority("tests")
+
+
+@pytest.fixture
+def shown(tmp_path: Path, authority: Authority) -> ssl.SSLContext:
+    """The context of a server, with a certificate for 127.0.0.1."""
+    (tmp_path / "server.pem").write_bytes(authority.server(x509.IPAddress(ipaddress.ip_address("127.0.0.1"))))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "server.pem")
+    return context
+
+
+def post(port: int, body: bytes, trusted: ssl.SSLContext, key: str) -> int:
+    connection = http.client.HTTPSConnection("127.0.0.1", port, timeout=WAIT, context=trusted)
+    connection.request("POST", "/in", body, {"Webhook-Id": key})
+    answer = connection.getresponse()
+    answer.read()
+    connection.close()
+    return answer.status
+
+
+def test_requests_come_over_tls_with_the_certificate_that_is_given(
+    made: Callable[..., WebhookSource], authority: Authority, shown: ssl.SSLContext
+) -> None:
+    source = made(tls=shown)
+    trusted = ssl.create_default_context(cadata=authority.pem.decode())
+    assert [post(source.port, b'{"n": 1}', trusted, "a") for _ in range(2)] == [202, 200]
+    with pytest.raises(ssl.SSLCertVerificationError):
+        post(source.port, b'{"n": 2}', ssl.create_default_context(), "b")
+    with pytest.raises((http.client.HTTPException, OSError)):  # one who does not speak TLS
+        ask(source.port, b'{"n": 3}', Webhook_Id="c")
+    with socket.create_connection(("127.0.0.1", source.port), WAIT):  # a handshake that does not begin
+        assert post(source.port, b'{"n": 4}', trusted, "d") == 202
+    assert read(source, 2) == [1, 4]
+
+
+def test_a_head_that_does_not_come_is_told_so_over_tls(
+    made: Callable[..., WebhookSource],
+    authority: Authority,
+    shown: ssl.SSLContext,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A server that closes a connection of TLS in order waits for the other side, half a minute of one that is silent."""
+    monkeypatch.setattr(http_connections, "HEAD_SECONDS", 0.2)
+    source = made(tls=shown)
+    trusted = ssl.create_default_context(cadata=authority.pem.decode())
+    with (
+        socket.create_connection(("127.0.0.1", source.port), WAIT) as plain,
+        trusted.wrap_socket(plain, server_hostname="127.0.0.1", suppress_ragged_eofs=True) as slow,
+    ):
+        slow.sendall(HALF)
+        assert all_of(slow).startswith(b"HTTP/1.1 408 ")
+
+
+def test_senders_show_a_certificate_where_the_context_asks_for_one(
+    made: Callable[..., WebhookSource], tmp_path: Path, authority: Authority, shown: ssl.SSLContext
+) -> None:
+    shown.load_verify_locations(cadata=authority.pem.decode())
+    shown.verify_mode = ssl.CERT_REQUIRED
+    source = made(tls=shown)
+    trusted = ssl.create_default_context(cadata=authority.pem.decode())
+    with pytest.raises((http.client.HTTPException, OSError)):
+        post(source.port, b'{"n": 1}', trusted, "a")
+    trusted.load_cert_chain(tmp_path / "server.pem")
+    assert post(source.port, b'{"n": 2}', trusted, "b") == 202
+    assert read(source, 1) == [2]
+
+
+@pytest.mark.parametrize(
+    ("tls", "said"),
+    [
+        ("cert.pem", "tls='cert.pem' is no ssl.SSLContext"),
+        (ssl.create_default_context(), "shows no certificate to senders .*PROTOCOL_TLS_CLIENT"),
+        (ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), "shows no certificate to senders"),
+    ],
+    ids=["a path", "that of a client", "without a certificate"],
+)
+def test_a_context_with_which_nobody_could_send_is_refused(tls: Any, said: str) -> None:
+    with pytest.raises(UserError, match=said) as refused:
+        WebhookSource("hooks.db", port=0, tls=tls)
+    assert "load_cert_chain" in (refused.value.hint or "")

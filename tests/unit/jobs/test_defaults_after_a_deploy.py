@@ -6,7 +6,7 @@ import pytest
 from unit.jobs.hosting import Agent, entries, hosting, prefix
 
 from sabot.agents import ConstraintPolicy, Effect, PolicyEngine, ToolPolicy
-from sabot.agents.accounts.limits import JobLimits
+from sabot.agents.accounts.job_limits import JobLimits
 from sabot.engine.calls.effects import Reconciled
 from sabot.engine.calls.tools import Tool, tool
 from sabot.jobs.guard import EffectGuard, EffectGuards

@@ -25,8 +25,8 @@ from sabot import secret
 from sabot._cython.binary.plain import plain_depth
 from sabot.base.redaction import keep_secret
 from sabot.errors import CorruptJournal, EffectError, SabotError, UserError
+from sabot.jobs.given_results import gives_rows
 from sabot.jobs.values import MAX_RESULT_BYTES, as_before, copied, in_order, pack, pack_error, unpack, unpack_error
-from sabot.jobs.verdicts import gives_rows
 
 PLAIN = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False) | st.text() | st.binary(),

@@ -22,12 +22,12 @@ from sabot.journal import Letter, sqlite, tables
 from sabot.journal.base import EVERY, JobMark
 from sabot.journal.ended_jobs import JobQuery
 from sabot.journal.entries import Answer, Begin, EffectResult, End, Intent, encode_entry
-from sabot.journal.job_tables import session_statement
+from sabot.journal.job_tables import find_statement
 from sabot.journal.sqlite import DATABASE, SqliteInbox, SqliteJournal, SqliteReader
 from sabot.journal.tables import checksum
 from sabot.journal.writing import Appended, GroupWriter
 from sabot.steps import watch
-from tools.older_journals import EFFECT, GIVEN, OLDER, write_given
+from tools.older_journals import EFFECT, GIVEN, OLDER, without_sessions, write_ended, write_given
 
 
 @pytest.fixture
@@ -155,9 +155,9 @@ def test_what_is_no_journal_of_ours_is_told(tmp_path: Path) -> None:
 def test_a_later_format_is_refused_by_its_number(tmp_path: Path) -> None:
     SqliteJournal(tmp_path / "journal").close()
     with sqlite3.connect(tmp_path / "journal" / DATABASE) as database:
-        database.execute("PRAGMA user_version = 9")
+        database.execute("PRAGMA user_version = 13")
     database.close()
-    with pytest.raises(UserError, match="has format 9, and this Sabot knows 8"):
+    with pytest.raises(UserError, match="has format 13, and this Sabot knows 12"):
         SqliteJournal(tmp_path / "journal")
 
 
@@ -688,7 +688,52 @@ def test_the_database_itself_is_no_place_for_an_owner_and_a_folder_of_before_is(
     SqliteJournal(tmp_path / "jobs.db").close()
 
 
+@pytest.mark.parametrize("letters", [1, 40])
+def test_letters_that_begin_jobs_are_looked_up_together(
+    tmp_path: Path, letters: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each was a query of its own, also over a network, in the thread of the event loop."""
+    owner, asked = SqliteJournal(tmp_path / "journal"), list[str]()
+    owner.begins.agents = frozenset({"k.a"})
+    for number in range(letters):
+        begin = Begin(f"k.a/{number}", 1, "k.a")
+        owner.post(Letter("begin", job=begin.job, name="k.a", body=encode_entry(begin)))
+    known = Begin("k.a/0", 1, "k.a")
+    owner.begins.reserve(known.job)
+    assert owner.wait_durable(owner.append(known), 60)  # as `execute` does, whose letter came before
+    owner.begins.release(known.job)
+    select = owner.select
+    monkeypatch.setattr(
+        owner, "select", lambda statement, *values: asked.append(statement) or select(statement, *values)
+    )
+    assert [entry.job for _, entry in owner.take()] == [f"k.a/{number}" for number in range(1, letters)]
+    assert len(asked) == 2, asked  # the letters, and which of their jobs have begun
+    owner.close()
+
+
 # -- migrations -------------------------------------------------------------------------------------------------------
+
+
+def test_sessions_of_ended_jobs_are_read_from_their_entries_by_the_first_owner(tmp_path: Path) -> None:
+    folder = tmp_path / "journal"
+    owner = SqliteJournal(folder)
+    write_ended(owner)
+    owner.close()
+    with closing(sqlite3.connect(folder / DATABASE)) as database, database:
+        without_sessions(database.execute)
+        database.execute("PRAGMA user_version = 8")
+    reader = SqliteReader(folder)
+    assert [row.job for row in reader.history.find(JobQuery(), 9)] == ["d", "c", "b", "a"]
+    for ask in (lambda query: reader.history.find(query, 9), reader.history.counts):
+        with pytest.raises(UserError, match="has format 8, whose ended jobs are not listed by session"):
+            ask(JobQuery(session="chat-1"))
+    reader.close()
+    owner = SqliteJournal(folder)
+    assert [row.job for row in owner.history.find(JobQuery(session="chat-1"), 9)] == ["c", "a"]
+    assert [row.session for row in owner.history.known("abcd")] == ["chat-1", "chat-2", "chat-1", ""]
+    plan = owner.select("EXPLAIN QUERY PLAN SELECT job FROM history WHERE session = ? AND session <> ''", ("chat-1",))
+    assert "USING INDEX history_of_session" in str(plan)
+    owner.close()
 
 
 def of_format(form: int, folder: Path) -> list[JobMark]:
@@ -761,7 +806,7 @@ def test_a_migration_that_is_killed_at_any_statement_begins_anew(
     assert len(killed) > {3: 20, 4: 4, 5: 3, 6: 3}[form]
     for copy in killed:
         owner = SqliteJournal(copy)
-        assert (owner.format, owner.logged(JobQuery(), EVERY)) == (8, listed)
+        assert (owner.format, owner.logged(JobQuery(), EVERY)) == (12, listed)
         assert sorted(owner.begun_within(EFFECT)) == ["again", "works"]
         assert [entry for _, entry in owner.read()] == GIVEN
         owner.close()
@@ -776,7 +821,7 @@ def test_the_jobs_of_a_session_are_found_by_an_index(tmp_path: Path, form: str) 
         with closing(sqlite3.connect(folder / DATABASE)) as database:
             database.execute("DROP INDEX jobs_of_session")
     owner = SqliteJournal(folder)
-    statement, values = session_statement("SELECT * FROM jobs", JobQuery("clerk", "acme"), "s-1")
+    statement, values = find_statement("SELECT * FROM jobs", JobQuery("clerk", "acme", session="s-1"), EVERY)
     plan = " ".join(str(row) for row in owner.select(f"EXPLAIN QUERY PLAN {statement}", values))
     owner.close()
     assert "USING INDEX jobs_of_session (session=?" in plan

@@ -8,7 +8,7 @@ from sabot.connectors import base
 from sabot.connectors.base import Delivers
 from sabot.connectors.memory import MemorySink
 from sabot.kafka import KafkaSink, KafkaSource
-from sabot.kafka.delivery import KafkaDelivery
+from sabot.kafka.transactions import KafkaDelivery
 
 
 class OfRegion(KafkaSink):

@@ -326,6 +326,28 @@ async def test_what_a_tool_returns_is_bounded() -> None:
     assert sent(provider)[-1].text == "x" * 100 + "\n… (9,999,900 more characters were cut off)"
 
 
+@pytest.mark.parametrize("first", ["long", "short"])
+async def test_too_long_arguments_are_refused_by_place_if_calls_have_one_id(first: str) -> None:
+    """A provider of a program's own gave two calls one id: the second one decided for both."""
+    made = []
+
+    @tool(effect="read")
+    async def note(text: str) -> str:
+        made.append(text)
+        return "noted"
+
+    texts = {"long": "x" * 500, "short": "y"}
+    order = [first, *texts.keys() - {first}]
+    both = [ToolCall("c", "note", f'{{"text": "{texts[each]}"}}') for each in order]
+    agent, provider = agent_of([assistant("", *both), "done"], tools=[note], max_tool_chars=100)
+    await agent.run("go")
+    assert made == ["y"]
+    *_, asked, one, other = sent(provider)
+    refused = {"long": "and may have 100: it was not called", "short": "noted"}
+    assert [refused[each] in said.text for each, said in zip(order, (one, other), strict=True)] == [True, True]
+    assert "x" * 500 not in str(asked)
+
+
 async def test_a_model_that_never_stops_calling_tools_is_stopped() -> None:
     agent, provider = agent_of(lambda spec: calls(("weather", '{"city": "x"}')), tools=[weather], max_turns=3)
     conversation = Conversation()

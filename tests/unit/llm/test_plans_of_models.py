@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from unit.engine.plan.test_plan_against import checkpoint, verdicts
-from unit.engine.plan.test_plan_against import run as run
 from unit.engine.plan.test_plan_texts import Streams, refusal, said
+from unit.engine.plan.test_state_matching import checkpoint, verdicts
+from unit.engine.plan.test_state_matching import run as run
 
 from sabot.llm import ExecutionEngine, ScriptedProvider
 

@@ -22,6 +22,7 @@ from sabot.llm import (
     tool,
 )
 from sabot.mcp import McpConfig, McpConnectionLost, McpRefused, McpServerPool, McpToolChanged
+from sabot.mcp.elicitation import check_reply, shown_question
 from tools.mcp_servers import FORM, Desk, ask_person, asking_once, in_memory, over_sockets, peer, text, told
 
 
@@ -245,6 +246,37 @@ async def test_a_person_is_asked_again_for_an_answer_that_does_not_fit(desk):
         tools = await pool.tools("desk", connect=in_memory(lambda key: desk.server()), only=["book"])
         assert (await tools[0](seat="4A")).text.endswith("accept {'smoking': True}")
     assert person.asked[1][1]["wrong"] == "expected boolean, got string - at $.smoking"
+
+
+UNCLEAR = [
+    ({"action": "reject"}, "action='reject' is none of accept, decline, cancel"),
+    ({"action": "Decline", "note": "no"}, "action='Decline' is none of"),
+    ({"approved": "no"}, "approved='no' is neither true nor false"),
+    ({"approved": 0}, "approved=0 is neither true nor false"),
+    ({"approved": False, "action": "accept"}, "say two things"),
+    ({"approved": True, "action": "decline"}, "say two things"),
+]
+
+
+@pytest.mark.parametrize(("answer", "words"), UNCLEAR)
+async def test_an_answer_that_neither_accepts_nor_declines_accepts_nothing(answer, words):
+    """A form without required fields took `{"action": "reject"}` for one that was sent empty, and the server went on."""
+    form = {"message": "Book it?", "requestedSchema": {"type": "object", "properties": {"note": {"type": "string"}}}}
+    person = Person(answer, {"approved": False})
+    async with McpServerPool(ask=person) as pool:
+        pool.add("old", connect=asking(("elicitation/create", form)))
+        assert (await (await pool.session("old")).call("go")).text == "[{'action': 'decline'}]"
+    shown = person.asked[1][1]
+    assert words in shown.pop("wrong")
+    with pytest.raises(UserError, match="server old asks for fields"):
+        check_reply(shown, answer)
+    check_reply(shown, {"note": "window"})
+    visit = {"message": "Log in", "mode": "url", "url": "https://bank.example", "elicitationId": "e-1"}
+    with pytest.raises(UserError, match="server old asks for a yes or no"):
+        check_reply(shown_question("old", "go", visit), answer)
+    async with McpServerPool(ask=Person(answer)) as pool:
+        pool.add("old", connect=asking(("elicitation/create", visit)))
+        assert "accept" not in (await (await pool.session("old")).call("go")).text
 
 
 async def test_where_nobody_can_be_asked_the_server_is_told_so(pool, desk):

@@ -313,6 +313,37 @@ def test_each_join_of_a_star_takes_the_version_of_its_own_key(how, tables):
     assert sorted(found, key=lambda row: row["id"]) == expected
 
 
+COMPUTED = {  # rows of a key as text, whose time is computed
+    "the last row of a key": "SELECT k, v, at_ FROM (SELECT *, ROW_NUMBER() OVER (PARTITION BY k ORDER BY at_ DESC) AS n FROM d) "
+    "WHERE n = 1",
+    "of a computed key": "SELECT k, v FROM (SELECT UPPER(k) AS k, v, ROW_NUMBER() OVER (PARTITION BY UPPER(k) ORDER BY at_ DESC) AS n "
+    "FROM d) WHERE n = 1",
+    "a group": "SELECT UPPER(k) AS k, MAX(v) AS v FROM d GROUP BY UPPER(k)",
+}
+
+
+@pytest.mark.parametrize("view", COMPUTED.values(), ids=COMPUTED)
+def test_versions_are_those_of_a_computed_key_and_of_a_computed_event_time(view, tmp_path):
+    """Such views were refused, as 'updated as rows come', or because the key of the ranking was not that of the view."""
+    (tmp_path / "d.ndjson").write_text(
+        "".join(f'{{"k":"{k}","v":{v},"at":"1970-01-01 00:00:{v:02}"}}\n' for k, v in [("A", 1), ("B", 2), ("A", 5)])
+    )
+    app = App("computed")
+    form = f"('connector' = 'files', 'path' = '{tmp_path}/d.ndjson')"
+    app.sql(
+        f"CREATE TABLE d (k STRING, v INT, at STRING, at_ AS TO_TIMESTAMP(at), WATERMARK FOR at_ AS at_) WITH {form}; "
+        f"CREATE VIEW w AS {view}"
+    )
+    facts = app.stream(
+        [{"k": k, "ts": s * 1000} for k, s in [("A", 0), ("A", 3), ("B", 3), ("A", 9)]],
+        time="ts",
+        schema={"k": "string", "ts": "timestamp[ms]"},
+    )
+    query = "SELECT f.k, f.ts, w.v FROM f LEFT JOIN w FOR SYSTEM_TIME AS OF f.ts AS w ON f.k = w.k"
+    found = sorted((row["k"], row["ts"].second, row["v"]) for row in app.sql(query, f=facts).collect().to_pylist())
+    assert found == [("A", 0, None), ("A", 3, 1), ("A", 9, 5), ("B", 3, 2)]
+
+
 @pytest.mark.parametrize("what", ["COUNT(*)", "COUNT(*) + COUNT(1)", "MAX(1)"])
 def test_the_rows_of_a_join_by_an_expression_may_be_counted(what):
     """The columns of the joined rows were the key alone, which the join drops."""

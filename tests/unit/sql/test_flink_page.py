@@ -2,11 +2,15 @@
 
 import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from sabot import App
-from sabot.sql.syntax.text import SqlError
+from sabot.sql.functions import AGGREGATES, FUNCTIONS, MOMENTS
+from sabot.sql.syntax import tree
+from sabot.sql.syntax.parser import parse
+from sabot.sql.syntax.text import SqlError, SqlText
 
 PAGE = (Path(__file__).parents[3] / "docs/coming-from/flink-sql.md").read_text()
 KAFKA = "WITH ('connector' = 'kafka', 'topic' = 'x', 'format' = 'json')"
@@ -19,6 +23,7 @@ CREATE TABLE rates (s STRING, rate DOUBLE, ts TIMESTAMP(3), WATERMARK FOR ts AS 
 CREATE TABLE q (k INT PRIMARY KEY NOT ENFORCED, v STRING)
     WITH ('connector' = 'jdbc', 'url' = 'jdbc:sqlite:q.db', 'table-name' = 'q');
 CREATE TABLE o (s STRING, n BIGINT) WITH ('connector' = 'blackhole');
+CREATE TABLE days (n BIGINT, s STRING) PARTITIONED BY (s) WITH ('connector' = 'filesystem', 'path' = 'days', 'format' = 'json');
 """
 STANDS_FOR = {
     "PAIRS": "(SELECT l.i, l.window_time AS e FROM (SELECT * FROM HOURS) AS l JOIN (SELECT * FROM HOURS) AS r ON l.i = r.i AND SAME)",
@@ -60,6 +65,19 @@ def test_the_page_has_all_sections():
     assert sections.issuperset(STATEMENTS)
     assert len(sections) == 14
     assert len(ROWS) > 380
+
+
+def test_each_function_has_a_row_of_the_page():
+    texts = " ".join(text.upper() for _, text, verdict in ROWS if verdict != "no")
+    assert [name for name in (*FUNCTIONS, *AGGREGATES, *MOMENTS) if not re.search(rf"\b{name}\b", texts)] == []
+
+
+def test_each_statement_has_a_row_of_the_page():
+    taken = (statement_of(place, text) for place, text, verdict in ROWS if verdict != "no")
+    kinds = {type(statement) for text in taken for statement in parse(SqlText(text))}
+    assert {*get_args(tree.Statement)} - kinds == {tree.CreateFunction}, (
+        "CREATE FUNCTION takes what a program has registered"
+    )
 
 
 @pytest.mark.parametrize("section", sorted({section for section, _, _ in ROWS}))

@@ -27,7 +27,8 @@ from test_random_statements import (
 
 from sabot import App, UserError, col, files
 from sabot.api.nodes.node import walk
-from sabot.sql.bind import groups, joins, relations
+from sabot.sql.bind import groups, order
+from sabot.sql.bind.joins import as_of
 from sabot.sql.options import SqlOptions
 from sabot.sql.scope import node_of
 
@@ -211,8 +212,8 @@ def limits_are(changed):
     """A fault: other numbers of LIMIT, FETCH and OFFSET."""
 
     def plant(patch):
-        whole = relations.QueryBinder._limit
-        patch.setattr(relations.QueryBinder, "_limit", lambda self, *given: changed(whole(self, *given), *given[1:]))
+        whole = order.limit_of
+        patch.setattr(order, "limit_of", lambda *given: changed(whole(*given), *given[2:]))
 
     return plant
 
@@ -235,20 +236,20 @@ def orders_are(changed):
     """A fault: another order of the rows that LIMIT bounds."""
 
     def plant(patch):
-        whole = relations.order_columns
-        patch.setattr(relations, "order_columns", lambda a, b, order: whole(a, b, [changed(each) for each in order]))
+        whole = order.order_columns
+        patch.setattr(order, "order_columns", lambda a, b, by: whole(a, b, [changed(each) for each in by]))
 
     return plant
 
 
 def versions_are_the_first(patch):
-    whole = joins._versions
+    whole = as_of.versions
 
     def broken(stream):
         found = whole(stream)
         return None if found is None else found.filter(col("id") < 25)
 
-    patch.setattr(joins, "_versions", broken)
+    patch.setattr(as_of, "versions", broken)
 
 
 FAULTS = {

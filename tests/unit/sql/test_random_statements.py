@@ -18,7 +18,8 @@ import pytest
 from sabot import App, UserError, files
 from sabot.api.nodes.node import walk
 from sabot.sql import functions, values
-from sabot.sql.bind import joins, over, relations, select
+from sabot.sql.bind import over, relations, select, subqueries
+from sabot.sql.bind.joins import conditions
 from sabot.sql.scope import node_of
 from sabot.sql.syntax import tree
 from sabot.testing import BARRIER, CRASH, END, ListSink, ScriptedSource, run
@@ -313,11 +314,11 @@ def without_clause(**clauses):
 
 
 def outer_joins_are_inner(patch):
-    patch.setattr(joins, "_HOW", {**joins._HOW, "LEFT": "inner"})
+    patch.setattr(conditions, "_HOW", {**conditions._HOW, "LEFT": "inner"})
 
 
 def full_joins_are_left(patch):
-    patch.setattr(joins, "_HOW", {**joins._HOW, "FULL": "left"})
+    patch.setattr(conditions, "_HOW", {**conditions._HOW, "FULL": "left"})
 
 
 def nulls_are_the_greatest(patch):
@@ -375,13 +376,13 @@ def distinct_aggregates_count_all(patch):
 
 
 def further_conditions_of_joins_are_lost(patch):
-    whole = joins.JoinBinder._sort_conditions
+    whole = conditions.JoinConditions.sort
 
     def broken(self):
         whole(self)
-        self._residual = []
+        self.residual = []
 
-    patch.setattr(joins.JoinBinder, "_sort_conditions", broken)
+    patch.setattr(conditions.JoinConditions, "sort", broken)
 
 
 def one_condition_of_where_counts(patch):
@@ -393,14 +394,12 @@ def nulls_of_a_query_do_not_count(patch):
     def broken(stream, inner, mine, its):
         return stream.join(inner, left_on=mine.expr, right_on=its.expr, how="anti")
 
-    patch.setattr(relations, "without_partners", broken)
+    patch.setattr(subqueries, "without_partners", broken)
 
 
 def not_exists_is_exists(patch):
-    whole = relations.QueryBinder._exists
-    patch.setattr(
-        relations.QueryBinder, "_exists", lambda self, relation, query, how: whole(self, relation, query, "semi")
-    )
+    whole = relations.exists
+    patch.setattr(relations, "exists", lambda a, b, query, how, rows: whole(a, b, query, "semi", rows))
 
 
 def state_is_kept_for_a_moment(patch):

@@ -1,10 +1,13 @@
 """The plans of queries: what is computed once, what is filtered before a join, and what needs no column more."""
 
 import random
+import sys
+from types import FrameType
 
 import pytest
 
 from sabot import App
+from sabot.engine.operators.expressions.compiled import compile_expr
 
 SCHEMA = {"id": "int64", "kind": "int64", "name": "string", "ts": "int64"}
 OTHERS = {"key": "int64", "state": "string", "price": "int64", "ts": "int64"}
@@ -138,3 +141,30 @@ def test_the_order_of_event_time_needs_no_column_for_nulls(app):
     assert "present" not in app.sql("EXPLAIN " + query.format("ts", ""))
     assert "present" in app.sql("EXPLAIN " + query.format("price", ""))
     assert "present" in app.sql("EXPLAIN " + query.format("ts", "LEFT"))
+
+
+def compilations(app: App, query: str) -> int:
+    """How many expressions are compiled while a query is bound; the parts of an expression count too."""
+    count, code = 0, compile_expr.__code__
+
+    def look(frame: FrameType, event: str, arg: object) -> None:
+        nonlocal count
+        count += event == "call" and frame.f_code is code
+
+    sys.setprofile(look)
+    try:
+        app.sql(query)
+    finally:
+        sys.setprofile(None)
+    return count
+
+
+@pytest.mark.parametrize(("row", "each"), [("id + 1 AS id", 6), ("id + 1 AS id, UPPER(name) AS name", 8)])
+def test_each_level_of_a_query_is_compiled_once(app, row, each):
+    def nested(levels: int) -> str:
+        query = "a"
+        for level in range(levels):
+            query = f"(SELECT {row} FROM {query} WHERE id > {level}) t{level}"
+        return f"SELECT * FROM {query}"
+
+    assert [compilations(app, nested(levels)) for levels in (1, 2, 20)] == [each, 2 * each, 20 * each]

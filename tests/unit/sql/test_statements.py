@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from sabot import App, col
+from sabot.engine.runtime.watch.guarantees import guarantees_of
 from sabot.sql.syntax.text import SqlError
 from sabot.testing import MemoryBroker
 from tools.iceberg_lake import lake_of, rows_in_lake, table_of
@@ -315,6 +316,79 @@ async def test_a_partitioned_table_of_files_is_read_back(app, format):
     ]
 
 
+PARTED = """
+    CREATE TABLE lake (id BIGINT, day DATE, code STRING) PARTITIONED BY (day, code)
+        WITH ('connector' = 'filesystem', 'path' = 'lake', 'format' = 'json');
+"""
+
+
+async def test_an_insert_may_name_the_partition_of_its_rows(app, tmp_path):
+    for insert in (
+        "PARTITION (day = '2024-5-17', code = 'a') VALUES (1), (2)",
+        "PARTITION (code = 'b') SELECT 3, DATE '2024-05-18'",
+        "PARTITION (Code = 'c') (day, id) SELECT DATE '2024-05-19', 4",
+    ):
+        app = App("parted")
+        app.sql(PARTED + f"INSERT INTO lake {insert}")
+        await app.run()
+    found = {
+        str(each.parent.relative_to(tmp_path / "lake")): each.read_text()
+        for each in (tmp_path / "lake").rglob("part-*")
+    }
+    assert found == {
+        "day=2024-05-17/code=a": '{"id":1}\n{"id":2}\n',
+        "day=2024-05-18/code=b": '{"id":3}\n',
+        "day=2024-05-19/code=c": '{"id":4}\n',
+    }
+
+
+@pytest.mark.parametrize("delivery", ["exactly-once", "at-least-once"])
+async def test_several_statements_write_one_table_of_files(app, tmp_path, delivery):
+    """The start was refused, with a hint for programs in Python: two sinks write the same file."""
+    app.sql(
+        "SET 'sabot.state' = 'kept';"
+        + PARTED.replace("'json'", f"'json', 'sink.delivery-guarantee' = '{delivery}'")
+        + """
+        EXECUTE STATEMENT SET BEGIN
+            INSERT INTO lake PARTITION (day = '2024-05-17', code = 'a') VALUES (1), (2);
+            INSERT INTO lake PARTITION (day = '2024-05-17', code = 'b') VALUES (3);
+        END;
+        INSERT INTO lake VALUES (4, DATE '2024-05-17', 'a');
+        """
+    )
+    await app.run()
+    rows = {each.name: [] for each in (tmp_path / "lake/day=2024-05-17").iterdir()}
+    for each in (tmp_path / "lake").rglob("part-*"):
+        rows[each.parent.name] += [json.loads(line)["id"] for line in each.read_text().splitlines()]
+    assert {name: sorted(ids) for name, ids in rows.items()} == {"code=a": [1, 2, 4], "code=b": [3]}
+
+
+@pytest.mark.parametrize(
+    ("insert", "message", "hint"),
+    [
+        ("PARTITION (id = 1) SELECT DATE '2024-05-17', 'a'", "table lake is not PARTITIONED BY id", "there are day, code"),
+        ("PARTITION (code = 'a', code = 'b') SELECT 1", "code has two values", "name it once"),
+        ("PARTITION (code = 'a') (id, code) SELECT 1, 'b'", "code has two values", "name it once"),
+        ("PARTITION (day = 'x') SELECT 1, 'a'", "'x' is no DATE", "TRY_CAST"),
+        ("PARTITION (code = id) SELECT 1, DATE '2024-05-17'", 'there is no column "id"', ""),
+        ("PARTITION (code) SELECT 1, DATE '2024-05-17', 'a'", "expected = behind the column of PARTITION", "come from the query"),
+        ("PARTITION (code = 'a') SELECT 1", "table lake has 3 columns, and the query 2", "lake(id, day, code)"),
+    ],
+)  # fmt: skip
+def test_a_partition_that_cannot_be_is_refused_with_the_way_out(app, insert, message, hint):
+    with pytest.raises(SqlError) as caught:
+        app.sql(PARTED + f"INSERT INTO lake {insert}")
+    assert message in str(caught.value)
+    assert hint in str(caught.value).split("hint: ")[1]
+
+
+def test_the_one_catalog_and_database_are_shown(app):
+    assert app.sql("SHOW CURRENT CATALOG").to_pydict() == {"current catalog name": ["default_catalog"]}
+    assert app.sql("SHOW CURRENT DATABASE").to_pydict() == {"current database name": ["default_database"]}
+    assert app.sql("SHOW CATALOGS").to_pydict() == {"catalog name": ["default_catalog"]}
+    assert app.sql("SHOW DATABASES LIKE 'default%'").to_pydict() == {"database name": ["default_database"]}
+
+
 async def test_a_script_writes_into_a_delta_table_with_its_partitions_and_new_columns(app):
     app.sql("""
         CREATE TABLE lake (carrier STRING, delay BIGINT) PARTITIONED BY (carrier)
@@ -360,9 +434,27 @@ async def test_a_script_writes_into_an_iceberg_table_with_its_partitions_and_new
 
 
 @pytest.mark.parametrize(
+    ("options", "often"),
+    [
+        ("'connector' = 'delta', 'path' = 'lake'", ""),
+        ("'connector' = 'delta', 'path' = 'lake', 'gather' = '10 min'", ", at most once in 600 s"),
+        ("'connector' = 'iceberg', 'catalog-type' = 'rest', 'uri' = 'http://127.0.0.1:1'", ", at most once in 60 s"),
+        ("'connector' = 'iceberg', 'catalog-type' = 'rest', 'uri' = 'http://127.0.0.1:1', 'gather' = '0 s'", ""),
+    ],
+)
+def test_a_table_of_a_lake_gathers_commits_as_its_option_says(app, tmp_path, options, often):
+    app.configure(state=str(tmp_path / "state"))
+    app.sql(f"CREATE TABLE lake (delay BIGINT) WITH ({options}); INSERT INTO lake SELECT delay FROM flights")
+    edges = guarantees_of(app.plan(), app.spec.ends, app.settings)
+    (said,) = [each.guarantee for each in edges if each.way == "out" and "lake" in each.name]
+    assert said == f"exactly once: it stores the number of the last part in one step with the rows{often}"
+
+
+@pytest.mark.parametrize(
     ("options", "said"),
     [
         ("'catalog-type' = 'rest', 'write.upsert.enabled' = 'true'", "rows of a table of Iceberg are not replaced"),
+        ("'catalog-type' = 'rest', 'gather' = 'soon'", "'soon' is no duration"),
         ("'catalog-type' = 'hadoop'", "'catalog-type' cannot be 'hadoop'"),
         ("'catalog-database' = 'db'", "needs the option 'catalog-type'"),
         ("'catalog-type' = 'rest', 'warehose' = 'lake'", "there is no option 'warehose'"),

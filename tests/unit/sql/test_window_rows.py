@@ -1,7 +1,9 @@
 """Rows of window tables that an inner query passes on, and an outer one groups by their windows."""
 
+import json
 from collections import Counter
 from datetime import UTC, datetime, timedelta
+from zoneinfo import ZoneInfo
 
 import pyarrow as pa
 import pytest
@@ -112,6 +114,32 @@ def test_bounds_of_windows_of_an_instant_are_instants():
     assert column.type == pa.timestamp("ms", tz="UTC")
 
 
+def test_a_bound_that_is_the_computed_key_of_a_ranking_is_a_timestamp(app):
+    app.sql(f"CREATE VIEW w AS {GROUPED}")
+    minute = "FLOOR(window_end TO MINUTE)"
+    ranked = f"SELECT {minute} AS m, k, ROW_NUMBER() OVER (PARTITION BY {minute} ORDER BY k, window_end) AS r FROM w"
+    found = app.sql(f"SELECT m, k FROM ({ranked}) WHERE r = 1").materialize().collect()
+    assert found.schema.field("m").type == pa.timestamp("ms")
+    assert {row["m"].second for row in found.to_pylist()} == {0}
+
+
+def test_a_window_before_an_hour_that_the_clock_leaves_out_ends_behind_it():
+    """On 31 March 2024 the clock of Berlin went from 02:00 to 03:00, at 01:00 in UTC."""
+    app = App("spring")
+    begin = int(datetime(2024, 3, 31, tzinfo=UTC).timestamp() * 1000)
+    times = [{"ts": begin + 600_000 * n} for n in range(18)]
+    rows = app.stream(times, schema={"ts": "timestamp[ms, tz=UTC]"}, time="ts")
+    app.sql("SET 'table.local-time-zone' = 'Europe/Berlin'")
+    query = (
+        "SELECT DATE_FORMAT(window_start, 'HH:mm') AS s, DATE_FORMAT(window_end, 'HH:mm') AS e, COUNT(*) AS n "
+        "FROM TABLE(TUMBLE(TABLE t, DESCRIPTOR(ts), INTERVAL '{}' MINUTE)) GROUP BY window_start, window_end"
+    )
+    found = [tuple(row.values()) for row in app.sql(query.format(60), t=rows).materialize().collect().to_pylist()]
+    assert sorted(found) == [("01:00", "03:00", 6), ("03:00", "04:00", 6), ("04:00", "05:00", 6)]
+    found = [tuple(row.values()) for row in app.sql(query.format(30), t=rows).materialize().collect().to_pylist()]
+    assert sorted(found)[:3] == [("01:00", "01:30", 3), ("01:30", "03:00", 3), ("03:00", "03:30", 3)]
+
+
 def test_the_state_of_a_query_over_bounds_of_windows_has_them_in_utc(app):
     """So that a checkpoint of a program from before they were shown as TIMESTAMP goes on."""
     app.sql(f"CREATE VIEW w AS {GROUPED}")
@@ -217,3 +245,41 @@ def test_rows_of_a_window_that_have_a_partner_in_the_same_window(how, window, si
                 expected.add((moment(second), moment(start)))
     assert {(row["ts"], row["window_start"]) for row in found.collect().to_pylist()} == expected
     assert expected
+
+
+@pytest.mark.parametrize(
+    ("zone", "size", "starts", "ends"),
+    [
+        ("UTC", "DAY", ["2024-03-29 00:00:00", "2024-03-30 00:00:00"], ["2024-03-30 00:00:00", "2024-03-31 00:00:00"]),
+        ("Asia/Shanghai", "DAY", ["2024-03-30 00:00:00", "2024-03-31 00:00:00"], ["2024-03-31 00:00:00", "2024-04-01 00:00:00"]),
+        ("Asia/Kolkata", "HOUR", ["2024-03-29 23:00:00", "2024-03-31 03:00:00"], ["2024-03-30 00:00:00", "2024-03-31 04:00:00"]),
+        ("Europe/Berlin", "DAY", ["2024-03-29 00:00:00", "2024-03-30 00:00:00"], ["2024-03-30 00:00:00", "2024-03-31 00:00:00"]),
+    ],
+)  # fmt: skip
+async def test_bounds_of_windows_are_written_on_the_clock_of_the_session(tmp_path, zone, size, starts, ends):
+    """As in Flink, for which `window_start` is a TIMESTAMP(3) on that clock. A TIMESTAMP_LTZ is the same instant."""
+    app = App("bounds")
+    app.sql(
+        f"""
+        SET 'table.local-time-zone' = '{zone}';
+        CREATE TABLE bounds (s TIMESTAMP(3), e TIMESTAMP(3), t TIMESTAMP(3), i TIMESTAMP_LTZ(3), x STRING, n BIGINT)
+            WITH ('connector' = 'filesystem', 'path' = '{tmp_path}/bounds.json', 'format' = 'json');
+        INSERT INTO bounds SELECT window_start, window_end, window_time, window_start,
+                DATE_FORMAT(window_start, 'yyyy-MM-dd HH:mm:ss'), COUNT(*)
+            FROM TABLE(TUMBLE(TABLE seen_at, DESCRIPTOR(ts), INTERVAL '1' {size}))
+            GROUP BY window_start, window_end, window_time
+        """,
+        seen_at=app.stream(
+            [{"ts": datetime(2024, 3, day, hour, tzinfo=UTC)} for day, hour in ((29, 18), (30, 22))],
+            schema={"ts": "timestamp[ms, UTC]"},
+            time="ts",
+        ),
+    )
+    await app.run()
+    rows = [json.loads(line) for line in (tmp_path / "bounds.json").read_text().splitlines()]
+    assert [row["s"] for row in rows] == [row["x"] for row in rows] == starts
+    assert [row["e"] for row in rows] == ends
+    last = [datetime.fromisoformat(each) - timedelta(milliseconds=1) for each in ends]
+    assert [datetime.fromisoformat(row["t"]) for row in rows] == last
+    instants = [datetime.fromisoformat(each).replace(tzinfo=ZoneInfo(zone)) for each in starts]
+    assert [datetime.fromisoformat(row["i"]) for row in rows] == instants

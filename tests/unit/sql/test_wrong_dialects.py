@@ -16,6 +16,31 @@ CREATE TABLE counts (carrier STRING, n BIGINT, PRIMARY KEY (carrier) NOT ENFORCE
 
 ELSEWHERE = [
     (
+        "SELECT X'4' AS x FROM flights",
+        "X'4'",
+        "'4' is no binary literal",
+        "X'0aff': two hexadecimal digits for each byte",
+    ),
+    (
+        "SELECT x'4g' AS x FROM flights",
+        "x'4g'",
+        "'4g' is no binary literal",
+        "X'0aff': two hexadecimal digits for each byte",
+    ),
+    (
+        r"SELECT U&'\00' AS x FROM flights",
+        r"U&'\00'",
+        "U&'…' has a backslash without digits",
+        r"\00E4, \+01F600, and \\ for a backslash",
+    ),
+    (r"SELECT U&'\DC00' AS x FROM flights", r"U&'\DC00'", r"\DC00 is no character", r"\+01F600 is one beyond FFFF"),
+    (
+        "SET 'table.exec.emit.early-fire.enabled' = 'true'",
+        "'table.exec.emit.early-fire.enabled'",
+        "a window gives its result once, when it closes",
+        "GROUP BY FLOOR(ts TO HOUR), without a window, gives sums as they grow; CUMULATE gives them in steps",
+    ),
+    (
         "SELECT carrier AT TIME ZONE 'Europe/Berlin' FROM flights",
         "carrier",
         "AT TIME ZONE of STRING",

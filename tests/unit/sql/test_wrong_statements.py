@@ -894,9 +894,39 @@ WRONG = [
         "write CREATE TABLE … WITH ('connector' = 'files', 'path' = '…') and INSERT INTO",
     ),
     (
-        "SHOW CATALOGS",
-        "1:6: expected TABLES, VIEWS, FUNCTIONS, MODELS, CONNECTORS or CREATE TABLE behind SHOW, found CATALOGS",
-        "SHOW TABLES: there are no catalogs and databases",
+        "SHOW SCHEMAS",
+        "1:6: expected TABLES, VIEWS, FUNCTIONS, MODELS, CONNECTORS, CATALOGS, DATABASES or CREATE TABLE behind SHOW, found SCHEMAS",
+        "SHOW DATABASES",
+    ),
+    (
+        "SHOW CURRENT MODULES",
+        "1:14: expected CATALOG or DATABASE behind SHOW CURRENT, found MODULES",
+        "SHOW CURRENT DATABASE: there is one catalog with one database",
+    ),
+    (
+        "SELECT ELEMENT(ARRAY[delay]) FROM flights",
+        "1:8: there is no function ELEMENT",
+        "tags[1]: the first element",
+    ),
+    (
+        "SELECT SUBSTRING(carrier, origin) FROM flights",
+        "1:27: SUBSTRING takes a whole number here, and this is STRING",
+        "CAST(x AS INT)",
+    ),
+    (
+        "CREATE TABLE x (a INT, o TIMESTAMP_LTZ(3) METADATA FROM 'value.ingestion-timestamp') WITH ('connector' = 'kafka', 'topic' = 'x')",
+        "1:24: there is no metadata 'value.ingestion-timestamp'",
+        "a table with 'format' = 'json' reads it as a column of the records: ts_ms BIGINT",
+    ),
+    (
+        "CREATE TABLE x (a INT, o STRING METADATA FROM 'value.source.table') WITH ('connector' = 'kafka', 'topic' = 'x')",
+        "1:24: there is no metadata 'value.source.table'",
+        "a table with 'format' = 'json' reads it as a column of the records: source ROW<`table` STRING>",
+    ),
+    (
+        "CREATE TABLE x (a INT, p STRING METADATA FROM 'file.path') WITH ('connector' = 'kafka', 'topic' = 'x')",
+        "1:24: there is no metadata 'file.path'",
+        "a table of files has it: 'connector' = 'filesystem'",
     ),
     (
         "SELECT * FROM flights FOR SYSTEM_TIME AS OF ts",
@@ -905,7 +935,7 @@ WRONG = [
     ),
     (
         "SHOW TABELS",
-        "1:6: expected TABLES, VIEWS, FUNCTIONS, MODELS, CONNECTORS or CREATE TABLE behind SHOW, found TABELS",
+        "1:6: expected TABLES, VIEWS, FUNCTIONS, MODELS, CONNECTORS, CATALOGS, DATABASES or CREATE TABLE behind SHOW, found TABELS",
         "did you mean TABLES?",
     ),
     (
@@ -977,11 +1007,6 @@ WRONG = [
         "SELECT carrier FROM flights FOR UPDATE",
         "1:29: FOR UPDATE is not supported",
         "leave it out: there are no locks",
-    ),
-    (
-        "SELECT SUBSTR(carrier, 0, 1) FROM flights",
-        "1:24: positions of a text begin at 1",
-        "1 is the first character, -1 the last one",
     ),
     (
         "INSERT OR REPLACE INTO counts SELECT carrier, delay FROM flights",

@@ -98,7 +98,7 @@ async def test_the_page_says_that_reservations_of_workers_are_not_in_it(
     async with shop(memory_url, tmp_path, LIMITED) as (app, console):
         browser = await enter(console, "act")
         assert "The app has workers" not in (await ask(browser, "/budgets"))[1]
-        figures = app.agent_runtime.runner.recorder.figures
+        figures = app.agent_runtime.runner.watch.recorder.figures
         report = app.statistics() | {"workers": [{"worker": 1}]}
         monkeypatch.setattr(figures, "_statistics", lambda: report)
         figures.take()

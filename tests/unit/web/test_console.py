@@ -601,7 +601,7 @@ def test_slow_headers_are_cut_off_and_a_page_loads_beside_a_thousand_idle_connec
     idle = []
     try:
         with monkeypatch.context() as patched:
-            patched.setattr("sabot.base.http_connections._HEAD_SECONDS", 3600.0)  # a page behind them would not come
+            patched.setattr("sabot.base.http_connections.HEAD_SECONDS", 3600.0)  # a page behind them would not come
             for _ in range(1_000):
                 each = socket.create_connection(("127.0.0.1", console.port), timeout=60)
                 each.sendall(b"GET / HTTP/1.1\r\n")

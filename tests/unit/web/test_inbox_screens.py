@@ -359,13 +359,34 @@ async def test_an_approval_may_change_the_arguments_and_hold_for_the_job(memory_
             ("{", "the value is not JSON"),
             ('{"amuont": 5}', "has no argument"),
             ("[5]", "is no object"),
+            ("null", "the changed arguments are null"),
         ):
             shown = (await ask(browser, "/act/answer", {**form, "arguments": arguments}))[1]
             assert words in unescape(shown)
         shown = (await ask(browser, "/act/answer", {**form, "value": '{"approved": false}'}))[1]
         assert "the form has a value beside the answer 'approve'" in unescape(shown)
+        value = {"answer": "value", "value": '{"approved": true}'}
+        for beside in ({"arguments": '{"order": "o-7"}'}, {"always": "job"}):
+            shown = (await ask(browser, "/act/answer", {**form, **value, **beside}))[1]
+            assert "the form has changes of a call beside another answer" in unescape(shown)
         await ask(browser, "/act/answer", {**form, "arguments": '{"order": "o-7"}', "always": "scope"})
         await until(lambda: values(app, "answers"))
         assert values(app, "answers") == ["refunded o-7"]
         (action,) = await app.actions.find()
         assert action.resolution == {"approved": True, "arguments": {"order": "o-7"}, "always": "scope"}
+
+
+async def test_no_form_keeps_what_was_typed_for_another_question(memory_url: str, tmp_path: Path) -> None:
+    """A browser that went back put the changed arguments, and "always", of a question that had gone into the form of the next one,
+    behind a closed summary: "Approve" made its call with them.
+    """
+    async with office(memory_url, tmp_path, [ticket("refund"), ticket("transfer"), ticket("other")]) as (
+        _app,
+        console,
+        _,
+    ):
+        browser = await enter(console, "act")
+        page = (await ask(browser, "/inbox"))[1]
+        forms = re.findall(r"<form class=.answers.[^>]*>", page)
+        assert len(forms) >= 4
+        assert [each for each in forms if 'autocomplete="off"' not in each and 'id="bulk"' not in each] == []

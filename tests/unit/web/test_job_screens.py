@@ -16,6 +16,7 @@ import pytest
 from unit.web.test_console import MARKUP, Browser
 
 from sabot import App
+from sabot._cython.text.records import state_key
 from sabot.agents import DurableContext, JobStatus, tool
 from sabot.agents.accounts.contract import LedgerEvent
 from sabot.agents.app_jobs import JournalAddress
@@ -87,8 +88,12 @@ async def test_a_job_with_a_long_id_is_shown(memory_url: str, tmp_path: Path) ->
 async def test_jobs_are_listed_and_one_is_shown_signalled_and_cancelled(memory_url: str, tmp_path: Path) -> None:
     async with running(memory_url, tmp_path, ["ann"]) as (app, console):
         browser = await enter(console, "act")
+        of_session = "/jobs?session=shop.handle%2Fann"
+        assert "No job is like this" in (await ask(browser, f"{of_session}x"))[1]
+        status, page = await ask(browser, of_session)
+        assert (status, "1 job as of" in page) == (200, True)
         status, page = await ask(browser, "/jobs?agent=handle")
-        assert status == 200
+        assert (status, ">waits for, or its error<" in page) == (200, True)
         assert "shop.handle" in page
         assert MARKUP not in page
         found = re.search(r'href="(/job\?id=[^"]+)"', page)
@@ -99,7 +104,7 @@ async def test_jobs_are_listed_and_one_is_shown_signalled_and_cancelled(memory_u
         assert "SECRET" not in page
         (job,) = await app.jobs.find()
         (row,) = json.loads((await ask(browser, "/jobs.json"))[1])
-        assert (row["job_id"], row["open"]) == (job.job_id, f"question confirm{MARKUP}")
+        assert (row["job_id"], row["waits_for"]) == (job.job_id, f"question confirm{MARKUP}")
         (effect,) = json.loads((await ask(browser, unescape(found[1]).replace("/job?", "/job.json?")))[1])
         assert (effect["kind"], effect["state"]) == ("ask", "open")
         assert (await ask(browser, "/act/signal-job", {"job": job.job_id, "name": "paid"}))[0] == 200
@@ -173,7 +178,7 @@ async def test_a_session_that_may_read_has_no_jobs(memory_url: str, tmp_path: Pa
 @pytest.mark.slow  # half a second of a core
 async def test_the_steps_of_agents_have_the_time_of_their_task(memory_url: str, tmp_path: Path) -> None:
     async with running(memory_url, tmp_path, ["ann"], handle) as (app, console):
-        app.agent_runtime.runner.recorder.figures.take()
+        app.agent_runtime.runner.watch.recorder.figures.take()
         (agent,) = json.loads((await ask(await enter(console, "act"), "/steps.json"))[1])
         shares = [value for name, value in agent.items() if name.startswith("share_")]
         assert (agent["step"], agent["kind"]) == ("shop.handle", "agent")
@@ -259,7 +264,7 @@ async def test_records_that_wait_for_a_job_of_their_key_are_counted(memory_url: 
         assert "without a job yet" not in (await ask(browser, "/jobs"))[1]
         publish(app, "tickets", [{"customer": "ann"}])
         await until(lambda: app.statistics()["jobs"]["waiting"] == 1)
-        figures = app.agent_runtime.runner.recorder.figures
+        figures = app.agent_runtime.runner.watch.recorder.figures
         await until(lambda: figures.last.figures.jobs.waiting == 1)
         assert "1 record without a job yet" in (await ask(browser, "/jobs"))[1]
         assert "without a job yet" not in (await ask(browser, "/jobs?key=ann"))[1]
@@ -371,6 +376,15 @@ def test_a_table_leaves_out_columns_without_a_value() -> None:
     journal = Given(Begin("j", 1, "shop.handle", scope="north"), Begin("k", 1, "shop.handle", scope="south"))
     head = text_of(read_jobs(journal, JobQuery(), Payloads(), "")[0].partition("</thead>")[0])
     assert head == "job agent scope status effects created last entry"
+
+
+@pytest.mark.parametrize(("session", "is_shown"), [("c-1", True), ("shop.handle/ann", False)])
+def test_a_session_is_shown_in_the_list_unless_it_is_that_of_the_key(session: str, is_shown: bool) -> None:
+    journal = Given(Begin("j", 1, "shop.handle", key=state_key("ann"), session=session))
+    head, _, rows = read_jobs(journal, JobQuery(), Payloads(), "")[0].partition("</thead>")
+    assert (">session<" in head, f">{session}<" in rows) == (is_shown, is_shown)
+    (row,) = json.loads(jobs_table(journal, JobQuery(), Payloads(), "json"))
+    assert (row["key"], row["session_id"]) == ("ann", session)
 
 
 @pytest.mark.slow  # half a second of a core

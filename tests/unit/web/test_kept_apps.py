@@ -24,7 +24,7 @@ from sabot.base.redaction import without_password
 from sabot.cli.web import ConsoleOptions, _add, _places_of
 from sabot.engine.checkpoint import CheckpointStorage
 from sabot.engine.checkpoint.inspection import AppCheckpoints
-from sabot.engine.runtime.life.run_record import RECORD_FILE
+from sabot.engine.runtime.watch.run_record import RECORD_FILE
 from sabot.errors import UserError
 from sabot.web.access import Access
 from sabot.web.console import Console, KeptConsole

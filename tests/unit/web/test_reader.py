@@ -16,7 +16,7 @@ import pytest
 
 from sabot.base import redaction
 from sabot.base.redaction import keep_secret, scrubbed
-from sabot.errors import InternalError, UserError
+from sabot.errors import BrokerUnavailable, InternalError, TransientError, UserError
 from sabot.web.reader import ConsoleReader
 from tools.agent_tools import until
 from tools.leftovers import started
@@ -53,6 +53,10 @@ def renamed(each: Found, names: list[str]) -> list[Found]:
 
 def priorities() -> list[int]:
     return [AT_IMPORT, os.getpriority(os.PRIO_PROCESS, 0)]
+
+
+def away() -> int:
+    raise BrokerUnavailable("PostgreSQL at h:1/x: connection refused", hint="start it")
 
 
 def refused() -> int:
@@ -132,6 +136,8 @@ async def test_errors_of_the_user_keep_the_process(reader: ConsoleReader) -> Non
     before = await reader.read(found, "a")
     with pytest.raises(UserError, match=r"there is no such key \(name another\)"):
         await reader.read(refused)
+    with pytest.raises(TransientError, match="h:1/x: connection refused"):  # its page is tried again
+        await reader.read(away)
     assert (await reader.read(found, "a")).process == before.process
 
 

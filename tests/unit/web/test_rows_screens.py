@@ -79,7 +79,7 @@ async def rows_of(browser: Browser, path: str, url: str, *, least: int = 1) -> l
 def taps(app: App) -> dict[str, Tap]:
     run = app.agent_runtime.runner._run
     assert run is not None
-    tasks = run._streams.tasks  # type: ignore[union-attr]
+    tasks = run.parts.streams.tasks  # type: ignore[union-attr]
     receivers = {task.name: task.chain.process for task in tasks}
     for link in (link for task in tasks for link in task.chain.links):
         receivers[link.operator.step.id] = vars(link.operator).get("emit")

@@ -20,9 +20,11 @@ from sabot.base.arrays import (
     integers,
     is_utc,
     shown,
+    text_decimals,
     time_texts,
     to_unit,
     where,
+    with_exact_numbers,
 )
 from sabot.engine.operators.expressions.rounding import rescaled, round_decimals, upscaled
 from sabot.engine.operators.expressions.times import local
@@ -64,6 +66,8 @@ def common_type(a: pa.DataType, b: pa.DataType) -> pa.DataType | None:
             return pa.duration(unit) if make is pa.duration else pa.timestamp(unit, a.tz or b.tz)
     if pa.types.is_date(a) and pa.types.is_date(b):
         return pa.date32()
+    if pa.types.is_time(a) and pa.types.is_time(b):
+        return max(a, b, key=lambda type: _UNITS.index(type.unit))
     if pa.types.is_date(a) and pa.types.is_timestamp(b):
         return b
     if pa.types.is_timestamp(a) and pa.types.is_date(b):
@@ -208,6 +212,8 @@ def _conversion(source: pa.DataType, target: pa.DataType) -> tuple[Convert, bool
     unsafe = functools.partial(pc.cast, target_type=target, safe=False)
     if source == target:
         return lambda array: array, True
+    if types.is_nested(source) or (types.is_decimal(target) and not (types.is_null(source) or is_number(source))):
+        return lambda array: pc.cast(with_exact_numbers(array, target), target), False
     if types.is_null(source) or (types.is_boolean(source) and (is_number(target) or types.is_string(target))):
         return plain, True
     if types.is_boolean(target):
@@ -319,7 +325,8 @@ def _as_sql_writes(texts: pa.Array, target: pa.DataType) -> pa.Array:
         return pc.replace_substring_regex(texts, r"^([+-]?[0-9]+)\.[0-9]*$", r"\1")
     if pa.types.is_decimal(target):
         wide = pa.decimal256(76, 38)
-        made = _salvaged(functools.partial(pc.cast, target_type=wide), texts, wide)
+        texts = pc.replace_substring_regex(texts, r"^([+-]?[0-9]*\.[0-9]{38})[0-9]+$", r"\1")
+        made = _salvaged(functools.partial(text_decimals, type=wide), texts, wide)
         rounded = round_decimals(made, target.scale, "away")
         return pc.cast(rescaled(rounded, pa.decimal256(76, target.scale)), pa.string())
     if pa.types.is_date(target):

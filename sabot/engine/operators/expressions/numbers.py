@@ -73,6 +73,8 @@ def _arithmetic(expr: Expr, nodes: list[Compiled]) -> Compiled:
         and not any(pa.types.is_floating(n.type) for n in nodes)
     ):
         factors = [_decimal(node) for node in nodes]
+        if sum(each.type.precision for each in factors) == _MOST_DIGITS and factors[0].type.bit_width > 128:
+            return apply(expr, _whole_product, *factors)
         digits, scale = sum(each.type.precision for each in factors) + 1, sum(each.type.scale for each in factors)
         return apply(expr, _within_38_digits(pc.multiply, factors, digits, scale), *factors)
     nodes = unified(expr, [_fraction(node, nodes) for node in nodes] if kind == "/" else _beside_literals(nodes))
@@ -159,13 +161,31 @@ def _within_38_digits(compute: Any, nodes: list[Compiled], digits: int, scale: i
     """
     if digits <= _DIGITS_OF_128 or scale > _DIGITS_OF_128 or any(node.type.bit_width > 128 for node in nodes):
         return compute  # type: ignore[no-any-return]
-    most = _DIGITS_OF_128 - (digits > _MOST_DIGITS)  # of a factor, so that pyarrow has a type for the product
+    if digits > _MOST_DIGITS:
+        compute = _whole_product
 
     def computed(a: Any, b: Any) -> Any:
-        wide = (pc.cast(each, pa.decimal256(min(each.type.precision, most), each.type.scale)) for each in (a, b))
+        wide = (pc.cast(each, pa.decimal256(each.type.precision, each.type.scale)) for each in (a, b))
         return pc.cast(compute(*wide), pa.decimal128(_DIGITS_OF_128, scale))
 
     return computed
+
+
+def _whole_product(a: Any, b: Any) -> pa.Array:
+    """Returns the product of decimals of 256 bits whose digits are 76 together. pyarrow's type for it would have one more, so it
+    multiplies them only if the values of one side have a digit less than their type.
+    """
+    type = pa.decimal256(_MOST_DIGITS, a.type.scale + b.type.scale)
+    for narrow, wide in ((a, b), (b, a)):
+        try:
+            less = pc.cast(narrow, pa.decimal256(narrow.type.precision - 1, narrow.type.scale))
+        except pa.ArrowInvalid:
+            continue
+        return pc.cast(pc.multiply(less, wide), type)
+    rows = len(a) if isinstance(a, pa.Array) else len(b)
+    a, b = broadcast(a, rows), broadcast(b, rows)
+    product = decimal_integers(a, room=0).astype(object) * decimal_integers(b, room=0).astype(object)
+    return decimal_array(product, type, where(pc.and_(a.is_valid(), b.is_valid()), a))
 
 
 def _decimal_remainder(type: pa.DataType, a: Any, b: Any) -> pa.Array:

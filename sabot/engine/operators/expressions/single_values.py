@@ -14,7 +14,7 @@ import urllib.parse
 import zoneinfo
 from collections.abc import Callable
 from decimal import ROUND_DOWN, ROUND_HALF_UP, Context, Decimal
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import repeat
 from typing import Any, NamedTuple
 
@@ -66,6 +66,30 @@ def _repeated(text: str, count: int) -> str:
     if len(text) * count > _LONGEST:
         raise pa.ArrowInvalid(f"the text would have more than {_LONGEST:,} characters")
     return text * count
+
+
+def _substring(text: str, start: int, length: int) -> str | None:
+    """Returns a part of a text by Flink's rule: 1 is the first character, and 0 too; -1 is the last one."""
+    first = start + len(text) if start < 0 else max(start - 1, 0)
+    return None if length < 0 else "" if first < 0 else text[first : first + length]
+
+
+def _split_part(text: str, separator: str, index: int) -> str | None:
+    parts = text.split(separator) if separator else []
+    return parts[index] if 0 <= index < len(parts) else None
+
+
+def _place(part: str, text: str, start: int) -> int:
+    return text.find(part, start - 1) + 1 if 1 <= start <= max(len(text), 1) else 0
+
+
+def _filled(text: str, length: int, fill: str, at_start: bool) -> str | None:
+    if length < 0 or not fill:
+        return None
+    if length > _LONGEST:
+        raise pa.ArrowInvalid(f"the text would have more than {_LONGEST:,} characters")
+    more = (fill * max(length - len(text), 0))[: max(length - len(text), 0)]
+    return more + text if at_start and more else (text + more)[:length]
 
 
 def _translated(text: str, old: str, new: str) -> str:
@@ -142,7 +166,6 @@ _CHARACTERS = {
     "UTF-16BE": "utf-16-be",
     "UTF-16LE": "utf-16-le",
 }
-CHARACTER_SETS = (*_CHARACTERS, "UTF-16")
 
 
 def _encoded(text: str, characters: str) -> bytes:
@@ -221,6 +244,16 @@ FUNCTIONS = {
     "url_part": SingleValue(_url_part, (_TEXT, _TEXT), _TEXT),
     "url_parameter": SingleValue(_url_parameter, (_TEXT, _TEXT, _TEXT), _TEXT),
     "repeat": SingleValue(_repeated, (_TEXT, _WHOLE), _TEXT),
+    "substring": SingleValue(_substring, (_TEXT, _WHOLE, _WHOLE), _TEXT),
+    "left": SingleValue(lambda text, count: text[: max(count, 0)], (_TEXT, _WHOLE), _TEXT),
+    "right": SingleValue(lambda text, count: text[-count:] if count > 0 else "", (_TEXT, _WHOLE), _TEXT),
+    "split_index": SingleValue(_split_part, (_TEXT, _TEXT, _WHOLE), _TEXT),
+    "locate": SingleValue(_place, (_TEXT, _TEXT, _WHOLE), pa.int32()),
+    "replace": SingleValue(str.replace, (_TEXT, _TEXT, _TEXT), _TEXT),
+    "startswith": SingleValue(str.startswith, (_TEXT, _TEXT), pa.bool_()),
+    "endswith": SingleValue(str.endswith, (_TEXT, _TEXT), pa.bool_()),
+    "pad_start": SingleValue(partial(_filled, at_start=True), (_TEXT, _WHOLE, _TEXT), _TEXT),
+    "pad_end": SingleValue(partial(_filled, at_start=False), (_TEXT, _WHOLE, _TEXT), _TEXT),
     "translate": SingleValue(_translated, (_TEXT, _TEXT, _TEXT), _TEXT),
     "overlay": SingleValue(_overlaid, (_TEXT, _TEXT, _WHOLE, _WHOLE), _TEXT),
     "json_all": SingleValue(all_at, (_TEXT, _TEXT), _TEXT),

@@ -295,6 +295,8 @@ _CODES = {
     "b": _MONTH,
     "B": _MONTH,
     "H": r"(?P<H>\d{1,2})",
+    "I": r"(?P<I>0?[1-9]|1[0-2])",
+    "p": r"(?i:(?P<p>[AP]M))",
     "M": r"(?P<M>\d{1,2})",
     "S": r"(?P<S>\d{1,2})",
     "f": r"(?P<f>\d{1,9})",
@@ -334,8 +336,8 @@ def _pattern_of(format: str, expr: Expr) -> tuple[str, list[str]]:
     for unknown codes, for a part that occurs twice, and for a format without year, month or day.
     """
     long = re.sub("%([FTR])", lambda match: _SHORT_CODES[match[1]], format)
-    pattern, hint = "", "%Y %m %d %H %M %S %b %B %F %T %R %z %f %3f %6f %9f %.f"
-    for point, digits, code, other in re.findall(r"%(\.?)([369]?)([A-Za-z%]|$)|([^%]+)", long):
+    pattern, hint = "", "%Y %m %d %H %I %p %M %S %b %B %F %T %R %z %f %3f %6f %9f %.f"
+    for point, digits, code, other in re.findall(r"%(\.?)([1-9]?)([A-Za-z%]|$)|([^%]+)", long):
         if other:
             pattern += re.escape(other)
         elif (digits or point) and code != "f":
@@ -350,6 +352,8 @@ def _pattern_of(format: str, expr: Expr) -> tuple[str, list[str]]:
         raise UserError(f"{expr.text()}: the format has a part of the time twice")
     if "Y" not in found or "d" not in found or not {"m", "b"} & set(found):
         raise UserError(f"{expr.text()}: there is no year, month and day in {format!r}", hint='"%Y-%m-%d %H:%M:%S"')
+    if ("I" in found) != ("p" in found) or {"I", "H"} <= set(found):
+        raise UserError(f"{expr.text()}: an hour of half a day is %I with %p, and without %H", hint='"%I:%M %p"')
     return f"^{pattern}$", found
 
 
@@ -371,7 +375,13 @@ def _iso(parts: pa.Array, found: list[str]) -> pa.Array:
         digits = pc.struct_field(parts, [found.index("f")])
         fraction = pc.utf8_slice_codeunits(pc.utf8_rpad(digits, width=6, padding="0"), 0, 6)
     day = pc.binary_join_element_wise(part("Y", 4), month, part("d"), "-")
-    clock = pc.binary_join_element_wise(part("H"), part("M"), part("S"), ":")
+    hour = part("H")
+    if "I" in found:
+        number = pc.cast(part("I"), pa.int32())
+        noon = pc.if_else(pc.equal(pc.utf8_upper(part("p")), "PM"), 12, 0)
+        hour = pc.cast(pc.add(pc.if_else(pc.equal(number, 12), 0, number), pc.cast(noon, pa.int32())), pa.string())
+        hour = pc.utf8_lpad(hour, width=2, padding="0")
+    clock = pc.binary_join_element_wise(hour, part("M"), part("S"), ":")
     moment = pc.binary_join_element_wise(day, clock, "T")
     zone: Any = pc.struct_field(parts, [found.index("z")]) if "z" in found else ""
     return pc.binary_join_element_wise(pc.binary_join_element_wise(moment, fraction, "."), zone, "")

@@ -1,6 +1,6 @@
 """The base of joins by key and event time: within an interval, in a window, as of a time.
 
-The watermark says which rows a kept row can still meet; a row is removed when there are none. Such joins only add
+The watermark says which rows a kept row can still meet; the joins remove a row when there are none (`_expire`). Such joins only add
 rows to the result. A row is late if its event time is below the watermark when it comes. Late rows are counted, and
 go to the output branch "late" or "late_right".
 """

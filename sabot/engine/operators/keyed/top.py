@@ -15,7 +15,6 @@ import pyarrow.compute as pc
 from sabot._cython.arrow.batch import Batch
 from sabot._cython.rows.ranked import NUMBER_COLUMN, RankTable
 from sabot.api.nodes import keyed as nodes
-from sabot.base.arrays import scalar_of
 from sabot.base.checks import is_whole
 from sabot.codecs.json import schema_text
 from sabot.engine.operators.base import (
@@ -52,7 +51,6 @@ TIES = ("row_number", "rank", "dense_rank")
 _TIMESTAMP = pa.timestamp("ms", "UTC")
 CANNOT_CHANGE = "columns of a top_n cannot change between a checkpoint and its restore"
 _READ_SLOTS = 8_192  # the number of keys whose rows are read at once
-_FIRST_SLOT = scalar_of(0, pa.int32())
 
 Array: TypeAlias = pa.Array
 

@@ -19,7 +19,6 @@ from sabot.connectors.places import Place
 from sabot.engine.calls.judging import begin_judging, end_judging, judged_by, with_judge
 from sabot.engine.checkpoint import Coordinator, Manifest
 from sabot.engine.delivery import StagedSink
-from sabot.engine.operators.agents.counters import Counters
 from sabot.engine.operators.agents.kinds import agent_operator
 from sabot.engine.operators.agents.operator import AgentOperator, Port
 from sabot.engine.operators.agents.rows import RECORD_ROWS
@@ -27,17 +26,18 @@ from sabot.engine.operators.agents.timers import restore_timers
 from sabot.engine.plan import inputs_of, place_of_sink
 from sabot.engine.runtime.agents.groups import TASK, AgentGroup, whole_app
 from sabot.engine.runtime.agents.kind import OpenJournal
+from sabot.engine.runtime.agents.runnable import RunnableAgent
 from sabot.engine.runtime.agents.sinks import AgentSinks
 from sabot.engine.runtime.agents.source import AgentSource, scan_columns
 from sabot.engine.runtime.agents.task import AgentTask
 from sabot.engine.runtime.agents.unfinished import positions_of
 from sabot.engine.runtime.life.host import interpreter
 from sabot.engine.runtime.life.local_streams import LocalStreams
+from sabot.engine.runtime.life.parts import TaskCoordinator
 from sabot.engine.runtime.life.settings import RunSettings
-from sabot.engine.runtime.life.streams import TaskCoordinator
-from sabot.engine.runtime.tasks.decoding import changed_format
-from sabot.engine.runtime.tasks.facts import stored_journal
+from sabot.engine.runtime.tasks.manifest_facts import stored_journal
 from sabot.engine.runtime.tasks.reading import Reader
+from sabot.engine.runtime.tasks.source_codec import changed_format
 from sabot.engine.runtime.tasks.source_log import is_same_log, recall, use_clock
 from sabot.engine.runtime.tasks.writing import AgentSink, OperatorPort, SeveralSinks, SinkPort, StreamPort
 from sabot.engine.state import HeldWrites, StateBackend
@@ -57,29 +57,28 @@ class LocalAgents:
         self,
         specs: Sequence[AgentSpec],
         settings: RunSettings,
+        agents: Mapping[str, RunnableAgent],
         *,
-        coordinator: TaskCoordinator,
-        open_source: Callable[[AgentSpec, str], Source],
         backend: StateBackend | None,
-        counters: Mapping[str, Counters],
-        on_failed: Callable[[str, AgentFailed], None],
         ends: Sequence[StreamEnd] = (),
         journal: OpenJournal | None = None,
         group: AgentGroup | None = None,
     ) -> None:
-        """`specs`: all agents of the app. `group`: those that run here, or None for all. `open_source`: opens a topic
-        of an agent. `ends`: the ends of the app's streams. `journal`: that of durable agents; the caller closes it.
+        """`specs`: all agents of the app. `group`: those that run here, or None for all. `agents`: the agents that run
+        here, by id. `ends`: the ends of the app's streams. `backend`, `journal`: those of these agents; the caller
+        closes them.
         """
         self.group = whole_app(specs) if group is None else group
         self.sinks = AgentSinks(specs, ends, settings)
         self.specs = self.sinks.of(self.group)
         self.settings = settings
-        self.coordinator = coordinator
+        self.coordinator: TaskCoordinator = settings.coordinator
         self.was_complete = False
-        self._open_source = open_source
+        # called with the id of an agent that has failed at a record, and the error
+        self.on_failed: Callable[[str, AgentFailed], None] = lambda agent_id, failure: None
+        self._agents = agents
+        self._backend = backend
         self._clock = settings.clock
-        self._counters = counters
-        self._on_failed = on_failed
         self._loop = asyncio.get_running_loop()
         self._fed = self.sinks.fed.intersection(self.group.agents)
         self.streams: LocalStreams | None = None  # it is open before the agents are
@@ -91,7 +90,7 @@ class LocalAgents:
         self._journal = journal
         self.task = AgentTask(
             self.group.task,
-            coordinator=coordinator,
+            coordinator=settings.coordinator,
             backend=backend,
             clock=settings.clock,
             hung_after_s=settings.app.checkpoint_timeout_s,
@@ -104,6 +103,8 @@ class LocalAgents:
 
     async def open(self, restored: Manifest | None = None) -> None:
         """Opens everything, and restores the checkpoint. If opening raises, nothing is left open."""
+        for agent in self._agents.values():
+            agent.state_backend = self._backend
         try:
             await self._build(restored)
         except BaseException:
@@ -125,6 +126,8 @@ class LocalAgents:
         create = with_judge(self._loop.create_task, self._judge)
         self._running = create(self._run(), name="agent task")
         watch_task(self._running, _AGENT_TASK, self._ended_early, stopped=lambda: self._closed)
+        for agent in self._agents.values():
+            agent.runs_in(self)
 
     async def _run(self) -> None:
         """Runs until every input has ended. Raises only errors of the tree in `errors`."""
@@ -161,7 +164,7 @@ class LocalAgents:
                 on_failed=self._failed,
                 on_broken=self.task.break_down,
                 clock=self._clock,
-                counters=self._counters[spec.agent_id],
+                counters=self._agents[spec.agent_id],
                 version=self.settings.app.version,
                 **self._durable(spec, port, list(branches.values())),
             )
@@ -229,7 +232,9 @@ class LocalAgents:
         stored = None if restored is None else restored.tasks.get(self.group.task)
         meta = None if stored is None else stored.meta
         until = self.settings.app.end_at if spec.until is None and isinstance(entry, str) else spec.until
-        source = up_to(self._open_source(spec, entry) if isinstance(entry, str) else entry, until)
+        if isinstance(entry, str):
+            entry = self._agents[spec.agent_id].open_source(entry, spec.group_id)
+        source = up_to(entry, until)
         source.app = self.settings.app_id
         if source.name in self.settings.app.skipping and isinstance(source, TakesBound):
             source.skip_removed()
@@ -426,7 +431,9 @@ class LocalAgents:
     def _failed(self, operator: AgentOperator) -> None:
         assert operator.failure is not None
         self.task.agent_failed(operator)
-        self._on_failed(operator.spec.agent_id, operator.failure)
+        agent_id = operator.spec.agent_id
+        self._agents[agent_id].on_failed(operator.failure)
+        self.on_failed(agent_id, operator.failure)
 
     def _commit(self, manifest: Manifest) -> None:
         self.task.commit(manifest.tasks[self.group.task].meta)
@@ -529,7 +536,7 @@ class LocalAgents:
         """
         await self.stop(drain=False)
         try:
-            await coordinator.wait(coordinator.trigger())
+            await coordinator.take()
         except CheckpointFailed as error:
             _log.error("agents %s: %s; their offsets are not committed", ", ".join(self.task.operators), error)
         await self.close()

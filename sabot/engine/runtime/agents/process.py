@@ -20,8 +20,8 @@ from sabot.kafka.source import KafkaSource
 
 if TYPE_CHECKING:
     from sabot.engine.checkpoint import Coordinator
+    from sabot.engine.runtime.agents.runnable import RunningAgents
     from sabot.engine.runtime.app_spec import AppSpec
-    from sabot.engine.runtime.life.runnable import RunningAgents
 
 _log = logging.getLogger(__name__)
 
@@ -97,22 +97,13 @@ class AgentProcess:
             guards=() if self._app is None else self._app.guards,
             kind=None if self._app is None else self._app.durable_kind,
         )
-        agents = LocalAgents(
-            [self.spec],
-            settings,
-            coordinator=coordinator,
-            open_source=lambda spec, topic: self.open_source(topic, spec.group_id),
-            backend=self.state_backend,
-            counters={self.agent_id: self},
-            on_failed=lambda agent_id, failure: self.on_failed(failure),
-        )
+        agents = LocalAgents([self.spec], settings, {self.agent_id: self}, backend=self.state_backend)
         try:
             await agents.start()
         except BaseException:
             self.is_not_started()
             raise
         self._own_run, self._coordinator = True, coordinator
-        self.runs_in(agents)
 
     def open_source(self, topic: str, group_id: str) -> Source:
         """The consumer of one of its topics; `consumer` is that of the first."""

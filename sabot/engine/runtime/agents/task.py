@@ -36,8 +36,8 @@ from sabot.engine.runtime.agents.unfinished import (
     lowest_offsets,
     positions_of,
 )
-from sabot.engine.runtime.life.streams import TaskCoordinator
-from sabot.engine.runtime.tasks.facts import stored_positions
+from sabot.engine.runtime.life.parts import TaskCoordinator
+from sabot.engine.runtime.tasks.manifest_facts import stored_positions
 from sabot.engine.runtime.tasks.reading import Reader
 from sabot.engine.runtime.tasks.source_log import memory_of
 from sabot.engine.runtime.tasks.task_times import TaskState, TaskTimes

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pyarrow as pa
@@ -56,22 +56,24 @@ from sabot.engine.plan import (
 from sabot.engine.runtime.agents.output import AgentInput, AgentOutput
 from sabot.engine.runtime.life.restore import Asked, decide, plan_of, positions_in, readers_in, sinks_in, stored_streams
 from sabot.engine.runtime.life.settings import RunSettings
-from sabot.engine.runtime.tasks.alignment import Alignment
 from sabot.engine.runtime.tasks.chain import Chain, Link, Output, receiver_of
-from sabot.engine.runtime.tasks.decoding import codec_of, format_facts
 from sabot.engine.runtime.tasks.edges import Branch, BuiltStage, DeadLetterOutput, Edges, stage_of
 from sabot.engine.runtime.tasks.event_time import SourceTime, source_time
-from sabot.engine.runtime.tasks.facts import left_columns
 from sabot.engine.runtime.tasks.filling import Filling
 from sabot.engine.runtime.tasks.inference import wait_for_columns
 from sabot.engine.runtime.tasks.inputs import GateInput
+from sabot.engine.runtime.tasks.manifest_facts import left_columns
 from sabot.engine.runtime.tasks.reading import Reader, SourceInput
-from sabot.engine.runtime.tasks.replay import Replay
+from sabot.engine.runtime.tasks.source_codec import codec_of, format_facts
 from sabot.engine.runtime.tasks.source_log import is_same_log, recall, remembers, use_clock
 from sabot.engine.runtime.tasks.task import StreamTask
+from sabot.engine.runtime.tasks.watermark_alignment import Alignment
 from sabot.engine.runtime.tasks.watermarks import Watermarks
 from sabot.engine.runtime.tasks.writing import open_writer, refused
 from sabot.errors import SabotError, UserError
+
+if TYPE_CHECKING:
+    from sabot.engine.runtime.tasks.replay import Replay
 
 _log = logging.getLogger(__name__)
 
@@ -90,7 +92,7 @@ class Build:
         agents: Sequence[AgentSpec],
         wanted: Mapping[str | int, Delivery],
         loop: asyncio.AbstractEventLoop,
-        replay: Replay | None = None,
+        replay: "Replay | None" = None,
     ) -> None:
         """`agents`: the agents of the app. `wanted`: `delivery=` of each Sink that agents write, by the id of the
         Sink. `loop`: the event loop that runs async calls. `replay`: set to process only the rows before a checkpoint,

@@ -11,7 +11,6 @@ from sabot._cython.groups.tables import give_back
 from sabot.api.agent import AgentSpec
 from sabot.api.nodes.agents import AgentRead
 from sabot.api.nodes.read import StreamEnd
-from sabot.base.figures import STEP_COUNTS
 from sabot.base.metrics import Sample
 from sabot.base.quantities import counted_words
 from sabot.base.threads import Handle, call_on_loop, run_in_thread, run_to_end
@@ -22,16 +21,16 @@ from sabot.engine.plan import fed_by_streams, walk
 from sabot.engine.runtime.agents.output import AgentInput
 from sabot.engine.runtime.life.build import Build
 from sabot.engine.runtime.life.host import interpreter
+from sabot.engine.runtime.life.parts import had_ended, keep_finals
 from sabot.engine.runtime.life.restore import DUE, positions_in
 from sabot.engine.runtime.life.settings import RunSettings
-from sabot.engine.runtime.life.streams import had_ended, keep_finals
 from sabot.engine.runtime.tasks.inputs import GateInput
-from sabot.engine.runtime.tasks.replay import Replay
 from sabot.engine.runtime.tasks.taps import TapPoint, Taps, share_of, tapped
 from sabot.engine.runtime.tasks.task import StreamTask, close_tasks, task_samples
 
 if TYPE_CHECKING:
     from sabot.base.figures import ToldTask
+    from sabot.engine.runtime.tasks.replay import Replay
 
 _log = logging.getLogger(__name__)
 
@@ -48,7 +47,7 @@ class LocalStreams:
         *,
         agents: Sequence[AgentSpec] = (),
         wanted: Mapping[str | int, Delivery] | None = None,
-        replay: Replay | None = None,
+        replay: "Replay | None" = None,
     ) -> None:
         """`agents`: the agents of the app. `wanted`: `delivery=` of each Sink that agents write, by the id of the
         Sink. `replay`: as in `Build`.
@@ -252,10 +251,6 @@ class LocalStreams:
         tasks = tapped(self.tasks, point)
         return self._taps.take(tasks, point, share_of(len(tasks)) if rows is None else rows)
 
-    def workers(self) -> list[dict[str, Any]]:
-        """Returns an empty list, because the tasks are in this process."""
-        return []
-
     def samples(self) -> Iterator[Sample]:
         """Yields metrics samples. From any thread."""
         now_ms = self.settings.clock.time() * 1000
@@ -280,9 +275,6 @@ class LocalStreams:
                 yield Sample("sabot_channel_rows", task.input.gate.statistics()["rows"], task.name, "")
             for operator in task.chain.operators:
                 figures: Mapping[str, Any] = operator.statistics()
-                for each in STEP_COUNTS:
-                    if figures.get(each.figure) or (each.from_zero and each.figure in figures):
-                        yield Sample(each.metric, figures[each.figure], f"{task.name} {operator.step.id}", "")
                 if figures.get("nulled"):
                     yield Sample("sabot_sink_nulled_total", figures["nulled"], task.name, operator.step.id)
                 if "rows_out" in figures:

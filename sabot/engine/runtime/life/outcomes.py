@@ -15,8 +15,8 @@ from sabot.engine.operators.agents.timers import state_name
 from sabot.engine.operators.base import without_marks
 from sabot.engine.plan import Edge, Plan, Verdict, described, kept_tables, planned
 from sabot.engine.runtime.life.restore import Asked, Decided, decide, readers_in, sinks_in, sinks_of
-from sabot.engine.runtime.tasks.decoding import changed_format
-from sabot.engine.runtime.tasks.facts import left_columns
+from sabot.engine.runtime.tasks.manifest_facts import left_columns
+from sabot.engine.runtime.tasks.source_codec import changed_format
 from sabot.errors import SabotError
 
 _STAYS = "rows that are written from now on have NULL there, the others keep their values"

@@ -141,7 +141,7 @@ class Refilling:
                     await streams.running  # raises the error of a task
                 if stopped.done():
                     raise StoppedEarly(f"app {app.id}: stopped before its start was complete; nothing was refilled")
-                made = await coordinator.wait(coordinator.trigger())
+                made = await coordinator.take()
             finally:
                 stopped.cancel()
                 came.cancel()

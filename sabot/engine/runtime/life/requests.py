@@ -7,14 +7,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
 from sabot.base.redaction import scrubbed_values
 from sabot.base.threads import run_in_thread
-from sabot.engine.checkpoint import CheckpointStorage, Coordinator, Manifest
-from sabot.engine.runtime.app_spec import AppSpec
-from sabot.engine.runtime.life.streams import SpreadStreams
+from sabot.engine.checkpoint import CheckpointStorage, Coordinator
+from sabot.engine.runtime.app_spec import AppSpec, AppStatus
+from sabot.engine.runtime.life.parts import RunParts
 from sabot.engine.runtime.tasks.taps import TapPoint, plain_rows
+from sabot.engine.runtime.watch.app_watch import AppWatch
 from sabot.errors import UserError, short_repr
 
 _log = logging.getLogger(__name__)
@@ -40,26 +39,22 @@ class AppRequests:
         app: AppSpec,
         storage: CheckpointStorage,
         coordinator: Coordinator,
-        spread: SpreadStreams | None,
+        parts: RunParts,
+        status: AppStatus,
+        watch: AppWatch,
         *,
-        restarts: int,
-        figures: Callable[[], dict[str, Any]],
-        tap: Callable[[TapPoint], list[pa.RecordBatch]],
         begin_anew: Callable[[], None] | None,
         stop: Callable[[], None] | None,
     ) -> None:
-        """`spread`: the streams of the run if they are in other processes, else None. `restarts`: the number of
-        restarts so far. `figures`: returns those of the whole app, from any thread. `tap`: copies rows, as
-        `LocalStreams.tap` does, from any thread. `begin_anew`: ends this run so
-        that another one begins, or None if none would begin.
+        """`begin_anew`: ends this run so that another one begins, or None if none would begin. `stop`: ends the app, or
+        None if only its own program may.
         """
         self._app = app
         self._storage = storage
         self._coordinator = coordinator
-        self._spread = spread
-        self._restarts = restarts
-        self._figures = figures
-        self._tap = tap
+        self._parts = parts
+        self._status = status
+        self._watch = watch
         self._begin_anew = begin_anew
         self._stop = stop
 
@@ -94,22 +89,19 @@ class AppRequests:
     async def _kept(self, location: object) -> dict[str, int | str]:
         if location is not None and not isinstance(location, str):
             raise UserError(f"savepoint: the location is a {type(location).__name__}, not a text")
-        manifest = await self._checkpoint()
+        manifest = await self._coordinator.take()
         path: Path | str | None = manifest.path
         if location is not None:
             path = await run_in_thread(self._storage.copy_to, manifest, location)
         return {"checkpoint": manifest.checkpoint_id, "path": str(path)}
 
-    async def _checkpoint(self) -> Manifest:
-        return await self._coordinator.wait(self._coordinator.trigger())
-
     def _reading(self) -> dict[str, Any]:
         """Returns the figures of the app, with the time of both clocks. Known secrets are hidden in them."""
         clock = self._app.clock
-        text = json.dumps(self._figures(), default=str)
+        text = json.dumps(self._watch.report(), default=str)
         return {
             "app": self._app.id,
-            "restarts": self._restarts,
+            "restarts": self._status.restarts,
             "seconds": clock.monotonic(),
             "now_ms": clock.time() * 1000,
             "figures": scrubbed_values(json.loads(text)),
@@ -119,7 +111,7 @@ class AppRequests:
         """Returns the copies since the last such request. Known secrets are hidden in them."""
         match point:
             case [str() as origin, str() as branch]:
-                columns, rows = plain_rows(self._tap(TapPoint(origin, branch)))
+                columns, rows = plain_rows(self._watch.tap(TapPoint(origin, branch)))
             case _:
                 raise UserError(f"rows: {short_repr(point)} is not the id of a step and a branch")
         return {"columns": columns, "rows": scrubbed_values(json.loads(json.dumps(rows, default=str)))}
@@ -127,8 +119,8 @@ class AppRequests:
     def _workers(self) -> dict[str, Any]:
         return {
             "app": self._app.id,
-            "workers": [] if self._spread is None else self._spread.workers(),
-            "restarts": self._restarts,
+            "workers": self._parts.workers(),
+            "restarts": self._status.restarts,
             "checkpoint": self._coordinator.statistics()["last_id"],
         }
 
@@ -138,7 +130,7 @@ class AppRequests:
         have this number.
         """
         maker = self._app.workers
-        if maker is None or self._spread is None:
+        if maker is None:
             raise UserError(
                 f"app {self._app.id} runs in one process, and has no workers",
                 hint="stop it, and start it again with --workers N: it resumes from its last checkpoint",
@@ -156,13 +148,12 @@ class AppRequests:
                 hint="stop it, and start it with the new number of workers",
             )
         maker.check(wanted)
-        await self._spread.make_room(wanted)
-        await self._checkpoint()  # if that fails, the app goes on unchanged
+        await maker.make_room(wanted)
+        await self._coordinator.take()  # if that fails, the app goes on unchanged
         maker.rescale(wanted, request)
         _log.info(
             "app %s: its %d workers end, and it resumes with %d workers from a checkpoint", self._app.id, before, wanted
         )
-        self._spread.goes_on = True
         self._begin_anew()
         await asyncio.Event().wait()  # until the stop of the run cancels it
         raise AssertionError("the run goes on though it was to end")

@@ -60,7 +60,7 @@ from sabot.engine.plan import (
     with_schemas,
 )
 from sabot.engine.runtime.agents.groups import TASK, agent_groups
-from sabot.engine.runtime.tasks.decoding import changed_format
+from sabot.engine.runtime.tasks.source_codec import changed_format
 from sabot.engine.state import StateBackend, load_snapshot
 from sabot.errors import UserError
 

@@ -8,9 +8,9 @@ from typing import Any
 from sabot.engine.checkpoint import CheckpointStorage, Manifest
 from sabot.engine.runtime.agents.groups import TASK
 from sabot.engine.runtime.agents.kind import OpenJournal
+from sabot.engine.runtime.agents.runnable import any_durable
 from sabot.engine.runtime.app_spec import AppSpec
-from sabot.engine.runtime.life.runnable import any_durable
-from sabot.engine.runtime.tasks.facts import stored_journal
+from sabot.engine.runtime.tasks.manifest_facts import stored_journal
 from sabot.errors import CorruptCheckpoint
 
 

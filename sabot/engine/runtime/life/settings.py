@@ -18,8 +18,8 @@ from sabot.connectors.checks import up_to
 from sabot.engine.checkpoint import Coordinator
 from sabot.engine.delivery import StagedSinks
 from sabot.engine.runtime.agents.kind import AgentKind
-from sabot.engine.runtime.life.runnable import RunnableAgent
-from sabot.engine.runtime.life.streams import SpreadStreams, TaskCoordinator
+from sabot.engine.runtime.agents.runnable import RunnableAgent
+from sabot.engine.runtime.life.parts import RunParts, TaskCoordinator
 from sabot.engine.runtime.tasks.placement import TaskPlacement
 
 _WHOLE = TaskPlacement()
@@ -106,7 +106,7 @@ class StreamsMaker(ABC):
         coordinator: Coordinator,
         delivery: StagedSinks,
         agents: Mapping[str, RunnableAgent],
-    ) -> SpreadStreams:
+    ) -> RunParts:
         """Returns the streams and agents of a run, not open yet. `delivery`: the exactly-once output. `agents`: the
         agents of the app.
         """
@@ -116,9 +116,15 @@ class StreamsMaker(ABC):
         """Raises UserError if the app cannot have this number of workers."""
 
     @abstractmethod
+    async def make_room(self, workers: int) -> None:
+        """Makes sure that the next run can have this number of workers. Raises UserError if it cannot; the present run is
+        not changed.
+        """
+
+    @abstractmethod
     def rescale(self, workers: int, request: str = "") -> None:
-        """Makes the next run use this number of workers, and at least as many threads for each stage. `request`: the
-        id of the request for it.
+        """Makes the next run use this number of workers, and at least as many threads for each stage. The processes of
+        the present run may take part in it. `request`: the id of the request for it.
         """
 
     @abstractmethod

@@ -28,10 +28,10 @@ _MOST_LINES = 100  # of a sample
 _LOOP_FILE = asyncio.events.__file__
 
 
-Busy = Callable[[], tuple[Sequence[tuple[str, float | None, int | None]], Mapping[str, int]]]
-"""Returns the tasks of streams, and the number of waiting records by agent. A task is its name; the moment at which it
-began to process its current element, in seconds of the monotonic clock, or None if it waits for an element; and the
-identifier of its thread, or None if that has not begun. Called from any thread.
+Working = tuple[Sequence[tuple[str, float | None, int | None]], Mapping[str, int]]
+"""The tasks of streams, and the number of waiting records by agent. A task is its name; the moment at which it began to
+process its current element, in seconds of the monotonic clock, or None if it waits for an element; and the identifier
+of its thread, or None if that has not begun.
 """
 
 
@@ -48,8 +48,8 @@ class _BlockedCall:
 class BlockingMonitor:
     """A monitor of an event loop and the threads of streams. Made and closed on the loop."""
 
-    def __init__(self, busy: Busy | None = None) -> None:
-        """`busy`: None if there are no streams and no records, as in a kernel."""
+    def __init__(self, busy: Callable[[], Working] | None = None) -> None:
+        """`busy`: called from any thread; None if there are no streams and no records, as in a kernel."""
         self._busy = busy
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
@@ -100,7 +100,7 @@ class BlockingMonitor:
         task = asyncio.current_task(self._loop)
         return "" if task is None or task.get_name().startswith("Task-") else task.get_name().partition("#")[0]
 
-    def _behind(self, busy: Busy) -> str:
+    def _behind(self, busy: Callable[[], Working]) -> str:
         _, waiting = busy()
         said = [f"{rows} records of agent {agent}" for agent, rows in waiting.items() if rows]
         return ", ".join(said) or "no records"

@@ -1,4 +1,4 @@
-"""The inference of a topic's columns from its first records."""
+"""The inference of a topic's columns from its first records, for which the start of an app waits."""
 
 import logging
 from collections.abc import Callable

@@ -35,13 +35,13 @@ from sabot.engine.letters.log import LetterLog, ReasonCounts
 from sabot.engine.operators.base import COMPLETE, DELETE, INSERT, OP_COLUMN, START_OF_TIME, TIME_COLUMN
 from sabot.engine.operators.event_time import FAR_MS
 from sabot.engine.operators.rows.origin import RowOrigin
-from sabot.engine.runtime.tasks.alignment import Alignment
-from sabot.engine.runtime.tasks.decoding import Outage
 from sabot.engine.runtime.tasks.event_time import SourceTime
-from sabot.engine.runtime.tasks.facts import stored_positions
+from sabot.engine.runtime.tasks.manifest_facts import stored_positions
 from sabot.engine.runtime.tasks.placement import PausableReaders
+from sabot.engine.runtime.tasks.source_codec import Outage
 from sabot.engine.runtime.tasks.source_log import commit_offsets, facts_of, memory_of, open_log, remembers
 from sabot.engine.runtime.tasks.task_times import TaskState, TaskTimes
+from sabot.engine.runtime.tasks.watermark_alignment import Alignment
 from sabot.engine.runtime.tasks.watermarks import EmittedMarks, Watermarks
 from sabot.errors import RegistryUnavailable, UserError
 

@@ -14,7 +14,7 @@ from sabot.connectors.files.sorted import SortedFiles
 from sabot.connectors.files.source import FileSource
 from sabot.connectors.places import Place, made_again
 from sabot.engine.checkpoint import Manifest
-from sabot.engine.runtime.tasks.facts import read_memory, stored_memory
+from sabot.engine.runtime.tasks.manifest_facts import read_memory, stored_memory
 from sabot.errors import TransientError, UserError, short_repr
 from sabot.steps import step
 

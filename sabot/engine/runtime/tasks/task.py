@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from sabot._cython.arrow.batch import Batch
 from sabot._cython.flow.channel import ACTIVE, END, IDLE, Abort, Barrier, ChannelClosed, Watermark
+from sabot.base.figures import STEP_COUNTS
 from sabot.base.metrics import Sample, call_samples
 from sabot.base.os_errors import hint_of, restoring
 from sabot.base.process_exit import EXITS, wrap_exit
@@ -25,9 +26,9 @@ from sabot.engine.checkpoint import TaskSnapshot
 from sabot.engine.operators.base import COMPLETE, END_OF_TIME
 from sabot.engine.runtime.tasks.blocking import held_up_by
 from sabot.engine.runtime.tasks.chain import Chain
-from sabot.engine.runtime.tasks.facts import read_to_end
 from sabot.engine.runtime.tasks.filling import Fill
 from sabot.engine.runtime.tasks.inputs import Input
+from sabot.engine.runtime.tasks.manifest_facts import read_to_end
 from sabot.engine.runtime.tasks.placement import PausableReaders
 from sabot.engine.runtime.tasks.task_times import TaskState, TaskTimes, TimedWork
 from sabot.engine.state.base import Cut, Saved
@@ -381,6 +382,10 @@ def task_samples(task: StreamTask) -> Iterator[Sample]:
     for id, each in figures["operators"].items():
         name = f"{task.name} {id}"
         yield Sample("sabot_step_seconds_total", each["seconds"], name)
+        told: Mapping[str, Any] = each
+        for shown in STEP_COUNTS:
+            if told.get(shown.figure) or (shown.from_zero and shown.figure in told):
+                yield Sample(shown.metric, told[shown.figure], name, "")
         if "state_keys" in each:
             yield Sample("sabot_state_keys", each["state_keys"], name)
             yield Sample("sabot_state_bytes", each["state_bytes"], name)

@@ -1,4 +1,4 @@
-"""Chooses the groups that leave the memory when there are too many: those that were idle for longest."""
+"""Chooses for `store` which groups leave the memory when there are too many: those that were idle for longest."""
 
 import math
 from collections.abc import Sequence

@@ -432,6 +432,14 @@ def test_a_schema_says_the_types_of_folders(tmp_path: Path, sink: Any, format: s
     assert refused.value.hint == 'schema_overrides={"day": "string"} takes such values as texts'
 
 
+def test_a_folder_with_more_digits_than_its_decimal_holds_is_refused(tmp_path: Path) -> None:
+    """Its low bits were a number."""
+    (folder := tmp_path / f"price={'9' * 39}").mkdir()
+    (folder / "a.ndjson").write_text('{"n": 1}\n')
+    with pytest.raises(UserError, match=r"its folder says price='9{39}', which is no decimal128"):
+        App("read").stream(files(tmp_path), schema={"n": "int64", "price": "decimal(38, 2)"}).collect()
+
+
 def test_folders_are_those_below_the_path_and_those_of_a_glob(tmp_path: Path) -> None:
     app = App("write")
     app.stream([{"_day": "mon", "n": 1}, {"_day": "tue", "n": 2}]).to(

@@ -11,13 +11,14 @@ from sabot.connectors.base import Delivery, Guarantee, Sink, Source
 from sabot.connectors.console import ConsoleSink
 from sabot.connectors.delta import DeltaSink
 from sabot.connectors.files import ObjectSink
+from sabot.connectors.iceberg import IcebergSink
 from sabot.connectors.memory import MemorySink, MemorySource
 from sabot.connectors.rows import RowsSource
 from sabot.connectors.sql import SqlSink
 from sabot.engine.delivery.guarantees import NO_CHECKPOINTS, sink_guarantee, source_guarantee, why_repeated
 from sabot.engine.delivery.staged import track_of
-from sabot.engine.runtime.life.run_record import read_record
 from sabot.engine.runtime.watch.guarantees import guarantees_of
+from sabot.engine.runtime.watch.run_record import read_record
 from sabot.errors import UserError
 from sabot.kafka import KafkaSink, KafkaSource
 
@@ -38,6 +39,7 @@ def sinks(folder: Path) -> dict[str, Sink]:
         "duckdb": SqlSink("duckdb:o.duckdb", table="t"),
         "postgres": SqlSink("postgresql://u@127.0.0.1/d", table="t"),
         "delta": DeltaSink(folder / "delta"),
+        "iceberg": IcebergSink({"type": "sql", "uri": "sqlite:///lake.db", "warehouse": "lake"}, "lake.out"),
         "memory": MemorySink("t", "memory://guarantees"),
         "console": ConsoleSink(),
     }
@@ -53,6 +55,7 @@ def sinks(folder: Path) -> dict[str, Sink]:
         ("duckdb", TOKEN),
         ("postgres", TOKEN),
         ("delta", TOKEN),
+        ("iceberg", f"{TOKEN}, at most once in 60 s"),
         ("memory", PASSING),
         ("console", UNABLE),
     ],
@@ -122,7 +125,7 @@ async def test_a_start_logs_the_guarantees_and_leaves_them_in_its_record(
 
     with caplog.at_level(logging.INFO, "sabot"):
         await app.run()
-    said = [each.getMessage() for each in caplog.records if each.name == "sabot.engine.runtime.life.app_runner"]
+    said = [each.getMessage() for each in caplog.records if each.name == "sabot.engine.runtime.watch.app_watch"]
     assert f"out NdjsonSink {tmp_path}/b.ndjson: {CHOSEN}" in said
     assert f"out topic seen: {PASSING}" in said
     names = ", ".join(f"out NdjsonSink {tmp_path}/{each}.ndjson" for each in ("bad", "a", "worse"))

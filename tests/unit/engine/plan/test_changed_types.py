@@ -240,6 +240,6 @@ async def test_a_fingerprint_that_lacks_the_types_of_arguments_is_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, was: str, now: str
 ) -> None:
     """A planted fault: state of another type is taken over, which no column holds or which gives other results."""
-    monkeypatch.setattr("sabot.engine.plan.against._arguments", lambda schema: {})
+    monkeypatch.setattr("sabot.engine.plan.state_matching._arguments", lambda schema: {})
     with pytest.raises((AssertionError, UserError)):
         await check_change(tmp_path, "tumbling", was, now)

@@ -12,6 +12,7 @@ from sabot.connectors.base import Sink
 from sabot.engine.operators.base import Stateful
 from sabot.engine.operators.sink import SinkWriter
 from sabot.engine.runtime.agents.task import AgentTask
+from sabot.engine.runtime.life.local_parts import LocalParts
 from sabot.errors import CheckpointFailed
 from tools.agent_tools import bounded, publish, started, until
 
@@ -48,9 +49,9 @@ def the_task(app: App) -> AgentTask:
     """Nobody but the engine adds to what its barriers wait for."""
     run = app.agent_runtime.runner._run
     assert run is not None
-    agents = run._agents
-    assert agents is not None
-    return agents.task
+    assert isinstance(run.parts, LocalParts)
+    assert run.parts.agents is not None
+    return run.parts.agents.task
 
 
 async def test_an_agent_task_acknowledges_when_all_that_must_flush_has(memory_url: str, tmp_path: Path) -> None:

@@ -17,8 +17,8 @@ from sabot.base.redaction import keep_secret
 from sabot.connectors.base import Sink
 from sabot.engine.plan.drawing import frames_from, frames_of
 from sabot.engine.plan.drawing.render import render
-from sabot.engine.runtime.life.run_record import RECORD_FILE, RunRecord, read_record
 from sabot.engine.runtime.watch.figure_rings import FigureRings
+from sabot.engine.runtime.watch.run_record import RECORD_FILE, RunRecord, read_record
 from sabot.errors import UserError
 
 
@@ -109,7 +109,7 @@ async def test_a_failed_run_and_a_killed_one_are_told_by_the_next(tmp_path: Path
 @pytest.mark.slow  # half a second of a core
 async def test_the_record_is_bounded(tmp_path: Path) -> None:
     app = shop(tmp_path)
-    recorder = app.agent_runtime.runner.recorder
+    recorder = app.agent_runtime.runner.watch.recorder
     recorder.open()
     try:
         for n in range(2_000):
@@ -153,7 +153,7 @@ async def test_a_damaged_record_is_named_and_written_anew(tmp_path: Path, damage
 
 async def test_a_running_app_writes_each_ten_seconds(tmp_path: Path) -> None:
     app = shop(tmp_path)
-    recorder = app.agent_runtime.runner.recorder
+    recorder = app.agent_runtime.runner.watch.recorder
     recorder.begun()
     file = tmp_path / "state" / RECORD_FILE
     file.unlink()

@@ -7,7 +7,7 @@ import pytest
 from sabot import App
 from sabot.engine.operators.base import START_OF_TIME
 from sabot.engine.plan import make_plan
-from sabot.engine.runtime.tasks.alignment import Alignment
+from sabot.engine.runtime.tasks.watermark_alignment import Alignment
 from sabot.engine.runtime.tasks.watermarks import Watermarks
 from sabot.engine.workers.drift import Drifts, aligned_workers
 from sabot.engine.workers.messages import Drift

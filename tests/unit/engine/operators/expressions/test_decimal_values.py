@@ -4,12 +4,14 @@ import decimal
 import math
 import operator
 import random
+from collections.abc import Callable
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from sabot.api.expr import Expr, coalesce, col, lit, max_horizontal, when
+from sabot.base.arrays import exact_cast
 from sabot.engine.operators.expressions.compiled import compile_expr
 from sabot.errors import DataError, UserError
 
@@ -172,3 +174,75 @@ def test_a_cast_of_a_decimal_never_makes_another_number() -> None:
         fits = number * 10 ** (target.scale - scale) < 10**most
         cast = evaluate(col("v").cast(target, strict=False), batch).to_pylist()
         assert cast == [value if fits else None], (source, target)
+
+
+@pytest.mark.parametrize(
+    "kind", [pa.decimal128(38, 0), pa.decimal128(38, 6), pa.decimal256(76, 4), pa.decimal128(38, 38)]
+)
+def test_a_text_is_the_decimal_that_it_shows_or_none(kind: pa.DataType) -> None:
+    """pyarrow keeps the low bits of a number that its 128 or 256 bits do not hold: 39 nines became a negative number, 1.5 with
+    60 zeros behind it 0.
+    """
+    dice = random.Random(9)
+    texts = ["9" * n for n in (37, 38, 39, 40, 76, 77, 78, 200, 5000)] + [
+        f"{m}e{n}" for m in (1, 9, 99, 12) for n in (35, 36, 37, 38, 75, 76)
+    ]
+    for _ in range(400):
+        whole, behind = (
+            "".join(dice.choices("0123456789", k=dice.choice([1, 2, 30, 38, 39, 45, 76, 80]))) for _ in range(2)
+        )
+        behind = dice.choice([behind, "0" * 70, "5" + "0" * 70, ""])
+        texts.append(
+            dice.choice(["", "-", "+"]) + dice.choice([whole, "0" * 50 + whole[:3]]) + dice.choice(["", f".{behind}"])
+        )
+    texts += ["", "x" * 50, "1_000" * 10, "e", "1e", "nan", f"{'1' * 40}e", "1e9999999999999999999999"]
+    exact = decimal.Context(prec=10_000)
+
+    def shown_by(text: str) -> decimal.Decimal | None:
+        try:
+            number = decimal.Decimal(text) if "_" not in text and "n" not in text else None
+        except decimal.InvalidOperation:
+            return None
+        scaled = None if number is None or number.adjusted() > 200 else exact.scaleb(number, kind.scale)
+        fits = scaled is not None and scaled == scaled.to_integral_value() and exact.abs(scaled) < 10**kind.precision
+        return number if fits else None
+
+    expected = [shown_by(each) for each in texts]
+    assert 5 < sum(each is not None for each in expected) < len(expected)
+    for given, type in ((pa.array(texts), kind), (pa.array([[each] for each in texts]), pa.list_(kind))):
+        made = []
+        for place in range(len(texts)):
+            batch = pa.record_batch({"v": given.slice(place, 1)})
+            try:
+                found = evaluate(col("v").cast(type, strict=False), batch)
+            except DataError:
+                found = pa.array([None])
+            made.append(found.to_pylist()[0])
+        assert [each[0] if isinstance(each, list) else each for each in made] == expected, type
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda texts: pa.array(texts).dictionary_encode(),
+        lambda texts: pa.array(texts, pa.large_string()).dictionary_encode(),
+        lambda texts: pa.array(texts, pa.large_string()),
+        lambda texts: pa.array(texts, pa.string_view()),
+        lambda texts: pa.array([text.encode() for text in texts]),
+        lambda texts: pa.array([text.encode() for text in texts], pa.large_binary()),
+    ],
+)
+def test_a_decimal_of_each_kind_of_text_is_exact_too(made: Callable[[list[str]], "pa.Array"]) -> None:
+    """The low bits of 39 nines were a number there, also for `schema=` over a frame of polars, which has views of texts."""
+    kind, long = pa.decimal128(38, 2), "9" * 39
+    good, bad = made(["1.50", "12e1"]), made([long])
+    expected = [decimal.Decimal("1.50"), decimal.Decimal(120)]
+    assert exact_cast(good, kind).to_pylist() == expected
+    assert evaluate(col("v").cast(kind), pa.record_batch({"v": good})).to_pylist() == expected
+    with pytest.raises(pa.ArrowInvalid, match="does not fit"):
+        exact_cast(bad, kind)
+    with pytest.raises(DataError, match="is no decimal128"):
+        evaluate(col("v").cast(kind), pa.record_batch({"v": bad}))
+    nested = pa.StructArray.from_arrays([bad], names=["v"])
+    with pytest.raises(pa.ArrowInvalid, match="does not fit"):
+        exact_cast(nested, pa.struct([("v", kind)]))

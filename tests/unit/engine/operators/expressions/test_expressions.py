@@ -627,6 +627,8 @@ def test_values_that_a_literal_only_stands_beside_keep_the_type_of_their_column(
         (col("s").str.to_datetime("%Y-%q-%d"), "%q is not a code"),
         (col("s").str.to_datetime("%Y-%m"), "no year, month and day"),
         (col("s").str.to_datetime("%Y-%m-%d %d"), "has a part of the time twice"),
+        (col("s").str.to_datetime("%F %I:%M"), "an hour of half a day is %I with %p"),
+        (col("s").str.to_datetime("%F %H:%M %p"), "an hour of half a day is %I with %p"),
         (col("i").str.to_date(), "str.to_date of int64"),
         (col("i").is_in(["x"]), "is_in.*the column is int64"),
         (col("i").is_in([1.5]), "the column is int64"),
@@ -861,6 +863,7 @@ def test_texts_become_times_whether_or_not_they_have_a_zone() -> None:
         ("%d %b %Y %R", ["29 Feb 2024 13:45", "01 Foo 2024 13:45", "31 dec 1969 23:59"]),
         ("%F %T%.f", ["2024-02-29 13:45:59.123456", "2024-02-29 13:45:59.5", "2024-02-29 13:45:59"]),
         ("%B %d, %Y (%%)", ["February 29, 2024 (%)", "Feb 29, 2024 (%)"]),
+        ("%m/%d/%Y %I:%M %p", ["02/29/2024 12:59 AM", "02/29/2024 12:00 PM", "02/29/2024 01:30 pm", "02/29/2024 13:00 PM"]),
         ("%FT%T%z", ["2024-02-29T13:45:59+0200", "2024-02-29T13:45:59-11:30", "2024-02-29T13:45:59"]),
     ],
 )  # fmt: skip

@@ -11,8 +11,8 @@ from sabot.base.proc import is_over, life_of_this_process
 from sabot.base.threads import call_on_loop, run_in_thread, run_to_end
 from sabot.engine.checkpoint import CheckpointStorage
 from sabot.engine.plan import walk
+from sabot.engine.runtime.agents.runnable import RunnableAgent
 from sabot.engine.runtime.app_spec import AppSpec
-from sabot.engine.runtime.life.runnable import RunnableAgent
 from sabot.engine.runtime.tasks.inference import StoppedEarly
 from sabot.errors import SabotError
 

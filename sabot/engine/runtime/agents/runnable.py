@@ -10,7 +10,7 @@ from sabot.api.agent import AgentSpec
 from sabot.connectors.base import Source
 from sabot.engine.checkpoint import Coordinator
 from sabot.engine.operators.agents.counters import Counters
-from sabot.engine.runtime.life.streams import TaskCoordinator
+from sabot.engine.runtime.life.parts import TaskCoordinator
 from sabot.engine.state import StateBackend
 from sabot.errors import AgentFailed, SabotError
 

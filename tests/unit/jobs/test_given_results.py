@@ -11,8 +11,8 @@ import pydantic
 import pytest
 
 from sabot.errors import UserError
+from sabot.jobs.given_results import check_result, given_result, wanted_result
 from sabot.jobs.values import pack, unpack
-from sabot.jobs.verdicts import check_result, given_result, wanted_result
 from sabot.llm import Tool, tool
 from sabot.mcp.results import McpResult
 

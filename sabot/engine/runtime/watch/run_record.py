@@ -23,8 +23,8 @@ from sabot.base.options import options_of
 from sabot.base.redaction import redacted_url, scrubbed, scrubbed_values, without_password
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.engine.plan.drawing import flat_frames, frames_of
-from sabot.engine.runtime.app_spec import AppSpec
-from sabot.engine.runtime.life.runnable import any_durable
+from sabot.engine.runtime.agents.runnable import any_durable
+from sabot.engine.runtime.app_spec import AppSpec, AppStatus
 from sabot.engine.runtime.watch.figure_rings import FigureRings, KeptFigures
 from sabot.engine.runtime.watch.guarantees import EdgeGuarantee
 from sabot.engine.runtime.watch.log_ring import LogLine, LogRing
@@ -133,17 +133,15 @@ class RunRecorder:
         self,
         app: AppSpec,
         report: Callable[[], dict[str, Any]],
-        state: Callable[[], str],
-        restarts: Callable[[], int],
+        status: AppStatus,
         *,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
-        """`report`, `state`, `restarts`: return the figures, the state and the number of restarts, from any thread."""
+        """`report`: returns the figures, from any thread."""
         self.figures = FigureRings(report, clock)
         self.log = LogRing()
         self.began = clock.time()
-        self._app, self._clock = app, clock
-        self._state, self._restarts = state, restarts
+        self._app, self._status, self._clock = app, status, clock
         self._folder: Path | None = None  # set while records are written
         self._events: deque[RunEvent] = deque()
         self._plan: Sequence[Mapping[str, Any]] | None = None
@@ -259,9 +257,9 @@ class RunRecorder:
             pid=os.getpid(),
             at=self._clock.time(),
             began=self.began,
-            state=self._state(),
+            state=self._status.words,
             why=scrubbed(str(figures.ticks[-1].figures.failure or "") if figures.ticks else ""),
-            restarts=self._restarts(),
+            restarts=self._status.restarts,
             figures=figures,
             settings=shown_settings(settings),
             checkpoint_dir=_place(settings.checkpoint_dir),

@@ -25,7 +25,7 @@ from sabot.engine.operators.layout.stages import Stage, Step
 from sabot.engine.operators.readers import described
 from sabot.engine.operators.reading import parts_of
 from sabot.engine.operators.state_parts import columns_schema
-from sabot.engine.plan.continuity import over_changes
+from sabot.engine.plan.changes_continuity import over_changes
 from sabot.engine.plan.fills import ways
 from sabot.engine.plan.paths import steps_of
 from sabot.engine.plan.stages import Plan

@@ -58,10 +58,11 @@ def write_delta(options: Options, statement: CreateTable) -> "Callable[[Any], tu
     path = options.need("table-path", "path")
     written = delivery_of(options)
     evolve = options.choose("evolve", YES_OR_NO, False)
+    gather = options.duration("gather") or "0s"
     stored = options.prefixed("storage.")
     partitions = [name.text for name in statement.partition]
     with at(options.span):
-        sink = DeltaSink(path, partition_by=partitions, evolve=evolve, storage_options=stored)
+        sink = DeltaSink(path, partition_by=partitions, evolve=evolve, gather=gather, storage_options=stored)
     return lambda app: (sink, written)
 
 
@@ -97,9 +98,10 @@ def write_iceberg(options: Options, statement: CreateTable) -> "Callable[[Any], 
     catalog, table = _iceberg_table(options)
     written = delivery_of(options)
     evolve = options.choose("evolve", YES_OR_NO, False)
+    gather = options.duration("gather") or "1m"
     partitions = [name.text for name in statement.partition]
     with at(options.span):
-        sink = IcebergSink(catalog, table, partition_by=partitions, evolve=evolve)
+        sink = IcebergSink(catalog, table, partition_by=partitions, evolve=evolve, gather=gather)
     return lambda app: (sink, written)
 
 

@@ -1,4 +1,4 @@
-"""Tables of the web: 'connector' = 'http', 'poll', 'sse' and 'webhook'."""
+"""Tables of the web: 'connector' = 'http', 'poll', 'sse', 'webhook' and 'websocket'."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -59,6 +59,19 @@ def read_sse(options: Options, statement: CreateTable) -> "Callable[[Any, dict[s
         more["events"] = [each.strip() for each in kinds.split(",")]
     with at(span):
         source = SseSource(url, headers=headers, **more)
+    return lambda app, given: app.stream(source, **given)
+
+
+def read_websocket(options: Options, statement: CreateTable) -> "Callable[[Any, dict[str, Any]], Stream]":
+    """Returns the reader of a table whose rows are the messages of a websocket. Raises SqlFault."""
+    from sabot.connectors.http import WebsocketSource
+
+    span = options.value_span("url")
+    url, subscribe, timeout = options.need("url"), options.take("subscribe"), options.duration("timeout")
+    headers = options.prefixed("headers.")
+    more: Any = {} if timeout is None else {"timeout": timeout}
+    with at(span):
+        source = WebsocketSource(url, subscribe=[] if subscribe is None else [subscribe], headers=headers, **more)
     return lambda app, given: app.stream(source, **given)
 
 
