@@ -5,6 +5,7 @@ import json
 import logging
 import random
 import tempfile
+import threading
 import zlib
 from collections.abc import Sequence
 from contextlib import suppress
@@ -15,7 +16,7 @@ import pyarrow as pa
 from mutations import damaged_value, json_bytes, mutated, pack, unpack
 
 import sabot
-from sabot import App
+from sabot import App, Batch
 from sabot.base.os_errors import restoring
 from sabot.engine.checkpoint.places import StoredFile
 from sabot.engine.checkpoint.requests import Requests
@@ -57,7 +58,7 @@ class Checkpoints(Target):
             lives += 1
             if lives == 2:
                 raise _Enough
-            return _app(directory, [_ROWS[:8], BARRIER, _ROWS[8:10], CRASH, END])
+            return _app(directory, [_ROWS[:8], BARRIER, _ROWS[8:10], CRASH, END], behind_the_agent=True)
 
         with tempfile.TemporaryDirectory(dir=self.directory) as folder:
             with suppress(_Enough):
@@ -140,9 +141,23 @@ class Checkpoints(Target):
         return True
 
 
-def _app(directory: Path, script: list[Any]) -> App:
+class _Behind(ScriptedSource):
+    """Reads nothing until `given` is set."""
+
+    given: threading.Event
+
+    def read_batch(self, max_rows: int, timeout: float) -> Batch | None:
+        return super().read_batch(max_rows, timeout) if self.given.wait(timeout) else None
+
+
+def _app(directory: Path, script: list[Any], *, behind_the_agent: bool = False) -> App:
+    """`behind_the_agent`: True if the stream waits until the agent has seen all of its rows, so that a checkpoint has its output."""
     app = App("fuzzed", state="memory", checkpoint_dir=directory)
-    rows = app.stream(ScriptedSource(script), schema=_SCHEMA, time="ts")
+    source = _Behind(script)
+    source.given = threading.Event()
+    if not behind_the_agent:
+        source.given.set()
+    rows = app.stream(source, schema=_SCHEMA, time="ts")
     rows.key_by("user").window(sabot.tumbling("5s")).aggregate(n=sabot.count(), most=sabot.max("x")).to(ListSink())
     rows.key_by("user").aggregate(n=sabot.count()).to(ListSink(), delivery="at_least_once")
 
@@ -150,6 +165,8 @@ def _app(directory: Path, script: list[Any]) -> App:
     async def add(ctx: Any) -> Any:
         total = (await ctx.state().get("total") or 0) + ctx.message
         await ctx.state().put("total", total)
+        if ctx.message == 3:
+            source.given.set()
         return total
 
     return app
