@@ -6,6 +6,7 @@ import contextlib
 import inspect
 import logging
 import re
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -191,7 +192,10 @@ async def test_an_object_that_a_kernel_calls_calls_no_tool_that_is_denied(name: 
 
 @pytest.mark.parametrize("from_start", [True, False])
 async def test_the_clock_of_an_app_calls_no_tool(from_start: bool, memory_url: str) -> None:
-    """It is asked in the task of the agents, in a crew, in a checkpoint and in threads, where no judge was."""
+    """It is asked in the task of the agents, in a crew, in a checkpoint and in threads, where no judge was. An app that has it stops
+    all the same: of its threads those went on that read sources, write sinks and take figures.
+    """
+    before = {each for each in threading.enumerate() if not each.name.startswith(_LASTING)}
     till, asked = Till(), list[str]()
     clock = of(SystemClock, till)
     policy = PolicyEngine([ToolPolicy(["refund"], denied=True)])
@@ -216,6 +220,12 @@ async def test_the_clock_of_an_app_calls_no_tool(from_start: bool, memory_url: s
                 await app.send(topic, {"n": 1})
             await until(lambda: till.tried > 0)
     assert (till.tried > 0, till.made) == (True, [])
+    left = [each.name for each in threading.enumerate() if each not in before and not each.name.startswith(_LASTING)]
+    assert left == []
+
+
+# Threads of the process, of any run: of asyncio, and those that block for whoever asks.
+_LASTING = ("asyncio", "sabot-blocking")
 
 
 @pytest.mark.parametrize("durable", [True, False])

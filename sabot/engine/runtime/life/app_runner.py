@@ -187,7 +187,6 @@ class AppRunner:
         """
         if _running.get(self._place) is self:
             del _running[self._place]
-        self.watch.over()
         run, self._run = self._run, None
         if run is not None:
             self._restarts.ended(run)
@@ -195,8 +194,11 @@ class AppRunner:
             self.left_behind[:] = run.left_behind
         if self._starting is None:
             self.status.phase = "stopped"
-        if not self._in_run:
-            await self.watch.close()
+        try:
+            self.watch.over()
+        finally:  # the app's clock, which it asks, may be a user's own that raises
+            if not self._in_run:
+                await self.watch.close()
 
     def _checkpoint_failed(self) -> None:
         self.watch.recorder.note("checkpoint", self.coordinator.statistics()["last_error"])

@@ -462,7 +462,6 @@ class Run:
     async def release(self) -> None:
         """Closes everything that is open. Failed agents stay FAILED."""
         backend, storage, coordinator, delivery = self._backend, self._storage, self._coordinator, self._delivery
-        self._watch.keep()
         self._closing = True
         # The state of a user's own backend is replaced when a checkpoint is restored; without a checkpoint it would not be cleared.
         known = self.restored_from is not None or coordinator.statistics()["completed"] > 0
@@ -495,6 +494,7 @@ class Run:
             if self.parts is not None:
                 last.callback(self._note_left, self.parts)
                 last.push_async_callback(self.parts.close)
+            last.callback(self._watch.keep)  # it asks the parts and the app's clock, which may raise
 
     def _note_left(self, parts: RunParts) -> None:
         self.left_behind += parts.left_behind

@@ -111,8 +111,8 @@ class AppWatch:
         for watching in (self._monitor, self._reporter):
             if watching is not None:
                 watching.close()
-        self._ended = self._app.clock.monotonic()
         self._monitor = self._reporter = self._engines = self.parts = self.backend = self.delivery = None
+        self._ended = self._app.clock.monotonic()
 
     async def close(self) -> None:
         """Writes the record for the last time, and closes the port of the metrics, which stays open while a run follows on
@@ -120,10 +120,12 @@ class AppWatch:
         """
         if self._recording:
             self._recording = False
-            if self._status.failure is not None:
-                self.recorder.note("failed", str(self._status.failure))
-            self.recorder.ended()
-            self.recorder.close()
+            try:
+                if self._status.failure is not None:
+                    self.recorder.note("failed", str(self._status.failure))
+                self.recorder.ended()
+            finally:  # each of them asks the app's clock
+                self.recorder.close()
         if self.metrics.port is not None:
             await run_to_end(run_in_thread(self.metrics.close))
 
