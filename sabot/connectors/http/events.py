@@ -1,22 +1,16 @@
 """Server-sent events, as the HTML standard defines them (section 9.2.6, "Interpreting an event stream")."""
 
 import re
-from typing import NamedTuple
 
 EVENT_BYTES = 64 << 20
 """The most bytes of an event: a server that never ends one must not fill the memory."""
 
 _BOM = b"\xef\xbb\xbf"
-_PLAIN = re.compile(rb"(?:event: ?([^\n]+)\n)?(?:id: ?([^\n\0]*)\n)?data: ?([^\n]*)").fullmatch
-"""What nearly all events are: lines in this order. The others are read line by line."""
+_PLAIN = re.compile(rb"(?:\A|(?<=\n\n))(?:event: ?([^\n]+)\n)?(?:id: ?([^\n\0]+)\n)?data: ?([^\n]*)(?=\n\n|\Z)").findall
+"""Finds what nearly all events are: lines in this order. The others are read line by line."""
 
-
-class SentEvent(NamedTuple):
-    """An event. `kind`: its type, "message" if the server gives none. `id`: its own id, or None if it has none. An id may be empty."""
-
-    kind: bytes
-    data: bytes
-    id: bytes | None
+SentEvent = tuple[bytes, bytes, bytes | None]
+"""The type of an event, "message" if the server gives none; its data; and its own id, or None if it has none. An id may be empty."""
 
 
 class EventParser:
@@ -52,15 +46,13 @@ class EventParser:
             return []
         whole = bytes(rest[:last])
         del rest[: last + 2]
+        plain = _PLAIN(whole)
+        # As many as there are blocks: each is one block from its beginning to its end, so nothing else is there.
+        if len(plain) == whole.count(b"\n\n") + 1:
+            return [(kind or b"message", line, own or None) for kind, own, line in plain]
         return [event for block in whole.split(b"\n\n") if (event := self._event(block)) is not None]
 
     def _event(self, block: bytes) -> SentEvent | None:
-        if (plain := _PLAIN(block)) is not None:
-            kind, own, line = plain.groups()
-            return SentEvent(kind or b"message", line, own)
-        return self._by_lines(block)
-
-    def _by_lines(self, block: bytes) -> SentEvent | None:
         data: list[bytes] = []
         kind, own = b"message", None
         for line in block.split(b"\n"):
@@ -76,4 +68,4 @@ class EventParser:
                 self.retry_ms = int(value[:12])
         if not data and own is None:
             return None
-        return SentEvent(kind if data else b"", b"\n".join(data), own)
+        return kind if data else b"", b"\n".join(data), own

@@ -189,13 +189,13 @@ class SseSource(PlacedSource[_EventPlace]):
             if parser.retry_ms is not None:
                 self._retry_s = max(_RETRY_BOUNDS[0], min(parser.retry_ms / 1000, _RETRY_BOUNDS[1]))
             if again is not None and events and self._ids == "given":
-                if events[0].id == again:  # some servers send the event of Last-Event-ID too
+                if events[0][2] == again:  # some servers send the event of Last-Event-ID too
                     del events[0]
                 again = None
             with self._lock:
                 self._alive = True
                 if events:
-                    self._received = next((each.id for each in reversed(events) if each.id is not None), self._received)
+                    self._received = next((own for _, _, own in reversed(events) if own is not None), self._received)
                     size = len(piece) + _OBJECT_BYTES * len(events)
                     self._came.append((events, size))
                     self._held, self._waiting = self._held + size, self._waiting + len(events)
@@ -235,11 +235,17 @@ class SseSource(PlacedSource[_EventPlace]):
         chosen: list[SentEvent] = []
         place, first, kinds, ids = self.place.id, self.place.count, self._kinds, self._ids
         last = None if place is None else place.encode()
+        before = None if last is None or ids != "consecutive" else int(last)
         for event in events:
             kind, _, own = event
             if own is not None:
-                if ids == "consecutive" and not self._follows(own, last):
-                    continue
+                if ids == "consecutive":
+                    number = self._number(own, "the id of an event")
+                    if before is not None and number != before + 1:
+                        if number <= before:
+                            continue  # it has come before
+                        raise self._forgotten(before, number)
+                    before = number
                 last = own
             elif ids != "none" and kind:
                 raise UserError(
@@ -258,7 +264,7 @@ class SseSource(PlacedSource[_EventPlace]):
         rows, self._last = len(chosen), (first, chosen)
         now = [int(SYSTEM_CLOCK.time() * 1000)] * rows
         headers = [_headers(each) for each in chosen] if self._has_headers else None
-        records = build_records([each.data for each in chosen], None, now, 0, range(first, first + rows), headers)
+        records = build_records([data for _, data, _ in chosen], None, now, 0, range(first, first + rows), headers)
         self.place = _EventPlace(first + rows, reached)
         return Batch(records, self.positions(), self.name)
 
@@ -276,14 +282,8 @@ class SseSource(PlacedSource[_EventPlace]):
             RECORD_SCHEMA.get_field_index("headers"), RECORD_SCHEMA.field("headers"), made.column("headers")
         )
 
-    def _follows(self, own: bytes, last: bytes | None) -> bool:
-        """Returns False for an event that has come before. Raises UserError if events are missing before it."""
-        number = self._number(own, "the id of an event")
-        if last is None or number == (before := int(last)) + 1:
-            return True
-        if number <= before:
-            return False
-        raise UserError(
+    def _forgotten(self, before: int, number: int) -> UserError:
+        return UserError(
             f"source {self.name}: the server has forgotten the events {before + 1} to {number - 1}: behind {before} it sends {number}",
             hint="they are lost, unless the server can be made to send them; start afresh (--fresh), or with after= a later id",
         )
@@ -314,4 +314,5 @@ class SseSource(PlacedSource[_EventPlace]):
 
 
 def _headers(event: SentEvent) -> Headers:
-    return (("event", event.kind),) if event.id is None else (("event", event.kind), ("id", event.id))
+    kind, _, own = event
+    return (("event", kind),) if own is None else (("event", kind), ("id", own))

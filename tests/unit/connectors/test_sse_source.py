@@ -14,7 +14,7 @@ from sabot import App
 from sabot.codecs.records import iterate_records
 from sabot.connectors.base import Source
 from sabot.connectors.http import SseSource, events, sse
-from sabot.connectors.http.events import EventParser, SentEvent
+from sabot.connectors.http.events import EventParser
 from sabot.errors import UserError
 from sabot.sql.syntax.text import SqlError
 from sabot.testing.connectors import ConnectorPlace, SourceSuite
@@ -89,11 +89,11 @@ STREAM = (
     b"id: 2\r\nretry: 70\r\nunknown: y\r\n\r\nid: \0\ndata: z\n\nid\ndata: empty\n\nevent: gone\nretry: no\n\ndata: cut off"
 )
 EVENTS = [
-    SentEvent(b"message", b"a\nb\n", b"1"),
-    SentEvent(b"tick", b" x", None),
-    SentEvent(b"", b"", b"2"),
-    SentEvent(b"message", b"z", None),
-    SentEvent(b"message", b"empty", b""),
+    (b"message", b"a\nb\n", b"1"),
+    (b"tick", b" x", None),
+    (b"", b"", b"2"),
+    (b"message", b"z", None),
+    (b"message", b"empty", b""),
 ]
 
 
@@ -110,6 +110,31 @@ def test_events_are_the_same_wherever_their_stream_is_cut() -> None:
             found += parser.feed(STREAM[at : at + size])
             at += size
         assert found == EVENTS
+
+
+SHAPES: Sequence[tuple[bytes, tuple[bytes, bytes, bytes | None] | None]] = (
+    (b"id: 1\ndata: a", (b"message", b"a", b"1")),
+    (b"event: tick\nid:2\ndata:b", (b"tick", b"b", b"2")),
+    (b"data: c", (b"message", b"c", None)),
+    (b"data:", (b"message", b"", None)),
+    (b"id:\ndata: an empty id", (b"message", b"an empty id", b"")),
+    (b"data: two\ndata: lines", (b"message", b"two\nlines", None)),
+    (b"data: d\nid: 3", (b"message", b"d", b"3")),
+    (b"event:\ndata: e", (b"message", b"e", None)),
+    (b"comment: no\ndata: f", (b"message", b"f", None)),
+    (b"retry: 1\nid: 4\ndata: g", (b"message", b"g", b"4")),
+    (b"\ndata: behind two blank lines", (b"message", b"behind two blank lines", None)),
+    (b": a comment", None),
+    (b"", None),
+)
+
+
+def test_events_that_come_together_are_those_that_come_one_by_one() -> None:
+    chosen = random.Random(182)
+    for _ in range(500):
+        shapes = chosen.choices(SHAPES[: chosen.randint(1, len(SHAPES))], k=chosen.randint(1, 6))
+        piece = b"".join(text + b"\n\n" for text, _ in shapes)
+        assert EventParser().feed(piece) == [event for _, event in shapes if event is not None], piece
 
 
 def test_an_event_without_an_end_does_not_fill_the_memory(server: WebServer, monkeypatch: pytest.MonkeyPatch) -> None:
