@@ -5,6 +5,7 @@ import datetime
 import decimal
 import json
 import logging
+import re
 import shutil
 import sys
 import threading
@@ -18,7 +19,7 @@ import polars
 import pyarrow as pa
 import pytest
 
-from sabot import App, DeltaSink, UserError, col
+from sabot import App, DeltaSink, DeltaSource, UserError, col
 from sabot._cython.arrow.batch import Batch
 from sabot.connectors.base import Track
 from sabot.errors import AppLocked, TransientError
@@ -301,42 +302,96 @@ UTC = datetime.UTC
 BERLIN = pa.timestamp("ms", "Europe/Berlin")
 
 
-@pytest.mark.one_in(4, "hundredths of a second of a core each")
+TYPES: dict[str, tuple[Any, Any]] = {  # the values that are written, and the value that is read
+    "bool": (pa.array([True]), True),
+    "int8": (pa.array([-128], pa.int8()), -128),
+    "int16": (pa.array([-(2**15)], pa.int16()), -(2**15)),
+    "int32": (pa.array([-(2**31)], pa.int32()), -(2**31)),
+    "int64": (pa.array([-(2**63)], pa.int64()), -(2**63)),
+    "uint8": (pa.array([255], pa.uint8()), 255),
+    "uint16": (pa.array([2**16 - 1], pa.uint16()), 2**16 - 1),
+    "uint32": (pa.array([2**32 - 1], pa.uint32()), 2**32 - 1),
+    "uint64": (pa.array([2**64 - 1], pa.uint64()), decimal.Decimal(2**64 - 1)),
+    "halffloat": (pa.array([1.5], pa.float32()).cast(pa.float16()), 1.5),
+    "float": (pa.array([float("inf")], pa.float32()), float("inf")),
+    "double": (pa.array([5e-324]), 5e-324),
+    "decimal128(38, 2)": (pa.array([decimal.Decimal("9" * 36 + ".99")]), decimal.Decimal("9" * 36 + ".99")),
+    "date32[day]": (pa.array([datetime.date(1, 1, 1)]), datetime.date(1, 1, 1)),
+    "date64[ms]": (pa.array([NOON.date()], pa.date64()), NOON.date()),
+    "timestamp[ns]": (pa.array([1_999], pa.timestamp("ns")), datetime.datetime(1970, 1, 1, microsecond=1)),
+    "timestamp[ms, tz=Europe/Berlin]": (pa.array([0], BERLIN), datetime.datetime(1970, 1, 1, tzinfo=UTC)),
+    "string": (pa.array(["ü\0"]), "ü\0"),
+    "large_string": (pa.array(["ü"], pa.large_string()), "ü"),
+    "dictionary": (pa.array(["a"]).dictionary_encode(), "a"),
+    "null": (pa.array([None]), None),
+    "binary": (pa.array([b"\xff\0"]), b"\xff\0"),
+    "fixed_size_binary[3]": (pa.array([b"abc"], pa.binary(3)), b"abc"),
+    "list<item: uint8>": (pa.array([[1, None]], pa.list_(pa.uint8())), [1, None]),
+    "struct<a: uint8>": (pa.array([{"a": 1}], pa.struct([("a", pa.uint8())])), {"a": 1}),
+    "map<string, int32>": (pa.array([[("k", 1)]], pa.map_(pa.string(), pa.int32())), [("k", 1)]),
+    "decimal256(60, 2)": (pa.array([decimal.Decimal("9" * 58 + ".99")], pa.decimal256(60, 2)), None),
+    "time64[us]": (pa.array([0], pa.time64("us")), None),
+    "duration[s]": (pa.array([0], pa.duration("s")), None),
+}
+
+
+def test_each_type_of_the_table_in_the_documents_is_read_back_as_it_was(table: Path) -> None:
+    text = (
+        (Path(__file__).parents[3] / "docs" / "sinks.md")
+        .read_text()
+        .partition("| Arrow | Delta |")[2]
+        .partition("\n#")[0]
+    )
+    lines = re.findall(r"^\| (`[^|]+`) \| `?([^|`]+)`? \|$", text, re.MULTILINE)
+    shown = {name: kind for given, kind in lines for name in re.findall("`([^`]+)`", given)}
+    assert shown.keys() == TYPES.keys()
+    kept = [name for name, kind in shown.items() if kind != "refused at the start"]
+    data = pa.record_batch({"n": [1], **{name: TYPES[name][0] for name in kept}})
+    put(claimed(table, schema=data.schema), 1, data)
+    made = deltalake.DeltaTable(table)
+    assert {field.name: kind_of(field.type) for field in made.schema().fields if field.name != "n"} == {
+        name: shown[name] for name in kept
+    }
+    expected = [{"n": 1, **{name: TYPES[name][1] for name in kept}}]
+    assert pa.table(made.to_pyarrow_table()).to_pylist() == expected
+    source = DeltaSource(table)
+    source.open(None)
+    batch = source.read_batch(10, 0.0)
+    assert batch is not None
+    assert batch.taken().to_pylist() == expected
+    source.close()
+
+
+def kind_of(found: Any) -> str:
+    """The name of a type of a table of Delta Lake, as the documents write it."""
+    match found.type:
+        case "array":
+            return f"array<{kind_of(found.element_type)}>"
+        case "map":
+            return f"map<{kind_of(found.key_type)}, {kind_of(found.value_type)}>"
+        case "struct":
+            return f"struct<{', '.join(f'{each.name}: {kind_of(each.type)}' for each in found.fields)}>"
+    return str(found.type)
+
+
 @pytest.mark.parametrize(
-    ("given", "kind", "read"),
-    [
-        (pa.array([255], pa.uint8()), pa.int16(), 255),
-        (pa.array([2**32 - 1], pa.uint32()), pa.int64(), 2**32 - 1),
-        (pa.array([2**64 - 1], pa.uint64()), pa.decimal128(20, 0), decimal.Decimal(2**64 - 1)),
-        (pa.array([1.5], pa.float32()).cast(pa.float16()), pa.float32(), 1.5),
-        (pa.array(["ü"], pa.large_string()), pa.string(), "ü"),
-        (pa.array(["a"]).dictionary_encode(), pa.string(), "a"),
-        (pa.array([b"abc"], pa.binary(3)), pa.binary(), b"abc"),
-        (pa.array([NOON], pa.timestamp("ns")), pa.timestamp("us"), NOON),
-        (pa.array([1], pa.timestamp("ns")), pa.timestamp("us"), datetime.datetime(1970, 1, 1)),
-        (pa.array([0], BERLIN), pa.timestamp("us", "UTC"), datetime.datetime(1970, 1, 1, tzinfo=UTC)),
-        (pa.array([NOON.date()], pa.date64()), pa.date32(), NOON.date()),
-        (pa.array([decimal.Decimal("1.50")], pa.decimal256(10, 2)), pa.decimal128(10, 2), decimal.Decimal("1.50")),
-        (pa.array([None]), pa.string(), None),
-        (pa.array([[1, None]], pa.list_(pa.uint8())), pa.list_(pa.int16()), [1, None]),
-        (pa.array([{"a": 1}], pa.struct([("a", pa.uint8())])), pa.struct([("a", pa.int16())]), {"a": 1}),
-        (pa.array([[("k", 1)]], pa.map_(pa.string(), pa.int32())), pa.map_(pa.string(), pa.int32()), [("k", 1)]),
-    ],
-    ids=lambda value: str(value.type) if isinstance(value, pa.Array) else "",
+    "kind",
+    [*(TYPES[name][0].type for name in ("time64[us]", "duration[s]", "decimal256(60, 2)")), pa.list_(pa.duration("s"))],
 )
-def test_each_type_is_read_back_as_it_was(table: Path, given: Any, kind: pa.DataType, read: Any) -> None:
-    data = pa.record_batch({"n": [1], "v": given})
-    sink = claimed(table, schema=data.schema)
-    put(sink, 1, data)
-    found = pa.table(deltalake.DeltaTable(table).to_pyarrow_table())
-    assert (found.schema.field("v").type, found.column("v").to_pylist()) == (kind, [read])
-
-
-@pytest.mark.parametrize("kind", [pa.time64("us"), pa.duration("s"), pa.list_(pa.duration("s")), pa.decimal256(60, 2)])
 def test_a_type_that_delta_does_not_have_is_refused_before_the_start(table: Path, kind: pa.DataType) -> None:
     with pytest.raises(UserError, match=r"column 'v' of type .* cannot be written as Delta") as refused:
         DeltaSink(table).check_types(pa.schema([("v", kind)]))
     assert "drop('v')" in refused.value.hint
+
+
+def test_a_decimal_of_256_bits_is_one_of_128_if_its_digits_are(table: Path) -> None:
+    data = pa.record_batch({"n": [1], "v": pa.array([decimal.Decimal("1.50")], pa.decimal256(10, 2))})
+    put(claimed(table, schema=data.schema), 1, data)
+    found = pa.table(deltalake.DeltaTable(table).to_pyarrow_table())
+    assert (found.schema.field("v").type, found.column("v").to_pylist()) == (
+        pa.decimal128(10, 2),
+        data.column(1).to_pylist(),
+    )
 
 
 def test_an_option_that_cannot_be_is_refused_by_name(table: Path) -> None:

@@ -24,7 +24,7 @@ from pyiceberg.types import FixedType, IntegerType, LongType, NestedField, Strin
 from sabot import App, UserError, col
 from sabot._cython.arrow.batch import Batch
 from sabot.connectors.base import Track
-from sabot.connectors.iceberg import IcebergSink
+from sabot.connectors.iceberg import IcebergSink, IcebergSource
 from sabot.errors import AppLocked, TransientError
 from sabot.testing import END, ScriptedSource
 from tools.agent_tools import publish, started, until
@@ -378,6 +378,12 @@ def test_each_type_is_read_back_as_it_was(lake: Lake) -> None:
         shown = str(table.schema().find_field(f"c{number}").field_type)
         assert ("struct<a: int>" if shown.startswith("struct") else shown) == kind, given.type
         assert found.column(f"c{number}").to_pylist() == [*read, *[None] * (rows - len(read))], given.type
+    source = IcebergSource(lake.catalog, NAME)
+    source.open(None)
+    batch = source.read_batch(rows, 0.0)
+    assert batch is not None
+    assert batch.taken().to_pylist() == found.to_pylist()
+    source.close()
 
 
 NAMED = [given.type for given, _, _ in TYPES] + [
