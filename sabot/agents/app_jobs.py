@@ -44,6 +44,7 @@ from sabot.jobs.values import pack, unpack
 from sabot.journal.base import EVERY, MAY_BEGIN_AGAIN, Inbox, Journal, JournalReader, entry_of_letter
 from sabot.journal.ended_jobs import OUTCOMES, STATUSES, JobQuery, cut
 from sabot.journal.entries import REQUEST, Begin, Letter, encode_entry
+from sabot.journal.entry_counts import parts
 from sabot.journal.memory import MemoryInbox, MemoryReader, MemoryStorage
 from sabot.journal.opening import open_inbox, open_reader
 from sabot.llm.conversation import Conversation
@@ -534,13 +535,16 @@ class AppJobs(JobManager):
     ) -> "JobsAsked":
         def ask() -> JobsAsked:
             with self.store.reader() as reader, self.store.inbox() as inbox:
-                found = selected_jobs(reader, query, statuses)
-                refused = []
-                for job_id in found:
-                    try:
-                        inbox.post(letter(reader, job_id))
-                    except (LetterRefused, UserError) as error:
-                        refused.append((job_id, error.message))
+                found, refused = selected_jobs(reader, query, statuses), list[tuple[str, str]]()
+                for some in parts(found):
+                    letters = list[Letter]()
+                    for job_id in some:
+                        try:
+                            letters.append(letter(reader, job_id))
+                        except (LetterRefused, UserError) as error:
+                            refused.append((job_id, error.message))
+                    answers = zip(letters, inbox.post_all(letters), strict=True)
+                    refused += [(each.job, error.message) for each, error in answers if error is not None]
                 return JobsAsked(len(found), len(found) - len(refused), refused)
 
         await self.store.own_writes()

@@ -389,6 +389,14 @@ class Inbox(ABC):
         Raises UserError for a letter that could not be decoded again.
         """
 
+    def post_all(self, letters: Sequence[Letter]) -> list[LetterRefused | None]:
+        """Posts letters to jobs, in their order. Returns for each None if it was accepted, and else the error that `post` raises.
+        When this returns, those that were accepted are durable. Blocks. May be called in any thread and any process.
+
+        Raises TransientError and UserError as `post` does. After an error, or after a crash, any of them may be stored or not.
+        """
+        return [refusal_of(self.post, letter) for letter in letters]
+
     def begin(self, letters: Sequence[Letter]) -> list[bool]:
         """Posts letters that begin jobs, in their order. Returns for each True if it was accepted, and False if the journal
         knows its job already: so of two letters for one job it accepts the first. When this returns, those that were accepted
@@ -396,14 +404,7 @@ class Inbox(ABC):
 
         Raises TransientError and UserError as `post` does. After an error, or after a crash, any of them may be stored or not.
         """
-        return [self._begins(letter) for letter in letters]
-
-    def _begins(self, letter: Letter) -> bool:
-        try:
-            self.post(letter)
-        except LetterRefused:
-            return False
-        return True
+        return [refused is None for refused in self.post_all(letters)]
 
     def note(self, name: str, value: str) -> bool:
         """Keeps a short text beside the log, in place of an earlier one of this name; "" removes that. Returns True when it is
@@ -739,6 +740,15 @@ def _beginnings_of(reader: JournalReader, jobs: Collection[str]) -> dict[str, Le
     letters = (reader.letter(f"begin:{job}") for job in jobs) if few else iter(reader.letters())
     wanted = set(jobs)
     return {each.job: each for each in letters if each is not None and each.kind == "begin" and each.job in wanted}
+
+
+def refusal_of(post: Callable[[Letter], object], letter: Letter) -> LetterRefused | None:
+    """Calls `post` with a letter. Returns the LetterRefused that it raises, or None."""
+    try:
+        post(letter)
+    except LetterRefused as refused:
+        return refused
+    return None
 
 
 def once_of(letter: Letter, mark: JobMark | None) -> str:

@@ -9,7 +9,7 @@ alone. A tree is cleared by progress: a result, an answer, an end, or a wait of 
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from sabot.journal.entries import Answer, EffectResult, End, Entry
@@ -57,6 +57,7 @@ _CLEAR = "DELETE FROM crashes WHERE tree = ANY(%s)"
 _ONE_TREE = "(SELECT %s::text AS root) AS trees"
 _OF_SUSPECT = f"UPDATE jobs SET worker = {SUSPECTS}, blocked = ''"
 _TRY_AGAIN = f"{_OF_SUSPECT} FROM {_ONE_TREE} WHERE {IN_TREE} AND worker IN ({ASIDE}, -3) RETURNING 1"
+_SET_ASIDE = f"SELECT job FROM jobs WHERE job = ANY(%s) AND worker IN ({ASIDE}, -3)"
 _AS_SUSPECT = f"UPDATE crashes SET count = {MOST_TOGETHER} WHERE tree = %s"
 
 
@@ -106,6 +107,12 @@ def tries_again(connection: Any, job: str) -> bool:
         return False
     connection.execute(_AS_SUSPECT, (tree,))
     return True
+
+
+def trees_to_try(connection: Any, jobs: Collection[str]) -> set[str]:
+    """Returns the first jobs of those trees of jobs that `tries_again` would let be tried."""
+    trees = list(map(tree_of, jobs))
+    return {tree for (tree,) in connection.execute(_SET_ASIDE, (trees,)).fetchall()}
 
 
 class Suspects:

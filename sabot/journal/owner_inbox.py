@@ -21,6 +21,7 @@ from sabot.journal.base import (
     check_letter,
     entry_of_letter,
     once_of,
+    refusal_of,
 )
 from sabot.journal.ended_jobs import EndedJob
 from sabot.journal.entries import Entry, Letter, encode_letter
@@ -90,12 +91,26 @@ class SqlInbox(OwnerInbox):
         """
 
     def post(self, letter: Letter) -> None:
+        (refused,) = self.post_all([letter])
+        if refused is not None:
+            raise refused
+
+    def post_all(self, letters: Sequence[Letter]) -> list[LetterRefused | None]:
+        """Posts letters as `Inbox.post_all` does, several hundred in one transaction: others post theirs in between."""
+        return [refused for some in parts(letters) for refused in self.post_some(some)]
+
+    def post_some(self, letters: Sequence[Letter]) -> list[LetterRefused | None]:
+        """Posts letters in one transaction."""
         with self.transaction("letter") as connection:
-            now_ms = round(self.clock.time() * 1000)
-            question, mark, earlier = letter_facts(connection, letter)
-            job = check_letter(letter, question, mark, earlier, now_ms)
-            add_letter(connection, once_of(letter, mark), job, encode_letter(letter), beside=self.beside(letter))
-            self.posted(connection, letter)
+            refused = [refusal_of(partial(self._post_within, connection), letter) for letter in letters]
+            self.posted(connection, [letter for letter, why in zip(letters, refused, strict=True) if why is None])
+        return refused
+
+    def _post_within(self, connection: Connection, letter: Letter) -> None:
+        """Posts a letter in an open transaction, which stays as it is where the letter is refused."""
+        question, mark, earlier = letter_facts(connection, letter)
+        job = check_letter(letter, question, mark, earlier, round(self.clock.time() * 1000))
+        add_letter(connection, once_of(letter, mark), job, encode_letter(letter), beside=self.beside(letter))
 
     def begin(self, letters: Sequence[Letter]) -> list[bool]:
         """Posts letters as `Inbox.begin` does, several hundred in one transaction: others post theirs in between."""
@@ -119,8 +134,8 @@ class SqlInbox(OwnerInbox):
                 connection.execute("INSERT INTO meta (name, value) VALUES (?, ?)", (f"{NOTE}{name}", value))
         return True
 
-    def posted(self, connection: Connection, letter: Letter) -> None:
-        """Called in the transaction that stores a letter."""
+    def posted(self, connection: Connection, letters: Sequence[Letter]) -> None:
+        """Called in the transaction that has stored these letters."""
 
     def beside(self, letter: Letter) -> Mapping[str, Any]:
         """Returns the values of further columns of the inbox for a letter, by their names."""
@@ -194,6 +209,11 @@ class SqlJournal(SqlReader, Journal):
         except LetterRefused:
             self._refused += 1
             raise
+
+    def post_all(self, letters: Sequence[Letter]) -> list[LetterRefused | None]:
+        found = self.inbox.post_all(letters)
+        self._refused += len(found) - found.count(None)
+        return found
 
     def begin(self, letters: Sequence[Letter]) -> list[bool]:
         posted = self.inbox.begin(letters)

@@ -40,13 +40,14 @@ from sabot.errors import (
     AppLocked,
     BrokerUnavailable,
     JournalFailed,
+    LetterRefused,
     SabotError,
     TransientError,
     UserError,
     short_repr,
 )
 from sabot.journal.base import Approval, Position
-from sabot.journal.crashes import tries_again
+from sabot.journal.crashes import tree_of, trees_to_try, tries_again
 from sabot.journal.entries import Entry, Letter
 from sabot.journal.entry_counts import Connection, end_of_log, parts
 from sabot.journal.history_tables import SESSIONS, SqlHistory
@@ -54,7 +55,7 @@ from sabot.journal.job_tables import SHARED, SHARED_FORMATS, WITH_SEATS
 from sabot.journal.owner_inbox import SqlInbox, SqlJournal
 from sabot.journal.postgres_begins import Asked, lock_format, post_begins
 from sabot.journal.schemas import RANGE, JournalSchema, PostgresSession, Statements
-from sabot.journal.seats import LET_THROUGH, columns_of, waits_of_letters
+from sabot.journal.seats import columns_of, let_one_through, let_through, still_queued, waits_of_letters
 from sabot.journal.tables import SqlReader, StoredEntry, add, decoded, rows_of
 from sabot.journal.writing import CAPACITY_BYTES, Appended, GroupWriter
 from sabot.steps import step
@@ -231,12 +232,38 @@ class PostgresInbox(SqlInbox):
         """Returns another connection to the journal, which opens when it is used first."""
         return PostgresSession(self._place)
 
-    def post(self, letter: Letter) -> None:
-        if letter.kind == "retry":
-            with self.transaction("letter") as connection:
-                if self._format in SHARED_FORMATS and tries_again(connection, letter.job):
-                    return
-        super().post(letter)
+    def post_all(self, letters: Sequence[Letter]) -> list[LetterRefused | None]:
+        tried = self._tried_again([letter.job for letter in letters if letter.kind == "retry"])
+        others = [letter for letter in letters if letter.kind != "retry" or letter.job not in tried]
+        found = iter(super().post_all(others))
+        return [None if letter.kind == "retry" and letter.job in tried else next(found) for letter in letters]
+
+    def _tried_again(self, jobs: Sequence[str]) -> set[str]:
+        """Lets trees that were set aside be tried again. Returns those of the jobs that are in one. Each is a transaction, which has the
+        rows of no other tree locked: a worker takes several trees at once, in another order.
+        """
+        tried = set[str]()
+        if jobs and self._format in SHARED_FORMATS:
+            for some in parts(jobs):
+                with self.session.using() as connection:
+                    trees = trees_to_try(connection, some)
+                for job in [job for job in some if tree_of(job) in trees]:
+                    with self.transaction("letter") as connection:
+                        if tries_again(connection, job):
+                            tried.add(job)
+        return tried
+
+    def post_some(self, letters: Sequence[Letter]) -> list[LetterRefused | None]:
+        refused = super().post_some(letters)
+        cancelled = [
+            each.job for each, why in zip(letters, refused, strict=True) if each.kind == "cancel" and why is None
+        ]
+        if self._has_seats and cancelled:
+            with self.session.using() as connection:
+                statements = Statements(connection)
+                for number in still_queued(statements, cancelled):
+                    let_one_through(statements, number)
+        return refused
 
     def begin(self, letters: Sequence[Letter]) -> list[bool]:
         if not self._has_seats:  # the numbers of letters to one owner rise in the order of their commits
@@ -260,9 +287,10 @@ class PostgresInbox(SqlInbox):
             )
         return {}
 
-    def posted(self, connection: Connection, letter: Letter) -> None:
-        if self._has_seats and letter.kind == "cancel":
-            connection.execute(LET_THROUGH, (f"begin:{letter.job}",))
+    def posted(self, connection: Connection, letters: Sequence[Letter]) -> None:
+        cancelled = [letter.job for letter in letters if letter.kind == "cancel"]
+        if self._has_seats and cancelled:
+            let_through(connection, cancelled)
 
     @contextmanager
     def transaction(self, what: str) -> Iterator[Connection]:

@@ -16,7 +16,7 @@ from sabot.base.checks import Of, check
 from sabot.base.proc import is_over
 from sabot.connectors.sql.database import quoted
 from sabot.connectors.sql.server import PostgresServer
-from sabot.errors import AppLocked, CorruptJournal, LetterRefused, TransientError, UserError
+from sabot.errors import AppLocked, CorruptJournal, TransientError, UserError
 from sabot.journal.crashes import make_crashes
 from sabot.journal.entries import decode_letter
 from sabot.journal.entry_counts import make_tables
@@ -407,9 +407,6 @@ class PostgresSession:
                 with self._place.server.explained():
                     self._begin(first)
                     yield self._connection
-            except LetterRefused:
-                self._undo()
-                raise
             except BaseException:
                 self._drop()
                 raise
@@ -429,10 +426,6 @@ class PostgresSession:
             self._connection = self._place.connect()
         if first:
             self._connection.execute(first)
-
-    def _undo(self) -> None:
-        if self._connection.info.transaction_status:
-            self._connection.execute("ROLLBACK")
 
     def _drop(self) -> None:
         connection, self._connection = self._connection, None

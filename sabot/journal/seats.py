@@ -128,8 +128,11 @@ _VISIT = f"{_ROWS} WHERE s.job > %s ORDER BY s.job LIMIT {{most}}"
 # not one that was claimed again since the visit
 _FORGET_AS_SEEN = "DELETE FROM seats s USING unnest(%s::text[], %s::bigint[]) AS g (job, at_ms) WHERE s.job = g.job AND s.at_ms = g.at_ms"
 
-LET_THROUGH = "UPDATE inbox SET agent = chr(10) || agent, after_ms = 0 WHERE once = ? AND taken = 0 AND worker = 0"
-"""Lets a worker claim a letter at once and without a seat, since its job was cancelled before it has begun (`cancelled`)."""
+_NOT_CLAIMED = (
+    "SELECT number FROM inbox WHERE once = ANY(?) AND taken = 0 AND worker = 0 AND NOT starts_with(agent, chr(10))"
+)
+_LET_THROUGH = "UPDATE inbox SET agent = chr(10) || agent, after_ms = 0 WHERE taken = 0 AND worker = 0"
+_LET_MANY_THROUGH = f"{_LET_THROUGH} AND number IN ({_NOT_CLAIMED} FOR UPDATE SKIP LOCKED)"
 
 LANES_AT_ONCE = 256  # lanes that a claim looks at, beside those in which a job of this worker has ended
 _WANTS_AT_ONCE = 64  # jobs that want to go on, of which a claim looks for the lanes
@@ -147,8 +150,25 @@ _encode = msgspec.json.Encoder().encode
 
 
 def cancelled(agent: str) -> str:
-    """Returns what the column `agent` has for a letter of this agent after `LET_THROUGH`: no limit has this name."""
+    """Returns what the column `agent` has for a letter of this agent after `let_through`: no limit has this name."""
     return f"\n{agent}"
+
+
+def let_through(connection: Any, jobs: Collection[str]) -> None:
+    """Lets workers claim letters at once and without a seat, since their jobs were cancelled before they have begun (`cancelled`).
+    Passes over those that a worker has locked, which it claims: who waits for one while it has another locked would wait for ever.
+    """
+    connection.execute(_LET_MANY_THROUGH, ([f"begin:{job}" for job in jobs],))
+
+
+def still_queued(connection: Any, jobs: Collection[str]) -> list[int]:
+    """Returns the numbers of the letters that `let_through` has passed over and that were not claimed."""
+    return [number for (number,) in connection.execute(_NOT_CLAIMED, ([f"begin:{job}" for job in jobs],)).fetchall()]
+
+
+def let_one_through(connection: Any, number: int) -> None:
+    """Lets a worker claim a letter as `let_through` does. The connection has nothing locked."""
+    connection.execute(f"{_LET_THROUGH} AND number = ? AND NOT starts_with(agent, chr(10))", (number,))
 
 
 def columns_of(letter: Letter) -> Mapping[str, Any]:

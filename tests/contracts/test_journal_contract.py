@@ -927,6 +927,43 @@ def test_letters_that_begin_jobs_are_posted_together(home: Home, journal: Journa
     inbox.close()
 
 
+class Transactions:
+    """Counts the letters' transactions."""
+
+    def __init__(self) -> None:
+        self.letters = 0
+
+    def before(self, name: str, what: str) -> None:
+        self.letters += what.endswith(": letter")
+
+    def after(self, name: str, what: str) -> None:
+        pass
+
+    def torn(self, name: str, what: str, size: int) -> int:
+        return size
+
+
+def test_letters_to_jobs_are_posted_together(home: Home, journal: Journal) -> None:
+    """Who is refused holds up nobody else. In tables all are one transaction."""
+    written(journal, Begin("a", 1), Begin("b", 1), Begin("over", 1), End("over", 2, "succeeded"))
+    inbox, seen = home.inbox(), Transactions()
+    jobs = ("a", "over", "a", "none", "b")
+    signal = Letter("signal", "s", job="b", name="paid")
+    watch(seen)
+    try:
+        found = inbox.post_all([*(Letter("cancel", job=job) for job in jobs), signal])
+    finally:
+        watch(None)
+    reasons = [each and each.reason for each in found]
+    assert reasons == [None, "closed", "second", "unknown", None, None]
+    if isinstance(inbox, SqliteInbox | PostgresInbox):
+        assert seen.letters == 1
+    assert (inbox.post_all([]), [each and each.reason for each in journal.post_all([signal])]) == ([], ["second"])
+    assert journal.statistics()["refused"] == 1
+    assert [(type(entry), entry.job) for _, entry in journal.take()] == [(Cancel, "a"), (Cancel, "b"), (Signal, "b")]
+    inbox.close()
+
+
 def replace_body(letter: Letter, body: Any) -> Letter:
     return msgspec.structs.replace(letter, body=body)
 

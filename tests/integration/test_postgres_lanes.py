@@ -224,6 +224,27 @@ def test_a_queued_job_that_is_cancelled_begins_at_once_and_takes_no_seat(
     assert sorted(begun(one)) == ["b", "c"], "their cancels"
 
 
+def test_cancels_that_are_posted_together_wait_for_no_letter_while_they_have_others_locked(
+    url: str, app: str, worker: Callable[..., PostgresWorker]
+) -> None:
+    """A worker has locked one of them, and locks the other then. Had the cancels it locked, one of the two would fail."""
+    one = worker(JobLimit("k.a", concurrency=1))
+    post(url, app, letter("a"), letter("b"), letter("c"))
+    assert begun(one) == ["a"]
+    inbox, locked = PostgresInbox(url, app), "SELECT 1 FROM inbox WHERE once = 'begin:k.a/%s' FOR UPDATE"
+    with ThreadPoolExecutor() as pool, psycopg.connect(url) as claiming:
+        claiming.execute(f'SET search_path = "sabot_{app}"')
+        claiming.execute(locked % "c")
+        posted = pool.submit(inbox.post_all, [Letter("cancel", job=f"k.a/{each}") for each in "bc"])
+        while run(url, app, "SELECT count(*) FROM inbox WHERE once LIKE 'cancel:%' AND taken = 0") != [(2,)]:
+            assert not posted.done()
+        claiming.execute(locked % "b")
+        claiming.rollback()
+        assert posted.result(60) == [None, None]
+    inbox.close()
+    assert sorted(begun(one)) == ["b", "c"], "their cancels let both through"
+
+
 def test_a_rate_holds_for_all_workers(url: str, app: str, worker: Callable[..., PostgresWorker]) -> None:
     first, second = worker(JobLimit("k.a", rate="2/h", per="scope")), worker()
     post(url, app, *(letter(each, scope=each[0]) for each in ("x1", "x2", "x3", "y1")))

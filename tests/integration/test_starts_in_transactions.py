@@ -208,6 +208,23 @@ async def test_a_connection_without_a_transaction_is_refused(database: str, plac
     assert await queued(client) == []
 
 
+async def test_a_start_gives_up_after_its_lock_timeout_behind_an_open_transaction_and_may_be_repeated(
+    database: str, place: str
+) -> None:
+    """It is 30 s, and here less, by the address."""
+    client, other = (
+        client_of(place),
+        client_of(f"{database}?options=-c%20lock_timeout%3D50ms&{place.partition('?')[2]}"),
+    )
+    async with opened(database, "async") as connection:
+        first = await client.start("work", "k", idempotency_key="k", connection=connection)
+        with pytest.raises(TransientError):
+            await other.start("work", "k", idempotency_key="k")
+        await connection.commit()
+    again = await other.start("work", "k", idempotency_key="k")
+    assert (again.job_id, again.created) == (first.job_id, False)
+
+
 async def test_a_start_within_a_transaction_that_cannot_be_says_why(database: str, place: str, tmp_path: Path) -> None:
     async with opened(database, "async") as connection:
         for wrong in (database, object(), 5):

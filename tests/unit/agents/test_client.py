@@ -30,6 +30,7 @@ from sabot.engine.calls.errors import BudgetExceeded, TurnLimitExceeded
 from sabot.errors import EffectError, IdempotencyConflict, JobCancelled, TransientError, UserError
 from sabot.journal.ended_jobs import JobQuery
 from sabot.journal.memory import MemoryStorage
+from sabot.journal.sqlite import SqliteInbox
 from sabot.llm import Completion, ToolCall, Usage, assistant, tool
 from sabot.llm.agent import Agent
 from sabot.llm.engine import ExecutionEngine
@@ -253,6 +254,28 @@ async def test_all_jobs_of_a_query_are_cancelled_or_retried_and_those_below_go_w
     for ask in (client.jobs.cancel_all, client.jobs.retry_all):
         with pytest.raises(UserError, match="query=None"):
             await ask(None)  # type: ignore[arg-type]
+
+
+async def test_cancels_and_retries_of_a_query_are_posted_by_hundreds(
+    client: JobClient, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with kernel_of(place):
+        pass
+    await client.start_all([ExecutionRequest(prompt=number, agent="asks") for number in range(900)])
+    sizes, post_some = list[int](), SqliteInbox.post_some
+
+    def counted(inbox: SqliteInbox, letters: Any) -> Any:
+        sizes.append(len(letters))
+        return post_some(inbox, letters)
+
+    monkeypatch.setattr(SqliteInbox, "post_some", counted)
+    assert await client.jobs.cancel_all({"agent": "asks"}) == (900, 900, [])
+    assert sizes == [400, 400, 100]
+    sizes.clear()
+    async with kernel_of(place, asks):
+        await asyncio.gather(*(until_ended(client, job.job_id) for job in await client.jobs.find()))
+        assert (await client.jobs.retry_all({"status": "cancelled"})).done == 900
+    assert [size for size in sizes if size > 1] == [400, 400, 100], "the kernel withdraws single questions"
 
 
 async def until_ended(client: JobClient, job_id: str) -> None:
