@@ -86,7 +86,7 @@ class SqlInbox(OwnerInbox):
         errors of `Inbox.post`.
 
         While the block runs, nobody else can post a letter. In PostgreSQL, the owner can write entries meanwhile,
-        except if `what` is "trim". In SQLite, it cannot. `what`: "letter", "note", "blocked", "approvals",
+        except if `what` is "trim" or "expire". In SQLite, it cannot. `what`: "letter", "note", "blocked", "approvals",
         "trim" or "expire".
         """
 

@@ -221,7 +221,7 @@ class WorkersInbox(PostgresInbox):
     none of its takes.
     """
 
-    no_entries = "SELECT 1 FROM workers FOR UPDATE"
+    no_entries = "LOCK TABLE workers IN EXCLUSIVE MODE"  # the rows alone would let a worker that joins commit
 
     def __init__(self, url: str, app: str | None = None, *, clock: Clock = SYSTEM_CLOCK) -> None:
         super().__init__(url, app, clock=clock)
