@@ -9,10 +9,13 @@ import pytest
 from sabot import App, NdjsonSink, NdjsonSource, ParquetSink
 from sabot.connectors.base import Delivery, Guarantee, Sink, Source
 from sabot.connectors.console import ConsoleSink
-from sabot.connectors.delta import DeltaSink
+from sabot.connectors.delta import DeltaSink, DeltaSource
 from sabot.connectors.files import ObjectSink
-from sabot.connectors.iceberg import IcebergSink
+from sabot.connectors.http import HttpSink, PollSource, SseSource, WebhookSource, WebsocketSource
+from sabot.connectors.iceberg import IcebergSink, IcebergSource
 from sabot.connectors.memory import MemorySink, MemorySource
+from sabot.connectors.postgres import PostgresChanges
+from sabot.connectors.redis import RedisStreamSink, RedisStreamSource
 from sabot.connectors.rows import RowsSource
 from sabot.connectors.sql import SqlSink
 from sabot.engine.delivery.guarantees import NO_CHECKPOINTS, sink_guarantee, source_guarantee, why_repeated
@@ -27,7 +30,13 @@ NUMBER = "exactly once: it knows a part that comes again by its number"
 CHOSEN = 'at least once: delivery="at_least_once" asks for it'
 UNABLE = "at least once: it cannot tell which rows have arrived, so a crash repeats those since the last checkpoint"
 PASSING = "at least once: its rows end with the process"
+PREFIX = "exactly once: it stores how far a part is there in one step with each chunk of its rows"
+PLACE = "exactly once: a start goes on at the position in the checkpoint"
+REPEATS = "at least once: rows that no complete checkpoint covers may come again"
+GONE = "at most once: its log keeps no rows for an app that is down"
 KAFKA = "kafka://127.0.0.1:1"
+LAKE = {"type": "sql", "uri": "sqlite:///lake.db", "warehouse": "lake"}
+WEB = "http://127.0.0.1/rows"
 
 
 def sinks(folder: Path) -> dict[str, Sink]:
@@ -39,7 +48,9 @@ def sinks(folder: Path) -> dict[str, Sink]:
         "duckdb": SqlSink("duckdb:o.duckdb", table="t"),
         "postgres": SqlSink("postgresql://u@127.0.0.1/d", table="t"),
         "delta": DeltaSink(folder / "delta"),
-        "iceberg": IcebergSink({"type": "sql", "uri": "sqlite:///lake.db", "warehouse": "lake"}, "lake.out"),
+        "iceberg": IcebergSink(LAKE, "lake.out"),
+        "redis": RedisStreamSink("redis://127.0.0.1", "out"),
+        "http with keys": HttpSink(WEB, idempotent=True),
         "memory": MemorySink("t", "memory://guarantees"),
         "console": ConsoleSink(),
     }
@@ -56,6 +67,8 @@ def sinks(folder: Path) -> dict[str, Sink]:
         ("postgres", TOKEN),
         ("delta", TOKEN),
         ("iceberg", f"{TOKEN}, at most once in 60 s"),
+        ("redis", PREFIX),
+        ("http with keys", NUMBER),
         ("memory", PASSING),
         ("console", UNABLE),
     ],
@@ -84,8 +97,18 @@ def test_a_sink_that_cannot_deliver_as_wanted_is_refused(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("source", "said"),
     [
-        (KafkaSource("t", KAFKA), "exactly once: a start goes on at the position in the checkpoint"),
-        (NdjsonSource("rows.ndjson"), "exactly once: a start goes on at the position in the checkpoint"),
+        (KafkaSource("t", KAFKA), PLACE),
+        (NdjsonSource("rows.ndjson"), PLACE),
+        (DeltaSource("lake", follow="10s"), PLACE),
+        (IcebergSource(LAKE, "lake.in", follow="10s"), PLACE),
+        (PostgresChanges("postgresql://u@127.0.0.1/d", "t"), PLACE),
+        (RedisStreamSource("redis://127.0.0.1", "in"), PLACE),
+        (PollSource(WEB), PLACE),
+        (SseSource(WEB), PLACE),
+        (SseSource(WEB, ids="none"), GONE),
+        (WebsocketSource("ws://127.0.0.1"), GONE),
+        (WebhookSource("hooks.db", port=0, key="Webhook-Id"), PLACE),
+        (WebhookSource("hooks.db", port=0), REPEATS),
         (MemorySource("t"), "exactly once while the process lives: its rows are in memory"),
         (RowsSource([{"n": 1}], "rows"), "exactly once while the process lives: its rows are in memory"),
     ],
@@ -98,8 +121,8 @@ def test_the_guarantee_of_a_source(source: Source, said: str) -> None:
 @pytest.mark.parametrize(
     ("guarantee", "said"),
     [
-        ("at least once", "at least once: rows that no complete checkpoint covers may come again"),
-        ("at most once", "at most once: its log keeps no rows for an app that is down"),
+        ("at least once", REPEATS),
+        ("at most once", GONE),
     ],
 )
 def test_a_source_says_what_it_does_not_keep(guarantee: Guarantee, said: str) -> None:
