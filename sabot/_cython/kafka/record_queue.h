@@ -6,6 +6,7 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
 #include <cstring>
 #include <deque>
@@ -324,7 +325,7 @@ class RecordQueue {
         last_.clear();
         kept_.move(held_, most, last_);
         if (last_.empty()) last_.take(queue_, 0, most);
-        if (last_.empty() && timeout_ms > 0) {
+        if (last_.empty() && timeout_ms > 0 && !ending_) {
             last_.take(queue_, timeout_ms, 1);
             if (!last_.empty() && most > 1) last_.take(queue_, 0, most - 1);
         }
@@ -379,7 +380,10 @@ class RecordQueue {
     void close() {
         std::lock_guard<std::mutex> once(closing_);
         if (queue_ == nullptr) return;
-        client::queue_yield(queue_); /* makes a waiting reader return */
+        /* The yield ends one call of the client, which may be one that does not wait: its reader sees `ending_` before
+           it waits. A reader that has looked already makes no other call before, so the yield is there for its wait. */
+        ending_ = true;
+        client::queue_yield(queue_);
         std::lock_guard<std::mutex> lock(in_use_);
         last_.clear();
         kept_.clear();
@@ -391,6 +395,7 @@ class RecordQueue {
     rd_kafka_t* const consumer_; /* owned by the Python client, which outlives this object */
     rd_kafka_queue_t* queue_;    /* null once closed */
     std::mutex in_use_, closing_; /* only `close` changes `queue_`, and it holds both */
+    std::atomic<bool> ending_{false};
     const bool later_;
     Messages last_; /* the last batch read; if headers are read later, they come from it until the next batch */
     std::string topic_;

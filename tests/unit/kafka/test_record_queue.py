@@ -297,6 +297,35 @@ def test_close_ends_a_read_that_waits_in_another_thread(broker: str) -> None:
         queue.follow("nothing", [0])
 
 
+def test_close_ends_a_read_that_waits_whatever_was_read_just_before(broker: str) -> None:
+    """What wakes a reader woke one call of the client, also one that does not wait: the next one waited for its whole time."""
+    longest = 0.0
+    for least in range(400):
+        queue = reading(broker, "nothing")
+        entered = threading.Event()
+        took: list[float] = []
+
+        def read(queue: RecordQueue = queue, entered: threading.Event = entered, took: list[float] = took) -> None:
+            entered.set()
+            for _ in range(50):
+                queue.read(1, 0.0)
+            began = time.monotonic()
+            queue.read(10, 20.0)
+            took.append(time.monotonic() - began)
+
+        reader = threading.Thread(target=read)
+        reader.start()
+        assert entered.wait(WAIT)
+        for _ in range(least):
+            pass
+        closed(queue)
+        reader.join(WAIT)
+        longest = max(longest, *took)
+        if longest > 19.0:
+            break
+    assert longest < 19.0
+
+
 def test_the_clients_callbacks_run_in_the_thread_that_reads_the_source(producer: Any, broker: str) -> None:
     """The queue of records has none of them: they need the Python client, which `read_batch` polls."""
     producer.produce("called", b"1", partition=0)
