@@ -344,6 +344,13 @@ class _BoundedHttp(httpx2.AsyncBaseTransport):  # type: ignore[misc]  # its pack
         if response.headers.get("content-encoding", "identity") != "identity":
             await response.aclose()
             return _answer(request, 502, LOST, "its answer is compressed, which was not asked for")
+        status = response.status_code
+        is_told = status < 300 and status != 202 and kind.startswith(("application/json", "text/event-stream"))
+        if asked.method == "tools/call" and status < 400 and status not in (307, 308) and not is_told:
+            # a proxy may have answered in the server's place, when the server had done the call
+            await response.aclose()
+            said = f"HTTP {status}{f' with {kind}' if kind else ''} is no answer to a call"
+            return _answer(request, 502, LOST, said)
         is_list = asked.method.endswith("/list")
         if kind.startswith("application/json"):
             most_bytes = self._config.most_list_bytes if is_list else self._config.most_bytes

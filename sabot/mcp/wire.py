@@ -198,6 +198,9 @@ def asks_as_before(error: McpRefused) -> bool:
     return error.number == types.INVALID_REQUEST and "no back-channel" in error.message
 
 
+_GARBLED = ("Failed to parse JSON response", "Failed to parse SSE message")  # the SDK's words for what is no answer
+
+
 def is_closed(error: MCPError) -> bool:
     """Returns True if the error means that the session has ended."""
     return bool(error.code == CLOSED and str(error.message) == "Connection closed")
@@ -207,13 +210,14 @@ def is_lost(error: MCPError) -> bool:
     """Returns True if the error means that the answer was lost: the server may have done the request, but no answer will come."""
     broke = "the connection broke" in str(error.message)
     ended = error.code == CLOSED and str(error.message).startswith("SSE stream") and not _too_large(error)
-    return bool(error.code == LOST or broke or ended or is_closed(error))
+    garbled = str(error.message).startswith(_GARBLED) and not _too_large(error)
+    return bool(error.code == LOST or broke or ended or garbled or is_closed(error))
 
 
 def _too_large(error: MCPError) -> bool:
     words = str(error.message)
-    says = words.startswith(("SSE stream failed", "Failed to parse JSON")) and "byte" in words
-    return bool(error.code == TOO_LARGE or says)
+    says = words.startswith("SSE stream failed") and "byte" in words
+    return bool(error.code == TOO_LARGE or says or words.startswith(f"{_GARBLED[0]}: more than "))
 
 
 def may_pass(error: BaseException | None) -> bool:

@@ -154,9 +154,22 @@ async def test_a_session_that_the_server_has_forgotten_is_opened_again_and_the_c
     [
         (lambda: PlainTextResponse("no", status_code=403), McpRefused, "HTTP 403", Certainty.DONE),
         (lambda: PlainTextResponse("oh", status_code=502), McpConnectionLost, "HTTP 502|broke", Certainty.UNKNOWN),
-        (lambda: PlainTextResponse("hello"), McpRefused, "Unexpected content type", Certainty.DONE),
-        (lambda: JSONResponse({"hello": 1}), McpRefused, "Failed to parse", Certainty.DONE),
-        (lambda: Response(status_code=202), McpRefused, "202", Certainty.DONE),
+        (lambda: PlainTextResponse("hello"), McpConnectionLost, "HTTP 200 with text/plain", Certainty.UNKNOWN),
+        (lambda: JSONResponse({"hello": 1}), McpConnectionLost, "Failed to parse", Certainty.UNKNOWN),
+        (lambda: Response(media_type="application/json"), McpConnectionLost, "Failed to parse", Certainty.UNKNOWN),
+        (
+            lambda: Response("data: {\n\n", media_type="text/event-stream"),
+            McpConnectionLost,
+            "Failed to parse",
+            Certainty.UNKNOWN,
+        ),
+        (lambda: Response(status_code=202), McpConnectionLost, "HTTP 202", Certainty.UNKNOWN),
+        (
+            lambda: Response(status_code=303, headers={"location": "/receipt"}),
+            McpConnectionLost,
+            "HTTP 303",
+            Certainty.UNKNOWN,
+        ),
         (
             lambda: Response(status_code=307, headers={"location": "http://127.0.0.1:1/"}),
             McpRefused,
