@@ -19,12 +19,14 @@ import asyncio
 import logging
 import math
 import random
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from decimal import Decimal
 from functools import partial
 from typing import Any, Literal, TypeAlias
+
+import msgspec
 
 from sabot.base.accounts import Account, AmountLimit, Amounts, Measure
 from sabot.base.checks import Of, Whole, check
@@ -40,9 +42,10 @@ from sabot.engine.calls.usage import Usage, is_cost
 from sabot.errors import TransientError, UserError, short_repr
 from sabot.llm.prices import PRICES_HINT, Prices
 from sabot.llm.results import Completion, Embeddings, Piece
-from sabot.llm.token_counts import count_tokens, input_tokens_of, tokens_of
+from sabot.llm.token_counts import ASSUMED_TOKENS, count_tokens, input_tokens_of, tokens_of
 
 _log = logging.getLogger("sabot.llm")
+_SMALLER = "a call in flight reserves its max_tokens: set max_tokens= to what an answer needs, or lower the concurrency"
 
 Outcome: TypeAlias = Completion | Embeddings
 MIDDLEWARE = ("logging", "timeout", "retry", "budget", "telemetry")
@@ -158,13 +161,13 @@ class CallBudget(Account):
     would exceed one of them raises BudgetExceeded. A tool call that would exceed `max_tool_calls` is not made, and the
     model of the agent gets the BudgetExceeded as the result of its call.
 
-    - Tokens: while a call is in flight, an estimate is reserved for it: its input, and the `max_tokens` of its request.
-      At its end the estimate is replaced by the actual tokens. If the request has no `max_tokens`, the answer is not
-      part of the estimate, so its tokens can exceed the limit.
-    - Cost: it is added at the end of a call. So calls in flight together can exceed `max_cost`. If the price of a model
-      is unknown, a budget with `max_cost` refuses the call.
-    - If the provider reports no tokens for an answer, the estimate is kept. If the request has no `max_tokens`, the
-      estimated tokens of the answer are added.
+    - While a call is in flight, an estimate is reserved for it: the tokens of its input and the `max_tokens` of its
+      request, and what these cost. At its end the estimate is replaced by the actual tokens and cost. So calls in flight
+      together cannot exceed a limit: a call waits until they leave room for it, and is refused if it does not fit without
+      them.
+    - A request without `max_tokens` is sent with one: 4096, or as many tokens as `max_tokens` of the budget has left.
+    - If the price of a model is unknown, a budget with `max_cost` refuses the call.
+    - If the provider reports no tokens for an answer, the estimate is kept.
     - If a request was sent, but its answer was not read, the vendor may charge for it. So its estimate is kept too.
     - Tool calls: the budget of an ExecutionEngine counts those of its agents that do not run in a job. A repetition
       after a failure counts as a further tool call.
@@ -185,6 +188,7 @@ class CallBudget(Account):
         self.max_cost = amount("CallBudget: max_cost", max_cost)
         limits: dict[Measure, Decimal | int | None] = {"tokens": max_tokens, "cost": self.max_cost}
         super().__init__(AmountLimit(measure, most) for measure, most in limits.items() if most is not None)
+        self._waiting: list[asyncio.Future[None]] = []
         self._tools = Account([] if max_tool_calls is None else [AmountLimit("tool_calls", max_tool_calls)])
 
     def __repr__(self) -> str:
@@ -205,20 +209,55 @@ class CallBudget(Account):
         """The number of tool calls that this budget has counted, including repetitions after a failure."""
         return self._tools.total.tool_calls
 
-    def allow(self, tokens: int, unpriced: str = "") -> Amounts:
-        """Checks that a model call with `tokens` tokens fits into the budget. Returns the amounts that have to be
-        reserved for it. `unpriced`: the name of the call's model if its price is unknown, else "". Raises
+    @property
+    def tokens_left(self) -> float:
+        """The number of tokens that are not used; infinite without a limit. Calls in flight may have reserved them."""
+        return math.inf if self.max_tokens is None else self.max_tokens - self.total.tokens
+
+    async def admit(self, call: Hashable, most: "_Most", patience_s: float | None) -> None:
+        """Reserves what `most` returns for a call. If it fits only without the calls in flight, waits until they end, and
+        at most `patience_s` seconds for each: the caller may be in one of them, as the reader of a stream is. Raises
+        BudgetExceeded as `allow` does.
+        """
+        loop = asyncio.get_running_loop()
+        while (full := self.exceeded(most()[0])) is not None and 0 < full.reserved >= full.most - full.limit.most:
+            self._waiting.append(settled := loop.create_future())
+            try:
+                await asyncio.wait_for(settled, patience_s)
+            except TimeoutError:
+                break
+            finally:
+                self._waiting.remove(settled)
+        self.reserve(call, self.allow(*most()))
+
+    def settle(self, call: Hashable, used: Amounts, now_s: float = 0.0, at_s: float | None = None) -> None:
+        super().settle(call, used, now_s, at_s)
+        for each in [*self._waiting]:  # of any event loop: agents of several apps may share an engine
+            each.get_loop().call_soon_threadsafe(_wake, each)
+
+    def allow(self, wanted: Amounts, unpriced: str = "") -> Amounts:
+        """Checks that a model call that may use the amounts `wanted` fits into the budget. Returns the amounts that have
+        to be reserved for it. `unpriced`: the name of the call's model if its price is unknown, else "". Raises
         BudgetExceeded if the call does not fit, or if the budget has a `max_cost` and the price is unknown.
         """
         if self.max_cost is not None and unpriced:
             raise BudgetExceeded(
                 f"the budget has {money(self.max_cost)}, and the price of {unpriced} is not known", hint=PRICES_HINT
             )
-        return _allowed(self, Amounts(tokens))
+        return _allowed(self, wanted)
 
     def count_tool_call(self) -> None:
         """Counts a tool call that is about to be made. Raises BudgetExceeded if the budget allows no further tool call."""
         self._tools.add(_allowed(self._tools, Amounts(tool_calls=1)))
+
+
+# the most that a call may use, and the name of its model if that has no price
+_Most: TypeAlias = Callable[[], tuple[Amounts, str]]
+
+
+def _wake(waiting: "asyncio.Future[None]") -> None:
+    if not waiting.done():
+        waiting.set_result(None)
 
 
 def _allowed(account: Account, wanted: Amounts) -> Amounts:
@@ -226,7 +265,7 @@ def _allowed(account: Account, wanted: Amounts) -> Amounts:
     Raises BudgetExceeded if not.
     """
     if (full := account.exceeded(wanted)) is not None:
-        raise BudgetExceeded(f"the budget has {full.words}")
+        raise BudgetExceeded(f"the budget has {full.words}", hint=_SMALLER if wanted.tokens else "")
     return wanted
 
 
@@ -386,34 +425,49 @@ class BuiltIn:
             await self.sleep(wait_s)
 
     async def charge(self, call: ModelCall, forward: Forward) -> Outcome:
-        """Reserves the estimated tokens of an attempt in the budget of the engine and in that of the call. After the
-        attempt, replaces the reservation by the actual tokens and cost. Raises BudgetExceeded if a budget does not
-        allow the attempt.
+        """Reserves the most that an attempt may use, in tokens and money, in the budget of the engine and in that of the
+        call. A request for a text without `max_tokens` gets one first, so that there is a most. After the attempt, replaces
+        the reservation by the actual tokens and cost. Raises BudgetExceeded if a budget does not allow the attempt.
         """
         budgets = [each for each in (self.budget, call.budget) if each is not None]
         if not budgets:
             return await forward(call)
-        attempt, tokens, used = object(), call.tokens, Amounts()
+        attempt, used, asked = object(), Amounts(), call.spec
         lost, lost_cost = call.lost, call.lost_cost
-        unpriced = self._unpriced(call) if any(each.max_cost is not None for each in budgets) else ""
+        limited = call.kind != "embed" and asked.max_tokens is None and any(each.limits for each in budgets)
+        priced = any(each.max_cost is not None for each in budgets)
+
+        def most() -> tuple[Amounts, str]:
+            if limited:
+                call.spec = asked
+                left = min(each.tokens_left - call.tokens for each in budgets)
+                written = min(ASSUMED_TOKENS, left)
+                call.spec = msgspec.structs.replace(asked, max_tokens=int(written)) if written > 0 else asked
+            cost = self._most_cost(call) if priced else Decimal(0)
+            unpriced = "" if cost is not None else call.model or f"the model of {call.provider}"
+            return Amounts(call.tokens, cost or Decimal(0)), unpriced
+
         try:
             for each in budgets:
-                each.reserve(attempt, each.allow(tokens, unpriced))
+                await each.admit(attempt, most, call.timeout_s)
+            wanted = most()[0]
             outcome = await forward(call)
-            counted = tokens if outcome.usage is None else outcome.usage.total_tokens
+            counted = wanted.tokens if outcome.usage is None else outcome.usage.total_tokens
             if outcome.usage is None and isinstance(outcome, Completion) and call.spec.max_tokens is None:
                 counted += tokens_of([outcome.message])
-            used = Amounts(counted, outcome.cost or Decimal(0))
+            used = Amounts(counted, wanted.cost if outcome.cost is None else outcome.cost)
             return outcome
         finally:
-            unread = Amounts((call.lost - lost) * tokens, call.lost_cost - lost_cost)
+            unread = Amounts((call.lost - lost) * call.tokens, call.lost_cost - lost_cost)
+            if limited:
+                call.spec = asked  # the next attempt may have fewer tokens left
             for each in budgets:
                 each.settle(attempt, used.plus(unread))
 
-    def _unpriced(self, call: ModelCall) -> str:
-        """Returns the name of the call's model if the model's price is unknown, else ""."""
+    def _most_cost(self, call: ModelCall) -> Decimal | None:
+        """Returns the most that an attempt of the call may cost, or None if the model's price is unknown."""
         cost = None if self.prices is None else self.prices.cost(call.provider, call.model, call.usage)
-        return "" if cost is not None and is_cost(cost) else call.model or f"the model of {call.provider}"
+        return cost if cost is not None and is_cost(cost) else None
 
     async def count(self, call: ModelCall, forward: Forward) -> Outcome:
         """Makes an attempt, and adds it to the counters for `ExecutionEngine.statistics`."""

@@ -11,6 +11,8 @@ import msgspec
 from sabot.engine.calls.messages import ChatMessage, Image
 from sabot.engine.calls.model_requests import RequestSpec
 
+ASSUMED_TOKENS = 4096
+"""The number of tokens that an answer is assumed to have at most, if its request has no `max_tokens`."""
 IMAGE_TOKENS = 50_000
 """The greatest number of tokens of an image, for the models of OpenAI and Anthropic. The size of an image given by
 its address is unknown, so all images count with it. The most is 48,169, of gpt-4o-mini (2,833, and 5,667 for each of

@@ -30,7 +30,6 @@ import msgspec
 from sabot.agents.accounts.budgets import ALLOWED, FITS, Budget, Judgement, unpriced
 from sabot.agents.accounts.contract import Durable, LedgerEvent, refuse_redis
 from sabot.agents.accounts.job_limits import (
-    ASSUMED_TOKENS,
     TreeUse,
     decode_answer,
     has_price,
@@ -63,6 +62,7 @@ from sabot.jobs.guard import (
 )
 from sabot.journal import Journal, JournalReader
 from sabot.journal.entries import EffectResult, End, Entry
+from sabot.llm.token_counts import ASSUMED_TOKENS
 
 _log = logging.getLogger(__name__)
 

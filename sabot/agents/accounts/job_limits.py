@@ -45,10 +45,7 @@ from sabot.journal import Journal
 from sabot.journal.entries import Attempt, Begin, EffectResult, End, Entry, Intent
 from sabot.llm.prices import PRICES_HINT
 from sabot.llm.results import Completion
-from sabot.llm.token_counts import most_input_tokens
-
-ASSUMED_TOKENS = 4096
-"""The number of tokens that an answer is assumed to have at most, if its request has no `max_tokens`."""
+from sabot.llm.token_counts import ASSUMED_TOKENS, most_input_tokens
 
 _FIELDS = frozenset(bytes([0x80 + count]) for count in range(16))  # the first byte of a msgpack mapping with few fields
 _COUNTED = ("max_tokens", "max_cost", "max_turns", "max_tool_calls")

@@ -570,10 +570,10 @@ def used(usage: Usage | None) -> Completion:
 
 async def test_a_budget_holds_where_the_provider_does_not_say_what_was_used() -> None:
     engine = ExecutionEngine(ScriptedProvider(used(None)), budget=CallBudget(max_tokens=20))
-    for _ in range(3):  # 7 tokens each by rule of thumb: 2 read, 5 written
-        assert (await engine.complete("12345678")).usage is None
-    with pytest.raises(BudgetExceeded, match="21 used"):
-        await engine.complete("12345678")
+    for _ in range(2):  # what was reserved: 2 to be read, 5 to be written
+        assert (await engine.complete("12345678", max_tokens=5)).usage is None
+    with pytest.raises(BudgetExceeded, match="14 used"):
+        await engine.complete("12345678", max_tokens=5)
 
 
 @pytest.mark.parametrize("kind", list(_WHOLE))

@@ -61,7 +61,7 @@ async def test_order_says_what_each_of_the_default_chain_sees(time, caplog):
         provider, middleware=chain, budget=CallBudget(max_tokens=100), total_timeout="1h", **time.options()
     )
     caplog.set_level(logging.DEBUG, "sabot.llm")
-    await engine.complete("hello")
+    await engine.complete("hello", max_tokens=20)
     attempt = [
         f"after {name} {way}"
         for way, names in (("in", ("retry", "budget", "telemetry")), ("out", ("telemetry", "budget", "retry")))
@@ -301,8 +301,8 @@ async def test_requests_whose_answers_were_not_read_count_with_what_they_may_hav
     engine = ExecutionEngine(provider, budget=budget, prices=prices, **time.options())
     await engine.complete("four", max_tokens=9)
     assert (budget.tokens, budget.cost) == (30, Decimal("3.0"))
-    few, provider = CallBudget(max_cost="0.5"), ScriptedProvider([lost, used(10)])
-    with pytest.raises(BudgetExceeded, match=r"\$0\.50: \$1 used"):
+    few, provider = CallBudget(max_cost="1.5"), ScriptedProvider([lost, used(10)])
+    with pytest.raises(BudgetExceeded, match=r"\$1\.50: \$1 used"):
         await ExecutionEngine(provider, budget=few, prices=prices, **time.options()).complete("four", max_tokens=9)
     assert len(provider.requests) == 1
 
@@ -312,12 +312,77 @@ async def test_a_budget_of_money_ends_when_it_is_used_up():
     budget = CallBudget(max_cost="2.00")
     engine = ExecutionEngine(ScriptedProvider(lambda spec: used(10)), prices=prices)
     for _ in range(2):
-        answer = await engine.complete("hello", budget=budget)
+        answer = await engine.complete("hello", max_tokens=8, budget=budget)
         assert (answer.cost, answer.prices_version) == (Decimal("1.0"), "v")
     with pytest.raises(BudgetExceeded, match=r"the budget has \$2: \$2 used"):
-        await engine.complete("hello", budget=budget)
+        await engine.complete("hello", max_tokens=8, budget=budget)
     assert engine.statistics()["cost"] == budget.cost == Decimal("2.0")
     await engine.complete("hello")
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize("limit", [{"max_cost": "2.00"}, {"max_tokens": 20}])
+async def test_calls_in_flight_wait_for_each_other_where_a_budget_has_no_room_for_all(limit, streamed):
+    """A budget of five cents paid for sixty answers: the first answer came when all sixty requests had been sent."""
+    prices = PriceTable({"scripted-1": Price("100000", "100000")}, version="v")  # ten cents a token
+    provider = ScriptedProvider(lambda spec: used(5))
+    provider.hold()
+    budget = CallBudget(**limit)
+    engine = ExecutionEngine(provider, prices=prices, budget=budget)
+
+    async def ask():
+        if not streamed:
+            return await engine.complete("four", max_tokens=9)
+        return [piece async for piece in engine.stream("four", max_tokens=9)]
+
+    calls = [asyncio.create_task(ask()) for _ in range(60)]
+    await provider.arrived(2)
+    provider.release()
+    outcomes = await asyncio.gather(*calls, return_exceptions=True)
+    assert sum(isinstance(each, BudgetExceeded) for each in outcomes) == 57
+    assert (len(provider.requests), budget.tokens, budget.cost) == (3, 15, Decimal("1.5")), "10 were reserved for each"
+
+
+async def test_a_request_without_a_limit_gets_one_so_that_its_budget_holds():
+    prices = PriceTable({"scripted-1": Price("100", "100")}, version="v")  # a hundredth of a cent a token
+    provider = ScriptedProvider(lambda spec: used(10))
+    await ExecutionEngine(provider, budget=CallBudget(max_tokens=100)).complete("four")
+    await ExecutionEngine(provider, prices=prices, budget=CallBudget(max_cost=1)).complete("four")
+    await ExecutionEngine(provider, budget=CallBudget(max_tool_calls=1)).complete("four")
+    assert [each.max_tokens for each in provider.requests] == [99, 4096, None]
+    with pytest.raises(BudgetExceeded, match=r"this call may use \$0\.4097.*set max_tokens="):
+        await ExecutionEngine(provider, prices=prices, budget=CallBudget(max_cost="0.4")).complete("four")
+
+
+async def test_requests_without_a_limit_take_what_the_ones_before_have_left():
+    provider = ScriptedProvider(lambda spec: used(10))
+    budget = CallBudget(max_tokens=25)
+    engine = ExecutionEngine(provider, budget=budget)
+    outcomes = await asyncio.gather(*(engine.complete("four") for _ in range(4)), return_exceptions=True)
+    assert [each.max_tokens for each in provider.requests] == [24, 14, 4]
+    assert isinstance(outcomes[3], BudgetExceeded)
+
+
+async def test_a_call_within_a_call_of_its_budget_does_not_wait_for_ever():
+    provider = ScriptedProvider(lambda spec: used(10))
+    provider.hold()
+    engine = ExecutionEngine(provider, budget=CallBudget(max_tokens=19))
+    outer = asyncio.create_task(engine.complete("four", max_tokens=9))
+    await provider.arrived(1)
+    with pytest.raises(BudgetExceeded, match="10 reserved for calls in flight"):
+        await engine.complete("four", max_tokens=9, timeout="10ms")
+    provider.release()
+    await outer
+
+
+async def test_an_answer_without_usage_costs_what_was_reserved():
+    prices = PriceTable({"scripted-1": Price("100000", "100000")}, version="v")  # ten cents a token
+    budget = CallBudget(max_cost=1)
+    provider = ScriptedProvider(lambda spec: Completion(message=assistant("yes"), usage=None))
+    engine = ExecutionEngine(provider, prices=prices, budget=budget)
+    await engine.complete("four", max_tokens=9)
+    with pytest.raises(BudgetExceeded, match=r"\$1: \$1 used"):
+        await engine.complete("four", max_tokens=9)
 
 
 async def test_what_a_cache_answers_uses_no_budget():
