@@ -49,6 +49,7 @@ class ChildOutput:
     - `lossless`: with True no bytes are ever dropped, and the child has to wait for the reader.
     - `wrote`: a function that is called with the number of bytes of each piece of output; None at first.
     - `total_bytes`: the number of all bytes so far. `dropped_bytes`: the number of those that were dropped.
+    - `is_cut_off`: True if the last one of `lines` had no line end, because the stream has ended within it.
 
     If a stream that is not lossless stays full for more than a second, the oldest bytes are dropped.
 
@@ -81,6 +82,7 @@ class ChildOutput:
         self._missed = 0  # bytes that were dropped since the reader's last call
         self.dropped_bytes = 0
         self.total_bytes = 0
+        self.is_cut_off = False
         self.wrote: Callable[[int], None] | None = None
         os.set_blocking(descriptor, False)
         self._loop.add_reader(descriptor, self._receive)
@@ -139,6 +141,7 @@ class ChildOutput:
             is_torn = self._torn
             line = self._take(end)
             ended = self._take(1)
+            self.is_cut_off = not ended
             if ended:
                 line = line.removesuffix(b"\r")
             if is_torn:

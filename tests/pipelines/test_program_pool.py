@@ -197,6 +197,18 @@ async def test_an_error_ends_a_plain_agent_where_nothing_else_is_said(app: App, 
         await bounded(app.run())
 
 
+@pytest.mark.parametrize("lines", ["text", "json"])
+async def test_half_of_an_answer_is_none(app: App, tmp_path: Path, lines: str) -> None:
+    """A clerk that was to answer `1250`, and died behind `12`, had answered `12`."""
+    script = "while read -r line; do case $line in *die*) printf 12; exit 0;; esac; echo 1250; done"
+    pooled(app, script, tmp_path, lines=lines, on_error="skip")
+    publish(app, "tasks", ["one", "die", "two"])
+    async with started(app):
+        await until(lambda: len(records(app, "lines")) == 2 and len(messages(app)) == 1)
+    assert [int(each) for each in values(app, "lines")] == [1250, 1250]
+    assert messages(app)[0].startswith("sh ended with 0, with a record in hand: nobody knows how far it came")
+
+
 @pytest.mark.slow  # half a second of a core
 async def test_the_record_in_its_hand_is_in_doubt_where_it_is_unsafe_and_its_neighbours_are_not(
     app: App, tmp_path: Path

@@ -206,7 +206,7 @@ class ProgramPool:
                 said = await anext(instance.lines, None)
             except CommunicationError:  # the line is longer than the limit
                 break
-            if said is None:
+            if said is None or instance.stdout.is_cut_off:  # a line without its end may be the half of an answer
                 raise await self._lost(instance, "")
             if instance.stdout.total_bytes - began > self._most or count > MAX_LINES:
                 break
