@@ -392,7 +392,7 @@ def retry_letter(
     given = {"budgets": budgets, "max_turns": max_turns}
     asked |= {name: value for name, value in given.items() if value is not None}
     body = pack(asked, "the request")
-    again = msgspec.structs.replace(begin, body=body, run=begin.run + 1, origin=None)
+    again = msgspec.structs.replace(begin, body=body, run=begin.run + 1, origin=None, keeps=True)
     return Letter("retry", job=job_id, name=str(at.offset), body=encode_entry(again))
 
 

@@ -14,8 +14,9 @@ RESULT with ordinal 0: the time limit of the attempt is over.
 ATTEMPT with ordinal 0: a new attempt of the job. It keeps all results. It forgets the errors of effects that may be
 repeated, so the function asks for these again. It also forgets everything that the earlier attempt had given up: timers
 that have not fired, questions that were withdrawn, children that were cancelled, and effects that a rule has denied.
-The function asks for these as new effects. One kind keeps its ordinal: a call that was not made because nobody awaited
-it. So its idempotency key stays the same.
+The function asks for these as new effects. Two kinds keep their ordinals: a call that was not made because nobody
+awaited it, so that its idempotency key stays the same; and in a retry a child that was cancelled, so that the same job
+runs again, over what it has made.
 """
 
 from collections.abc import Collection, Iterable
@@ -514,8 +515,8 @@ class History:
     def _try(self, attempt: int, at_ms: int, error: Body = b"") -> None:
         """Begins another attempt of the job in this history. Keeps the results of effects. Removes what the new
         attempt requests again: failed effects that may be repeated, timers that have not fired, withdrawn questions,
-        cancelled children, effects that a rule has denied, and an answer of a model that did not match. `error`: the
-        packed error of the attempt before, as far as it is known.
+        cancelled children (but in a retry), effects that a rule has denied, and an answer of a model that did not match.
+        `error`: the packed error of the attempt before, as far as it is known.
         """
         self.attempt, self.tried_ms = attempt, at_ms
         if isinstance(error, bytes) and error:
@@ -596,12 +597,12 @@ class History:
 
     def _unwanted(self, entry: Delivery) -> bool:
         """Returns True if this entry ends a question or a child because the job itself no longer wanted it: the job
-        has withdrawn the question, or has cancelled the child.
+        has withdrawn the question, or has cancelled the child, and does not keep that.
         """
         match entry:
             case Answer():
                 return entry.outcome == "cancelled" and entry.by == entry.job
-            case EffectResult():
+            case EffectResult() if not self.begin.keeps:
                 intent = self.intents.get(entry.ordinal)
                 return entry.outcome == NOT_MADE and intent is not None and intent.kind == "child"
         return False

@@ -60,7 +60,7 @@ from sabot.jobs.values import as_before, pack_error, unpack_error
 from sabot.journal import Journal, Position
 from sabot.journal.base import EVERY, Approval, JobMark
 from sabot.journal.ended_jobs import BLOCKED, JobQuery
-from sabot.journal.entries import Answer, Attempt, Begin, EffectResult, End, Entry, Signal
+from sabot.journal.entries import REQUEST, Answer, Attempt, Begin, EffectResult, End, Entry, Signal
 from sabot.journal.memory import salt_of
 
 if TYPE_CHECKING:
@@ -402,7 +402,8 @@ class JobHost(HostState):
             return
         behalf, session = event.behalf, event.behalf.session
         facts = event.agent_id, event.record, event.key, event.digest, owner.code, *behalf[:2], event.run, behalf.labels
-        entry = self._begin_entry(job_id, facts, session, form=event.form, within=event.within)
+        keeps = event.run > 1 and event.form == REQUEST  # it is a child of a job that was retried
+        entry = self._begin_entry(job_id, facts, session, form=event.form, within=event.within, keeps=keeps)
         entries: Sequence[Any] = event.taken or (entry,)
         self._guard.begin_job(entries[0], entries[1:])
         self._begun_total += 1
@@ -414,7 +415,7 @@ class JobHost(HostState):
         self.parking.load(job_id)
 
     def _begin_entry(
-        self, job_id: str, facts: Sequence[Any], session: str, salt: bytes | None = None, **more: str
+        self, job_id: str, facts: Sequence[Any], session: str, salt: bytes | None = None, **more: Any
     ) -> Begin:
         """Returns a BEGIN entry. `facts`: its fields from `agent` to `labels`. `salt`: None for that of the journal. `more`:
         other fields by name.

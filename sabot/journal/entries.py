@@ -93,6 +93,8 @@ class Begin(_Base, frozen=True, array_like=True, gc=False, tag="begin"):
       has others; b"" for a job of an earlier version, and of a journal in memory.
     - `declared`: which of the options "policy" and "budgets" the app or kernel has that begins the job, or begins it again;
       of a child also those of its parent.
+    - `keeps`: True for a retry in which a child that the run before has cancelled runs again, over what it has made. With
+      False, as of other attempts and earlier versions, another child takes its place.
     """
 
     agent: str = ""
@@ -111,6 +113,7 @@ class Begin(_Base, frozen=True, array_like=True, gc=False, tag="begin"):
     within: str = ""
     salt: bytes = b""
     declared: tuple[str, ...] = ()
+    keeps: bool = False
 
 
 REQUEST = "request"

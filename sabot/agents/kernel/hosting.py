@@ -43,7 +43,15 @@ from sabot.base.supervision import unexpected_end, watch_task
 from sabot.base.threads import run_in_thread
 from sabot.clock import Clock
 from sabot.engine.calls.judging import repeated_around
-from sabot.errors import IdempotencyConflict, InternalError, JournalFailed, NonDeterminism, SabotError, UserError
+from sabot.errors import (
+    EffectError,
+    IdempotencyConflict,
+    InternalError,
+    JournalFailed,
+    NonDeterminism,
+    SabotError,
+    UserError,
+)
 from sabot.jobs.events import LettersCame
 from sabot.jobs.guard import Behalf, EffectGuard, declared_by
 from sabot.jobs.history import History
@@ -661,6 +669,12 @@ class KernelHost(JobWatch):
 
         # If the child ended, but a crash came before its parent was told, it runs over its own history again.
         async def look() -> None:
+            mark = await call_journal(self.journal.job, job_id)
+            if mark is not None and not mark.outcome:  # another worker has it: it would run twice
+                why = EffectError("JobCancelled", f"job {job_id} was cancelled, and a call of it is still under way")
+                self.handles.pop(job_id).settle(why, ended=False)
+                self._host.child_not_begun(job_id, "cancelled", pack_error(why))
+                return
             before = await call_journal(last_begin, self.journal, job_id)
             self._when_free(job_id, partial(begin, run=1 if before is None else before.run + 1))
 

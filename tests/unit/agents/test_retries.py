@@ -440,3 +440,50 @@ async def answers_anew(kernel, job_id, old, ended):
     if ended == "cancelled":
         await kernel.jobs.signal(job_id, "look")
     assert (await handle.result()).output == "order 1 is refunded"
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+@pytest.mark.parametrize("asks", [True, False])
+async def test_a_retry_makes_no_call_again_that_a_cancelled_child_has_made(tmp_path, asks, depth):
+    """The retry of a cancelled parent began another child, which paid the same order a second time."""
+    sent, answered = asyncio.Event(), asyncio.Event()
+
+    @tool(effect="unsafe")
+    async def pay(order: int) -> str:
+        USED.append(order)
+        sent.set()
+        await answered.wait()
+        return "paid"
+
+    async def pays(ctx):
+        return await ctx.call(pay, 1)
+
+    async def between(ctx):
+        return await ctx.child(pays, 1)
+
+    async def payroll(ctx):
+        return await ctx.child(pays if depth == 1 else between, 1)
+
+    policy = PolicyEngine([ToolPolicy(["pay"], require_approval=asks)])
+    kernel = RuntimeKernel.create(agent=[payroll, between, pays], journal=tmp_path / "jobs", policy=policy)
+    async with kernel:
+        handle = await kernel.execute(ExecutionRequest(prompt=1, agent="payroll"))
+        if asks:
+            await until(lambda: kernel.statistics()["parked"] == depth + 1)
+            (question,) = await handle.get_pending_actions()
+            await handle.resolve_action(question.resume_token, {"approved": True})
+        await sent.wait()
+        await handle.cancel("too early")
+        with pytest.raises(JobCancelled):
+            await handle.result()
+        await kernel.jobs.retry(handle.job_id)  # while the call is under way
+        again = await kernel.handle(handle.job_id)
+        answered.set()
+        try:
+            result = await again.result()
+        except EffectError:  # the child had not ended, and was cancelled
+            await kernel.jobs.retry(handle.job_id)
+            result = await (await kernel.handle(handle.job_id)).result()
+        assert result.output == "paid"
+        assert [job.job_id for job in await kernel.jobs.find() if "~" not in job.job_id] == [handle.job_id]
+    assert USED == [1]
