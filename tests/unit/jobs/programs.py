@@ -181,7 +181,7 @@ class World:
         if calls[0][0] != effect.key:
             self.wrong.append(f"{name} ({kind}) has another key")
         # Of the others nothing is durable before they are called: a crash may lose the time or the answer that their arguments are made of.
-        if kind in ONCE + ("idempotent",) and calls[0][1] != arguments:
+        if kind in (*ONCE, "idempotent") and calls[0][1] != arguments:
             self.wrong.append(f"{name} ({kind}) was called with {calls[0][1]}, and with {arguments}")
         return len(calls)
 
