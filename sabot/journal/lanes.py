@@ -95,12 +95,16 @@ def pace_of(limit: JobLimit | None) -> tuple[int, int]:
     """Returns how many jobs may begin by a limit within a time, and this time in milliseconds; (0, 0) without a rate. Raises
     UserError if the rate is not valid.
     """
-    return (0, 0) if limit is None or limit.rate is None else _parsed_rate(limit.rate)
+    if limit is None or limit.rate is None:
+        return 0, 0
+    if not isinstance(limit.rate, str):  # the cache asks for a value with a hash
+        raise UserError(f"JobLimit: rate={short_repr(limit.rate)}", hint=_RATE)
+    return _parsed_rate(limit.rate)
 
 
 @lru_cache(256)
-def _parsed_rate(rate: object) -> tuple[int, int]:
-    count, slash, time = rate.partition("/") if isinstance(rate, str) else ("", "", "")
+def _parsed_rate(rate: str) -> tuple[int, int]:
+    count, slash, time = rate.partition("/")
     if not slash or not count.strip().isdecimal() or int(count) < 1:
         raise UserError(f"JobLimit: rate={short_repr(rate)}", hint=_RATE)
     time = time.strip()
