@@ -1,12 +1,9 @@
 """Schedules: jobs of a kernel that begin at times of a calendar.
 
-   cron, zone ─▶ the next time ─▶ claim: the definition for it ─▶ a letter with the key NAME@TIME, which begins one job
+   cron, zone ─▶ the next time ─▶ a letter with the key NAME@TIME, which begins one job, whichever kernels post it
 
-The last time is that of the newest job of the schedule in the journal, or a later one at which none began. That one, the last claim,
-the schedules and their pauses are notes of the journal, by which clients steer them (`Schedules`).
-
-Kernels of two versions may have the schedule with different agents, scopes or messages. The first one notes its definition as that of
-the time, in place of that of an earlier time; all begin the job of this definition.
+The last time is that of the newest job of the schedule in the journal, or a later one at which none began. That one, the job of the
+last time, the schedules and their pauses are notes of the journal, by which clients steer them (`Schedules`).
 """
 
 import asyncio
@@ -15,7 +12,7 @@ import re
 import uuid
 from base64 import b64decode, b64encode
 from bisect import bisect_right
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass, replace
 from dataclasses import fields as fields_of
@@ -61,10 +58,8 @@ _LATE_S = 60.0  # an occurrence that is later was missed
 _LOOK_S = 0.2  # between two looks at the clock, which may be set
 # names of notes, with KERNEL.NAME behind them
 _NOTES = "schedule-"
-_BY_HAND = "!"  # in the idempotency key of a job that was triggered, behind the name of its schedule
 _KEY = re.compile(r".+@\d{4}-\d\d-\d\dT\d\d:\d\dZ", re.DOTALL)
-_DEFINED, _PAUSE, _LAST, _CLAIM = f"{_NOTES}of:", f"{_NOTES}pause:", f"{_NOTES}last:", f"{_NOTES}job:"
-_MOST_PAUSES = 100  # that no kernel has seen
+_DEFINED, _PAUSE, _LAST, _JOB = f"{_NOTES}of:", f"{_NOTES}pause:", f"{_NOTES}last:", f"{_NOTES}job:"
 
 
 @answers_wrong_options
@@ -80,7 +75,7 @@ class Schedule:
       first moment behind the gap; one that comes twice runs the first time. If minute or hour has a `*`, each real hour counts.
     - `missed`: what becomes of times at which no kernel ran: "last" begins one job for the last of them, "all" one for each (at
       most 1,000), "none" none.
-    - `overlap`: "skip" begins no job while the one before, or one that was triggered, is open; "allow" does.
+    - `overlap`: "skip" begins no job while the one before is open; "allow" does.
 
     Raises UserError for values that are not valid, and for a cron that never fits.
     """
@@ -248,41 +243,21 @@ def _times_of(
                 yield datetime.strptime(moment, "%Y-%m-%dT%H:%MZ").replace(tzinfo=UTC).timestamp(), begin.job
 
 
-def _open_triggered(reader: JournalReader, schedule: Schedule) -> Iterator[str]:
-    """Yields the jobs of a schedule that were triggered and are open, whatever agent they have. Blocks."""
-    letters = [entry_of_letter(each, None, 0) for each in reader.letters() if each.kind == "begin"]
-    marks = reader.logged(JobQuery(scope=cut(schedule.scope), key=schedule.name), EVERY)
-    open_jobs = [mark.job for mark in marks if not mark.principal and not mark.outcome][:_MOST_READ]
-    for begin in (*letters, *_begins_of(reader, open_jobs)):
-        if isinstance(begin, Begin) and (begin.scope, begin.principal) == (schedule.scope, ""):
-            asked = str(unpack(reader.load(begin.body)).get("idempotency_key", ""))
-            if asked.startswith(f"{schedule.name}{_BY_HAND}") and key_text(begin.key) == schedule.name:
-                yield begin.job
-
-
 class _Pause(msgspec.Struct, omit_defaults=True):
-    """A note about a pause. `since`: when it began, or when it has ended, in seconds since 1970. `by`: who has asked for that, or "".
-    `ended`: when the pauses have begun and ended behind which no time has passed yet.
-    """
+    """A note about a pause. `since`: when it began, or when it has ended, in seconds since 1970. `by`: who has asked for that, or ""."""
 
     paused: bool
     since: float
     by: str = ""
-    ended: list[tuple[float, float]] = []
-
-    @property
-    def over(self) -> list[tuple[float, float]]:
-        """When pauses have begun and ended. A note of an earlier version does not have the beginning."""
-        return self.ended if self.ended or self.paused else [(0.0, self.since)]
 
 
 class _Standing(NamedTuple):
-    """The notes of the journal about the times of a schedule. `paused`: whether and since when, by the clock of the client that has asked
-    for it, and the pauses that have ended. `passed`: the last time that has passed. `job`: the job of the last time for which one was
-    to begin.
+    """The notes of the journal about the times of a schedule. `since`: when the pause has begun or ended, by the clock of the client.
+    `passed`: the last time that has passed. `job`: the job of the last time at which one began.
     """
 
-    pause: _Pause
+    paused: bool
+    since: float
     passed: float
     job: str
 
@@ -310,26 +285,6 @@ def _name_in(text: str) -> str:
     return str(msgspec.json.decode(text)["name"])
 
 
-def _encoded(schedule: Schedule) -> str:
-    fields: dict[str, Any] = {each.name: getattr(schedule, each.name) for each in fields_of(schedule)}
-    fields["message"] = b64encode(pack(schedule.message, "Schedule: message")).decode()
-    return msgspec.json.encode(fields).decode()
-
-
-def _decoded(text: str) -> Schedule:
-    fields = msgspec.json.decode(text)
-    return Schedule(**{**fields, "message": unpack(b64decode(fields["message"]))})
-
-
-def _claim_of(note: str) -> tuple[int, str]:
-    """Returns the claim that a note has: a time, and the definition by which its job begins, encoded. Returns (0, "") if there is
-    none, or the id of a job, which earlier versions note.
-    """
-    with suppress(msgspec.DecodeError):
-        return msgspec.json.decode(note, type=tuple[int, str])
-    return 0, ""
-
-
 def _pause_of(notes: Mapping[str, str], of: str) -> _Pause:
     text = notes.get(f"{_PAUSE}{of}")
     return _Pause(False, 0.0) if text is None else msgspec.json.decode(text, type=_Pause)
@@ -353,7 +308,8 @@ class Schedules:
         for name, text in sorted(notes.items()):
             # whole: of the name of a kernel "a" and that of "a.b" one begins with the other
             if name.startswith(_DEFINED) and name == f"{_DEFINED}{self._name}.{_name_in(text)}":
-                schedule = _decoded(text)
+                fields = msgspec.json.decode(text)
+                schedule = Schedule(**{**fields, "message": unpack(b64decode(fields["message"]))})
                 pause = _pause_of(notes, f"{self._name}.{schedule.name}")
                 times = CronTimes(schedule.cron, schedule.zone)
                 next_at = None if pause.paused else await run_in_thread(next, times.after(now), None)
@@ -387,23 +343,19 @@ class Schedules:
         `metadata`, as "triggered_by". Raises the errors of `get`.
         """
         schedule, metadata = (await self.get(name)).schedule, {"triggered_by": checked_word(by, "trigger: by")}
-        request = replace(schedule.request(0), idempotency_key=f"{name}{_BY_HAND}{uuid.uuid4().hex}")
+        request = replace(schedule.request(0), idempotency_key=f"{name}!{uuid.uuid4().hex}")
         return await self._begin(replace(request, metadata=metadata) if by else request)
 
     async def remove(self, name: str) -> None:
         """Removes what the journal has noted of a schedule that no kernel has any more. Raises the errors of `get`."""
         await self.get(name)
-        for kind in (_DEFINED, _PAUSE, _LAST, _CLAIM):
+        for kind in (_DEFINED, _PAUSE, _LAST, _JOB):
             await self._note(f"{kind}{self._name}.{name}", "")
 
     async def _set(self, name: str, *, paused: bool, by: str) -> None:
-        await self.get(name)
-        before, passed, _ = await self.stands(name)
-        if before.paused != paused:
-            now = self._store.clock.time()
-            over = [*before.over, (before.since, now)] if before.paused else before.over
-            kept = [each for each in over if each[1] > passed][-_MOST_PAUSES:]
-            said = msgspec.json.encode(_Pause(paused, now, by, kept)).decode()
+        shown = await self.get(name)
+        if shown.paused != paused:
+            said = msgspec.json.encode(_Pause(paused, self._store.clock.time(), by)).decode()
             await self._note(f"{_PAUSE}{self._name}.{name}", said)
 
     def _notes(self) -> dict[str, str]:
@@ -414,16 +366,18 @@ class Schedules:
         """Returns what the journal has noted of schedules."""
         return await run_connected(self._notes)
 
-    async def _note(self, name: str, value: str, before: str | None = None) -> bool:
-        def note() -> bool:
+    async def _note(self, name: str, value: str) -> None:
+        def note() -> None:
             with self._store.inbox() as inbox:
-                return inbox.note(name, value, before)
+                inbox.note(name, value)
 
-        return await run_connected(note)
+        await run_connected(note)
 
     async def define(self, schedule: Schedule) -> None:
         """Notes a schedule of a kernel that starts."""
-        name, said = f"{_DEFINED}{self._name}.{schedule.name}", _encoded(schedule)
+        fields: dict[str, Any] = {each.name: getattr(schedule, each.name) for each in fields_of(schedule)}
+        fields["message"] = b64encode(pack(schedule.message, "Schedule: message")).decode()
+        name, said = f"{_DEFINED}{self._name}.{schedule.name}", msgspec.json.encode(fields).decode()
         if (await self.notes()).get(name) != said:
             await self._note(name, said)
 
@@ -431,32 +385,15 @@ class Schedules:
         """Notes that a time of a schedule has passed, whether a job has begun or not."""
         await self._note(f"{_LAST}{self._name}.{name}", repr(at))
 
-    async def claim(self, schedule: Schedule, at: int) -> Schedule | None:
-        """Notes that the job of a time begins by this definition, unless one is noted for it already. Returns the definition that is
-        noted for the time; None if one is noted for a later time.
-        """
-        name, mine = f"{_CLAIM}{self._name}.{schedule.name}", _encoded(schedule)
-        while True:
-            before = (await self.notes()).get(name, "")
-            claimed, definition = _claim_of(before)
-            if claimed >= at:
-                return _decoded(definition) if claimed == at else None
-            if await self._note(name, msgspec.json.encode((at, mine)).decode(), before):
-                return schedule
-            if (await self.notes()).get(name, "") == before:  # a journal on Kafka keeps no notes
-                return schedule
-
-    def job_of(self, schedule: Schedule, at: int) -> str:
-        """Returns the id of the job of a time."""
-        return job_id_of(f"{self._name}.{schedule.agent}", schedule.request(at))
+    async def began(self, name: str, job_id: str) -> None:
+        """Notes the job of the last time of a schedule, for kernels that begin its jobs with another agent, scope or message."""
+        await self._note(f"{_JOB}{self._name}.{name}", job_id)
 
     async def stands(self, name: str) -> "_Standing":
         """Returns what is noted of the times of a schedule."""
         notes, of = await self.notes(), f"{self._name}.{name}"
-        noted = notes.get(f"{_CLAIM}{of}", "")
-        claimed, definition = _claim_of(noted)
-        job = self.job_of(_decoded(definition), claimed) if definition else noted
-        return _Standing(_pause_of(notes, of), float(notes.get(f"{_LAST}{of}", 0.0)), job)
+        pause = _pause_of(notes, of)
+        return _Standing(pause.paused, pause.since, float(notes.get(f"{_LAST}{of}", 0.0)), notes.get(f"{_JOB}{of}", ""))
 
 
 class ScheduleClock:
@@ -482,9 +419,6 @@ class ScheduleClock:
             None  # the first time after the last one; None if that is not known, or if there is none
         )
         self._job = ""  # that of the last time
-        self._stopped: tuple[float, float] | None = (
-            None  # when this kernel has seen a pause for the first and the last time
-        )
 
     async def run(self) -> None:
         """Begins a job at each time, and never returns. While the server of the journal does not answer, it is asked again."""
@@ -506,47 +440,35 @@ class ScheduleClock:
             found = await self._look(lambda reader: last_of(reader, self._agent_id, schedule))
             last, self._job = (0.0, "") if found is None else found
             noted = await self._notes.stands(schedule.name)
-            self._last = max(last, noted.passed) or self._since
-            if not noted.passed:  # times from now on are missed, also if this kernel ends before the first of them
-                await self._notes.passed(schedule.name, self._last)
+            self._last = max(max(last, noted.passed) or self._since, min(noted.since, now))
         if self._next is not None and now < self._next:
             return self._next - now
         noted = await self._notes.stands(schedule.name)
-        if noted.pause.paused:  # times before it, at which no kernel ran, wait for its end
-            self._stopped = (now if self._stopped is None else min(now, self._stopped[0]), now)
-            return _LOOK_S
-        over = [each for each in noted.pause.over if each[1] <= now]  # else the client's clock is ahead
-        if self._stopped is not None:
-            over.append(self._stopped)
+        if noted.paused:
+            self._last = max(self._last, now)
+        # if the client's clock is ahead, the times of the pause that were seen here have passed
+        elif noted.since <= now:
+            self._last = max(self._last, noted.since)
         # in a thread, as the times of a long while are looked at day by day
-        due = await run_in_thread(self._due, now, over)
+        due = await run_in_thread(self._times.last, self._last, now, _MOST_MISSED + 1)
         for at in self._chosen(due, now):
             before = await self._open_of({self._job, noted.job}) if schedule.overlap == "skip" else ""
             if before:
                 _log.warning("schedule %s: its job %s is still open, and none begins now", schedule.name, before)
-            elif (claimed := await self._notes.claim(schedule, at)) is not None:
-                self._job = self._notes.job_of(claimed, at)
+            else:
+                request = schedule.request(at)
+                self._job = job_id_of(self._agent_id, request)
                 try:
-                    await self._begin(claimed.request(at))
+                    await self._begin(request)
+                    await self._notes.began(schedule.name, self._job)
                 except UserError as error:  # another kernel has begun it, with another message
                     _log.warning("schedule %s: %s", schedule.name, error)
             self._last = at
-        if due or self._stopped is not None:
-            self._last = max([self._last, *due, *([] if self._stopped is None else self._stopped)])
-            self._stopped = None
+        if due:
+            self._last = max([self._last, *due])
             await self._notes.passed(schedule.name, self._last)
         self._next = await run_in_thread(next, self._times.after(self._last), None)
         return _LOOK_S if self._next is None else max(0.0, self._next - now)
-
-    def _due(self, now: float, pauses: Sequence[tuple[float, float]]) -> list[int]:
-        """Returns the times since the last one, and of many the last ones, without those in pauses."""
-        found, until, first = list[int](), now, self._last or 0.0
-        for began, ended in [*sorted(pauses, key=lambda pause: pause[1], reverse=True), (first, first)]:
-            after = max(ended, first)
-            if after < until:
-                found = [*self._times.last(after, until, _MOST_MISSED + 1 - len(found)), *found]
-            until = max(first, min(until, began))
-        return found
 
     def _chosen(self, due: list[int], now: float) -> list[int]:
         """Returns those of the times that have come for which a job begins."""
@@ -565,13 +487,13 @@ class ScheduleClock:
         return [*kept, *on_time]
 
     async def _open_of(self, jobs: Iterable[str]) -> str:
-        """Returns one of these jobs, or of those that were triggered, that is open. Returns "" if none is."""
+        """Returns one of these jobs that is open, or "" if none is."""
 
         def look(reader: JournalReader) -> str:
             for job in filter(None, jobs):
                 mark = reader.job(job)
                 if (reader.letter(f"begin:{job}") is not None) if mark is None else not mark.outcome:
                     return job
-            return next(_open_triggered(reader, self._schedule), "")
+            return ""
 
         return str(await self._look(look))

@@ -171,8 +171,7 @@ async def asks(ctx: Any) -> Any:
 
 
 def kernel_of(place: Any, clock: ManualClock, **options: Any) -> RuntimeKernel:
-    options = {"message": "report", **options}
-    schedule = Schedule("hourly", options.pop("agent", "work"), "0 * * * *", **options)
+    schedule = Schedule("hourly", options.pop("agent", "work"), "0 * * * *", message="report", **options)
     return RuntimeKernel.create(agent=[work, asks], journal=place, name="shop", clock=clock, schedules=[schedule])
 
 
@@ -228,12 +227,6 @@ def test_a_schedule_is_paused_for_all_kernels_and_triggered_by_a_client(place: A
     asyncio.run(main())
 
 
-async def cancelled(kernel: RuntimeKernel, job: str) -> None:
-    await kernel.jobs.cancel(job)
-    with pytest.raises(JobCancelled):
-        await (await kernel.handle(job)).result()
-
-
 async def until_noted(client: JobClient, condition: Callable[[dict[str, str]], Any]) -> None:
     """Returns when the notes of schedules fulfil a condition."""
     noted: list[dict[str, str]] = []
@@ -256,7 +249,9 @@ def test_a_time_that_was_skipped_is_not_missed_by_the_next_kernel(place: Any, cl
             clock.set(seconds(2026, 11, 28, 10, 0))
             client = JobClient(place, name="shop", clock=clock)
             await until_noted(client, lambda notes: float(notes.get("schedule-last:shop.hourly", 0)) == clock.time())
-            await cancelled(kernel, RAN[0])
+            await kernel.jobs.cancel(RAN[0])
+            with pytest.raises(JobCancelled):
+                await (await kernel.handle(RAN[0])).result()
         clock.set(seconds(2026, 11, 28, 10, 30))
         async with kernel_of(place, clock, agent="asks") as kernel:
             clock.set(seconds(2026, 11, 28, 11, 0))
@@ -369,128 +364,10 @@ def test_no_job_begins_while_the_one_before_is_open(
             await until(lambda: f"its job {RAN[0]} is still open" in caplog.text)
             (job,) = await kernel.jobs.find()
             assert job.status in (JobStatus.RUNNING, JobStatus.WAITING_ACTION)
-            await cancelled(kernel, job.job_id)
+            await kernel.jobs.cancel(job.job_id)
+            with pytest.raises(JobCancelled):
+                await (await kernel.handle(job.job_id)).result()
             clock.set(seconds(2026, 11, 28, 11, 0))
             await until(lambda: len(RAN) == 2)
-
-    asyncio.run(main())
-
-
-@pytest.mark.parametrize("then", [{"agent": "asks"}, {"scope": "other"}])
-def test_a_time_whose_job_has_begun_begins_no_other_one_by_a_changed_schedule(
-    place: Any, clock: ManualClock, then: dict[str, str]
-) -> None:
-    """The kernel of 9 o'clock was killed behind its letter, and the next one has another agent or scope: it paid again."""
-    RAN.clear()
-
-    async def main() -> None:
-        async with kernel_of(place, clock) as kernel:
-            clock.set(seconds(2026, 11, 28, 9, 0))
-            await until(lambda: RAN == ["report"])
-            await kernel.schedules.passed("hourly", seconds(2026, 11, 28, 8, 30))  # it did not come to note more
-        client = JobClient(place, name="shop", clock=clock)
-        async with kernel_of(place, clock, overlap="allow", **then) as kernel:
-            nine = seconds(2026, 11, 28, 9, 0)
-            await until_noted(client, lambda notes: float(notes["schedule-last:shop.hourly"]) == nine)
-            assert [job.idempotency_key for job in await kernel.jobs.find()] == ["hourly@2026-11-28T09:00Z"]
-            clock.set(seconds(2026, 11, 28, 10, 0))
-            await until_noted(client, lambda notes: float(notes["schedule-last:shop.hourly"]) == clock.time())
-            ten = [job for job in await kernel.jobs.find() if job.idempotency_key == "hourly@2026-11-28T10:00Z"]
-            assert [(job.agent, job.scope_id) for job in ten] == [
-                (f"shop.{then.get('agent', 'work')}", then.get("scope", "default"))
-            ]
-
-    asyncio.run(main())
-
-
-def test_the_job_of_a_claim_whose_kernel_was_killed_begins_by_its_definition(place: Any, clock: ManualClock) -> None:
-    RAN.clear()
-    client, earlier = JobClient(place, name="shop", clock=clock), Schedule("hourly", "asks", "0 * * * *", message="old")
-
-    async def main() -> None:
-        async with kernel_of(place, clock, missed="all", overlap="allow") as kernel:
-            nine, claims = round(seconds(2026, 11, 28, 9, 0)), kernel.schedules
-            await until_noted(client, lambda notes: notes)
-            assert await claims.claim(earlier, nine) == earlier
-            clock.set(nine)
-            await until_noted(client, lambda notes: float(notes["schedule-last:shop.hourly"]) == nine)
-            (job,) = await kernel.jobs.find()
-            assert (job.agent, job.job_id) == ("shop.asks", claims.job_of(earlier, nine))
-            mine = Schedule("hourly", "work", "0 * * * *", message="report")
-            assert await claims.claim(mine, nine + 3600) == mine
-            assert await claims.claim(earlier, nine + 3600) == mine
-            assert await claims.claim(earlier, nine) is None
-
-    asyncio.run(main())
-
-
-def test_no_job_begins_while_a_triggered_one_is_open(
-    place: Any, clock: ManualClock, caplog: pytest.LogCaptureFixture
-) -> None:
-    """The payroll that somebody had triggered waited for its approval, and the next time began a second one beside it."""
-    RAN.clear()
-    client = JobClient(place, name="shop", clock=clock)
-
-    async def main() -> None:
-        async with kernel_of(place, clock, agent="asks") as kernel:
-            await until_noted(client, lambda notes: notes)
-            triggered = await client.schedules.trigger("hourly")
-            await client.start("asks", "beside", key="hourly", idempotency_key="hourly")  # of a client, by its name
-            clock.set(seconds(2026, 11, 28, 9, 0))
-            await until(lambda: f"its job {triggered.job_id} is still open" in caplog.text)
-            await cancelled(kernel, triggered.job_id)
-            clock.set(seconds(2026, 11, 28, 10, 0))
-            await until(lambda: len(RAN) == 3)
-            await cancelled(kernel, RAN[-1])
-        last = await client.schedules.trigger("hourly")  # while no kernel runs
-        async with kernel_of(place, clock, agent="asks"):
-            clock.set(seconds(2026, 11, 28, 11, 0))
-            await until(lambda: f"its job {last.job_id} is still open" in caplog.text)
-
-    asyncio.run(main())
-
-
-@pytest.mark.parametrize("ends", ["before the start", "behind the start"])
-def test_a_pause_while_no_kernel_runs_takes_none_of_the_times_around_it(
-    place: Any, clock: ManualClock, ends: str
-) -> None:
-    """10, 12 and 14 o'clock were lost, at which no kernel ran, since others were in pauses."""
-    RAN.clear()
-    client = JobClient(place, name="shop", clock=clock)
-
-    async def main() -> None:
-        async with kernel_of(place, clock, missed="all", overlap="allow"):
-            clock.set(seconds(2026, 11, 28, 9, 0))
-            await until(lambda: len(RAN) == 1)
-        for hour in (11, 13):
-            clock.set(seconds(2026, 11, 28, hour - 1, 30))
-            await client.schedules.pause("hourly")
-            clock.set(seconds(2026, 11, 28, hour, 30))
-            if hour == 11 or ends == "before the start":
-                await client.schedules.go_on("hourly")
-        if ends == "before the start":
-            clock.set(seconds(2026, 11, 28, 14, 30))
-        async with kernel_of(place, clock, missed="all", overlap="allow") as kernel:
-            if ends == "behind the start":
-                await client.schedules.go_on("hourly")
-            clock.set(seconds(2026, 11, 28, 14, 30))
-            await until(lambda: len(RAN) == 4)
-            hours = sorted(job.idempotency_key[-6:-4] for job in await kernel.jobs.find())
-            assert hours == ["09", "10", "12", "14"]
-
-    asyncio.run(main())
-
-
-def test_the_first_time_is_missed_by_a_kernel_that_was_killed_before_it(place: Any, clock: ManualClock) -> None:
-    RAN.clear()
-    client = JobClient(place, name="shop", clock=clock)
-
-    async def main() -> None:
-        async with kernel_of(place, clock):
-            await until_noted(client, lambda notes: "schedule-last:shop.hourly" in notes)
-        clock.set(seconds(2026, 11, 28, 9, 30))
-        async with kernel_of(place, clock) as kernel:
-            await until(lambda: RAN == ["report"])
-            assert [job.idempotency_key for job in await kernel.jobs.find()] == ["hourly@2026-11-28T09:00Z"]
 
     asyncio.run(main())
