@@ -118,6 +118,8 @@ SHAPES: Sequence[tuple[bytes, tuple[bytes, bytes, bytes | None] | None]] = (
     (b"data: c", (b"message", b"c", None)),
     (b"data:", (b"message", b"", None)),
     (b"id:\ndata: an empty id", (b"message", b"an empty id", b"")),
+    (b"id: \ndata: as empty", (b"message", b"as empty", b"")),
+    (b"event: \ndata: of no type", (b"message", b"of no type", None)),
     (b"data: two\ndata: lines", (b"message", b"two\nlines", None)),
     (b"data: d\nid: 3", (b"message", b"d", b"3")),
     (b"event:\ndata: e", (b"message", b"e", None)),
