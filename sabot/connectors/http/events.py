@@ -6,7 +6,9 @@ EVENT_BYTES = 64 << 20
 """The most bytes of an event: a server that never ends one must not fill the memory."""
 
 _BOM = b"\xef\xbb\xbf"
-_PLAIN = re.compile(rb"(?:\A|(?<=\n\n))(?:event: ?+([^\n]+)\n)?(?:id: ?+([^\n\0]+)\n)?data: ?([^\n]*)(?=\n\n|\Z)").findall
+_PLAIN = re.compile(
+    rb"(?:\A|(?<=\n\n))(?:event: ?+([^\n]+)\n)?(?:id: ?+([^\n\0]+)\n)?data: ?([^\n]*)(?=\n\n|\Z)"
+).findall
 """Finds what nearly all events are: lines in this order. The others are read line by line."""
 
 SentEvent = tuple[bytes, bytes, bytes | None]
