@@ -119,6 +119,12 @@ BEGAN = (
 )
 """Notes a BEGIN entry, with the values of `begin_values`."""
 
+BEGAN_HELD = (
+    BEGAN.replace("again) VALUES", "again, worker) VALUES").replace("?)) ON CONFLICT", "?), ?) ON CONFLICT")
+    + ", worker = excluded.worker"
+)
+"""The same in a journal that several workers share. The last value is the number of the worker that holds the job."""
+
 TRIED = "UPDATE jobs SET tried = 1 WHERE job = ? AND tried = 0"
 """Notes that the function of a job runs."""
 

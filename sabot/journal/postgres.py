@@ -395,13 +395,9 @@ class JournalLease:
         with self.place.server.explained():
             self.end = end_of_log(Statements(connection))
 
-    def renews(self, now: float) -> bool:
-        """Returns True if a commit now renews the lease."""
-        return self.is_due(now)
-
-    def fence(self, behind: int, renews: bool) -> tuple[str, tuple[Any, ...]]:
+    def fence(self, renews: bool) -> tuple[str, tuple[Any, ...]]:
         """Returns the statement that a commit begins with, and its values. It fails if the lease is not held any more.
-        `behind`: the place behind the last entry of the commit. `renews`: the result of `renews`.
+        `renews`: True to renew the lease with the commit.
         """
         return (_RENEWING_FENCE, (self.lease_s, self.epoch)) if renews else (_FENCE, (self.epoch,))
 
@@ -409,9 +405,10 @@ class JournalLease:
         """Returns the statement that renews the lease, and its values. It has a row if the lease is still held."""
         return _RENEW, (self.lease_s, self.epoch)
 
-    def come_back(self, connection: Any) -> int:
+    def come_back(self, connection: Any, behind: int | None) -> int:
         """Renews the lease for a new session, so that the old one can commit nothing from now on. Returns the place behind
-        the last durable entry of this owner. Raises JournalFailed if another owner has the lease.
+        the last durable entry of this owner. Raises JournalFailed if another owner has the lease. `behind`: the place behind
+        the last entry of a group of which it is unknown whether it was committed, or None.
         """
         found = connection.execute(_COME_BACK, (self.lease_s, self.owner)).fetchall()
         if not found:
@@ -616,7 +613,7 @@ class PostgresJournal(PostgresReader, SqlJournal):
             with self._place.server.explained():
                 connection.execute(END_SESSIONS, (session,))
                 asked = boot_seconds()
-                end = lease.come_back(connection)
+                end = lease.come_back(connection, behind)
         except BaseException:
             connection.close()
             raise
@@ -688,11 +685,11 @@ class PostgresJournal(PostgresReader, SqlJournal):
         """Commits the rows of a group of entries in one transaction. Called in the thread of the GroupWriter."""
         connection, server, lease = self._writing, self._place.server, self.lease
         asked = boot_seconds()
-        renews = lease.renews(asked)
+        renews = lease.is_due(asked)
         with step("journal", self.where), server.explained():
             with server.pipeline(connection):
                 connection.execute("BEGIN")
-                connection.execute(*lease.fence(rows[-1].place + 1, renews))
+                connection.execute(*lease.fence(renews))
                 self.insert(connection, rows)
                 done = connection.execute("COMMIT")
             if done.statusmessage != "COMMIT":

@@ -15,11 +15,14 @@ job are taken by its worker only.
 another worker: so the entries that it appends to them have higher places than those before, and within a job places rise.
 Between jobs they have no order in time, and there are gaps: no reader looks for missing entries.
 
-**The fence** is the row of the worker, which each commit changes: from the place behind its last durable entry to that
-behind the group. It fails if the worker was declared dead, and it shows whether a commit was made whose outcome is unknown.
+**The fence** is the row of the worker, which each commit and each take locks with FOR KEY SHARE: these do not wait for each other,
+nor for a renewal of the lease. Each statement that ends the right to commit locks the row with FOR UPDATE first, and so waits for
+all of them. Only renewals, five in the time of a lease, leave an old version of the row, which a long dump keeps. Whether a commit
+was made whose outcome is unknown is seen by its last entry.
 
 **A dead worker**, whose lease is over or whose process has certainly ended, is marked as gone by another one, which locks its
-row: so either a commit of it comes before, or never. Jobs that a stopping worker gives back belong to worker 0, which is gone.
+row, or looks again later while a commit has it locked: so either a commit of it comes before, or never. Jobs that a stopping worker
+gives back belong to worker 0, which is gone.
 
 **Jobs of workers that are gone** are taken in turn: each worker takes its part of all open jobs, whole trees, at most 64 jobs at
 once and as many as it has room for. What is left behind after two seconds belongs to whoever has room: others may have none.
@@ -33,10 +36,10 @@ from typing import Any
 from sabot.base.proc import is_over, life_of_this_process
 from sabot.base.threads import run_in_thread
 from sabot.clock import SYSTEM_CLOCK, Clock, boot_seconds
-from sabot.errors import TransientError
+from sabot.errors import JournalFailed, TransientError
 from sabot.journal.base import EVERY, MAY_BEGIN_AGAIN, Beginnings, JournalReader, Position
 from sabot.journal.crashes import ASIDE, IN_TREE, KEEP_EARLIER, MOST, ROOT, SUSPECTS, Suspects, blame
-from sabot.journal.entries import Begin, Entry, Letter, decode_letter
+from sabot.journal.entries import Entry, Letter, decode_letter
 from sabot.journal.job_tables import WITHOUT_SESSION
 from sabot.journal.lanes import JobLimit
 from sabot.journal.owner_inbox import OwnerInbox
@@ -77,24 +80,28 @@ _ENTER = (
     "clock_timestamp() + %s * interval '1 second') ON CONFLICT (owner) DO UPDATE SET epoch = workers.epoch + 1, until = excluded.until, "
     "written = excluded.written, gone = false RETURNING number, epoch"
 )
+# An UPDATE alone would not wait for a commit of the old session, whose COMMIT may arrive later than the error here.
+_LOCK_MINE = "SELECT 1 FROM workers WHERE owner = %s FOR UPDATE"
 _COME_BACK = (
     "UPDATE workers SET epoch = epoch + 1, until = clock_timestamp() + %s * interval '1 second' "
-    "WHERE owner = %s AND NOT gone RETURNING epoch, written"
+    "WHERE owner = %s AND NOT gone RETURNING epoch"
+)
+# whether there was an entry at a place: it may have been trimmed since
+_WAS_WRITTEN = (
+    "SELECT EXISTS (SELECT 1 FROM entries WHERE place = %(place)s) "
+    "OR EXISTS (SELECT 1 FROM gone WHERE first <= %(place)s AND behind > %(place)s)"
 )
 _RENEW = "UPDATE workers SET until = clock_timestamp() + %s * interval '1 second' WHERE number = %s AND epoch = %s AND NOT gone RETURNING 1"
-# an error, a division by zero, where the worker is gone or has another session
-_FENCE = (
-    "WITH mine AS (UPDATE workers SET written = %s, until = greatest(until, clock_timestamp() + %s * interval '1 second') "
-    "WHERE number = %s AND epoch = %s AND written = %s AND NOT gone RETURNING 1) SELECT 1 / count(*)::int FROM mine"
-)
+# Both are an error, a division by zero, where the worker is gone or has another session.
+_FENCE = "SELECT 1 / count(*)::int FROM (SELECT 1 FROM workers WHERE number = %s AND epoch = %s AND NOT gone FOR KEY SHARE) AS mine"
+_RENEWING_FENCE = f"WITH mine AS ({_RENEW}) SELECT 1 / count(*)::int FROM mine"
 _DECLARE = "INSERT INTO meta (name, value) SELECT unnest(%s::text[]), 'declared' ON CONFLICT (name) DO NOTHING"
 _DECLARED = "SELECT name FROM meta WHERE value = 'declared'"
-_HELD = "UPDATE jobs SET worker = %s WHERE job = ANY(%s) AND worker <> %s"
 _LEAVE = (
     "WITH mine AS (UPDATE workers SET gone = true WHERE owner = %s RETURNING number) UPDATE inbox SET worker = 0 FROM mine "
     "WHERE worker = mine.number AND taken = 0"
 )
-_MINE_FIRST = "SELECT 1 FROM workers WHERE number = %s AND NOT gone FOR SHARE"
+_MINE_FIRST = "SELECT 1 FROM workers WHERE number = %s AND NOT gone FOR KEY SHARE"
 _DEAD = "other workers have declared this one dead, and go on with its jobs"
 
 _UNTAKEN = f"{ASIDE}, {REFUSED}"  # of these no job is taken without a reason
@@ -137,11 +144,9 @@ _BURY = (
     "FOR UPDATE SKIP LOCKED) RETURNING number"
 )
 # True for a worker that holds open jobs, by a search in the index. EXISTS would be a join with all open jobs, and a search for this very
-# number reads them all where most of them have one worker.
-_HOLDS = (
-    "(SELECT true FROM (SELECT j.worker FROM jobs j WHERE j.worker >= w.number AND j.ended IS NULL ORDER BY j.worker LIMIT 1) n "
-    "WHERE n.worker = w.number)"
-)
+# number reads them all where most of them have one worker. The search ends behind the number: a long dump keeps the index entries of all
+# jobs that the next worker has ended.
+_HOLDS = "(SELECT true FROM jobs j WHERE j.worker >= w.number AND j.worker <= w.number AND j.ended IS NULL ORDER BY j.worker LIMIT 1)"
 _LEFT = f"SELECT DISTINCT w.number = {SUSPECTS} FROM workers w WHERE w.gone AND {_HOLDS}"
 # All that a worker looks for regularly, by one query: the letters that it takes, and whether there is more. Not by EXISTS, which drops
 # the order and the limit of a query, and with them the index.
@@ -229,14 +234,16 @@ class WorkersInbox(PostgresInbox):
 
 
 class WorkerLease(JournalLease):
-    """The lease of one of several workers: a row of the table `workers`. `number`: the number of the worker."""
+    """The lease of one of several workers: a row of the table `workers`. `number`: the number of the worker. `first`: its first
+    place.
+    """
 
-    number = 0
+    number = first = 0
 
     def take(self, connection: Any, wait: Callable[[float], object]) -> None:
         asked = boot_seconds()
         with self.place.server.explained(), step("journal", f"{self.place.where}: claim"):
-            self.end = drawn(connection)
+            self.first = self.end = drawn(connection)
             values = self.owner, self.described, life_of_this_process(), self.end, self.lease_s
             ((self.number, self.epoch),) = connection.execute(_ENTER, values).fetchall()
         self.renewed = self.asked = asked
@@ -244,24 +251,36 @@ class WorkerLease(JournalLease):
     def bring_up_to_date(self, connection: Any) -> None:
         """Does nothing: the tables of a shared journal are up to date."""
 
-    def renews(self, now: float) -> bool:
-        return True
-
-    def fence(self, behind: int, renews: bool) -> tuple[str, tuple[Any, ...]]:
-        return _FENCE, (behind, self.lease_s, self.number, self.epoch, self.end)
+    def fence(self, renews: bool) -> tuple[str, tuple[Any, ...]]:
+        return (_RENEWING_FENCE, self.renewal()[1]) if renews else (_FENCE, (self.number, self.epoch))
 
     def renewal(self) -> tuple[str, tuple[Any, ...]]:
         return _RENEW, (self.lease_s, self.number, self.epoch)
 
-    def come_back(self, connection: Any) -> int:
-        found = connection.execute(_COME_BACK, (self.lease_s, self.owner)).fetchall()
+    def come_back(self, connection: Any, behind: int | None) -> int:
+        with connection.transaction():
+            connection.execute(_LOCK_MINE, (self.owner,))
+            found = connection.execute(_COME_BACK, (self.lease_s, self.owner)).fetchall()
         if not found:
             raise self.lost(_DEAD)
-        ((self.epoch, written),) = found
-        return int(written)
+        ((self.epoch,),) = found
+        if behind is not None and self._was_written(connection, behind - 1):
+            return behind
+        if self.end > self.first and not self._was_written(connection, self.end - 1):
+            raise JournalFailed(
+                f"{self.place.where}: entry {self.end - 1}, which this worker has written, is missing",
+                hint="the server has lost what it had committed: it was restored, or another one has taken its place",
+            )
+        return self.end
+
+    def _was_written(self, connection: Any, place: int) -> bool:
+        ((found,),) = connection.execute(_WAS_WRITTEN, {"place": place}).fetchall()
+        return bool(found)
 
     def leave(self, connection: Any) -> None:
-        connection.execute(_LEAVE, (self.owner,))
+        with connection.transaction():
+            connection.execute(_LOCK_MINE, (self.owner,))
+            connection.execute(_LEAVE, (self.owner,))
 
 
 class _WorkerBeginnings(Beginnings):
@@ -368,9 +387,7 @@ class PostgresWorker(PostgresJournal):
         return position
 
     def insert(self, connection: Any, rows: list[StoredEntry]) -> None:
-        add(Statements(connection), rows, numbered=False)
-        if begun := [row.entry.job for row in rows if isinstance(row.entry, Begin)]:
-            connection.execute(_HELD, (self.lease.number, begun, self.lease.number))
+        add(Statements(connection), rows, worker=self.lease.number)
         if rows[-1].place % RANGE >= RANGE // 2:  # fewer entries than half a range wait
             self.writer.jump(drawn(connection))
 

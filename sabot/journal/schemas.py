@@ -23,6 +23,7 @@ from sabot.journal.entry_counts import make_tables
 from sabot.journal.history_tables import SESSIONS, make_history
 from sabot.journal.job_tables import (
     BEGAN,
+    BEGAN_HELD,
     SHARED,
     SHARED_FORMATS,
     TRIED,
@@ -107,15 +108,18 @@ def _insert(statement: str, *types: str, select: str = "*", names: str = "") -> 
 
 
 _BEGUN = "job, began, digest, agent, scope, principal, session, key, created_ms, tried, within"
+_TYPES_BEGUN = ("text", "bigint", "bytea", *["text"] * 5, "bigint", "bigint", "text", "text")
+_AGAIN = "(SELECT count(*) FROM history h WHERE h.job = v.before)"
 # Statements for several rows at once, whose values are an array for each column: they take the client and the server a fraction of the
 # time of a statement for each row.
 _MANY = {
     ENTRY: _insert(ENTRY, "bigint", "text", "bigint", "bytea"),
-    BEGAN: _insert(
-        BEGAN,
-        *("text", "bigint", "bytea", *["text"] * 5, "bigint", "bigint", "text", "text"),
-        select=f"{_BEGUN}, (SELECT count(*) FROM history h WHERE h.job = v.before)",
-        names=f" ({_BEGUN}, before)",
+    BEGAN: _insert(BEGAN, *_TYPES_BEGUN, select=f"{_BEGUN}, {_AGAIN}", names=f" ({_BEGUN}, before)"),
+    BEGAN_HELD: _insert(
+        BEGAN_HELD,
+        *(*_TYPES_BEGUN, "bigint"),
+        select=f"{_BEGUN}, {_AGAIN}, worker",
+        names=f" ({_BEGUN}, before, worker)",
     ),
     ENDED: _insert(ENDED, "text", "bigint", "bytea", "bigint", "text", "text", "bigint"),
     TRIED: "UPDATE jobs SET tried = 1 WHERE job = ANY(%b::text[]) AND tried = 0",

@@ -91,6 +91,7 @@ from sabot.journal.job_tables import (
     APPROVED,
     ASKED,
     BEGAN,
+    BEGAN_HELD,
     BEGUN_WITHIN,
     BELOW,
     HELD_MARKS,
@@ -547,12 +548,13 @@ def transaction(connection: sqlite3.Connection) -> Iterator[None]:
         raise
 
 
-def _indexed(offset: int, entry: Entry) -> list[tuple[str, tuple[Any, ...]]]:
+def _indexed(offset: int, entry: Entry, worker: int | None) -> list[tuple[str, tuple[Any, ...]]]:
     """Returns the SQL statements that update the tables `jobs` and `questions` for a new entry, as pairs of a
-    statement and its values. `offset`: the place of the entry.
+    statement and its values. `offset`: the place of the entry. `worker`: as in `add`.
     """
     if isinstance(entry, Begin):
-        return [(BEGAN, begin_values(offset, entry))]
+        began = begin_values(offset, entry)
+        return [(BEGAN, began) if worker is None else (BEGAN_HELD, (*began, worker))]
     if isinstance(entry, End):
         return [
             (ENDED, (entry.job, offset, b"", offset, entry.outcome, entry.result, entry.at_ms)),
@@ -646,14 +648,15 @@ def rows_of(group: Iterable[Appended]) -> list[StoredEntry]:
     return rows
 
 
-def add(connection: Connection, rows: Sequence[StoredEntry], *, numbered: bool = True) -> None:
+def add(connection: Connection, rows: Sequence[StoredEntry], *, worker: int | None = None) -> None:
     """Adds entries with their long bodies to the tables, and updates the tables that are indexes of the entries.
-    Marks the letters from which entries were made as taken. `numbered`: False if the places of the log have gaps.
+    Marks the letters from which entries were made as taken. `worker`: in a journal that several workers share, the
+    number of the one that holds the jobs. The places of such a journal have gaps.
     """
     connection.executemany(
         ENTRY, [(row.place, row.entry.job, checksum(row.place, row.entry.job, row.data), row.data) for row in rows]
     )
-    if numbered:
+    if worker is None:
         written(connection, rows[0].place, rows[-1].place + 1)
     for row in rows:
         named = body_of(row.entry)
@@ -663,13 +666,13 @@ def add(connection: Connection, rows: Sequence[StoredEntry], *, numbered: bool =
             connection.execute(_USE, (row.place, named.hash))
         if row.approvals:
             note_approvals(connection, row.approvals)
-    for statement, several in _together(rows):
+    for statement, several in _together(rows, worker):
         connection.executemany(statement, several)
     if letters := [(b"", row.letter) for row in rows if row.letter]:
         connection.executemany(TAKEN, letters)
 
 
-def _together(rows: Iterable[StoredEntry]) -> list[tuple[str, list[tuple[Any, ...]]]]:
+def _together(rows: Iterable[StoredEntry], worker: int | None) -> list[tuple[str, list[tuple[Any, ...]]]]:
     """Returns the statements of `_indexed` for all of these entries, each with the values of several jobs: those of different jobs
     change different rows. Those of one job stay in their order, and no statement has two rows of it.
 
@@ -682,7 +685,7 @@ def _together(rows: Iterable[StoredEntry]) -> list[tuple[str, list[tuple[Any, ..
     places = dict[str, list[int]]()  # by statement
     last = dict[str, int]()  # by job, the place of its last statement
     for row in rows:
-        for statement, values in _indexed(row.place, row.entry):
+        for statement, values in _indexed(row.place, row.entry, worker):
             known = places.setdefault(statement, [])
             behind = bisect_right(known, last.get(row.entry.job, -1))
             if behind == len(known):

@@ -1,0 +1,150 @@
+"""The fence of workers in PostgreSQL, two connections each: what locks the row of a worker, who waits for whom, and what is left behind."""
+
+import uuid
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import psycopg
+import pytest
+
+from sabot.errors import JournalFailed
+from sabot.journal.base import EVERY
+from sabot.journal.entries import Attempt, Begin, End, Entry
+from sabot.journal.postgres_workers import PostgresWorker
+from tools.postgres import server_or_skip
+
+LEASE_S = 600.0  # not due for a renewal within a test
+WAITING = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    with server_or_skip().database() as found:
+        yield found
+
+
+@pytest.fixture
+def app() -> str:
+    return f"app-{uuid.uuid4().hex}"
+
+
+@pytest.fixture
+def worker(url: str, app: str) -> Iterator[Callable[[], PostgresWorker]]:
+    opened: list[PostgresWorker] = []
+
+    def open_worker() -> PostgresWorker:
+        made = PostgresWorker(url, app, lease_s=LEASE_S)
+        made.begins.agents, made.begins.resumes, made.reap_s = frozenset({"k.a"}), True, 0.0
+        opened.append(made)
+        return made
+
+    yield open_worker
+    for each in opened:
+        each.close()
+
+
+@pytest.fixture
+def connect(url: str, app: str) -> Iterator[Callable[..., Any]]:
+    opened: list[Any] = []
+
+    def connected(**options: Any) -> Any:
+        connection = psycopg.connect(url, **options)
+        connection.execute(f'SET search_path = "sabot_{app}"')
+        connection.commit()
+        opened.append(connection)
+        return connection
+
+    yield connected
+    for each in opened:
+        each.close()
+
+
+def written(journal: PostgresWorker, *entries: Entry) -> None:
+    positions = [journal.append(entry) for entry in entries]
+    assert journal.wait_durable(positions[-1], 60)
+
+
+def test_a_commit_leaves_no_version_of_the_row_of_its_worker_behind(
+    worker: Callable[[], PostgresWorker], connect: Callable[..., Any]
+) -> None:
+    """A long dump keeps all versions, and each look of each worker would read them. Nor has a job a version without its worker."""
+    first, beside = worker(), connect(autocommit=True)
+    version = f"SELECT ctid, epoch FROM workers WHERE number = {first.lease.number}"
+    before = beside.execute(version).fetchall()
+    for job in "abc":
+        written(first, Begin(job, 1, "k.a"))
+    assert beside.execute(version).fetchall() == before
+    assert beside.execute("SELECT job, worker, xmax FROM jobs ORDER BY ctid").fetchall() == [
+        (job, first.lease.number, "0") for job in "abc"
+    ]
+
+
+@pytest.mark.parametrize("ends", ["come back", "leave"])
+def test_a_worker_waits_for_its_commit_under_way_before_its_right_to_commit_ends(
+    url: str, app: str, worker: Callable[[], PostgresWorker], connect: Callable[..., Any], ends: str
+) -> None:
+    """An UPDATE of the row would not: it does not conflict with FOR KEY SHARE. The commit would arrive after it was not found."""
+    first, under_way, again, beside = worker(), connect(), connect(autocommit=True), connect(autocommit=True)
+    written(first, Begin("a", 1, "k.a"))
+    end, lease = first.lease.end, first.lease
+    under_way.execute(*lease.fence(renews=False))
+    under_way.execute("INSERT INTO entries VALUES (%s, 'a', 0, '')", (end,))
+    with ThreadPoolExecutor() as pool:
+        done = pool.submit(lease.come_back, again, end + 1) if ends == "come back" else pool.submit(lease.leave, again)
+        while beside.execute(WAITING).fetchall() != [(1,)]:
+            assert not done.done(), "it did not wait"
+        under_way.commit()
+        assert done.result(60) == (end + 1 if ends == "come back" else None)
+    statement, _ = lease.fence(renews=False)
+    with pytest.raises(psycopg.errors.DivisionByZero):
+        under_way.execute(statement, (lease.number, 0))
+
+
+def test_a_worker_is_declared_dead_behind_its_commit_under_way_which_is_the_last(
+    worker: Callable[[], PostgresWorker], connect: Callable[..., Any]
+) -> None:
+    first, second, under_way, beside = worker(), worker(), connect(), connect(autocommit=True)
+    written(first, Begin("a", 1, "k.a"))
+    beside.execute("UPDATE workers SET until = 'epoch' WHERE number = %s", (first.lease.number,))
+    under_way.execute(*first.lease.fence(renews=False))
+    assert (second.take(), second.begins.taken_over) == ([], [])
+    under_way.commit()
+    assert (second.take(), second.begins.taken_over) == ([], ["a"])
+    for renews in (False, True):
+        with pytest.raises(psycopg.errors.DivisionByZero):
+            under_way.execute(*first.lease.fence(renews))
+        under_way.rollback()
+    position = first.append(Attempt("a", 2, 0, 1))
+    with pytest.raises(JournalFailed, match="other workers have declared this one dead"):
+        first.wait_durable(position, 60)
+
+
+def test_a_lease_is_renewed_beside_a_commit_under_way(
+    worker: Callable[[], PostgresWorker], connect: Callable[..., Any]
+) -> None:
+    first, commit, renewal = worker(), connect(), connect()
+    commit.execute(*first.lease.fence(renews=False))
+    renewal.execute("SET lock_timeout = '20s'")
+    assert renewal.execute(*first.lease.renewal()).fetchall() == [(1,)]
+    renewal.execute(*first.lease.fence(renews=True))
+    commit.execute(*first.lease.fence(renews=False))
+    renewal.commit()
+    commit.commit()
+
+
+def test_whether_a_group_was_committed_is_seen_by_its_last_entry_also_after_a_trim(
+    worker: Callable[[], PostgresWorker], connect: Callable[..., Any]
+) -> None:
+    idle, first, beside = worker(), worker(), connect(autocommit=True)
+    assert idle.lease.come_back(beside, None) == idle.lease.first, "nothing was written"
+    written(first, Begin("a", 1, "k.a"), End("a", 2, "succeeded"))
+    end = first.lease.end
+    found = [first.lease.come_back(beside, behind) for behind in (None, end, end + 5)]
+    assert first.inbox.trim(["a"], EVERY, []) == 2
+    found += [first.lease.come_back(beside, behind) for behind in (None, end, end + 5)]
+    assert found == [end] * 6
+    beside.execute("DELETE FROM gone")
+    for behind in (None, end + 5):
+        with pytest.raises(JournalFailed, match=f"entry {end - 1}, which this worker has written, is missing"):
+            first.lease.come_back(beside, behind)
