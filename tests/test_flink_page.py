@@ -1,7 +1,9 @@
-"""The page `coming-from/flink-sql.md`: the parser and the binder say of each text what the page says."""
+"""The page `coming-from/flink-sql.md`: the parser and the binder say of each text what the page says.
+
+Not among the tests of the room: CREATE MODEL loads a room of the agents.
+"""
 
 import re
-from pathlib import Path
 from typing import get_args
 
 import pytest
@@ -11,8 +13,9 @@ from sabot.sql.functions import AGGREGATES, FUNCTIONS, MOMENTS
 from sabot.sql.syntax import tree
 from sabot.sql.syntax.parser import parse
 from sabot.sql.syntax.text import SqlError, SqlText
+from tools.source_tree import PROJECT
 
-PAGE = (Path(__file__).parents[3] / "docs/coming-from/flink-sql.md").read_text()
+PAGE = (PROJECT / "docs/coming-from/flink-sql.md").read_text()
 KAFKA = "WITH ('connector' = 'kafka', 'topic' = 'x', 'format' = 'json')"
 TABLES = f"""
 CREATE TABLE t (i INT, l BIGINT, d DOUBLE, m DECIMAL(10, 2), s STRING, b BOOLEAN, y BYTES, dt DATE, ts TIMESTAMP(3),
