@@ -1,4 +1,4 @@
-"""`KafkaSource`: the engine's source of a topic, which user code can also read record by record."""
+"""`KafkaSource`: a topic, which user code can read record by record. The engine reads it by `kafka/reader`."""
 
 from collections import deque
 from collections.abc import AsyncIterator
