@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from sabot.engine.runtime.watch.app_rates import rate_of
 from sabot.engine.workers.messages import Beat
 
 _BEATS = 6  # rates are computed between the first and the last of them
@@ -72,9 +73,10 @@ def _task(before: Mapping[str, Any] | None, now: Mapping[str, Any] | None, secon
 
 
 def _rate(before: float | None, now: float | None, seconds: float) -> float | None:
+    """Returns `rate_of` two heartbeats, or None if one of them does not know the figure, or there is only one."""
     if before is None or now is None or seconds <= 0:
         return None
-    return (now - before) / seconds
+    return rate_of(before, now, seconds)
 
 
 def _sum(values: Iterable[float | None]) -> float | None:
