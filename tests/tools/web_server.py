@@ -43,6 +43,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
     folder: Path
+    last: "Handler | None" = None  # of /events?once
 
     def log_message(self, format: str, *args: Any) -> None:
         """Says nothing."""
@@ -120,13 +121,32 @@ class Handler(http.server.BaseHTTPRequestHandler):
         last = int(self.headers.get("Last-Event-ID") or 0)
         self.wfile.write(b": welcome\nretry: 50\n\n")
         with closing(opened(self.folder)) as connection, suppress(OSError):
-            while not select.select([self.connection], [], [], 0.01)[0]:
+            if self.path.endswith("?once"):
+                self.once(connection)
+                return
+            while not self.gone(0.01):
                 if fault.get("silent"):
                     continue
                 found = connection.execute("SELECT number, row FROM rows WHERE number > ? ORDER BY number", (last,))
                 for number, row in found.fetchall():
                     self.wfile.write(f"id: {number}\ndata: {row}\n\n".encode())
                     last = number
+
+    def once(self, connection: sqlite3.Connection) -> None:
+        """Sends each row that was put for once, without an id, if this is the last client that has asked for such rows."""
+        Handler.last = self
+        while not self.gone(0.01) and Handler.last is self:
+            rows = connection.execute("SELECT number, row FROM rows WHERE key = 'once' ORDER BY number").fetchall()
+            if not rows or self.gone(0):
+                continue
+            with connection:
+                connection.execute("DELETE FROM rows WHERE key = 'once' AND number <= ?", (rows[-1][0],))
+            for _, row in rows:
+                self.wfile.write(f"data: {row}\n\n".encode())
+
+    def gone(self, seconds: float) -> bool:
+        """Waits so long, or until the client has gone."""
+        return bool(select.select([self.connection], [], [], seconds)[0])
 
     def keep(self, rows: list[Any]) -> None:
         key = self.headers.get("Idempotency-Key", "")
@@ -248,10 +268,12 @@ class WebServer:
         """[method, path, headers, body] of each request that was noted."""
         return [json.loads(line) for line in (self.folder / "noted").read_text().splitlines()]
 
-    def put(self, rows: Sequence[Any]) -> None:
-        """Adds rows, which no request has sent."""
+    def put(self, rows: Sequence[Any], key: str = "") -> None:
+        """Adds rows, which no request has sent. Those with the key "once" are sent once, at /events?once."""
         with closing(opened(self.folder)) as connection, connection:
-            connection.executemany("INSERT INTO rows (key, row) VALUES ('', ?)", [(json.dumps(row),) for row in rows])
+            connection.executemany(
+                "INSERT INTO rows (key, row) VALUES (?, ?)", [(key, json.dumps(row)) for row in rows]
+            )
 
     def rows(self) -> list[Any]:
         with closing(opened(self.folder)) as connection:

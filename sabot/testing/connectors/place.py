@@ -34,7 +34,9 @@ class ConnectorPlace:
     """False if the receiver cannot keep out a sink that has lost its track to a successor."""
 
     def put(self, numbers: Sequence[int]) -> None:
-        """Adds a row with each number, in order. A record is {"n": number}; a row of columns has the number in `n`."""
+        """Adds a row with each number, in order. A record is {"n": number}; a row of columns has the number in `n`. A log that keeps no
+        rows (the guarantee "at most once") sends them to the source that is open, as soon as it is connected.
+        """
         raise self._lacks("put")
 
     def change(self, numbers: Sequence[int]) -> None:

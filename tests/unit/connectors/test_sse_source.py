@@ -61,23 +61,23 @@ def asked(server: WebServer) -> list[str | None]:
 
 
 class EventsPlace(ConnectorPlace):
-    """The events of a server, each of which has an id."""
+    """The events of a server, each of which has an id. Those without (`ids="none"`) are sent once: to who is connected then."""
 
     def __init__(self, server: WebServer, ids: Any) -> None:
         server.clear()
         self.server, self.ids = server, ids
 
     def put(self, numbers: Sequence[int]) -> None:
-        self.server.put([{"n": n} for n in numbers])
+        self.server.put([{"n": n} for n in numbers], "once" if self.ids == "none" else "")
 
     def source(self) -> Source:
-        return SseSource(f"{self.server.origin}/events", ids=self.ids)
+        return SseSource(f"{self.server.origin}/events{'?once' if self.ids == 'none' else ''}", ids=self.ids)
 
 
 class TestEvents(FindsFaultsOfMemory, SourceSuite):
     starts = ("earliest",)
 
-    @pytest.fixture(params=["given", "consecutive"])
+    @pytest.fixture(params=["given", "consecutive", "none"])
     def new_place(self, shared: WebServer, request: pytest.FixtureRequest) -> NewPlace:
         return lambda: EventsPlace(shared, request.param)
 

@@ -8,13 +8,16 @@ import queue
 import socket
 import ssl
 import threading
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cryptography import x509
 from websockets.datastructures import Headers
+from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 from websockets.sync.server import Server, ServerConnection, serve
 
@@ -22,11 +25,15 @@ from sabot import App
 from sabot.base.backoff import Backoff
 from sabot.base.config import secret
 from sabot.codecs.records import iterate_records
+from sabot.connectors.base import Source
 from sabot.connectors.http import WebsocketSource, websocket
 from sabot.errors import UserError
 from sabot.sql.syntax.text import SqlError
+from sabot.testing.connectors import ConnectorPlace, SourceSuite
+from sabot.testing.connectors.place import NewPlace
 from sabot.testing.sinks import ListSink
 from tools.agent_tools import until
+from tools.broken_promises import FindsFaultsOfMemory
 from tools.secure_broker import Authority
 
 WAIT = 60.0  # seconds; only a test that fails waits so long
@@ -89,6 +96,42 @@ def feed(monkeypatch: pytest.MonkeyPatch) -> Iterator[Feed]:
     found = Feed()
     yield found
     found.server.shutdown()
+
+
+class MessagesPlace(ConnectorPlace):
+    """The messages of a server, each of which is sent once: to the last who has connected, when he has shown that he is there."""
+
+    def __init__(self, feed: Feed) -> None:
+        self.feed, self.unsent = feed, deque[int]()
+        self.last: ServerConnection | None = None
+        self.turn = threading.Lock()
+        feed.say = [self.say]
+
+    def say(self, connection: ServerConnection) -> None:
+        self.last = connection
+        with suppress(ConnectionClosed):
+            while self.last is connection:
+                if self.unsent and connection.ping().wait(1):
+                    with self.turn:
+                        if self.last is connection:
+                            connection.send(json.dumps({"n": self.unsent.popleft()}))
+                else:
+                    with suppress(TimeoutError):  # until the next look, or the end of the connection
+                        connection.recv(timeout=0.005)
+
+    def put(self, numbers: Sequence[int]) -> None:
+        self.unsent.extend(numbers)
+
+    def source(self) -> Source:
+        return WebsocketSource(f"ws://127.0.0.1:{self.feed.port}/feed")
+
+
+class TestMessages(FindsFaultsOfMemory, SourceSuite):
+    starts = ("earliest",)
+
+    @pytest.fixture
+    def new_place(self, feed: Feed) -> NewPlace:
+        return lambda: MessagesPlace(feed)
 
 
 def read(source: WebsocketSource, count: int) -> list[bytes]:

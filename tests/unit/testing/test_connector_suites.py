@@ -212,6 +212,75 @@ class BoundedPlace(FeedPlace):
     kind = BoundedFeed
 
 
+class Air:
+    """Sends each row once, to who listens."""
+
+    def __init__(self) -> None:
+        self.heard: list[int] | None = None
+        self.last: list[int] = []
+
+
+class Listener(Source):
+    """Gives what the Air sends while it is open. Its position counts rows, and its memory has the count too."""
+
+    name = "air"
+    schema = SCHEMA
+    guarantee = "at most once"
+
+    def __init__(self, air: Air, broken: str) -> None:
+        self.air, self.broken, self.count = air, broken, 0
+        self.heard: list[int] | None = None
+        self.memory: dict[tuple[str, int], bytes] = {}
+
+    def recall(self, memory: Any) -> None:
+        self.memory = dict(memory)
+
+    def open(self, positions: Any, start: str | int = "earliest") -> None:
+        known = (positions or {}).get((self.name, 0))
+        if known is None and start not in ("earliest", "latest"):
+            raise UserError(f"air: start={start!r}")
+        if known is not None and str(known).encode() != self.memory.get((self.name, 0)) and not self.broken:
+            raise UserError(f"air: nothing is known of the position {known}")
+        self.count = 0 if self.broken == "counts anew at each start" else known or 0
+        self.heard = self.air.heard = []
+        if self.broken == "gives the last row again" and known:
+            self.heard += self.air.last
+
+    def read_batch(self, max_rows: int, timeout: float) -> Batch | None:
+        if self.heard is None:
+            raise UserError("the source air is not open")
+        found = self.heard[:max_rows]
+        if not found:
+            return None
+        if self.broken == "turns the order":
+            found.reverse()
+        self.heard[:] = [] if self.broken == "drops what it was not asked for" else self.heard[len(found) :]
+        self.air.last = found[-1:]
+        self.count += len(found)
+        return Batch(pa.record_batch([pa.array(found, pa.int64())], SCHEMA), self.positions(), self.name)
+
+    def positions(self) -> dict[tuple[str, int], int]:
+        return {(self.name, 0): self.count}
+
+    def remember(self) -> dict[tuple[str, int], bytes]:
+        return {(self.name, 0): str(self.count).encode()}
+
+    def close(self) -> None:
+        self.heard = self.air.heard = None
+
+
+class AirPlace(ConnectorPlace):
+    def __init__(self, broken: str) -> None:
+        self.air, self.broken = Air(), broken
+
+    def put(self, numbers: Sequence[int]) -> None:
+        if self.air.heard is not None:
+            self.air.heard += numbers
+
+    def source(self) -> Source:
+        return Listener(self.air, self.broken)
+
+
 class Shelf:
     """A receiver that keeps rows, and facts beside them; each call of `put` is one step of its own."""
 
@@ -479,6 +548,23 @@ def test_a_source_that_breaks_a_promise_is_found(broken: str, found: str) -> Non
     assert found in findings(SourceSuite(), lambda: FeedPlace(broken))
 
 
+@pytest.mark.parametrize(
+    ("broken", "found"),
+    [
+        ("gives the last row again", GOES_ON),
+        ("counts anew at each start", GOES_ON),
+        ("believes any position", "a_position_that_does_not_exist_is_refused"),
+        ("turns the order", "rows_come_in_order_in_batches_of_any_size"),
+        ("drops what it was not asked for", "rows_come_in_order_in_batches_of_any_size"),
+    ],
+)
+def test_a_source_of_a_log_that_keeps_nothing_is_found_if_it_breaks_what_it_can_promise(
+    broken: str, found: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(places, "GUARD_SECONDS", 0.2)  # rows that are lost do not come
+    assert found in findings(SourceSuite(), lambda: AirPlace(broken))
+
+
 def test_a_source_that_waits_longer_than_it_may_is_found() -> None:
     suite = SourceSuite()
     with pytest.raises(AssertionError, match=r"timeout of 0.05 s, has not come back"):
@@ -568,11 +654,12 @@ def test_connectors_that_keep_their_promises_pass() -> None:
     assert findings(SourceSuite(), lambda: FeedPlace("")) == []
     assert findings(SourceSuite(), lambda: EndingPlace("")) == []
     assert findings(SourceSuite(), lambda: BoundedPlace("")) == []
+    assert findings(SourceSuite(), lambda: AirPlace("")) == []
     assert findings(SinkSuite(), lambda: HeapPlace("")) == []
     assert findings(TypesSuite(), lambda: TypedPlace("")) == []
     assert findings(DeliverySuite(), lambda: ShelfPlace("")) == []
 
 
 def test_a_place_that_lacks_a_member_says_which() -> None:
-    with pytest.raises(UserError, match=r"ConnectorPlace has no put\(\)"):
+    with pytest.raises(UserError, match=r"ConnectorPlace has no source\(\)"):
         SourceSuite().test_an_unknown_start_is_refused(ConnectorPlace)
