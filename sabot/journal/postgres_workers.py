@@ -11,6 +11,11 @@
 **Queue.** A letter that begins a job is the job's place in the queue. A worker claims it, and appends BEGIN. Letters to a
 job are taken by its worker only.
 
+**Looks go on where the last one has ended.** While somebody has a long dump, the server keeps the index entries of all letters
+that were claimed since, and a look would read them all. So a worker remembers, by agent and priority, up to which number no letter
+waits, and which letters it has claimed itself. What it cannot know that way is found by a look at the whole queue, which comes the
+later the longer the last one took: a letter whose transaction took longer than a second, a priority that it has not met.
+
 **Places** come in ranges, which a sequence of the database gives out. A worker draws another range when it takes jobs from
 another worker: so the entries that it appends to them have higher places than those before, and within a job places rise.
 Between jobs they have no order in time, and there are gaps: no reader looks for missing entries.
@@ -30,6 +35,7 @@ once and as many as it has room for. What is left behind after two seconds belon
 
 import logging
 import math
+from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
@@ -74,6 +80,7 @@ from sabot.steps import step
 _log = logging.getLogger(__name__)
 
 _MOST = 64  # letters that are claimed, or jobs that are taken, at once
+_MOST_QUEUES = 256  # agents with a priority that a look asks for
 
 _ENTER = (
     "INSERT INTO workers (owner, described, life, written, until) VALUES (%s, %s, %s, %s, "
@@ -106,16 +113,43 @@ _DEAD = "other workers have declared this one dead, and go on with its jobs"
 
 _UNTAKEN = f"{ASIDE}, {REFUSED}"  # of these no job is taken without a reason
 
-_TO_ME = (  # letters that this worker takes
-    "SELECT number, letter FROM (SELECT number, priority, letter FROM inbox WHERE taken = 0 AND worker = ? AND worker <> 0 "
-    f"AND starts_with(once, 'begin:') UNION ALL SELECT i.number, i.priority, i.letter FROM (SELECT * FROM inbox WHERE {TO_JOBS}) i "
-    "JOIN jobs j ON j.job = i.job WHERE j.worker = ? AND (i.worker <> 0 OR i.agent <> ALL(?))) AS mine ORDER BY priority, number"
-)
-# of each agent the first ones
-_UNCLAIMED = (
-    "SELECT i.number FROM unnest(?::text[]) AS a (agent) CROSS JOIN LATERAL (SELECT number, priority FROM inbox "
-    f"WHERE {DUE} AND inbox.agent = a.agent ORDER BY priority, number LIMIT {_MOST}) i ORDER BY i.priority, i.number LIMIT {_MOST}"
-)
+_MINE = "taken = 0 AND worker = ? AND worker <> 0 AND starts_with(once, 'begin:')"
+
+
+def _to_me(claimed: str) -> str:
+    """Returns the statement that selects the letters which this worker takes. `claimed`: of those that begin jobs."""
+    return (
+        f"SELECT number, letter FROM (SELECT number, priority, letter FROM {claimed} UNION ALL "
+        f"SELECT i.number, i.priority, i.letter FROM (SELECT * FROM inbox WHERE {TO_JOBS}) i JOIN jobs j ON j.job = i.job "
+        "WHERE j.worker = ? AND (i.worker <> 0 OR i.agent <> ALL(?))) AS mine ORDER BY priority, number"
+    )
+
+
+def _unclaimed(queues: str, behind: str = "") -> str:
+    """Returns the statement that selects the first letters which nobody has claimed, of each of the `queues`."""
+    return (
+        f"SELECT i.* FROM unnest({queues}) CROSS JOIN LATERAL (SELECT number, agent, priority FROM inbox "
+        f"WHERE {DUE} AND inbox.agent = a.agent{behind} ORDER BY priority, number LIMIT {_MOST}) i "
+        f"ORDER BY i.priority, i.number LIMIT {_MOST}"
+    )
+
+
+# By True all of them, by False those of which this worker knows that they may be there. OFFSET 0 lets each number be looked up.
+_TO_ME = {
+    True: _to_me(f"inbox WHERE {_MINE}"),
+    False: _to_me(
+        "unnest(?::bigint[]) AS known (claimed) CROSS JOIN LATERAL "
+        f"(SELECT * FROM inbox WHERE number = known.claimed OFFSET 0) i WHERE {_MINE}"
+    ),
+}
+_UNCLAIMED = {
+    True: _unclaimed("?::text[]) AS a (agent"),
+    False: _unclaimed(
+        "?::text[], ?::bigint[], ?::bigint[], ?::bigint[]) AS a (agent, priority, passed, last",
+        # a comparison of rows: with `priority =` the planner takes the index of all letters by number
+        " AND (priority, number) > (a.priority, a.passed) AND priority <= a.last",
+    ),
+}
 _LIMITED = (
     "SELECT a.agent FROM unnest(?::text[]) AS a (agent) "
     f"WHERE EXISTS (SELECT 1 FROM inbox WHERE {DUE} AND inbox.agent = a.agent) OR EXISTS (SELECT 1 FROM (SELECT * FROM inbox "
@@ -128,7 +162,7 @@ _STRANGERS = (  # by agent, the first letter, each found by a search in the inde
 )
 _CLAIM = (
     "UPDATE inbox SET worker = %s WHERE number IN (SELECT number FROM inbox WHERE number = ANY(%s) AND worker = 0 AND taken = 0 "
-    "FOR UPDATE SKIP LOCKED)"
+    "FOR UPDATE SKIP LOCKED) RETURNING number"
 )
 # a retry of a job whose worker is gone, and a cancel of one that is set aside
 _ORPHANS = (
@@ -150,10 +184,12 @@ _HOLDS = "(SELECT true FROM jobs j WHERE j.worker >= w.number AND j.worker <= w.
 _LEFT = f"SELECT DISTINCT w.number = {SUSPECTS} FROM workers w WHERE w.gone AND {_HOLDS}"
 # All that a worker looks for regularly, by one query: the letters that it takes, and whether there is more. Not by EXISTS, which drops
 # the order and the limit of a query, and with them the index.
-_LOOK = (
-    f"SELECT ARRAY(SELECT number FROM ({_TO_ME}) AS mine), ({ARE_DUE}) IS NOT NULL, "
-    f"(SELECT 1 FROM ({_UNCLAIMED}) AS free LIMIT 1) IS NOT NULL, (SELECT 1 FROM ({_LEFT}) AS behind LIMIT 1) IS NOT NULL"
-)
+_LOOK = {
+    whole: f"SELECT ARRAY(SELECT number FROM ({_TO_ME[whole]}) AS mine), ({ARE_DUE}) IS NOT NULL, "
+    f"(SELECT 1 FROM ({_UNCLAIMED[whole]}) AS free LIMIT 1) IS NOT NULL, (SELECT 1 FROM ({_LEFT}) AS behind LIMIT 1) IS NOT NULL, "
+    "coalesce((SELECT max(number) FROM inbox), 0)"
+    for whole in (True, False)
+}
 # Trees move whole, with the jobs that have ended: one of these may be retried, and runs where the others are. So one worker at a
 # time takes trees, behind the lock of the row of worker 0.
 _ONE_TAKES = "SELECT 1 FROM workers WHERE number = 0 FOR UPDATE SKIP LOCKED"
@@ -187,8 +223,9 @@ _FORGET = (
 # without rows that a transaction whose connection has broken may still change: it has them locked
 _SETTLED = "SELECT job, worker = ? AND ended IS NULL FROM jobs WHERE job = ANY(?) FOR SHARE SKIP LOCKED"
 _FREE = (
-    "UPDATE inbox SET worker = 0 WHERE number IN (SELECT i.number FROM inbox i JOIN workers w ON w.number = i.worker "
-    "WHERE w.gone AND i.taken = 0 AND i.worker <> 0 FOR UPDATE OF i SKIP LOCKED)"
+    "UPDATE inbox SET worker = 0 WHERE number IN (SELECT i.number FROM workers w CROSS JOIN LATERAL (SELECT number FROM inbox "
+    "WHERE inbox.worker = w.number AND taken = 0 AND inbox.worker <> 0 FOR UPDATE SKIP LOCKED) i WHERE w.gone) "
+    "RETURNING number, agent, priority"
 )
 
 
@@ -321,6 +358,12 @@ class PostgresWorker(PostgresJournal):
     reap_s = 2.0
     """The seconds between two looks for workers that are gone."""
 
+    late_s = 1.0
+    """The seconds after which a start has committed the letter whose number it has drawn. One that takes longer is found later."""
+
+    patient = 30
+    """How many times as long as a look at the whole queue a worker waits for the next one, at most that many seconds."""
+
     lease: WorkerLease
     lease_type = WorkerLease
     inbox: WorkersInbox
@@ -333,6 +376,12 @@ class PostgresWorker(PostgresJournal):
         super().start(writer, inbox, clock)
         self.begins = _WorkerBeginnings(self)
         self._seen: dict[int, int] = {}  # letters that became entries: the places of these
+        self._claimed: set[int] = set()  # letters that begin jobs and that it may have claimed
+        self._passed: dict[tuple[str, int], int] = {}  # by agent and priority: no letter up to this number waits
+        self._newest: deque[tuple[float, int]] = deque()  # the times of looks, and the last letter of each
+        self._whole_at = -math.inf  # when the whole queue is looked at again
+        self._whole_s = 0.0  # the time that this took
+        self._strangers_at = -math.inf  # when letters to agents that are not here are looked for again
         self._reaped = -math.inf
         self._unsure: list[str] = []  # jobs that were taken, if the transaction was committed
         self._warned = False  # that open jobs wait for `resume`
@@ -417,18 +466,77 @@ class PostgresWorker(PostgresJournal):
 
     def untaken(self, after: int = 0) -> list[tuple[int, Letter]]:
         self._forget_seen()
-        rows = self.select(_TO_ME, self._of_mine())
+        whole = self._is_whole()
+        rows = self._read(whole, _TO_ME, self._of_mine(whole))
+        if whole:
+            self._claimed = {number for number, _ in rows}
+            self._wait_patiently()
         return [(number, decode_letter(data, self.where)) for number, data in rows if number not in self._seen]
 
-    def _of_mine(self) -> tuple[Any, ...]:
+    def _of_mine(self, whole: bool) -> tuple[Any, ...]:
         """Returns the values of the statement `_TO_ME`."""
-        return self.lease.number, self.lease.number, list(self._lanes.limits)
+        mine = self.lease.number, self.lease.number, list(self._lanes.limits)
+        return mine if whole else (list(self._claimed), *mine)
+
+    def _is_whole(self) -> bool:
+        return boot_seconds() >= self._whole_at
+
+    def _read(self, whole: bool, statements: Mapping[bool, str], values: tuple[Any, ...]) -> list[tuple[Any, ...]]:
+        began = boot_seconds()
+        rows = self.select(statements[whole], values)
+        if whole:
+            self._whole_s = max(self._whole_s, boot_seconds() - began)
+        return rows
+
+    def _wait_patiently(self) -> None:
+        """Notes that the whole queue was looked at."""
+        self._whole_at = boot_seconds() + min(self.patient * self._whole_s, self.patient)
+        self._whole_s = 0.0
+
+    def _queues(self, agents: Collection[str], whole: bool) -> tuple[list[Any], ...]:
+        """Returns the values of the statement `_UNCLAIMED` for the letters of these agents."""
+        if whole:
+            return (list(agents),)
+        if len(self._passed) > _MOST_QUEUES:
+            self._passed = {}
+        for agent in agents:
+            self._passed.setdefault((agent, 0), 0)
+        known = [(*key, passed, key[1]) for key, passed in list(self._passed.items()) if key[0] in agents]
+        # a cancel lets a letter through that was passed over before, and these are few
+        known = [each if each[0] in self.begins.agents else (each[0], -EVERY, 0, EVERY) for each in known]
+        return tuple(map(list, zip(*set(known), strict=True))) if known else ([], [], [], [])
+
+    def _pass_over(self, agents: Collection[str], at: float, newest: int) -> None:
+        """Notes that at a time no letter of these agents has waited. `newest`: the number of the last letter then. Letters that were
+        there `late_s` before are passed over from now on.
+        """
+        self._newest.append((at, newest))
+        while len(self._newest) > 1 and self._newest[1][0] <= at - self.late_s:
+            self._newest.popleft()
+        since, behind = self._newest[0]
+        if since <= at - self.late_s:
+            for key, passed in list(self._passed.items()):
+                if key[0] in agents:
+                    self._passed[key] = max(passed, behind)
+
+    def _look_before(self, letters: Collection[tuple[int, str, int]]) -> None:
+        """Lets looks begin at letters that wait now and were passed over before. `letters`: in any order."""
+        known = dict(self._passed)
+        self._look_from(
+            sorted((min(number, known.get((agent, each), 0) + 1), agent, each) for number, agent, each in letters)
+        )
+
+    def _look_from(self, letters: Collection[tuple[int, str, int]]) -> None:
+        """Lets looks begin at letters that wait, of each agent and priority at the first. `letters`: in the order of their numbers."""
+        for number, agent, priority in reversed(list(letters)):
+            self._passed[agent, priority] = number - 1
 
     def _forget_seen(self) -> None:
         """Forgets the letters whose entries are durable: these are no letters any more."""
         durable = self.writer.durable_offset
         for number in [number for number, place in self._seen.items() if place < durable]:
             del self._seen[number]
+            self._claimed.discard(number)
 
     def letters(self) -> list[Letter]:
         """Returns the letters to all workers, for lists."""
@@ -440,9 +548,14 @@ class PostgresWorker(PostgresJournal):
     def _has_work(self) -> bool:
         self._forget_seen()
         agents = self._unlimited() if self.begins.room() > 0 else []
-        ((numbers, due, unclaimed, left),) = self.select(_LOOK, (*self._of_mine(), agents))
+        whole, began = self._is_whole(), boot_seconds()
+        values = *self._of_mine(whole), *self._queues(agents, whole)
+        ((numbers, due, unclaimed, left, newest),) = self._read(whole, _LOOK, values)
+        self._pass_over(() if unclaimed else agents, began, newest)
         if due or any(number not in self._seen for number in numbers) or (unclaimed and not self._is_behind()):
-            return True
+            return True  # the take looks at the whole queue too, if this was such a look
+        if whole:
+            self._wait_patiently()
         if self._lanes.parks or self._lanes.wants or self._limited() or self.suspects.has_cleared:
             return True
         if self.begins.resumes:
@@ -494,9 +607,10 @@ class PostgresWorker(PostgresJournal):
 
     def _claimable(self) -> list[int]:
         """Returns the numbers of letters that begin jobs of the agents that are here, as many as there is room for."""
-        room = self.begins.room()
-        found = self.select(_UNCLAIMED, (self._unlimited(),)) if room > 0 else []
-        return [] if found and self._is_behind() else [number for (number,) in found[:room]]
+        room, whole = self.begins.room(), self._is_whole()
+        found = self._read(whole, _UNCLAIMED, self._queues(self._unlimited(), whole)) if room > 0 else []
+        self._look_from([(number, agent, priority) for number, agent, priority in found])
+        return [] if found and self._is_behind() else [number for number, *_ in found[:room]]
 
     def _unlimited(self) -> list[str]:
         """Returns the agents, as letters name them, that are here and whose jobs begin without a seat."""
@@ -514,9 +628,13 @@ class PostgresWorker(PostgresJournal):
 
     def _tell_of_strangers(self) -> None:
         """Logs which letters begin jobs of agents that are not here, of each agent the first one."""
+        began = boot_seconds()
+        if began < self._strangers_at:
+            return
         known = [*self.begins.agents, *map(cancelled, self.begins.agents)]
         for (data,) in self.select(_STRANGERS, (known,)):
             self.begins.leave(decode_letter(data, self.where))
+        self._strangers_at = boot_seconds() + min(self.patient * (boot_seconds() - began), self.patient)
 
     def _dead(self) -> Iterator[tuple[int, str, str, bool]]:
         """Yields the workers that have died and that nobody has declared dead: the number, the session and the words for each,
@@ -544,7 +662,7 @@ class PostgresWorker(PostgresJournal):
         """Claims letters that begin jobs, as many as there is room for. Lets jobs go on that have waited for a seat."""
         if self.select(ARE_DUE):
             with self.inbox.session.using() as connection:
-                connection.execute(BECOME_DUE)
+                self._look_before(connection.execute(BECOME_DUE).fetchall())
         numbers, parks = self._claimable(), set(self._lanes.parks)
         wanting = {job.partition("/")[0] for job in list(self._lanes.wants)}
         limited = sorted(wanting.union(self._limited()))
@@ -559,14 +677,15 @@ class PostgresWorker(PostgresJournal):
         ):
             self._check_lease(connection)
             if numbers:
-                connection.execute(_CLAIM, (self.lease.number, numbers))
+                self._claimed.update(n for (n,) in connection.execute(_CLAIM, (self.lease.number, numbers)).fetchall())
             if parks:
                 park_seats(connection, parks)
             granted = list[str]()
             for agent in limited:
                 jobs, letters = self._lanes.claim(connection, agent, self.lease.number, room)
                 granted += jobs
-                room -= letters
+                self._claimed.update(letters)
+                room -= len(letters)
         self._lanes.parks -= parks
         self.begins.granted += self._lanes.granted(granted)
         if room == self.begins.room() - len(numbers):
@@ -607,7 +726,7 @@ class PostgresWorker(PostgresJournal):
             dead = list(self._dead())
             with self.inbox.session.using() as connection, step("journal", f"{self.where}: take"):
                 self._bury(connection, dead)
-                connection.execute(_FREE)
+                self._look_before(connection.execute(_FREE).fetchall())
                 connection.execute(_FORGET)
         if self.suspects.has_cleared:
             with self.inbox.session.using() as connection:

@@ -74,7 +74,7 @@ ARE_DUE = f"SELECT 1 FROM inbox WHERE {LATER} AND after_ms <= (SELECT {NOW_MS}) 
 
 BECOME_DUE = (
     "UPDATE inbox SET after_ms = 0 WHERE number IN (SELECT number FROM inbox "
-    f"WHERE {LATER} AND after_ms <= (SELECT {NOW_MS}) ORDER BY after_ms LIMIT 500 FOR UPDATE SKIP LOCKED)"
+    f"WHERE {LATER} AND after_ms <= (SELECT {NOW_MS}) ORDER BY after_ms LIMIT 500 FOR UPDATE SKIP LOCKED) RETURNING number, agent, priority"
 )
 """Puts letters whose time has come into the queue."""
 
@@ -286,8 +286,8 @@ class SharedLanes(Lanes):
         """Returns the jobs of an agent that go on as soon as they have seats."""
         return [job for job in list(self.wants) if job.partition("/")[0] == agent]
 
-    def claim(self, connection: Any, agent: str, worker: int, room: int) -> tuple[list[str], int]:
-        """Claims letters of an agent as `claim_seats` does. Returns the jobs that go on now, and the number of letters."""
+    def claim(self, connection: Any, agent: str, worker: int, room: int) -> tuple[list[str], list[int]]:
+        """Claims letters of an agent as `claim_seats` does. Returns the jobs that go on now, and the numbers of the letters."""
         wants = self.wants_of(agent)
         closed = {self.places[job] for job in wants if job in self.places}
         left = [job for job in list(self.left) if job.partition("/")[0] == agent]
@@ -296,7 +296,7 @@ class SharedLanes(Lanes):
             connection, agent, worker, room, wants[:_WANTS_AT_ONCE], closed=closed, left=left, after=after
         )
         if found is None:
-            return ([], 0) if agent in self.limits else (wants, 0)
+            return ([], []) if agent in self.limits else (wants, [])
         self.left.difference_update(set(left) - found.still)
         self.after[agent] = found.after
         limit = self.limits.get(agent)
@@ -341,14 +341,14 @@ class Claimed(NamedTuple):
     """The result of a claim.
 
     - `granted`: the jobs that go on, since they have seats again. `waiting`: the lanes of the others, by job.
-    - `letters`: the number of letters.
+    - `letters`: the numbers of the letters.
     - `still`: those of the jobs that were over whose END is not durable yet.
     - `after`: the scope or key behind which the next claim begins to look; "" for the first one.
     """
 
     granted: list[str]
     waiting: dict[str, str]
-    letters: int
+    letters: list[int]
     still: set[str]
     after: str
 
@@ -378,11 +378,11 @@ def claim_seats(
     claim = _Claim(connection, agent, worker, limit_of(spec), now_ms)
     granted, waiting = claim.sit_again(wants)
     still, freed = claim.freed(left)
-    letters, behind = 0, after
+    letters, behind = list[int](), after
     if room > 0:
         closed = {*closed, *waiting.values()}
         letters = claim.retries(min(room, _RETRIES_AT_ONCE), closed)
-        more, behind = claim.letters(room - letters, closed, freed, after)
+        more, behind = claim.letters(room - len(letters), closed, freed, after)
         letters += more
     return Claimed(granted, waiting, letters, still, behind)
 
@@ -479,8 +479,8 @@ class _Claim:
         rows = self._run(_LANES_OF, (list(left),)).fetchall() if left else []
         return {job for job, _, counts in rows if counts}, {lane for _, lane, counts in rows if not counts}
 
-    def retries(self, room: int, closed: Collection[str]) -> int:
-        """Claims letters that begin jobs again, which this worker holds. Returns their number."""
+    def retries(self, room: int, closed: Collection[str]) -> list[int]:
+        """Claims letters that begin jobs again, which this worker holds. Returns their numbers."""
         rows = self._run(_RETRIED, (self._agent, self._worker, room)).fetchall()
         asked = [(number, job, self._limit.lane(scope, key)) for number, job, scope, key in rows]
         asked = [each for each in asked if each[2] not in closed]
@@ -493,19 +493,20 @@ class _Claim:
                 taken.append((number, job, lane))
         return self._claim(taken)
 
-    def _claim(self, taken: Collection[tuple[int, str, str]]) -> int:
-        """Claims letters, and lets their jobs sit in their lanes. Returns their number."""
+    def _claim(self, taken: Collection[tuple[int, str, str]]) -> list[int]:
+        """Claims letters, and lets their jobs sit in their lanes. Returns their numbers."""
         if not taken:
-            return 0
-        self._run(_CLAIM, (self._worker, [number for number, _, _ in taken]))
+            return []
+        numbers = [number for number, _, _ in taken]
+        self._run(_CLAIM, (self._worker, numbers))
         if seated := [(job, lane) for _, job, lane in taken if lane]:
             jobs, names = map(list, zip(*seated, strict=True))
             self._run(_SIT, (self._now_ms, jobs, [self._agent] * len(jobs), names))
-        return len(taken)
+        return numbers
 
-    def letters(self, room: int, closed: Collection[str], freed: Collection[str], after: str) -> tuple[int, str]:
+    def letters(self, room: int, closed: Collection[str], freed: Collection[str], after: str) -> tuple[list[int], str]:
         """Claims letters in lanes that have seats: of those that were looked at the first by priority and number. Returns their
-        number, and the scope or key behind which the next claim begins.
+        numbers, and the scope or key behind which the next claim begins.
         """
         if self._limit.per == "agent":
             parts, of_part, behind = [""], "", ""
@@ -519,7 +520,7 @@ class _Claim:
         self._look(filter(None, lanes.values()))
         free = {part: most for part, lane in lanes.items() if (most := self._most(lane, room)) > 0}
         if not free:
-            return 0, behind
+            return [], behind
         values = {"parts": list(free), "free": list(free.values()), "agent": self._agent, "room": room}
         rows = self._run(_NEXT.format(due=DUE, of_part=of_part), values).fetchall()
         return self._claim([(number, job, lanes[part]) for number, job, part, _ in rows]), behind
