@@ -39,6 +39,9 @@ from sabot.journal.entries import UNSENT, Attempt, Begin, EffectResult, Entry
 
 CallKind = Literal["tool", "model", "child"]
 
+After = Literal["", "degraded", "again", "unrecorded"]
+"""The values of `GuardedCall.after`."""
+
 Price = Callable[[str, Usage], Decimal | None]
 """A function that returns the price in US dollars of this usage of this model; None if the price is unknown."""
 
@@ -245,7 +248,7 @@ class GuardedCall(msgspec.Struct, frozen=True):
       asked; else "".
     - `after`: "" for a call on which nobody has decided yet. "degraded" if the call was allowed before, and now asks
       another model; "again" if it was allowed before, and this is another attempt, or the first one after a person has
-      approved it.
+      approved it; "unrecorded" if it was allowed before, is in no journal, and is sent next.
     """
 
     effect: EffectId
@@ -263,7 +266,7 @@ class GuardedCall(msgspec.Struct, frozen=True):
     apart: bool = False
     within: EffectId | None = None
     standing: Mapping[str, str] = msgspec.field(default_factory=dict)
-    after: Literal["", "degraded", "again"] = ""
+    after: After = ""
     asked_under: str = ""
     _seen: dict[str, Any] = msgspec.field(default_factory=dict)
 
@@ -492,7 +495,7 @@ class EffectGuard:
         continue meanwhile, and the call may have ended before the awaitable is done. If the method or the awaitable
         raises an error, the call is denied.
 
-        A guard that has allowed the call decides on it again in two cases (`GuardedCall.after`). It then denies the
+        A guard that has allowed the call decides on it again in three cases (`GuardedCall.after`). It then denies the
         call, or allows it; its other decisions are not looked at:
 
         - "degraded": the call now asks another model, because a guard has replaced the first one (the decision
@@ -500,6 +503,8 @@ class EffectGuard:
           reserves the difference. If it denies the model, earlier reservations remain.
         - "again": another attempt of the call, or the first one after a person has approved it. `effect` has the
           number of the new attempt.
+        - "unrecorded": the attempt `effect` of a model call that no journal has, such as one of a stream, is sent next.
+          After a crash nobody calls `reopen` for it, so a guard that counts it has to store it durably now.
         """
         raise NotImplementedError
 

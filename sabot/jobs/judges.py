@@ -1,8 +1,9 @@
 """Asks the guards of an app before calls of models and tools that are not effects of a job. Such calls are made by
 agents that are not durable, by streams, and by tools that ask models or call other tools themselves.
 
-No journal records these calls. So a decision holds for one call only, and no person can be asked. A call during which
-the process crashes has no row in the ledger.
+No journal records these calls. So a decision holds for one call only, and no person can be asked. Before a model is asked,
+the guards are told ("unrecorded" of `EffectGuard.decide`): a budget stores the most that the call may use, in case of a
+crash.
 """
 
 import asyncio
@@ -14,7 +15,7 @@ from contextlib import contextmanager
 from copy import copy
 from itertools import count
 from secrets import randbits
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
@@ -26,9 +27,10 @@ from sabot.engine.calls.judging import JUDGE, Make, OnceJudge
 from sabot.engine.calls.messages import user
 from sabot.engine.calls.model_requests import RequestSpec
 from sabot.engine.calls.tools import Tool, recorded_way
-from sabot.errors import PolicyDenied, UserError
+from sabot.errors import NotSent, PolicyDenied, UserError
 from sabot.jobs.guard import (
     NOBODY,
+    After,
     CallKind,
     Decision,
     EffectGuard,
@@ -115,6 +117,7 @@ class GuardJudge:
 
         async def instead(call: Any, price: Price) -> None:
             await self.instead(effect, call, price)
+            await self._noted_unrecorded(effect, call.model, call, price)
 
         async def again() -> None:
             nonlocal effect
@@ -124,8 +127,15 @@ class GuardJudge:
             if verdict.decision is Decision.DENY:
                 raise self._denied(model, verdict)
             effect = following
+            await self._noted_unrecorded(effect, model, call, price)
 
         call.before_repeat, call.before_fallback = again, instead
+        try:
+            await self._noted_unrecorded(effect, model, call, price)
+        except BaseException:  # its row may be durable
+            unsent = NotSent(f"{model} was not asked")
+            self._settle(effect, "model", model, type_of(unsent), pack_error(unsent))
+            raise
         try:
             outcome = await ask()
         except BaseException as error:
@@ -157,14 +167,20 @@ class GuardJudge:
         call.texts = mask(call.texts, verdict.hide)
         call.model = call.spec.model or call.model
 
+    async def _noted_unrecorded(self, effect: EffectId, model: str, call: Any, price: Price) -> None:
+        """Tells the guard that this attempt is sent next. Raises BudgetUnavailable if a budget cannot store it."""
+        assert self._guard is not None
+        found = judge_call(self._guard, self._asked(effect, model, call, price, "unrecorded"))
+        verdict = found if isinstance(found, GuardVerdict) else await found
+        if verdict.decision is Decision.DENY:
+            raise self._denied(model, verdict)
+
     async def _noted(self, effect: EffectId, verdict: GuardVerdict) -> None:
         """Records the verdict on another provider (see `instead`). Does nothing in this class, because the calls that
         it judges are in no journal.
         """
 
-    def _asked(
-        self, effect: EffectId, model: str, call: Any, price: Price, after: Literal["", "degraded", "again"] = ""
-    ) -> GuardedCall:
+    def _asked(self, effect: EffectId, model: str, call: Any, price: Price, after: After = "") -> GuardedCall:
         behalf, kind, spec = self._behalf, EffectClass.METERED, _told(call)
         made = GuardedCall(effect, "model", model, self._agent, behalf, kind, spec=spec, price=price, after=after)
         return msgspec.structs.replace(made, labels=frozenset(behalf.labels)) if behalf.labels else made
@@ -379,9 +395,7 @@ class _ToolJudge(GuardJudge):
         if effect[:2] == self._effect[:2]:
             await self._note(effect, verdict)
 
-    def _asked(
-        self, effect: EffectId, model: str, call: Any, price: Price, after: Literal["", "degraded", "again"] = ""
-    ) -> GuardedCall:
+    def _asked(self, effect: EffectId, model: str, call: Any, price: Price, after: After = "") -> GuardedCall:
         asked = super()._asked(effect, model, call, price, after)
         return asked if effect.job == self._effect.job else self._of_effect(asked)
 

