@@ -610,7 +610,7 @@ class Effects:
         asked, _ = job.history.question_about(ask.ordinal)
         if event == "unsure" and asked is None and ask.ordinal not in job.history.not_made and not ask.repeatable:
             # A worker that has lost the journal may still make the call, until its claim and the call's time-out are over.
-            wait_s = host.journal.predecessor_left() + (tool.timeout_s or _UNTIMED_SECONDS)
+            wait_s = host.journal.predecessor_left(job.job_id) + (tool.timeout_s or _UNTIMED_SECONDS)
             if wait_s > 0:
                 host.put_later(wait_s, EffectWaited(running, ask, event))
                 return

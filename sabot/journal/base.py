@@ -617,9 +617,9 @@ class Journal(JournalReader, Inbox):
         """
         return math.inf
 
-    def predecessor_left(self) -> float:
-        """Returns the seconds for which the previous owner may still begin calls. That owner may be paused or without
-        a connection, and may not know yet that it has lost the claim. Never blocks.
+    def predecessor_left(self, job: str) -> float:
+        """Returns the seconds for which the previous owner of a job may still begin calls of it. That owner may be paused or
+        without a connection, and may not know yet that it has lost the claim. Never blocks.
 
         A negative number is returned after this time. `-math.inf` means that no previous owner can begin calls: it
         has closed the journal, or its process has certainly ended.

@@ -321,7 +321,7 @@ class KafkaJournal(TablesReader, SqlJournal):
                 f"process {os.getpid()} on {socket.gethostname()}",
                 life_of_this_process(),
                 self._lease_s,
-                self.predecessor_left(),
+                self._predecessor_until - boot_seconds(),
             )
             seq, self._sure_at = replica.order.seq, boot_seconds()
             with step("claim", replica.topic):
@@ -357,7 +357,7 @@ class KafkaJournal(TablesReader, SqlJournal):
             return 0.0
         return max(0.0, self._sure_at + self._lease_s * (1 - _MARGIN) - boot_seconds())
 
-    def predecessor_left(self) -> float:
+    def predecessor_left(self, job: str) -> float:
         return self._predecessor_until - boot_seconds()
 
     def _beat(self) -> None:
@@ -549,7 +549,7 @@ class KafkaJournal(TablesReader, SqlJournal):
         with self._frames:
             if not self._lost:
                 try:
-                    self._write(ReleaseFrame(self.predecessor_left()), _GOODBYE_SECONDS)
+                    self._write(ReleaseFrame(self._predecessor_until - boot_seconds()), _GOODBYE_SECONDS)
                 except SabotError as error:
                     log.warning("%s: its next owner will wait for a while: %s", self.where, error.message)
         self._appender.close()

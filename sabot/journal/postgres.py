@@ -511,7 +511,7 @@ class PostgresJournal(PostgresReader, SqlJournal):
     def claim_left(self) -> float:
         return self.lease.left_s()
 
-    def predecessor_left(self) -> float:
+    def predecessor_left(self, job: str) -> float:
         return self.lease.predecessor_until - boot_seconds()
 
     def append(self, entry: Entry) -> Position:

@@ -381,6 +381,7 @@ class PostgresWorker(PostgresJournal):
         self._newest: deque[tuple[float, int]] = deque()  # the times of looks, and the last letter of each
         self._whole_at = -math.inf  # when the whole queue is looked at again
         self._whole_s = 0.0  # the time that this took
+        self._earlier: dict[str, float] = {}  # until when the worker before may begin calls, by job, by `boot_seconds`
         self._strangers_at = -math.inf  # when letters to agents that are not here are looked for again
         self._reaped = -math.inf
         self._unsure: list[str] = []  # jobs that were taken, if the transaction was committed
@@ -439,6 +440,9 @@ class PostgresWorker(PostgresJournal):
         add(Statements(connection), rows, worker=self.lease.number)
         if rows[-1].place % RANGE >= RANGE // 2:  # fewer entries than half a range wait
             self.writer.jump(drawn(connection))
+
+    def predecessor_left(self, job: str) -> float:
+        return self._earlier.get(job, -math.inf) - boot_seconds()
 
     def positions(self) -> dict[int, int]:
         return SqlReader.positions(self)
@@ -705,7 +709,7 @@ class PostgresWorker(PostgresJournal):
             connection.transaction(),
         ):
             self._check_lease(connection)
-            connection.execute(KEEP_EARLIER, (max(0.0, self.predecessor_left()),))
+            connection.execute(KEEP_EARLIER, (max(0.0, self.lease.predecessor_until - boot_seconds()),))
             refuse(connection, reasons, self.begins.version, self.lease.number)
 
     def _reap(self, late: bool) -> list[str]:
@@ -746,8 +750,9 @@ class PostgresWorker(PostgresJournal):
                 self._check_lease(connection)
                 found = self._take_trees(connection, most, alone, retried)
                 now = boot_seconds()
-                ends = [now + earlier_s for _, _, earlier_s in found if earlier_s is not None]
-                self.lease.predecessor_until = max([self.lease.predecessor_until, *ends])
+                ends = {job: now + earlier_s for job, _, earlier_s in found if earlier_s is not None}
+                self._earlier.update(ends)  # not for all jobs: each take would delay what is in doubt in those before
+                self.lease.predecessor_until = max([self.lease.predecessor_until, *ends.values()])
                 went_on = [job for job, is_open, _ in found if is_open]
                 taken += went_on
                 self._unsure = [*unsure, *taken]

@@ -541,11 +541,11 @@ def test_a_second_owner_is_refused_while_the_first_holds_the_journal(home: Home)
 def test_an_owner_knows_for_how_long_it_has_the_claim(home: Home) -> None:
     first = home.owner()
     assert first.claim_left() > 0
-    assert first.predecessor_left() == -math.inf  # nobody was before it
+    assert first.predecessor_left("a") == -math.inf  # nobody was before it
     first.close()
     second = home.owner()
     assert second.claim_left() > 0
-    assert second.predecessor_left() == -math.inf  # the first one has closed, and sends nothing
+    assert second.predecessor_left("a") == -math.inf  # the first one has closed, and sends nothing
     second.close()
 
 
@@ -1053,7 +1053,7 @@ STEPS = st.one_of(
 def test_a_claim_that_ends_with_the_process_has_no_time(tmp_path: Path) -> None:
     for home in (InMemory(), InSqlite(tmp_path)):
         journal = home.owner()
-        assert (journal.claim_left(), journal.predecessor_left()) == (math.inf, -math.inf)
+        assert (journal.claim_left(), journal.predecessor_left("a")) == (math.inf, -math.inf)
         journal.close()
 
 

@@ -164,14 +164,14 @@ def test_a_paused_owner_is_succeeded_and_learns_it_at_its_next_append(address: s
     child.send_signal(signal.SIGSTOP)
     before = boot_seconds()
     second = KafkaJournal(address)
-    left = second.predecessor_left()
+    left = second.predecessor_left("a")
     assert (
         left <= 4.0 <= boot_seconds() + left - before
     )  # 4 s from the beginning of the watch on, however long the opening took
     written(second, Begin("second", 0))
     if waits:
-        until(lambda: second.predecessor_left() <= 0.0)
-    may_be_sending = second.predecessor_left()
+        until(lambda: second.predecessor_left("a") <= 0.0)
+    may_be_sending = second.predecessor_left("a")
     child.send_signal(signal.SIGCONT)
     told, _ = child.communicate("\n", timeout=WAIT)
     left, outcome = told.splitlines()
@@ -191,7 +191,7 @@ def test_an_owner_whose_process_was_killed_here_is_succeeded_at_once(address: st
     before = SYSTEM_CLOCK.monotonic()
     second = KafkaJournal(address)
     assert SYSTEM_CLOCK.monotonic() - before < WAIT  # and not half of the lease
-    assert second.predecessor_left() == -math.inf
+    assert second.predecessor_left("a") == -math.inf
     written(second, Begin("second", 0))
     second.close()
     assert jobs_of(address) == ["first", "second"]
@@ -205,7 +205,7 @@ def test_a_paused_owner_is_waited_for_by_the_successor_of_its_successor_too(addr
     second.send_signal(signal.SIGKILL)
     second.communicate()
     third = KafkaJournal(address)
-    assert third.predecessor_left() > 1.0
+    assert third.predecessor_left("a") > 1.0
     third.close()
     paused.kill()
     paused.communicate()

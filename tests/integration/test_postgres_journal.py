@@ -301,7 +301,7 @@ def test_a_worker_that_was_paused_for_longer_than_its_lease_writes_nothing_more(
         paused.send_signal(signal.SIGSTOP)
         second = PostgresJournal(url, app, lease_s=LEASE_S)  # waits for the lease to end
         assert second.claim_left() > 0
-        assert -60 < second.predecessor_left() <= 0  # it began its last call then
+        assert -60 < second.predecessor_left("a") <= 0  # it began its last call then
         fill(second, 1, 3)
         paused.stdin.write("go on\n")
         paused.stdin.flush()
@@ -338,7 +338,7 @@ def test_an_owner_whose_process_was_killed_here_is_succeeded_at_once(url: str, a
         killed.kill()
         killed.wait()
         second = PostgresJournal(url, app)  # and not in ten minutes
-        assert second.predecessor_left() == -math.inf
+        assert second.predecessor_left("a") == -math.inf
         fill(second, 1, 3)
         second.close()
     assert read(url, app) == jobs(4)
@@ -355,7 +355,7 @@ def test_a_paused_owner_is_waited_for_by_the_successor_of_its_successor_too(url:
             second.wait()
         for _ in range(2):  # also behind one that has said goodbye
             after = PostgresJournal(url, app)
-            assert -60 < after.predecessor_left() <= 0
+            assert -60 < after.predecessor_left("a") <= 0
             after.close()
         paused.kill()
 

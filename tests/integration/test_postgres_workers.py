@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 import os
 import re
 import socket
@@ -184,7 +185,7 @@ def test_jobs_of_a_worker_that_left_belong_to_the_first_who_takes_them(
     first.close()
     assert taken_over(second) == ["a", "a/1"]
     assert taken_over(third) == []
-    assert second.predecessor_left() < 0  # it has left: none of its calls begins any more
+    assert second.predecessor_left("a") < 0  # it has left: none of its calls begins any more
     written(second, Attempt("a", 2, 0, 1))
     assert log(url, app, "a") == [Begin("a", 1, "k.a"), Attempt("a", 2, 0, 1)]
 
@@ -277,12 +278,30 @@ async def test_a_paused_worker_writes_nothing_after_its_jobs_were_taken(
     assert await second.look()
     assert taken(second) == ["b"]
     assert second.begins.taken_over == ["a"]
-    assert 0 < second.predecessor_left() <= LEASE_S  # it may still be sending calls
+    assert 0 < second.predecessor_left("a") <= LEASE_S  # it may still be sending calls
     position = first.append(Attempt("a", 2, 0, 1))
     with pytest.raises(JournalFailed, match="other workers have declared this one dead"):
         first.wait_durable(position, 60)
     assert [type(entry) for entry in log(url, app, "a")] == [Begin]
     assert first.claim_left() == 0
+
+
+def test_what_is_in_doubt_in_a_job_waits_for_its_own_earlier_worker_only(
+    url: str, app: str, worker: Callable[[], PostgresWorker]
+) -> None:
+    """It waited for the last lease of all whose jobs were taken: in a worker that takes jobs of a paused one each 10 s, for ever."""
+    first, other, second = worker(), worker(), worker()
+    written(first, Begin("a", 1, "k.a"))
+    written(other, Begin("b", 1, "k.a"))
+    written(second, Begin("own", 1, "k.a"))
+    dies(url, app, first)
+    assert taken_over(second) == ["a"]
+    left = second.predecessor_left("a")
+    assert 0 < left <= LEASE_S
+    dies(url, app, other)
+    assert taken_over(second) == ["b"]
+    assert second.predecessor_left("a") <= left < second.predecessor_left("b") + 1
+    assert second.predecessor_left("own") == -math.inf
 
 
 def test_places_rise_within_a_job_that_goes_to_and_fro(

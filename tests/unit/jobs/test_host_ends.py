@@ -232,7 +232,7 @@ async def test_what_a_paused_worker_may_still_be_doing_is_judged_when_its_last_c
         jobs.begin("j1")
         await under_way.wait()
     over = loop.time() + left_s
-    monkeypatch.setattr(MemoryJournal, "predecessor_left", lambda self: over - loop.time())
+    monkeypatch.setattr(MemoryJournal, "predecessor_left", lambda self, job: over - loop.time())
     async with hosting(home, agent_of(pay)) as jobs:
         await jobs.over("j1")
     assert over + timeout_s <= at["looked up"] < at["paid"]
@@ -243,7 +243,7 @@ async def test_what_may_be_repeated_is_not_waited_for(monkeypatch: pytest.Monkey
     async with hosting(home, agent_of(slow.tool)) as jobs:
         jobs.begin("j1")
         await slow.begun.wait()
-    monkeypatch.setattr(MemoryJournal, "predecessor_left", lambda self: 3600.0)
+    monkeypatch.setattr(MemoryJournal, "predecessor_left", lambda self, job: 3600.0)
     async with hosting(home, agent_of(slow.tool)) as jobs:
         await jobs.over("j1")
         assert jobs.agent.done == {"j1": "call 2"}
