@@ -137,7 +137,6 @@ THIRD_PARTIES = {
     "redis": {"connectors"},
     "rich": {"cli", "demos"},
     "rocksdict": {"engine.state"},
-    "sqlalchemy": {"connectors"},  # errors of a catalog in a database
     "starlette": {"mcp", "web"},  # two servers: of MCP, and of the console
     "typer": {"cli"},
     "typing_extensions": {"engine.calls"},  # that of type checkers: no program imports it

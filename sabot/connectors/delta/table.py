@@ -33,8 +33,6 @@ class DeltaPlace(LakePlace):
             raise MissingExtra(feature, "delta") from error
         self.delta: Any = deltalake
         """The module deltalake."""
-        self.conflict = deltalake.exceptions.CommitFailedError
-        self.present = (deltalake.exceptions.DeltaError,)
         self.uri = os.fspath(table)
         self.options = dict(options or {})
         keep_url(self.uri)
@@ -46,6 +44,15 @@ class DeltaPlace(LakePlace):
         """The folder of a table on this machine, or None for an object store."""
         path = self.uri.removeprefix("file://")
         return None if "://" in path else path
+
+    @property
+    def conflict(self) -> type[Exception]:
+        found: type[Exception] = self.delta.exceptions.CommitFailedError
+        return found
+
+    @property
+    def present(self) -> tuple[type[Exception], ...]:
+        return (self.delta.exceptions.DeltaError,)
 
     def found(self, version: int | None = None) -> Any:
         """Returns the `DeltaTable` as it is now, or at a version, or None if there is no table."""

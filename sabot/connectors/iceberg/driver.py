@@ -1,6 +1,7 @@
 """What Sabot does with pyiceberg: files that are on the disk before a commit names them, and commits that are tried once.
 
-This module is imported when a table is used, as pyiceberg takes a second to import.
+This module is imported when a table is opened, as pyiceberg takes a second of a core to import. SQLAlchemy, a third of that, is imported
+by pyiceberg for a catalog in a database alone.
 
 pyiceberg tries a commit that has failed again by itself. It builds the snapshot anew, but not the tag beside it, so a part could be
 there without its token: `Commit` does one try, and the sink looks at the table between two. And a transaction of pyiceberg keeps one
@@ -9,7 +10,7 @@ requirement of each kind, so of a branch and a tag only the first would be asked
 
 import io
 import os
-import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,15 +26,13 @@ from pyiceberg.table import FileScanTask, Table, TableProperties, Transaction
 from pyiceberg.table.refs import SnapshotRefType
 from pyiceberg.table.update import AssertRefSnapshotId, AssertTableUUID, SetSnapshotRefUpdate
 from pyiceberg.transforms import IdentityTransform, VoidTransform, parse_transform
-from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from sabot.base.disk import sync
 from sabot.base.inner_paths import first_outside, wrong_path
+from sabot.connectors.iceberg.types import split
 from sabot.errors import UserError, short_repr
 
 __all__ = [
-    "LATER",
-    "REFUSED",
     "Commit",
     "catalog_of",
     "check_places",
@@ -41,22 +40,22 @@ __all__ = [
     "create",
     "data_files",
     "exceptions",
+    "later",
     "partitions_of",
+    "refused",
 ]
 
-LATER = (
+_LATER = (
     exceptions.CommitFailedException,
     exceptions.CommitStateUnknownException,
     exceptions.ServerError,
     exceptions.ServiceUnavailableError,
     exceptions.TooManyRequestsError,
     exceptions.WaitingForLockException,
-    OperationalError,
     OSError,
 )
-"""Errors that may be over at another try."""
 
-REFUSED = (
+_REFUSED = (
     exceptions.RESTError,
     exceptions.ValidationError,
     exceptions.ValidationException,
@@ -65,15 +64,12 @@ REFUSED = (
     exceptions.NoSuchPropertyException,
     exceptions.NotInstalledError,
     exceptions.TableAlreadyExistsError,
-    SQLAlchemyError,
     NotImplementedError,
     ValueError,  # also of Arrow
 )
-"""Errors that stay."""
 
 _MAIN = "main"
 _FOREVER = 2**63 - 1  # ms: what expires old snapshots never takes the tag
-_BY = re.compile(r"(year|month|day|hour|bucket|truncate)\((?:(\d+), *)?([^()]+)\)")
 _PROPERTIES = {
     "format-version": "2",
     "commit.manifest-merge.enabled": "true",  # else each commit has a manifest more to name, and is slower than the one before
@@ -153,6 +149,22 @@ class Commit(Transaction):  # type: ignore[misc]
         return table
 
 
+def later() -> tuple[type[Exception], ...]:
+    """Returns the errors that may be over at another try."""
+    return (*_LATER, *_of_database("OperationalError"))
+
+
+def refused() -> tuple[type[Exception], ...]:
+    """Returns the errors that stay."""
+    return (*_REFUSED, *_of_database("SQLAlchemyError"))
+
+
+def _of_database(name: str) -> list[type[Exception]]:
+    """Returns an error of SQLAlchemy, which only a catalog in a database loads: 0.2 s of a core."""
+    loaded = sys.modules.get("sqlalchemy.exc")
+    return [] if loaded is None else [getattr(loaded, name)]
+
+
 def catalog_of(settings: str | Mapping[str, str]) -> Any:
     """Returns a catalog. `settings`: its properties, or its name in the configuration of pyiceberg."""
     if isinstance(settings, str):
@@ -168,14 +180,6 @@ def catalog_of(settings: str | Mapping[str, str]) -> Any:
 def columns_of(table: Table) -> pa.Schema:
     """Returns the columns of a table."""
     return schema_to_pyarrow(table.schema(), include_field_ids=False)
-
-
-def split(by: str) -> tuple[str, str]:
-    """Returns (transform, column) of an item of `partition_by`: "day(ts)" is ("day", "ts"), "region" ("identity", "region")."""
-    if (found := _BY.fullmatch(by)) is None:
-        return "identity", by
-    name, width, column = found.groups()
-    return (name if width is None else f"{name}[{width}]"), column.strip()
 
 
 def partitions_of(table: Table) -> list[str]:

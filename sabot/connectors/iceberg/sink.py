@@ -24,7 +24,7 @@ from sabot.base.dataclass import dataclass
 from sabot.connectors.base import Token, Track
 from sabot.connectors.files.columns import canonical
 from sabot.connectors.iceberg.table import IcebergPlace
-from sabot.connectors.iceberg.types import check_years, iceberg_schema, takes, widens
+from sabot.connectors.iceberg.types import check_years, iceberg_schema, split, takes, widens
 from sabot.connectors.lake.sink import CommitMark, LakeSink
 from sabot.errors import TransientError, UserError
 from sabot.steps import step
@@ -99,7 +99,7 @@ class IcebergSink(LakeSink):
             self._place.driver.check_places(table)
 
     def _check_columns(self, partitions: Sequence[str]) -> None:
-        columns = [self._place.driver.split(by)[1] for by in partitions]
+        columns = [split(by)[1] for by in partitions]
         if twice := [name for name in columns if columns.count(name) > 1]:
             raise UserError(
                 f"{self.where} is partitioned twice by {twice[0]}, which pyiceberg does not write",
@@ -109,7 +109,7 @@ class IcebergSink(LakeSink):
     def _check_partitions(self, schema: pa.Schema) -> None:
         self._check_columns(self.partition_by)
         for by in self.partition_by:
-            transform, column = self._place.driver.split(by)
+            transform, column = split(by)
             if column not in schema.names:
                 raise UserError(
                     f"{self.where}: partition_by names {column!r}, but the rows have {', '.join(schema.names)}",

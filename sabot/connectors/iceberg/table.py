@@ -1,7 +1,9 @@
 """A table of Iceberg: its catalog, its name, and the errors of pyiceberg as those of Sabot."""
 
+import importlib.util
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from types import ModuleType
 from typing import Any
 
 from sabot.base.os_errors import hint_of, stays
@@ -18,17 +20,8 @@ class IcebergPlace(LakePlace):
     """
 
     def __init__(self, catalog: str | Mapping[str, str], table: str, feature: str) -> None:
-        try:
-            import pyiceberg.table  # noqa: F401
-            import sqlalchemy  # noqa: F401  of catalogs in a database, whose errors are explained
-        except ImportError as error:
-            raise MissingExtra(feature, "iceberg") from error
-        from sabot.connectors.iceberg import driver
-
-        self.driver: Any = driver
-        self.conflict = driver.exceptions.CommitFailedException
-        self.present = (driver.exceptions.TableAlreadyExistsError, self.conflict)
-        self.unknown = driver.LATER
+        if not all(map(importlib.util.find_spec, ("pyiceberg", "sqlalchemy"))):
+            raise MissingExtra(feature, "iceberg")
         self.name = table
         if not all(table.split(".")[0:2]) or "." not in table:
             raise UserError(f"table {table!r} has no namespace", hint='"lake.orders": the namespace, and the table')
@@ -36,6 +29,27 @@ class IcebergPlace(LakePlace):
         if isinstance(catalog, Mapping):
             keep_settings(catalog)
         self._catalog: Any = None
+
+    @property
+    def driver(self) -> ModuleType:
+        """The module that imports pyiceberg: a second of a core, which a process that only plans or runs other steps does not need."""
+        from sabot.connectors.iceberg import driver
+
+        return driver
+
+    @property
+    def conflict(self) -> type[Exception]:
+        found: type[Exception] = self.driver.exceptions.CommitFailedException
+        return found
+
+    @property
+    def present(self) -> tuple[type[Exception], ...]:
+        return (self.driver.exceptions.TableAlreadyExistsError, self.conflict)
+
+    @property
+    def unknown(self) -> tuple[type[Exception], ...]:
+        found: tuple[type[Exception], ...] = self.driver.later()
+        return found
 
     @property
     def address(self) -> str:
@@ -75,7 +89,7 @@ class IcebergPlace(LakePlace):
         except driver.exceptions.CommitFailedException as error:
             text = f"{self.where}: another process has changed it: {_plain(error)}"
             raise TransientError(text) from clean_cause(error)
-        except driver.LATER as error:
+        except driver.later() as error:
             if isinstance(error, OSError) and error.errno is not None and stays(error):  # of this machine
                 raise UserError(f"{self.where}: {_plain(error)}", hint=hint_of(error)) from clean_cause(error)
             hint = "check the address of the catalog and of the warehouse, and their keys"
@@ -83,7 +97,7 @@ class IcebergPlace(LakePlace):
                 f"{self.where} cannot be reached: {_plain(error)}",
                 hint=hint_of(error, hint) if isinstance(error, OSError) else hint,
             ) from clean_cause(error)
-        except driver.REFUSED as error:
+        except driver.refused() as error:
             hint = "see the settings of the catalog, and what pyiceberg supports"
             raise UserError(f"{self.where}: {_plain(error)}", hint=hint) from clean_cause(error)
 

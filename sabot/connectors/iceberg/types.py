@@ -1,11 +1,13 @@
 """The types of columns in Iceberg, as Arrow types."""
 
+import re
 from typing import Any
 
 import pyarrow as pa
 
 from sabot.connectors.lake.types import check_times, lake_type
 
+_BY = re.compile(r"(year|month|day|hour|bucket|truncate)\((?:(\d+), *)?([^()]+)\)")
 _YEARS = -719_162, 2_932_896  # the days of the years 1 to 9999, since 1970
 
 _WIDER = {kind: pa.int32() for kind in (pa.int8(), pa.int16(), pa.uint8(), pa.uint16())} | {
@@ -37,6 +39,14 @@ def widens(column: Any, kind: Any) -> bool:
     if types.is_decimal(column) and types.is_decimal(kind):
         return bool(column.scale == kind.scale and column.precision < kind.precision)
     return (column, kind) in ((pa.int32(), pa.int64()), (pa.float32(), pa.float64()))
+
+
+def split(by: str) -> tuple[str, str]:
+    """Returns (transform, column) of an item of `partition_by`: "day(ts)" is ("day", "ts"), "region" ("identity", "region")."""
+    if (found := _BY.fullmatch(by)) is None:
+        return "identity", by
+    name, width, column = found.groups()
+    return (name if width is None else f"{name}[{width}]"), column.strip()
 
 
 def takes(transform: str, kind: Any) -> bool:

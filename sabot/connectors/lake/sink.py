@@ -45,12 +45,21 @@ class LakePlace(ABC):
     """The place of a table. `name`: its address, without secrets. `where`: the words for the table in messages."""
 
     name: str
-    conflict: type[Exception]
-    """The driver's error for a commit that another one came before."""
-    present: tuple[type[Exception], ...]
-    """The driver's errors for a table that is made, and is there already."""
-    unknown: tuple[type[Exception], ...] = ()
-    """The driver's errors after which a commit may have taken effect, and is tried again with the same files if it has not."""
+
+    @property
+    @abstractmethod
+    def conflict(self) -> type[Exception]:
+        """The driver's error for a commit that another one came before."""
+
+    @property
+    @abstractmethod
+    def present(self) -> tuple[type[Exception], ...]:
+        """The driver's errors for a table that is made, and is there already."""
+
+    @property
+    def unknown(self) -> tuple[type[Exception], ...]:
+        """The driver's errors after which a commit may have taken effect, and is tried again with the same files if it has not."""
+        return ()
 
     @property
     def where(self) -> str:

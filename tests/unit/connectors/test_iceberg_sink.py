@@ -5,6 +5,7 @@ import decimal
 import json
 import logging
 import re
+import subprocess
 import sys
 import threading
 from collections.abc import Callable
@@ -663,10 +664,32 @@ def test_secrets_of_the_catalog_are_in_no_message(caplog: pytest.LogCaptureFixtu
 
 
 def test_without_the_package_the_error_names_the_extra(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "pyiceberg.table", None)
+    monkeypatch.setitem(sys.modules, "pyiceberg", None)
     with pytest.raises(UserError, match="Iceberg needs an optional package") as refused:
         IcebergSink(lake.catalog, NAME)
     assert "sabot[iceberg]" in str(refused.value.hint)
+
+
+IMPORTS = """
+import sys
+from sabot.connectors.iceberg import IcebergSink
+from sabot.connectors.iceberg.table import IcebergPlace
+
+catalog = {"type": "rest", "uri": "http://127.0.0.1:9"}
+sink, place = IcebergSink(catalog, "lake.orders", partition_by=["day(ts)"]), IcebergPlace(catalog, "lake.orders", "a test")
+print("pyiceberg" in sys.modules)
+print(len(place.unknown), "sqlalchemy" in sys.modules)
+import sqlalchemy
+print(sqlalchemy.exc.OperationalError in place.unknown)
+"""
+
+
+def test_pyiceberg_is_imported_when_a_table_is_opened_and_sqlalchemy_for_a_catalog_in_a_database(
+    tmp_path: Path,
+) -> None:
+    """Each process of an app made the sink, and took a second to import what only one of them used."""
+    said = subprocess.run([sys.executable, "-c", IMPORTS], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert said.stdout.splitlines() == ["False", "7 False", "True"]
 
 
 @pytest.mark.parametrize(
