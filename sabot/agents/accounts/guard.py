@@ -8,15 +8,18 @@
    end_job ───────── makes a row of type "doubt" for each attempt of the calls that are open                   ─▶ END, with the rows
    drop ──────────── ends the reservation, because the call was not made
 
+   unrecorded ────── of a call that is in no journal: stores a row of type "doubt" before the attempt is sent
+
 The account of a scope is in this process, or with the owner of shared budgets; `Ledger` uses either. The methods of
 `Ledger` correspond to those of every account (`base/accounts.py`): `reserve` reserves an amount if the call fits,
 `hold` reserves it in any case, `record` settles a call, and `release` ends its reservation.
 
 The rows can always be made anew from the journal (`rows_of`). The id of a row is made of the effect and the attempt, so
-no crash or replay counts a call twice. A row is written only when its entry in the journal is durable, so the ledger has
-no row without an entry.
+no crash or replay counts a call twice. A row of a job is written only when its entry in the journal is durable, so the
+ledger has no row of a job without an entry.
 """
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -153,6 +156,10 @@ class LedgerGuard(EffectGuard):
         self._closes, self._counted = closes, counted
         self._durable: Durable | None = None
         self._open: dict[str, dict[int, _Open]] = {}  # by job and ordinal
+        # The rows of attempts that are sent when their rows are stored. Those that come while a batch is stored are the next.
+        self._doubts: list[LedgerEvent] = []
+        self._batch: asyncio.Task[TransientError | UserError | None] | None = None
+        self._next_batch: asyncio.Task[TransientError | UserError | None] | None = None
 
     def decide(self, call: GuardedCall) -> GuardVerdict | Awaitable[GuardVerdict]:
         """Decides whether a call may be made. A model call is checked against the budget of its scope (a tenant). A
@@ -434,12 +441,27 @@ class LedgerGuard(EffectGuard):
         )
 
     async def _doubted(self, effect: EffectId, opened: _Open) -> Judgement:
-        try:
-            now_ms = round((await self.ledger.standing(opened.scope)).at * 1000)
-            await self.ledger.correct(opened.rows_in_doubt(effect, opened.attempt + 1, now_ms))
-        except (TransientError, UserError) as error:
+        now_ms = round((await self.ledger.standing(opened.scope)).at * 1000)
+        self._doubts += opened.rows_in_doubt(effect, opened.attempt + 1, now_ms)
+        if self._next_batch is None:
+            self._next_batch = asyncio.create_task(self._store_doubts(self._batch), name="doubts of the ledger")
+        if (error := await asyncio.shield(self._next_batch)) is not None:
             raise _unwritten(opened.scope, error) from error
         return ALLOWED
+
+    async def _store_doubts(
+        self, before: "asyncio.Task[TransientError | UserError | None] | None"
+    ) -> TransientError | UserError | None:
+        """Waits until the batch `before` is stored, and stores the rows that have gathered. Returns the error if it fails."""
+        if before is not None:
+            await asyncio.wait([before])
+        rows, self._doubts = self._doubts, []
+        self._batch, self._next_batch = self._next_batch, None
+        try:
+            await self.ledger.correct(rows)
+        except (TransientError, UserError) as error:
+            return error
+        return None
 
     async def _held(self, scope: str) -> Judgement:
         """Waits until the database of the shared budgets has stored all reservations of this process, then returns

@@ -8,6 +8,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import pytest
 from unit.agents.test_accounting import PRICES, answer
 
 from sabot.agents import Budget, InMemoryLedgerWriter, Ledger, LedgerEvent, SqliteLedgerWriter
@@ -28,6 +29,7 @@ from sabot.llm import (
     user,
 )
 from sabot.llm.judges import JUDGE
+from tools.agent_tools import until
 
 
 class Stream:
@@ -137,3 +139,46 @@ async def test_a_call_that_cannot_be_written_down_is_not_made(tmp_path: Path) ->
     standing = await full.standing("app")
     assert (standing.used["daily"].tokens, standing.reserved.tokens) == (0, 0)
     await stream.ledger.close()
+
+
+class Slow(InMemoryLedgerWriter):
+    """A writer whose first batch takes until `go`, and may fail then. `batches`: how many rows each had."""
+
+    def __init__(self, fails: bool) -> None:
+        super().__init__()
+        self.go, self.fails = asyncio.Event(), fails
+        self.batches: list[int] = []
+
+    async def correct(self, events: Sequence[LedgerEvent]) -> int:
+        self.batches.append(len(events))
+        if len(self.batches) == 1:
+            await self.go.wait()
+            if self.fails:
+                raise TransientError("no space left on device")
+        return await super().correct(events)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_calls_that_begin_while_a_batch_is_stored_are_stored_together(fails: bool) -> None:
+    writer = Slow(fails)
+    ledger = Ledger(writer, budgets=[Budget("app", max_calls_daily=20)], clock=ManualClock(1_000_000.0))
+    guard, provider = LedgerGuard(ledger, closes=False), ScriptedProvider(answer, model="m")
+    engine = ExecutionEngine(provider, retries=0, patience=0, prices=PRICES)
+
+    async def asked(number: int) -> str:
+        JUDGE.set(judge_of("app", [guard], ManualClock(1_000_000.0)))
+        return (await engine.complete(str(number), max_tokens=100)).content
+
+    first = asyncio.create_task(asked(0))
+    await until(lambda: writer.batches == [1], "the first batch")
+    others = [asyncio.create_task(asked(number)) for number in range(1, 10)]
+    for _ in range(50):  # turns of the loop, in which all have reserved
+        await asyncio.sleep(0)
+    assert provider.requests == [], "none is sent before its row is stored"
+    writer.go.set()
+    said = await asyncio.gather(first, *others, return_exceptions=True)
+    assert isinstance(said[0], BudgetUnavailable) is fails, "and those of the next batch do not fail with it"
+    assert said[1:] == ["yes"] * 9
+    assert sum(writer.batches) == 10
+    assert len(writer.batches) < 5
+    await ledger.close()
