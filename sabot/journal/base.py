@@ -406,10 +406,11 @@ class Inbox(ABC):
         """
         return [refused is None for refused in self.post_all(letters)]
 
-    def note(self, name: str, value: str) -> bool:
+    def note(self, name: str, value: str, before: str | None = None) -> bool:
         """Keeps a short text beside the log, in place of an earlier one of this name; "" removes that. Returns True when it is
-        durable. Returns False, and keeps nothing, in a journal that has no place for notes, as those in Kafka. Blocks. May be
-        called in any thread and any process. Raises TransientError as `post` does.
+        durable. Returns False, and keeps nothing, if `before` is given and is not the earlier one ("" if there is none), and in a
+        journal that has no place for notes, as those in Kafka. Blocks. May be called in any thread and any process. Raises
+        TransientError as `post` does.
         """
         return False
 

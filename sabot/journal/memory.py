@@ -238,8 +238,10 @@ class MemoryInbox(Inbox):
             storage.untaken[storage.last_letter] = letter
             storage.posted.append(storage.last_letter)
 
-    def note(self, name: str, value: str) -> bool:
+    def note(self, name: str, value: str, before: str | None = None) -> bool:
         with self._storage.lock:
+            if before not in (None, self._storage.notes.get(name, "")):
+                return False
             self._storage.notes.pop(name, None)
             if value:
                 self._storage.notes[name] = value
@@ -321,8 +323,8 @@ class MemoryJournal(MemoryReader, Journal):
             self._refused += 1
             raise
 
-    def note(self, name: str, value: str) -> bool:
-        return MemoryInbox(self.storage).note(name, value)
+    def note(self, name: str, value: str, before: str | None = None) -> bool:
+        return MemoryInbox(self.storage).note(name, value, before)
 
     def waits(self, jobs: Collection[str], clock: Clock = SYSTEM_CLOCK) -> dict[str, str]:
         return self.begins.waits(jobs, round(self.clock.time() * 1000))

@@ -127,11 +127,19 @@ class SqlInbox(OwnerInbox):
                     add_letter(connection, letter.once, letter.job, data, beside=self.beside(letter))
         return posted
 
-    def note(self, name: str, value: str) -> bool:
+    def note(self, name: str, value: str, before: str | None = None) -> bool:
+        whole, put = f"{NOTE}{name}", "INSERT INTO meta (name, value) VALUES (?, ?) ON CONFLICT (name) DO"
         with self.transaction("note") as connection:
-            connection.execute("DELETE FROM meta WHERE name = ?", (f"{NOTE}{name}",))
+            if before:  # whoever replaces it too waits for this transaction, and then finds another text
+                gone = connection.execute("DELETE FROM meta WHERE name = ? AND value = ?", (whole, before))
+                if not gone.rowcount:
+                    return False
+            if before is not None and value:
+                return bool(connection.execute(f"{put} NOTHING", (whole, value)).rowcount)
             if value:
-                connection.execute("INSERT INTO meta (name, value) VALUES (?, ?)", (f"{NOTE}{name}", value))
+                connection.execute(f"{put} UPDATE SET value = excluded.value", (whole, value))
+            else:
+                connection.execute("DELETE FROM meta WHERE name = ?", (whole,))
         return True
 
     def posted(self, connection: Connection, letters: Sequence[Letter]) -> None:
@@ -220,8 +228,8 @@ class SqlJournal(SqlReader, Journal):
         self._refused += posted.count(False)
         return posted
 
-    def note(self, name: str, value: str) -> bool:
-        return self.inbox.note(name, value)
+    def note(self, name: str, value: str, before: str | None = None) -> bool:
+        return self.inbox.note(name, value, before)
 
     def waits(self, jobs: Collection[str], clock: Clock = SYSTEM_CLOCK) -> dict[str, str]:
         return self.begins.waits(jobs, round(self.clock.time() * 1000))

@@ -3,7 +3,7 @@
 import asyncio
 import uuid
 from collections.abc import Iterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, closing
 from datetime import UTC, datetime
 from random import Random
 from typing import Any
@@ -13,6 +13,8 @@ import pytest
 from sabot.agents import JobClient, RuntimeKernel, Schedule
 from sabot.clock import ManualClock
 from sabot.errors import JobCancelled
+from sabot.journal.postgres import PostgresInbox, PostgresReader
+from sabot.journal.postgres_workers import PostgresWorker
 from tools.agent_tools import until
 from tools.postgres import server_or_skip
 
@@ -129,8 +131,8 @@ def test_no_worker_begins_a_job_while_the_one_before_is_open_in_another(
             await until(lambda: f"its job {RAN[0]} is still open" in caplog.text)
             (job,) = await first.jobs.find()
             await first.jobs.cancel(job.job_id)
-            with pytest.raises(JobCancelled):
-                await (await first.handle(job.job_id)).result()
+            with pytest.raises(JobCancelled):  # a client waits until the journal has the end, as the schedules do
+                await (await JobClient(url, name=app).handle(job.job_id)).result()
             clock.set(seconds(11))
             await until(lambda: len(RAN) == 2)
 
@@ -176,3 +178,41 @@ def test_a_worker_that_ends_behind_its_letter_leaves_one_job(url: str, app: str)
         assert len(await client.jobs.find()) == 2
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("then", [{"agent": "asks"}, {"scope": "other"}, {"message": "new"}])
+def test_workers_of_two_versions_begin_one_job_at_each_time(url: str, app: str, then: dict[str, str]) -> None:
+    """Those with another agent or scope paid twice in each rolling update."""
+    clock = ManualClock(seconds(8, 30))
+
+    async def main() -> None:
+        async with AsyncExitStack() as stack:
+            for options in ({}, then):
+                await opened(stack, kernel_of(url, app, clock, missed="all", overlap="allow", **options))
+            client = JobClient(url, name=app)
+            for hour in range(9, 13):
+                clock.set(seconds(hour))
+                await until(lambda hour=hour: len(RAN) == hour - 8)
+            jobs = await client.jobs.find()
+            assert [job.idempotency_key[-6:-4] for job in jobs] == ["09", "10", "11", "12"]
+
+    asyncio.run(main())
+
+
+def test_of_many_that_replace_one_note_one_does(url: str, app: str) -> None:
+    PostgresWorker(url, app).close()
+    inboxes = [PostgresInbox(url, app) for _ in range(8)]
+
+    async def main() -> None:
+        before = ""
+        for turn in range(20):
+            noted = [asyncio.to_thread(each.note, "n", f"{turn}-{at}", before) for at, each in enumerate(inboxes)]
+            kept = [f"{turn}-{at}" for at, each in enumerate(await asyncio.gather(*noted)) if each]
+            with closing(PostgresReader(url, app)) as reader:
+                assert list(reader.notes("n").values()) == kept
+            assert len(kept) == 1
+            before = kept[0]
+
+    asyncio.run(main())
+    for each in inboxes:
+        each.close()

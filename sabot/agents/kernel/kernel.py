@@ -349,7 +349,7 @@ class RuntimeKernel:
         self._store.journal = journal
         for schedule in self._schedules:
             agent_id = self._agent(schedule.agent).agent_id
-            clock, begin = self._options["clock"], self.execute
+            clock, begin = self._options["clock"], self._begin_scheduled
             times = ScheduleClock(schedule, agent_id, clock, self._look, begin, self.schedules)
             host.run_beside(times.run(), f"schedule {schedule.name}")
         self._loop = asyncio.get_running_loop()
@@ -548,6 +548,13 @@ class RuntimeKernel:
         if (shared and request.idempotency_key) or request.waits or host.is_limited(agent):
             return await self._execute_queued(host, agent, replace(request, agent=agent.name))
         return await host.execute(agent, job_id_of(agent.agent_id, request), request)
+
+    async def _begin_scheduled(self, request: ExecutionRequest) -> None:
+        """Begins a job of a schedule. A worker of another version may have its agent: then it waits for that one."""
+        if request.agent in self._agents:
+            await self.execute(request)
+        else:
+            await self._client.start_all([request])
 
     async def _execute_queued(self, host: KernelHost, agent: KernelAgent, request: ExecutionRequest) -> ExecutionHandle:
         """Begins a job as a client does: one that may have to wait in the queue; or one with an idempotency key, since the

@@ -1,9 +1,12 @@
 """Schedules: jobs of a kernel that begin at times of a calendar.
 
-   cron, zone ─▶ the next time ─▶ a letter with the key NAME@TIME, which begins one job, whichever kernels post it
+   cron, zone ─▶ the next time ─▶ claim: the definition for it ─▶ a letter with the key NAME@TIME, which begins one job
 
-The last time is that of the newest job of the schedule in the journal, or a later one at which none began. That one, the job of the
-last time, the schedules and their pauses are notes of the journal, by which clients steer them (`Schedules`).
+The last time is that of the newest job of the schedule in the journal, or a later one at which none began. That one, the last claim,
+the schedules and their pauses are notes of the journal, by which clients steer them (`Schedules`).
+
+Kernels of two versions may have the schedule with different agents, scopes or messages. The first one notes its definition as that of
+the time, in place of that of an earlier time; all begin the job of this definition.
 """
 
 import asyncio
@@ -12,7 +15,7 @@ import re
 import uuid
 from base64 import b64decode, b64encode
 from bisect import bisect_right
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass, replace
 from dataclasses import fields as fields_of
@@ -55,11 +58,14 @@ _MOST_MISSED = 1_000
 _MOST_READ = 1_000  # newest jobs with the key of a schedule that are looked at, in the log and in the history
 _MOST_OWN = 10  # newest jobs of a schedule: one that makes up for a missed time may be newer than that of a later time
 _LATE_S = 60.0  # an occurrence that is later was missed
-_LOOK_S = 0.2  # between two looks at the clock, which may be set
+_LOOK_S, _LEAST_S = 0.2, 0.01  # between two looks at the clock, which may be set
+_MOST_TRIES = 10  # to claim one time, before the clock of the schedule begins again
 # names of notes, with KERNEL.NAME behind them
 _NOTES = "schedule-"
+_BY_HAND = "!"  # in the idempotency key of a job that was triggered, behind the name of its schedule
 _KEY = re.compile(r".+@\d{4}-\d\d-\d\dT\d\d:\d\dZ", re.DOTALL)
-_DEFINED, _PAUSE, _LAST, _JOB = f"{_NOTES}of:", f"{_NOTES}pause:", f"{_NOTES}last:", f"{_NOTES}job:"
+_DEFINED, _PAUSE, _LAST, _CLAIM = f"{_NOTES}of:", f"{_NOTES}pause:", f"{_NOTES}last:", f"{_NOTES}job:"
+_MOST_PAUSES = 100  # that no kernel has seen
 
 
 @answers_wrong_options
@@ -75,7 +81,7 @@ class Schedule:
       first moment behind the gap; one that comes twice runs the first time. If minute or hour has a `*`, each real hour counts.
     - `missed`: what becomes of times at which no kernel ran: "last" begins one job for the last of them, "all" one for each (at
       most 1,000), "none" none.
-    - `overlap`: "skip" begins no job while the one before is open; "allow" does.
+    - `overlap`: "skip" begins no job while the one before, or one that was triggered, is open; "allow" does.
 
     Raises UserError for values that are not valid, and for a cron that never fits.
     """
@@ -101,11 +107,14 @@ class Schedule:
 
     def request(self, at: int) -> ExecutionRequest:
         """Returns the request of the job for the time `at`, in seconds since 1970."""
-        moment = datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%dT%H:%MZ")
-        key = f"{self.name}@{moment}"
+        key = f"{self.name}@{_moment(at)}"
         return ExecutionRequest(
             prompt=self.message, agent=self.agent, scope_id=self.scope, idempotency_key=key, key=self.name
         )
+
+
+def _moment(at: int) -> str:
+    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%dT%H:%MZ")
 
 
 def is_key_of_schedule(text: object) -> bool:
@@ -243,21 +252,41 @@ def _times_of(
                 yield datetime.strptime(moment, "%Y-%m-%dT%H:%MZ").replace(tzinfo=UTC).timestamp(), begin.job
 
 
+def _open_triggered(reader: JournalReader, schedule: Schedule) -> Iterator[str]:
+    """Yields the jobs of a schedule that were triggered and are open, whatever agent they have. Blocks."""
+    letters = [entry_of_letter(each, None, 0) for each in reader.letters() if each.kind == "begin"]
+    marks = reader.logged(JobQuery(scope=cut(schedule.scope), key=schedule.name), EVERY)
+    open_jobs = [mark.job for mark in marks if not mark.principal and not mark.outcome][:_MOST_READ]
+    for begin in (*letters, *_begins_of(reader, open_jobs)):
+        if isinstance(begin, Begin) and (begin.scope, begin.principal) == (schedule.scope, ""):
+            asked = str(unpack(reader.load(begin.body)).get("idempotency_key", ""))
+            if asked.startswith(f"{schedule.name}{_BY_HAND}") and key_text(begin.key) == schedule.name:
+                yield begin.job
+
+
 class _Pause(msgspec.Struct, omit_defaults=True):
-    """A note about a pause. `since`: when it began, or when it has ended, in seconds since 1970. `by`: who has asked for that, or ""."""
-
-    paused: bool
-    since: float
-    by: str = ""
-
-
-class _Standing(NamedTuple):
-    """The notes of the journal about the times of a schedule. `since`: when the pause has begun or ended, by the clock of the client.
-    `passed`: the last time that has passed. `job`: the job of the last time at which one began.
+    """A note about a pause. `since`: when it began, or when it has ended, in seconds since 1970. `by`: who has asked for that, or "".
+    `ended`: when the pauses have begun and ended behind which no time has passed yet.
     """
 
     paused: bool
     since: float
+    by: str = ""
+    ended: list[tuple[float, float]] = []
+
+    @property
+    def over(self) -> list[tuple[float, float]]:
+        """When pauses have begun and ended. A note of an earlier version does not have the beginning."""
+        return self.ended if self.ended or self.paused else [(0.0, self.since)]
+
+
+class _Standing(NamedTuple):
+    """The notes of the journal about the times of a schedule. `paused`: whether and since when, by the clock of the client that has asked
+    for it, and the pauses that have ended. `passed`: the last time that has passed. `job`: the job of the last time for which one was
+    to begin.
+    """
+
+    pause: _Pause
     passed: float
     job: str
 
@@ -285,6 +314,31 @@ def _name_in(text: str) -> str:
     return str(msgspec.json.decode(text)["name"])
 
 
+def _encoded(schedule: Schedule) -> str:
+    fields: dict[str, Any] = {each.name: getattr(schedule, each.name) for each in fields_of(schedule)}
+    fields["message"] = b64encode(pack(schedule.message, "Schedule: message")).decode()
+    return msgspec.json.encode(fields).decode()
+
+
+def _decoded(text: str) -> Schedule:
+    noted = msgspec.json.decode(text)
+    names = {each.name for each in fields_of(Schedule)}.intersection(noted)  # later versions may have more
+    fields = {name: noted[name] for name in names}
+    return Schedule(**{**fields, "message": unpack(b64decode(noted["message"]))})
+
+
+def _claim_of(note: str, name: str) -> tuple[int, Schedule | None]:
+    """Returns the claim of a schedule that a note has: a time, and the definition by which its job begins. Returns (0, None) if there
+    is none; if it is of another schedule (kernel "a" may have "b.c", and kernel "a.b" have "c"); or if the note is the id of a job,
+    as earlier versions write it.
+    """
+    with suppress(msgspec.DecodeError):
+        at, text = msgspec.json.decode(note, type=tuple[int, str])
+        definition = _decoded(text)
+        return (at, definition) if definition.name == name else (0, None)
+    return 0, None
+
+
 def _pause_of(notes: Mapping[str, str], of: str) -> _Pause:
     text = notes.get(f"{_PAUSE}{of}")
     return _Pause(False, 0.0) if text is None else msgspec.json.decode(text, type=_Pause)
@@ -308,8 +362,7 @@ class Schedules:
         for name, text in sorted(notes.items()):
             # whole: of the name of a kernel "a" and that of "a.b" one begins with the other
             if name.startswith(_DEFINED) and name == f"{_DEFINED}{self._name}.{_name_in(text)}":
-                fields = msgspec.json.decode(text)
-                schedule = Schedule(**{**fields, "message": unpack(b64decode(fields["message"]))})
+                schedule = _decoded(text)
                 pause = _pause_of(notes, f"{self._name}.{schedule.name}")
                 times = CronTimes(schedule.cron, schedule.zone)
                 next_at = None if pause.paused else await run_in_thread(next, times.after(now), None)
@@ -343,19 +396,23 @@ class Schedules:
         `metadata`, as "triggered_by". Raises the errors of `get`.
         """
         schedule, metadata = (await self.get(name)).schedule, {"triggered_by": checked_word(by, "trigger: by")}
-        request = replace(schedule.request(0), idempotency_key=f"{name}!{uuid.uuid4().hex}")
+        request = replace(schedule.request(0), idempotency_key=f"{name}{_BY_HAND}{uuid.uuid4().hex}")
         return await self._begin(replace(request, metadata=metadata) if by else request)
 
     async def remove(self, name: str) -> None:
         """Removes what the journal has noted of a schedule that no kernel has any more. Raises the errors of `get`."""
         await self.get(name)
-        for kind in (_DEFINED, _PAUSE, _LAST, _JOB):
+        for kind in (_DEFINED, _PAUSE, _LAST, _CLAIM):
             await self._note(f"{kind}{self._name}.{name}", "")
 
     async def _set(self, name: str, *, paused: bool, by: str) -> None:
-        shown = await self.get(name)
-        if shown.paused != paused:
-            said = msgspec.json.encode(_Pause(paused, self._store.clock.time(), by)).decode()
+        await self.get(name)
+        before, passed, _ = await self.stands(name)
+        if before.paused != paused:
+            now = self._store.clock.time()
+            over = [*before.over, (before.since, now)] if before.paused else before.over
+            kept = [each for each in over if each[1] > passed][-_MOST_PAUSES:]
+            said = msgspec.json.encode(_Pause(paused, now, by, kept)).decode()
             await self._note(f"{_PAUSE}{self._name}.{name}", said)
 
     def _notes(self) -> dict[str, str]:
@@ -366,18 +423,16 @@ class Schedules:
         """Returns what the journal has noted of schedules."""
         return await run_connected(self._notes)
 
-    async def _note(self, name: str, value: str) -> None:
-        def note() -> None:
+    async def _note(self, name: str, value: str, before: str | None = None) -> bool:
+        def note() -> bool:
             with self._store.inbox() as inbox:
-                inbox.note(name, value)
+                return inbox.note(name, value, before)
 
-        await run_connected(note)
+        return await run_connected(note)
 
     async def define(self, schedule: Schedule) -> None:
         """Notes a schedule of a kernel that starts."""
-        fields: dict[str, Any] = {each.name: getattr(schedule, each.name) for each in fields_of(schedule)}
-        fields["message"] = b64encode(pack(schedule.message, "Schedule: message")).decode()
-        name, said = f"{_DEFINED}{self._name}.{schedule.name}", msgspec.json.encode(fields).decode()
+        name, said = f"{_DEFINED}{self._name}.{schedule.name}", _encoded(schedule)
         if (await self.notes()).get(name) != said:
             await self._note(name, said)
 
@@ -385,15 +440,41 @@ class Schedules:
         """Notes that a time of a schedule has passed, whether a job has begun or not."""
         await self._note(f"{_LAST}{self._name}.{name}", repr(at))
 
-    async def began(self, name: str, job_id: str) -> None:
-        """Notes the job of the last time of a schedule, for kernels that begin its jobs with another agent, scope or message."""
-        await self._note(f"{_JOB}{self._name}.{name}", job_id)
+    async def claim(self, schedule: Schedule, at: int) -> Schedule | None:
+        """Notes that the job of a time begins by this definition, unless one is noted for it already. Returns the definition that is
+        noted for the time; None if one is noted for a later time. Raises TransientError if others are faster again and again.
+        """
+        name, mine = f"{_CLAIM}{self._name}.{schedule.name}", _encoded(schedule)
+        before = (await self.notes()).get(name, "")
+        for _ in range(_MOST_TRIES):
+            claimed, definition = _claim_of(before, schedule.name)
+            if claimed > max(at, self._store.clock.time() + _LATE_S):
+                _log.warning(
+                    "schedule %s: begins no job for %s, as a kernel whose clock is ahead has claimed %s",
+                    *(schedule.name, _moment(at), _moment(claimed)),
+                )
+            if claimed >= at:
+                return definition if claimed == at else None
+            if await self._note(name, msgspec.json.encode((at, mine)).decode(), before):
+                return schedule
+            found = (await self.notes()).get(name, "")
+            if found == before:  # a journal on Kafka keeps no notes
+                return schedule
+            before = found
+        # who was faster each time has noted a later time than before, and there is an end to those before this one
+        raise TransientError(f"other kernels claim times before {_moment(at)} all the while; it is looked at again")
+
+    def job_of(self, schedule: Schedule, at: int) -> str:
+        """Returns the id of the job of a time."""
+        return job_id_of(f"{self._name}.{schedule.agent}", schedule.request(at))
 
     async def stands(self, name: str) -> "_Standing":
         """Returns what is noted of the times of a schedule."""
         notes, of = await self.notes(), f"{self._name}.{name}"
-        pause = _pause_of(notes, of)
-        return _Standing(pause.paused, pause.since, float(notes.get(f"{_LAST}{of}", 0.0)), notes.get(f"{_JOB}{of}", ""))
+        noted = notes.get(f"{_CLAIM}{of}", "")
+        claimed, definition = _claim_of(noted, name)
+        job = noted if definition is None else self.job_of(definition, claimed)
+        return _Standing(_pause_of(notes, of), float(notes.get(f"{_LAST}{of}", 0.0)), job)
 
 
 class ScheduleClock:
@@ -419,6 +500,9 @@ class ScheduleClock:
             None  # the first time after the last one; None if that is not known, or if there is none
         )
         self._job = ""  # that of the last time
+        self._stopped: tuple[float, float] | None = (
+            None  # when this kernel has seen a pause for the first and the last time
+        )
 
     async def run(self) -> None:
         """Begins a job at each time, and never returns. While the server of the journal does not answer, it is asked again."""
@@ -428,7 +512,7 @@ class ScheduleClock:
             except TransientError as error:
                 _log.warning("schedule %s: %s", self._schedule.name, error)
                 wait_s = _LOOK_S
-            await asyncio.sleep(min(wait_s, _LOOK_S))
+            await asyncio.sleep(max(_LEAST_S, min(wait_s, _LOOK_S)))
 
     async def begin_due(self) -> float:
         """Begins the jobs whose time has come, and returns the seconds until the next time."""
@@ -440,35 +524,49 @@ class ScheduleClock:
             found = await self._look(lambda reader: last_of(reader, self._agent_id, schedule))
             last, self._job = (0.0, "") if found is None else found
             noted = await self._notes.stands(schedule.name)
-            self._last = max(max(last, noted.passed) or self._since, min(noted.since, now))
+            self._last = max(last, noted.passed) or self._since
+            if not noted.passed:  # times from now on are missed, also if this kernel ends before the first of them
+                await self._notes.passed(schedule.name, self._last)
         if self._next is not None and now < self._next:
             return self._next - now
         noted = await self._notes.stands(schedule.name)
-        if noted.paused:
-            self._last = max(self._last, now)
-        # if the client's clock is ahead, the times of the pause that were seen here have passed
-        elif noted.since <= now:
-            self._last = max(self._last, noted.since)
+        if noted.pause.paused:  # times before it, at which no kernel ran, wait for its end
+            self._stopped = (now if self._stopped is None else min(now, self._stopped[0]), now)
+            return _LOOK_S
+        over = [each for each in noted.pause.over if each[1] <= now]  # else the client's clock is ahead
+        if self._stopped is not None:
+            over.append(self._stopped)
         # in a thread, as the times of a long while are looked at day by day
-        due = await run_in_thread(self._times.last, self._last, now, _MOST_MISSED + 1)
+        due = await run_in_thread(self._due, now, over)
         for at in self._chosen(due, now):
             before = await self._open_of({self._job, noted.job}) if schedule.overlap == "skip" else ""
             if before:
                 _log.warning("schedule %s: its job %s is still open, and none begins now", schedule.name, before)
-            else:
-                request = schedule.request(at)
-                self._job = job_id_of(self._agent_id, request)
+            elif (claimed := await self._notes.claim(schedule, at)) is not None:
+                self._job = self._notes.job_of(claimed, at)
                 try:
-                    await self._begin(request)
-                    await self._notes.began(schedule.name, self._job)
+                    await self._begin(claimed.request(at))
                 except UserError as error:  # another kernel has begun it, with another message
                     _log.warning("schedule %s: %s", schedule.name, error)
             self._last = at
-        if due:
-            self._last = max([self._last, *due])
+        if due or self._stopped is not None:
+            self._last = max([self._last, *due, *([] if self._stopped is None else self._stopped)])
+            self._stopped = None
             await self._notes.passed(schedule.name, self._last)
+        # all times until now are over, also if all were in pauses: the next one is later
+        self._last = max(self._last, now)
         self._next = await run_in_thread(next, self._times.after(self._last), None)
-        return _LOOK_S if self._next is None else max(0.0, self._next - now)
+        return _LOOK_S if self._next is None else self._next - now
+
+    def _due(self, now: float, pauses: Sequence[tuple[float, float]]) -> list[int]:
+        """Returns the times since the last one, and of many the last ones, without those in pauses."""
+        found, until, first = list[int](), now, self._last or 0.0
+        for began, ended in [*sorted(pauses, key=lambda pause: pause[1], reverse=True), (first, first)]:
+            after, more = max(ended, first), _MOST_MISSED + 1 - len(found)
+            if after < until and more > 0:
+                found = [*self._times.last(after, until, more), *found]
+            until = max(first, min(until, began))
+        return found
 
     def _chosen(self, due: list[int], now: float) -> list[int]:
         """Returns those of the times that have come for which a job begins."""
@@ -487,13 +585,13 @@ class ScheduleClock:
         return [*kept, *on_time]
 
     async def _open_of(self, jobs: Iterable[str]) -> str:
-        """Returns one of these jobs that is open, or "" if none is."""
+        """Returns one of these jobs, or of those that were triggered, that is open. Returns "" if none is."""
 
         def look(reader: JournalReader) -> str:
             for job in filter(None, jobs):
                 mark = reader.job(job)
                 if (reader.letter(f"begin:{job}") is not None) if mark is None else not mark.outcome:
                     return job
-            return ""
+            return next(_open_triggered(reader, self._schedule), "")
 
         return str(await self._look(look))

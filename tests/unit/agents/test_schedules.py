@@ -12,10 +12,11 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from sabot.agents import JobClient, JobStatus, RuntimeKernel, Schedule
-from sabot.agents.kernel.schedules import CronTimes
+from sabot.agents.kernel.jobs import ExecutionRequest
+from sabot.agents.kernel.schedules import CronTimes, ScheduleClock, Schedules
 from sabot.clock import ManualClock
-from sabot.errors import JobCancelled, UserError
-from sabot.journal.memory import MemoryStorage
+from sabot.errors import JobCancelled, TransientError, UserError
+from sabot.journal.memory import MemoryInbox, MemoryReader, MemoryStorage
 from tools.agent_tools import until
 
 ZONES = [
@@ -171,7 +172,8 @@ async def asks(ctx: Any) -> Any:
 
 
 def kernel_of(place: Any, clock: ManualClock, **options: Any) -> RuntimeKernel:
-    schedule = Schedule("hourly", options.pop("agent", "work"), "0 * * * *", message="report", **options)
+    options = {"message": "report", **options}
+    schedule = Schedule("hourly", options.pop("agent", "work"), "0 * * * *", **options)
     return RuntimeKernel.create(agent=[work, asks], journal=place, name="shop", clock=clock, schedules=[schedule])
 
 
@@ -227,6 +229,16 @@ def test_a_schedule_is_paused_for_all_kernels_and_triggered_by_a_client(place: A
     asyncio.run(main())
 
 
+async def cancelled(kernel: RuntimeKernel, client: JobClient, job: str) -> None:
+    """Returns when the journal has the end of the job, which is told a bit earlier: until then a schedule takes it for open."""
+    await kernel.jobs.cancel(job)
+    with pytest.raises(JobCancelled):
+        await (await kernel.handle(job)).result()
+    status = JobStatus.RUNNING
+    while status != JobStatus.CANCELLED:
+        status = (await client.jobs.get(job)).status
+
+
 async def until_noted(client: JobClient, condition: Callable[[dict[str, str]], Any]) -> None:
     """Returns when the notes of schedules fulfil a condition."""
     noted: list[dict[str, str]] = []
@@ -249,9 +261,7 @@ def test_a_time_that_was_skipped_is_not_missed_by_the_next_kernel(place: Any, cl
             clock.set(seconds(2026, 11, 28, 10, 0))
             client = JobClient(place, name="shop", clock=clock)
             await until_noted(client, lambda notes: float(notes.get("schedule-last:shop.hourly", 0)) == clock.time())
-            await kernel.jobs.cancel(RAN[0])
-            with pytest.raises(JobCancelled):
-                await (await kernel.handle(RAN[0])).result()
+            await cancelled(kernel, client, RAN[0])
         clock.set(seconds(2026, 11, 28, 10, 30))
         async with kernel_of(place, clock, agent="asks") as kernel:
             clock.set(seconds(2026, 11, 28, 11, 0))
@@ -340,7 +350,7 @@ def test_a_pause_that_a_client_with_a_clock_ahead_has_ended_takes_no_later_times
     client = JobClient(place, name="shop", clock=ManualClock(seconds(2026, 11, 28, 10, 5)))
 
     async def main() -> None:
-        async with kernel_of(place, clock):
+        async with kernel_of(place, clock, overlap="allow"):
             await until_noted(client, lambda notes: notes)
             await client.schedules.pause("hourly")
             await client.schedules.go_on("hourly")
@@ -364,10 +374,259 @@ def test_no_job_begins_while_the_one_before_is_open(
             await until(lambda: f"its job {RAN[0]} is still open" in caplog.text)
             (job,) = await kernel.jobs.find()
             assert job.status in (JobStatus.RUNNING, JobStatus.WAITING_ACTION)
-            await kernel.jobs.cancel(job.job_id)
-            with pytest.raises(JobCancelled):
-                await (await kernel.handle(job.job_id)).result()
+            await cancelled(kernel, JobClient(place, name="shop", clock=clock), job.job_id)
             clock.set(seconds(2026, 11, 28, 11, 0))
             await until(lambda: len(RAN) == 2)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("then", [{"agent": "asks"}, {"scope": "other"}])
+def test_a_time_whose_job_has_begun_begins_no_other_one_by_a_changed_schedule(
+    place: Any, clock: ManualClock, then: dict[str, str]
+) -> None:
+    """The kernel of 9 o'clock was killed behind its letter, and the next one has another agent or scope: it paid again."""
+    RAN.clear()
+
+    async def main() -> None:
+        async with kernel_of(place, clock) as kernel:
+            clock.set(seconds(2026, 11, 28, 9, 0))
+            await until(lambda: RAN == ["report"])
+            await kernel.schedules.passed("hourly", seconds(2026, 11, 28, 8, 30))  # it did not come to note more
+        client = JobClient(place, name="shop", clock=clock)
+        async with kernel_of(place, clock, overlap="allow", **then) as kernel:
+            nine = seconds(2026, 11, 28, 9, 0)
+            await until_noted(client, lambda notes: float(notes["schedule-last:shop.hourly"]) == nine)
+            assert [job.idempotency_key for job in await kernel.jobs.find()] == ["hourly@2026-11-28T09:00Z"]
+            clock.set(seconds(2026, 11, 28, 10, 0))
+            await until_noted(client, lambda notes: float(notes["schedule-last:shop.hourly"]) == clock.time())
+            ten = [job for job in await kernel.jobs.find() if job.idempotency_key == "hourly@2026-11-28T10:00Z"]
+            assert [(job.agent, job.scope_id) for job in ten] == [
+                (f"shop.{then.get('agent', 'work')}", then.get("scope", "default"))
+            ]
+
+    asyncio.run(main())
+
+
+def test_the_job_of_a_claim_whose_kernel_was_killed_begins_by_its_definition(place: Any, clock: ManualClock) -> None:
+    RAN.clear()
+    client, earlier = JobClient(place, name="shop", clock=clock), Schedule("hourly", "asks", "0 * * * *", message="old")
+
+    async def main() -> None:
+        async with kernel_of(place, clock, missed="all", overlap="allow") as kernel:
+            nine, claims = round(seconds(2026, 11, 28, 9, 0)), kernel.schedules
+            await until_noted(client, lambda notes: notes)
+            assert await claims.claim(earlier, nine) == earlier
+            clock.set(nine)
+            await until_noted(client, lambda notes: float(notes["schedule-last:shop.hourly"]) == nine)
+            (job,) = await kernel.jobs.find()
+            assert (job.agent, job.job_id) == ("shop.asks", claims.job_of(earlier, nine))
+            mine = Schedule("hourly", "work", "0 * * * *", message="report")
+            assert await claims.claim(mine, nine + 3600) == mine
+            assert await claims.claim(earlier, nine + 3600) == mine
+            assert await claims.claim(earlier, nine) is None
+
+    asyncio.run(main())
+
+
+def test_no_job_begins_while_a_triggered_one_is_open(
+    place: Any, clock: ManualClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The payroll that somebody had triggered waited for its approval, and the next time began a second one beside it."""
+    RAN.clear()
+    client = JobClient(place, name="shop", clock=clock)
+
+    async def main() -> None:
+        async with kernel_of(place, clock, agent="asks") as kernel:
+            await until_noted(client, lambda notes: notes)
+            triggered = await client.schedules.trigger("hourly")
+            await client.start("asks", "beside", key="hourly", idempotency_key="hourly")  # of a client, by its name
+            clock.set(seconds(2026, 11, 28, 9, 0))
+            await until(lambda: f"its job {triggered.job_id} is still open" in caplog.text)
+            await cancelled(kernel, client, triggered.job_id)  # that may be before it has run
+            clock.set(seconds(2026, 11, 28, 10, 0))
+            ten = kernel.schedules.job_of((await client.schedules.get("hourly")).schedule, round(clock.time()))
+            await until(lambda: ten in RAN)
+            await cancelled(kernel, client, ten)
+        last = await client.schedules.trigger("hourly")  # while no kernel runs
+        async with kernel_of(place, clock, agent="asks"):
+            clock.set(seconds(2026, 11, 28, 11, 0))
+            await until(lambda: f"its job {last.job_id} is still open" in caplog.text)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("ends", ["before the start", "behind the start"])
+def test_a_pause_while_no_kernel_runs_takes_none_of_the_times_around_it(
+    place: Any, clock: ManualClock, ends: str
+) -> None:
+    """10, 12 and 14 o'clock were lost, at which no kernel ran, since others were in pauses."""
+    RAN.clear()
+    client = JobClient(place, name="shop", clock=clock)
+
+    async def main() -> None:
+        async with kernel_of(place, clock, missed="all", overlap="allow"):
+            clock.set(seconds(2026, 11, 28, 9, 0))
+            await until(lambda: len(RAN) == 1)
+        for hour in (11, 13):
+            clock.set(seconds(2026, 11, 28, hour - 1, 30))
+            await client.schedules.pause("hourly")
+            clock.set(seconds(2026, 11, 28, hour, 30))
+            if hour == 11 or ends == "before the start":
+                await client.schedules.go_on("hourly")
+        if ends == "before the start":
+            clock.set(seconds(2026, 11, 28, 14, 30))
+        async with kernel_of(place, clock, missed="all", overlap="allow") as kernel:
+            if ends == "behind the start":
+                await client.schedules.go_on("hourly")
+            clock.set(seconds(2026, 11, 28, 14, 30))
+            await until(lambda: len(RAN) == 4)
+            hours = sorted(job.idempotency_key[-6:-4] for job in await kernel.jobs.find())
+            assert hours == ["09", "10", "12", "14"]
+
+    asyncio.run(main())
+
+
+def test_the_first_time_is_missed_by_a_kernel_that_was_killed_before_it(place: Any, clock: ManualClock) -> None:
+    RAN.clear()
+    client = JobClient(place, name="shop", clock=clock)
+
+    async def main() -> None:
+        async with kernel_of(place, clock):
+            await until_noted(client, lambda notes: "schedule-last:shop.hourly" in notes)
+        clock.set(seconds(2026, 11, 28, 9, 30))
+        async with kernel_of(place, clock) as kernel:
+            await until(lambda: RAN == ["report"])
+            assert [job.idempotency_key for job in await kernel.jobs.find()] == ["hourly@2026-11-28T09:00Z"]
+
+    asyncio.run(main())
+
+
+class Looks:
+    """The clock of one schedule over a journal without a kernel, and what it has asked of it."""
+
+    def __init__(self, place: MemoryStorage, clock: ManualClock, schedule: Schedule, kernel: str = "shop") -> None:
+        self.begun: list[ExecutionRequest] = []
+        self.notes: Schedules = JobClient(place, name=kernel, clock=clock).schedules
+
+        async def look(find: Any) -> Any:
+            return find(MemoryReader(place))
+
+        async def begin(request: ExecutionRequest) -> None:
+            self.begun.append(request)
+
+        self.times = ScheduleClock(schedule, f"{kernel}.{schedule.agent}", clock, look, begin, self.notes)
+
+    @property
+    def keys(self) -> list[str]:
+        return [request.idempotency_key for request in self.begun]
+
+
+@pytest.mark.parametrize(("missed", "begun"), [("last", 1), ("all", 1_000), ("none", 0)])
+@pytest.mark.parametrize("overlap", ["skip", "allow"])
+def test_one_look_makes_up_for_half_a_century_in_two_versions_and_ends(
+    clock: ManualClock, missed: Any, begun: int, overlap: Any
+) -> None:
+    place = MemoryStorage(clock)
+
+    async def main() -> None:
+        versions = [Schedule("s", agent, "0 * * * *", missed=missed, overlap=overlap) for agent in ("work", "asks")]
+        looks = [Looks(place, clock, each) for each in versions]
+        await looks[0].notes.passed("s", 1.0)  # in 1970
+        assert await asyncio.gather(*(each.times.begin_due() for each in looks)) == [1_800.0] * 2
+        keys = [(each.agent, each.idempotency_key) for of in looks for each in of.begun]
+        # which of the two has noted a time decides with which agent it begins
+        assert len({key for _, key in keys}) == len(set(keys)) == begun
+        assert [await each.times.begin_due() for each in looks] == [1_800.0] * 2
+        assert len([key for of in looks for key in of.begun]) == len(keys)
+
+    asyncio.run(main())
+
+
+def test_a_time_in_a_pause_that_has_ended_is_looked_at_once(clock: ManualClock) -> None:
+    """The next time stayed that of the pause: the clock was looked at without a break until the time behind it."""
+    place = MemoryStorage(clock)
+
+    async def main() -> None:
+        looks = Looks(place, clock, Schedule("s", "work", "0 * * * *", missed="all"))
+        assert await looks.times.begin_due() == 1_800.0
+        await looks.notes.pause("s")
+        clock.set(seconds(2026, 11, 28, 12, 15))
+        await looks.notes.go_on("s")  # the kernel has not looked meanwhile
+        assert await looks.times.begin_due() == 2_700.0
+        clock.set(seconds(2026, 11, 28, 13, 0))
+        assert await looks.times.begin_due() == 3_600.0
+        assert looks.keys == ["s@2026-11-28T13:00Z"]
+        # a kernel that starts later goes on behind them too
+        later = Looks(place, clock, Schedule("s", "work", "0 * * * *", missed="all"))
+        assert await later.times.begin_due() == 3_600.0
+        assert later.keys == []
+
+    asyncio.run(main())
+
+
+def test_of_many_times_around_many_pauses_the_last_thousand_begin(clock: ManualClock) -> None:
+    place = MemoryStorage(clock)
+
+    async def main() -> None:
+        schedule, first = Schedule("s", "work", "* * * * *", missed="all"), round(clock.time())
+        looks = Looks(place, clock, schedule)
+        await looks.times.begin_due()
+        for _ in range(90):
+            clock.advance(3_600)
+            await looks.notes.pause("s")
+            clock.advance(3_600)
+            await looks.notes.go_on("s")
+        clock.advance(3_600)
+        await looks.times.begin_due()
+        # each other hour was in a pause; two times are not missed, but now
+        due = [first + at for at in range(60, 181 * 3_600 + 1, 60) if (at - 1) // 3_600 % 2 == 0]
+        assert looks.keys == [schedule.request(at).idempotency_key for at in due[-1_001:]]
+
+    asyncio.run(main())
+
+
+def test_a_claim_that_others_win_again_and_again_ends(clock: ManualClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = MemoryStorage(clock)
+    mine = Schedule("s", "work", "* * * * *")
+    nine = round(seconds(2026, 11, 28, 9, 0))
+
+    async def main() -> None:
+        looks, asked = Looks(place, clock, mine), 0
+        write = MemoryInbox.note
+
+        def slow(inbox: MemoryInbox, name: str, value: str, before: str | None = None) -> bool:
+            nonlocal asked
+            asked += 1
+            noted = value.replace(str(nine), str(nine - 3_600 + 60 * asked))
+            assert write(inbox, name, noted, before)  # another kernel is a bit faster, with an earlier time
+            return write(inbox, name, value, before)
+
+        monkeypatch.setattr(MemoryInbox, "note", slow)
+        with pytest.raises(TransientError, match="other kernels claim times before 2026-11-28T09:00Z all the while"):
+            await looks.notes.claim(mine, nine)
+        assert asked == 10
+        monkeypatch.undo()
+        assert await looks.notes.claim(mine, nine) == mine
+
+    asyncio.run(main())
+
+
+def test_a_claim_of_another_kernel_with_the_same_note_is_none(
+    clock: ManualClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Kernel "a" may have a schedule "b.c", and kernel "a.b" a schedule "c"."""
+    place, nine = MemoryStorage(clock), round(seconds(2026, 11, 28, 9, 0))
+    one, two = Schedule("b.c", "work", "0 * * * *"), Schedule("c", "asks", "0 * * * *")
+
+    async def main() -> None:
+        assert await Looks(place, clock, one, "a").notes.claim(one, nine) == one
+        of_two = Looks(place, clock, two, "a.b").notes
+        assert await of_two.claim(two, nine) == two
+        assert (await of_two.stands("c")).job == of_two.job_of(two, nine)
+        assert caplog.text == ""
+        assert await of_two.claim(two, nine + 7_200) == two
+        assert await of_two.claim(two, nine + 3_600) is None
+        assert "begins no job for 2026-11-28T10:00Z, as a kernel whose clock is ahead has claimed" in caplog.text
 
     asyncio.run(main())
