@@ -9,6 +9,7 @@ requirement of each kind, so of a branch and a tag only the first would be asked
 """
 
 import io
+import logging
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,11 +25,13 @@ from pyiceberg.io.pyarrow import ArrowScan, PyArrowFile, PyArrowFileIO, _datafra
 from pyiceberg.manifest import ManifestContent, ManifestEntryStatus
 from pyiceberg.table import FileScanTask, Table, TableProperties, Transaction
 from pyiceberg.table.refs import SnapshotRefType
-from pyiceberg.table.update import AssertRefSnapshotId, AssertTableUUID, SetSnapshotRefUpdate
+from pyiceberg.table.update import AssertRefSnapshotId, AssertTableUUID, RemoveSnapshotsUpdate, SetSnapshotRefUpdate
 from pyiceberg.transforms import IdentityTransform, VoidTransform, parse_transform
+from pyiceberg.utils.properties import property_as_bool, property_as_int
 
 from sabot.base.disk import sync
 from sabot.base.inner_paths import first_outside, wrong_path
+from sabot.clock import SYSTEM_CLOCK
 from sabot.connectors.iceberg.types import split
 from sabot.errors import UserError, short_repr
 
@@ -44,6 +47,8 @@ __all__ = [
     "partitions_of",
     "refused",
 ]
+
+_log = logging.getLogger(__name__)
 
 _LATER = (
     exceptions.CommitFailedException,
@@ -70,12 +75,18 @@ _REFUSED = (
 
 _MAIN = "main"
 _FOREVER = 2**63 - 1  # ms: what expires old snapshots never takes the tag
+_EXPIRES = "sabot.expire-snapshots"
 _PROPERTIES = {
     "format-version": "2",
     "commit.manifest-merge.enabled": "true",  # else each commit has a manifest more to name, and is slower than the one before
     "write.metadata.delete-after-commit.enabled": "true",
+    _EXPIRES: "true",  # each commit reads and writes the list of all snapshots
+    TableProperties.MAX_SNAPSHOT_AGE_MS: str(24 * 3_600_000),
+    TableProperties.MIN_SNAPSHOTS_TO_KEEP: "100",
 }
 """Properties of a table that is made."""
+EXPIRED_AT_ONCE = 100
+"""So many snapshots are removed together, so that only one commit of so many has this work."""
 
 
 class _OnDisk(io.FileIO):
@@ -132,7 +143,26 @@ class Commit(Transaction):  # type: ignore[misc]
                 ref_name=self._tag, type=SnapshotRefType.TAG, snapshot_id=found, max_ref_age_ms=_FOREVER
             )
             self._updates += (update,)
+        if len(expired := self._expired()) >= EXPIRED_AT_ONCE:
+            self._updates += (RemoveSnapshotsUpdate(snapshot_ids=expired),)
         return found
+
+    def _expired(self) -> list[int]:
+        """Returns the snapshots that the properties of the table let go. The parent of the next one stays, and so do those of branches and
+        tags, such as ours. Files that only these snapshots name are left to who removes orphan files, so a table of others, whose owner
+        may expire snapshots together with their files, is left alone.
+        """
+        before, names = self._before.metadata, TableProperties
+        if not property_as_bool(before.properties, _EXPIRES, False):
+            return []
+        age_ms = property_as_int(before.properties, names.MAX_SNAPSHOT_AGE_MS, names.MAX_SNAPSHOT_AGE_MS_DEFAULT) or 0
+        least = (
+            property_as_int(before.properties, names.MIN_SNAPSHOTS_TO_KEEP, names.MIN_SNAPSHOTS_TO_KEEP_DEFAULT) or 1
+        )
+        until = SYSTEM_CLOCK.time() * 1000 - age_ms
+        kept = {ref.snapshot_id for ref in before.refs.values()}
+        old = sorted(before.snapshots, key=lambda each: each.sequence_number or 0)[: -max(1, least)]
+        return [each.snapshot_id for each in old if each.timestamp_ms < until and each.snapshot_id not in kept]
 
     def remove_all(self) -> None:
         """Adds a snapshot without files. The tag stays where it is."""
@@ -145,8 +175,25 @@ class Commit(Transaction):  # type: ignore[misc]
         refs = [_MAIN] if self._tag is None or not before.snapshots else [_MAIN, self._tag]
         seen = {name: before.refs[name].snapshot_id if name in before.refs else None for name in refs}
         required = [AssertRefSnapshotId(ref=name, snapshot_id=found) for name, found in seen.items()]
-        table.catalog.commit_table(table, (AssertTableUUID(uuid=before.table_uuid), *required), self._updates)
+        answer = table.catalog.commit_table(table, (AssertTableUUID(uuid=before.table_uuid), *required), self._updates)
+        _remove_old_metadata(table, answer.metadata)
         return table
+
+
+def _remove_old_metadata(table: Table, after: Any) -> None:
+    """Removes the files of metadata that the last commit no longer names, if the table asks for that. pyiceberg does it for its own
+    commits. The log of metadata is read from a file, so a path that is not below the folder of the table stays.
+    """
+    if not property_as_bool(after.properties, TableProperties.METADATA_DELETE_AFTER_COMMIT_ENABLED, False):
+        return
+    for path in {each.metadata_file for each in table.metadata.metadata_log}.difference(
+        each.metadata_file for each in after.metadata_log
+    ):
+        try:
+            _check_inside(table, [path])
+            table.io.delete(path)
+        except (UserError, OSError) as error:  # the commit is there, and the file is only in the way
+            _log.warning("table %s: old metadata cannot be removed: %s", ".".join(table.name()), error)
 
 
 def later() -> tuple[type[Exception], ...]:

@@ -5,9 +5,11 @@ import decimal
 import json
 import logging
 import re
+import statistics
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -313,6 +315,99 @@ def test_manifests_are_merged(lake: Lake) -> None:
     assert snapshot is not None
     assert len(snapshot.manifests(lake.table().io)) < 5
     assert lake.numbers() == list(range(12))
+
+
+def metadata_files(lake: Lake) -> list[str]:
+    return sorted(
+        each.name for each in (Path(lake.table().location().removeprefix("file://")) / "metadata").glob("*.json")
+    )
+
+
+def retained(lake: Lake, **properties: str) -> IcebergSink:
+    """A sink of a table with these properties, in which age takes each snapshot that may expire."""
+    lake.claimed().close()
+    with lake.table().transaction() as change:
+        change.set_properties({"history.expire.max-snapshot-age-ms": "-60000", **properties})
+    return lake.claimed()
+
+
+def test_snapshots_that_the_table_lets_expire_go_with_a_commit_and_rows_and_token_stay(
+    lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sabot.connectors.iceberg.driver.EXPIRED_AT_ONCE", 3)
+    sink = retained(lake, **{"history.expire.min-snapshots-to-keep": "2"})
+    with lake.table().manage_snapshots() as change:
+        change.create_tag(lake.table().metadata.snapshots[0].snapshot_id, "kept")
+    tagged = lake.table().metadata.snapshots[0]
+    most = 0
+    for n in range(1, 13):
+        put(sink, n, batch(n))
+        most = max(most, len(lake.table().metadata.snapshots))
+    assert most == 2 + 3 + 1  # the last two, those before the next removal, and that of the tag
+    assert tagged in lake.table().metadata.snapshots
+    sink.close()
+    sink = lake.claimed()
+    put(sink, 12, batch(12))
+    put(sink, 13, batch(13))
+    assert lake.numbers() == list(range(1, 14))
+
+
+def test_a_table_of_others_keeps_its_snapshots(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sabot.connectors.iceberg.driver.EXPIRED_AT_ONCE", 1)
+    with lake.opened() as catalog:
+        catalog.create_namespace("lake")
+        catalog.create_table(NAME, SCHEMA, properties={"history.expire.max-snapshot-age-ms": "-60000"})
+    sink = lake.claimed()
+    before = len(lake.table().metadata.snapshots)
+    for n in range(1, 6):
+        put(sink, n, batch(n))
+    assert len(lake.table().metadata.snapshots) == before + 5
+
+
+def test_files_of_old_metadata_are_removed_and_none_that_is_elsewhere(
+    lake: Lake, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Commits of the sink go past pyiceberg's own, which removes them: a table had a file of each commit, each larger than the last."""
+    sink = retained(lake, **{"write.metadata.previous-versions-max": "3"})
+    for n in range(1, 9):
+        put(sink, n, batch(n))
+    assert len(metadata_files(lake)) == 4
+    sink.close()
+    (tmp_path / "mine.json").write_text("{}")
+    metadata = Path(lake.table().metadata_location.removeprefix("file://"))
+    said = json.loads(metadata.read_text())
+    said["metadata-log"][0]["metadata-file"] = f"file://{tmp_path}/mine.json"
+    metadata.write_text(json.dumps(said))
+    with caplog.at_level(logging.WARNING, "sabot"):
+        put(lake.claimed(), 9, batch(9))
+    assert (tmp_path / "mine.json").exists()
+    assert "old metadata cannot be removed" in caplog.text
+    assert "is elsewhere" in caplog.text
+
+
+@pytest.mark.slow  # a thousand commits, of 0.1 s each
+def test_a_thousand_commits_leave_metadata_that_does_not_grow_and_the_last_take_no_longer(lake: Lake) -> None:
+    """Each commit reads and writes the list of all snapshots, and a file of metadata with it: of 60 commits the last took twice as long
+    as the first, and the files of a thousand would have had half a gigabyte.
+    """
+    sink = retained(lake)
+    seconds: list[float] = []
+    sizes: list[int] = []
+    for n in range(1, 1_001):
+        before = time.process_time()
+        put(sink, n, batch(n))
+        seconds.append(time.process_time() - before)
+        if n % 50 == 0:
+            table = lake.table()
+            sizes.append(len(json.dumps(table.metadata.model_dump(mode="json"))))
+            assert len(table.metadata.snapshots) <= 202
+            assert len(metadata_files(lake)) <= 102
+    assert max(sizes[10:]) <= 1.2 * max(sizes[:10])
+    assert statistics.median(seconds[800:]) <= 1.5 * statistics.median(seconds[200:400])
+    current = lake.table().current_snapshot()
+    assert current is not None
+    assert len(current.manifests(lake.table().io)) <= 200
+    assert lake.numbers() == list(range(1, 1_001))
 
 
 def test_at_least_once_there_is_a_commit_for_each_flush(lake: Lake) -> None:
