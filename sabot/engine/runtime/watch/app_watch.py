@@ -102,9 +102,14 @@ class AppWatch:
             self._reporter = Reporter(self._read, self.progress, every, screen=screen, clock=self._app.clock)
 
     def keep(self) -> None:
-        """Keeps the figures of a run that stay readable. Called before its parts are closed."""
-        self._last = self._lasting({} if self.parts is None else self.parts.agent_statistics())
-        self._open = False
+        """Keeps the figures of a run that stay readable. Called before its parts are closed. The parts ask the app's clock: if that
+        raises, none are kept, and nobody asks the closed parts for them.
+        """
+        last: dict[str, Any] = {name: {} for name in _LASTING}
+        try:
+            last = self._lasting({} if self.parts is None else self.parts.agent_statistics())
+        finally:
+            self._last, self._open = last, False
 
     def over(self) -> None:
         """Ends the reports of a run."""

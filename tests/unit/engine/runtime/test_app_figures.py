@@ -1,10 +1,13 @@
 """The figures of an app as structs: each is told by some part of the engine, and nothing is lost on the way to a file."""
 
 from pathlib import Path
+from typing import Any
 
 import msgspec
+import pytest
 
 import sabot
+from sabot import App
 from sabot.base import figures
 from sabot.base.figures import STEP_COUNTS, AppFigures, StepCount
 from sabot.base.metrics import KINDS
@@ -71,3 +74,28 @@ def test_each_count_of_a_step_is_shown_as_the_sum_of_its_subtasks() -> None:
         (shown,) = folded(step_records(FigureRings(lambda told=told: told)))
         assert flat(shown)[each.column] == 7
         assert KINDS[each.metric].type == "counter"
+
+
+class TornParts:
+    """The parts of a run that ask a clock of the user, which raises."""
+
+    asked = 0
+
+    def agent_statistics(self) -> dict[str, Any]:
+        self.asked += 1
+        raise OSError("the clock is gone")
+
+    def tap(self, point: Any) -> list[Any]:
+        raise AssertionError("closed parts are asked")
+
+
+async def test_a_clock_that_raises_at_the_end_leaves_no_closed_part_that_is_asked(memory_url: str) -> None:
+    watch, parts = App("shop", memory_url).agent_runtime.runner.watch, TornParts()
+    watch.begins()
+    watch.parts = parts  # type: ignore[assignment]
+    with pytest.raises(OSError, match="the clock is gone"):
+        watch.keep()
+    for _ in range(2):
+        assert watch.report()["sources"] == {}
+        assert watch.tap(None) == []  # type: ignore[arg-type]
+    assert parts.asked == 1
