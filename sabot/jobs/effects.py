@@ -619,9 +619,13 @@ class Effects:
     def _begin_child(self, running: RunningJob, ask: Ask) -> None:
         """Begins the child job that an effect requests, or lets it wait if the job has as many children as it may have.
         If the child must not begin, the error becomes the result of the effect. Does nothing if the child is already
-        known to the host: when the child ends, the effect gets its result.
+        known to the host: when the child ends, the effect gets its result; or it begins again, if an earlier attempt of
+        the job has given it up.
         """
-        if child_id(running.job.job_id, ask.ordinal) in self._host.jobs:
+        child = child_id(running.job.job_id, ask.ordinal)
+        if child in self._host.jobs:
+            if ask.ordinal in running.job.history.failed_children and self._host.jobs.wants(child):
+                self._host.given_up.add(child)
             return
         waits = running.waiting_children or not self._has_place(running, ask)
         if waits and self._refusal(running, ask) is None:
@@ -651,6 +655,10 @@ class Effects:
                 self._let_child_begin(running, waiting.popleft())
             else:
                 return
+
+    def begin_again(self, running: RunningJob, ordinal: int) -> None:
+        """Begins a child that has ended now once more, since an earlier attempt of the job had given it up."""
+        self._begin_child(running, running.job.open[ordinal])
 
     def _let_child_begin(self, running: RunningJob, ask: Ask) -> None:
         job, jobs = running.job, self._host.jobs

@@ -13,10 +13,10 @@ RESULT with ordinal 0: the time limit of the attempt is over.
 
 ATTEMPT with ordinal 0: a new attempt of the job. It keeps all results. It forgets the errors of effects that may be
 repeated, so the function asks for these again. It also forgets everything that the earlier attempt had given up: timers
-that have not fired, questions that were withdrawn, children that were cancelled, and effects that a rule has denied.
-The function asks for these as new effects. Two kinds keep their ordinals: a call that was not made because nobody
-awaited it, so that its idempotency key stays the same; and in a retry a child that was cancelled, so that the same job
-runs again, over what it has made.
+that have not fired, questions that were withdrawn, children that were given up before they had begun, and effects that
+a rule has denied. The function asks for these as new effects. Two kinds keep their ordinals: a call that was not made
+because nobody awaited it, so that its idempotency key stays the same; and a child that was cancelled, so that the same
+job runs again, over what it has made. Entries of earlier versions say that another child takes its place (`keeps`).
 """
 
 from collections.abc import Collection, Iterable
@@ -162,10 +162,11 @@ class History:
     - `refusals`: by name and digest of the arguments, the refusals of calls by a person.
     - `not_made`: the ordinals of calls whose last attempt was certainly not made: it could not be sent, its tool had
       to ask a person first, or the job no longer awaited it.
-    - `failed_children`: the ordinals of children that failed in an earlier attempt of the job.
+    - `failed_children`: the ordinals of children that failed, or were cancelled, in an earlier attempt of the job.
     - `recorded`: by ordinal, the number of the last attempt whose usage the journal has.
     - `instead`: by ordinal, the guard's verdicts on other models to which the call has changed. They are a dict by the
       number of the first attempt with that model.
+    - `keeps`: True if the present attempt goes on with the children that earlier ones have given up (`Attempt.keeps`).
     - `base`: the last ordinal of the job's previous history; 0 in the first one. `last_ordinal`: the last ordinal of
       all.
     - `last_ms`: the time of the last entry. `ran_ms`: the milliseconds that the job has run up to that time, in all
@@ -198,6 +199,7 @@ class History:
     recorded: dict[int, int] = field(default_factory=dict)
     instead: dict[int, dict[int, GuardVerdict]] = field(default_factory=dict)
     base: int = 0
+    keeps: bool = False
     last_ordinal: int = 0
     ran_ms: int = 0
     last_ms: int = 0
@@ -275,7 +277,10 @@ class History:
         self._take()
         self._forget_open_questions()
         self.deliveries = [each for each in self.deliveries if not isinstance(each, Cancel)]
-        self._try(self.attempt + 1, begin.at_ms, error)
+        if begin.keeps:  # the end of the run before has cancelled them, and has said nothing of those that had begun
+            over = {each.ordinal for each in self.deliveries if isinstance(each, EffectResult)}
+            self.failed_children |= {at for at, each in self.intents.items() if each.kind == "child" and at not in over}
+        self._try(self.attempt + 1, begin.at_ms, error, keeps=begin.keeps)
         return self
 
     def anew(self, begin: Begin) -> "History":
@@ -317,7 +322,7 @@ class History:
             case Intent():
                 self._intend(entry)
             case Attempt(ordinal=0):
-                self._try(entry.attempt, entry.at_ms, entry.note)
+                self._try(entry.attempt, entry.at_ms, entry.note, keeps=entry.keeps or self.begin.keeps)
             case Attempt(note=note) if note == UNSENT:
                 self.not_made.add(entry.ordinal)
             case Attempt() if entry.note:
@@ -512,13 +517,13 @@ class History:
         """Returns True if a RESULT entry of this effect is recorded, and the present attempt uses that result."""
         return any(isinstance(each, EffectResult) and each.ordinal == ordinal for each in self.deliveries)
 
-    def _try(self, attempt: int, at_ms: int, error: Body = b"") -> None:
+    def _try(self, attempt: int, at_ms: int, error: Body = b"", *, keeps: bool) -> None:
         """Begins another attempt of the job in this history. Keeps the results of effects. Removes what the new
         attempt requests again: failed effects that may be repeated, timers that have not fired, withdrawn questions,
-        cancelled children (but in a retry), effects that a rule has denied, and an answer of a model that did not match.
-        `error`: the packed error of the attempt before, as far as it is known.
+        cancelled children (`keeps`: but those that have begun), effects that a rule has denied, and an answer of a model
+        that did not match. `error`: the packed error of the attempt before, as far as it is known.
         """
-        self.attempt, self.tried_ms = attempt, at_ms
+        self.attempt, self.tried_ms, self.keeps = attempt, at_ms, keeps
         if isinstance(error, bytes) and error:
             self._forget_wrong_answer(unpack_error(error))
         for ordinal in [at for at, each in self.intents.items() if each.note and self._was_denied(each)]:
@@ -597,12 +602,12 @@ class History:
 
     def _unwanted(self, entry: Delivery) -> bool:
         """Returns True if this entry ends a question or a child because the job itself no longer wanted it: the job
-        has withdrawn the question, or has cancelled the child, and does not keep that.
+        has withdrawn the question, or has cancelled the child, and does not go on with that (`keeps`).
         """
         match entry:
             case Answer():
                 return entry.outcome == "cancelled" and entry.by == entry.job
-            case EffectResult() if not self.begin.keeps:
+            case EffectResult() if not (self.keeps and entry.attempt):
                 intent = self.intents.get(entry.ordinal)
                 return entry.outcome == NOT_MADE and intent is not None and intent.kind == "child"
         return False

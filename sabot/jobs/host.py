@@ -27,7 +27,7 @@ from sabot.clock import Clock
 from sabot.engine.calls.effects import EffectId, digest
 from sabot.engine.calls.judging import ValueCode, with_judge
 from sabot.errors import NonDeterminism, SabotError, TransientError
-from sabot.jobs.core import APPROVAL, SEQUENCES_APART, LookedUp, Outcome, may_happen
+from sabot.jobs.core import APPROVAL, OPEN, SEQUENCES_APART, LookedUp, Outcome, may_happen
 from sabot.jobs.effects import Effects
 from sabot.jobs.events import (
     Arrived,
@@ -55,12 +55,12 @@ from sabot.jobs.owner import JobOwner, OpenJob, RunningJob
 from sabot.jobs.parking import ParkedNotes, Parking
 from sabot.jobs.run import Ask, JobRun
 from sabot.jobs.timers import JobTimers
-from sabot.jobs.tree import UNAWAITED_CHILD, first_of, is_retry, parent_of
+from sabot.jobs.tree import UNAWAITED_CHILD, child_id, first_of, is_retry, parent_of
 from sabot.jobs.values import as_before, pack_error, unpack_error
 from sabot.journal import Journal, Position
 from sabot.journal.base import EVERY, Approval, JobMark
 from sabot.journal.ended_jobs import BLOCKED, JobQuery
-from sabot.journal.entries import REQUEST, Answer, Attempt, Begin, EffectResult, End, Entry, Signal
+from sabot.journal.entries import Answer, Attempt, Begin, EffectResult, End, Entry, Signal
 from sabot.journal.memory import salt_of
 
 if TYPE_CHECKING:
@@ -402,8 +402,7 @@ class JobHost(HostState):
             return
         behalf, session = event.behalf, event.behalf.session
         facts = event.agent_id, event.record, event.key, event.digest, owner.code, *behalf[:2], event.run, behalf.labels
-        keeps = event.run > 1 and event.form == REQUEST  # it is a child of a job that was retried
-        entry = self._begin_entry(job_id, facts, session, form=event.form, within=event.within, keeps=keeps)
+        entry = self._begin_entry(job_id, facts, session, form=event.form, within=event.within, keeps=event.run > 1)
         entries: Sequence[Any] = event.taken or (entry,)
         self._guard.begin_job(entries[0], entries[1:])
         self._begun_total += 1
@@ -707,23 +706,37 @@ class JobHost(HostState):
         if ask.kind == "call":  # a person has not allowed it yet
             self._guard.drop(EffectId(job.job_id, ordinal, ask.attempt))
         if ask.kind == "child":
+            child = child_id(job.job_id, ordinal)
+            has_begun = self.jobs.has_begun(child)
             told = self._append_all(self.jobs.drop(job.job_id, [ordinal], job.late or UNAWAITED_CHILD, now_ms))
-            if running.in_memory and not job.history.has_result(ordinal):  # another attempt asks for another child
-                error = pack_error(asyncio.CancelledError(UNAWAITED_CHILD))
-                given_up = EffectResult(job.job_id, now_ms, ordinal, 1, NOT_MADE, error)
-                told.append((self.log.append(given_up, running), given_up))
+            if running.in_memory and not job.history.has_result(ordinal):
+                tries = int(has_begun or ordinal in job.history.failed_children)
+                left = self._result_of_left(job.job_id, ordinal, tries)
+                told.append((self.log.append(left, running), left))
+            if running.in_memory and has_begun:
+                self.given_up.add(child)
             self._effects.begin_waiting_children(running)
             self.deliver(told)
+
+    def _result_of_left(self, job_id: str, ordinal: int, tries: int) -> EffectResult:
+        """Returns the RESULT of a child that its job has given up. `tries`: 0 if the child has never begun."""
+        error = pack_error(asyncio.CancelledError(UNAWAITED_CHILD))
+        return EffectResult(job_id, self.now_ms(), ordinal, tries, NOT_MADE, error)
 
     def _leave_children(self, running: RunningJob) -> list[tuple[Position, Entry]]:
         """Cancels the open children of a job that is about to end or to begin a new history, and all jobs below them.
         Returns the CANCEL entries, which the caller has to deliver. If the children of the job's agent may outlive
-        their parent, cancels none and returns an empty list.
+        their parent, cancels none and returns an empty list. A child that has not begun gets a RESULT: if the job runs again,
+        another one takes its place.
         """
-        job = running.job
-        if running.waiting_children and self.jobs.limits[self.jobs.agent_of(job.job_id)].outlive:
+        job, outlive = running.job, self.jobs.limits[self.jobs.agent_of(running.job.job_id)].outlive
+        if running.waiting_children and outlive:
             self._effects.begin_waiting_children(running, all_of_them=True)
         open_children = [ask.ordinal for ask in job.open.values() if ask.kind == "child"]
+        for ordinal in () if outlive else open_children:
+            if job.open[ordinal].phase is OPEN and not self.jobs.has_begun(child_id(job.job_id, ordinal)):
+                tries = int(ordinal in job.history.failed_children)
+                self.log.append(self._result_of_left(job.job_id, ordinal, tries), running)
         why = job.late or f"job {job.job_id} has ended, and did not wait for it"
         return self._append_all(self.jobs.leave(job.job_id, open_children, why, self.now_ms()))
 
@@ -732,12 +745,23 @@ class JobHost(HostState):
 
     def _tell_parent(self, job_id: str, outcome: str, body: bytes, labels: tuple[str, ...], ran_ms: int = 0) -> None:
         """Reports the end of a job to its parent, as the result of the effect by which the parent has requested the
-        job. Does nothing if no parent waits for it.
+        job. Does nothing if no parent waits for it. A child that an earlier attempt of the parent has given up, and that
+        the present one awaits, runs again instead, over what it has made.
 
         `outcome`: how the job has ended, such as "succeeded". `body`, `labels`: the values of these fields in the END
         entry of the job. `ran_ms`: the milliseconds that the job has run.
         """
         self._guard.end_job(job_id, self.now_ms())  # of a job that has not run here; else it has ended before
+        parent, ordinal = parent_of(job_id)
+        was_given_up = job_id in self.given_up
+        self.given_up.discard(job_id)
+        if was_given_up and outcome == "cancelled":  # the journal has that it was given up
+            waits = self.running.get(parent)
+            if waits is None:
+                self.parking.let_run(parent)  # it asks for it anew, if it waits for it
+            elif ordinal in waits.job.open and not self.stopping:
+                self._effects.begin_again(waits, ordinal)
+            return
         result = self.jobs.result(job_id, self.now_ms(), outcome, body, labels, ran_ms)
         running = None if result is None else self.running.get(result.job)
         if result is None or (running is not None and result.ordinal not in running.job.open):
@@ -998,7 +1022,8 @@ class JobHost(HostState):
             self.put_later(_AGAIN_SECONDS, event)
             return
         self._effects.leave(running)
-        self.log.append(Attempt(job_id, self.now_ms(), 0, running.job.history.attempt + 1, event.error), running)
+        attempt = running.job.history.attempt + 1
+        self.log.append(Attempt(job_id, self.now_ms(), 0, attempt, event.error, keeps=True), running)
         self._forget(running)
         self.parking.load(job_id)
 

@@ -30,6 +30,7 @@ class HostState:
     - `owners`: the durable agents, by id.
     - `told`: entries that were appended to the journal and still have to be delivered to their jobs.
     - `standing`: the approvals that hold for whole scopes and sessions (`open_jobs.Standing`).
+    - `given_up`: open children that a job has cancelled, since it awaited them no longer.
     - `stopping`: True once the host is stopping. From then on, no job begins and no effect is made.
     """
 
@@ -40,6 +41,7 @@ class HostState:
         self.owners: dict[str, JobOwner] = {}
         self.running: dict[str, RunningJob] = {}
         self.jobs = JobTree()
+        self.given_up: set[str] = set()
         self.told: deque[tuple[Position, Entry]] = deque()
         self.clock = ForwardClock(clock)
         self.now_ms = self.clock.time_ms  # never goes back: for entries, and for all that must survive a restart

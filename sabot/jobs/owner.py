@@ -108,7 +108,7 @@ class JobOwner(Protocol):
         because the agent cannot read the input.
 
         - `job_id`, `message`: the id and the input of the new job.
-        - `failed`: True if this child has run and failed before. It then runs again, and keeps the recorded results
+        - `failed`: True if this child has run before, and has failed or was cancelled. It then runs again, and keeps the recorded results
           of its effects.
         - `behalf`: the tenant and the actor of the parent.
         """

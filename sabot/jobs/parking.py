@@ -255,6 +255,12 @@ class Parking:
         if parked is not None and 0 < parked.limit_s <= self._host.steady_s():
             self._wake(job_id, parked)
 
+    def let_run(self, job_id: str) -> None:
+        """Wakes a job if it is parked, though no entry has come for it."""
+        parked = self._parked.get(job_id)
+        if parked is not None:
+            self._wake(job_id, parked)
+
     def _wake(self, job_id: str, parked: _Parked) -> None:
         if parked.woken:
             return

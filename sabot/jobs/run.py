@@ -463,6 +463,10 @@ class JobRun:
         # Of attempts before this one: each is delivered when its effect is asked.
         self._kept = history.deliveries[: history.kept]
         self._undelivered = deque(history.deliveries[history.kept :])
+        # the effects that attempts before this one have got the outcomes of; attempts of earlier versions do not look at it
+        self._settled = {
+            each.ordinal for each in self._kept if history.keeps and isinstance(each, EffectResult | Answer)
+        }
         self._by_timer: dict[JobTimer, Ask] = {}
         self._signals: dict[str, deque[Signal]] = {}
         self._patches: dict[str, bool] = {}
@@ -873,11 +877,19 @@ class JobRun:
         place, sets `blocked`.
         """
         if self._matches:
-            for ordinal, intent in self._unmatched.items():
-                if (intent.kind, intent.name, intent.digest) == (kind, name, asked):
-                    del self._unmatched[ordinal]
-                    self._asked = max(self._asked, ordinal)
-                    return intent, ordinal
+            equal = (
+                ordinal
+                for ordinal, intent in self._unmatched.items()
+                if (intent.kind, intent.name, intent.digest) == (kind, name, asked)
+            )
+            ordinal = next(equal, 0)
+            if ordinal and self._settled and ordinal not in self._settled:
+                # an earlier attempt has asked for it once more, and has got it: the first one is not made beside that
+                ordinal = next((each for each in equal if each in self._settled), ordinal)
+            if ordinal:
+                intent = self._unmatched.pop(ordinal)
+                self._asked = max(self._asked, ordinal)
+                return intent, ordinal
             self.history.last_ordinal += 1
             self._asked = max(self._asked, self.history.last_ordinal)
             return None, self.history.last_ordinal

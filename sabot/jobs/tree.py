@@ -102,6 +102,18 @@ class JobTree:
         `add`, or the host has to call `not_begun`.
         """
         self._asked.setdefault(parent_of(job_id)[0], set()).add(job_id)
+        self._unwanted.discard(job_id)
+
+    def has_begun(self, job_id: str) -> bool:
+        """Returns True if a job is open, and the journal has its BEGIN entry."""
+        return job_id in self._agents and job_id not in self._coming
+
+    def wants(self, job_id: str) -> bool:
+        """Records that a job awaits the open child `job_id` in another attempt. A child that has not begun then begins. Returns
+        True if the child was cancelled, so that it has to run again when it has ended.
+        """
+        self._unwanted.discard(job_id)
+        return job_id in self.cancelled
 
     def not_begun(self, job_id: str) -> None:
         """Records that the child `job_id`, which its parent has requested, will not begin."""

@@ -93,8 +93,8 @@ class Begin(_Base, frozen=True, array_like=True, gc=False, tag="begin"):
       has others; b"" for a job of an earlier version, and of a journal in memory.
     - `declared`: which of the options "policy" and "budgets" the app or kernel has that begins the job, or begins it again;
       of a child also those of its parent.
-    - `keeps`: True for a retry in which a child that the run before has cancelled runs again, over what it has made. With
-      False, as of other attempts and earlier versions, another child takes its place.
+    - `keeps`: True if a child that an earlier run or attempt has cancelled runs again, over what it has made. With False, as
+      of earlier versions, another child takes its place.
     """
 
     agent: str = ""
@@ -135,11 +135,14 @@ class Attempt(_Base, frozen=True, array_like=True, gc=False, tag="attempt"):
     - Any other bytes: from this attempt on, the call asks another model. The note contains the guard's decision on
       that model. For an attempt of the job itself: the attempt before could not use the answer of a model, which is
       asked again. The note contains the error.
+
+    `keeps`: as in `Begin`, for an attempt of the job itself.
     """
 
     ordinal: Number
     attempt: Number
     note: bytes = b""
+    keeps: bool = False
 
 
 class Intent(_Base, frozen=True, array_like=True, gc=False, tag="intent"):
@@ -168,7 +171,8 @@ class Intent(_Base, frozen=True, array_like=True, gc=False, tag="intent"):
 class EffectResult(_Base, frozen=True, array_like=True, gc=False, tag="result"):
     """The entry with the result of an effect.
 
-    - `outcome`: "ok", or the type of the error. `body`: the value or the error.
+    - `outcome`: "ok", or the type of the error. `body`: the value or the error. `attempt`: 0 if a person or the end of the job
+      came before the first one, and for a child that was given up before it had begun.
     - `usage`: the usage of the call, encoded as for the ledger (the table with the costs of calls).
     - `asked`: for a tool, the usage of the models that the tool itself has asked. It is counted in the limits of the
       job.

@@ -394,6 +394,7 @@ class DurableAgentOperator(AgentOperator, OrderOwner):
         - If the job has failed or was cancelled, and the record is the dead letter of its last run, which was sent
           again, the job begins a new run that reuses the recorded results. If the entries of the job have been deleted
           from the journal, the record is refused instead.
+          A child begins a new run too, also if it has succeeded after its parent had given it up.
         - Otherwise the record is dropped, or refused if it differs from the input of the job.
         """
         await self.host.journal.flush()  # entries of jobs that have just ended
@@ -402,7 +403,8 @@ class DurableAgentOperator(AgentOperator, OrderOwner):
             call.named = not self._started
             self._begin_first(call)
             return
-        may_begin = mark is None or (call.failed_run and mark.outcome in MAY_BEGIN_AGAIN and mark.digest == call.digest)
+        again = mark is not None and (mark.outcome in MAY_BEGIN_AGAIN or call.is_failed_child)
+        may_begin = mark is None or (call.failed_run and again and mark.digest == call.digest)
         begin = await call_journal(last_begin, self.host.journal, call.job_id) if may_begin else None
         if begin is not None and call.failed_run >= begin.run:
             if (error := self._misplaced(call, begin)) is None:

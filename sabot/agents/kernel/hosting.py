@@ -669,6 +669,7 @@ class KernelHost(JobWatch):
 
         # If the child ended, but a crash came before its parent was told, it runs over its own history again.
         async def look() -> None:
+            await self.journal.flush()  # it may have ended just now
             mark = await call_journal(self.journal.job, job_id)
             if mark is not None and not mark.outcome:  # another worker has it: it would run twice
                 why = EffectError("JobCancelled", f"job {job_id} was cancelled, and a call of it is still under way")

@@ -2,6 +2,7 @@
 
 import asyncio
 from contextlib import closing
+from dataclasses import replace
 from decimal import Decimal
 
 import pytest
@@ -486,4 +487,41 @@ async def test_a_retry_makes_no_call_again_that_a_cancelled_child_has_made(tmp_p
             result = await (await kernel.handle(handle.job_id)).result()
         assert result.output == "paid"
         assert [job.job_id for job in await kernel.jobs.find() if "~" not in job.job_id] == [handle.job_id]
+    assert USED == [1]
+
+
+async def test_a_retry_begins_no_child_beside_the_one_that_another_worker_still_has(monkeypatch):
+    sent, answered, elsewhere, mark_of = asyncio.Event(), asyncio.Event(), False, MemoryReader.job
+
+    @tool(effect="unsafe")
+    async def pay(order: int) -> str:
+        USED.append(order)
+        sent.set()
+        await answered.wait()
+        return "paid"
+
+    async def pays(ctx):
+        return await ctx.call(pay, 1)
+
+    async def payroll(ctx):
+        return await ctx.child(pays, 1)
+
+    def looked_at(journal, job_id):
+        mark = mark_of(journal, job_id)
+        return replace(mark, outcome="") if elsewhere and job_id.endswith("~1") else mark
+
+    monkeypatch.setattr(MemoryReader, "job", looked_at)
+    async with RuntimeKernel.create(agent=[payroll, pays], journal=MemoryStorage()) as kernel:
+        handle = await kernel.execute(ExecutionRequest(prompt=1, agent="payroll"))
+        await sent.wait()
+        await handle.cancel("too early")
+        with pytest.raises(JobCancelled):
+            await handle.result()
+        answered.set()
+        await until(lambda: kernel.statistics()["ended"] == 2)
+        elsewhere = True
+        with pytest.raises(EffectError, match="was cancelled, and a call of it is still under way"):
+            await (await retried(kernel, handle.job_id)).result()
+        elsewhere = False
+        assert (await (await retried(kernel, handle.job_id)).result()).output == "paid"
     assert USED == [1]

@@ -14,6 +14,7 @@ from sabot.engine.state import BackendConfig, MemoryBackend
 from sabot.errors import NonDeterminism
 from sabot.jobs.guard import NOBODY, Behalf, EffectGuard
 from sabot.jobs.host import JobHost
+from sabot.jobs.open_jobs import last_begin
 from sabot.jobs.owner import AfterFailure, OpenJob
 from sabot.jobs.run import JobRun
 from sabot.jobs.values import pack, unpack
@@ -78,7 +79,9 @@ class Agent:
 
     def begin_child(self, job_id: str, message: Any, *, failed: bool, behalf: Behalf) -> None:
         assert self.host is not None
-        self.host.begin(AGENT, job_id, record=pack(message, "input"), key=b"", digest=b"", behalf=behalf)
+        before = last_begin(self.host.journal, job_id) if failed else None
+        run = 1 if before is None else before.run + 1
+        self.host.begin(AGENT, job_id, record=pack(message, "input"), key=b"", digest=b"", run=run, behalf=behalf)
 
     def continued(self, job: JobRun, message: Any) -> bytes:
         return pack(message, "input")
