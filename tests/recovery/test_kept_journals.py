@@ -237,6 +237,8 @@ def unsalted(entry: str) -> str:
     found = decode_entry(bytes.fromhex(entry), "a journal")
     if isinstance(found, End):
         return encode_entry(msgspec.structs.replace(found, form="")).hex()
+    if isinstance(found, Attempt):
+        return encode_entry(msgspec.structs.replace(found, keeps=False)).hex()
     if isinstance(found, Begin):
         return encode_entry(msgspec.structs.replace(found, salt=b"", declared=())).hex()
     if not isinstance(found, Intent) or found.name != IN_DOUBT:
