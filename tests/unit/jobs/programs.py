@@ -865,7 +865,8 @@ class AgentOf(Agent):
 
     def ended(self, job: JobRun, value: Any) -> bytes:
         if not self.life.dead:
-            if job.job_id in self.done:
+            # a child that was given up runs again over what it has made
+            if job.job_id in self.done and (job.history.begin.run == 1 or self.done[job.job_id] != value):
                 self.life.seed.wrong(f"{job.job_id} ended twice")
             self.life.seed.programs[job.job_id] = unpack(job.history.begin.body)  # type: ignore[arg-type]
             self.life.seed.values[job.job_id] = value
