@@ -81,7 +81,6 @@ _PROPERTIES = {
     "commit.manifest-merge.enabled": "true",  # else each commit has a manifest more to name, and is slower than the one before
     "write.metadata.delete-after-commit.enabled": "true",
     _EXPIRES: "true",  # each commit reads and writes the list of all snapshots
-    TableProperties.MAX_SNAPSHOT_AGE_MS: str(24 * 3_600_000),
     TableProperties.MIN_SNAPSHOTS_TO_KEEP: "100",
 }
 """Properties of a table that is made."""
