@@ -924,7 +924,9 @@ class Run:
         except asyncio.CancelledError:
             if program["undo"] is None:
                 raise
-            await self.step(program["undo"])
+            # Each cancel of a child that runs again comes at a time of its own, so a call that is made of what was seen is another one.
+            apart = program["undo"].get("given") in ("now", "seen") and self.ctx.attempt > 1
+            await self.step(program["undo"], f"^{self.ctx.attempt}" if apart else "")
             return {"job": self.ctx.job_id, "values": None}
         if self.round + 1 < program["rounds"]:
             self.ctx.continue_as({**program, "round": self.round + 1})
@@ -933,8 +935,8 @@ class Run:
     async def steps(self, steps: list[dict[str, Any]]) -> list[Any]:
         return [await self.step(each) for each in steps]
 
-    async def step(self, step: dict[str, Any]) -> Any:
-        ctx, name = self.ctx, f"{self.ctx.job_id}/{step['n']}.{self.round}"
+    async def step(self, step: dict[str, Any], apart: str = "") -> Any:
+        ctx, name = self.ctx, f"{self.ctx.job_id}/{step['n']}.{self.round}{apart}"
         match step["kind"]:
             case "call":
                 value = await self.call(step, name)
