@@ -166,6 +166,8 @@ class History:
     - `recorded`: by ordinal, the number of the last attempt whose usage the journal has.
     - `instead`: by ordinal, the guard's verdicts on other models to which the call has changed. They are a dict by the
       number of the first attempt with that model.
+    - `began_ms`: the time at which the history began, which its function reads before its first delivery: also in another run,
+      whose calls are known by their arguments.
     - `keeps`: True if the present attempt goes on with the children that earlier ones have given up (`Attempt.keeps`).
     - `base`: the last ordinal of the job's previous history; 0 in the first one. `last_ordinal`: the last ordinal of
       all.
@@ -200,6 +202,7 @@ class History:
     instead: dict[int, dict[int, GuardVerdict]] = field(default_factory=dict)
     base: int = 0
     keeps: bool = False
+    began_ms: int = 0
     last_ordinal: int = 0
     ran_ms: int = 0
     last_ms: int = 0
@@ -214,6 +217,7 @@ class History:
 
     def __post_init__(self) -> None:
         self.last_ms, self.seed = self.begin.at_ms, self.begin.seed
+        self.began_ms = self.began_ms or self.begin.at_ms
         if self.begin.origin is not None:
             self.untaken, self._restored_ms = self.begin.origin.entries, self.begin.origin.at_ms
 
@@ -277,7 +281,9 @@ class History:
         self._take()
         self._forget_open_questions()
         self.deliveries = [each for each in self.deliveries if not isinstance(each, Cancel)]
-        if begin.keeps:  # the end of the run before has cancelled them, and has said nothing of those that had begun
+        if not begin.keeps:  # of an earlier version, whose calls may have been asked for with this time
+            self.began_ms = begin.at_ms
+        else:  # the end of the run before has cancelled them, and has said nothing of those that had begun
             over = {each.ordinal for each in self.deliveries if isinstance(each, EffectResult)}
             self.failed_children |= {at for at, each in self.intents.items() if each.kind == "child" and at not in over}
         self._try(self.attempt + 1, begin.at_ms, error, keeps=begin.keeps)

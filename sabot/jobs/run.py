@@ -453,7 +453,7 @@ class JobRun:
             job_id, on_timer=self._timer_set, on_timer_gone=self._timer_gone
         )
         self.loop.now = max(history.begin.at_ms, history.tried_ms) / 1000  # from which timers of this attempt count
-        self._told_ms = self._last_ms = history.begin.at_ms
+        self._told_ms = self._last_ms = history.began_ms
         self.key, self.salt = key, history.begin.salt
         self._asked = history.base  # the ordinal of the last ask
         self._matches = history.attempt > 1  # asks are matched by what they ask, not by their ordinal

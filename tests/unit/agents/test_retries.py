@@ -525,3 +525,26 @@ async def test_a_retry_begins_no_child_beside_the_one_that_another_worker_still_
         elsewhere = False
         assert (await (await retried(kernel, handle.job_id)).result()).output == "paid"
     assert USED == [1]
+
+
+async def test_a_retry_reads_the_clock_of_the_first_run_and_makes_no_call_again():
+    """Before its first delivery the function read the time of the retry: the call had other arguments, and was made again."""
+    clock = ManualClock(1_000.0)
+
+    @tool(effect="read", retries=0)
+    async def look_up():
+        if clock.time() < 2_000:
+            raise ValueError("not there")
+
+    async def f(ctx):
+        told = await ctx.call(refund, order=ctx.now())
+        await ctx.call(look_up)
+        return told
+
+    async with RuntimeKernel.create(agent=f, journal=MemoryStorage(clock), clock=clock) as kernel:
+        handle = await kernel.execute(ExecutionRequest(prompt=None))
+        with pytest.raises(EffectError):
+            await handle.result()
+        clock.advance(5_000)
+        await (await retried(kernel, handle.job_id)).result()
+    assert len(USED) == 1
