@@ -347,11 +347,11 @@ def without(*kinds: type[Entry]) -> Any:
     return lambda history, entry: None if isinstance(entry, kinds) else add(history, entry)
 
 
-def forgotten_when_given_up(history: History, attempt: int, at_ms: int, *error: bytes) -> None:
+def forgotten_when_given_up(history: History, attempt: int, at_ms: int, *error: bytes, keeps: bool) -> None:
     for each in history.deliveries:
         if isinstance(each, EffectResult) and each.outcome == NOT_MADE:
             history.intents.pop(each.ordinal, None)
-    tried(history, attempt, at_ms, *error)
+    tried(history, attempt, at_ms, *error, keeps=keeps)
 
 
 intended, ended, add, tried = core.intended, core.attempt_ended, History.add, History._try
