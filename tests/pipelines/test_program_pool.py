@@ -427,10 +427,11 @@ async def test_when_the_supervisor_is_killed_records_in_hand_are_in_doubt(app: A
     pooled(app, script, tmp_path, durable=True, on_error="skip")
     publish(app, "tasks", ["one"])
     async with started(app):
-        await until((tmp_path / "seen").exists)
+        seen = tmp_path / "seen"  # the shell opens it before it writes
+        await until(lambda: seen.exists() and seen.read_text() == '"one"\n')
         os.kill((await Supervisor.running()).pid, 9)
         action = await bounded(question(app))
         (tmp_path / "go").touch()
         await app.actions.resolve(action.resume_token, {"outcome": "not_done"})
         await until(lambda: values(app, "lines") == ['did "one"'])
-    assert (tmp_path / "seen").read_text().split() == ['"one"', '"one"']
+    assert seen.read_text().split() == ['"one"', '"one"']
