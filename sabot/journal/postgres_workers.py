@@ -364,6 +364,9 @@ class PostgresWorker(PostgresJournal):
     patient = 30
     """How many times as long as a look at the whole queue a worker waits for the next one, at most that many seconds."""
 
+    kept_s = 86_400.0
+    """The seconds for which it is known of a job that its worker before may have begun calls: longer than these take."""
+
     lease: WorkerLease
     lease_type = WorkerLease
     inbox: WorkersInbox
@@ -751,7 +754,8 @@ class PostgresWorker(PostgresJournal):
                 found = self._take_trees(connection, most, alone, retried)
                 now = boot_seconds()
                 ends = {job: now + earlier_s for job, _, earlier_s in found if earlier_s is not None}
-                self._earlier.update(ends)  # not for all jobs: each take would delay what is in doubt in those before
+                known = {job: until for job, until in self._earlier.items() if until > now - self.kept_s}
+                self._earlier = known | ends  # not for all jobs: each take would delay what is in doubt in those before
                 self.lease.predecessor_until = max([self.lease.predecessor_until, *ends.values()])
                 went_on = [job for job, is_open, _ in found if is_open]
                 taken += went_on

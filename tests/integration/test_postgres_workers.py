@@ -304,6 +304,21 @@ def test_what_is_in_doubt_in_a_job_waits_for_its_own_earlier_worker_only(
     assert second.predecessor_left("own") == -math.inf
 
 
+def test_a_worker_forgets_from_whom_it_has_taken_jobs_long_ago(
+    url: str, app: str, worker: Callable[[], PostgresWorker]
+) -> None:
+    first, other, second = worker(), worker(), worker()
+    written(first, Begin("a", 1, "k.a"))
+    written(other, Begin("b", 1, "k.a"))
+    dies(url, app, first)
+    assert taken_over(second) == ["a"]
+    second.kept_s = -2 * LEASE_S
+    dies(url, app, other)
+    assert taken_over(second) == ["b"]
+    assert second.predecessor_left("a") == -math.inf
+    assert second.predecessor_left("b") > 0
+
+
 def test_places_rise_within_a_job_that_goes_to_and_fro(
     url: str, app: str, worker: Callable[[], PostgresWorker]
 ) -> None:
