@@ -285,9 +285,11 @@ class ConstraintPolicy(_ContentRule):
       the person cannot change the arguments.
 
     An argument that the caller leaves out is judged by its default in the tool. If that is None, only `min` and `max`
-    judge it. An optional field of an MCP tool's schema without a default, and a key that a TypedDict may leave out, do not
-    satisfy `min` and `max` if they are left out, since nobody knows what the tool takes then. A field that has several
-    names, such as the alias of a field of pydantic, may be named by each of them.
+    judge it. A None in the place of a model, an object or a list on the path is judged as a None at its end: a tool that
+    gets None instead of an order takes an amount of its own. An optional field of an MCP tool's schema without a default,
+    and a key that a TypedDict may leave out, do not satisfy `min` and `max` if they are left out, since nobody knows what
+    the tool takes then. A field that has several names, such as the alias of a field of pydantic, may be named by each of
+    them.
 
     If a tool that is named exactly, or all tools that a pattern matches, certainly have no such argument or field, or one
     whose type cannot be compared with the bounds, the app does not start where the tools are known then. Otherwise the
@@ -376,14 +378,21 @@ class ConstraintPolicy(_ContentRule):
             value = found[0]
             if type(value) in _PLAIN and not self._unlike(value) and not self._wrong(value):
                 return Decision.ALLOW
-        if (self.required or None in found) and path[0] not in (REST, *call.given):
-            if self.required:
-                return self._broken(f"{self.field} is missing ({asked_words(call)})")
-            if self.min is None and self.max is None:
+        left_out = path[0] not in (REST, *call.given)
+        if self.required and left_out:
+            return self._broken(f"{self.field} is missing ({asked_words(call)})")
+        absent = ""
+        if call.tool is not None and (not found or any(each is None or is_no_value(each) for each in found)):
+            absent = lacks(call.tool, path)
+        lost = absent if call.name in self.tool_patterns else ""
+        if absent:  # a None on the way is no value of a field that the tool does not have
+            found = [MISSING_VALUE if each is None else each for each in found]
+        if any(each is None for each in found):
+            if left_out and self.min is None and self.max is None:
                 return None  # the tool goes without it by default; only bounds may be passed by that
-        lost = ""
-        if any(map(is_no_value, found)) or not found:
-            lost = lacks(call.tool, path) if call.tool is not None and call.name in self.tool_patterns else ""
+            around = argument_values(call.tool, call.arguments, path[:-1]) if self.required and path[1:] else ()
+            if any(each is None for each in around):
+                return self._broken(f"{self.field} is missing ({asked_words(call)})")
         for value in found:
             if value is LEFT_VALUE and (self.min is not None or self.max is not None):
                 said = f"{self.field} is left out, and what {call.name} takes then is not known ({asked_words(call)})"
@@ -444,6 +453,8 @@ class ConstraintPolicy(_ContentRule):
             return "which is denied"
         if self.pattern is not None and not (isinstance(value, str) and re.fullmatch(self.pattern, value)):
             return f"which {self.pattern!r} does not match"
+        if self.max_length is not None and value is None:
+            return "which has no length"
         if self.max_length is not None and len(value) > self.max_length:
             return f"and a length of at most {self.max_length} is allowed"
         return ""

@@ -33,7 +33,8 @@ MISSING_VALUE: Any = object()
 
 CLOSED_VALUE: Any = object()
 """The value that `values_at` returns in place of what it cannot look into: a text or a number in place of a list or an
-object, a list in place of an object, a dict in place of a list, and an iterator, which can be read only once.
+object, a list in place of an object, a dict in place of a list, an iterator, which can be read only once, and an object
+without attributes, such as a member of an Enum.
 """
 
 LEFT_VALUE: Any = object()
@@ -195,14 +196,14 @@ def values_at(value: Any, path: Sequence[str], kind: Any = Any, *, extremes: boo
     """Returns the values at a path in a value. A part of the path is a key, an attribute, an alias of one, an index, or
     "*", which stands for every item. So there may be several values. The list contains `MISSING_VALUE` for each item
     that does not have the path, `LEFT_VALUE` if the tool has a value of its own then, and `CLOSED_VALUE` for each that
-    cannot be looked into. For example, the path ["items", "*", "price"] in {"items": [{"price": 1}, {}, "pen"]} gives [1,
-    MISSING_VALUE, CLOSED_VALUE].
+    cannot be looked into. A None on the path is the value: who gets it takes what he has instead. For example, the path
+    ["items", "*", "price"] in {"items": [{"price": 1}, {}, None, "pen"]} gives [1, MISSING_VALUE, None, CLOSED_VALUE].
 
     `kind`: the declared type of the value. A dict that is given for a model has the aliases and the defaults of the
     model's fields. The rows of a batch, a table or a data frame are items whose fields are the columns; of a column there
     is each value once, with `extremes` only the least and the greatest one, None and NaN.
     """
-    if not path:
+    if not path or value is None:
         return [value]
     first, rest = path[0], path[1:]
     found: list[tuple[Any, Any]]
@@ -224,7 +225,8 @@ def values_at(value: Any, path: Sequence[str], kind: Any = Any, *, extremes: boo
             found = _in_items(value, first, kind)  # a deque, an array, a class with items of its own
         else:
             is_item = first == REST or first.isdecimal()
-            has_fields = value is None or (not is_item and (known or hasattr(value, "__dict__")))
+            # a member of an Enum and an object without attributes stand for a value that was left out
+            has_fields = not is_item and (known or (not isinstance(value, Enum) and getattr(value, "__dict__", None)))
             found = [(MISSING_VALUE if has_fields else CLOSED_VALUE, Any)]
     return [
         each

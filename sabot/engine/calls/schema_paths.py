@@ -91,7 +91,7 @@ def values_in_json(value: Any, path: Sequence[str], schemas: Sequence[Any], root
     """Returns the values at a path in a JSON value, as `values_at` does. `schemas`: those that may describe the value. A
     field that the value leaves out has the defaults of all these schemas, because each of them may be the one that holds.
     """
-    if not path:
+    if not path or value is None:
         return [value]
     first, rest = path[0], path[1:]
     objects = [each for schema in schemas for each in _parts(schema, root, value)]
@@ -118,7 +118,7 @@ def values_in_json(value: Any, path: Sequence[str], schemas: Sequence[Any], root
         places = range(len(value)) if first == REST else [int(first)]
         found = [(value[at], [item_schema(each, at) for each in objects]) for at in places]
     else:
-        missing = value is None or (isinstance(value, list | tuple) and first.isdecimal())
+        missing = isinstance(value, list | tuple) and first.isdecimal()
         found = [(MISSING_VALUE if missing else CLOSED_VALUE, [])]
     return [
         each for one, of_it in found for each in ([one] if is_no_value(one) else values_in_json(one, rest, of_it, root))

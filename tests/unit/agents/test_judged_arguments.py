@@ -208,12 +208,19 @@ async def test_a_bound_holds_for_the_defaults_of_models_by_each_name_and_also_if
     policy = PolicyEngine([ConstraintPolicy(["bill"], "parcel.weight", max=50)])
     assert (await policy.check_tool(bill, arguments={"lines": [], "parcel": Parcel()})).decision == "deny"
     assert (await policy.check_tool(bill, arguments={"lines": [], "parcel": {}})).decision == "deny"
-    assert (await policy.check_tool(bill, arguments={"lines": []})).decision == "allow"
+    assert (await policy.check_tool(bill, arguments={"lines": []})).decision == "deny", "it sends what it likes"
 
 
 class Point(NamedTuple):
     x: int
     y: int = 7
+
+
+class Currency(enum.Enum):
+    EUR = "eur"
+
+
+class Unset: ...
 
 
 @pytest.mark.parametrize(
@@ -231,7 +238,11 @@ class Point(NamedTuple):
         ("to.name", '{"name": "eve"}', "to.name is missing"),
         ("to.*", ["bob"], ""),
         ("to.*", deque(["bob"]), ""),
-        ("to.*", None, ""),
+        ("to.*", None, "to.* is None"),
+        ("to.name", None, "to.name is None"),
+        ("to.city", Currency.EUR, "to.city is missing"),
+        ("to.name", object(), "to.name is missing"),
+        ("to.name", Unset(), "to.name is missing"),
         ("to.name", {"id": 1}, ""),
         ("to.name", Parcel(), ""),
         ("to.5", ["bob"], ""),
@@ -289,10 +300,6 @@ async def test_each_attempt_of_a_call_gets_what_was_judged(is_async: bool, memor
     assert (paid, done) == ([5, 5, 5], ["done"])
 
 
-class Currency(enum.Enum):
-    EUR = "eur"
-
-
 def _listed(amounts: list[int]) -> None: ...
 def _iterated(amounts: Iterable[int]) -> None: ...
 def _listed_or_one(amounts: list[int] | int) -> None: ...
@@ -333,7 +340,7 @@ _OPEN_SCHEMA = {"type": "object", "properties": {"amounts": {}}}
         (_untyped, "amounts.*", {"rent": 500}, "deny"),
         (_LIST_SCHEMA, "amounts.*", {"500": 1}, "deny"),
         (_LIST_SCHEMA, "amounts.0", {"0": 500}, "deny"),
-        (_LIST_SCHEMA, "amounts.*", None, "allow"),
+        (_LIST_SCHEMA, "amounts.*", None, "deny"),
         (_WORDS_SCHEMA, "amounts.*", {"500": 1}, "allow"),
         (_OPEN_SCHEMA, "amounts.*", {"500": 1}, "deny"),
         (_OPEN_SCHEMA, "amounts.*", {"rent": 5}, "allow"),
@@ -572,6 +579,85 @@ async def test_a_key_that_may_be_left_out_passes_no_bound() -> None:
         arguments = {"wish": Wish(amount=1), "gift": Gift(1)} | {field.partition(".")[0]: given}
         result = await PolicyEngine([ConstraintPolicy(["pay"], field, max=50)]).check_tool(pay, arguments=arguments)
         assert result.decision == decision, (field, result.reason)
+
+
+class Due(TypedDict):
+    amount: int
+
+
+@pytest.mark.parametrize("made", [Money, Parcel, Due, Line])
+async def test_none_in_place_of_an_object_passes_no_bound(made: Any) -> None:
+    """`m=None` has no `m.amount`, so the bound had nothing to judge, and the tool paid what it takes without an order."""
+    name = {Parcel: "weight", Line: "unit_price"}.get(made, "amount")
+    paid: list[Any] = []
+
+    @tool
+    async def pay(m: made | None = None, more: list[made | None] | None = None) -> None:
+        paid.append(500 if m is None and not more else m)
+
+    def decide(field: str, arguments: dict[str, Any], **bounds: Any) -> Any:
+        return PolicyEngine([ConstraintPolicy(["pay"], field, **bounds)]).check_tool(pay, arguments=arguments)
+
+    good = {"amount": 5} if made is Due else made(5) if made is not Money else Money(betrag=5)
+    for field, arguments in (
+        (f"m.{name}", {}),
+        (f"m.{name}", {"m": None}),
+        (f"more.*.{name}", {"more": [good, None]}),
+        (f"more.*.{name}", {"more": None}),
+        (f"more.1.{name}", {"more": [good, None]}),
+    ):
+        for bounds in ({"max": 50}, {"min": 1}):
+            result = await decide(field, arguments, **bounds)
+            assert (result.decision, result.reason) == ("deny", f"{field} is None, which is no number (tool pay)")
+            assert (await decide(field, arguments, **bounds, otherwise="ask")).decision == "ask"
+            assert "is missing" in (await decide(field, arguments, **bounds, required=True)).reason
+        # what is left out is judged by bounds alone, and what is given by every option
+        assert (await decide(field, arguments, allowed=[5])).decision == ("deny" if arguments else "allow")
+        assert (await decide(field, arguments, allowed=[5], required=True)).decision == "deny"
+        assert "has no argument" in (await decide(f"{field}s", arguments, max=50)).reason
+        assert "has no argument" in (await decide(f"{field}s", arguments, allowed=[5])).reason
+        others = PolicyEngine([ConstraintPolicy(["p*"], f"{field}s", max=50)])
+        assert (await others.check_tool(pay, arguments=arguments)).decision == "allow", "it has no such field"
+    for field, arguments in ((f"m.{name}", {"m": good}), (f"more.*.{name}", {"more": [good]})):
+        assert (await decide(field, arguments, max=50)).decision == "allow"
+    rule = PolicyEngine([ConstraintPolicy(["pay"], f"m.{name}", max=50)])
+    for arguments in ({}, {"m": None}):
+        owner = Owner(lambda ctx, arguments=arguments: ctx.call(pay, **arguments))
+        async with hosting(MemoryStorage(), owner, guard=rule) as jobs:
+            jobs.begin("j")
+            await jobs.over("j")
+    assert paid == []
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"anyOf": [{"$ref": "#/$defs/Optional"}, {"type": "null"}]},
+        {"anyOf": [{"$ref": "#/$defs/Optional"}, {"type": "null"}], "default": None},
+        {"type": ["object", "null"], "properties": {"amount": {"type": "integer", "default": 5}}},
+    ],
+)
+async def test_null_in_place_of_an_object_of_a_server_passes_no_bound(schema: Any) -> None:
+    several = {"type": ["array", "null"], "items": schema}
+    json = {"type": "object", "properties": {"p": schema, "more": several}, "$defs": {"Optional": OPTIONAL}}
+    served = dataclasses.replace(tool(name="pay")(print), parameters=OfferedArguments("pay", "", json))
+    for field, given in (
+        ("p.amount", {}),
+        ("p.amount", {"p": None}),
+        ("more.*.amount", {"more": None}),
+        ("more.*.amount", {"more": [{"amount": 5}, None]}),
+    ):
+        result = await PolicyEngine([ConstraintPolicy(["pay"], field, max=50)]).check_tool(served, arguments=given)
+        assert result.decision == "deny"
+        assert "is None" in result.reason or "left out" in result.reason
+    for field in ("p.amuont", "more.*.amuont"):
+        wrong = PolicyEngine([ConstraintPolicy(["pay"], field, max=50)])
+        given = {"p": None, "more": [None]}
+        assert (await wrong.check_tool(served, arguments=given)).decision == "deny"
+    fine = {"p": {"amount": 5}, "more": [{"amount": 5}]}
+    for field in ("p.amount", "more.*.amount"):
+        policy = PolicyEngine([ConstraintPolicy(["pay"], field, max=50)])
+        assert (await policy.check_tool(served, arguments=fine)).decision == "allow"
 
 
 AMOUNT = {"properties": {"amount": {"type": "integer", "default": 500}}}
