@@ -130,6 +130,13 @@ class Commit(Transaction):  # type: ignore[misc]
         self._before = table
         self._tag = tag
 
+    @property
+    def table_metadata(self) -> Any:
+        """The metadata with the updates of this transaction. pyiceberg asks for it fifteen times before there is one, and its own copies
+        the metadata each time, with all snapshots in it. The classes of metadata are frozen, so nobody needs a copy.
+        """
+        return super().table_metadata if self._updates else self._before.metadata
+
     def add(self, files: Sequence[Any], summary: Mapping[str, str]) -> int:
         """Adds a snapshot with the files, and `summary` in its summary. Returns its id."""
         append = self.update_snapshot(snapshot_properties=dict(summary)).merge_append()
