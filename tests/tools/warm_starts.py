@@ -62,6 +62,7 @@ class WarmStarts:
         self._warm: dict[Any, socket.socket] = {}
         self._processes: list[subprocess.Popen[bytes]] = []
         self._asked: Counter[Any] = Counter()
+        self._modules: Sequence[str] = ()
 
     def fork_exec(self, args: list[Any], *given: Any) -> int:
         """Starts a process, as `_posixsubprocess.fork_exec` does. -> its number"""
@@ -90,14 +91,17 @@ class WarmStarts:
         """Waits until there is a warm interpreter for what was asked for more than once."""
         with self._lock:
             for key in [key for key, count in self._asked.items() if count > 1 and key not in self._warm]:
-                process, self._warm[key] = started(key[0], dict(key[1:]))
+                process, self._warm[key] = started(key[0], dict(key[1:]), self._modules)
                 answer(self._warm[key])
                 self._processes.append(process)
 
-    def expect(self) -> None:
-        """Makes a warm interpreter without flags, before any was asked for: for one test that starts many."""
+    def expect(self, *modules: str) -> None:
+        """Makes a warm interpreter without flags, before any was asked for: for one test that starts many. It imports `modules` too, as
+        those do that are made later.
+        """
         with self._lock:
             self._asked[(), *sorted(early_of(os.environ).items())] += 2
+            self._modules = modules
         self.prepare()
 
     def fork(self) -> tuple[list[str], str, dict[str, str], bool] | None:
@@ -142,19 +146,21 @@ def parted(words: Sequence[str]) -> tuple[tuple[str, ...], list[str]]:
     return tuple(words[:place]), program if known else []
 
 
-def started(flags: Sequence[str], early: dict[str, str]) -> "tuple[subprocess.Popen[bytes], socket.socket]":
+def started(
+    flags: Sequence[str], early: dict[str, str], modules: Sequence[str]
+) -> "tuple[subprocess.Popen[bytes], socket.socket]":
     """A warm interpreter, and the socket by which it is asked for children. Their mark is in the environment that it begins with."""
     ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     environment = {name: value for name, value in os.environ.items() if not name.startswith(EARLY)} | early
     with its, open(os.devnull) as nothing, open(os.devnull, "w") as nowhere:
-        command = [sys.executable, *flags, __file__, str(its.fileno())]
+        command = [sys.executable, *flags, __file__, str(its.fileno()), *modules]
         warm = subprocess.Popen(command, env=environment, stdin=nothing, stdout=nowhere, pass_fds=[its.fileno()])
         return warm, ours
 
 
-def warm_up() -> None:
-    """Imports what programs need."""
-    for name in IMPORTED:
+def warm_up(modules: Sequence[str] = ()) -> None:
+    """Imports what programs need, and `modules`."""
+    for name in (*IMPORTED, *modules):
         importlib.import_module(name)
     pa.scalar(1)  # the first one imports pandas
     gc.collect()
@@ -219,5 +225,5 @@ def run(words: list[str], folder: str, environment: dict[str, str], session: boo
 
 
 if __name__ == "__main__":
-    warm_up()
+    warm_up(sys.argv[2:])
     run(*serve(socket.socket(fileno=int(sys.argv[1]))))
