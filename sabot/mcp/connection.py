@@ -533,9 +533,8 @@ class McpConnection:
         return refusal(self.key.server, what, error, self._config)
 
     def _lost(self, what: str, why: str = "") -> McpConnectionLost:
-        return McpConnectionLost(
-            self.key.server, f"{what}: the session ended before the answer came: {why or self._why or 'it was closed'}"
-        )
+        how = "no whole answer came" if self.is_open else "the session ended before the answer came"
+        return McpConnectionLost(self.key.server, f"{what}: {how}: {why or self._why or 'it was closed'}")
 
     # -- questions of the server --------------------------------------------------------------------------------------
 

@@ -42,8 +42,8 @@ class McpBusy(McpError, NotSent):
 
 
 class McpConnectionLost(McpError, TransientError):
-    """The session ended while a call was under way, so it is not known whether the server has done the call. An agent
-    repeats the call only if the effect class of the tool allows it.
+    """The session ended while a call was under way, or only a part of the answer came, so it is not known whether the
+    server has done the call. An agent repeats the call only if the effect class of the tool allows it.
     """
 
 

@@ -4,8 +4,9 @@ of messages, one to read and one to write, over which the SDK's session works.
    Child's stdout ─▶ lines of bounded length ─▶ messages ─▶ session ─▶ messages ─▶ lines ─▶ Child's stdin
 
 The size of a server's messages is bounded. A line or body that is longer than `most_bytes` is dropped, and the call
-that it would have answered gets an error. A call whose answer cannot be parsed gets an error, too. If a TCP connection
-of HTTP breaks, only the request on that connection gets an error; the session and its other calls go on.
+that it would have answered gets an error. A call whose answer cannot be parsed, such as the beginning of one, is in
+doubt over both transports. If a TCP connection of HTTP breaks, only the request on that connection gets an error; the
+session and its other calls go on.
 """
 
 import asyncio
@@ -29,8 +30,7 @@ from sabot.base.redaction import scrubbed
 from sabot.base.surrogates import has_lone_halves, whole_json
 from sabot.base.threads import run_to_end
 from sabot.engine.calls.limits import TokenBucket
-from sabot.errors import UNREADABLE as UNREADABLE_JSON
-from sabot.errors import SabotError
+from sabot.errors import UNREADABLE, SabotError
 from sabot.mcp.config import McpConfig, McpServerSpec, SessionKey
 from sabot.process.command import Command
 from sabot.process.errors import CommunicationError
@@ -45,7 +45,6 @@ TOO_LARGE = -32091
 NOT_SENT = -32092
 LOST = -32093
 SESSION_OVER = -32094
-UNREADABLE = -32095
 
 _END = 512  # the bytes that are kept of each end of a line that is too long
 _MOST_JUNK = 10_000  # the lines that are not messages after which a server is given up
@@ -194,8 +193,9 @@ def _message(line: bytes, size: int, most_bytes: int) -> Any:
     """Returns the message in a line, or None if the line is not a JSON-RPC message. `size`: the size of the whole line
     in bytes, of which `line` may be only the beginning and the end.
 
-    If the line is an answer that is too long or cannot be decoded, returns an error message for the request that it
-    answers. Raises CommunicationError if the line is longer than `most_bytes`, and the id of its request is not known.
+    If the line is an answer that is too long or cannot be decoded, such as half of one, returns an error message for
+    the request that it answers. Raises CommunicationError if the line is longer than `most_bytes`, and the id of its
+    request is not known.
     """
     if size > most_bytes:
         words = f"a message of {size:,} bytes, and {most_bytes:,} are the most"
@@ -205,10 +205,10 @@ def _message(line: bytes, size: int, most_bytes: int) -> Any:
     try:
         whole = whole_json(line) if has_lone_halves(line) else line
         return SessionMessage(jsonrpc_message_adapter.validate_python(msgspec.json.decode(whole), by_name=False))
-    except UNREADABLE_JSON as error:
+    except UNREADABLE as error:
         if (request_id := _answered(line)) is None:
             return None
-        return SessionMessage(_error(request_id, UNREADABLE, f"an answer that cannot be read: {_first_wrong(error)}"))
+        return SessionMessage(_error(request_id, LOST, f"an answer that cannot be read: {_first_wrong(error)}"))
 
 
 def _first_wrong(error: Exception) -> str:

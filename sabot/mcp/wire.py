@@ -21,7 +21,7 @@ from sabot.mcp.errors import (
     McpResultTooLarge,
     McpUnavailable,
 )
-from sabot.mcp.transport import ITEMS, LOST, NOT_SENT, SESSION_OVER, TOO_LARGE, UNREADABLE
+from sabot.mcp.transport import ITEMS, LOST, NOT_SENT, SESSION_OVER, TOO_LARGE
 
 CLOSED = -32000
 """The SDK's code for a session that has ended. Servers also use it for errors of their own."""
@@ -207,7 +207,9 @@ def is_closed(error: MCPError) -> bool:
 
 
 def is_lost(error: MCPError) -> bool:
-    """Returns True if the error means that the answer was lost: the server may have done the request, but no answer will come."""
+    """Returns True if the error means that the answer was lost: the server may have done the request, but no whole answer
+    will come.
+    """
     broke = "the connection broke" in str(error.message)
     ended = error.code == CLOSED and str(error.message).startswith("SSE stream") and not _too_large(error)
     garbled = str(error.message).startswith(_GARBLED) and not _too_large(error)
@@ -229,8 +231,8 @@ def may_pass(error: BaseException | None) -> bool:
 
 def refusal(server: str, what: str, error: MCPError, config: McpConfig) -> McpError:
     """Returns the McpError for a request that has failed with `error`, which is the server's answer or an error of the
-    transport. Its class shows whether the answer was too long, the request was not sent, the answer could not be
-    decoded, or the server has refused the request. `what`: the name of the request, for the message.
+    transport. Its class shows whether the answer was too long, the request was not sent, or the server has refused the
+    request. `what`: the name of the request, for the message.
     """
     words = str(error.message)[:_MOST_WORDS]
     if _too_large(error):
@@ -243,8 +245,6 @@ def refusal(server: str, what: str, error: MCPError, config: McpConfig) -> McpEr
         )
     if error.code in (NOT_SENT, SESSION_OVER):
         return McpUnavailable(server, words)
-    if error.code == UNREADABLE:
-        return McpInvalidAnswer(server, f"{what}: {words}")
     return McpRefused(server, f"{what}: {words}", error.code, data=error.data)
 
 
