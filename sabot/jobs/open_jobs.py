@@ -4,7 +4,7 @@ processes.
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from heapq import merge
-from operator import itemgetter
+from operator import attrgetter, itemgetter
 from typing import Any
 
 import msgspec
@@ -12,7 +12,7 @@ import msgspec
 from sabot.jobs.answers import answer_object, is_approved
 from sabot.jobs.guard import CONFIRM, Behalf, DecidedEffect, Decision, decode_verdict, stood_in
 from sabot.jobs.history import callee_of, standing_words
-from sabot.jobs.owner import OpenJob
+from sabot.jobs.owner import NOTHING_DECIDED, OpenJob
 from sabot.jobs.tree import first_of
 from sabot.journal import JournalReader, Position
 from sabot.journal.base import MAY_BEGIN_AGAIN, Approval, JobMark, entry_of_letter, once_of
@@ -28,6 +28,7 @@ from sabot.journal.entries import (
     Letter,
     StoredBody,
 )
+from sabot.journal.entry_counts import parts
 
 Standing = dict[tuple[str, str, str], dict[str, str]]
 """Approvals that hold for other jobs too. By the scope, its session (`session_of`), and the name of the tool, model or
@@ -67,8 +68,24 @@ def open_jobs(
     jobs have got. `whole`: True to read the whole log, and to add those that any job has got.
     `jobs`: the ids of the open jobs that are read; None for all.
     """
-    whole = whole or not positions
-    chosen = set[str]() if whole else {*(reader.unfinished(positions) if jobs is None else jobs), *unapplied}
+    if whole or not positions:
+        found = [*_folded(reader, reader.read(), positions, unapplied, approvals)]
+    else:
+        chosen = sorted({*(reader.unfinished(positions) if jobs is None else jobs), *unapplied})
+        found = []
+        for some in parts(chosen):  # what is noted while their entries are read is dropped before the next ones
+            found += _folded(reader, reader.read_jobs(some), positions, unapplied, approvals)
+    return sorted(found, key=attrgetter("began"))
+
+
+def _folded(
+    reader: JournalReader,
+    entries: Iterable[tuple[Position, Entry]],
+    positions: Mapping[int, int],
+    unapplied: Mapping[str, Position],
+    approvals: list[Approval] | None,
+) -> Iterator[OpenJob]:
+    """Yields the jobs of `open_jobs` that these entries make, which are all entries of the jobs in them."""
     asked: dict[str, Intent] = {}
     asking: dict[
         tuple[str, int], tuple[str, str]
@@ -79,7 +96,7 @@ def open_jobs(
     decided: dict[str, dict[int, DecidedEffect]] = {}
     cancelled: set[str] = set()
     missing: dict[str, int] = {}  # by job that continues another one: the number of entries that are still to come
-    for position, entry in reader.read() if whole else reader.read_jobs(chosen):
+    for position, entry in entries:
         lasts[entry.job] = position
         if entry.job in missing:
             missing[entry.job] -= 1
@@ -135,17 +152,15 @@ def open_jobs(
                 ends.pop(entry.job, None)
             else:
                 ends.setdefault(entry.job, (position, entry))
-    found = []
     for job_id, (position, begin) in begun.items():
         ended_at, end = ends.get(job_id, (None, None))
         fresh = position.offset >= positions.get(position.partition, 0)
         facts = begin.agent, begin.key, begin.body, begin.digest, position, fresh
         behalf = Behalf(begin.scope, begin.principal, begin.labels, begin.session)
-        noted = decided.get(job_id, {})
+        noted = decided.get(job_id, NOTHING_DECIDED)
         last, cut = lasts[job_id], missing.get(job_id, 0) > 0
         told = begin.at_ms, behalf, noted, begin.run, cut, job_id in cancelled
-        found.append(OpenJob(job_id, *facts, end, ended_at, last, *told))
-    return sorted(found, key=lambda job: job.began)
+        yield OpenJob(job_id, *facts, end, ended_at, last, *told)
 
 
 def standing_place(begin: Begin, word: object, name: str) -> tuple[str, str, str] | None:

@@ -10,7 +10,9 @@ from collections.abc import Coroutine, Mapping
 from contextvars import Context
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, Protocol
+
+import msgspec
 
 from sabot.errors import NonDeterminism
 from sabot.jobs.guard import NOBODY, Behalf, DecidedEffect
@@ -24,7 +26,11 @@ agent, with the job left open ("stop").
 """
 
 
-class OpenJob(NamedTuple):
+NOTHING_DECIDED: Mapping[int, DecidedEffect] = MappingProxyType({})
+
+
+# of 100,000 of them the garbage collector would look at each, again and again
+class OpenJob(msgspec.Struct, frozen=True, gc=False):
     """A job that the app finds in the journal when it starts. Either it has not ended, or its end is not part of the
     restored checkpoint.
 
@@ -53,7 +59,7 @@ class OpenJob(NamedTuple):
     last: Position | None = None
     begun_ms: int = 0
     behalf: Behalf = NOBODY
-    decided: Mapping[int, DecidedEffect] = MappingProxyType({})
+    decided: Mapping[int, DecidedEffect] = NOTHING_DECIDED
     run: int = 1
     cut: bool = False
     cancelled: bool = False

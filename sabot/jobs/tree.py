@@ -29,6 +29,8 @@ def parent_of(job_id: str) -> tuple[str, int]:
     """Returns the id of a job's parent, and the ordinal of the effect by which the parent has requested the job.
     Returns ("", 0) if the job has no parent.
     """
+    if _CHILD not in job_id:
+        return "", 0
     parent, _, number = job_id.rpartition(_CHILD)
     ordinal = int(number) if number.isdecimal() else 0
     return (parent, ordinal) if ordinal and child_id(parent, ordinal) == job_id else ("", 0)

@@ -205,7 +205,7 @@ class KernelHost(JobWatch):
         if begins.shared:
             return
         for job in found:
-            if not parent_of(job.job_id)[0]:
+            if job.agent in self._lanes.limits and not parent_of(job.job_id)[0]:
                 self._lanes.was_open(job.job_id, job.agent, cut(job.behalf.scope), cut(key_text(job.key)))
         for agent, limit in self._lanes.limits.items():
             most, within_ms = pace_of(limit)
