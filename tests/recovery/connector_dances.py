@@ -325,21 +325,32 @@ def totals_of(folder: Path) -> list[tuple[int, int, int]]:
 def through_redis(folder: Path, seed: int) -> Iterator[Floor]:
     server = redis_or_skip(keeps=True)
     client = redis.Redis.from_url(server.url)
+    read: list[tuple[bytes, Hashable]] = []  # of the output: its entries never change
 
     def put(numbers: Sequence[int]) -> None:
+        pipeline = client.pipeline(transaction=False)  # the server waits once for the disk, and not for each row
         for n in numbers:
-            client.xadd("ins", {"value": payload(n)})
+            pipeline.xadd("ins", {"value": payload(n)})
+        pipeline.execute()
+
+    def entries(behind: str) -> list[tuple[bytes, Hashable]]:
+        found = [(name, json.loads(fields[b"value"])) for name, fields in client.xrange("outs", behind)]
+        return [(name, (each["n"], each["count"])) for name, each in found]
 
     def rows() -> Sequence[Hashable]:
-        found = [json.loads(fields[b"value"]) for _, fields in client.xrange("outs")]
-        return [(each["n"], each["count"]) for each in found]
+        read.extend(entries(f"({read[-1][0].decode()}" if read else "-"))
+        return [each for _, each in read]
+
+    def check(danced: Danced) -> None:
+        once(danced)
+        assert read == entries("-")
 
     text = program(
         source=f'RedisStreamSource("{server.url}", "ins", "danced")',
         sink=f'RedisStreamSink("{server.url}", "outs")',
     )
     try:
-        yield Floor(Dance(text, folder, put=put, rows=rows, expected=row, server=server, seed=seed))
+        yield Floor(Dance(text, folder, put=put, rows=rows, expected=row, server=server, seed=seed), check)
     finally:
         server.remove()
 
