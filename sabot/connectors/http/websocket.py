@@ -85,8 +85,6 @@ class WebsocketSource(PlacedSource[CountedPlace]):
         self.name = where.partition("?")[0]
         self.place = CountedPlace(0)
         self._lock = threading.Condition()
-        self._came: deque[bytes] = deque()
-        self._held = 0  # bytes of them
         self._error: Exception | None = None  # that ends the app
         self._receiving: _Receiving | None = None
         self._connections = self._failures = 0
@@ -106,14 +104,21 @@ class WebsocketSource(PlacedSource[CountedPlace]):
             receiving = self._receiving
             if receiving is None:
                 raise UserError(f"the source {self.name} is not open")
-            self._lock.wait_for(lambda: self._came or self._error or receiving.ended, timeout)
-            if not self._came:
+            came = receiving.came
+
+            def there() -> object:
+                receiving.awaited = True  # before the look: a message that comes behind it tells of itself
+                return came or self._error or receiving.ended
+
+            self._lock.wait_for(there, timeout)
+            receiving.awaited = False
+            if receiving.ended or not came:
                 if self._error is not None:
                     raise self._error
                 return None
-            rows = min(max_rows, len(self._came))
-            messages = [self._came.popleft() for _ in range(rows)]
-            self._held -= sum(map(len, messages)) + _OBJECT_BYTES * rows
+            rows = min(max_rows, len(came))
+            messages = [came.popleft() for _ in range(rows)]
+            receiving.taken_bytes += sum(map(len, messages)) + _OBJECT_BYTES * rows
             self._lock.notify_all()
         first = self.place.count
         now = [int(SYSTEM_CLOCK.time() * 1000)] * rows
@@ -124,8 +129,6 @@ class WebsocketSource(PlacedSource[CountedPlace]):
     def close(self) -> None:
         with self._lock:
             receiving, self._receiving = self._receiving, None
-            self._came.clear()
-            self._held = 0
             if receiving is not None:
                 receiving.ended = True
             self._lock.notify_all()
@@ -236,12 +239,15 @@ class WebsocketSource(PlacedSource[CountedPlace]):
                 if self._failures:
                     _log.info("source %s sends messages again", self.name)
                     self._failures = 0
-            with self._lock:
-                self._came.append(message)
-                self._held += len(message) + _OBJECT_BYTES
-                self._lock.notify_all()
-                if self._held > BUFFER_BYTES:
-                    self._lock.wait_for(lambda: self._held <= BUFFER_BYTES or receiving.ended)
+            receiving.came.append(message)
+            receiving.came_bytes += len(message) + _OBJECT_BYTES
+            if receiving.awaited:  # a lock for each message would take a fifth of this thread's time
+                with self._lock:
+                    receiving.awaited = False
+                    self._lock.notify_all()
+            if receiving.held > BUFFER_BYTES:
+                with self._lock:
+                    self._lock.wait_for(lambda: receiving.held <= BUFFER_BYTES or receiving.ended)
 
     def _refused(self, receiving: "_Receiving", response: Any, error: Exception) -> bool:
         """Decides what follows an answer that makes no websocket. Returns False if the login is another one now."""
@@ -279,19 +285,32 @@ class WebsocketSource(PlacedSource[CountedPlace]):
     # -- facts --------------------------------------------------------------------------------------------------------
 
     def lag(self) -> dict[tuple[str, int], int]:
-        return {} if self._receiving is None else {(self.name, 0): len(self._came)}
+        receiving = self._receiving
+        return {} if receiving is None else {(self.name, 0): len(receiving.came)}
 
     def figures(self) -> Mapping[str, int | float | str]:
-        return {"buffered_bytes": self._held, "reconnects": max(0, self._connections - 1)}
+        receiving = self._receiving
+        held = 0 if receiving is None else receiving.held
+        return {"buffered_bytes": held, "reconnects": max(0, self._connections - 1)}
 
 
 class _Receiving:
-    """One opening of the source. `login`: the headers that are sent. `ended`: True from `close` on."""
+    """One opening of the source. `login`: the headers that are sent. `ended`: True from `close` on. `came`: the messages for the reader,
+    which the thread that receives appends without the lock. `came_bytes`: of all that came, written by that thread alone; `taken_bytes`:
+    of those that the reader has taken, written by it alone. `awaited`: True while the reader waits for a message.
+    """
 
     def __init__(self, login: dict[str, str]) -> None:
         self.login, self.ended = login, False
         self.raw: socket.socket | None = None
         self.connection: Any = None
+        self.came: deque[bytes] = deque()
+        self.came_bytes = self.taken_bytes = 0
+        self.awaited = False
+
+    @property
+    def held(self) -> int:
+        return self.came_bytes - self.taken_bytes
 
     def close(self) -> None:
         """Ends the connection, from any thread: in order, or, while it is being made, by its socket."""
