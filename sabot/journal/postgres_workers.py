@@ -13,8 +13,10 @@ job are taken by its worker only.
 
 **Looks go on where the last one has ended.** While somebody has a long dump, the server keeps the index entries of all letters
 that were claimed since, and a look would read them all. So a worker remembers, by agent and priority, up to which number no letter
-waits, and which letters it has claimed itself. What it cannot know that way is found by a look at the whole queue, which comes the
-later the longer the last one took: a letter whose transaction took longer than a second, a priority that it has not met.
+waits, and which letters it has claimed itself. It passes over a number when each transaction that may have drawn a lower one has
+ended: those that had begun to write when a look saw the number. Whoever puts a letter back into the queue draws a range of places
+afterwards, which lets all workers look at the whole queue once. They do so without a reason too, after thirty times the time that
+the last such look took: a process may be killed between the two.
 
 **Places** come in ranges, which a sequence of the database gives out. A worker draws another range when it takes jobs from
 another worker: so the entries that it appends to them have higher places than those before, and within a job places rise.
@@ -35,7 +37,6 @@ once and as many as it has room for. What is left behind after two seconds belon
 
 import logging
 import math
-from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
@@ -145,6 +146,7 @@ _TO_ME = {
 _UNCLAIMED = {
     True: _unclaimed("?::text[]) AS a (agent"),
     False: _unclaimed(
+        # up to the next priority that is known: there may be letters of priorities that are not
         "?::text[], ?::bigint[], ?::bigint[], ?::bigint[]) AS a (agent, priority, passed, last",
         # a comparison of rows: with `priority =` the planner takes the index of all letters by number
         " AND (priority, number) > (a.priority, a.passed) AND priority <= a.last",
@@ -187,7 +189,8 @@ _LEFT = f"SELECT DISTINCT w.number = {SUSPECTS} FROM workers w WHERE w.gone AND 
 _LOOK = {
     whole: f"SELECT ARRAY(SELECT number FROM ({_TO_ME[whole]}) AS mine), ({ARE_DUE}) IS NOT NULL, "
     f"(SELECT 1 FROM ({_UNCLAIMED[whole]}) AS free LIMIT 1) IS NOT NULL, (SELECT 1 FROM ({_LEFT}) AS behind LIMIT 1) IS NOT NULL, "
-    "coalesce((SELECT max(number) FROM inbox), 0)"
+    "coalesce((SELECT max(number) FROM inbox), 0), (SELECT last_value FROM places), "
+    "txid_snapshot_xmin(txid_current_snapshot()), txid_snapshot_xmax(txid_current_snapshot())"
     for whole in (True, False)
 }
 # Trees move whole, with the jobs that have ended: one of these may be retried, and runs where the others are. So one worker at a
@@ -317,7 +320,9 @@ class WorkerLease(JournalLease):
     def leave(self, connection: Any) -> None:
         with connection.transaction():
             connection.execute(_LOCK_MINE, (self.owner,))
-            connection.execute(_LEAVE, (self.owner,))
+            freed = connection.execute(_LEAVE, (self.owner,)).rowcount
+        if freed:
+            drawn(connection)  # others have passed over these letters
 
 
 class _WorkerBeginnings(Beginnings):
@@ -358,9 +363,6 @@ class PostgresWorker(PostgresJournal):
     reap_s = 2.0
     """The seconds between two looks for workers that are gone."""
 
-    late_s = 1.0
-    """The seconds after which a start has committed the letter whose number it has drawn. One that takes longer is found later."""
-
     patient = 30
     """How many times as long as a look at the whole queue a worker waits for the next one, at most that many seconds."""
 
@@ -381,7 +383,9 @@ class PostgresWorker(PostgresJournal):
         self._seen: dict[int, int] = {}  # letters that became entries: the places of these
         self._claimed: set[int] = set()  # letters that begin jobs and that it may have claimed
         self._passed: dict[tuple[str, int], int] = {}  # by agent and priority: no letter up to this number waits
-        self._newest: deque[tuple[float, int]] = deque()  # the times of looks, and the last letter of each
+        self._settled = 0  # no letter up to this number will still come
+        self._newest = (0, 0)  # the first transaction that had not begun to write at a look, and the last letter then
+        self._drawn = 0  # the last range of places that anybody had drawn at the look before
         self._whole_at = -math.inf  # when the whole queue is looked at again
         self._whole_s = 0.0  # the time that this took
         self._earlier: dict[str, float] = {}  # until when the worker before may begin calls, by job, by `boot_seconds`
@@ -505,26 +509,39 @@ class PostgresWorker(PostgresJournal):
         if whole:
             return (list(agents),)
         if len(self._passed) > _MOST_QUEUES:
-            self._passed = {}
+            self._look_at_all()
         for agent in agents:
             self._passed.setdefault((agent, 0), 0)
-        known = [(*key, passed, key[1]) for key, passed in list(self._passed.items()) if key[0] in agents]
-        # a cancel lets a letter through that was passed over before, and these are few
-        known = [each if each[0] in self.begins.agents else (each[0], -EVERY, 0, EVERY) for each in known]
-        return tuple(map(list, zip(*set(known), strict=True))) if known else ([], [], [], [])
+        found = list[tuple[str, int, int, int]]()
+        for agent in agents:
+            self._passed.setdefault((agent, 0), 0)
+            # a cancel lets a letter through that was passed over before, and these are few
+            has_passed = agent in self.begins.agents
+            known = sorted(each for at, each in list(self._passed) if at == agent) if has_passed else []
+            lasts = [*(each - 1 for each in known), EVERY]
+            starts = [(-EVERY, 0), *((each, self._passed[agent, each]) for each in known)]
+            found += [(agent, *start, last) for start, last in zip(starts, lasts, strict=True)]
+        return tuple(map(list, zip(*found, strict=True))) if found else ([], [], [], [])
 
-    def _pass_over(self, agents: Collection[str], at: float, newest: int) -> None:
-        """Notes that at a time no letter of these agents has waited. `newest`: the number of the last letter then. Letters that were
-        there `late_s` before are passed over from now on.
+    def _settle(self, newest: int, oldest: int, next_one: int) -> None:
+        """Notes up to which number no letter will still come: the last one that an earlier look has seen, if each transaction has
+        ended that had begun to write then. Each does that before it draws a number, and a dump never does.
+
+        `newest`: the number of the last letter. `oldest`: the first transaction that runs and has begun to write. `next_one`: the first
+        one that has not.
         """
-        self._newest.append((at, newest))
-        while len(self._newest) > 1 and self._newest[1][0] <= at - self.late_s:
-            self._newest.popleft()
-        since, behind = self._newest[0]
-        if since <= at - self.late_s:
-            for key, passed in list(self._passed.items()):
-                if key[0] in agents:
-                    self._passed[key] = max(passed, behind)
+        if self._newest[0] <= oldest:
+            self._settled, self._newest = self._newest[1], (next_one, newest)
+
+    def _pass_over(self, agents: Collection[str]) -> None:
+        """Notes that no letter of these agents waits where a look has looked."""
+        for key, passed in list(self._passed.items()):
+            if key[0] in agents:
+                self._passed[key] = max(passed, self._settled)
+
+    def _look_at_all(self) -> None:
+        """Lets looks begin at the first letters."""
+        self._passed = {}
 
     def _look_before(self, letters: Collection[tuple[int, str, int]]) -> None:
         """Lets looks begin at letters that wait now and were passed over before. `letters`: in any order."""
@@ -535,8 +552,9 @@ class PostgresWorker(PostgresJournal):
 
     def _look_from(self, letters: Collection[tuple[int, str, int]]) -> None:
         """Lets looks begin at letters that wait, of each agent and priority at the first. `letters`: in the order of their numbers."""
-        for number, agent, priority in reversed(list(letters)):
-            self._passed[agent, priority] = number - 1
+        firsts = {(agent, priority): number for number, agent, priority in reversed(list(letters))}
+        for key, number in firsts.items():
+            self._passed[key] = min(number - 1, max(self._passed.get(key, 0), self._settled))
 
     def _forget_seen(self) -> None:
         """Forgets the letters whose entries are durable: these are no letters any more."""
@@ -552,13 +570,27 @@ class PostgresWorker(PostgresJournal):
     async def look(self) -> bool:
         return await run_in_thread(self._has_work)
 
+    def _put_back(self, connection: Any, letters: Collection[tuple[int, str, int]]) -> None:
+        """Notes that letters wait again, and lets the other workers know of it unless this one takes all of them now. Called when
+        they do.
+        """
+        self._look_before(letters)
+        known, others = self._unlimited(), [agent for _, agent, _ in letters if agent not in self._lanes.limits]
+        if others and (len(others) > self.begins.room() or not {*others}.issubset(known) or self._is_behind()):
+            drawn(connection)
+
     def _has_work(self) -> bool:
         self._forget_seen()
         agents = self._unlimited() if self.begins.room() > 0 else []
-        whole, began = self._is_whole(), boot_seconds()
+        whole = self._is_whole()
         values = *self._of_mine(whole), *self._queues(agents, whole)
-        ((numbers, due, unclaimed, left, newest),) = self._read(whole, _LOOK, values)
-        self._pass_over(() if unclaimed else agents, began, newest)
+        ((numbers, due, unclaimed, left, newest, drew, *running),) = self._read(whole, _LOOK, values)
+        self._settle(newest, *running)
+        if not unclaimed:
+            self._pass_over(agents)
+        if drew != self._drawn:  # the next look has a newer snapshot
+            self._drawn = drew
+            self._look_at_all()
         if due or any(number not in self._seen for number in numbers) or (unclaimed and not self._is_behind()):
             return True  # the take looks at the whole queue too, if this was such a look
         if whole:
@@ -660,6 +692,7 @@ class PostgresWorker(PostgresJournal):
             if late:
                 self._tell_of_strangers()
         except TransientError:
+            self._look_at_all()  # it may have put letters back into the queue
             return []
         if late:
             self._reaped = boot_seconds()
@@ -669,7 +702,7 @@ class PostgresWorker(PostgresJournal):
         """Claims letters that begin jobs, as many as there is room for. Lets jobs go on that have waited for a seat."""
         if self.select(ARE_DUE):
             with self.inbox.session.using() as connection:
-                self._look_before(connection.execute(BECOME_DUE).fetchall())
+                self._put_back(connection, connection.execute(BECOME_DUE).fetchall())
         numbers, parks = self._claimable(), set(self._lanes.parks)
         wanting = {job.partition("/")[0] for job in list(self._lanes.wants)}
         limited = sorted(wanting.union(self._limited()))
@@ -733,7 +766,9 @@ class PostgresWorker(PostgresJournal):
             dead = list(self._dead())
             with self.inbox.session.using() as connection, step("journal", f"{self.where}: take"):
                 self._bury(connection, dead)
-                self._look_before(connection.execute(_FREE).fetchall())
+                self._put_back(connection, connection.execute(_FREE).fetchall())
+                if dead:
+                    drawn(connection)  # one of them may have put letters back, and told nobody
                 connection.execute(_FORGET)
         if self.suspects.has_cleared:
             with self.inbox.session.using() as connection:

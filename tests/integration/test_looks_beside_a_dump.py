@@ -1,4 +1,7 @@
-"""What a worker's look at the queue in PostgreSQL reads while a dump has its snapshot, and what it finds then."""
+"""What a worker's look at the queue in PostgreSQL reads while a dump has its snapshot, and what it finds then.
+
+A job waited for 38 seconds once: its letter was passed over, and was found by the next look at the whole queue only.
+"""
 
 import asyncio
 import uuid
@@ -8,11 +11,12 @@ from typing import Any
 import psycopg
 import pytest
 
-from sabot.journal.entries import Begin, Letter, encode_entry, encode_letter
+from sabot.errors import TransientError
+from sabot.journal.entries import Begin, Letter, encode_entry
 from sabot.journal.postgres import PostgresInbox
+from sabot.journal.postgres_begins import Asked, begin_jobs
 from sabot.journal.postgres_workers import PostgresWorker
-from sabot.journal.schemas import Statements
-from sabot.journal.seats import columns_of
+from sabot.journal.schemas import JournalSchema, Statements
 from tools.postgres import server_or_skip
 
 MANY = 3_000
@@ -39,12 +43,12 @@ def app() -> str:
 
 @pytest.fixture
 def worker(url: str, app: str) -> Iterator[Callable[[], PostgresWorker]]:
-    """Opens workers that look at the whole queue once, and pass over a letter at once."""
+    """Opens workers that look at the whole queue once."""
     opened: list[PostgresWorker] = []
 
     def open_worker() -> PostgresWorker:
         made = PostgresWorker(url, app, lease_s=600.0)
-        made.begins.agents, made.reap_s, made.late_s, made.patient = frozenset({"k.a"}), 600.0, 0.0, 1 << 40
+        made.begins.agents, made.reap_s, made.patient = frozenset({"k.a"}), 600.0, 1 << 40
         opened.append(made)
         return made
 
@@ -105,7 +109,7 @@ def test_a_look_beside_a_dump_reads_nothing_of_the_jobs_that_have_run_since(
         dump.execute("SELECT 1")
         for statement in CLAIMED:
             connection.execute(statement.format(number=one.lease.number))
-        pages_read(one, connection, monkeypatch)  # it passes over them
+        assert [asyncio.run(one.look()) for _ in range(2)] == [False, False]  # it passes over them
         assert pages_read(one, connection, monkeypatch) < before + 20
         post(url, app, letter("a"))
         assert asyncio.run(one.look())
@@ -131,24 +135,142 @@ def test_a_look_finds_what_comes_behind_those_that_wait_or_becomes_due(
     assert [[entry.job for _, entry in one.take()] for _ in range(3)] == [["a"], ["d"], []]
 
 
-def test_what_a_look_cannot_know_is_found_by_the_next_look_at_the_whole_queue(
-    url: str, app: str, worker: Callable[[], PostgresWorker], connection: Any
+def test_a_letter_is_found_whose_transaction_was_open_while_others_were_taken(
+    url: str, app: str, worker: Callable[[], PostgresWorker]
 ) -> None:
-    """A start drew its number before letters that were passed over, and committed behind them. A priority is new."""
+    """A client had drawn its number, and its COMMIT came when later letters were passed over."""
     one = worker()
     one.take()
-    post(url, app, letter("a"), letter("b"))
-    connection.execute("UPDATE inbox SET number = 100 WHERE job = 'b'")
-    assert [entry.job for _, entry in one.take()] == ["a", "b"]
     assert not asyncio.run(one.look())
-    late = letter("late")
-    row = {"number": 50, "once": late.once, "job": late.job, "letter": encode_letter(late), **columns_of(late)}
-    connection.execute(
-        f"INSERT INTO inbox ({', '.join(row)}) VALUES ({', '.join(['%s'] * len(row))})", list(row.values())
-    )
-    connection.execute("SELECT setval(pg_get_serial_sequence('inbox', 'number'), 200)")
-    post(url, app, letter("first", priority=-1))
+    with psycopg.connect(url) as client:
+        asked = begin_jobs(JournalSchema(url, app), lambda key: [letter("slow")])
+        answer = None
+        while (request := next_of(asked, answer)) is not None:
+            answer = client.execute(*request).fetchall()
+        post(url, app, letter("a"))
+        assert [entry.job for _, entry in one.take()] == ["a"]
+        assert [asyncio.run(one.look()) for _ in range(4)] == [False] * 4
+    assert asyncio.run(one.look())
+    assert [entry.job for _, entry in one.take()] == ["slow"]
+
+
+def next_of(asked: Asked[Any], answer: Any) -> tuple[str, Any] | None:
+    try:
+        return asked.send(answer)
+    except StopIteration:
+        return None
+
+
+@pytest.mark.parametrize("priority", [-(1 << 40), -1, 3, 1 << 40])
+def test_a_letter_of_a_priority_that_the_worker_has_not_met_is_found_at_once(
+    url: str, app: str, worker: Callable[[], PostgresWorker], priority: int
+) -> None:
+    one = worker()
+    post(url, app, letter("a"), letter("b", 5))
+    assert [entry.job for _, entry in one.take()] == ["a", "b"]
+    assert [asyncio.run(one.look()) for _ in range(3)] == [False] * 3
+    post(url, app, letter("new", priority))
+    assert asyncio.run(one.look())
+    assert [entry.job for _, entry in one.take()] == ["new"]
+
+
+def passed_over(url: str, app: str, worker: Callable[[], PostgresWorker]) -> tuple[PostgresWorker, PostgresWorker]:
+    """Returns a worker that has passed over the letters `a` and `b`, and another one that has claimed them."""
+    one, other = worker(), worker()
+    one.take()
+    post(url, app, letter("a"), letter("b"))
+    other.claim_letters()
+    post(url, app, letter("c"))
+    assert [entry.job for _, entry in one.take()] == ["c"]
+    assert [asyncio.run(one.look()) for _ in range(4)] == [False] * 4
+    other.begins.room = lambda: 0
+    return one, other
+
+
+def found_soon(one: PostgresWorker) -> list[str]:
+    """Returns the jobs that the first look which finds letters lets the worker take, of a few looks."""
+    for _ in range(3):
+        if asyncio.run(one.look()):
+            return [entry.job for _, entry in one.take()]
+    return []
+
+
+def test_letters_that_a_leaving_worker_has_claimed_are_found_by_those_that_have_passed_over_them(
+    url: str, app: str, worker: Callable[[], PostgresWorker]
+) -> None:
+    one, other = passed_over(url, app, worker)
+    other.close()
+    assert found_soon(one) == ["a", "b"]
+
+
+def test_letters_of_a_dead_worker_that_one_without_room_has_freed_are_found_by_the_others(
+    url: str, app: str, worker: Callable[[], PostgresWorker], connection: Any
+) -> None:
+    full = worker()
+    one, dead = passed_over(url, app, worker)
+    connection.execute("UPDATE workers SET gone = true WHERE number = %s", (dead.lease.number,))
+    full.begins.room, full.begins.resumes = lambda: 0, True
+    full.take()
+    assert found_soon(one) == ["a", "b"]
+
+
+def test_letters_that_a_killed_worker_had_put_back_are_found_by_those_that_have_passed_over_them(
+    url: str, app: str, worker: Callable[[], PostgresWorker], connection: Any
+) -> None:
+    """It was killed before it could tell."""
+    other = worker()
+    one, dead = passed_over(url, app, worker)
+    connection.execute("UPDATE inbox SET worker = 0 WHERE worker = %s AND taken = 0", (dead.lease.number,))
+    connection.execute("UPDATE workers SET until = 'epoch' WHERE number = %s", (dead.lease.number,))
+    other.begins.room, other.begins.resumes = lambda: 0, True
+    other.take()
+    assert found_soon(one) == ["a", "b"]
+
+
+def test_letters_that_become_due_at_a_worker_without_room_are_found_by_the_others(
+    url: str, app: str, worker: Callable[[], PostgresWorker], connection: Any
+) -> None:
+    one, full = worker(), worker()
+    one.take()
+    full.begins.room = lambda: 0
+    post(url, app, letter("due"), letter("a"))
+    connection.execute("UPDATE inbox SET after_ms = 1::bigint << 50 WHERE job = 'due'")
+    assert [entry.job for _, entry in one.take()] == ["a"]
+    assert [asyncio.run(one.look()) for _ in range(4)] == [False] * 4
+    connection.execute("UPDATE inbox SET after_ms = 1 WHERE job = 'due'")
+    assert asyncio.run(full.look())
+    assert full.take() == []
+    assert found_soon(one) == ["due"]
+
+
+def test_a_worker_that_does_not_know_what_it_has_put_back_looks_at_the_whole_queue(
+    url: str, app: str, worker: Callable[[], PostgresWorker], connection: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answer of the server was lost behind the statement by which a letter became due."""
+    one = worker()
+    one.take()
+    post(url, app, letter("due"), letter("a"))
+    connection.execute("UPDATE inbox SET after_ms = 1::bigint << 50 WHERE job = 'due'")
+    assert [entry.job for _, entry in one.take()] == ["a"]
+    assert [asyncio.run(one.look()) for _ in range(4)] == [False] * 4
+    connection.execute("UPDATE inbox SET after_ms = 0 WHERE job = 'due'")
+
+    def lost() -> None:
+        raise TransientError("the connection broke")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(one, "claim_letters", lost)
+        assert one.take() == []
+    assert found_soon(one) == ["due"]
+
+
+def test_a_letter_that_was_put_back_and_of_which_nobody_was_told_is_found_by_the_next_look_at_the_whole_queue(
+    url: str, app: str, worker: Callable[[], PostgresWorker], connection: Any
+) -> None:
+    """A worker was killed between the two."""
+    one, dead = passed_over(url, app, worker)
+    connection.execute("UPDATE inbox SET worker = 0 WHERE worker = %s AND taken = 0", (dead.lease.number,))
     assert (asyncio.run(one.look()), one.take()) == (False, [])
     other = worker()  # it looks at the whole queue
     assert asyncio.run(other.look())
-    assert [entry.job for _, entry in other.take()] == ["first", "late"]
+    assert [entry.job for _, entry in other.take()] == ["a", "b"]
