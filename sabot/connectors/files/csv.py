@@ -43,6 +43,7 @@ from sabot.connectors.files.text import (
     Records,
     StreamedFile,
     TextFormat,
+    hint_of_utf16,
 )
 from sabot.errors import UserError
 
@@ -135,7 +136,10 @@ class CsvFormat(TextFormat):
                 if blocks.long is not None:
                     raise UserError(f"file {file.path!r}: its header: {blocks.reason(blocks.long)}", hint=_NAMES)
                 end = records.first(blocks.buffer, blocks.low, blocks.high)
-                header, begin = self._words.utf8(bytes(blocks.buffer[blocks.low : end])), blocks.offset
+                first = bytes(blocks.buffer[blocks.low : end])
+                if hint := hint_of_utf16(first):
+                    raise UserError(f"file {file.path!r} is not in UTF-8: its header", hint=hint)
+                header, begin = self._words.utf8(first), blocks.offset
                 blocks.take(end)
                 if header.removeprefix(codecs.BOM_UTF8).strip():
                     try:
@@ -573,7 +577,7 @@ class _Apart:
             for number in wrong.tolist():
                 text = self._record(number).decode(errors="replace")
                 text = text if len(text) <= _QUOTED else f"{text[:_QUOTED]} ..."
-                self._reasons[number] = f"Row #1: Expected {wanted} columns, got {self._fields[number]}: {text}"
+                self._reasons[number] = f"expected {wanted} columns, got {self._fields[number]}: {text}"
 
     def _misspelt(self) -> None:
         left = self._left()

@@ -51,6 +51,7 @@ from sabot.connectors.files.text import (
     Records,
     StreamedFile,
     TextFormat,
+    hint_of_utf16,
     open_blocks,
 )
 from sabot.errors import UserError
@@ -64,7 +65,6 @@ _BLANKS = list(b" \t\r")  # a line of them is no record
 _BEHIND = "only blanks may come after the closing bracket of the array"
 _LINES = Lines()
 _LOOKED_AT_BYTES = 1_000_000  # in which the names of columns are looked for
-_UTF16 = (b"\xff\xfe", b"\xfe\xff")
 _BEGIN_BYTES = 4096
 _ARRAYS = 10_000
 _BEGIN = re.compile(rb"(?:\xef\xbb\xbf)?\s*\[(?=\s*(?:\{|\]\s*$|$))")
@@ -225,10 +225,9 @@ def _read(head: FileReader, file: DataFile, rows: int) -> FoundRows | None:
 
 
 def _no_lines(path: str, first: bytes, reason: str) -> UserError:
-    hint = "one JSON object a line, or one array of objects; schema= sets all other lines apart"
-    if first.startswith(_UTF16):
-        hint = "it is in UTF-16: convert it to UTF-8 (iconv -f utf-16 -t utf-8)"
-    return UserError(f"file {path!r} does not hold JSON objects, its first line: {reason}", hint=hint)
+    usual = "one JSON object a line, or one array of objects; schema= sets all other lines apart"
+    why = f"file {path!r} does not hold JSON objects, its first line: {reason}"
+    return UserError(why, hint=hint_of_utf16(first) or usual)
 
 
 class _Columns(BlockReader):

@@ -5,6 +5,7 @@ The next block overwrites the buffer, so whatever is kept of a block is copied. 
 record above the bound only the first bytes are kept, and the offset at which the next record begins.
 """
 
+import codecs
 import math
 import mmap
 import os
@@ -741,6 +742,13 @@ class _TextRows:
 
     def tell(self) -> int:
         return self._into.tell()
+
+
+def hint_of_utf16(first: bytes) -> str:
+    """Returns what to do with a file in UTF-16, by its first line; "" for one that is not. No name and no JSON has a character 0."""
+    if first.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in first:
+        return "it is in UTF-16: convert it to UTF-8 (iconv -f utf-16 -t utf-8)"
+    return ""
 
 
 def end_of_lines(file: BinaryIO, size: int) -> int:

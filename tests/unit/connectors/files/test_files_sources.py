@@ -334,8 +334,8 @@ def test_bad_csv_rows_are_set_apart_with_their_place_and_the_reason(tmp_path: Pa
     ("lines", "bad", "reason"),
     [
         (b"x,y\n", b"x,y", "field n: invalid value 'x' for int64"),
-        (b"1,2,3\n", b"1,2,3", "Row #1: Expected 2 columns, got 3: 1,2,3"),
-        (b'5\n"6","a\nb"\n', b"5", "Row #1: Expected 2 columns, got 1: 5"),
+        (b"1,2,3\n", b"1,2,3", "expected 2 columns, got 3: 1,2,3"),
+        (b'5\n"6","a\nb"\n', b"5", "expected 2 columns, got 1: 5"),
         (b"1,2\n1,\xff\n", b"1,\xff", "field t: invalid UTF8 data for string"),
     ],
 )
@@ -1026,9 +1026,11 @@ def test_csv_that_is_not_in_utf8_is_named_when_its_columns_are_inferred(tmp_path
         UserError, match=r"people\.csv' is not in UTF-8: a row with more or fewer fields than its header"
     ):
         CsvSource(path).infer_schema()
-    path.write_bytes("n,name\n1,Ada\n".encode("utf-16"))
-    with pytest.raises(UserError, match=r"people\.csv' is not in UTF-8: its header"):
-        CsvSource(path).infer_schema()
+    for encoding in ("utf-16", "utf-16-le", "utf-16-be"):
+        path.write_bytes("n,name\n1,Ada\n".encode(encoding))
+        for options in ({}, {"encoding": "latin-1"}):
+            with pytest.raises(UserError, match=r"people\.csv' is not in UTF-8: its header \(it is in UTF-16: convert"):
+                CsvSource(path, **options).infer_schema()
 
 
 @pytest.mark.parametrize(
@@ -1036,6 +1038,7 @@ def test_csv_that_is_not_in_utf8_is_named_when_its_columns_are_inferred(tmp_path
     [
         (b"[1, 2]", r"one JSON object a line, or one array of objects"),
         ('{"n": 1}\n'.encode("utf-16"), r"UTF-16: convert it"),
+        ('{"n": 1}\n'.encode("utf-16-le"), r"UTF-16: convert it"),
         (b'{\n  "n": 1\n}\n', r"its first line: invalid JSON.*one JSON object a line"),
     ],
 )
