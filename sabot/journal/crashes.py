@@ -49,8 +49,7 @@ _KEEP_EARLIER = (
     f"WHERE number = {SUSPECTS}"
 )
 KEEP_EARLIER = (
-    "UPDATE workers SET earlier = greatest(earlier, clock_timestamp() + %s * interval '1 second') "
-    f"WHERE number = {SUSPECTS}"
+    "UPDATE workers SET earlier = greatest(earlier, clock_timestamp() + %s * interval '1 second') WHERE number = %s"
 )
 _COUNTED = "SELECT tree, count FROM crashes WHERE tree = ANY(%s)"
 _CLEAR = "DELETE FROM crashes WHERE tree = ANY(%s)"

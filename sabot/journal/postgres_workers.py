@@ -175,9 +175,9 @@ _ORPHANS = (
 _OTHERS = "SELECT number, owner, described, life, until < clock_timestamp() FROM workers WHERE NOT gone AND number <> ?"
 _OF_OTHERS = f"SELECT 1 FROM jobs WHERE worker <> ? AND worker NOT IN ({_UNTAKEN}) AND ended IS NULL LIMIT 1"
 _BURY = (
-    "UPDATE workers SET gone = true, earlier = CASE WHEN %(certain)s THEN NULL ELSE clock_timestamp() + %(lease_s)s * interval '1 second' "
-    "END WHERE number IN (SELECT number FROM workers WHERE number = %(number)s AND NOT gone AND (%(certain)s OR until < clock_timestamp()) "
-    "FOR UPDATE SKIP LOCKED) RETURNING number"
+    "UPDATE workers SET gone = true, earlier = CASE WHEN %(certain)s THEN earlier ELSE greatest(earlier, "
+    "clock_timestamp() + %(lease_s)s * interval '1 second') END WHERE number IN (SELECT number FROM workers WHERE number = %(number)s "
+    "AND NOT gone AND (%(certain)s OR until < clock_timestamp()) FOR UPDATE SKIP LOCKED) RETURNING number"
 )
 # True for a worker that holds open jobs, by a search in the index. EXISTS would be a join with all open jobs, and a search for this very
 # number reads them all where most of them have one worker. The search ends behind the number: a long dump keeps the index entries of all
@@ -735,7 +735,13 @@ class PostgresWorker(PostgresJournal):
         self._seen[number] = EVERY if position is None else position.offset
 
     def give_back(self, jobs: Collection[str]) -> None:
-        with self.inbox.session.using() as connection, step("journal", f"{self.where}: give back"):
+        with (
+            self.inbox.session.using() as connection,
+            step("journal", f"{self.where}: give back"),
+            connection.transaction(),
+        ):
+            if (earlier_s := self.lease.predecessor_until - boot_seconds()) > 0:
+                connection.execute(KEEP_EARLIER, (earlier_s, 0))
             connection.execute(_GIVE_BACK, (list(jobs), self.lease.number))
 
     def refuse(self, reasons: Mapping[str, str]) -> None:
@@ -745,7 +751,7 @@ class PostgresWorker(PostgresJournal):
             connection.transaction(),
         ):
             self._check_lease(connection)
-            connection.execute(KEEP_EARLIER, (max(0.0, self.lease.predecessor_until - boot_seconds()),))
+            connection.execute(KEEP_EARLIER, (max(0.0, self.lease.predecessor_until - boot_seconds()), SUSPECTS))
             refuse(connection, reasons, self.begins.version, self.lease.number)
 
     def _reap(self, late: bool) -> list[str]:
@@ -790,7 +796,8 @@ class PostgresWorker(PostgresJournal):
                 now = boot_seconds()
                 ends = {job: now + earlier_s for job, _, earlier_s in found if earlier_s is not None}
                 known = {job: until for job, until in self._earlier.items() if until > now - self.kept_s}
-                self._earlier = known | ends  # not for all jobs: each take would delay what is in doubt in those before
+                # not for all jobs: each take would delay what is in doubt in those before
+                self._earlier = known | {job: max(until, known.get(job, until)) for job, until in ends.items()}
                 self.lease.predecessor_until = max([self.lease.predecessor_until, *ends.values()])
                 went_on = [job for job, is_open, _ in found if is_open]
                 taken += went_on
@@ -813,6 +820,9 @@ class PostgresWorker(PostgresJournal):
         chosen += connection.execute(_SUSPECT).fetchall() if alone else []
         found: list[tuple[str, bool, float | None]]
         found = connection.execute(_TAKE, ([*jobs, *(job for (job,) in chosen)], self.lease.number)).fetchall()
+        earlier_s = max((left_s for *_, left_s in found if left_s is not None), default=0.0)
+        if earlier_s > 0:  # for who takes them when this worker has died
+            connection.execute(KEEP_EARLIER, (earlier_s, self.lease.number))
         self.suspects.add(connection, [job for job, is_open, _ in found if is_open])
         return found
 

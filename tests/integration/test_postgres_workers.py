@@ -304,6 +304,26 @@ def test_what_is_in_doubt_in_a_job_waits_for_its_own_earlier_worker_only(
     assert second.predecessor_left("own") == -math.inf
 
 
+@pytest.mark.parametrize("end", ["it leaves", "it is killed", "it gives its jobs back"])
+def test_what_is_in_doubt_in_a_job_waits_for_a_paused_worker_also_if_the_next_one_has_ended(
+    url: str, app: str, worker: Callable[[], PostgresWorker], end: str
+) -> None:
+    """The one behind both judged it at once, while the paused one could still send its call: the last of them had certainly ended."""
+    paused, second, third = worker(), worker(), worker()
+    written(paused, Begin("a", 1, "k.a"))
+    dies(url, app, paused)
+    assert taken_over(second) == ["a"]
+    left = second.predecessor_left("a")
+    if end == "it leaves":
+        second.close()
+    elif end == "it is killed":
+        run(url, app, f"UPDATE workers SET life = life || '0' WHERE number = {second.lease.number}")
+    else:
+        second.begins.give_back(["a"])
+    assert taken_over(third) == ["a"]
+    assert left - 2 < third.predecessor_left("a") <= left
+
+
 def test_a_worker_forgets_from_whom_it_has_taken_jobs_long_ago(
     url: str, app: str, worker: Callable[[], PostgresWorker]
 ) -> None:
