@@ -9,6 +9,7 @@ from contextvars import ContextVar
 from functools import partial
 from inspect import isgeneratorfunction
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import pyarrow as pa
 
@@ -113,6 +114,7 @@ class App(AgentDeclarations, HasStreams, HasTopics, NamedElsewhere):
         self._collected: set[Node] = set()  # the nodes that collect() has run; not their ids, which others may get
         self._sender: RecordSender | None = None
         self._sql: Session | None = None
+        self._columns: WeakKeyDictionary[Node, pa.Schema] = WeakKeyDictionary()  # of steps that `schema` was asked for
         self._captured: list[StreamEnd] | None = None  # set while EXPLAIN binds a statement
         self._sender_lock = threading.Lock()
         self.configure(reprocess=made.reprocess)
@@ -233,7 +235,7 @@ class App(AgentDeclarations, HasStreams, HasTopics, NamedElsewhere):
         if they are known only from the first records.
         """
         from sabot.engine.operators.base import without_marks
-        from sabot.engine.plan import Reading, with_schemas
+        from sabot.engine.plan import Reading, behind_known, with_schemas
 
         if isinstance(node, Read):  # SQL asks each table for its columns, for which no plan is needed
             (end,) = with_schemas([Write(node, TableSink("out"), None)], {id(node): node.found_schema()})
@@ -241,14 +243,17 @@ class App(AgentDeclarations, HasStreams, HasTopics, NamedElsewhere):
             assert isinstance(read, Read)
             known = Reading(read, None, timed=False).rows
         else:
-            plan = self._plan_of(node)
+            plan = self._plan_of(behind_known(node, self._columns))
             known = plan.schemas().get(next(stage.id for stage in reversed(plan.stages) if stage.agent is None))
         if known is None:
             raise UserError(
                 "schema: the columns are not known before the first records have come",
                 hint="give app.stream(…, schema=)",
             )
-        return without_marks(known)
+        found = without_marks(known)
+        if not isinstance(node, Read):
+            self._columns[node] = found
+        return found
 
     @contextmanager
     def captured(self) -> Iterator[list[StreamEnd]]:

@@ -74,8 +74,10 @@ class CompiledExpr(Protocol):
     def value(self) -> Any: ...
 
 
-Compile = Callable[[Expr, pa.Schema], CompiledExpr]
-"""A function that compiles an expression over columns of a schema; raises UserError if their types do not fit."""
+Compile = Callable[..., CompiledExpr]
+"""A function of (expression, schema, made) that compiles an expression over columns of a schema; raises UserError if their
+types do not fit. `made`: a dict of the expressions that were compiled for this schema, to which it adds; may be left out.
+"""
 
 _COMPARED = {"=": "==", "<>": "!=", "<": "<", "<=": "<=", ">": ">", ">=": ">="}
 _OF_WHOLE: dict[str, Callable[[int, int], int]] = {"+": add, "-": sub, "*": mul}
@@ -129,6 +131,7 @@ class Binder:
         self._replaced = replaced
         self._before = before or relation
         self._schema = relation.schema
+        self._compiled: dict[int, tuple[Expr, Any]] = {}  # see `Compile`
         self._shown = {each.column: each.shown for each in relation.fields if each.shown is not None} if shown else {}
 
     # -- entry points -------------------------------------------------------------------------------------------------
@@ -182,7 +185,7 @@ class Binder:
         `function`: the name in SQL of the function that it is, for the message.
         """
         try:
-            return TypedExpr(expr, self.context.compile(expr, self._schema).type)
+            return TypedExpr(expr, self.context.compile(expr, self._schema, self._compiled).type)
         except (UserError, DataError) as error:  # a constant may have no value: CAST('x' AS INT)
             raise _in_words_of_sql(error, span, function) from error
 

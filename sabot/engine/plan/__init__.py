@@ -17,7 +17,7 @@ from sabot.engine.plan.agents import (
 )
 from sabot.engine.plan.fills import Way, ways
 from sabot.engine.plan.mermaid import mermaid
-from sabot.engine.plan.optimise import ending, ending_at, walk, with_schemas
+from sabot.engine.plan.optimise import behind_known, ending, ending_at, walk, with_schemas
 from sabot.engine.plan.planner import SavedSource, make_plan
 from sabot.engine.plan.refills import Refill, kept_tables, reemit_of, refill_of
 from sabot.engine.plan.stages import Plan, check_alike
@@ -42,6 +42,7 @@ __all__ = [
     "agreed_formats",
     "agreed_nans",
     "arranged",
+    "behind_known",
     "changed_steps",
     "check",
     "check_alike",

@@ -12,11 +12,12 @@ import pyarrow as pa
 
 from sabot._cython.arrow.batch import normalise
 from sabot.api.expr import Expr
+from sabot.api.nodes.functions import Connect, Process
 from sabot.api.nodes.joins import AsofJoin
 from sabot.api.nodes.node import Columns, Node, walk
 from sabot.api.nodes.origin import StepOrigin
-from sabot.api.nodes.read import Read, StreamEnd
-from sabot.api.nodes.rows import Filter, MapBatches
+from sabot.api.nodes.read import Read, StreamEnd, TableFormat
+from sabot.api.nodes.rows import Broadcast, Filter, MapBatches
 from sabot.api.windows import SessionWindow, TimeWindow
 from sabot.base.arrays import empty_batch
 from sabot.base.dataclass import dataclass
@@ -25,6 +26,7 @@ from sabot.engine.operators.windows.panes import shape_of
 
 __all__ = [
     "TimeUse",
+    "behind_known",
     "check_nodes",
     "closing_time",
     "ending",
@@ -49,9 +51,44 @@ def with_schemas(ends: Iterable[StreamEnd], schemas: Mapping[int, pa.Schema | No
     def known(node: Read) -> Read:
         schema = schemas[id(node)]
         canonical = None if schema is None else normalise(empty_batch(schema)).schema
+        if canonical is not None and canonical == node.schema and not node.inferred:
+            return node
         return replace(node, schema=canonical, inferred=node.schema is None)
 
     return _with_reads(ends, known)
+
+
+# Each is computed once, and is then in the node's __dict__.
+_ANSWERS = ("column_names", "changes", "unique", "event_times")
+_BY_CLASS = (Process, Connect, Broadcast)  # the step behind one of these looks which one it is
+
+
+def behind_known(node: Node, known: Mapping[Node, pa.Schema]) -> Node:
+    """Returns the same steps up to `node`, for its columns alone: the last steps before it whose columns are in `known`
+    are replaced by sources with these columns, which answer as the steps do. The other steps are planned, and not
+    all that are before them.
+
+        read ▶ group by ▶ group by ▶ filter        known: the second group by
+        known rows ▶ filter
+    """
+    made: dict[Node, Node] = {}
+
+    def cut(each: Node) -> Node:
+        if each in made:
+            return made[each]
+        columns = known.get(each)
+        if isinstance(each, AsofJoin):
+            found: Node = each.over(cut(each.left), each.right)  # it reads the versions of its right (`Node.versions`)
+        elif columns is None or isinstance(each, _BY_CLASS):
+            found = each.over(*map(cut, each.inputs))
+        else:
+            table = TableFormat(()) if each.changes else None
+            found = Read("known rows", columns, None, 0, 0, "{topic}.dlq", table)
+            vars(found).update((name, getattr(each, name)) for name in _ANSWERS)
+        made[each] = found
+        return found
+
+    return cut(node)
 
 
 def ending(ends: Iterable[StreamEnd], until: Place | None) -> list[StreamEnd]:

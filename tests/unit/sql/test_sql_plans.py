@@ -2,12 +2,17 @@
 
 import random
 import sys
+from collections.abc import Callable
 from types import FrameType
+from typing import Any
 
 import pytest
 
 from sabot import App
-from sabot.engine.operators.expressions.compiled import compile_expr
+from sabot.engine.operators.changes.groups import GroupAggregate
+from sabot.engine.operators.expressions.compiled import _compiled
+from sabot.engine.operators.keyed.over import Over
+from sabot.engine.operators.windows.fixed import WindowAggregate
 
 SCHEMA = {"id": "int64", "kind": "int64", "name": "string", "ts": "int64"}
 OTHERS = {"key": "int64", "state": "string", "price": "int64", "ts": "int64"}
@@ -143,13 +148,13 @@ def test_the_order_of_event_time_needs_no_column_for_nulls(app):
     assert "present" in app.sql("EXPLAIN " + query.format("ts", "LEFT"))
 
 
-def compilations(app: App, query: str) -> int:
-    """How many expressions are compiled while a query is bound; the parts of an expression count too."""
-    count, code = 0, compile_expr.__code__
+def calls(app: App, query: str, *functions: Callable[..., Any]) -> int:
+    """How often these functions are called while a query is bound."""
+    count, codes = 0, {each.__code__ for each in functions}
 
     def look(frame: FrameType, event: str, arg: object) -> None:
         nonlocal count
-        count += event == "call" and frame.f_code is code
+        count += event == "call" and frame.f_code in codes
 
     sys.setprofile(look)
     try:
@@ -159,12 +164,61 @@ def compilations(app: App, query: str) -> int:
     return count
 
 
+def compilations(app: App, query: str) -> int:
+    """How many expressions are compiled while a query is bound; the parts of an expression count too."""
+    return calls(app, query, _compiled)
+
+
 @pytest.mark.parametrize(("row", "each"), [("id + 1 AS id", 6), ("id + 1 AS id, UPPER(name) AS name", 8)])
 def test_each_level_of_a_query_is_compiled_once(app, row, each):
-    def nested(levels: int) -> str:
+    def filtered(levels: int) -> str:
         query = "a"
         for level in range(levels):
             query = f"(SELECT {row} FROM {query} WHERE id > {level}) t{level}"
         return f"SELECT * FROM {query}"
 
-    assert [compilations(app, nested(levels)) for levels in (1, 2, 20)] == [each, 2 * each, 20 * each]
+    assert [compilations(app, filtered(levels)) for levels in (1, 2, 20)] == [each, 2 * each, 20 * each]
+
+
+GROUPED = "SELECT id, kind, SUM(ts) AS ts FROM {} GROUP BY id, kind"
+OVER = "SELECT id, kind, ts, SUM(id) OVER (PARTITION BY kind ORDER BY ts) AS s FROM {}"
+
+
+SUMMED = "SELECT kind, SUM(n) AS n, ws, we FROM {} GROUP BY kind, ws, we"
+
+
+def nested(row: str, levels: int, name: str) -> str:
+    query = "a"
+    for level in range(levels):
+        query = f"({row.format(query)}) {name}_{level}"
+    return f"SELECT * FROM {query}"
+
+
+def of_names(row: str, levels: int, name: str) -> list[tuple[str, str]]:
+    return [(f"{name}_{level}", row.format(f"{name}_{level - 1}" if level else "a")) for level in range(levels)]
+
+
+def in_with(row: str, levels: int, name: str) -> str:
+    tables = [f"{each} AS ({query})" for each, query in of_names(row, levels, name)]
+    return f"WITH {', '.join(tables)} SELECT * FROM {name}_{levels - 1}"
+
+
+def in_views(row: str, levels: int, name: str) -> str:
+    views = [f"CREATE VIEW {each} AS {query}" for each, query in of_names(row, levels, name)]
+    return f"{'; '.join(views)}; SELECT * FROM {name}_{levels - 1}"
+
+
+@pytest.mark.parametrize("written", [nested, in_with, in_views])
+@pytest.mark.parametrize(("row", "operator"), [(GROUPED, GroupAggregate), (OVER, Over), (SUMMED, WindowAggregate)])
+def test_each_query_inside_another_one_is_planned_once(app, written, row, operator):
+    if row is SUMMED:
+        app.sql(f"CREATE VIEW c AS {COUNTS}; DROP TABLE IF EXISTS a; CREATE VIEW a AS SELECT * FROM c")
+    opened = [calls(app, written(row, levels, f"t{levels}"), operator.open) for levels in (2, 4, 16)]
+    assert opened == [2, 4, 16]
+
+
+def test_the_parts_of_an_expression_are_compiled_once(app):
+    sums = [compilations(app, f"SELECT id{' + id' * terms} AS x FROM a") for terms in (10, 20, 180)]
+    texts = [compilations(app, f"SELECT name{' || name' * terms} AS x FROM a") for terms in (10, 20, 180)]
+    assert [sums[1] - sums[0], sums[2] - sums[1]] == [2 * 10, 2 * 160]
+    assert [texts[1] - texts[0], texts[2] - texts[1]] == [2 * 10, 2 * 160]

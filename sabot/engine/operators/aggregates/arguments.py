@@ -23,6 +23,7 @@ class Arguments:
 
     def __init__(self, what: Iterable[tuple[str, Aggregate | OverFunction]], kept: Iterable[str]) -> None:
         self._columns: list[tuple[str, Expr]] = []
+        self._names: dict[str, str] = {}  # of the computed columns, by the text of their expression
         self._needed_by: dict[str, list[Expr | None]] = {}
         self._taken = set(kept).union(*(each.columns for _, each in what))  # the user's own columns
 
@@ -47,13 +48,13 @@ class Arguments:
         return name
 
     def _name_of(self, expr: Expr) -> str:
-        for name, known in self._columns:
-            if known.same(expr):
-                return name
-        name = next(name for name in map("__{}".format, count(len(self._columns))) if name not in self._taken)
-        self._taken.add(name)
-        self._columns.append((name, expr))
-        return name
+        text = expr.text()  # of equal expressions only
+        if text not in self._names:
+            name = next(name for name in map("__{}".format, count(len(self._columns))) if name not in self._taken)
+            self._taken.add(name)
+            self._columns.append((name, expr))
+            self._names[text] = name
+        return self._names[text]
 
     def add(self, point: PlanPoint) -> PlanPoint:
         """Returns the plan point behind a step that computes these columns, or `point` if there are none."""

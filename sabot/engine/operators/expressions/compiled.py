@@ -39,17 +39,30 @@ _STEPS |= list_parts.STEPS | maps.STEPS | single_values.STEPS
 _FUSED = {("list.get", "str.split"): text.part_of_split}
 
 
-def compile_expr(expr: Expr, schema: pa.Schema) -> Compiled:
+def compile_expr(expr: Expr, schema: pa.Schema, made: dict[int, tuple[Expr, Compiled]] | None = None) -> Compiled:
     """Compiles an expression for batches of `schema`. Raises UserError for a missing column, and for types that do
     not fit.
+
+    `made`: expressions that were compiled for this schema, by id; the parts of this one are taken from there, and
+    it is added. An expression that grows by a level at a time is compiled once then, and not once for each level.
     """
+    known = None if made is None else made.get(id(expr))
+    if known is not None:
+        return known[1]
+    compiled = _compiled(expr, schema, made)
+    if made is not None:
+        made[id(expr)] = expr, compiled  # the expression too: while it lives, no other one gets its id
+    return compiled
+
+
+def _compiled(expr: Expr, schema: pa.Schema, made: dict[int, tuple[Expr, Compiled]] | None) -> Compiled:
     if expr.kind == "col":
         return _column(expr, schema)
     if expr.kind == "lit":
         return _literal(expr)
     below = expr.inputs[0] if expr.inputs else expr
     if (fused := _FUSED.get((expr.kind, below.kind))) is not None:
-        return fused(expr, [compile_expr(each, schema) for each in below.inputs])
+        return fused(expr, [compile_expr(each, schema, made) for each in below.inputs])
     step = _STEPS.get(expr.kind)
     if expr.kind.startswith("step."):
         raise UserError(
@@ -57,7 +70,7 @@ def compile_expr(expr: Expr, schema: pa.Schema) -> Compiled:
         )
     if step is None:
         raise InternalError(f"no step for expressions of the kind {expr.kind!r}")
-    return step(expr, [compile_expr(each, schema) for each in expr.inputs])
+    return step(expr, [compile_expr(each, schema, made) for each in expr.inputs])
 
 
 def compile_predicate(expr: Expr, schema: pa.Schema) -> Compiled:
