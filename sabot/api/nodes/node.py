@@ -12,7 +12,7 @@ A step overrides the answers that differ. A step is immutable, so an answer that
 computed once.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import field, replace
 from functools import cached_property
 from typing import ClassVar, TypeAlias
@@ -262,16 +262,18 @@ def check_event_time(node: Node) -> None:
 def walk(ends: Iterable[Node]) -> list[Node]:
     """Returns `ends` and all steps before them, each once. Each step comes after the steps that it reads."""
     order: dict[int, Node] = {}
-
-    def visit(node: Node) -> None:
-        if id(node) in order:
-            return
-        for upstream in node.inputs:
-            visit(upstream)
-        order[id(node)] = node
-
+    # Steps whose inputs are being visited, as a list: a program may have more steps in a row than Python allows calls.
+    waiting: list[tuple[Node, Iterator[Node]]] = []
     for end in ends:
-        visit(end)
+        waiting.append((end, iter(end.inputs)))
+        while waiting:
+            node, inputs = waiting[-1]
+            upstream = next(inputs, None) if id(node) not in order else None
+            if upstream is None:
+                order.setdefault(id(node), node)
+                waiting.pop()
+            elif id(upstream) not in order:
+                waiting.append((upstream, iter(upstream.inputs)))
     return list(order.values())
 
 

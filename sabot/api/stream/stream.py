@@ -105,6 +105,7 @@ class Steps:
     def then(self, node: Node) -> "Stream":
         """Checks a further step, and returns the stream after it. Raises UserError if the step is not possible."""
         node.check()
+        _ = node.changes  # asked of each step in turn: only of the last of many, one answer would call for the next
         return Stream(self.owner, node)
 
     def then_aggregate(self, node: Node, aggregates: tuple[tuple[str, Aggregate], ...], computed: Computed) -> "Stream":

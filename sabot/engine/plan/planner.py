@@ -19,7 +19,7 @@ from sabot.base.config import dead_letter_topic
 from sabot.codecs.formats import format_of
 from sabot.engine.operators.layout.operator_table import planner_of
 from sabot.engine.operators.layout.plan_points import Layout, PlanPoint
-from sabot.engine.operators.layout.stages import Aligned, Edge, Reading, Stage
+from sabot.engine.operators.layout.stages import HINT_OF_MANY_STEPS, Aligned, Edge, Reading, Stage
 from sabot.engine.operators.rows.stateless import only_columns
 from sabot.engine.plan.agents import arranged, place_of_sink
 from sabot.engine.plan.lineage import Lineages, computed_behind, computed_texts, lineages_behind, said
@@ -34,6 +34,7 @@ from sabot.engine.plan.optimise import (
 )
 from sabot.engine.plan.paths import path_of, steps_of
 from sabot.engine.plan.stages import Plan
+from sabot.errors import UserError
 
 
 class SavedSource(NamedTuple):
@@ -58,8 +59,11 @@ def make_plan(
     number of readers, although the program may read other sources before it.
     """
     ends = list(ends)
-    check_nodes(ends)
-    return _Planner(optimise(ends), arranged(agents, ends), parallelism, saved).plan()
+    try:
+        check_nodes(ends)
+        return _Planner(optimise(ends), arranged(agents, ends), parallelism, saved).plan()
+    except RecursionError:
+        raise UserError("the program has too many steps in a row", hint=HINT_OF_MANY_STEPS) from None
 
 
 class _Planner:

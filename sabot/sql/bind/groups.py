@@ -115,7 +115,8 @@ class GroupBinder:
                     wanted = alias.text if alias is not None and call is tree else f"EXPR${len(aggregates)}"
                     self._add_aggregate(call, binder, relation, wanted, names, aggregates, known, means)
         stream = window.shown(self._aggregated(relation, window, keys, aggregates, names), relation)
-        schema = stream.schema
+        with at(select.span):
+            schema = stream.schema
         left_out = self._left_out(binder, relation, items, groups)
         for key, bound in left_out.items():
             replaced[key] = TypedExpr(lit(None).cast(bound.type), bound.type)

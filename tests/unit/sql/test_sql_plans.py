@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
-from sabot import App
+from sabot import App, UserError
 from sabot.engine.operators.changes.groups import GroupAggregate
 from sabot.engine.operators.expressions.compiled import _compiled
 from sabot.engine.operators.keyed.over import Over
 from sabot.engine.operators.windows.fixed import WindowAggregate
+from sabot.sql.syntax.text import SqlError
 
 SCHEMA = {"id": "int64", "kind": "int64", "name": "string", "ts": "int64"}
 OTHERS = {"key": "int64", "state": "string", "price": "int64", "ts": "int64"}
@@ -222,3 +223,19 @@ def test_the_parts_of_an_expression_are_compiled_once(app):
     texts = [compilations(app, f"SELECT name{' || name' * terms} AS x FROM a") for terms in (10, 20, 180)]
     assert [sums[1] - sums[0], sums[2] - sums[1]] == [2 * 10, 2 * 160]
     assert [texts[1] - texts[0], texts[2] - texts[1]] == [2 * 10, 2 * 160]
+
+
+def test_a_program_of_too_many_queries_one_in_another_is_refused_with_words(app):
+    row = "SELECT id + 1 AS id FROM {} WHERE id > 0"
+    app.sql(in_views(row, 300, "u"))
+    with pytest.raises(UserError, match=r"too many steps in a row"):
+        app.sql("EXPLAIN SELECT * FROM u_299")
+    with pytest.raises(UserError, match=r"too many steps in a row"):
+        app.sql("SELECT * FROM u_299").collect()
+
+
+def test_a_key_of_too_many_columns_is_refused_at_its_place(app):
+    names = ", ".join(f"c{i}" for i in range(300))
+    numbers = ", ".join(f"id + {i} AS c{i}" for i in range(300))
+    with pytest.raises(SqlError, match=r"SQL:1:1: a key has 300 columns that are not text"):
+        app.sql(f"SELECT {names}, COUNT(*) AS n FROM (SELECT {numbers} FROM a) b GROUP BY {names}")

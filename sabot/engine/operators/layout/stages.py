@@ -17,6 +17,12 @@ from sabot.codecs.base import Format
 from sabot.connectors.base import Delivery, OnNan, Sink
 from sabot.engine.operators.base import Operator, StepInfo, with_marks
 
+HINT_OF_MANY_STEPS = (
+    "steps in a row call one another, some 200 at most: write what comes in the middle to a topic or a file, and read it "
+    "in a program of its own"
+)
+"""The hint of errors of a program that has more steps in a row than Python allows calls one in another."""
+
 
 @dataclass(eq=False)
 class Edge:

@@ -24,6 +24,7 @@ from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.engine.calls.judging import JUDGE, with_judge
 from sabot.engine.checkpoint import TaskSnapshot
 from sabot.engine.operators.base import COMPLETE, END_OF_TIME
+from sabot.engine.operators.layout.stages import HINT_OF_MANY_STEPS
 from sabot.engine.runtime.tasks.blocking import held_up_by
 from sabot.engine.runtime.tasks.chain import Chain
 from sabot.engine.runtime.tasks.filling import Fill
@@ -423,6 +424,7 @@ def close_tasks(tasks: Sequence[StreamTask], seconds: float) -> list[tuple[str, 
 def _internal(name: str, error: BaseException) -> SabotError:
     if isinstance(error, EXITS):
         return wrap_exit(error, f"the user's code in task {name}")
-    wrapped = InternalError(f"task {name}: {type(error).__name__}: {error}", hint=hint_of(error))
+    otherwise = HINT_OF_MANY_STEPS if isinstance(error, RecursionError) else ""
+    wrapped = InternalError(f"task {name}: {type(error).__name__}: {error}", hint=hint_of(error, otherwise))
     wrapped.__cause__ = error
     return wrapped
