@@ -245,14 +245,17 @@ def _cleaned(schema: Any, most: int) -> Any:
 
 class OfferedArguments:
     """The schema of the arguments of an offered tool. It decodes and checks the arguments of a call. `output`: the
-    schema of the structured result, or None.
+    schema of the structured result, or None. `server`: the name of the server in its pool.
     """
 
-    def __init__(self, name: str, description: str, schema: JsonSchema, output: JsonSchema | None = None) -> None:
+    def __init__(
+        self, name: str, description: str, schema: JsonSchema, output: JsonSchema | None = None, server: str = ""
+    ) -> None:
         self.name = name
         self.description = description
         self.json = schema
         self.output = output
+        self.server = server
 
     def decode(self, text: str) -> dict[str, Any]:
         """Decodes the JSON that a model wrote, and returns the arguments by name. Raises Mismatch if the text is no

@@ -371,7 +371,7 @@ def tool_of(
         True,
         retries is not None,
         frozenset(labels) | world,
-        OfferedArguments(name, offer.description, offer.schema, offer.output),
+        OfferedArguments(name, offer.description, offer.schema, offer.output, remote.of_server[0]),
         remote.converse,
     )
     made = as_tool(made, effect=kind)

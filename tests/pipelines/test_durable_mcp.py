@@ -176,6 +176,40 @@ async def test_a_call_in_which_the_server_died_is_in_doubt_and_a_person_says_wha
     assert seen == ["send", "send"]
 
 
+@pytest.mark.parametrize("word", ["job", "scope"])
+async def test_an_approval_of_a_tool_is_none_of_another_server_s_tool_of_that_name(
+    office: Office, pool: McpServerPool, word: str
+) -> None:
+    """A person had approved the payments of the bank, and those of a stranger's tool "pay" were made without a question."""
+    paid: list[str] = []
+
+    def paying(server: str) -> Any:
+        async def pay(there: Any, request: Any) -> None:
+            paid.append(server)
+            await there.answer(request, text(f"paid by {server}"))
+
+        return peer(pay, tools=[told("pay")])
+
+    (bank,) = await pool.tools("bank", connect=paying("bank"))
+    (other,) = await pool.tools("stranger", connect=paying("stranger"))
+
+    async def handle(ctx: Any) -> Any:
+        return [(await ctx.call(each)).text for each in (bank, bank, other)]
+
+    app = office.app(handle, policy=PolicyEngine([ToolPolicy(["pay"], require_approval=True)]))
+    async with started(app):
+        office.order()
+        await parked(app)
+        action = await question(app)
+        assert action.payload["reason"] == "tool pay of MCP server bank needs approval"
+        await app.actions.resolve(action.resume_token, {"approved": True, "always": word})
+        action = await question(app, action.resume_token)
+        assert action.payload["reason"] == "tool pay of MCP server stranger needs approval"
+        assert paid == ["bank", "bank"]
+        await app.actions.resolve(action.resume_token, {"approved": True})
+        await until(lambda: office.answers() == [["paid by bank", "paid by bank", "paid by stranger"]])
+
+
 PAID = {"type": "object", "properties": {"receipt": {"type": "integer"}}, "required": ["receipt"]}
 
 

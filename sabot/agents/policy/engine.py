@@ -38,6 +38,7 @@ from sabot.agents.policy.rules import (
     asked_words,
     declared_words,
     is_idle,
+    server_of,
 )
 from sabot.base.checks import TEXTS, Of, check
 from sabot.base.config import Duration, checked_text, parse_seconds
@@ -153,7 +154,7 @@ class PolicyEngine(EffectGuard):
         self._rules: list[PolicyRule] = []
         self._steps: set[str] = set()  # the names of functions that may be steps
         self._foreign: set[int] = set()  # the ids of rules with code of the user
-        self._by_name: dict[tuple[CallKind, str, str, str, bool, tuple[str, ...], str], list[_Matching]] = {}
+        self._by_name: dict[tuple[CallKind, str, str, str, bool, tuple[str, ...], str, str], list[_Matching]] = {}
         self._version: str | None = None
         if isinstance(rules, str) or not isinstance(rules, Sequence):
             raise UserError(f"PolicyEngine: rules={short_repr(rules)}", hint="a list: PolicyEngine([ToolPolicy(…)])")
@@ -448,7 +449,8 @@ class PolicyEngine(EffectGuard):
     def _matching(self, call: GuardedCall) -> list[_Matching]:
         """Returns the rules that match the call. Of several rules with the same name, the second one gets the name
         "NAME (2)", and likewise its terms: a person who approves what one rule asks about ("always") has not been asked by
-        the other one, and has not been asked by the rule that has its place or its name after a deploy.
+        the other one, and has not been asked by the rule that has its place or its name after a deploy. The terms have the
+        server of a tool of MCP: an approval of its calls is none of those of another server's tool of the same name.
 
         If several rules allow the call by its name and caller, only the first of them is returned. The result is
         cached.
@@ -457,7 +459,8 @@ class PolicyEngine(EffectGuard):
         hands_over = tool is not None and tool.is_agent
         others = () if tool is None else tool.other_names
         start = "" if tool is None or tool.part_of is None else tool.part_of.name
-        key = (call.kind, call.name, call.scope, call.principal, hands_over, others, start)
+        server = server_of(tool)
+        key = (call.kind, call.name, call.scope, call.principal, hands_over, others, start, server)
         found = self._by_name.get(key)
         if found is None:
             found, allowed, names, alike = [], False, Counter[str](), Counter[str]()
@@ -468,7 +471,7 @@ class PolicyEngine(EffectGuard):
                 name = rule.name or type(rule).__name__
                 names[name] += 1
                 name = name if names[name] == 1 else f"{name} ({names[name]})"
-                terms = self._terms(rule)
+                terms = f"{self._terms(rule)}{server and f' of {server}'}"
                 alike[terms] += 1
                 terms = terms if alike[terms] == 1 else f"{terms} ({alike[terms]})"
                 for of_start in judges:

@@ -18,7 +18,7 @@ from sabot.base.options import answers_wrong_options
 from sabot.engine.calls.arguments import argument_values, lacks, may_hide, values_left_out
 from sabot.engine.calls.effects import RULES, EffectClass
 from sabot.engine.calls.fields import CLOSED_VALUE, LEFT_VALUE, MISSING_VALUE, REST, is_no_value
-from sabot.engine.calls.tools import UNTRUSTED
+from sabot.engine.calls.tools import UNTRUSTED, Tool
 from sabot.errors import UserError, short_repr
 from sabot.jobs.guard import CallKind, Decision, GuardedCall, GuardVerdict
 from sabot.jobs.masking import mask, mask_default
@@ -607,9 +607,15 @@ RESTRICTS = (DataAccessPolicy, LabelPolicy, RedactionPolicy)
 
 def asked_words(call: GuardedCall) -> str:
     """Returns a short description of a call for messages. For example, it is "tool refund" for a call of the tool
-    `refund`.
+    `refund`, and "tool refund of MCP server bank" for one of a server.
     """
-    return f"{'agent' if call.kind == 'child' else call.kind} {call.name}"
+    of = server_of(call.tool)
+    return f"{'agent' if call.kind == 'child' else call.kind} {call.name}{of and f' of MCP server {of}'}"
+
+
+def server_of(tool: Tool | None) -> str:
+    """Returns the name of the MCP server of a tool; "" for other tools."""
+    return "" if tool is None or tool.parameters is None else tool.parameters.server
 
 
 def _patterns(kind: str, what: str, given: Any, *, empty: bool = False, wild: bool = True) -> tuple[str, ...]:

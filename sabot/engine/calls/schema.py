@@ -154,6 +154,7 @@ class Parameters:
     """
 
     output: JsonSchema | None = None  # the function has an annotation for it
+    server = ""
 
     def __init__(self, func: Callable[..., Any], where: str, hidden: tuple[str, ...] = ()) -> None:
         self.description, told = _read_docstring(inspect.getdoc(func) or "")

@@ -108,12 +108,13 @@ class ToolAnswer(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
 class ToolParameters(Protocol):
     """The parameters of a tool whose function's signature does not describe them, such as a tool of an MCP server.
     `description`: the description of the tool. `json`: the JSON schema of its parameters. `output`: the JSON schema of
-    its result, or None.
+    its result, or None. `server`: the name of the server of the tool, or "".
     """
 
     description: str
     json: JsonSchema
     output: JsonSchema | None
+    server: str
 
     def decode(self, text: str) -> dict[str, Any]:
         """Returns the arguments by name, decoded from the JSON that a model wrote. Raises `schema.Mismatch`."""

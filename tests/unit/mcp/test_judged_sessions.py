@@ -96,7 +96,7 @@ async def said_in_a_tool(
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"policy": DENIED}, "tool transfer is denied"),
+        ({"policy": DENIED}, "tool transfer of MCP server "),
         ({"policy": PolicyEngine([ConstraintPolicy(["transfer"], "amount", max=50)])}, "amount is 500, and at most 50"),
         ({"policy": PolicyEngine([ToolPolicy(["trans*"], require_approval=True)])}, "a person would have to allow it"),
         ({"policy": None, "budgets": BudgetSpec(max_tool_calls=1)}, "the job may call tools 1 times"),
@@ -124,7 +124,7 @@ async def test_rules_know_a_tool_of_a_session_by_the_name_that_agents_have_for_i
         await desk.pool.tools("bank", prefix="acme_")
         policy = PolicyEngine([ToolPolicy(["acme_transfer"], denied=True)])
         said = await said_in_a_tool(Bank.by_session, desk, policy)
-    assert ("tool acme_transfer is denied" in said, desk.paid) == (True, []), said
+    assert ("tool acme_transfer of MCP server bank is denied" in said, desk.paid) == (True, []), said
 
 
 async def test_a_session_calls_no_tool_that_rules_cannot_see() -> None:
