@@ -31,14 +31,15 @@ import psycopg
 import pyarrow as pa
 import pytest
 import redis
-from pyiceberg.catalog import load_catalog
+from pyiceberg.catalog import Catalog, load_catalog
 from pyiceberg.exceptions import NoSuchTableError
+from pyiceberg.table.snapshots import Snapshot
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from sabot.errors import UserError
 from sabot.testing.connectors import Dance, Danced
-from tools.iceberg_lake import lake_of, rows_in_lake, table_of
+from tools.iceberg_lake import lake_of, rows_of
 from tools.leftovers import leftovers
 from tools.postgres import Postgres
 from tools.postgres import server_or_skip as postgres_or_skip
@@ -215,20 +216,36 @@ def through_iceberg(folder: Path, seed: int) -> Iterator[Floor]:
     with contextlib.closing(load_catalog("default", **lake)) as catalog:
         catalog.create_namespace("lake")
         catalog.create_table("lake.ins", pa.schema([("n", pa.int64()), ("key", pa.int64())]))
+        every = SnapshotRows(catalog, "lake.every")
 
-    def put(numbers: Sequence[int]) -> None:
-        table = table_of(lake, "lake.ins")
-        assert table is not None
-        table.append(pa.table({"n": list(numbers), "key": [n % KEYS for n in numbers]}))
+        def put(numbers: Sequence[int]) -> None:
+            rows = pa.table({"n": list(numbers), "key": [n % KEYS for n in numbers]})
+            catalog.load_table("lake.ins").append(rows)
 
-    def rows() -> Sequence[Hashable]:
-        return [(each["n"], each["count"]) for each in rows_in_lake(lake, "lake.every")]
+        text = program(
+            source=f'IcebergSource({lake!r}, "lake.ins", follow="20ms")',
+            sink=f'IcebergSink({lake!r}, "lake.every", schema=COUNTED, gather="150ms")',
+        )
+        yield Floor(Dance(text, folder, put=put, rows=every.rows, expected=row, seed=seed))
 
-    text = program(
-        source=f'IcebergSource({lake!r}, "lake.ins", follow="20ms")',
-        sink=f'IcebergSink({lake!r}, "lake.every", schema=COUNTED, gather="150ms")',
-    )
-    yield Floor(Dance(text, folder, put=put, rows=rows, expected=row, seed=seed))
+
+class SnapshotRows:
+    """The rows of a table of Iceberg. Those of a snapshot never change, so they are read once."""
+
+    def __init__(self, catalog: Catalog, name: str) -> None:
+        self.catalog, self.name = catalog, name
+        self._snapshot: Snapshot | None = None
+        self._rows: Sequence[Hashable] = []
+
+    def rows(self) -> Sequence[Hashable]:
+        try:
+            table = self.catalog.load_table(self.name)
+        except NoSuchTableError:
+            return []
+        if (snapshot := table.current_snapshot()) != self._snapshot:
+            self._rows = [(each["n"], each["count"]) for each in rows_of(table)]
+            self._snapshot = snapshot
+        return self._rows
 
 
 @contextlib.contextmanager

@@ -25,9 +25,14 @@ def table_of(catalog: dict[str, str], name: str) -> Table | None:
 
 
 def rows_in_lake(catalog: dict[str, str], name: str) -> list[dict[str, Any]]:
-    """The rows, by pyiceberg's list of the files and DuckDB's reader of Parquet."""
+    """The rows; none where the table is missing."""
     table = table_of(catalog, name)
-    files = [] if table is None else [task.file.file_path for task in table.scan().plan_files()]
+    return [] if table is None else rows_of(table)
+
+
+def rows_of(table: Table) -> list[dict[str, Any]]:
+    """The rows, by pyiceberg's list of the files and DuckDB's reader of Parquet."""
+    files = [task.file.file_path for task in table.scan().plan_files()]
     if not files:
         return []
     return (
