@@ -181,11 +181,11 @@ class WebsocketSource(PlacedSource[CountedPlace]):
         except failures.InvalidMessage as error:
             if isinstance(error.__cause__, EOFError | OSError):  # the server is starting or stopping
                 raise TransientError(f"source {self.name}: {error}") from clean_cause(error)
-            raise self._no_websocket(error) from clean_cause(error)
+            raise self._no_websocket(f"{error}: {error.__cause__}") from clean_cause(error)
         except (failures.InvalidHandshake, failures.InvalidURI, ValueError) as error:
             status = error.__cause__ if isinstance(error, ValueError) else error  # a redirect, which is not followed
             if not isinstance(status, failures.InvalidStatus):
-                raise self._no_websocket(error) from clean_cause(error)
+                raise self._no_websocket(str(error)) from clean_cause(error)
             return self._refused(receiving, status.response, error)
         except (OSError, EOFError) as error:  # TimeoutError too
             raise TransientError(f"source {self.name}: {type(error).__name__}: {error}") from clean_cause(error)
@@ -261,8 +261,10 @@ class WebsocketSource(PlacedSource[CountedPlace]):
             error
         )
 
-    def _no_websocket(self, error: Exception) -> UserError:
-        return UserError(f"source {self.name}: {error}", hint="check that a websocket is at this address")
+    def _no_websocket(self, why: str) -> UserError:
+        return UserError(
+            f"source {self.name}: {visible(why, lines=False)}", hint="check that a websocket is at this address"
+        )
 
     def _failed(self, receiving: "_Receiving", why: str) -> None:
         self._failures += 1
