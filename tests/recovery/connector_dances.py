@@ -31,8 +31,9 @@ import psycopg
 import pyarrow as pa
 import pytest
 import redis
-from pyiceberg.catalog import Catalog, load_catalog
+from pyiceberg.catalog import load_catalog
 from pyiceberg.exceptions import NoSuchTableError
+from pyiceberg.table import Table
 from pyiceberg.table.snapshots import Snapshot
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -216,7 +217,10 @@ def through_iceberg(folder: Path, seed: int) -> Iterator[Floor]:
     with contextlib.closing(load_catalog("default", **lake)) as catalog:
         catalog.create_namespace("lake")
         catalog.create_table("lake.ins", pa.schema([("n", pa.int64()), ("key", pa.int64())]))
-        every = SnapshotRows(catalog, "lake.every")
+        every = SnapshotRows(
+            lambda: catalog.load_table("lake.every"),
+            lambda table: [(each["n"], each["count"]) for each in rows_of(table)],
+        )
 
         def put(numbers: Sequence[int]) -> None:
             rows = pa.table({"n": list(numbers), "key": [n % KEYS for n in numbers]})
@@ -230,21 +234,20 @@ def through_iceberg(folder: Path, seed: int) -> Iterator[Floor]:
 
 
 class SnapshotRows:
-    """The rows of a table of Iceberg. Those of a snapshot never change, so they are read once."""
+    """The rows of a table of Iceberg, which `load` loads. Those of a snapshot never change, so `read` reads them once."""
 
-    def __init__(self, catalog: Catalog, name: str) -> None:
-        self.catalog, self.name = catalog, name
+    def __init__(self, load: Callable[[], Table], read: Callable[[Table], Sequence[Hashable]]) -> None:
+        self.load, self.read = load, read
         self._snapshot: Snapshot | None = None
         self._rows: Sequence[Hashable] = []
 
     def rows(self) -> Sequence[Hashable]:
         try:
-            table = self.catalog.load_table(self.name)
+            table = self.load()
         except NoSuchTableError:
             return []
         if (snapshot := table.current_snapshot()) != self._snapshot:
-            self._rows = [(each["n"], each["count"]) for each in rows_of(table)]
-            self._snapshot = snapshot
+            self._rows, self._snapshot = self.read(table), snapshot
         return self._rows
 
 
@@ -314,17 +317,30 @@ rows.to(IcebergSink({catalog!r}, "danced.{name}", gather="150ms"))
 """,
     )
 
+    every: dict[int, list[tuple[int, int]]] = {}  # the rows of a version of Delta Lake, which never change
+
     def rows() -> Sequence[Hashable]:
         """The rows of one table, as many as the other one has too."""
+        other = lake.rows()
         try:
-            found = deltalake.DeltaTable(f"s3://delta/{name}", storage_options=options).to_pyarrow_table()
-            with contextlib.closing(load_catalog("looks", **catalog)) as opened:
-                other = opened.load_table(f"danced.{name}").scan().to_arrow()
-        except (deltalake.exceptions.TableNotFoundError, NoSuchTableError):
+            table = deltalake.DeltaTable(f"s3://delta/{name}", storage_options=options)
+        except deltalake.exceptions.TableNotFoundError:
             return []
-        assert len(set(other.column("n").to_pylist())) == other.num_rows, "a row is twice in the table of Iceberg"
-        return [(each["n"], each["count"]) for each in found.to_pylist()][: other.num_rows]
+        if (version := table.version()) not in every:
+            every.clear()
+            every[version] = [(each["n"], each["count"]) for each in table.to_pyarrow_table().to_pylist()]
+        return every[version][: len(other)]
 
+    def load() -> Table:
+        with contextlib.closing(load_catalog("looks", **catalog)) as opened:  # anew: the server may have been killed
+            return opened.load_table(f"danced.{name}")
+
+    def numbers(table: Table) -> Sequence[int]:
+        found: list[int] = table.scan().to_arrow().column("n").to_pylist()
+        assert len(set(found)) == len(found), "a row is twice in the table of Iceberg"
+        return found
+
+    lake = SnapshotRows(load, numbers)
     yield Floor(Dance(text, folder, put=Files(folder).put, rows=rows, expected=row, server=server, seed=seed))
 
 
