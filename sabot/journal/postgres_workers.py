@@ -13,10 +13,10 @@ job are taken by its worker only.
 
 **Looks go on where the last one has ended.** While somebody has a long dump, the server keeps the index entries of all letters
 that were claimed since, and a look would read them all. So a worker remembers, by agent and priority, up to which number no letter
-waits, and which letters it has claimed itself. It passes over a number when each transaction that may have drawn a lower one has
-ended: those that had begun to write when a look saw the number. Whoever puts a letter back into the queue draws a range of places
-afterwards, which lets all workers look at the whole queue once. They do so without a reason too, after thirty times the time that
-the last such look took: a process may be killed between the two.
+waits, and which letters it has claimed itself; and of letters to jobs, up to which number none waits for any worker. It passes over
+a number when each transaction that may have drawn a lower one has ended: those that had begun to write when a look saw the number.
+Whoever puts a letter back into the queue draws a range of places afterwards, which lets all workers look at the whole queue once.
+They do so without a reason too, after thirty times the time that the last such look took: a process may be killed between the two.
 
 **Places** come in ranges, which a sequence of the database gives out. A worker draws another range when it takes jobs from
 another worker: so the entries that it appends to them have higher places than those before, and within a job places rise.
@@ -121,7 +121,7 @@ def _to_me(claimed: str) -> str:
     """Returns the statement that selects the letters which this worker takes. `claimed`: of those that begin jobs."""
     return (
         f"SELECT number, letter FROM (SELECT number, priority, letter FROM {claimed} UNION ALL "
-        f"SELECT i.number, i.priority, i.letter FROM (SELECT * FROM inbox WHERE {TO_JOBS}) i JOIN jobs j ON j.job = i.job "
+        f"SELECT i.number, i.priority, i.letter FROM (SELECT * FROM inbox WHERE {TO_JOBS} AND number > ?) i JOIN jobs j ON j.job = i.job "
         "WHERE j.worker = ? AND (i.worker <> 0 OR i.agent <> ALL(?))) AS mine ORDER BY priority, number"
     )
 
@@ -168,7 +168,7 @@ _CLAIM = (
 )
 # a retry of a job whose worker is gone, and a cancel of one that is set aside
 _ORPHANS = (
-    f"SELECT DISTINCT j.job FROM (SELECT * FROM inbox WHERE {TO_JOBS}) i JOIN jobs j ON j.job = i.job "
+    f"SELECT DISTINCT j.job FROM (SELECT * FROM inbox WHERE {TO_JOBS} AND number > ?) i JOIN jobs j ON j.job = i.job "
     "LEFT JOIN workers w ON w.number = j.worker WHERE w.gone IS NOT FALSE "
     f"AND (j.ended IS NOT NULL OR (j.worker IN ({_UNTAKEN}) AND starts_with(i.once, 'cancel:')))"
 )
@@ -190,7 +190,8 @@ _LOOK = {
     whole: f"SELECT ARRAY(SELECT number FROM ({_TO_ME[whole]}) AS mine), ({ARE_DUE}) IS NOT NULL, "
     f"(SELECT 1 FROM ({_UNCLAIMED[whole]}) AS free LIMIT 1) IS NOT NULL, (SELECT 1 FROM ({_LEFT}) AS behind LIMIT 1) IS NOT NULL, "
     "coalesce((SELECT max(number) FROM inbox), 0), (SELECT last_value FROM places), "
-    "txid_snapshot_xmin(txid_current_snapshot()), txid_snapshot_xmax(txid_current_snapshot())"
+    "txid_snapshot_xmin(txid_current_snapshot()), txid_snapshot_xmax(txid_current_snapshot()), "
+    f"(SELECT number FROM inbox WHERE {TO_JOBS} AND number > ? ORDER BY number LIMIT 1)"
     for whole in (True, False)
 }
 # Trees move whole, with the jobs that have ended: one of these may be retried, and runs where the others are. So one worker at a
@@ -383,6 +384,7 @@ class PostgresWorker(PostgresJournal):
         self._seen: dict[int, int] = {}  # letters that became entries: the places of these
         self._claimed: set[int] = set()  # letters that begin jobs and that it may have claimed
         self._passed: dict[tuple[str, int], int] = {}  # by agent and priority: no letter up to this number waits
+        self._answered = 0  # no letter to a job up to this number waits, whosever it is
         self._settled = 0  # no letter up to this number will still come
         self._newest = (0, 0)  # the first transaction that had not begun to write at a look, and the last letter then
         self._drawn = 0  # the last range of places that anybody had drawn at the look before
@@ -486,7 +488,7 @@ class PostgresWorker(PostgresJournal):
 
     def _of_mine(self, whole: bool) -> tuple[Any, ...]:
         """Returns the values of the statement `_TO_ME`."""
-        mine = self.lease.number, self.lease.number, list(self._lanes.limits)
+        mine = self.lease.number, 0 if whole else self._answered, self.lease.number, list(self._lanes.limits)
         return mine if whole else (list(self._claimed), *mine)
 
     def _is_whole(self) -> bool:
@@ -583,9 +585,10 @@ class PostgresWorker(PostgresJournal):
         self._forget_seen()
         agents = self._unlimited() if self.begins.room() > 0 else []
         whole = self._is_whole()
-        values = *self._of_mine(whole), *self._queues(agents, whole)
-        ((numbers, due, unclaimed, left, newest, drew, *running),) = self._read(whole, _LOOK, values)
+        values = *self._of_mine(whole), *self._queues(agents, whole), self._answered
+        ((numbers, due, unclaimed, left, newest, drew, *running, first),) = self._read(whole, _LOOK, values)
         self._settle(newest, *running)
+        self._answered = max(self._answered, self._settled if first is None else min(self._settled, first - 1))
         if not unclaimed:
             self._pass_over(agents)
         if drew != self._drawn:  # the next look has a newer snapshot
@@ -601,7 +604,7 @@ class PostgresWorker(PostgresJournal):
             if not left:
                 self._left_since = math.inf
             return self._is_late() or (left and self._takes() != (0, False))
-        if not self._is_late() or self.select(_ORPHANS):
+        if not self._is_late() or self.select(_ORPHANS, (self._answered,)):
             return self._is_late()
         self._reaped = boot_seconds()
         self._tell_of_strangers()
@@ -779,7 +782,7 @@ class PostgresWorker(PostgresJournal):
         if self.suspects.has_cleared:
             with self.inbox.session.using() as connection:
                 self.suspects.clear(connection)
-        retried = [job for (job,) in self.select(_ORPHANS)] if late else []
+        retried = [job for (job,) in self.select(_ORPHANS, (self._answered,))] if late else []
         if late and self.begins.resumes and (room := min(_MOST, self.begins.room())) > 0:
             asked = to_try(self.lease.number, self.begins.version, room)
             retried += [job for (job,) in self.select(*asked)]

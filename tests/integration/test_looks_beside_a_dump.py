@@ -12,7 +12,7 @@ import psycopg
 import pytest
 
 from sabot.errors import TransientError
-from sabot.journal.entries import Begin, Letter, encode_entry
+from sabot.journal.entries import Begin, Letter, Signal, encode_entry
 from sabot.journal.postgres import PostgresInbox
 from sabot.journal.postgres_begins import Asked, begin_jobs
 from sabot.journal.postgres_workers import PostgresWorker
@@ -114,6 +114,55 @@ def test_a_look_beside_a_dump_reads_nothing_of_the_jobs_that_have_run_since(
         post(url, app, letter("a"))
         assert asyncio.run(one.look())
         assert [entry.job for _, entry in one.take()] == ["a"]
+
+
+JOBS = f"INSERT INTO jobs (job, began, digest, agent, worker) SELECT 'q' || n, n, '', 'k.a', {{number}} FROM generate_series(1, {MANY}) n"
+SIGNALLED = (
+    f"INSERT INTO inbox (once, job, letter) SELECT 'signal:' || n, 'q' || n, '' FROM generate_series(1, {MANY}) n",
+    "UPDATE inbox SET taken = 1 WHERE starts_with(once, 'signal:')",
+)
+
+
+def test_a_look_beside_a_dump_reads_nothing_of_the_letters_to_jobs_that_were_taken_since(
+    url: str, app: str, worker: Callable[[], PostgresWorker], connection: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = worker(), worker()
+    post(url, app, letter("a"))
+    assert [entry.job for _, entry in one.take()] == ["a"]
+    assert asyncio.run(one.flush())
+    connection.execute(JOBS.format(number=one.lease.number))
+    assert not asyncio.run(one.look())
+    before = pages_read(one, connection, monkeypatch)
+    with psycopg.connect(url) as dump:
+        dump.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        dump.execute("SELECT 1")
+        for statement in SIGNALLED:
+            connection.execute(statement)
+        assert [asyncio.run(one.look()) for _ in range(2)] == [False, False]
+        assert pages_read(one, connection, monkeypatch) < before + 20
+        post(url, app, Letter("signal", job="a", token="t", name="go"))
+        assert asyncio.run(one.look())
+        assert [type(entry) for _, entry in one.take()] == [Signal]
+    assert other.take() == []
+
+
+def test_a_letter_to_a_job_of_another_worker_is_found_by_the_one_that_takes_the_job_later(
+    url: str, app: str, worker: Callable[[], PostgresWorker], connection: Any
+) -> None:
+    one, other = worker(), worker()
+    post(url, app, letter("a"), letter("b", 1))
+    one.begins.room = other.begins.room = lambda: 1
+    assert [[entry.job for _, entry in each.take()] for each in (one, other)] == [["a"], ["b"]]
+    for each in (one, other):
+        asyncio.run(each.flush())
+    for number in range(3):
+        post(url, app, *(Letter("signal", job=job, token=f"{number}", name="go") for job in "ba"))
+        assert [entry.job for _, entry in one.take()] == ["a"]
+        asyncio.run(one.flush())
+        assert [asyncio.run(one.look()) for _ in range(2)] == [False, False]
+    connection.execute("UPDATE jobs SET worker = %s WHERE job = 'b'", (one.lease.number,))
+    assert asyncio.run(one.look())
+    assert [entry.job for _, entry in one.take()] == ["b"] * 3
 
 
 def test_a_look_finds_what_comes_behind_those_that_wait_or_becomes_due(
