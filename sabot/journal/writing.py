@@ -262,9 +262,11 @@ class GroupWriter:
         """Makes the writer fail because of this error. All callers that wait now, and all later calls, raise
         JournalFailed.
         """
+        mend = hint_of(error)
+        anew = mend and f"{mend}; then open the journal anew, since it takes no entries until then: open jobs go on"
         failed = JournalFailed(
             f"{self._where}: entries could not be made durable: {getattr(error, 'message', None) or error}",
-            hint=(error.hint if isinstance(error, SabotError) else "") or hint_of(error),
+            hint=(error.hint if isinstance(error, SabotError) else "") or anew,
         )
         failed.__cause__ = error
         with self._changed:

@@ -353,7 +353,7 @@ async def test_a_failed_commit_is_told_to_all_who_wait_and_ends_the_journal() ->
     for each in (*waiting, room):
         with pytest.raises(JournalFailed, match="here: entries could not be made durable"):
             await each
-    with pytest.raises(JournalFailed, match="make room"):
+    with pytest.raises(JournalFailed, match="make room there; then open the journal anew"):
         writer.append(Begin("b", 0))
     with pytest.raises(JournalFailed):
         await writer.durable(positions[0].offset)
