@@ -73,6 +73,67 @@ async def test_a_job_that_was_late_goes_on_with_its_child_after_a_crash_at_any_e
         assert (later.made, later.agent.done["j"]) == ([], "paid"), count
 
 
+PAYING = ("j~2~1", "j~3")
+
+
+class DeepDesk(Desk):
+    """A desk whose child pays through a child of its own, beside another one that pays."""
+
+    async def job(self, ctx: DurableContext) -> Any:
+        if isinstance(ctx.message, int):
+            return await ctx.call(self.pay, ctx.message)
+        if ctx.message == "between":
+            return await ctx.child("agent", 1)
+        async with asyncio.timeout(10):
+            return await asyncio.gather(ctx.child("agent", "between"), ctx.child("agent", 2))
+
+
+async def test_a_crash_at_any_entry_of_a_tree_that_was_late_pays_nothing_twice() -> None:
+    """Also between ATTEMPT and the second BEGIN of a child, and of a child of that: a call whose end nobody knows is asked
+    about.
+    """
+    desk = DeepDesk()
+    home = MemoryStorage(desk.clock)
+    async with hosting(home, desk.agent) as jobs:
+        jobs.begin("j")
+        await jobs.until(lambda: len(desk.made) == 2)
+        desk.clock.advance(10)
+        await jobs.until(lambda: any(isinstance(each, Attempt) for each in entries(home)))
+        desk.answered.set()
+        await jobs.over("j")
+    whole = entries(home)
+    assert sorted(desk.made) == [1, 2]
+    assert max(each.run for each in whole if isinstance(each, Begin) and each.job == "j~2~1") == 2
+    for count in range(1, len(whole)):
+        calls = [each.job for each in whole[:count] if isinstance(each, Intent) and each.name == "pay"]
+        unknown = len(calls) - len(payments(whole[:count]))
+        assert await after_a_crash(prefix(home, count), unknown) == 2 - len(calls), count
+
+
+def payments(found: list[Entry]) -> set[str]:
+    return {
+        each.job for each in found if isinstance(each, EffectResult) and each.job in PAYING and each.outcome == "ok"
+    }
+
+
+async def after_a_crash(home: MemoryStorage, unknown: int) -> int:
+    """Goes on until each of the `unknown` calls is asked about, or to the end if there is none. Returns how many were made."""
+    desk = DeepDesk()
+    desk.answered.set()
+
+    def asked() -> int:
+        return sum(isinstance(each, Intent) and each.name == "in_doubt" for each in entries(home))
+
+    def paid() -> int:
+        return len(payments(entries(home)))
+
+    async with hosting(home, desk.agent) as jobs:
+        await (jobs.until(lambda: asked() == unknown) if unknown else jobs.over("j"))
+        await jobs.until(lambda: asked() + paid() >= 2)
+    assert asked() == unknown
+    return len(desk.made)
+
+
 async def test_an_attempt_of_an_earlier_version_goes_on_with_the_other_child_that_it_has_asked_for() -> None:
     """Its entry does not say that it keeps the first one, and the journal has what follows from that."""
     desk = Desk()
