@@ -32,6 +32,7 @@ _ROW = "sabot_row_number"
 _COLLATED = re.compile(r'("(?:[^"]|"")+"|\w+) VARCHAR COLLATE')
 _CHANGES = ("INSERT", "UPDATE", "DELETE")
 _OF_TABLE = "database_name = current_database() AND lower(schema_name) = lower(?) AND lower(table_name) = lower(?)"
+_FILE = "SELECT path FROM duckdb_databases() WHERE database_name = current_database()"
 _HELD = "IO Error: Could not set lock on file"
 # Connections of one process to one file share its database. The first connection makes it, and only then gives it the functions that
 # read Arrow: a second one that comes in between would have none ("python_arrow_scan does not exist").
@@ -122,7 +123,8 @@ class DuckDatabase(FileDatabase):
         while True:
             try:
                 with _opening:
-                    return self._driver.connect(str(self.path))
+                    connection = self._driver.connect(str(self.path))
+                break
             except (self._driver.IOException, self._driver.ConnectionException) as error:
                 text = _first_line(error)
                 # A lock has no class or errno of its own. Another descriptor cannot ask for it: closing that would end the locks
@@ -137,6 +139,13 @@ class DuckDatabase(FileDatabase):
                         hint="close it there: in between, the sink leaves the file to others",
                     ) from error
             time.sleep(_PAUSE_SECONDS)
+        if connection.execute(_FILE).fetchone() == (None,):  # in memory, with a view of the file
+            connection.close()
+            raise UserError(
+                f"table {self.table} of {self.path}: the file is no database of DuckDB, which reads it as data",
+                hint="give the path of a database, or one at which no file is: one is made",
+            )
+        return connection
 
     def begin(self) -> None:
         self._execute("BEGIN TRANSACTION")

@@ -416,6 +416,21 @@ def test_a_file_that_is_no_database_and_one_that_cannot_be_made_are_named(tmp_pa
         sink_of(tmp_path / "blocks" / "inside" / "x.duckdb").open()
 
 
+@pytest.mark.parametrize("name", ["out.csv", "out.ndjson", "out.parquet"])
+def test_a_file_of_data_is_no_database(name: str, tmp_path: Path) -> None:
+    """DuckDB opens it as a database in memory, with a view of the file: what was written was lost at the next flush, without an error."""
+    place = tmp_path / name
+    if name.endswith("parquet"):
+        duckdb.sql("SELECT 1 AS n").write_parquet(str(place))
+    else:
+        place.write_text('{"n": 1}\n')
+    before = place.read_bytes()
+    with pytest.raises(UserError, match="is no database of DuckDB") as failed:
+        written(sink_of(place), pa.record_batch({"n": [1]}))
+    assert "give the path of a database" in str(failed.value)
+    assert place.read_bytes() == before
+
+
 HOLDER = """
 import sys, duckdb
 with duckdb.connect(sys.argv[1], read_only=sys.argv[2] == "read") as connection:
