@@ -29,6 +29,7 @@ from sabot.base.arrays import python_value
 from sabot.base.checks import Whole, check, is_number
 from sabot.base.config import checked_name, checked_topic
 from sabot.base.dataclass import dataclass
+from sabot.base.lazy_imports import no_collections
 from sabot.base.logs import name_program, set_up_logging
 from sabot.base.options import check_names, option, takes, takes_id_and
 from sabot.base.present_job import refuse_in_job
@@ -319,10 +320,10 @@ class App(AgentDeclarations, HasStreams, HasTopics, NamedElsewhere):
     @property
     def sql_session(self) -> "Session":
         """The tables and views that SQL statements of this app have declared."""
-        from sabot.engine.operators.expressions.compiled import compile_expr
-        from sabot.sql.session import Session
-
         if self._sql is None:
+            with no_collections():
+                from sabot.engine.operators.expressions.compiled import compile_expr
+                from sabot.sql.session import Session
             self._sql = Session(self, compile_expr, _engine_of_vendor)
         return self._sql
 

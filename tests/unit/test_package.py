@@ -294,6 +294,26 @@ def test_the_first_program_of_the_readme_loads_nothing_that_it_does_not_use(firs
     assert not unused & set(modules.split())
 
 
+def test_the_first_statement_loads_sql_without_a_collection_of_garbage() -> None:
+    """The one that was due then searched all objects of the start: a fifth of the first binding of a process."""
+    program = """
+import gc, sys
+from sabot import App
+app = App("first")
+before = set(sys.modules)
+collected = []
+gc.callbacks.append(lambda phase, info: collected.append("sabot.sql.session" in sys.modules))
+gc.set_threshold(100)
+app.sql_session
+gc.disable()
+assert "sabot.sql.session" not in before and "sabot.sql.bind.relations" in sys.modules
+print(sum(collected))
+"""
+    shown = run(sys.executable, "-c", program, cwd=ROOT, PYTHONPATH=package_path())
+    assert shown.returncode == 0, shown.stderr
+    assert int(shown.stdout) < 5  # the imports alone were hundreds
+
+
 def test_the_modules_that_the_first_program_loads_do_not_become_more(first_program: list[str]) -> None:
     """Each costs a third of a millisecond of the start. A room that few programs use is loaded when it is used."""
     ours = [name for name in first_program[-3].split() if name.startswith("sabot.")]
