@@ -33,6 +33,7 @@ class Commits(Sink, KeepsToken):
         self.commits: list[tuple[int, list[int]]] = []
         self.token: Token | None = None
         self.track: Track | None = None
+        self.settled = 0
         self.trouble: Callable[[int], None] = lambda count: None
 
     @property
@@ -59,6 +60,7 @@ class Commits(Sink, KeepsToken):
     def settle(self, seq: int) -> None:
         assert self.track is not None
         self.token = Token(seq, self.track.incarnation)
+        self.settled += 1
 
     def open(self) -> None:
         raise AssertionError("a sink that delivers is claimed")
@@ -146,6 +148,30 @@ async def test_parts_of_many_bytes_wait_for_no_time(
         await gathering.epoch(*range(2, 202))
         await until(lambda: len(sink.parts) == 2, "the parts")
     assert sink.parts == [[0], list(range(1, 202))]
+
+
+async def test_parts_that_no_checkpoint_has_yet_hurry_none_that_are_gathered(
+    memory_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sabot.engine.delivery.tracks.GATHER_BYTES", 1500)
+    monkeypatch.setattr("sabot.engine.delivery.tracks.RENEW_SECONDS", 10.0)
+    monkeypatch.setattr("sabot.engine.delivery.parts.PART_BYTES", 1)
+    sink = Commits()
+    gathering = Gathering(memory_url, tmp_path, sink)
+    async with started(gathering.app):
+        await gathering.epoch(0)
+        await until(lambda: sink.parts == [[0]], "the first part")
+        await gathering.epoch(1)
+        publish(gathering.app, "in", [{"n": n} for n in range(2, 202)])
+        await until(lambda: gathering.track()["undelivered_bytes"] >= 1500, "the parts, before their checkpoint")
+        before = sink.settled
+        gathering.clock.advance(10)
+        await until(lambda: sink.settled > before or len(sink.parts) > 1, "a look at the parts that are due")
+        assert sink.parts == [[0]]
+        await checkpoint(gathering.app)
+        await until(lambda: sum(map(len, sink.parts)) == 202, "the parts")
+    assert sink.parts[:2] != [[0], [1]]
+    assert [n for rows in sink.parts for n in rows] == list(range(202))
 
 
 async def test_a_receiver_that_is_away_holds_the_sources_after_as_many_deliveries_as_any(

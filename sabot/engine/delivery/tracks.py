@@ -293,22 +293,25 @@ class TrackWork:
             self._hurried = True
             self._changed.notify_all()
 
+    def _deliverable(self) -> Iterator[Part]:
+        return (part for part in self._parts if self.delivered < part.seq <= self._released)
+
     def _next(self) -> Part | None:
-        return next((part for part in self._parts if self.delivered < part.seq <= self._released), None)
+        return next(self._deliverable(), None)
 
     def _due(self, now: float) -> list[Part]:
         """Returns the parts to deliver as one now; [] while there are none, or more are gathered."""
         if not self._gather_s:
             part = self._next()
             return [] if part is None else [part]
-        behind = len(self._epochs) > 1 or self._bytes >= GATHER_BYTES
+        behind = len(self._epochs) > 1 or self._bytes >= GATHER_BYTES <= sum(
+            part.nbytes for part in self._deliverable()
+        )
         if now < self._next_at and not (behind or self._hurried or self._finish):
             return []
         found: list[Part] = []
         nbytes = 0
-        for part in self._parts:
-            if not self.delivered < part.seq <= self._released:
-                continue
+        for part in self._deliverable():
             # Each restored part is refused by itself where the user drops those that are (redeliver=skip).
             if found and (part.ours != found[0].ours or (not part.ours and self._delivery.choice == "skip")):
                 break
