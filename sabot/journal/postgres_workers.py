@@ -514,12 +514,13 @@ class PostgresWorker(PostgresJournal):
             self._look_at_all()
         for agent in agents:
             self._passed.setdefault((agent, 0), 0)
-        found = list[tuple[str, int, int, int]]()
-        for agent in agents:
-            self._passed.setdefault((agent, 0), 0)
+        priorities: dict[str, list[int]] = {agent: [] for agent in agents}
+        for agent, priority in sorted(self._passed):
             # a cancel lets a letter through that was passed over before, and these are few
-            has_passed = agent in self.begins.agents
-            known = sorted(each for at, each in list(self._passed) if at == agent) if has_passed else []
+            if agent in priorities and agent in self.begins.agents:
+                priorities[agent].append(priority)
+        found = list[tuple[str, int, int, int]]()
+        for agent, known in priorities.items():
             lasts = [*(each - 1 for each in known), EVERY]
             starts = [(-EVERY, 0), *((each, self._passed[agent, each]) for each in known)]
             found += [(agent, *start, last) for start, last in zip(starts, lasts, strict=True)]

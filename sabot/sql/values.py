@@ -74,9 +74,9 @@ class CompiledExpr(Protocol):
     def value(self) -> Any: ...
 
 
-Compile = Callable[..., CompiledExpr]
-"""A function of (expression, schema, made) that compiles an expression over columns of a schema; raises UserError if their
-types do not fit. `made`: a dict of the expressions that were compiled for this schema, to which it adds; may be left out.
+Compile = Callable[[Expr, pa.Schema, dict[int, tuple[Expr, Any]]], CompiledExpr]
+"""A function that compiles an expression over columns of a schema; raises UserError if their types do not fit. The dict has the
+expressions that were compiled for this schema, by id, and it adds to them.
 """
 
 _COMPARED = {"=": "==", "<>": "!=", "<": "<", "<=": "<=", ">": ">", ">=": ">="}
@@ -458,7 +458,7 @@ class Binder:
         if bound.expr.columns or not (numbers or times or bound.type == type):
             return None
         try:
-            value = self.context.compile(bound.expr, pa.schema([])).value
+            value = self.context.compile(bound.expr, pa.schema([]), {}).value
             if pa.types.is_decimal(type) and pa.types.is_integer(value.type):
                 value = pa.scalar(Decimal(value.as_py()))  # with the digits that it has, and not those of a BIGINT
             elif pa.types.is_floating(type) and pa.types.is_decimal(value.type):
@@ -632,7 +632,7 @@ def _items(self: Binder, node: Items) -> TypedExpr:
         if found is None:
             raise SqlFault(node.span, f"an array of {sql_type(type)} and {sql_type(value.type)}", "write a CAST")
         type = found
-    given = [self.context.compile(each.expr.cast(type), pa.schema([])).value.as_py() for each in values]
+    given = [self.context.compile(each.expr.cast(type), pa.schema([]), {}).value.as_py() for each in values]
     return self.typed(lit(pa.scalar(given, pa.list_(type))), node.span)
 
 

@@ -138,7 +138,7 @@ class CsvFormat(TextFormat):
                 end = records.first(blocks.buffer, blocks.low, blocks.high)
                 first = bytes(blocks.buffer[blocks.low : end])
                 if hint := hint_of_utf16(first):
-                    raise UserError(f"file {file.path!r} is not in UTF-8: its header", hint=hint)
+                    raise _no_utf8(file.path, "its header", hint)
                 header, begin = self._words.utf8(first), blocks.offset
                 blocks.take(end)
                 if header.removeprefix(codecs.BOM_UTF8).strip():
@@ -689,8 +689,7 @@ def _refuse_other_delimiter(name: str, path: str) -> None:
             )
 
 
-def _no_utf8(path: str, what: str) -> UserError:
-    hint = 'files(…, encoding="latin-1"), or "cp1252"'
+def _no_utf8(path: str, what: str, hint: str = 'files(…, encoding="latin-1"), or "cp1252"') -> UserError:
     if what.startswith("column"):
         hint += '; or schema={"name": "binary"} takes the bytes of a column as they are'
     return UserError(f"file {path!r} is not in UTF-8: {what}", hint=hint)

@@ -304,9 +304,9 @@ class TrackWork:
         if not self._gather_s:
             part = self._next()
             return [] if part is None else [part]
-        behind = len(self._epochs) > 1 or self._bytes >= GATHER_BYTES <= sum(
-            part.nbytes for part in self._deliverable()
-        )
+        behind = len(self._epochs) > 1
+        if not behind and self._bytes >= GATHER_BYTES:  # bytes of parts that no complete checkpoint lists hurry nothing
+            behind = sum(part.nbytes for part in self._deliverable()) >= GATHER_BYTES
         if now < self._next_at and not (behind or self._hurried or self._finish):
             return []
         found: list[Part] = []

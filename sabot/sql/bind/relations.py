@@ -159,7 +159,7 @@ class QueryBinder:
         made = {}
         with at(span):
             for name, exprs in columns.items():
-                values = [self._context.compile(expr, pa.schema([])).value for expr in exprs]
+                values = [self._context.compile(expr, pa.schema([]), {}).value for expr in exprs]
                 made[name] = pa.array([value.as_py() for value in values], values[0].type)
             stream = self._context.rows(pa.table(made))
         return Relation(stream, tuple(TableColumn("", name, name, each.type) for name, each in made.items()))

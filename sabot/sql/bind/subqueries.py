@@ -324,4 +324,4 @@ def _without_rows(context: Context, inner: Relation, body: Any) -> Expr | None:
         value = Binder(context, Relation(inner.stream, ())).bind(rebuilt(made, of_no_rows)).expr
     except SqlFault:  # NULL = 1 is refused where a text says so
         return None
-    return None if context.compile(value, pa.schema([])).value.as_py() is None else value
+    return None if context.compile(value, pa.schema([]), {}).value.as_py() is None else value
