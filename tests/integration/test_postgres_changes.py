@@ -22,10 +22,11 @@ from sabot.connectors.postgres.link import PostgresLink
 from sabot.errors import BrokerUnavailable, UserError
 from sabot.testing.connectors import ChangesSuite, ConnectorPlace
 from sabot.testing.connectors.place import NewPlace
+from tools.agent_tools import within
 from tools.postgres import Postgres
 from tools.tcp_proxy import TcpProxy
 
-WAIT = 20.0  # seconds; only a test that fails waits so long
+WAIT = 60.0  # seconds; only a test that fails waits so long
 INSERT, UPDATE, DELETE = 0, 2, 3
 Row = tuple[Any, ...]
 
@@ -516,9 +517,8 @@ def test_no_call_waits_for_a_server_that_is_paused(sql: Any, read: Readers, rows
         while silent < 10:  # a busy machine gives the thread that receives its turn late
             silent = silent + 1 if reader.source.read_batch(100_000, 0.05) is None else 0
             assert SYSTEM_CLOCK.monotonic() - began < WAIT
-        began = SYSTEM_CLOCK.monotonic()
-        reader.source.close()
-        assert SYSTEM_CLOCK.monotonic() - began < 10
+        with within(10):
+            reader.source.close()
     finally:
         for pid in pids:
             with suppress(ProcessLookupError):  # a connection of the start, which was ending when it was stopped

@@ -1,6 +1,5 @@
 """Tables of SQL with 'connector' = 'postgres-cdc'."""
 
-import asyncio
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +11,7 @@ import pytest
 from sabot import App
 from sabot.errors import UserError
 from sabot.testing import ListSink
+from tools.agent_tools import until
 from tools.postgres import Postgres
 
 COLUMNS = "(id BIGINT, status STRING, amount DECIMAL(12, 3), at TIMESTAMP(3), PRIMARY KEY (id) NOT ENFORCED)"
@@ -65,9 +65,7 @@ async def test_a_table_of_sql_follows_that_of_the_database(url: str, tmp_path: P
 
 
 async def shown(totals: ListSink, wanted: dict[str, str]) -> None:
-    async with asyncio.timeout(30):
-        while {row["status"]: str(row["amount"]) for row in totals.current} != wanted:  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
+    await until(lambda: {row["status"]: str(row["amount"]) for row in totals.current} == wanted)
 
 
 def test_a_snapshot_is_a_bounded_read_with_the_declared_columns_or_all(url: str) -> None:

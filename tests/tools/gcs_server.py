@@ -5,7 +5,6 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from urllib.error import URLError
 from urllib.request import urlopen
 
 from tools.broker import free_ports
@@ -42,7 +41,7 @@ def _wait(server: "subprocess.Popen[bytes]", url: str) -> None:
         try:
             with urlopen(url, timeout=5):
                 return
-        except URLError as error:
+        except OSError as error:  # on a busy machine also one that accepts, and answers later
             if server.poll() is not None or time.monotonic() > until:
                 raise AssertionError(f"the emulator at {url} does not answer: {error}") from error
         time.sleep(0.02)

@@ -33,8 +33,8 @@ async def noted(place: Path) -> None:
     async with RuntimeKernel.create(agent=receipt, journal=place, name="shop", schedules=[YEARLY]) as kernel:
 
         async def find() -> None:
-            while not (await kernel.schedules.find()):
-                pass
+            while not (await kernel.schedules.find()):  # noqa: ASYNC110
+                await asyncio.sleep(0.005)
 
         await asyncio.wait_for(find(), 60)
 

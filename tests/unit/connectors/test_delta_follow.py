@@ -1,6 +1,5 @@
 """A table of Delta Lake that is followed: what later versions add, and their changes by keys; deletion vectors and column mapping."""
 
-import asyncio
 import datetime
 import json
 import shutil
@@ -19,6 +18,7 @@ from sabot.codecs.engine_columns import OP_COLUMN
 from sabot.connectors.base import Positions
 from sabot.sql.syntax.text import SqlError
 from sabot.testing import ListSink
+from tools.agent_tools import until
 from tools.delta_lake import actions, commit, delete_rows, entry
 
 Place = tuple[Positions, dict[tuple[str, int], bytes]]
@@ -364,9 +364,7 @@ async def numbers_of_sql(state: Path, columns: str, options: str, rows: int) -> 
     (lake.changelog() if "KEY" in columns else lake).to(found)
     await app.start()
     try:
-        async with asyncio.timeout(30):
-            while len(found.rows) < rows:  # noqa: ASYNC110
-                await asyncio.sleep(0.01)
+        await until(lambda: len(found.rows) >= rows)
     finally:
         await app.stop()
     return [row["n"] for row in found.rows]

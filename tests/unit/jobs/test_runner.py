@@ -34,7 +34,7 @@ from sabot.testing.loop import SimulatedLoop
 from tools.agent_tools import until
 
 DONE, NOT_SENT, UNKNOWN = Certainty
-SECONDS = 20  # for what takes none
+SECONDS = 60  # for what takes none
 
 
 LATE = Position(0, 7)

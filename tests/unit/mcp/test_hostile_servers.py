@@ -27,7 +27,7 @@ from tools.mcp_servers import SUM, over_sockets, peer, text, told
 
 @pytest.fixture
 async def pool():
-    async with McpServerPool(McpConfig(request_timeout="20s", connect_timeout="20s")) as made:
+    async with McpServerPool(McpConfig(request_timeout="60s", connect_timeout="60s")) as made:
         yield made
 
 

@@ -308,7 +308,7 @@ def asking(*questions, then=None):
 
 async def test_a_server_that_asks_by_a_request_of_its_own_waits_for_the_answer():
     person = Person({"sure": True}, {"approved": False})
-    config = McpConfig(request_timeout="20s")
+    config = McpConfig(request_timeout="60s")
     async with McpServerPool(config, ask=person) as pool:
         pool.add("old", connect=asking(("elicitation/create", FORM), ("elicitation/create", FORM)))
         result = await (await pool.session("old")).call("go")
