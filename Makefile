@@ -10,6 +10,7 @@ KERNEL_TESTS := tests/unit/_cython $(addprefix tests/unit/engine/,operators/wind
 # Each prints one JSON object as its last line, checks its answer, and takes --rows. A row of an agent is a job, or a call.
 BENCHMARKS := $(sort $(wildcard benchmarks/kernels/*.py benchmarks/pipelines/*.py))
 AGENT_BENCHMARKS := $(sort $(wildcard benchmarks/agents/*.py))
+DRAWN = $(BIN)/python tests/tools/drawing.py $(ONE_IN)
 
 # Workers import hundreds of tests, and hundreds of them start a child: nothing of this is compiled anew each time.
 unexport PYTHONDONTWRITEBYTECODE
@@ -88,14 +89,16 @@ bench-compare:
 	@$(BIN)/python tests/tools/with_broker.py $(BIN)/python benchmarks/changes/compare.py "$(or $(BASE),$(error BASE=<commit> is missing))" \
 	    $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(LINES),--lines $(LINES))
 
-# With one broker for all of them that need one. rescale.py is run by hand: it starts many interpreters, and takes minutes.
+# With one broker for all of them that need one. rescale.py is run by hand: it starts many interpreters, and takes minutes. ONE_IN=3: of the
+# scripts and queries one in three, drawn by the commit, as CI does.
+ONE_IN ?= 1
 bench-smoke:
 	@$(BIN)/python tests/tools/with_broker.py $(MAKE) smokes
 
 smokes:
-	@$(BIN)/python tests/tools/smokes.py 20000 $(filter-out %/rescale.py,$(BENCHMARKS))
-	@$(BIN)/python tests/tools/smokes.py 100 $(AGENT_BENCHMARKS)
-	@echo "== benchmarks.nexmark"; $(BIN)/python -m benchmarks.nexmark --events 20000 --check
+	@$(BIN)/python tests/tools/smokes.py 20000 $$($(DRAWN) $(filter-out %/rescale.py,$(BENCHMARKS)))
+	@$(BIN)/python tests/tools/smokes.py 100 $$($(DRAWN) $(AGENT_BENCHMARKS))
+	@echo "== benchmarks.nexmark"; $(BIN)/python -m benchmarks.nexmark --events 20000 --check --queries $$($(DRAWN) $$(seq -f q%g 0 22) | tr ' ' ,)
 	@echo "== benchmarks/changes"; SABOT_BENCHMARK_ROWS=20000 $(BIN)/pytest -q --benchmark-disable benchmarks/changes
 
 # The site in build/site, with llms.txt and llms-full.md for coding agents. A warning is an error.
