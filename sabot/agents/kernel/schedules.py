@@ -57,6 +57,7 @@ _MOST_DAYS = 8 * 366 + 1  # from one 29 February to another one, over a year wit
 _MOST_MISSED = 1_000
 _MOST_READ = 1_000  # newest jobs with the key of a schedule that are looked at, in the log and in the history
 _MOST_OWN = 10  # newest jobs of a schedule: one that makes up for a missed time may be newer than that of a later time
+_DAY_S = 86_400
 _LATE_S = 60.0  # an occurrence that is later was missed
 _LOOK_S, _LEAST_S = 0.2, 0.01  # between two looks at the clock, which may be set
 _MOST_TRIES = 10  # to claim one time, before the clock of the schedule begins again
@@ -175,8 +176,16 @@ class CronTimes:
         if not self._each_hour:
             return sorted({self._utc(day, hour, minute) for hour in self._hours for minute in self._minutes})
         first, behind = self._utc(day, 0, 0), self._utc(day + timedelta(1), 0, 0)
+        # A day in which the clocks are not changed, as most are, is not walked minute by minute: each claim of a time reads one.
+        offsets = set(map(self._offset, range(first, behind, 3_600)))
+        if first % 60 == 0 and behind - first == _DAY_S and len(offsets) == 1:
+            hours, minutes = sorted(self._hours), sorted(self._minutes)
+            return [first + 3_600 * hour + 60 * minute for hour in hours for minute in minutes]
         moments = ((at, datetime.fromtimestamp(at, self._zone)) for at in range(first - first % 60, behind, 60))
         return [at for at, local in moments if local.hour in self._hours and local.minute in self._minutes]
+
+    def _offset(self, at: int) -> timedelta | None:
+        return datetime.fromtimestamp(at, self._zone).utcoffset()
 
     def _utc(self, day: date, hour: int, minute: int) -> int:
         """Returns the first moment at which the clocks show this time, or the first one behind the gap in which it would be."""
@@ -185,10 +194,10 @@ class CronTimes:
         if datetime.fromtimestamp(at, self._zone).replace(tzinfo=None) == local.replace(tzinfo=None):
             return at
         early = round(local.replace(fold=1).timestamp())  # by the offset behind the change, it is before the change
-        offset = datetime.fromtimestamp(at, self._zone).utcoffset()
+        offset = self._offset(at)
         while early + 1 < at:
             middle = (early + at) // 2
-            if datetime.fromtimestamp(middle, self._zone).utcoffset() == offset:
+            if self._offset(middle) == offset:
                 at = middle
             else:
                 early = middle

@@ -261,7 +261,7 @@ async def test_cancels_and_retries_of_a_query_are_posted_by_hundreds(
 ) -> None:
     async with kernel_of(place):
         pass
-    await client.start_all([ExecutionRequest(prompt=number, agent="asks") for number in range(900)])
+    await client.start_all([ExecutionRequest(prompt=number, agent="asks") for number in range(410)])
     sizes, post_some = list[int](), SqliteInbox.post_some
 
     def counted(inbox: SqliteInbox, letters: Any) -> Any:
@@ -269,13 +269,13 @@ async def test_cancels_and_retries_of_a_query_are_posted_by_hundreds(
         return post_some(inbox, letters)
 
     monkeypatch.setattr(SqliteInbox, "post_some", counted)
-    assert await client.jobs.cancel_all({"agent": "asks"}) == (900, 900, [])
-    assert sizes == [400, 400, 100]
+    assert await client.jobs.cancel_all({"agent": "asks"}) == (410, 410, [])
+    assert sizes == [400, 10]
     sizes.clear()
     async with kernel_of(place, asks):
         await asyncio.gather(*(until_ended(client, job.job_id) for job in await client.jobs.find()))
-        assert (await client.jobs.retry_all({"status": "cancelled"})).done == 900
-    assert [size for size in sizes if size > 1] == [400, 400, 100], "the kernel withdraws single questions"
+        assert (await client.jobs.retry_all({"status": "cancelled"})).done == 410
+    assert [size for size in sizes if size > 1] == [400, 10], "the kernel withdraws single questions"
 
 
 async def until_ended(client: JobClient, job_id: str) -> None:
@@ -304,12 +304,12 @@ async def test_one_key_is_one_job_also_within_one_list(client: JobClient, place:
         await client.start_all([asked(3, "l"), asked(4, "l"), asked(5, "m")])
     with pytest.raises(UserError, match="start: agent"):  # before any has begun
         await client.start_all([asked(6), asked(7, agent="")])
-    begun = await client.start_all([asked(3, "l"), asked(5, "m"), *(asked(n) for n in range(10, 910))])
-    assert [each.created for each in begun] == [False, False] + [True] * 900
+    begun = await client.start_all([asked(3, "l"), asked(5, "m"), *(asked(n) for n in range(10, 420))])
+    assert [each.created for each in begun] == [False, False] + [True] * 410
     async with kernel_of(place):
         for each in (first, other, *begun):
             await each.result()
-    assert sorted(MADE) == [1, 2, 3, 5, *range(10, 910)]
+    assert sorted(MADE) == [1, 2, 3, 5, *range(10, 420)]
     assert await client.start_all([]) == []
 
 
