@@ -16,6 +16,15 @@ from sabot.errors import SabotError, TransientError, UserError
 HELD = "see who has the database open (fuser, lsof): sqlite3 in a terminal, a copy that is being made"
 """The hint of the error for a database that another process has held for too long."""
 
+_SAID = {
+    sqlite3.SQLITE_NOTADB: "it is a file of something else, or is encrypted: give the path of a database of SQLite, or one at which no "
+    "file is",
+    sqlite3.SQLITE_CORRUPT: "it is damaged: PRAGMA integrity_check says where; go back to a copy of it",
+    sqlite3.SQLITE_CANTOPEN: "its folder has to be there, and this process may have to make files in it; the path of a folder is none "
+    "of a database",
+    sqlite3.SQLITE_READONLY: "this process may not write the file, or was it moved or replaced while it was open?",
+}
+
 
 def open_database(
     path: Path,
@@ -63,4 +72,9 @@ def error_of(error: sqlite3.Error, where: object, *, wait_s: float, hint: str = 
     """
     if is_held(error):
         return TransientError(f"{where}: another process has held it for {wait_s:g} s", hint=HELD)
-    return UserError(f"{where}: {error}", hint=hint_of(error, hint))
+    return UserError(f"{where}: {error}", hint=hint_of_file(error, hint))
+
+
+def hint_of_file(error: sqlite3.Error, otherwise: str = "") -> str:
+    """Returns what to do about an error of a file of SQLite: of the operating system, `otherwise`, or what its code says."""
+    return hint_of(error, otherwise or _SAID.get(getattr(error, "sqlite_errorcode", 0) & 0xFF, ""))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sabot.base.sqlite_files import HELD, error_of, is_held, open_database
+from sabot.base.sqlite_files import HELD, error_of, hint_of_file, is_held, open_database
 from sabot.errors import TransientError, UserError
 
 
@@ -35,6 +35,27 @@ def test_any_other_error_is_the_users_with_a_hint(tmp_path: Path) -> None:
     error = error_of(caught.value, "cache no.db", wait_s=1, hint="remove the file")
     assert isinstance(error, UserError)
     assert (error.message, error.hint) == ("cache no.db: file is not a database", "remove the file")
+
+
+def test_a_file_that_cannot_be_a_database_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
+    """It was "file is not a database", and nothing more."""
+    (tmp_path / "text.db").write_text("this is no database of SQLite, but a text of some length" * 9)
+    with closing(open_database(tmp_path / "damaged.db", wait_s=1)) as whole:
+        whole.execute("CREATE TABLE t (n)")
+        whole.executemany("INSERT INTO t VALUES (?)", [("x" * 100,)] * 1000)
+    whole_bytes = (tmp_path / "damaged.db").read_bytes()
+    (tmp_path / "damaged.db").write_bytes(whole_bytes[:4096] + b"\xff" * (len(whole_bytes) - 4096))
+    (tmp_path / "folder.db").mkdir()
+    for name, hint in {
+        "text.db": "give the path of a database of SQLite, or one at which no file is",
+        "damaged.db": "go back to a copy",
+        "folder.db": "the path of a folder",
+        "missing/x.db": "its folder has to be there",
+    }.items():
+        with pytest.raises(sqlite3.DatabaseError) as caught:
+            open_database(tmp_path / name, wait_s=1).execute("SELECT sum(n) FROM t")
+        assert hint in error_of(caught.value, name, wait_s=1).hint
+    assert hint_of_file(sqlite3.OperationalError("near SELECT: syntax error")) == ""
 
 
 def test_readers_and_the_writer_of_a_write_ahead_log_do_not_wait_for_each_other(tmp_path: Path) -> None:

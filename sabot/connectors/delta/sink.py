@@ -29,7 +29,7 @@ from sabot.base.disk import check_reach, sync
 from sabot.base.inner_paths import wrong_path
 from sabot.codecs.records import RECORD_SCHEMA
 from sabot.connectors.base import Token, Track
-from sabot.connectors.delta.table import DeltaPlace
+from sabot.connectors.delta.table import CONVERT, DeltaPlace
 from sabot.connectors.delta.types import check_days, columns_of, delta_schema
 from sabot.connectors.files.paths import check_partitions
 from sabot.connectors.lake.sink import NUMBER_BITS, CommitMark, LakeSink
@@ -164,6 +164,11 @@ class DeltaSink(LakeSink):
     def _check_place(self) -> None:
         if self._place.folder is not None:
             check_reach(Path(self._place.folder))
+            if self._place.has_loose_files():
+                raise UserError(
+                    f"{self.where}: its folder has Parquet files, and no table: their rows would not be in one that is made there",
+                    hint=f"give another folder; {CONVERT}",
+                )
 
     def _check_values(self, rows: pa.RecordBatch) -> None:
         check_days(rows, self.where)

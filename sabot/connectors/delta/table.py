@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -17,6 +18,8 @@ from sabot.connectors.lake.sink import LakePlace
 from sabot.errors import MissingExtra, TransientError, UserError
 
 _REFUSED = "does the table have a rule that the rows break, or a feature that deltalake does not support?"
+CONVERT = "deltalake.convert_to_deltalake(…) makes a table of such a folder"
+_NO_PLACE = re.compile("Invalid table location|Could not create local directory")
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m|↳")
 _WORDS = 600  # characters of an error of the driver, which may quote rows
 
@@ -60,6 +63,16 @@ class DeltaPlace(LakePlace):
             return self.delta.DeltaTable(self.uri, version=version, storage_options=self.options)
         except self.delta.exceptions.TableNotFoundError:
             return None
+
+    def if_missing(self) -> str:
+        if self.has_loose_files():
+            return f"its folder has Parquet files without a log: files({self.uri!r}) reads them; {CONVERT}"
+        return super().if_missing()
+
+    def has_loose_files(self) -> bool:
+        """Returns True if the folder of a table that is not there, on this machine, has Parquet files."""
+        folder = Path(self.folder or os.devnull)
+        return any(next(folder.glob(pattern), None) for pattern in ("*.parquet", "*=*/*.parquet"))
 
     def files(self, sizes: dict[str, int] | None = None) -> arrow_fs.FileSystem:
         """Returns the files below the table, by deltalake. `sizes`: those of files, so that an object store is not asked for them."""
@@ -108,7 +121,8 @@ class DeltaPlace(LakePlace):
                 hint=hint_of(error, "check the address, and the keys in storage_options= or in the environment"),
             ) from clean_cause(error)
         except errors.DeltaError as error:
-            raise UserError(f"{self.where}: {_plain(error)}", hint=_REFUSED) from clean_cause(error)
+            wrong = "give a folder that is there, or that can be made" if _NO_PLACE.search(str(error)) else _REFUSED
+            raise UserError(f"{self.where}: {_plain(error)}", hint=hint_of(error, wrong)) from clean_cause(error)
 
 
 def _plain(error: Exception) -> str:

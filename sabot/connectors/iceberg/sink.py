@@ -146,7 +146,13 @@ class IcebergSink(LakeSink):
     # -- commits --------------------------------------------------------------------------------------------------------
 
     def _create(self, schema: pa.Schema, mark: CommitMark | None) -> Any:
-        return self._place.driver.create(self._place.catalog, self.name, schema, self.partition_by)
+        try:
+            return self._place.driver.create(self._place.catalog, self.name, schema, self.partition_by)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise UserError(
+                f"{self.where} cannot be made: {error}",
+                hint='the catalog\'s "warehouse" is a folder that is there, or that can be made, or a bucket that is there',
+            ) from error
 
     def _claim(self, table: Any, mark: CommitMark) -> None:
         self._try(table, _PartFiles(), mark)

@@ -1,6 +1,7 @@
 """A table of Iceberg: its catalog, its name, and the errors of pyiceberg as those of Sabot."""
 
 import importlib.util
+import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import ModuleType
@@ -8,6 +9,7 @@ from typing import Any
 
 from sabot.base.os_errors import hint_of, stays
 from sabot.base.redaction import clean_cause, keep_settings, redacted_url, scrubbed
+from sabot.base.sqlite_files import hint_of_file
 from sabot.connectors.lake.sink import LakePlace
 from sabot.errors import MissingExtra, TransientError, UserError
 
@@ -54,9 +56,12 @@ class IcebergPlace(LakePlace):
     @property
     def address(self) -> str:
         """The catalog and the name, without secrets."""
+        return f"{self._catalog_address}/{self.name}"
+
+    @property
+    def _catalog_address(self) -> str:
         settings = self.settings
-        where = settings if isinstance(settings, str) else redacted_url(str(settings.get("uri", "")))
-        return f"{where}/{self.name}"
+        return settings if isinstance(settings, str) else redacted_url(str(settings.get("uri", "")))
 
     @property
     def catalog(self) -> Any:
@@ -92,16 +97,36 @@ class IcebergPlace(LakePlace):
         except driver.later() as error:
             if isinstance(error, OSError) and error.errno is not None and stays(error):  # of this machine
                 raise UserError(f"{self.where}: {_plain(error)}", hint=hint_of(error)) from clean_cause(error)
-            hint = "check the address of the catalog and of the warehouse, and their keys"
-            raise TransientError(
-                f"{self.where} cannot be reached: {_plain(error)}",
-                hint=hint_of(error, hint) if isinstance(error, OSError) else hint,
-            ) from clean_cause(error)
+            endpoint = "" if isinstance(self.settings, str) else redacted_url(str(self.settings.get("s3.endpoint", "")))
+            places = f"of the catalog and of the warehouse{f' ({endpoint})' if endpoint else ''}"
+            hint = _hint_of(error, f"check the address {places}, and their keys")
+            text = f"{self.where}{self._in_catalog} cannot be reached: {_plain(error)}"
+            raise TransientError(text, hint=hint) from clean_cause(error)
         except driver.refused() as error:
-            hint = "see the settings of the catalog, and what pyiceberg supports"
-            raise UserError(f"{self.where}: {_plain(error)}", hint=hint) from clean_cause(error)
+            hint = _hint_of(error, "see the settings of the catalog, and what pyiceberg supports")
+            raise UserError(f"{self.where}{self._in_catalog}: {_plain(error)}", hint=hint) from clean_cause(error)
+
+    @property
+    def _in_catalog(self) -> str:
+        """The words for the catalog in a message about it or the warehouse."""
+        return f" in catalog {self._catalog_address}" if self._catalog_address else ""
+
+
+def _below(error: Exception) -> Exception:
+    """Returns the error of the driver of a database for one of SQLAlchemy, which has the statement and its values in its text."""
+    found = getattr(error, "orig", None)
+    return found if isinstance(found, Exception) else error
+
+
+def _hint_of(error: Exception, otherwise: str) -> str:
+    below = _below(error)
+    if isinstance(below, sqlite3.Error):
+        return hint_of_file(below) or otherwise
+    if "Invalid JSON" in str(error):
+        return "the answer is none of a REST catalog: check its uri, with the path before /v1"
+    return hint_of(below, otherwise) if isinstance(below, OSError) else otherwise
 
 
 def _plain(error: Exception) -> str:
     """Returns the text of an error in one line, without secrets."""
-    return scrubbed(" ".join(str(error).split()))[:_CHARACTERS]
+    return scrubbed(" ".join(str(_below(error)).split()))[:_CHARACTERS]

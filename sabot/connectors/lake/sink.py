@@ -73,6 +73,10 @@ class LakePlace(ABC):
     def explained(self) -> AbstractContextManager[None]:
         """Returns a context in which the driver's errors are raised as those of Sabot."""
 
+    def if_missing(self) -> str:
+        """Returns the hint for who reads the table if `found` returns None."""
+        return "see its address, and its name"
+
     def close(self) -> None:  # noqa: B027  a default that does nothing
         """Releases what `found` has opened. May be called twice."""
 

@@ -333,7 +333,7 @@ class LakeSource(Source, Bounded, Scans):
         """Returns the table as it is now."""
         table = self._lake_place.found()
         if table is None:
-            raise UserError(f"{self._lake_place.where} does not exist", hint="see its address, and its name")
+            raise UserError(f"{self._lake_place.where} does not exist", hint=self._lake_place.if_missing())
         if self.asked is not None and self._snapshot is None and not self._has_snapshot(table, self.asked):
             raise UserError(
                 f"{self._lake_place.where} has no {self.snapshot_word} {self.asked}",

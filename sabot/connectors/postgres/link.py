@@ -7,7 +7,7 @@ from typing import Any
 
 from sabot.base.redaction import clean_cause
 from sabot.clock import SYSTEM_CLOCK
-from sabot.connectors.sql.server import PostgresServer
+from sabot.connectors.sql.server import NO_ANSWER, PostgresServer
 from sabot.errors import BrokerUnavailable, TransientError, UserError
 
 CONNECT_SECONDS = 10.0
@@ -54,7 +54,7 @@ class PostgresLink:
             if not self._ready(until, writes=state == 2):
                 self.close()
                 raise BrokerUnavailable(
-                    f"PostgreSQL at {self._server.where} does not answer within {CONNECT_SECONDS:.0f} s"
+                    f"PostgreSQL at {self._server.where} does not answer within {CONNECT_SECONDS:.0f} s", hint=NO_ANSWER
                 )
         pg.nonblocking = 1
         self.query(_SESSION)

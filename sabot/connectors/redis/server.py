@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+from sabot.base.os_errors import hint_of
 from sabot.base.redaction import clean_cause, keep_url, redacted_url
 from sabot.base.threads import close_with_loop
 from sabot.errors import BrokerUnavailable, MissingExtra, TransientError, UserError, short_repr
@@ -16,6 +17,10 @@ _ADDRESS = "redis://user:password@host:6379/0, rediss://… for TLS, unix:///pat
 _SCHEMES = ("redis://", "rediss://", "unix://")
 _PASSING = ("CLUSTERDOWN", "MASTERDOWN", "MISCONF", "NOREPLICAS", "TRYAGAIN")
 """The codes of answers that may be others later, and for which the client has no class of its own."""
+_NO_ANSWER = (
+    "is the server running at this address? One that takes TLS alone has rediss://, and one without TLS redis://"
+)
+_OTHER = "the answer is none of a Redis server: check host and port, which another program may have"
 
 ALIVE_SECONDS = (
     30  # after so long without a command a connection is asked whether it lives, and made again if it does not
@@ -143,8 +148,10 @@ class RedisServer:
         message = f"{self._what} at {self.where}: {type(error).__name__}: {error}"
         if isinstance(error, errors.AuthenticationError | errors.AuthorizationError | errors.NoPermissionError):
             return UserError(message, hint="check user and password in the address")
+        if isinstance(error, errors.InvalidResponse):
+            return UserError(message, hint=_OTHER)
         if isinstance(error, errors.ConnectionError | errors.TimeoutError | OSError):
-            return BrokerUnavailable(message)
+            return BrokerUnavailable(message, hint=hint_of(error, _NO_ANSWER))
         passing = isinstance(error, errors.ReadOnlyError | errors.OutOfMemoryError) or str(error).startswith(_PASSING)
         return TransientError(message) if passing else UserError(message)
 

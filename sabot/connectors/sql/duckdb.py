@@ -32,7 +32,18 @@ _ROW = "sabot_row_number"
 _COLLATED = re.compile(r'("(?:[^"]|"")+"|\w+) VARCHAR COLLATE')
 _CHANGES = ("INSERT", "UPDATE", "DELETE")
 _OF_TABLE = "database_name = current_database() AND lower(schema_name) = lower(?) AND lower(table_name) = lower(?)"
-_FILE = "SELECT path FROM duckdb_databases() WHERE database_name = current_database()"
+_FILE = "SELECT path FROM duckdb_databases() WHERE database_name = current_database() AND type = 'duckdb'"
+_GIVE = "give the path of a database of DuckDB, or one at which no file is: one is made"
+_HINTS = {
+    "not a valid DuckDB database": _GIVE,
+    "Is a directory": _GIVE,
+    '"sqlite_scanner"': f"it is a database of SQLite: its address begins with sqlite:; or {_GIVE}",  # the extension that DuckDB would load
+    "Cannot open encrypted database": f"it is encrypted, and the sink has no key: {_GIVE}",
+    "Corrupt database file": "it is damaged, or was copied while it was written: go back to a copy of it",
+    "newer version of DuckDB": "pip install -U duckdb; or EXPORT DATABASE by the version that wrote it, and IMPORT DATABASE by this one",
+    "database file with version": "EXPORT DATABASE by the version that wrote it, and IMPORT DATABASE by this one",
+}
+"""What to do about a file that cannot be opened, by words of DuckDB, whose errors have no codes."""
 _HELD = "IO Error: Could not set lock on file"
 # Connections of one process to one file share its database. The first connection makes it, and only then gives it the functions that
 # read Arrow: a second one that comes in between would have none ("python_arrow_scan does not exist").
@@ -125,13 +136,16 @@ class DuckDatabase(FileDatabase):
                 with _opening:
                     connection = self._driver.connect(str(self.path))
                 break
-            except (self._driver.IOException, self._driver.ConnectionException) as error:
-                text = _first_line(error)
+            except self._driver.Error as error:
+                text, hint = _first_line(error), _hint_of_file(error)
                 # A lock has no class or errno of its own. Another descriptor cannot ask for it: closing that would end the locks
                 # that this process has on the file. A ConnectionException is of a connection of this process.
-                if isinstance(error, self._driver.IOException) and not text.startswith(_HELD):
-                    where = f"table {self.table} of {self.path}: {text}"
-                    raise (TransientError if errno_of(error) else UserError)(where, hint=hint_of(error)) from error
+                of_file = isinstance(error, self._driver.IOException)
+                if not (text.startswith(_HELD) if of_file else isinstance(error, self._driver.ConnectionException)):
+                    if not of_file and not hint:
+                        raise
+                    kind = TransientError if errno_of(error) else UserError
+                    raise kind(f"table {self.table} of {self.path}: {text}", hint=hint_of(error, hint)) from error
                 if SYSTEM_CLOCK.monotonic() >= end:
                     raise TransientError(
                         f"table {self.table} of {self.path}: another program has had it open for {_WAIT_SECONDS:g} s, and "
@@ -139,11 +153,11 @@ class DuckDatabase(FileDatabase):
                         hint="close it there: in between, the sink leaves the file to others",
                     ) from error
             time.sleep(_PAUSE_SECONDS)
-        if connection.execute(_FILE).fetchone() == (None,):  # in memory, with a view of the file
+        if connection.execute(_FILE).fetchone() in (None, (None,)):  # in memory, with a view of the file; or of SQLite
             connection.close()
             raise UserError(
                 f"table {self.table} of {self.path}: the file is no database of DuckDB, which reads it as data",
-                hint="give the path of a database, or one at which no file is: one is made",
+                hint=_GIVE,
             )
         return connection
 
@@ -411,6 +425,11 @@ def _json_kind(declared: str, own: pa.DataType) -> JsonKind:
     if not known or types.is_time(own) or types.is_union(own) or not takes(declared, own, own):
         return "text"
     return own
+
+
+def _hint_of_file(error: Exception) -> str:
+    text = str(error)
+    return next((hint for words, hint in _HINTS.items() if words in text), "")
 
 
 def _first_line(error: Exception) -> str:

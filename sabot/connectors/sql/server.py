@@ -38,8 +38,13 @@ _REFUSED = re.compile(
 _REFUSAL_STATES = ("28", "3D", "3F", "42", "22", "0A")
 _STATE = re.compile(rb'ErrorResponse\t S .*? V "[A-Z]+" C "(\w{5})"', re.DOTALL)
 _STATE_SECONDS = 5.0
+# libpq's own words for bytes that no server of PostgreSQL sends. They may be in another language, and then the other hint is given.
+_OTHER = re.compile(r"invalid response to|expected authentication request|unsupported frontend protocol")
 _UNRESOLVED = re.compile("resolve host|translate host name")
 _ADDRESS = "postgresql://user@host:5432/database; in a name or a password @ is written %40, / %2F, ? %3F, # %23, % %25"
+NO_ANSWER = "is a server of PostgreSQL up at this address, and can it be reached from here?"
+"""The hint for a server that does not answer."""
+_NO_POSTGRES = "the answer is none of PostgreSQL: check host and port, which another program may have"
 _READ_ONLY = "25006"  # a server that has become a standby
 
 
@@ -142,7 +147,7 @@ class PostgresServer:
         try:
             connection = self._driver.connect(self._conninfo, autocommit=True)
         except self._driver.errors.ConnectionTimeout as error:
-            raise BrokerUnavailable(f"PostgreSQL at {self.where}: {error}") from clean_cause(error)
+            raise BrokerUnavailable(f"PostgreSQL at {self.where}: {error}", hint=NO_ANSWER) from clean_cause(error)
         except self._driver.Error as error:
             passing = isinstance(error, self._driver.OperationalError)
             raise self.not_connected(str(error), passing=passing) from clean_cause(error)
@@ -166,8 +171,10 @@ class PostgresServer:
         message = f"PostgreSQL at {self.where}: {why}".strip()
         if passing and not _REFUSED.search(why):
             unresolved = bool(_UNRESOLVED.search(why))
-            if unresolved or not self._refusal_state().startswith(_REFUSAL_STATES):
-                error = BrokerUnavailable(message)
+            state = "" if unresolved else self._refusal_state()
+            if not state.startswith(_REFUSAL_STATES):
+                hint = _NO_POSTGRES if _OTHER.search(why) else NO_ANSWER
+                error = BrokerUnavailable(message, hint="" if state else hint)
                 error.unresolved = unresolved
                 return error
         return UserError(message, hint=f"check the address given for {self._what}, and the server's pg_hba.conf")

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from sabot.base.arrays import time_texts
 from sabot.base.os_errors import hint_of
-from sabot.base.sqlite_files import error_of, is_held, open_database
+from sabot.base.sqlite_files import error_of, hint_of_file, is_held, open_database
 from sabot.connectors.base import LostFloats
 from sabot.connectors.sql.database import TOKENS, FileDatabase, quoted
 from sabot.connectors.sql.rows import Columns, JsonKind, json_text, loses_digits, not_held, refusals
@@ -93,7 +93,7 @@ class SqliteDatabase(FileDatabase):
             message = f"{where}: {error}"
             if getattr(error, "sqlite_errorcode", 0) & 0xFF in _PASSING:
                 raise TransientError(message, hint=hint_of(error)) from error
-            raise UserError(message) from error
+            raise UserError(message, hint=hint_of_file(error)) from error
         except OverflowError as error:
             raise UserError(
                 f"table {self.table} of {self.path}: an integer above 2^63 - 1", hint="cast the column before the sink"

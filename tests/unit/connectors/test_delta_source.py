@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from sabot import App, DeltaSink, DeltaSource, UserError, count, lit
+from sabot import App, DeltaSink, DeltaSource, UserError, count, files, lit
 from sabot.connectors.base import Positions, Source
 
 Place = tuple[Positions, dict[tuple[str, int], bytes]]
@@ -158,6 +158,26 @@ def test_what_is_not_there_is_said(table: Path, tmp_path: Path) -> None:
     deltalake.DeltaTable(table).vacuum(retention_hours=0, dry_run=False, enforce_retention_duration=False)
     with pytest.raises(UserError, match="cannot be read, as it is not there"):
         read(scanned(DeltaSource(table)), at)
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "day=1/a.parquet"])
+def test_a_folder_of_parquet_is_no_table_and_the_error_says_what_reads_it(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    pq.write_table(pa.table({"n": [1]}), tmp_path / name)
+    with pytest.raises(UserError, match="does not exist") as failed:
+        App("a").stream(DeltaSource(tmp_path)).collect()
+    assert f"files('{tmp_path}') reads them" in str(failed.value.hint)
+    assert App("b").stream(files(tmp_path)).collect().column("n").to_pylist() == [1]
+    sink = DeltaSink(tmp_path, schema=pa.schema([("n", pa.int64())]))
+    with pytest.raises(UserError, match="their rows would not be in one that is made there"):
+        sink.open()
+    assert not deltalake.DeltaTable.is_deltatable(str(tmp_path))
+
+
+def test_a_place_that_is_no_folder_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("a text")
+    with pytest.raises(UserError, match="give a folder that is there, or that can be made"):
+        App("a").stream(DeltaSource(tmp_path / "file")).collect()
 
 
 @pytest.mark.one_in(4, "hundredths of a second of a core each")

@@ -29,7 +29,7 @@ from sabot import App, UserError, col
 from sabot._cython.arrow.batch import Batch
 from sabot.connectors.base import Track
 from sabot.connectors.iceberg import IcebergSink, IcebergSource
-from sabot.errors import AppLocked, TransientError
+from sabot.errors import AppLocked, SabotError, TransientError
 from sabot.testing import END, ScriptedSource
 from tools.agent_tools import publish, started, until
 from tools.iceberg_lake import lake_of, rows_in_lake, table_of
@@ -770,10 +770,46 @@ def test_secrets_of_the_catalog_are_in_no_message(caplog: pytest.LogCaptureFixtu
     secret = planted("/+")
     catalog = {"type": "rest", "uri": "http://127.0.0.1:9", "token": secret, "s3.secret-access-key": secret}
     sink = IcebergSink(catalog, NAME, schema=SCHEMA)
-    with pytest.raises(TransientError, match=r"table lake\.orders cannot be reached") as away:
+    with pytest.raises(
+        TransientError, match=r"table lake\.orders in catalog http://127\.0\.0\.1:9 cannot be reached"
+    ) as away:
         sink.claim(TRACK)
     assert "catalog" in str(away.value.hint)
     assert not leaks(f"{away.value}{away.value.__cause__!r}{sink.name}{sink.address}{caplog.text}")
+
+
+@pytest.mark.parametrize(
+    ("uri", "warehouse", "said", "hint"),
+    [
+        (
+            "sqlite:///{}/missing/lake.db",
+            "lake",
+            "in catalog .*missing/lake.db cannot be reached: unable to open",
+            "its folder",
+        ),
+        (
+            "sqlite:///{}/text",
+            "lake",
+            "in catalog .*text: file is not a database",
+            "give the path of a database of SQLite",
+        ),
+        ("sqlite:///{}/lake.db", "text", "cannot be made: .*Not a directory: .*text", '"warehouse" is a folder'),
+        (
+            "sqlite:///{}/lake.db",
+            "/proc/lake",
+            "cannot be made: .*No such file or directory: ./proc",
+            '"warehouse" is a folder',
+        ),
+    ],
+)
+def test_a_catalog_or_a_warehouse_that_cannot_be_is_named(
+    uri: str, warehouse: str, said: str, hint: str, tmp_path: Path
+) -> None:
+    (tmp_path / "text").write_text("no database, but long enough to be taken for the header of one: " * 20)
+    catalog = {"type": "sql", "uri": uri.format(tmp_path), "warehouse": str(tmp_path / warehouse)}
+    with pytest.raises(SabotError, match=said) as failed:
+        IcebergSink(catalog, NAME, schema=SCHEMA).claim(TRACK)
+    assert hint in str(failed.value.hint)
 
 
 def test_without_the_package_the_error_names_the_extra(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from sabot.clock import SYSTEM_CLOCK
 from sabot.connectors.postgres.link import PostgresLink
 from sabot.connectors.sql.server import PostgresServer
 from sabot.errors import BrokerUnavailable, SabotError, UserError
+from tools.answering import answering
 
 NO_SSL = {b"\x04\xd2\x16\x2f", b"\x04\xd2\x16\x30"}  # the codes of requests for TLS and GSSAPI
 WORDS = "ВАЖНО:  так не получится"
@@ -76,6 +77,15 @@ def test_a_server_in_another_language_is_waited_for_if_the_client_does_not_tell_
     with speaking_russian("28P01") as url, patch("os.memfd_create", side_effect=AttributeError):
         server = PostgresServer(url, "the journal", "a journal in PostgreSQL")
         assert isinstance(server.not_connected(WORDS), BrokerUnavailable)
+
+
+@pytest.mark.parametrize("said", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"SSH-2.0-OpenSSH_9.2\r\n"])
+def test_a_port_of_another_program_is_an_error_that_says_so(said: bytes) -> None:
+    with answering(said) as port:
+        server = PostgresServer(f"postgresql://ann@127.0.0.1:{port}/d", "the journal", "x")
+        with pytest.raises(BrokerUnavailable, match=f"127.0.0.1:{port}/d") as raised:
+            server.connect("")
+        assert "none of PostgreSQL" in raised.value.hint
 
 
 def test_a_server_that_stops_answering_holds_the_second_attempt_five_seconds_at_most() -> None:

@@ -18,6 +18,7 @@ from sabot.connectors.base import Positions, Token, Track
 from sabot.connectors.places import Bound
 from sabot.connectors.redis import RedisStreamSink, RedisStreamSource
 from sabot.errors import AppLocked, BrokerUnavailable, DeliveryConflict, RowErrors, UserError
+from tools.answering import answering
 from tools.broker import free_ports
 from tools.redis_server import Redis, server_or_skip
 
@@ -334,6 +335,19 @@ def test_no_server_no_stream_and_no_address_are_errors(url: str, client: Any, to
         opened(url, topic)
     with pytest.raises(UserError, match="no address of a Redis server"):
         RedisStreamSource("localhost:6379", topic)
+
+
+@pytest.mark.parametrize("said", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b""])
+def test_a_port_of_another_program_is_an_error_that_says_so(said: bytes, topic: str) -> None:
+    """One that takes TLS alone closes the connection without a word."""
+    with answering(said) as port:
+        for connect in (
+            lambda: opened(f"redis://127.0.0.1:{port}/0", topic),
+            lambda: RedisStreamSink(f"redis://127.0.0.1:{port}/0", topic).open(),
+        ):
+            with pytest.raises(UserError if said else BrokerUnavailable, match=f"127.0.0.1:{port}") as raised:
+                connect()
+            assert ("none of a Redis server" if said else "rediss://") in str(raised.value.hint)
 
 
 # -- the sink ---------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -410,10 +411,43 @@ def test_a_path_may_be_relative(path: Path, tmp_path: Path, monkeypatch: pytest.
 def test_a_file_that_is_no_database_and_one_that_cannot_be_made_are_named(tmp_path: Path) -> None:
     # The name has "lock" in it: it was taken for a file that another process holds, and was waited for.
     (tmp_path / "blocks").write_text("no database, but long enough to be taken for the header of one: " * 200)
-    with pytest.raises(UserError, match=r"blocks.* not a valid DuckDB database"):
+    with pytest.raises(UserError, match=r"blocks.* not a valid DuckDB database.*give the path of a database"):
         sink_of(tmp_path / "blocks").open()
     with pytest.raises(UserError, match="cannot be made"):
         sink_of(tmp_path / "blocks" / "inside" / "x.duckdb").open()
+
+
+def test_a_damaged_file_is_named_with_what_to_do(path: Path) -> None:
+    query(path, "CREATE TABLE results (n INTEGER)")
+    whole = path.read_bytes()
+    path.write_bytes(whole[:4096] + b"\xee" * 8192 + whole[12288:])
+    with pytest.raises(UserError, match=r"results\.duckdb: Corrupt database file.*go back to a copy"):
+        sink_of(path).open()
+
+
+@pytest.mark.parametrize(
+    ("said", "hint"),
+    [
+        (
+            'Failed to download extension "sqlite_scanner" at URL',
+            "its address begins with sqlite:",
+        ),  # for a file of SQLite
+        ("file was written with a storage version greater than … a newer version of DuckDB.", "pip install -U duckdb"),
+        ('Cannot open encrypted database "x" without a key', "the sink has no key"),
+    ],
+)
+def test_a_file_of_another_program_or_version_is_an_error_that_says_what_to_do(
+    said: str, hint: str, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    query(path, "CREATE TABLE results (n INTEGER)")
+
+    def refused(path: str) -> Any:
+        raise duckdb.IOException(f"IO Error: {said}")
+
+    monkeypatch.setattr(duckdb, "connect", refused)
+    with pytest.raises(UserError, match=re.escape(said)) as failed:
+        sink_of(path).open()
+    assert hint in str(failed.value.hint)
 
 
 @pytest.mark.parametrize("name", ["out.csv", "out.ndjson", "out.parquet"])

@@ -324,7 +324,7 @@ def test_a_path_may_be_relative(path: Path, tmp_path: Path, monkeypatch: pytest.
 
 def test_a_file_that_is_no_database_and_one_that_cannot_be_made_are_named(tmp_path: Path) -> None:
     (tmp_path / "text").write_text("no database, but long enough to be taken for the header of one: " * 20)
-    with pytest.raises(UserError, match=r"text: .*not a database"):
+    with pytest.raises(UserError, match=r"text: .*not a database.*give the path of a database"):
         SqlSink(f"sqlite://{tmp_path}/text", "results").open()
     with pytest.raises(UserError, match="cannot be made"):
         SqlSink(f"sqlite://{tmp_path}/text/inside/x.db", "results").open()
