@@ -568,12 +568,6 @@ def warm_starts(_forked_starts: None) -> None:
 
 
 @pytest.fixture
-def warm_from_the_first(warm_starts: None) -> None:
-    """The same, for one test that starts many interpreters: the first is warm too."""
-    warm().expect()
-
-
-@pytest.fixture
 def cold_start(warm_starts: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """A test of how an interpreter starts, in a file with `warm_starts`."""
     if sys.platform == "linux" and hasattr(subprocess, "_fork_exec"):

@@ -76,5 +76,5 @@ def error_of(error: sqlite3.Error, where: object, *, wait_s: float, hint: str = 
 
 
 def hint_of_file(error: sqlite3.Error, otherwise: str = "") -> str:
-    """Returns what to do about an error of a file of SQLite: of the operating system, `otherwise`, or what its code says."""
+    """Returns the hint for an error of a file of SQLite: that of the operating system, else `otherwise`, else that of its code."""
     return hint_of(error, otherwise or _SAID.get(getattr(error, "sqlite_errorcode", 0) & 0xFF, ""))

@@ -620,6 +620,23 @@ def dance(name: str, folder: Path, kills: int, seed: int) -> dict[str, Any]:
     return figures
 
 
+@contextlib.contextmanager
+def warm_with_libraries() -> Iterator[None]:
+    """Programs that are started here are forked from an interpreter that has imported LIBRARIES, where a process can be forked so."""
+    cold = getattr(subprocess, FORK, None)
+    if sys.platform != "linux" or cold is None:
+        yield
+        return
+    warm = WarmStarts(cold)
+    setattr(subprocess, FORK, warm.fork_exec)
+    try:
+        warm.expect(*LIBRARIES)
+        yield
+    finally:
+        setattr(subprocess, FORK, cold)
+        warm.end()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("kinds", nargs="*", metavar="KIND", help=f"of {', '.join(KINDS)}")
@@ -629,16 +646,20 @@ def main() -> None:
     options = parser.parse_args()
     if unknown := set(options.kinds).difference(KINDS):
         parser.error(f"no dance of {', '.join(sorted(unknown))}")
-    if sys.platform == "linux" and (cold := getattr(subprocess, FORK, None)) is not None:
-        warm = WarmStarts(cold)
-        setattr(subprocess, FORK, warm.fork_exec)
-        warm.expect(*LIBRARIES)
+    with warm_with_libraries():
+        failed = dance_all(options.kinds or list(KINDS), options.kills, options.seeds.split(","), options.keep)
+    leftovers().finish()
+    sys.exit(failed > 0)
+
+
+def dance_all(kinds: Sequence[str], kills: int, seeds: Sequence[str], keep: bool) -> int:
+    """Runs dances, and prints the figures of each. Returns how many have failed."""
     failed = 0
-    for seed in map(int, options.seeds.split(",")):
-        for name in options.kinds or KINDS:
+    for seed in map(int, seeds):
+        for name in kinds:
             folder = Path(tempfile.mkdtemp(prefix=f"sabot-dance-{name}-{seed}-"))
             try:
-                figures = dance(name, folder, options.kills, seed)
+                figures = dance(name, folder, kills, seed)
             except pytest.skip.Exception as missing:  # others dance on
                 failed += 1
                 figures = {"kind": name, "seed": seed, "failed": str(missing)}
@@ -646,10 +667,9 @@ def main() -> None:
                 failed += 1
                 figures = {"kind": name, "seed": seed, "failed": str(error), "notes": getattr(error, "__notes__", [])}
             print(json.dumps(figures), flush=True)
-            if "failed" not in figures or not options.keep:
+            if "failed" not in figures or not keep:
                 shutil.rmtree(folder, ignore_errors=True)
-    leftovers().finish()
-    sys.exit(failed > 0)
+    return failed
 
 
 if __name__ == "__main__":

@@ -104,6 +104,15 @@ class WarmStarts:
             self._modules = modules
         self.prepare()
 
+    def end(self) -> None:
+        """Ends the warm interpreters. Those that were forked from them go on."""
+        with self._lock:
+            for each in self._warm.values():
+                each.close()
+            for process in self._processes:
+                process.wait()
+            self._warm, self._processes = {}, []
+
     def fork(self) -> tuple[list[str], str, dict[str, str], bool] | None:
         """Makes a warm interpreter by a fork of this process, which has imported all. Returns in its children, with the message, too."""
         ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
