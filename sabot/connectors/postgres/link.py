@@ -7,7 +7,7 @@ from typing import Any
 
 from sabot.base.redaction import clean_cause
 from sabot.clock import SYSTEM_CLOCK
-from sabot.connectors.sql.server import NO_ANSWER, PostgresServer
+from sabot.connectors.sql.server import NO_ANSWER, PostgresServer, in_one_line
 from sabot.errors import BrokerUnavailable, TransientError, UserError
 
 CONNECT_SECONDS = 10.0
@@ -208,7 +208,7 @@ class PostgresLink:
         return False
 
     def _lost(self, why: str) -> TransientError:
-        return BrokerUnavailable(f"PostgreSQL at {self._server.where}: {why}".strip())
+        return BrokerUnavailable(f"PostgreSQL at {self._server.where}: {in_one_line(why)}")
 
     def _refused(self, result: Any) -> TransientError | ServerRefusal:
         state = _text(result.error_field(ord("C"))) or ""  # PG_DIAG_SQLSTATE

@@ -3,8 +3,10 @@
 import datetime
 import decimal
 import json
+import logging
 import re
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -14,9 +16,12 @@ import pyarrow as pa
 
 from sabot.connectors.sql.database import Database
 from sabot.connectors.sql.sink import database_of
-from sabot.errors import UserError, short_repr
+from sabot.errors import TransientError, UserError, short_repr
 
-_ROWS = 10_000  # of a statement
+_log = logging.getLogger(__name__)
+
+ROWS_AT_ONCE = 10_000  # of a statement
+PAUSE_SECONDS = 0.2  # between two tries to reach a database that is away
 
 _MICROS = {"s": 1_000_000, "ms": 1000}  # in a unit of a time
 _BELOW_MICROS = re.compile(r"[.,]\d{6}0*[1-9]")
@@ -46,26 +51,45 @@ class DatabaseTable:
 
     def rows(self, place: Any) -> Iterator[tuple[list[Row], Any]]:
         """Yields all rows, as a function of `App.source`: in parts, in the order of the key, each with the last key. Rows that are added or
-        changed meanwhile come if their key is still ahead. Without a key of texts and integers the rows are read at once, sorted by all
-        columns, each part with its number of rows.
+        changed meanwhile come if their key is still ahead. A database that is away once the first rows were read is waited for.
+
+        Without a key of texts and integers the rows are read at once, sorted by all columns, each part with its number of rows.
         """
         if not self._keys:
             rows = self._read("ORDER BY " + ", ".join(str(i + 1) for i in range(len(self._schema.names))), (), False)
-            for start in range(int(place), len(rows), _ROWS):
-                part = rows[start : start + _ROWS]
+            for start in range(int(place), len(rows), ROWS_AT_ONCE):
+                part = rows[start : start + ROWS_AT_ONCE]
                 yield part, start + len(part)
             return
         last: Sequence[Any] = place if isinstance(place, list) else ()
+        begun = away = False
         while True:
-            with self._connected() as database:
-                names, mark = ", ".join(map(database.column, self._keys)), database.mark
-            behind = f"WHERE ({names}) > ({', '.join([mark] * len(last))}) " if last else ""
-            rows = self._read(f"{behind}ORDER BY {names} LIMIT {_ROWS}", last, False)
+            try:
+                rows = self._behind(last)
+            except TransientError as error:
+                if not begun:
+                    raise
+                if not away:
+                    _log.warning("table %s cannot be read, and is tried again until it answers: %s", self._table, error)
+                away = True
+                time.sleep(PAUSE_SECONDS)
+                yield [], last  # at which the reader may end
+                continue
+            if away:
+                _log.info("table %s answers again", self._table)
+            begun, away = True, False
             if rows:
                 last = [rows[-1][name] for name in self._keys]
                 yield rows, last
-            if len(rows) < _ROWS:
+            if len(rows) < ROWS_AT_ONCE:
                 return
+
+    def _behind(self, last: Sequence[Any]) -> list[Row]:
+        """Returns the next rows behind a key, or the first ones."""
+        with self._connected() as database:
+            names, mark = ", ".join(map(database.column, self._keys)), database.mark
+        behind = f"WHERE ({names}) > ({', '.join([mark] * len(last))}) " if last else ""
+        return self._read(f"{behind}ORDER BY {names} LIMIT {ROWS_AT_ONCE}", last, False)
 
     def found(self, columns: Sequence[str], values: Sequence[Any]) -> list[Row]:
         """Returns the rows with these values in these columns. Raises TransientError while the database is away, and UserError for a value

@@ -40,6 +40,7 @@ _STATE = re.compile(rb'ErrorResponse\t S .*? V "[A-Z]+" C "(\w{5})"', re.DOTALL)
 _STATE_SECONDS = 5.0
 # libpq's own words for bytes that no server of PostgreSQL sends. They may be in another language, and then the other hint is given.
 _OTHER = re.compile(r"invalid response to|expected authentication request|unsupported frontend protocol")
+_ASKED = "Is the server running"  # libpq's own hint
 _UNRESOLVED = re.compile("resolve host|translate host name")
 _ADDRESS = "postgresql://user@host:5432/database; in a name or a password @ is written %40, / %2F, ? %3F, # %23, % %25"
 NO_ANSWER = "is a server of PostgreSQL up at this address, and can it be reached from here?"
@@ -168,13 +169,13 @@ class PostgresServer:
         """Returns the error for a connection that could not be made. `passing`: True if that may be otherwise later, unless `why`
         is a refusal. Connects once more if the words do not tell, which may take 5 s.
         """
-        message = f"PostgreSQL at {self.where}: {why}".strip()
+        message = f"PostgreSQL at {self.where}: {in_one_line(why)}"
         if passing and not _REFUSED.search(why):
             unresolved = bool(_UNRESOLVED.search(why))
             state = "" if unresolved else self._refusal_state()
             if not state.startswith(_REFUSAL_STATES):
                 hint = _NO_POSTGRES if _OTHER.search(why) else NO_ANSWER
-                error = BrokerUnavailable(message, hint="" if state else hint)
+                error = BrokerUnavailable(message, hint="" if state or _ASKED in why else hint)
                 error.unresolved = unresolved
                 return error
         return UserError(message, hint=f"check the address given for {self._what}, and the server's pg_hba.conf")
@@ -238,7 +239,7 @@ class PostgresServer:
             message = f"{self._what} of {self.where}: {str(error).strip()}"
             passing = isinstance(error, driver.OperationalError | driver.InterfaceError) or error.sqlstate == _READ_ONLY
             if passing and not isinstance(error, driver.errors.ProgramLimitExceeded):
-                raise TransientError(message) from clean_cause(error)
+                raise TransientError(in_one_line(message)) from clean_cause(error)
             raise UserError(message) from clean_cause(error)
 
     async def run_within(
@@ -292,6 +293,11 @@ class PostgresServer:
 def _rows_of(cursor: Any, statement: str, values: Sequence[Any]) -> list[tuple[Any, ...]]:
     found: list[tuple[Any, ...]] = cursor.execute(statement, values).fetchall()
     return found
+
+
+def in_one_line(said: object) -> str:
+    """Returns the words of libpq, which are of several lines, for a line of the log."""
+    return " ".join(line.strip() for line in str(said).strip().splitlines())
 
 
 def _where(url: str, what: str) -> str:

@@ -86,6 +86,7 @@ def test_a_port_of_another_program_is_an_error_that_says_so(said: bytes) -> None
         with pytest.raises(BrokerUnavailable, match=f"127.0.0.1:{port}/d") as raised:
             server.connect("")
         assert "none of PostgreSQL" in raised.value.hint
+        assert "\n" not in raised.value.message
 
 
 def test_a_server_that_stops_answering_holds_the_second_attempt_five_seconds_at_most() -> None:

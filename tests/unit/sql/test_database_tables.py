@@ -1,6 +1,7 @@
 """Tables of SQLite and DuckDB in FROM, and behind FOR SYSTEM_TIME AS OF a PROCTIME()."""
 
 import asyncio
+import logging
 import sqlite3
 from contextlib import closing
 from datetime import date, datetime, time
@@ -11,8 +12,10 @@ import pyarrow as pa
 import pytest
 
 from sabot import App
+from sabot.connectors.sql import reading
+from sabot.connectors.sql.database import Database
 from sabot.connectors.sql.reading import DatabaseTable, value_of
-from sabot.errors import UserError
+from sabot.errors import TransientError, UserError
 from sabot.sql.syntax.text import SqlError
 from tools.agent_tools import write_lines
 
@@ -309,3 +312,32 @@ def test_a_table_is_read_on_behind_the_key_at_which_a_restart_begins(tmp_path):
         )
         ((again, _),) = table.rows(place)
         assert again == rest
+
+
+@pytest.mark.parametrize("fails_at", [1, 2, 4])
+def test_a_database_that_is_away_after_the_first_rows_is_waited_for(url, fails_at, monkeypatch, caplog):
+    """A server that was started again while a table was read ended the app: its three restarts came within five seconds."""
+    monkeypatch.setattr(reading, "ROWS_AT_ONCE", 1)
+    monkeypatch.setattr(reading, "PAUSE_SECONDS", 0.0)
+    read, calls = Database.read, []
+
+    def away(database, statement, values=()):
+        calls.append(statement)
+        if fails_at <= len(calls) < fails_at + 3:
+            raise TransientError("the server is away")
+        return read(database, statement, values)
+
+    monkeypatch.setattr(Database, "read", away)
+    table = DatabaseTable(url, "users", pa.schema([("id", pa.int64()), ("name", pa.string())]), ["id"])
+    if fails_at == 1:  # at the first start, as of any source
+        with pytest.raises(TransientError):
+            list(table.rows(0))
+        return
+    with caplog.at_level(logging.INFO, "sabot"):
+        found = list(table.rows(0))
+    assert [row["name"] for rows, _ in found for row in rows] == ["ann", "bob", "cyd"]
+    assert found.count(([], [fails_at - 1])) == 3
+    assert [record.getMessage() for record in caplog.records] == [
+        "table users cannot be read, and is tried again until it answers: the server is away",
+        "table users answers again",
+    ]

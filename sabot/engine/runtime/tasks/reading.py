@@ -88,6 +88,7 @@ class Reader(PausableReaders):
         self._requested: deque[Any] = deque()  # barriers, and the request to end
         # The positions of a later checkpoint include those of an earlier one.
         self._commit: deque[Positions] = deque(maxlen=1)
+        self._commit_failed = False
         self._wake = threading.Event()
         self._waiting: Batch | None = (
             None  # a batch that was read, but must follow a mark, or waits for a schema registry
@@ -247,7 +248,7 @@ class Reader(PausableReaders):
 
     def _serve(self) -> None:
         while self._commit:
-            commit_offsets(self.source, self._commit.popleft())
+            self._commit_failed = commit_offsets(self.source, self._commit.popleft(), failed=self._commit_failed)
         while self._requested:
             self._marks.append(self._requested.popleft())
 

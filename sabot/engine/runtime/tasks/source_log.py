@@ -115,16 +115,23 @@ def is_same_log(source: Source, facts: Mapping[str, Any]) -> bool:
     return bool(facts["log"] == source.log_id)
 
 
-def commit_offsets(source: Source, positions: Positions) -> None:
-    """Commits positions that a complete checkpoint covers. An error that may pass is only logged. Called in the
-    source's thread.
+def commit_offsets(source: Source, positions: Positions, *, failed: bool) -> bool:
+    """Commits positions that a complete checkpoint covers. Returns True if the source could not, by an error that may pass. Called in
+    the source's thread.
+
+    `failed`: the result of the last call. The log has the first failure, and the first commit behind it.
     """
     if not overrides(source, "commit"):
-        return
+        return False
     try:
         with step("offset commit", source.name):
             source.commit(positions)
     except TransientError as error:
-        _log.warning(
-            "source %s: offsets could not be committed, the next checkpoint tries again: %s", source.name, error
-        )
+        if not failed:
+            _log.warning(
+                "source %s: offsets could not be committed, each checkpoint tries again: %s", source.name, error
+            )
+        return True
+    if failed:
+        _log.info("source %s: offsets are committed again", source.name)
+    return False

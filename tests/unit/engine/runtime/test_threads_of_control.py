@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import logging
 import threading
 from types import SimpleNamespace
 
@@ -20,7 +21,7 @@ from sabot.engine.runtime.tasks.event_time import SourceTime
 from sabot.engine.runtime.tasks.reading import SourceInput
 from sabot.engine.runtime.tasks.task import StreamTask
 from sabot.engine.runtime.tasks.watermarks import Watermarks
-from sabot.errors import UserError
+from sabot.errors import TransientError, UserError
 from sabot.testing import ScriptedSource
 from sabot.testing.script import END as THE_END
 
@@ -155,6 +156,26 @@ def test_of_the_positions_to_commit_the_last_ones_count():
         source.input.request_commit({("script", 0): offset})
     source.task.step(0.0)
     assert committed == [{("script", 0): 99}]
+
+
+def test_a_server_to_which_offsets_cannot_be_committed_is_told_once_and_again_when_they_are(caplog):
+    """An app with a checkpoint each half second said it each half second, while the source said once that its server was away."""
+
+    class Committing(ScriptedSource):
+        def commit(self, positions):
+            if positions[("script", 0)] in (1, 2, 3, 5):
+                raise TransientError("the server is away")
+
+    source = agent_source([[*range(7)], THE_END], max_rows=1, kind=Committing)
+    with caplog.at_level(logging.INFO, "sabot"):
+        for offset in range(7):
+            source.input.request_commit({("script", 0): offset})
+            source.task.step(0.0)
+            while len(source.channel):
+                source.channel.get_nowait()
+    told = [record.getMessage() for record in caplog.records]
+    failed = "source script: offsets could not be committed, each checkpoint tries again: the server is away"
+    assert told == [failed, "source script: offsets are committed again"] * 2
 
 
 def test_a_task_that_may_not_wait_keeps_the_order_of_what_a_full_channel_refuses():
