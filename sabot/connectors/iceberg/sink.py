@@ -14,6 +14,7 @@ If the answer to a commit is lost, the sink loads the table, and the tag says wh
 did not are used again; those that a killed process leaves are in no snapshot, and the removal of orphan files takes them.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -31,6 +32,10 @@ from sabot.steps import step
 
 __all__ = ["IcebergSink"]
 
+_log = logging.getLogger(__name__)
+
+MANY_SNAPSHOTS = 10_000
+"""More than the default `gather` and age of snapshots give a table that the sink makes: 7,200."""
 _OWNER, _PART, _INCARNATION = "sabot.owner", "sabot.part", "sabot.incarnation"
 
 
@@ -75,6 +80,7 @@ class IcebergSink(LakeSink):
     ) -> None:
         self._place = IcebergPlace(catalog, table, "a sink into Iceberg")
         super().__init__(self._place, partition_by, schema, evolve, overwrite, gather)
+        self._tell_at = MANY_SNAPSHOTS  # and again when they have doubled
 
     @property
     def address(self) -> str:
@@ -183,6 +189,14 @@ class IcebergSink(LakeSink):
     def _try(self, table: Any, written: "_PartFiles", mark: CommitMark | None) -> None:
         if written.files and written.spec != table.metadata.default_spec_id:
             raise TransientError(f"{self.where}: its partitions were changed while rows were written")
+        if (snapshots := len(table.metadata.snapshots)) >= self._tell_at:
+            self._tell_at = 2 * snapshots
+            _log.warning(
+                "%s keeps %d snapshots, and each commit reads and writes the list of all of them, which takes longer with each "
+                "(let old ones expire: 'Over months' in docs/iceberg.md; or commit less often, with gather=)",
+                self.where,
+                snapshots,
+            )
         summary: dict[str, str] = {}
         if mark is not None:
             before = _summary(table, mark.track)

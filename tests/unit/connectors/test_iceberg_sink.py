@@ -365,6 +365,18 @@ def test_a_table_of_others_keeps_its_snapshots(lake: Lake, monkeypatch: pytest.M
     assert len(lake.table().metadata.snapshots) == before + 5
 
 
+def test_a_table_with_many_snapshots_is_told_and_again_when_they_have_doubled(
+    lake: Lake, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("sabot.connectors.iceberg.sink.MANY_SNAPSHOTS", 4)
+    sink = lake.claimed()
+    with caplog.at_level(logging.WARNING, "sabot"):
+        for n in range(1, 13):
+            put(sink, n, batch(n))
+    told = [record.getMessage() for record in caplog.records if "snapshots" in record.getMessage()]
+    assert [re.findall("keeps ([0-9]+) snapshots", each) for each in told] == [["4"], ["8"]]
+
+
 def test_files_of_old_metadata_are_removed_and_none_that_is_elsewhere(
     lake: Lake, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
