@@ -123,7 +123,9 @@ class CsvFormat(TextFormat):
         return _Rows(stream, dialect, wanted, self._words, guessed)
 
     def _stream(self, file: DataFile, offset: int, block_bytes: int, records: "CsvRecords") -> StreamedFile:
-        return StreamedFile(file, offset, block_bytes, records, self.record_bytes)
+        stream = StreamedFile(file, offset, block_bytes, records, self.record_bytes)
+        stream.refuse_utf16()
+        return stream
 
     def _dialect(self, file: DataFile) -> "_Dialect":
         delimiter = self._delimiter_of(file.path)

@@ -46,7 +46,9 @@ class LinesFormat(TextFormat):
     def open_file(self, file: DataFile, offset: int, share: Share, schema: pa.Schema | None) -> FileReader:
         blocks: Blocks = NoBlocks(offset)
         if share.has(file.number, 0):
-            blocks = StreamedFile(file, offset, BLOCK_BYTES, _LINES, self.record_bytes)
+            blocks = stream = StreamedFile(file, offset, BLOCK_BYTES, _LINES, self.record_bytes)
+            if not pa.types.is_binary(self._column.type):
+                stream.refuse_utf16()
         return _LineReader(blocks, pa.schema([self._column]))
 
     def infer(self, files: Sequence[DataFile]) -> pa.Schema:

@@ -36,6 +36,9 @@ from sabot.errors import InternalError, UserError
 SLACK_BYTES = 16 << 10  # read beyond a chunk, to reach the end of its last line
 SKIP_BYTES = 1 << 20
 BLOCK_BYTES = FIRST_BYTES = 1 << 20
+_BEGIN_BYTES = 4096
+_MARKS_OF_UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+_CONVERT = "it is in UTF-16: convert it to UTF-8 (iconv -f utf-16 -t utf-8)"
 _ENDINGS = {codec: suffix for suffix, codec in reversed(COMPRESSION.items())}
 
 Buffer: TypeAlias = bytearray | mmap.mmap
@@ -342,6 +345,19 @@ class StreamedFile(Blocks):
         self.before = last[-1:]
         if self.before not in self._records.ends and self._stream.read(1):
             raise no_place(f"file {self._file.path!r}: position {offset} is no start of a line")
+
+    def refuse_utf16(self) -> None:
+        """Raises UserError, and closes the file, if it is read from its beginning, and begins in UTF-16."""
+        if self.offset:
+            return
+        try:
+            self._fill()
+            begin = bytes(self.buffer[: min(self._filled, _BEGIN_BYTES)])
+            if begin.startswith(_MARKS_OF_UTF16) or _is_utf16(begin):
+                raise UserError(f"file {self._file.path!r} is not in UTF-8: its first line", hint=_CONVERT)
+        except BaseException:
+            self.close()
+            raise
 
     def _load(self) -> bool:
         rest = self._filled - self.limit
@@ -746,9 +762,16 @@ class _TextRows:
 
 def hint_of_utf16(first: bytes) -> str:
     """Returns what to do with a file in UTF-16, by its first line; "" for one that is not. No name and no JSON has a character 0."""
-    if first.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in first:
-        return "it is in UTF-16: convert it to UTF-8 (iconv -f utf-16 -t utf-8)"
-    return ""
+    return _CONVERT if first.startswith(_MARKS_OF_UTF16) or b"\0" in first else ""
+
+
+def _is_utf16(begin: bytes) -> bool:
+    """Returns True if every second byte is mostly 0 and the others are not, as texts of Latin letters are in UTF-16. A row of UTF-8 may
+    have a character 0 in a text, or in bytes.
+    """
+    half = len(begin) // 2
+    even, odd = begin[::2].count(0), begin[1::2].count(0)
+    return 2 * max(even, odd) >= half > 8 * min(even, odd)
 
 
 def end_of_lines(file: BinaryIO, size: int) -> int:

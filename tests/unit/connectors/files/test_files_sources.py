@@ -24,6 +24,7 @@ from sabot.connectors.base import Positions, Source
 from sabot.connectors.files import ArrowSource, CsvSink, CsvSource, FileSource, NdjsonSource, ParquetSource, files
 from sabot.connectors.files.csv import CsvRecords
 from sabot.connectors.files.format import Share
+from sabot.connectors.files.lines import lines_of
 from sabot.connectors.files.paths import DataFile
 from sabot.connectors.files.text import ChunkedFile
 from sabot.errors import UserError
@@ -1029,8 +1030,31 @@ def test_csv_that_is_not_in_utf8_is_named_when_its_columns_are_inferred(tmp_path
     for encoding in ("utf-16", "utf-16-le", "utf-16-be"):
         path.write_bytes("n,name\n1,Ada\n".encode(encoding))
         for options in ({}, {"encoding": "latin-1"}):
-            with pytest.raises(UserError, match=r"people\.csv' is not in UTF-8: its header \(it is in UTF-16: convert"):
+            with pytest.raises(
+                UserError, match=r"people\.csv' is not in UTF-8: its first line \(it is in UTF-16: conv"
+            ):
                 CsvSource(path, **options).infer_schema()
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
+def test_rows_in_utf16_are_named_as_such_where_no_header_tells(tmp_path: Path, encoding: str) -> None:
+    path = tmp_path / "people.csv"
+    path.write_bytes("1,Ada\n2,José\n".encode(encoding))
+    text = pa.schema({"n": pa.string(), "name": pa.string()})
+    for read in (
+        lambda: scanned(CsvSource(path, columns=["n", "name"]), text),
+        lambda: CsvSource(path, columns=["n", "name"]).infer_schema(),
+        lambda: scanned(lines_of(path, pa.field("line", pa.string()), None), pa.schema({"line": pa.string()})),
+    ):
+        with pytest.raises(UserError, match=r"people\.csv' is not in UTF-8: its first line \(it is in UTF-16: conv"):
+            read()
+    line = pa.schema({"line": pa.binary()})
+    assert len(scanned(lines_of(path, line.field(0), None), line)) >= 2  # bytes are taken as they are
+    path.write_bytes(b"1,a\0b\n2,\0\0\n")
+    assert scanned(CsvSource(path, columns=["n", "name"]), text) == [
+        {"n": "1", "name": "a\0b"},
+        {"n": "2", "name": "\0\0"},
+    ]
 
 
 @pytest.mark.parametrize(
