@@ -31,9 +31,10 @@ def read_files(options: Options, statement: CreateTable) -> "Callable[[Any, dict
     from sabot.connectors.files.lines import lines_of
 
     path, place, format = _path(options), options.value_span("format"), options.choose("format", _FORMATS)
-    times_of(options)
-    more: Any = {} if (delimiter := delimiter_of(options)) == "," else {"delimiter": delimiter}
-    header = _header_of(options, statement)
+    known = format or format_of(path)  # None: that of the files in the folder
+    if known in ("ndjson", None):
+        times_of(options)
+    more, header = _csv_of(options, statement) if known in ("csv", None) else ({}, None)
     follow = options.duration("source.monitor-interval")
     value = _value_of_lines(options, statement, place) if format == "raw" else None
 
@@ -69,10 +70,9 @@ def write_files(options: Options, statement: CreateTable) -> "Callable[[Any], tu
     more: dict[str, Any] = {"partition_by": by} if by else {}
     if format == "ndjson":
         more["times"] = times_of(options)
-    delimiter = delimiter_of(options)
     if format == "csv":
-        more |= {} if delimiter == "," else {"delimiter": delimiter}
-        more |= {"header": False} if _header_of(options, statement) is False else {}
+        of_csv, header = _csv_of(options, statement)
+        more |= of_csv if header is not False else {**of_csv, "header": False}
     if format == "parquet":
         more["evolve"] = options.choose("evolve", YES_OR_NO, False)
     return lambda app: (sink_of(format, path, **more), written)
@@ -82,14 +82,17 @@ def _path(options: Options) -> str:
     return options.need("path").removeprefix("file://")
 
 
-def _header_of(options: Options, statement: CreateTable) -> bool | None:
-    """Returns what a table says of the first line of its CSV: True for names, False for values, None if it says nothing."""
+def _csv_of(options: Options, statement: CreateTable) -> tuple[dict[str, Any], bool | None]:
+    """Returns the delimiter of CSV as an argument, and what a table says of the first line of its files: True for names, False for
+    values, None if it says nothing.
+    """
+    delimiter = delimiter_of(options)
     place = options.key_span("csv.header")
     found: bool | None = options.choose("csv.header", YES_OR_NO)
     if found is False and not _columns_of(statement):
         message = "files without a header need columns, in the order of the fields"
         raise SqlFault(place, message, f"CREATE TABLE {options.table} (a INT, b STRING) WITH (…)")
-    return found
+    return {} if delimiter == "," else {"delimiter": delimiter}, found
 
 
 def _columns_of(statement: CreateTable) -> list[ColumnDefinition]:

@@ -202,3 +202,25 @@ def test_a_value_that_is_no_line_is_a_dead_letter(here, caplog, value, words):
 def test_a_file_of_lines_has_one_column(here, columns):
     with pytest.raises(SqlError, match="'format' = 'raw' is for one column of STRING or BYTES"):
         App("lines").sql(f"CREATE TABLE t ({columns}) {RAW}")
+
+
+@pytest.mark.parametrize(
+    ("option", "format"),
+    [
+        ("'csv.header' = 'true'", "parquet"),
+        ("'csv.header' = 'false'", "json"),
+        ("'csv.field-delimiter' = ';'", "arrow"),
+        ("'raw.charset' = 'UTF-8'", "csv"),
+        ("'evolve' = 'true'", "json"),
+    ],
+)
+def test_an_option_of_another_format_is_refused_where_it_stands(here, option, format):
+    name = option.split(" ")[0]
+    words = f"'connector' = 'filesystem', 'path' = 'out', 'format' = '{format}', {option}"
+    with pytest.raises(SqlError, match=f"there is no option {name}"):
+        App("a").sql(f"CREATE TABLE t (a STRING) WITH ({words}); INSERT INTO t SELECT 'a'")
+
+
+def test_the_ending_of_a_path_tells_the_format_of_its_options(here):
+    with pytest.raises(SqlError, match=r"there is no option 'csv.header'"):
+        rows("CREATE TABLE t (a STRING) WITH ('connector' = 'files', 'path' = 'in.parquet', 'csv.header' = 'true')")
