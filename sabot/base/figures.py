@@ -23,7 +23,7 @@ from sabot.base.quantities import bytes_words, duration_words
 if TYPE_CHECKING:  # dicts when the program runs: making these classes would cost each start a millisecond
 
     class ToldStep(TypedDict, total=False):
-        """A step of a stream in one subtask. All but the first four are told by its operator."""
+        """A step of a stream in one subtask. The link around its operator tells the first six, and the operator all others."""
 
         seconds: float  # its work, without waits
         watermark_ms: int | None
@@ -55,8 +55,7 @@ if TYPE_CHECKING:  # dicts when the program runs: making these classes would cos
         late_most_ms: int
         dead_rows: int
         dead_row_reasons: dict[str, int]  # by the class of the error
-        dropped: dict[str, int]
-        dropped_rows: int
+        dropped_rows: int  # of a key that had come before
         refused_rows: int  # by the receiver of a sink
         nulled: int  # floats that a sink's format cannot represent, written as null
 
