@@ -22,6 +22,8 @@ FORMATS: dict[str, type[FileFormat[Any]]] = {
 }
 """The formats by name, which is the first of their suffixes."""
 
+_NAMED = ("ndjson", "csv", "parquet", "arrow")  # those whose source and sink have classes of their own (`named`)
+
 SUFFIXES = {suffix: name for name, format in FORMATS.items() for suffix in format.suffixes}
 """The name of the format of each suffix."""
 
@@ -38,7 +40,7 @@ def checked_format(user: str, format: object, path: object) -> FileFormat[Any]:
     if isinstance(format, FileFormat):
         return format
     known = format_of(os.fspath(path)) if isinstance(path, str | os.PathLike) else None
-    classes = [f"{each.capitalize()}{user.removeprefix('File')}" for each in ([known] if known else FORMATS)]
+    classes = [f"{each.capitalize()}{user.removeprefix('File')}" for each in ([known] if known in _NAMED else _NAMED)]
     shown = repr(os.fspath(path)) if isinstance(path, str | os.PathLike) else "PATH"
     hint = " or ".join(f"{each}({shown})" for each in classes)
     raise UserError(

@@ -213,6 +213,8 @@ _ELSEWHERE = {
     "na_values": "null_values=",
     "sep": "delimiter=",
     "separator": "delimiter=",
+    "tail": 'follow="1s"',
+    "watch": 'follow="1s"',
 }
 """The options of polars and pandas, and those of Sabot for the same."""
 
@@ -238,7 +240,7 @@ def files(
     for name in csv.keys() - CsvOptions.__annotations__.keys():
         raise UserError(
             f"files: {name}= is no option",
-            hint=_ELSEWHERE.get(name, f"for CSV: {', '.join(CsvOptions.__annotations__)}"),
+            hint=_ELSEWHERE.get(name, f"sort, follow, record_bytes; for CSV {', '.join(CsvOptions.__annotations__)}"),
         )
     if follow is not None:
         interval_s = parse_seconds(follow, name="files: follow", zero=False)

@@ -177,7 +177,13 @@ def test_a_sink_makes_its_folder_and_names_what_it_cannot_write(tmp_path: Path) 
 
 @pytest.mark.parametrize(
     ("option", "here"),
-    [("separator", "delimiter="), ("sep", "delimiter="), ("na_values", "null_values="), ("quote", "delimiter")],
+    [
+        ("separator", "delimiter="),
+        ("sep", "delimiter="),
+        ("na_values", "null_values="),
+        ("quote", "delimiter"),
+        ("watch", "follow="),
+    ],
 )
 def test_an_option_of_another_library_is_answered_with_that_of_sabot(option, here, tmp_path):
     (tmp_path / "a.csv").write_text("n;x\n1;2\n")

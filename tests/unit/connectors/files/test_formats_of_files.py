@@ -97,7 +97,7 @@ def test_no_two_formats_have_one_suffix() -> None:
     [
         (lambda: FileSink("x.csv"), "CsvSink('x.csv')"),
         (lambda: FileSink(Path("out.parquet")), "ParquetSink('out.parquet')"),
-        (lambda: FileSink("out/"), " or ".join(f"{name}Sink('out/')" for name in ("Ndjson", "Csv", "Parquet", "Arrow", "Shout"))),
+        (lambda: FileSink("out/"), " or ".join(f"{name}Sink('out/')" for name in ("Ndjson", "Csv", "Parquet", "Arrow"))),
         (lambda: FileSource("in.jsonl"), "NdjsonSource('in.jsonl'); files('in.jsonl') chooses by the ending"),
         (lambda: FileSource("in.csv", "csv"), "CsvSource('in.csv'); files('in.csv') chooses by the ending"),
     ],
