@@ -39,7 +39,7 @@ MEMBERS = {  # of a contract that more than one class fulfils: methods, properti
     "jobs/guard.py:EffectGuard": 11,  # 044, 115: two go when a worker takes trees one by one
     "jobs/owner.py:JobOwner": 15,
     "journal/base.py:Journal": 20,  # 060, 125, 129, 130, 133, 156
-    "journal/base.py:JournalReader": 27,  # 060, 121, 129, 130, 133, 140, 155, 156
+    "journal/base.py:JournalReader": 29,  # 060, 121, 129, 130, 133, 140, 155, 156, 183
     "llm/provider.py:Provider": 7,
     "engine/operators/base.py:FilledFromTable": 3,
     "engine/operators/base.py:HoldsMarks": 2,

@@ -715,7 +715,7 @@ class Effects:
         (`EffectGuard.take`). Called before the jobs go on.
         """
         if self._guard is not None:
-            going_on = [job.job_id for job in jobs if job.ended is None]
+            going_on = {job.job_id: job.body for job in jobs if job.ended is None}
             await self._guard.take(self._host.journal, going_on, [*self._open_calls(jobs)])
 
     def _open_calls(self, jobs: Iterable[OpenJob]) -> Iterator[OpenCall]:

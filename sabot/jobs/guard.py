@@ -35,7 +35,7 @@ from sabot.errors import UNREADABLE, CorruptJournal, UserError, message_of, shor
 from sabot.jobs.masking import mask, mask_default
 from sabot.jobs.values import UNCHANGEABLE, contents_of, copied, pack
 from sabot.journal.base import Journal
-from sabot.journal.entries import UNSENT, Attempt, Begin, EffectResult, Entry
+from sabot.journal.entries import UNSENT, Attempt, Begin, Body, EffectResult, Entry
 
 CallKind = Literal["tool", "model", "child"]
 
@@ -464,12 +464,12 @@ class EffectGuard:
         the kernel, for messages. `without_jobs`: the functions of the agents without jobs, by the ids of the agents.
         """
 
-    async def take(self, journal: Journal, jobs: Collection[str], calls: Sequence[OpenCall]) -> None:
+    async def take(self, journal: Journal, jobs: Mapping[str, Body], calls: Sequence[OpenCall]) -> None:
         """Takes up open jobs of a journal before any of them goes on: when the app starts, and when a worker gets the
         jobs of another one. Reads the earlier results that the guard needs, such as their usage, and restores the
         reservations for the calls without a result. By default only calls `reopen` for each of `calls`.
 
-        `jobs`: the ids of the jobs; whole trees, but for jobs that have ended.
+        `jobs`: by the id of each job the input of its last BEGIN entry; whole trees, but for jobs that have ended.
         """
         for call in calls:
             self.reopen(*call)
@@ -647,7 +647,7 @@ class EffectGuards(EffectGuard):
             call = msgspec.structs.replace(call, effect=EffectId(*call.effect[:2], attempt=0))
         return (found if so_far is None else so_far.and_then(found)), call
 
-    async def take(self, journal: Journal, jobs: Collection[str], calls: Sequence[OpenCall]) -> None:
+    async def take(self, journal: Journal, jobs: Mapping[str, Body], calls: Sequence[OpenCall]) -> None:
         for guard in self._guards:
             await guard.take(journal, jobs, calls)
 

@@ -80,6 +80,9 @@ _AGAIN_SECONDS = 0.05  # a timer of a job whose history is being read comes agai
 class JobHost(HostState):
     """Runs jobs over a journal: begins them, delivers the outcomes of their effects to them, parks them, and ends
     them. A host belongs to one event loop.
+
+    - `left`: the number of open jobs that `open` has left in the journal, and that are not in memory yet. Its caller sets it.
+    - `fetched`: by id, open jobs that were fetched from there, and with which nobody has gone on.
     """
 
     def __init__(
@@ -133,11 +136,14 @@ class JobHost(HostState):
         self._declared = declared_by(guard)
         self._judge: tuple[str, GuardJudge] | None = None  # of hooks, and the first of the owners when it was made
         self.log = JobLog(self, listener, kept=self._guard.leave, judge=self._judge_of_hooks)
-        self._letters = JobLetters(self, self.log)
+        self._letters = JobLetters(self, self.log, self._fetch_trees)
         self.parking = Parking(self, notes, has_letter=self._letters.under_way)
         self._timers = JobTimers(self, keeps=self._awaits)
         self._effects = Effects(self, self.log, self._timers, clock, guard, use_of)
         self._begun_total = self._ended_total = 0
+        self.left = 0
+        self._wanted: list[str] = []  # jobs that are fetched with the next look for letters
+        self.fetched: dict[str, OpenJob] = {}
 
     def _judge_of_hooks(self) -> GuardJudge | None:
         """Returns the judge of the calls that code makes which the host calls for no job: handlers of events, the writer of
@@ -166,7 +172,11 @@ class JobHost(HostState):
         self.jobs.limits[agent_id] = children
 
     async def open(
-        self, positions: Mapping[int, int] | None, unapplied: Mapping[str, Position] | None = None
+        self,
+        positions: Mapping[int, int] | None,
+        unapplied: Mapping[str, Position] | None = None,
+        *,
+        leaves: bool = False,
     ) -> list[OpenJob]:
         """Reads jobs from the journal when the app starts: all jobs that have not ended, and those whose end is not
         part of the restored checkpoint. Returns them in the order in which they began.
@@ -175,13 +185,17 @@ class JobHost(HostState):
           checkpoint was restored, and then all jobs are returned.
         - `unapplied`: jobs that had ended before `positions`, but whose output and changes of the state the checkpoint
           does not contain (see `JobLog.facts`). The value is the position of the END entry.
+        - `leaves`: True to leave all jobs in the journal, and to return none. Until `fetch` reads them, they do not go on, and
+          the guard does not know their calls.
         """
-        return await self._judged(self._opened(positions, unapplied))
+        return await self._judged(self._opened(positions, unapplied, [] if leaves else None))
 
     async def _opened(
-        self, positions: Mapping[int, int] | None, unapplied: Mapping[str, Position] | None
+        self,
+        positions: Mapping[int, int] | None,
+        unapplied: Mapping[str, Position] | None,
+        jobs: Collection[str] | None,
     ) -> list[OpenJob]:
-        jobs: list[str] | None = [] if self.journal.begins.shared else None  # a worker has none when it starts
         found = await run_to_end(run_in_thread(self._read, dict(positions or {}), dict(unapplied or {}), jobs))
         await self.log.open()
         self._add_open(found)
@@ -196,19 +210,53 @@ class JobHost(HostState):
                 self.jobs.add(job.job_id, job.agent, begun=True, cancelled=job.cancelled)
         self._republished.update(job.job_id for job in found)
 
+    async def fetch(self, jobs: Collection[str]) -> None:
+        """Reads open jobs into `fetched` that `open` has left in the journal. Passes over those that are in memory. `jobs`: whole
+        trees, but for jobs that have ended.
+        """
+        self._wanted += jobs
+        await self.take_letters()
+
+    async def fetch_tree(self, job_id: str) -> None:
+        """Does the same for all jobs of the tree of a job."""
+        await self.fetch(await call_journal(_tree_of, self.journal, job_id))
+
+    async def _fetch_trees(self, jobs: Iterable[str], begun: Collection[str]) -> None:
+        """Fetches the jobs of the trees of `jobs` from the journal, but for those of `begun`, which have begun now."""
+        for job_id in jobs if self.left else ():
+            if job_id not in self.jobs:
+                tree = await call_journal(_tree_of, self.journal, job_id)
+                await self._judged(self._fetch([each for each in tree if each not in begun]))
+
+    async def _fetch(self, jobs: Collection[str]) -> None:
+        chosen = [each for each in jobs if each not in self.jobs]
+        if not chosen or self.stopping:
+            return
+        await self.journal.flush()  # the letters to them are entries
+        found = await self._read_open(chosen)
+        self.left -= sum(1 for job in found if job.agent)
+        self.fetched.update((job.job_id, job) for job in await self._known(found))
+
     async def _take_over(self, jobs: Collection[str]) -> None:
         """Goes on with the open jobs of a worker that is gone."""
-        positions = await run_in_thread(self.journal.positions)
-        found = await run_to_end(run_in_thread(self._read, positions, {}, jobs))
+        found = await self._read_open(jobs)
         refused = await self._refused(found)
-        found = [job for job in found if first_of(job.job_id) not in refused]
+        for job in await self._known([job for job in found if first_of(job.job_id) not in refused]):
+            if self._on_letter is not None:
+                self._on_letter(job)
+
+    async def _read_open(self, jobs: Collection[str]) -> list[OpenJob]:
+        positions = await call_journal(self.journal.positions)
+        return await run_to_end(call_journal(self._read, positions, {}, jobs))
+
+    async def _known(self, found: Sequence[OpenJob]) -> list[OpenJob]:
+        """Adds open jobs to those in memory. Ends those that a crash has cut short, and returns those that may go on."""
         self._add_open(found)
         await self._effects.take(found)
         for job in found:
             if job.cut:
                 self.end_cut(job)
-            elif job.agent and self._on_letter is not None:
-                self._on_letter(job)
+        return [job for job in found if job.agent and not job.cut]
 
     async def _refused(self, found: Sequence[OpenJob]) -> Mapping[str, str]:
         """Gives the trees back that the code of this worker cannot continue. Returns the reasons by the first job of each."""
@@ -240,15 +288,17 @@ class JobHost(HostState):
         """Returns the jobs of `open`, or those of `jobs` if it is not None. Blocks. Also removes the notes about blocked
         jobs: they were about the code of an earlier start, and this one tries again to continue them.
         """
-        blocked = [
-            mark.job
-            for mark in self.journal.logged(JobQuery(status=BLOCKED), EVERY)
-            if jobs is None or mark.job in jobs
-        ]
+        if jobs is None:
+            marks: Iterable[JobMark | None] = self.journal.logged(JobQuery(status=BLOCKED), EVERY)
+        else:
+            marks = map(self.journal.job, jobs)
+        blocked = [mark.job for mark in marks if mark is not None and mark.status == BLOCKED]
         if blocked:
             self.journal.note_blocked(dict.fromkeys(blocked, ""))
         kept, own = self.journal.approvals(), list[Approval]()
         found = open_jobs(self.journal, positions, unapplied, own, whole=kept is None, jobs=jobs)
+        if kept is None and jobs is not None:
+            found = [job for job in found if job.job_id in jobs]
         if kept is None:
             self.journal.keep_approvals(own)
         else:
@@ -610,6 +660,9 @@ class JobHost(HostState):
         if jobs := self.journal.begins.taken_over:
             self.journal.begins.taken_over = []
             await self._judged(self._take_over(jobs))
+        if wanted := self._wanted:
+            self._wanted = []
+            await self._judged(self._fetch(wanted))
         self.deliver()
         if posted_by and self._letters.taken(posted_by):
             self.parking.letters_taken(posted_by)
@@ -1079,3 +1132,8 @@ class JobHost(HostState):
             "tools": self._effects.runner.tools(),
             "journal": self.journal.statistics(),
         }
+
+
+def _tree_of(journal: Journal, job_id: str) -> list[str]:
+    root = first_of(job_id)
+    return [root, *journal.logged_below([root])]

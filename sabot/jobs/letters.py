@@ -6,6 +6,7 @@ inbox decides which of the two came first.
 """
 
 from collections import Counter
+from collections.abc import Awaitable, Callable, Collection, Iterable
 
 from sabot.base.threads import run_in_thread
 from sabot.errors import LetterRefused
@@ -22,9 +23,16 @@ class JobLetters:
     other processes into entries. It also withdraws questions of the host's own jobs, by letters that it posts itself.
     """
 
-    def __init__(self, host: HostState, log: JobLog) -> None:
+    def __init__(
+        self,
+        host: HostState,
+        log: JobLog,
+        fetch_trees: Callable[[Iterable[str], Collection[str]], Awaitable[None]],
+    ) -> None:
+        """`fetch_trees`: `JobHost._fetch_trees`."""
         self._host = host
         self._log = log
+        self._fetch_trees = fetch_trees
         self._posting: Counter[str] = Counter()  # by job: the number of posted letters that are not taken yet
 
     def under_way(self, job_id: str) -> bool:
@@ -41,6 +49,10 @@ class JobLetters:
         """
         host, entries = self._host, await run_in_thread(self._host.journal.take)
         self._log.note_taken(entries)
+        begun = [entry for _, entry in entries if isinstance(entry, Begin)]
+        needed = [each.job for each in begun if each.run > 1]
+        needed += [entry.job for _, entry in entries if isinstance(entry, Cancel)]
+        await self._fetch_trees(needed, {each.job for each in begun})
         host.told.extend(entries)
         for _, entry in entries:
             for each in host.jobs.cancel(entry, host.now_ms()) if isinstance(entry, Cancel) else ():

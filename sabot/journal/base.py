@@ -25,6 +25,7 @@ import logging
 import math
 import threading
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -275,6 +276,16 @@ class JournalReader(ABC):
 
         `since`: by partition, that offset, which is 0 for a partition that is missing.
         """
+
+    def open_agents(self) -> dict[str, int]:
+        """Returns the numbers of the jobs that have not ended, by agent. Otherwise as `unfinished`."""
+        self.unfinished(self.positions())
+        return Counter(mark.agent for mark in self.open_marks())
+
+    def open_marks(self) -> list[JobMark]:
+        """Returns the jobs that have not ended, in the order of their last BEGIN entries. Reads no entries."""
+        marks = (mark for mark in self.logged(JobQuery(), EVERY) if not mark.outcome)
+        return sorted(marks, key=lambda mark: mark.began)
 
     @abstractmethod
     def load(self, body: Body) -> bytes:

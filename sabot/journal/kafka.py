@@ -117,6 +117,14 @@ class KafkaJournalReader(TablesReader):
         self._replica.catch_up()
         return super().unfinished(since)
 
+    def open_agents(self) -> dict[str, int]:
+        self._replica.catch_up()
+        return super().open_agents()
+
+    def open_marks(self) -> list[JobMark]:
+        self._replica.catch_up()
+        return super().open_marks()
+
     def trimmed(self) -> dict[int, int]:
         self._replica.catch_up()
         return super().trimmed()

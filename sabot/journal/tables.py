@@ -172,6 +172,7 @@ _ENDED = (  # jobs that had ended before a place
     "AND NOT EXISTS (SELECT 1 FROM entries WHERE entries.job = jobs.job AND place >= ?)"
 )
 _UNFINISHED = "SELECT job FROM jobs WHERE ended IS NULL OR ended >= ?"
+_OPEN_AGENTS = "SELECT agent, count(*) FROM jobs WHERE ended IS NULL GROUP BY agent"
 _REOPENED = f"({', '.join(map(repr, MAY_BEGIN_AGAIN))})"
 _KEEPS_APPROVALS = "SELECT 1 FROM meta WHERE name = 'approvals'"
 _REMOVED = "SELECT value FROM meta WHERE name = 'removed'"  # the place behind the last END whose job was trimmed
@@ -356,11 +357,26 @@ class SqlReader(JournalReader):
                 left = left[left.index(job) :]
 
     def unfinished(self, since: Mapping[int, int]) -> list[str]:
+        self._check_entries()
+        return [job for (job,) in self.select(_UNFINISHED, (since.get(0, 0),))]
+
+    def open_agents(self) -> dict[str, int]:
+        if self.format < LISTED:
+            return super().open_agents()
+        self._check_entries()
+        return dict(self.select(_OPEN_AGENTS))
+
+    def open_marks(self) -> list[JobMark]:
+        if self.format < LISTED:
+            return super().open_marks()
+        return list(map(mark_of_row, self.select(f"{self._marks} WHERE ended IS NULL ORDER BY began")))
+
+    def _check_entries(self) -> None:
+        """Raises CorruptJournal if the log lacks entries that nobody has trimmed."""
         ((found, written),) = self.select(COUNTS) if self._is_counted() else [(0, 0)]
         if found != written:
             for _ in SqlReader.read(self):  # tells which entry is missing
                 pass
-        return [job for (job,) in self.select(_UNFINISHED, (since.get(0, 0),))]
 
     def _decoded(self, rows: Iterable[Sequence[Any]]) -> Iterator[tuple[Position, Entry]]:
         return decoded(rows, self.where)

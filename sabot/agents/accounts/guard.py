@@ -21,7 +21,7 @@ ledger has no row of a job without an entry.
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from functools import partial
@@ -64,7 +64,7 @@ from sabot.jobs.guard import (
     most_cost,
 )
 from sabot.journal import Journal, JournalReader
-from sabot.journal.entries import EffectResult, End, Entry
+from sabot.journal.entries import Body, EffectResult, End, Entry
 from sabot.llm.token_counts import ASSUMED_TOKENS
 
 _log = logging.getLogger(__name__)
@@ -485,7 +485,7 @@ class LedgerGuard(EffectGuard):
             rows += self._recorded(effect, opened, opened.rows_in_doubt(effect, opened.attempt + 1, at_ms))
         return _usage(rows)
 
-    async def take(self, journal: Journal, jobs: Collection[str], calls: Sequence[OpenCall]) -> None:
+    async def take(self, journal: Journal, jobs: Mapping[str, Body], calls: Sequence[OpenCall]) -> None:
         """Writes into the ledger the rows that the journal has and the ledger lacks, for example after a crash. From
         then on rows are written only when their journal entries are durable. Waits until the accounts of all open calls
         are loaded, which another attempt of a call needs.

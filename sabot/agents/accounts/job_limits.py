@@ -8,7 +8,7 @@ The account of the job judges the calls of the job and of all its children. So i
 call. The accounts are not stored: when a process starts, it computes them again from the entries of the journal.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from types import MappingProxyType
@@ -42,7 +42,7 @@ from sabot.jobs.open_jobs import entries_of_trees, whole_entries
 from sabot.jobs.tree import child_id, first_of, is_retry, parent_of
 from sabot.jobs.values import unpack, unpack_error
 from sabot.journal import Journal
-from sabot.journal.entries import Attempt, Begin, EffectResult, End, Entry, Intent
+from sabot.journal.entries import Attempt, Begin, Body, EffectResult, End, Entry, Intent
 from sabot.llm.prices import PRICES_HINT
 from sabot.llm.results import Completion
 from sabot.llm.token_counts import ASSUMED_TOKENS, most_input_tokens
@@ -435,15 +435,20 @@ class JobLimits(EffectGuard):
 
     # -- the journal --------------------------------------------------------------------------------------------------
 
-    async def take(self, journal: Journal, jobs: Collection[str], calls: Sequence[OpenCall]) -> None:
+    async def take(self, journal: Journal, jobs: Mapping[str, Body], calls: Sequence[OpenCall]) -> None:
         """Opens an account for each of these jobs that has limits. Usage that the journal records for them is counted.
-        Reads the entries of their trees.
+        Reads the entries of trees in which a job has limits, or a job that has ended may have had some.
         """
         await run_to_end(run_in_thread(self._read, journal, jobs))
         await super().take(journal, jobs, calls)
 
-    def _read(self, journal: Journal, jobs: Collection[str]) -> None:
-        for position, entry in entries_of_trees(journal, jobs):
+    def _read(self, journal: Journal, jobs: Mapping[str, Body]) -> None:
+        chosen = [
+            job
+            for job, body in jobs.items()
+            if ((parent := parent_of(job)[0]) and parent not in jobs) or _limits_in(journal.load(body)) is not None
+        ]
+        for position, entry in entries_of_trees(journal, chosen) if chosen else ():
             if isinstance(entry, Begin) or (isinstance(entry, EffectResult) and entry.job in self._jobs):
                 entry = msgspec.structs.replace(entry, body=journal.load(entry.body))
             if isinstance(entry, Begin) and is_retry(entry) and _limits_of(entry) is not None:
@@ -576,8 +581,11 @@ def _limits_of(begin: Begin) -> BudgetSpec | None:
     the input of the job (`begin.body`). Returns None if the input is not a request to a kernel, or if the request sets
     no limit for tokens, cost, model calls or tool calls.
     """
-    body = begin.body
-    asked = unpack(body) if begin.agent and isinstance(body, bytes) and body[:1] in _FIELDS else None
+    return _limits_in(begin.body) if begin.agent and isinstance(begin.body, bytes) else None
+
+
+def _limits_in(body: bytes) -> BudgetSpec | None:
+    asked = unpack(body) if body[:1] in _FIELDS else None
     if not isinstance(asked, dict) or not isinstance(said := asked.get("budgets"), dict):
         return None
     limits = msgspec.convert(said, BudgetSpec, strict=False)

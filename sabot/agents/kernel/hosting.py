@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from hashlib import blake2b
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -64,8 +65,7 @@ from sabot.jobs.run import JobRun
 from sabot.jobs.tree import first_of, parent_of
 from sabot.jobs.values import pack_error
 from sabot.journal import Journal, Position
-from sabot.journal.base import EVERY
-from sabot.journal.begin_facts import key_text
+from sabot.journal.base import EVERY, JobMark
 from sabot.journal.ended_jobs import JobQuery, cut
 from sabot.journal.entries import REQUEST, Answer, Begin, Cancel, EffectResult, End, Entry, Signal
 from sabot.journal.lanes import JobLimit, pace_of
@@ -81,14 +81,16 @@ _WANT_TO_GO_ON: dict[type, str] = {Answer: "an answer", Signal: "a signal", Canc
 _TURNS = 20  # turns of the event loop in which a caller that got a handle may begin to listen
 _RETOLD_ENTRIES = 1_024  # last entries of the journal: the events of jobs that ended there are published again
 _SHOWS = "what shows jobs in stores"
+_FETCHED_AT_ONCE = 64  # open jobs that are read together, and a tree more
 _TRIMS = 10  # times that the journal is trimmed while `keep_jobs` jobs end
 
 
 class KernelHost(JobWatch):
     """The part of a kernel that runs its jobs, while the kernel has its journal open. All methods are called on the
-    event loop of the kernel. `open` contains, by id, the jobs that were open in the journal when the host was started
-    and were not resumed yet. `resumed` is True if the program has asked for that, or was warned that it has not. `closed` is
-    True once the kernel has closed the host and its journal.
+    event loop of the kernel. `open` contains, by id, the jobs in memory that were open in the journal when the host was
+    started and were not resumed yet; others may be in the journal only (`JobHost.left`). `resumed` is True if the
+    program has asked for that, or was warned that it has not. `closed` is True once the kernel has closed the host and
+    its journal.
     """
 
     def __init__(
@@ -124,7 +126,6 @@ class KernelHost(JobWatch):
         """
         self.journal = journal
         self._limits, self._lanes = limits, journal.begins.lanes
-        self.open: dict[str, OpenJob] = {}
         self.handles: dict[str, ExecutionHandle] = {}  # by id, for jobs that have not ended; blocked ones too
         self.failure: SabotError | None = None
         self.failed = asyncio.Event()  # set with `failure`
@@ -136,6 +137,8 @@ class KernelHost(JobWatch):
         self._children, self._on_lost = children, on_lost
         # by job that has asked no model yet: set when a caller has its handle
         self._given: dict[str, asyncio.Event] = {}
+        self._is_given = asyncio.Event()  # for all whose callers have it
+        self._is_given.set()
         self._shown = shown
         self._showing: asyncio.Task[None] | None = None
         self._news = False  # the journal has entries that the stores do not show yet
@@ -148,40 +151,45 @@ class KernelHost(JobWatch):
         for agent in agents.values():
             agent.watch = self
             self._host.register(agent.agent_id, agent, children)
+        self.open = self._host.fetched
         self._admission = JobAdmission[_Seat](max_jobs, lambda seat, was_parked: seat.go())
         self._seats: dict[str, _Seat] = {}  # by id, for jobs that run or wait for a place
         self._of_trees = Counter[str]()  # their number, by the first job of their tree
         self._callers: set[asyncio.Future[None]] = set()  # callers of `execute` that wait until their job may run
         self._said: dict[str, bytes | BaseException] = {}  # by job that is about to end: the outcome for its handle
         self._ended = 0
-        self._positions: dict[int, int] = {}  # the ends of the journal's partitions at the start
+        self._ends: Mapping[int, int] = {}  # of the journal's partitions at the start
+        self._positions: Mapping[int, int] = {}  # the same, until events are told again
         # the number of ended jobs, and the journal's positions then
         self._marks: deque[tuple[int, Mapping[int, int]]] = deque()
 
     # -- start and stop -----------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Reads the open jobs of the journal into `open`. After that, new jobs can begin. Raises UserError if the
-        journal has open jobs of an agent that the kernel does not have.
+        """Starts the host. After that, new jobs can begin. Leaves the open jobs in the journal, unless budgets count what they have
+        used and may use. Raises UserError if the journal has open jobs of an agent that the kernel does not have.
         """
-        self._positions = await run_in_thread(self.journal.positions)
-        found = await self._host.open(self._positions)
-        found = [job for job in found if job.agent]  # a job without an agent belongs to a JobManager
-        ends = [job for job in found if job.cut]
-        found = [job for job in found if not job.cut]
-        gone = sorted({job.agent for job in found if job.agent not in self._agents})
+        shared = self.journal.begins.shared
+        self._ends = self._positions = await run_in_thread(self.journal.positions)
+        leaves = shared or not (await run_in_thread(self.journal.approvals) is None or "budgets" in self._declared)
+        found = await self._host.open(self._positions, leaves=leaves)
+        agents = {} if shared else await run_in_thread(self.journal.open_agents)
+        agents.pop("", None)  # a job without an agent belongs to a JobManager
+        gone = sorted(agents.keys() - set(map(cut, self._agents)))
         if gone:
             raise UserError(
                 f"{self.journal.where} has open jobs of agents that this kernel does not have: {', '.join(gone)}",
                 hint="give it these agents too, and the name= that the kernel had",
             )
-        self.open = {job.job_id: job for job in found}
-        await self._take_seats(found)
-        if self.open:
+        self._host.left = sum(agents.values()) if leaves else 0
+        ends = [job for job in found if job.agent and job.cut]
+        self.open.update((job.job_id, job) for job in found if job.agent and not job.cut)
+        await self._take_seats()
+        if agents:
             _log.info(
                 "%s has %s: await kernel.resume() goes on with what is open",
                 self.journal.where,
-                counted_words(len(self.open), "open job"),
+                counted_words(sum(agents.values()), "open job"),
             )
         try:
             for store in self._shown:
@@ -197,16 +205,17 @@ class KernelHost(JobWatch):
         for job in ends:
             self._host.end_cut(job)
 
-    async def _take_seats(self, found: Sequence[OpenJob]) -> None:
+    async def _take_seats(self) -> None:
         """Sets the limits, gives the open jobs their seats, and counts for the rates what has begun before the start."""
         begins = self.journal.begins
         begins.agents = frozenset(self._agents)
         await call_journal(self.journal.begins.limit, self._limits)
         if begins.shared:
             return
-        for job in found:
-            if job.agent in self._lanes.limits and not parent_of(job.job_id)[0]:
-                self._lanes.was_open(job.job_id, job.agent, cut(job.behalf.scope), cut(key_text(job.key)))
+        agents = {cut(agent): agent for agent in self._lanes.limits}
+        for mark in await call_journal(self.journal.open_marks) if agents else ():
+            if mark.agent in agents and not parent_of(mark.job)[0]:
+                self._lanes.was_open(mark.job, agents[mark.agent], mark.scope, mark.key)
         for agent, limit in self._lanes.limits.items():
             most, within_ms = pace_of(limit)
             if most:
@@ -271,19 +280,39 @@ class KernelHost(JobWatch):
 
     def _look_at(self, notice: Notice) -> None:
         """Logs a warning for the first entry by which somebody wants a job to go on that this kernel does not run."""
-        if notice.job in self.open and not self.resumed:
-            what = _WANT_TO_GO_ON[type(notice)]
-            self._warn_of_open(f"job {notice.job} has got {what}, and nothing follows: ")
+        if self._waits and not self.resumed:
+            self._host.spawn(self._warn_of(notice.job, _WANT_TO_GO_ON[type(notice)]), f"the look for job {notice.job}")
+
+    async def _warn_of(self, job_id: str, what: str) -> None:
+        if await self.is_left(job_id):
+            self._warn_of_open(f"job {job_id} has got {what}, and nothing follows: ")
+
+    @property
+    def _waits(self) -> int:
+        """The number of jobs that were open at the start and that nothing goes on with."""
+        return len(self.open) + self._host.left
 
     def _warn_of_open(self, why: str = "") -> None:
         """Logs, once, that jobs are open which the program has not resumed."""
-        if self.open and not self.resumed:
+        if self._waits and not self.resumed:
             self.resumed = True
             _log.warning(
                 "%s%s has %s from before the start of the kernel. Nothing of it goes on before `await kernel.resume()`: "
                 "call it once after each start",
-                *(why, self.journal.where, counted_words(len(self.open), "open job")),
+                *(why, self.journal.where, counted_words(self._waits, "open job")),
             )
+
+    async def is_left(self, job_id: str) -> bool:
+        """Returns True if a job was open at the start, and nothing goes on with it."""
+        if job_id in self.open or not self._host.left or job_id in self._host.jobs:
+            return job_id in self.open
+        await self.journal.flush()  # it may have ended just now
+        mark = await call_journal(self.journal.job, job_id)
+        return job_id in self.open or (mark is not None and self._is_left(mark))
+
+    def _is_left(self, mark: JobMark) -> bool:
+        began, is_old = mark.began, mark.agent and not mark.outcome and mark.job not in self._host.jobs
+        return bool(is_old) and began.offset < self._ends.get(began.partition, 0)
 
     def _check_begins(self) -> None:
         """Raises the error that has stopped the host, or UserError if the host is stopping. A job that began then would
@@ -425,12 +454,17 @@ class KernelHost(JobWatch):
         journal.
         """
         job_id = handle.job_id
+        if self._host.left and await self.is_left(job_id):
+            await self._host.fetch_tree(job_id)
+            self._check_begins()
         job = self.open.pop(job_id, None)
         if job is not None:
             try:
                 self._check_same(request, handle, job.digest)
             except IdempotencyConflict:
                 self.open[job_id] = job
+                for each in [each for each in self.open if self.journal.begins.resumes and first_of(each) == job_id]:
+                    self._resume(self.open.pop(each))  # `resume` has left the tree to this call
                 raise
             self._resume(job, handle)
             for child in [each for each in self.open if first_of(each) == job_id]:  # their parents wait for them
@@ -507,20 +541,56 @@ class KernelHost(JobWatch):
             if entries and isinstance(begin := entries[0][1], Begin) and begin.agent in self._agents:
                 self._host.log.publish_again(entries)
 
-    def resume(self) -> list[ExecutionHandle]:
-        """Continues all jobs in `open`, and removes them from it. Returns their handles at once, in the order in which
-        the jobs began. A job waits for its turn if `max_jobs` jobs run. Raises UserError if the host is stopping.
+    async def resume(self) -> list[ExecutionHandle]:
+        """Continues all jobs that were open at the start. Returns their handles at once, in the order in which the jobs began.
+        Those that are still in the journal only are read tree by tree, when those before them run. A job waits for its
+        turn if `max_jobs` jobs run. Raises UserError if the host is stopping.
         """
         self._check_begins()
         self.journal.begins.resumes = True
-        return [self._resume(self.open.pop(job_id)) for job_id in list(self.open)]
+        marks = await call_journal(self.journal.open_marks) if self._host.left else []
+        self._check_begins()
+        found = [(job.began, self._resume(self.open.pop(job.job_id))) for job in list(self.open.values())]
+        agents = {cut(agent_id): agent for agent_id, agent in self._agents.items()}
+        trees: dict[str, list[str]] = {}
+        executed = set(self.handles)  # `execute` goes on with the trees of these
+        for mark in marks:
+            root = first_of(mark.job)
+            if self._is_left(mark) and root not in executed:
+                handle = self.handles[mark.job] = self._new(mark.job, agents[mark.agent], mark.digest)
+                handle.begun()
+                found.append((mark.began, handle))
+                trees.setdefault(root, []).append(mark.job)
+        if trees:
+            self._host.spawn(self._go_on(deque(trees.values())), "what goes on with open jobs")
+        return [handle for _, handle in sorted(found, key=itemgetter(0))]
+
+    async def _go_on(self, trees: deque[list[str]]) -> None:
+        """Reads trees of open jobs, some at a time, and lets them run."""
+        while trees:
+            some = list[str]()
+            while trees and len(some) < _FETCHED_AT_ONCE:
+                some += trees.popleft()
+            await self._host.fetch(some)
+            for job_id in some:
+                if (job := self.open.pop(job_id, None)) is not None:
+                    self._resume(job, self.handles.get(job_id))
+            turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            seat = _Seat(partial(_let_in, turn))
+            self._admission.wait(seat, continues=True)
+            self._admission.go_on()
+            try:
+                await turn  # those before it run
+            finally:
+                self._admission.leave(seat)
+                self._admission.go_on()
+        self._host.left = 0
 
     def _resume(self, job: OpenJob, handle: ExecutionHandle | None = None) -> ExecutionHandle:
         if handle is None:
             handle = self.handles[job.job_id] = self._new(job.job_id, self._agents[job.agent], job.digest)
         handle.begun()
-        given = self._given[job.job_id] = asyncio.Event()
-        given.set()
+        self._given[job.job_id] = self._is_given
         self._when_free(job.job_id, partial(self._host.resume, job))
         return handle
 
@@ -534,8 +604,7 @@ class KernelHost(JobWatch):
         if job_id not in self.handles:
             self.handles[job_id] = self._new(job_id, self._agents[job.agent], job.digest)
         self.handles[job_id].begun()
-        given = self._given[job_id] = asyncio.Event()
-        given.set()
+        self._given[job_id] = self._is_given
         wait = partial(self._wait, job_id, partial(self._host.resume, job), continues=goes_on)
         if goes_on and not job.fresh:
             self._lanes.go_on(first_of(job_id), wait)

@@ -416,7 +416,7 @@ class RuntimeKernel:
             self._host, self._between = host, False
             if resumes:
                 host.resumed = True
-                host.resume()
+                await host.resume()
             _log.warning("kernel %s goes on as another worker", self.name)
 
     async def _open_journal(self, opened: list[Journal]) -> None:
@@ -634,7 +634,8 @@ class RuntimeKernel:
 
     async def resume(self) -> list[ExecutionHandle]:
         """Continues all jobs that were open when the kernel opened the journal, except those that `execute` has
-        continued already. Returns their handles, in the order in which the jobs began. A second call returns [].
+        continued already. Returns their handles, in the order in which the jobs began, before their entries are read. A
+        second call returns [].
 
         An effect that has a recorded result is not made again. If nobody knows whether an effect was made before the
         kernel stopped, its effect class decides what happens: it is made again, looked up, or a person is asked. The
@@ -644,7 +645,7 @@ class RuntimeKernel:
         host = await self._started()
         host.resumed = True
         await host.tell_again()
-        return host.resume()
+        return await host.resume()
 
     async def handle(self, job_id: str) -> ExecutionHandle:
         """Returns the handle of a job of this kernel that runs, is blocked or has ended. If a JobClient has begun the job,
@@ -659,7 +660,7 @@ class RuntimeKernel:
         known = host.handles.get(job_id)
         if known is not None:
             return known
-        if job_id in host.open:
+        if await host.is_left(job_id):
             raise UserError(f"job {job_id} is open, and not resumed", hint="await kernel.resume()")
         if not host.journal.begins.shared and (begun := await host.await_letter(job_id)) is not None:
             return begun
