@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from sabot.engine.calls.effects import RULES
 from sabot.jobs.core import job_seed, question_token
 from sabot.jobs.history import History
 from sabot.journal.entries import Answer, Begin, EffectResult, End, Entry, Intent, JobOrigin, Signal
@@ -85,6 +86,38 @@ def open_calls(whole: Iterable[Entry], part: HistoryPart) -> list[Intent]:
 
 
 _NEVER_MADE: Collection[str] = ("PolicyDenied", "BudgetExceeded", "BudgetUnavailable", "NotSent")
+
+
+def doubted_calls(whole: Iterable[Entry]) -> list[Intent]:
+    """Returns the INTENT entries of those calls that change something outside of Sabot, and of which these entries do not
+    tell whether they were made: a call without an outcome, also one that is still under way, and one that was given up
+    as such. Leaves out calls that were certainly not made. `whole`: all entries of a job, with their bodies.
+    """
+    history: History | None = None
+    found: dict[int, Intent] = {}
+    for entry in whole:
+        if isinstance(entry, Begin):
+            found |= {} if history is None else _doubted(history)
+            history = History(entry) if history is None else history.followed_by(entry)
+        elif history is not None:
+            history.add(entry)
+    return list((found | ({} if history is None else _doubted(history))).values())
+
+
+def _doubted(history: History) -> dict[int, Intent]:
+    outcomes = {each.ordinal: each.outcome for each in history.deliveries if isinstance(each, EffectResult)}
+    return {
+        at: intent
+        for at, intent in history.intents.items()
+        if intent.kind == "call"
+        and RULES[intent.effect_class].settles
+        and outcomes.get(at, _GIVEN_UP[0]) in _GIVEN_UP
+        and history.attempt_of(intent)
+        and at not in history.not_made
+    }
+
+
+_GIVEN_UP = ("Abandoned", "InDoubt")  # the outcomes of calls of which nobody has found out whether they were made
 
 
 def seeds_of(job_id: str, entries: Iterable[Entry], key: bytes) -> tuple[bytes, ...]:

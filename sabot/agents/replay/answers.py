@@ -38,6 +38,12 @@ class ForkAnswers:
     stood_in: set[tuple[str, int]] = field(default_factory=set)
     doubts: dict[int, str] = field(default_factory=dict)
 
+    @property
+    def not_done(self) -> bool:
+        """True if `answers` says of calls in doubt that they were not made."""
+        said = self.answers.get(IN_DOUBT)
+        return isinstance(said, Mapping) and said.get("outcome", said.get("answer")) == "not_done"
+
     def of(self, name: str) -> str | None:
         """Returns the key of `answers` that fits a tool or an agent with this name: the name itself, or the name
         without the id of the app. Returns None if there is none.

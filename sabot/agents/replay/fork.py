@@ -7,7 +7,7 @@ recording ─▶ entries up to the result of step `at` ─▶ a journal in memor
 import asyncio
 import logging
 import uuid
-from collections.abc import Callable, Collection, Coroutine, Mapping
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import wraps
 from typing import Any
@@ -31,13 +31,14 @@ from sabot.engine.calls.tool_context import EFFECT, Effect
 from sabot.engine.calls.tools import Tool
 from sabot.errors import NonDeterminism, UserError
 from sabot.jobs.events import Arrived
+from sabot.jobs.fork_history import doubted_calls
 from sabot.jobs.guard import Behalf, EffectGuard, guard_of
 from sabot.jobs.host import JobHost
 from sabot.jobs.owner import AfterFailure, OpenJob
 from sabot.jobs.run import Ask, JobRun
 from sabot.jobs.tree import parent_of
 from sabot.jobs.values import pack, unpack
-from sabot.journal.entries import Begin
+from sabot.journal.entries import Begin, Entry, Intent
 from sabot.journal.memory import MemoryJournal, MemoryReader, MemoryStorage
 
 FORK_ALLOWS = ("local", "read", "metered")
@@ -111,7 +112,8 @@ async def fork(
     - `prompt`: the text that replaces the instructions in requests to models; None changes nothing.
     - `allow`: the effect classes and the names of tools that are really called. By default these are the classes
       "local", "read" and "metered". All other calls are denied. A tool whose class comes from the hints of an MCP
-      server only is "unsafe" here. Calls that are made have other idempotency keys than those of the job.
+      server only is "unsafe" here. Calls that are made have other idempotency keys than those of the job. So a call of the
+      job of which nobody knows whether it was made is not made again, unless "in_doubt" says {"outcome": "not_done"}.
     - `guard`: a policy that also decides on the calls. None means that of the app or kernel to which the code belongs;
       `PolicyEngine([])` is none.
     - `ledger`: a ledger whose budgets limit the calls of the fork, and which records their usage, with the present time
@@ -123,14 +125,16 @@ async def fork(
 
     The limit `max_runtime_seconds` of the job does not apply to the fork. Raises these errors:
 
-    - UserError for a recording without entries, or without a result of step `at`, and if the value of "confirm" or
-      "in_doubt" is no answer to such a question.
+    - UserError for a recording without entries, or without a result of step `at`, if the value of "confirm" or
+      "in_doubt" is no answer to such a question, and if `allow` has a call that the job may have made already.
     - ReplayDifference if the code requests other effects up to step `at` than the recording has.
     """
     check("fork: recording", recording, Of(Recording, "what record_job has recorded"))
     check("fork: code", code, Of(JobCode, "code_of(agent.spec)"))
     check("fork: allow", allow, TEXTS)
     entries = entries_until(recording, at)
+    changes = ForkAnswers(answers or {}, prompt)
+    _refuse_doubts(recording, entries, frozenset(allow), changes)
     guard = code.policy if guard is None else guard
     ledger = await code.accounts() if ledger is None and code.accounts is not None else ledger
     given = {"policy": guard, "budgets": ledger}
@@ -145,7 +149,6 @@ async def fork(
     for entry in entries:
         journal.append(entry)
     fork_id = f"{recording.job_id}/fork-{uuid.uuid4().hex[:12]}"
-    changes = ForkAnswers(answers or {}, prompt)
     owner = _ForkOwner(code, changes, clock, no_wait=no_wait)
 
     def run_of(*given: Any, **how: Any) -> JobRun:
@@ -187,6 +190,25 @@ async def fork(
     unused = tuple(each for each in (*allow, *changes.answers) if each not in named)
     difference = first_difference(recording, made)
     return Forked(outcome, owner.value, owner.error, made, difference, unused, owner.waits_for, booked_as)
+
+
+def _refuse_doubts(recording: Recording, kept: Sequence[Entry], allow: Collection[str], changes: ForkAnswers) -> None:
+    """Raises UserError if the fork, which begins with the entries `kept`, could make a call of the job again of which nobody
+    knows whether it was made. The call of the fork has another idempotency key, so no service would drop it.
+    """
+    if changes.not_done:
+        return
+    steps = {entry.ordinal for entry in kept if isinstance(entry, Intent)}
+    for call in doubted_calls(recording.entries):
+        if call.ordinal in steps or changes.of(call.name) is not None or not {call.name, call.effect_class} & {*allow}:
+            continue
+        raise UserError(
+            f"the fork may call {call.name} a second time: job {recording.job_id} has called it (step {call.ordinal}), and "
+            "nobody knows whether it was done",
+            hint="find that out first (`sabot actions list`, `sabot actions resolve TOKEN --done` or `--not-done`), and "
+            f"record the job anew. In a fork, answers={{{call.name!r}: …}} stands in for the call, and "
+            "answers={'in_doubt': {'outcome': 'not_done'}} says that it was not made",
+        )
 
 
 class _ForkClock:

@@ -28,7 +28,7 @@ from sabot.agents.durable.context import DurableContext
 from sabot.agents.replay import FORK_ALLOWS, JobCode, fork, verified
 from sabot.agents.replay.verification import steps_of
 from sabot.clock import ManualClock
-from sabot.errors import PolicyDenied, UserError
+from sabot.errors import EffectError, PolicyDenied, UserError
 from sabot.journal import Letter
 from sabot.journal.memory import MemoryReader, MemoryStorage
 from sabot.llm import Effect, ExecutionEngine, ScriptedProvider, tool
@@ -298,6 +298,64 @@ async def test_what_had_no_result_by_then_is_asked_anew_and_an_unsafe_call_is_no
     recording, paid = record_job(MemoryReader(home), "job"), list(world.paid)
     found = await fork(recording, JobCode(Agent(job).call), at=0)
     assert (found.result, world.paid) == ("denied", paid)
+
+
+@pytest.mark.parametrize(
+    ("effect", "allow", "left"),
+    [
+        ("unsafe", "pay", "open"),
+        ("unsafe", "unsafe", "open"),
+        ("unsafe", "pay", "abandoned"),
+        ("unsafe", "pay", "failed"),
+        ("idempotent", "pay", "open"),
+    ],
+)
+async def test_a_call_that_the_job_may_have_made_is_not_made_again_by_a_fork(
+    effect: Any, allow: str, left: str
+) -> None:
+    """A fork with `allow` paid a second time, with another idempotency key, what a person was asked about at that time."""
+    paid: list[int] = []
+
+    @tool(effect=effect, in_doubt="fail" if left == "failed" else "ask")
+    async def pay(cents: int) -> str:
+        paid.append(cents)
+        if len(paid) == 1:
+            if effect == "idempotent":
+                await asyncio.Event().wait()
+            raise TimeoutError("no answer")
+        return f"paid {cents}"
+
+    async def job(ctx: DurableContext) -> Any:
+        try:
+            return await ctx.call(pay, cents=7)
+        except (EffectError, asyncio.CancelledError) as error:
+            return str(error)
+
+    home = MemoryStorage()
+    async with hosting(home, Agent(job)) as running:
+        running.begin("job", "hello")
+        if effect == "idempotent":
+            await until(lambda: paid)
+        elif left == "failed":
+            await running.over("job")
+        else:
+            await running.parks("job")
+            if left == "abandoned":
+                (action,) = [entry for entry in entries(home) if getattr(entry, "kind", "") == "ask"]
+                running.journal.post(Letter("answer", action.token, body=b'{"outcome": "abandon"}'))
+                await running.over("job")
+        recording, code = record_job(MemoryReader(home), "job"), JobCode(Agent(job).call)
+        with pytest.raises(UserError, match=r"may call pay a second time: job job has called it \(step 1\)"):
+            await fork(recording, code, at=0, allow=(allow,))
+        assert len(paid) == 1
+        assert (await fork(recording, code, at=0, allow=(allow,), answers={"pay": "by nobody"})).result == "by nobody"
+        assert (await fork(recording, code, at=0, allow=("other",))).outcome == "succeeded"
+        assert len(paid) == 1
+        not_done = {"in_doubt": {"outcome": "not_done"}}
+        assert (await fork(recording, code, at=0, allow=(allow,), answers=not_done)).result == "paid 7"
+        if left != "open" and effect == "unsafe":  # its outcome is what the job saw of it
+            assert (await fork(recording, code, at=1, allow=(allow,))).first_difference is None
+        assert len(paid) == 2
 
 
 async def test_a_child_is_not_begun() -> None:
