@@ -192,7 +192,7 @@ class ExecutionHandle(JobHandle):
         self._kernel = kernel
         self.agent = agent
         self._outcome: ExecutionResult | bytes | BaseException | None = None  # bytes: the body of its END
-        self._ended = False  # the journal has an END of the job
+        self._ended = False  # the journal has an END of the job, which may not be durable yet
         self._answered: asyncio.Event | None = None  # wakes the tasks that wait for the outcome
         self._begins: asyncio.Event | None = None  # wakes the tasks that wait for BEGIN
         self._begun: bool | None = None
@@ -206,8 +206,8 @@ class ExecutionHandle(JobHandle):
         return self._outcome is not None
 
     async def result(self) -> ExecutionResult:
-        """Waits until the job has ended, and returns its result. If the job has ended without success, raises its
-        error:
+        """Waits until the job has ended and its end is durable, and returns its result. If the job has ended without
+        success, raises its error:
 
         - ModelError, BudgetExceeded, BudgetUnavailable, TurnLimitExceeded, TimeoutError (`max_runtime_seconds`) or
           JobCancelled.
@@ -278,7 +278,7 @@ class ExecutionHandle(JobHandle):
                     told.add(event.event_id)
                     _note(heard, event)
                     yield event
-                    if event.type in _FINAL and at > last_start and self.done:  # not the end of a run before a retry
+                    if event.type in _FINAL and at > last_start and self._ended:  # not the end of a run before a retry
                         return
                 for piece in heard.of(kept, early, whom, None):
                     yield piece
@@ -331,13 +331,17 @@ class ExecutionHandle(JobHandle):
             if self._begins is not None:
                 self._begins.set()
 
+    def ends(self) -> None:
+        """Notes that the journal has the END entry of the job. The kernel calls `settle` when the entry is durable."""
+        self._ended = True
+
     def settle(self, outcome: bytes | BaseException, *, ended: bool) -> None:
         """Sets the outcome that `result` returns or raises, and wakes the tasks that wait for it. Does nothing if there
         is an outcome already. The kernel calls this.
 
         - `outcome`: the encoded result, or the error.
-        - `ended`: True if the journal has the END entry of the job. Then `events` yields a last event. False if the job
-          is blocked or the kernel stops. Then `events` raises the error.
+        - `ended`: True if the END entry of the job is durable. Then `events` yields a last event. False if the job is blocked or
+          the kernel stops. Then `events` raises the error.
         """
         if self._outcome is not None:
             return

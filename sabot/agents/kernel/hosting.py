@@ -157,6 +157,9 @@ class KernelHost(JobWatch):
         self._of_trees = Counter[str]()  # their number, by the first job of their tree
         self._callers: set[asyncio.Future[None]] = set()  # callers of `execute` that wait until their job may run
         self._said: dict[str, bytes | BaseException] = {}  # by job that is about to end: the outcome for its handle
+        # the outcomes of jobs whose END entries are not durable yet
+        self._untold: list[tuple[ExecutionHandle, bytes | BaseException]] = []
+        self._telling = False
         self._ended = 0
         self._ends: Mapping[int, int] = {}  # of the journal's partitions at the start
         self._positions: Mapping[int, int] = {}  # the same, until events are told again
@@ -233,6 +236,10 @@ class KernelHost(JobWatch):
         """
         try:
             await self._host.close()
+            if self.failure is None:
+                await self._tell_ended()
+        except JournalFailed as error:
+            self._broke("the journal", error)
         finally:
             self._end_all(self.failure or why)
         if self._showing is not None:
@@ -262,7 +269,8 @@ class KernelHost(JobWatch):
         self._on_lost()
 
     def _end_all(self, error: SabotError) -> None:
-        for handle in list(self.handles.values()):
+        untold, self._untold = self._untold, []
+        for handle in (*self.handles.values(), *(handle for handle, _ in untold)):
             handle.settle(error, ended=False)
             handle.begun(False)
         self.handles.clear()
@@ -763,16 +771,36 @@ class KernelHost(JobWatch):
         self._given.pop(job_id, None)
         if handle is not None:
             if outcome == "cancelled":
-                handle.settle(outcome_of(job_id, outcome, b""), ended=True)
+                said = outcome_of(job_id, outcome, b"")
             elif isinstance(said, BaseException):
-                handle.settle(outcome_of(job_id, outcome, pack_error(said)), ended=True)
-            elif said is not None:
-                handle.settle(said, ended=True)
-            else:
-                handle.settle(InternalError(f"job {job_id} has ended ({outcome}), and nobody said how"), ended=True)
+                said = outcome_of(job_id, outcome, pack_error(said))
+            elif said is None:
+                said = InternalError(f"job {job_id} has ended ({outcome}), and nobody said how")
+            handle.ends()
+            self._untold.append((handle, said))
+            if not self._telling:
+                self._telling = True
+                self._host.spawn(self._tell_all(), "what tells callers of the ends of jobs")
         self._leave(job_id)
         self._gives_up(job_id)
         self._trim()
+
+    async def _tell_all(self) -> None:
+        try:
+            while self._untold:
+                await self._tell_ended()
+        finally:
+            self._telling = False
+
+    async def _tell_ended(self) -> None:
+        """Waits until the END entries of the jobs that have ended are durable, then sets the outcomes of their handles. Without
+        the wait, a crash or a full disk could undo an end of which a caller knows: the next start would run the job again.
+        """
+        if count := len(self._untold):
+            await self.journal.flush()
+            told, self._untold = self._untold[:count], self._untold[count:]
+            for handle, outcome in told:
+                handle.settle(outcome, ended=True)
 
     def _gives_up(self, job_id: str, *, blocked: bool = False) -> None:
         """Ends the seat of a job that is over, or that is blocked."""

@@ -380,8 +380,8 @@ class JobWatch(ABC):
 
     @abstractmethod
     def over(self, job_id: str, outcome: str) -> None:
-        """Reports that the END entry of a job is in the journal, with this outcome. The kernel then sets the outcome of
-        the job's handle.
+        """Reports that the END entry of a job was appended to the journal, with this outcome. When it is durable, the kernel
+        sets the outcome of the job's handle.
         """
 
     @abstractmethod
@@ -417,7 +417,7 @@ class KernelAgent:
     JobHost of the kernel calls. The agent is an Agent, or a function that takes a DurableContext.
     """
 
-    leaves_at_once = sleep_counts = True
+    leaves_at_once, sleep_counts = False, True  # callers hear of a result when END, and so all before it, is durable
 
     def __init__(
         self,

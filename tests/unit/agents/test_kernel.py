@@ -2,11 +2,13 @@
 
 import asyncio
 import gc
+import sqlite3
 import threading
 from contextlib import asynccontextmanager, closing, suppress
 from dataclasses import replace
 from decimal import Decimal
 from functools import partial
+from itertools import takewhile
 
 import pytest
 
@@ -33,6 +35,7 @@ from sabot.errors import AppLocked, EffectError, JobCancelled, JournalFailed, No
 from sabot.journal.entries import End
 from sabot.journal.memory import MemoryJournal, MemoryReader, MemoryStorage
 from sabot.journal.opening import open_journal
+from sabot.journal.writing import GroupWriter
 from sabot.llm import ChatMessage, Completion, Price, PriceTable, ToolCall, TurnLimitExceeded, Usage, assistant, tool
 from sabot.llm.agent import Agent
 from sabot.llm.engine import ExecutionEngine
@@ -611,6 +614,73 @@ async def test_the_same_key_of_a_scope_is_the_same_job():
         assert other.job_id != later.job_id
         await other.result()
     assert len(provider.requests) == 2
+
+
+@pytest.mark.parametrize("outcome", ["returns", "fails", "cancelled"])
+async def test_a_caller_hears_of_the_end_of_a_job_when_its_end_is_durable(tmp_path, monkeypatch, outcome):
+    """On a full disk a result was returned whose END entry was lost, so the job ran again at the next start."""
+    paid = []
+
+    async def pay():
+        paid.append(1)
+
+    async def f(ctx):
+        await ctx.step(pay)
+        if outcome == "fails":
+            raise ValueError("no")
+        if outcome == "cancelled":
+            await ctx.wait("never")
+        return "done"
+
+    def writer(where, partition, first, commit, *given):
+        def full(group):
+            before = [*takewhile(lambda each: not isinstance(each.entry, End), group)]
+            if before:
+                commit(before)
+            if before != group:
+                raise sqlite3.OperationalError("database or disk is full")
+
+        return GroupWriter(where, partition, first, full, *given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("sabot.journal.sqlite.GroupWriter", writer)
+        kernel = RuntimeKernel.create(agent=f, journal=f"{tmp_path}/jobs")
+        handle = await kernel.execute(ask("go"))
+        if outcome == "cancelled":
+            await until(lambda: kernel.statistics()["parked"] == 1)
+            await handle.cancel()
+        with pytest.raises(JournalFailed, match="disk is full"):
+            await handle.result()
+        with pytest.raises(JournalFailed, match="disk is full"):
+            await kernel.close()
+    async with RuntimeKernel.create(agent=f, journal=f"{tmp_path}/jobs") as kernel:
+        (handle,) = await kernel.resume()
+        if outcome == "returns":
+            assert (await handle.result()).output == "done"
+        else:
+            with pytest.raises(EffectError if outcome == "fails" else JobCancelled):
+                await handle.result()
+    assert paid == [1]
+
+
+async def test_the_results_of_jobs_that_end_while_their_kernel_is_closed_are_told():
+    ended, goes_on = [], asyncio.Event()
+
+    async def f(ctx):
+        await ctx.step(goes_on.wait, effect="read")
+        return ctx.message
+
+    kernel = RuntimeKernel.create(agent=f)
+    handles = [await kernel.execute(ask(number)) for number in range(20)]
+
+    async def told(handle):
+        ended.append((await handle.result()).output)
+
+    tasks = [asyncio.create_task(told(handle)) for handle in handles]
+    goes_on.set()
+    await kernel.close()
+    await asyncio.gather(*tasks)
+    assert sorted(ended) == [*range(20)]
 
 
 async def test_a_key_whose_first_caller_gave_up_before_the_job_had_begun_begins_it_with_the_next():
