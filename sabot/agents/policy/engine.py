@@ -37,8 +37,8 @@ from sabot.agents.policy.rules import (
     RuleAnswer,
     asked_words,
     declared_words,
+    home_of,
     is_idle,
-    server_of,
 )
 from sabot.base.checks import TEXTS, Of, check
 from sabot.base.config import Duration, checked_text, parse_seconds
@@ -154,7 +154,7 @@ class PolicyEngine(EffectGuard):
         self._rules: list[PolicyRule] = []
         self._steps: set[str] = set()  # the names of functions that may be steps
         self._foreign: set[int] = set()  # the ids of rules with code of the user
-        self._by_name: dict[tuple[CallKind, str, str, str, bool, tuple[str, ...], str, str], list[_Matching]] = {}
+        self._by_name: dict[tuple[CallKind, str, str, str, bool, tuple[str, ...], str], list[_Matching]] = {}
         self._version: str | None = None
         if isinstance(rules, str) or not isinstance(rules, Sequence):
             raise UserError(f"PolicyEngine: rules={short_repr(rules)}", hint="a list: PolicyEngine([ToolPolicy(…)])")
@@ -449,8 +449,7 @@ class PolicyEngine(EffectGuard):
     def _matching(self, call: GuardedCall) -> list[_Matching]:
         """Returns the rules that match the call. Of several rules with the same name, the second one gets the name
         "NAME (2)", and likewise its terms: a person who approves what one rule asks about ("always") has not been asked by
-        the other one, and has not been asked by the rule that has its place or its name after a deploy. The terms have the
-        server of a tool of MCP: an approval of its calls is none of those of another server's tool of the same name.
+        the other one, and has not been asked by the rule that has its place or its name after a deploy.
 
         If several rules allow the call by its name and caller, only the first of them is returned. The result is
         cached.
@@ -459,8 +458,7 @@ class PolicyEngine(EffectGuard):
         hands_over = tool is not None and tool.is_agent
         others = () if tool is None else tool.other_names
         start = "" if tool is None or tool.part_of is None else tool.part_of.name
-        server = server_of(tool)
-        key = (call.kind, call.name, call.scope, call.principal, hands_over, others, start, server)
+        key = (call.kind, call.name, call.scope, call.principal, hands_over, others, start)
         found = self._by_name.get(key)
         if found is None:
             found, allowed, names, alike = [], False, Counter[str](), Counter[str]()
@@ -471,7 +469,7 @@ class PolicyEngine(EffectGuard):
                 name = rule.name or type(rule).__name__
                 names[name] += 1
                 name = name if names[name] == 1 else f"{name} ({names[name]})"
-                terms = f"{self._terms(rule)}{server and f' of {server}'}"
+                terms = self._terms(rule)
                 alike[terms] += 1
                 terms = terms if alike[terms] == 1 else f"{terms} ({alike[terms]})"
                 for of_start in judges:
@@ -594,9 +592,14 @@ def _as_start(call: GuardedCall) -> GuardedCall:
 
 def _allowed_before(call: GuardedCall, verdict: GuardVerdict) -> GuardVerdict:
     """Returns a verdict that allows the call if a person has answered the question of the same rule about the same tool,
-    model or agent for the whole job, session or scope. Otherwise returns the verdict of the rule.
+    model or agent for the whole job, session or scope. Otherwise returns the verdict of the rule. Its terms have the home
+    of the tool (`home_of`): an approval of its calls is none of those of another tool of the same name.
     """
-    said = call.standing.get(verdict.asked_by) if verdict.decision is Decision.ASK else None
+    if verdict.decision is not Decision.ASK:
+        return verdict
+    if verdict.terms and (home := home_of(call.tool)):
+        verdict = msgspec.structs.replace(verdict, terms=f"{verdict.terms}{home}")
+    said = call.standing.get(verdict.asked_by)
     return verdict if said is None else GuardVerdict(rule=verdict.rule, version=verdict.version, reason=said)
 
 

@@ -15,6 +15,7 @@ written in the code counts as known. Only a name that is not written there eithe
 import logging
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
+from contextlib import suppress
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from functools import partial, partialmethod
@@ -32,7 +33,7 @@ from types import (
 from typing import Any, NamedTuple, TypeGuard
 
 from sabot.agents.policy.bounds import bounds_of, fits, meant, type_words
-from sabot.agents.policy.rules import ConstraintPolicy, DataAccessPolicy, LabelPolicy, PolicyRule, server_of
+from sabot.agents.policy.rules import ConstraintPolicy, DataAccessPolicy, LabelPolicy, PolicyRule, home_of
 from sabot.engine.calls.arguments import call_names, lacks, types_at
 from sabot.engine.calls.effects import EffectId
 from sabot.engine.calls.fields import REST
@@ -413,21 +414,30 @@ def _concerns(rule: PolicyRule, tool: Tool, labels: set[str]) -> bool:
 
 def warn_of_same_names(functions: Sequence[Callable[..., Any]], where: str) -> None:
     """Logs a warning for each name of several tools that these functions can call: rules are by name, so those of one
-    tool hold for the others too. So do approvals, unless each tool is of an MCP server of its own.
+    tool hold for the others too. So do approvals, unless each tool has a home of its own (`home_of`).
     """
     by_name: dict[str, dict[Any, Tool]] = {}
     for each in tools_of(functions):
         runs = unwrap(each.func)
-        made_by = getattr(each.func, "of_server", None) or getattr(runs, "__code__", runs)
+        made_by = getattr(each.func, "of_server", None) or (getattr(runs, "__code__", runs), _made_with(runs))
         by_name.setdefault(each.name, {}).setdefault(made_by, each)
     for name, several in by_name.items():
         if len(several) > 1:
-            apart = len({server_of(each) for each in several.values()} - {""}) == len(several)
+            apart = len({home_of(each) for each in several.values()}) == len(several)
             _log.warning(
                 "%s: its agents have %d tools with the name %s, so %s of one are those of the others "
                 '(@tool(name="…") and pool.tools(…, prefix="…") give one another name)',
                 *(where, len(several), name, "rules" if apart else "rules and approvals"),
             )
+
+
+def _made_with(function: Any) -> tuple[Any, ...]:
+    """Returns what tells functions of the same code apart: the object whose method it is, and the texts in the closure."""
+    texts = []
+    for cell in getattr(function, "__closure__", None) or ():
+        with suppress(ValueError):  # nothing is in it yet
+            texts += [cell.cell_contents] if isinstance(cell.cell_contents, str) else []
+    return id(getattr(function, "__self__", None)), *texts
 
 
 def tools_of(functions: Sequence[Callable[..., Any]]) -> list[Tool]:

@@ -2,12 +2,15 @@
 by texts.
 """
 
+import inspect
 import re
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Collection, Mapping, Sequence, Set
 from dataclasses import dataclass
 from fnmatch import translate
 from functools import cached_property
+from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
 from sabot.agents.durable.job_rows import version_of
@@ -18,6 +21,7 @@ from sabot.base.options import answers_wrong_options
 from sabot.engine.calls.arguments import argument_values, lacks, may_hide, values_left_out
 from sabot.engine.calls.effects import RULES, EffectClass
 from sabot.engine.calls.fields import CLOSED_VALUE, LEFT_VALUE, MISSING_VALUE, REST, is_no_value
+from sabot.engine.calls.functions import unwrap
 from sabot.engine.calls.tools import UNTRUSTED, Tool
 from sabot.errors import UserError, short_repr
 from sabot.jobs.guard import CallKind, Decision, GuardedCall, GuardVerdict
@@ -635,6 +639,27 @@ def _fits(patterns: Sequence[str], word: str) -> bool:
     """Returns True if one of these `fnmatch` patterns matches the word. Upper and lower case are different."""
     key = patterns if isinstance(patterns, tuple) else tuple(patterns)
     found = _compiled.get(key)
+def home_of(tool: Tool | None) -> str:
+    """Returns what tells a tool from others of its name: " of " and its MCP server, or the module and the qualified name of
+    its function. Returns "" for a call of no tool.
+    """
+    if tool is None:
+        return ""
+    tool = tool.part_of or tool
+    if server := server_of(tool):
+        return f" of {server}"
+    function = inspect.unwrap(unwrap(tool.func))
+    return f" of {_module_of(function)}.{getattr(function, '__qualname__', '')}"
+
+
+def _module_of(function: Any) -> str:
+    """Returns the name of the module of a function, also if the module is the program that was started."""
+    module = getattr(function, "__module__", None) or ""
+    main = sys.modules.get(module) if module == "__main__" else None
+    spec, file = getattr(main, "__spec__", None), getattr(main, "__file__", None)
+    return str(spec.name) if spec is not None else Path(file).stem if file else module
+
+
     if found is None:
         found = _compiled[key] = re.compile("|".join(map(translate, key)) or r"(?!)")
     return found.match(word) is not None

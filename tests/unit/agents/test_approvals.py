@@ -931,6 +931,47 @@ async def test_an_approval_for_the_whole_job_is_none_for_a_job_that_is_restored_
         assert verified(await kernel.record(restored.job_id), kernel.code()).same
 
 
+def refund_of_stranger(made: list[Any]) -> Tool:
+    @tool
+    def refund(order: str) -> str:
+        made.append(("stranger", order))
+        return order
+
+    return refund
+
+
+@pytest.mark.parametrize("way", ["call", "step", "agent"])
+@pytest.mark.parametrize("word", ["job", "session", "scope"])
+async def test_an_approval_of_a_function_is_none_of_another_function_of_its_name(word: str, way: str) -> None:
+    """Two toolsets may both have a `refund`: a person who approved those of the one had approved those of the other."""
+    made: list[Any] = []
+    own, other = refund_of(made), refund_of_stranger(made)
+
+    async def pay(ctx: DurableContext) -> None:
+        for number, each in enumerate((own, own, other)):
+            if way == "agent":
+                wanted = assistant("", ToolCall("c", "refund", f'{{"order": "o-{number}"}}'))
+                says = functools.partial(
+                    lambda wanted, spec: "done" if spec.messages[-1].role == "tool" else wanted, wanted
+                )
+                engine = ExecutionEngine(ScriptedProvider(says))
+                await Agent(engine, tools=[each]).run("go", effects=ctx.llm(engine))
+            else:
+                await (ctx.step(each.func, f"o-{number}") if way == "step" else ctx.call(each, f"o-{number}"))
+
+    async with RuntimeKernel.create(agent=pay, policy=PolicyEngine([ASKS])) as kernel:
+        handle = await kernel.execute(ExecutionRequest(prompt="go", session_id="c-1"))
+        await until_asked(handle)
+        (pending,) = await handle.get_pending_actions()
+        await handle.resolve_action(pending.resume_token, {"approved": True, "always": word})
+        await until_asked(handle)
+        assert [order for order, _ in made] == ["o-0", "o-1"]
+        (pending,) = await handle.get_pending_actions()
+        await handle.resolve_action(pending.resume_token, {"approved": True})
+        await handle.result()
+    assert made[2:] == [("stranger", "o-2")]
+
+
 @pytest.mark.parametrize("word", ["job", "scope"])
 async def test_an_approval_of_a_lambda_is_none_of_another_one(word: str) -> None:
     made: list[str] = []

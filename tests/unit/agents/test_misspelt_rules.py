@@ -257,9 +257,24 @@ def test_each_option_of_a_rule_says_something() -> None:
     PolicyEngine([*rules, ModelPolicy(["gpt-4o-mini"], degrade_to="m")]).check_names([handle], [], "app shop")
 
 
-@pytest.mark.parametrize("same", [False, True])
-async def test_two_tools_of_one_name_are_warned_of(same: bool, caplog: pytest.LogCaptureFixture) -> None:
-    """What a person has approved of one of them holds for the other, too."""
+class Till:
+    def __init__(self, shop: str) -> None:
+        self.shop = shop
+
+    def send(self, to: str) -> None: ...
+
+
+def sending(shop: str) -> Any:
+    @tool
+    def send(to: str) -> str:
+        return shop
+
+    return send
+
+
+@pytest.mark.parametrize("others", ["same", "functions", "methods", "closures"])
+async def test_two_tools_of_one_name_are_warned_of(others: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Rules of one of them hold for the other, too; and what a person has approved, if the function is the same."""
 
     @tool(name="send")
     def mail(to: str) -> None: ...
@@ -267,7 +282,12 @@ async def test_two_tools_of_one_name_are_warned_of(same: bool, caplog: pytest.Lo
     @tool(name="send")
     def pay(to: str) -> None: ...
 
-    other = mail if same else pay
+    mail, other = {
+        "same": (mail, mail),
+        "functions": (mail, pay),
+        "methods": (tool(Till("a").send), tool(Till("b").send)),
+        "closures": (sending("a"), sending("b")),
+    }[others]
 
     async def first(ctx: Any) -> None:
         await ctx.call(mail, "ann")
@@ -278,8 +298,9 @@ async def test_two_tools_of_one_name_are_warned_of(same: bool, caplog: pytest.Lo
     policy = PolicyEngine([ToolPolicy(["send"], require_approval=True)])
     async with RuntimeKernel.create(agent=[first, second], policy=policy):
         pass
-    said = "its agents have 2 tools with the name send, so rules and approvals of one are those of the others"
-    assert (said in caplog.text) is not same
+    shared = "rules" if others == "functions" else "rules and approvals"
+    said = f"its agents have 2 tools with the name send, so {shared} of one are those of the others"
+    assert (said in caplog.text) is (others != "same")
 
 
 # -- names of the program that calls do not have -----------------------------------------------------------------------
