@@ -288,12 +288,12 @@ class ConstraintPolicy(_ContentRule):
     - `approval_timeout`: with "ask", the time in which the person must answer. None sets no limit. With `editable=False`
       the person cannot change the arguments.
 
-    An argument that the caller leaves out is judged by its default in the tool. If that is None, only `min` and `max`
-    judge it. A None in the place of a model, an object or a list on the path is judged as a None at its end: a tool that
-    gets None instead of an order takes an amount of its own. An optional field of an MCP tool's schema without a default,
-    and a key that a TypedDict may leave out, do not satisfy `min` and `max` if they are left out, since nobody knows what
-    the tool takes then. A field that has several names, such as the alias of a field of pydantic, may be named by each of
-    them.
+    An argument that the caller leaves out is judged by its default in the tool. If that is None, `min` and `max` judge it,
+    and so does `allowed`, which has to list None. A None in the place of a model, an object or a list on the path is judged
+    as a None at its end: a tool that gets None instead of an order takes an amount of its own. An optional field of an MCP
+    tool's schema without a default, and a key that a TypedDict may leave out, are judged like that if they are left out,
+    since nobody knows what the tool takes then. A field that has several names, such as the alias of a field of pydantic,
+    may be named by each of them.
 
     If a tool that is named exactly, or all tools that a pattern matches, certainly have no such argument or field, or one
     whose type cannot be compared with the bounds, the app does not start where the tools are known then. Otherwise the
@@ -372,6 +372,22 @@ class ConstraintPolicy(_ContentRule):
     def _by_values(self) -> bool:
         return self.allowed is not None or bool(self.denied) or self.pattern is not None or self.max_length is not None
 
+    @cached_property
+    def _judges_none(self) -> bool:
+        """True if the rule concerns an argument that is left out, and has no default or the default None."""
+        return (
+            self.min is not None
+            or self.max is not None
+            or bool(self._way_out)
+            or any(each is None for each in self.denied)
+        )
+
+    @cached_property
+    def _way_out(self) -> str:
+        """The hint how the argument may be left out, if `allowed` does not let it be; else ""."""
+        listed = self.allowed is None or any(each is None for each in self.allowed)
+        return "" if listed else "; allowed=[…, None] lets it be left out"
+
     def matches(self, kind: CallKind, name: str) -> bool:
         return kind == "tool" and _fits(self.tool_patterns, name)
 
@@ -392,15 +408,15 @@ class ConstraintPolicy(_ContentRule):
         if absent:  # a None on the way is no value of a field that the tool does not have
             found = [MISSING_VALUE if each is None else each for each in found]
         if any(each is None for each in found):
-            if left_out and self.min is None and self.max is None:
-                return None  # the tool goes without it by default; only bounds may be passed by that
+            if left_out and not self._judges_none:
+                return None  # the tool goes without it by default
             around = argument_values(call.tool, call.arguments, path[:-1]) if self.required and path[1:] else ()
             if any(each is None for each in around):
                 return self._broken(f"{self.field} is missing ({asked_words(call)})")
         for value in found:
-            if value is LEFT_VALUE and (self.min is not None or self.max is not None):
+            if value is LEFT_VALUE and self._judges_none:
                 said = f"{self.field} is left out, and what {call.name} takes then is not known ({asked_words(call)})"
-                return self._broken(said)
+                return self._broken(f"{said}{self._way_out}")
             if value is MISSING_VALUE or value is LEFT_VALUE or (value is CLOSED_VALUE and lost):
                 continue
             if value is CLOSED_VALUE:
@@ -413,7 +429,8 @@ class ConstraintPolicy(_ContentRule):
                 )
                 return GuardVerdict(Decision.DENY, reason=said)
             if wrong := self._wrong(value):
-                return self._broken(f"{self.field} is {short_repr(value)}, {wrong} ({asked_words(call)})")
+                way = self._way_out if value is None and left_out else ""
+                return self._broken(f"{self.field} is {short_repr(value)}, {wrong} ({asked_words(call)}){way}")
         missing = [*map(is_no_value, found)]
         if all(missing) and (unnamed := may_hide(call.tool, call.arguments, path)):
             said = f"{self.field} may be among the arguments of *{unnamed}, which have no names ({asked_words(call)})"
@@ -622,23 +639,6 @@ def server_of(tool: Tool | None) -> str:
     return "" if tool is None or tool.parameters is None else tool.parameters.server
 
 
-def _patterns(kind: str, what: str, given: Any, *, empty: bool = False, wild: bool = True) -> tuple[str, ...]:
-    if isinstance(given, str) or not isinstance(given, Collection) or not (given or empty):
-        raise UserError(f"{kind}: {what}={short_repr(given)}", hint=f'a list: {what}=["…"]')
-    if not all(isinstance(each, str) and each for each in given):
-        raise UserError(f"{kind}: {what}={short_repr(given)}", hint="texts that are not empty")
-    for each in given if wild else ():
-        check_pattern(f"{kind}: {what}", each)
-    return tuple(given if isinstance(given, Sequence) else sorted(given))
-
-
-_compiled: dict[tuple[str, ...], re.Pattern[str]] = {}
-
-
-def _fits(patterns: Sequence[str], word: str) -> bool:
-    """Returns True if one of these `fnmatch` patterns matches the word. Upper and lower case are different."""
-    key = patterns if isinstance(patterns, tuple) else tuple(patterns)
-    found = _compiled.get(key)
 def home_of(tool: Tool | None) -> str:
     """Returns what tells a tool from others of its name: " of " and its MCP server, or the module and the qualified name of
     its function. Returns "" for a call of no tool.
@@ -660,6 +660,23 @@ def _module_of(function: Any) -> str:
     return str(spec.name) if spec is not None else Path(file).stem if file else module
 
 
+def _patterns(kind: str, what: str, given: Any, *, empty: bool = False, wild: bool = True) -> tuple[str, ...]:
+    if isinstance(given, str) or not isinstance(given, Collection) or not (given or empty):
+        raise UserError(f"{kind}: {what}={short_repr(given)}", hint=f'a list: {what}=["…"]')
+    if not all(isinstance(each, str) and each for each in given):
+        raise UserError(f"{kind}: {what}={short_repr(given)}", hint="texts that are not empty")
+    for each in given if wild else ():
+        check_pattern(f"{kind}: {what}", each)
+    return tuple(given if isinstance(given, Sequence) else sorted(given))
+
+
+_compiled: dict[tuple[str, ...], re.Pattern[str]] = {}
+
+
+def _fits(patterns: Sequence[str], word: str) -> bool:
+    """Returns True if one of these `fnmatch` patterns matches the word. Upper and lower case are different."""
+    key = patterns if isinstance(patterns, tuple) else tuple(patterns)
+    found = _compiled.get(key)
     if found is None:
         found = _compiled[key] = re.compile("|".join(map(translate, key)) or r"(?!)")
     return found.match(word) is not None

@@ -549,15 +549,17 @@ async def test_what_a_server_takes_for_an_optional_argument_is_not_known(
     """A model left the amount out, and the server paid its own default, of which the schema says nothing."""
     json = {"type": "object", "properties": {"p": schema}, "required": ["p"], "$defs": {"Optional": OPTIONAL}}
     served = dataclasses.replace(tool(name="pay")(print), parameters=OfferedArguments("pay", "", json))
-    for bound in ({"max": 50}, {"min": 1}):
+    for bound in ({"max": 50}, {"min": 1}, {"allowed": [5]}, {"denied": [7, None]}):
         policy = PolicyEngine([ConstraintPolicy(["pay"], "p.amount", **bound)])
         result = await policy.check_tool(served, arguments={"p": given})
         assert result.decision == decision, result.reason
         assert decision == "allow" or "amount is left out, and what pay takes then is not known" in result.reason
+        assert ("allowed=[…, None] lets it be left out" in result.reason) is ("allowed" in bound and decision == "deny")
     asks = PolicyEngine([ConstraintPolicy(["pay"], "p.amount", max=50, otherwise="ask")])
     assert ((await asks.check_tool(served, arguments={"p": given})).decision == "ask") is (decision == "deny")
-    values = PolicyEngine([ConstraintPolicy(["pay"], "p.amount", denied=[7])])
-    assert (await values.check_tool(served, arguments={"p": given})).decision == "allow"
+    for bound in ({"denied": [7]}, {"allowed": [5, None]}):
+        values = PolicyEngine([ConstraintPolicy(["pay"], "p.amount", **bound)])
+        assert (await values.check_tool(served, arguments={"p": given})).decision == "allow"
 
 
 async def test_a_key_that_may_be_left_out_passes_no_bound() -> None:
@@ -577,8 +579,49 @@ async def test_a_key_that_may_be_left_out_passes_no_bound() -> None:
         ("gift.amount", Gift(5), "allow"),
     ):
         arguments = {"wish": Wish(amount=1), "gift": Gift(1)} | {field.partition(".")[0]: given}
-        result = await PolicyEngine([ConstraintPolicy(["pay"], field, max=50)]).check_tool(pay, arguments=arguments)
-        assert result.decision == decision, (field, result.reason)
+        for bound in ({"max": 50}, {"allowed": [5]}):
+            policy = PolicyEngine([ConstraintPolicy(["pay"], field, **bound)])
+            result = await policy.check_tool(pay, arguments=arguments)
+            assert result.decision == decision, (field, result.reason)
+        listed = PolicyEngine([ConstraintPolicy(["pay"], field, allowed=[5, None])])
+        assert (await listed.check_tool(pay, arguments=arguments)).decision == "allow"
+
+
+async def test_a_default_of_none_is_allowed_if_it_is_in_the_list() -> None:
+    """`transfer("ann")` took the currency of the account, although only EUR was allowed."""
+    made: list[Any] = []
+
+    @tool
+    async def transfer(to: str, currency: str | None = None) -> str:
+        made.append(currency)
+        return "done"
+
+    for bounds, arguments, decision in (
+        ({"allowed": ["EUR"]}, {}, "deny"),
+        ({"allowed": ["EUR"]}, {"currency": None}, "deny"),
+        ({"allowed": ["EUR"]}, {"currency": "EUR"}, "allow"),
+        ({"allowed": ["EUR"], "otherwise": "ask"}, {}, "ask"),
+        ({"allowed": ["EUR", None]}, {}, "allow"),
+        ({"allowed": ["EUR", None]}, {"currency": None}, "allow"),
+        ({"allowed": ["EUR", None], "required": True}, {}, "deny"),
+        ({"denied": ["USD"]}, {}, "allow"),
+        ({"denied": ["USD", None]}, {}, "deny"),
+        ({"pattern": "E.."}, {}, "allow"),
+        ({"max_length": 3}, {}, "allow"),
+    ):
+        policy = PolicyEngine([ConstraintPolicy(["transfer"], "currency", **bounds)])
+        result = await policy.check_tool(transfer, arguments={"to": "ann"} | arguments)
+        assert result.decision == decision, (bounds, arguments, result.reason)
+        if decision != "allow" and not arguments and "required" not in bounds and "denied" not in bounds:
+            assert result.reason == (
+                "currency is None, and allowed are 'EUR' (tool transfer); allowed=[…, None] lets it be left out"
+            )
+    owner = Owner(lambda ctx: ctx.call(transfer, "ann"))
+    guard = PolicyEngine([ConstraintPolicy(["transfer"], "currency", allowed=["EUR"])])
+    async with hosting(MemoryStorage(), owner, guard=guard) as jobs:
+        jobs.begin("j")
+        await jobs.over("j")
+    assert made == []
 
 
 class Due(TypedDict):
@@ -611,8 +654,9 @@ async def test_none_in_place_of_an_object_passes_no_bound(made: Any) -> None:
             assert (result.decision, result.reason) == ("deny", f"{field} is None, which is no number (tool pay)")
             assert (await decide(field, arguments, **bounds, otherwise="ask")).decision == "ask"
             assert "is missing" in (await decide(field, arguments, **bounds, required=True)).reason
-        # what is left out is judged by bounds alone, and what is given by every option
-        assert (await decide(field, arguments, allowed=[5])).decision == ("deny" if arguments else "allow")
+        # what is left out is judged by bounds and lists alone, and what is given by every option
+        assert (await decide(field, arguments, max_length=5)).decision == ("deny" if arguments else "allow")
+        assert (await decide(field, arguments, allowed=[5])).decision == "deny"
         assert (await decide(field, arguments, allowed=[5], required=True)).decision == "deny"
         assert "has no argument" in (await decide(f"{field}s", arguments, max=50)).reason
         assert "has no argument" in (await decide(f"{field}s", arguments, allowed=[5])).reason
