@@ -55,6 +55,7 @@ if TYPE_CHECKING:  # dicts when the program runs: making these classes would cos
         late_most_ms: int
         dead_rows: int
         dead_row_reasons: dict[str, int]  # by the class of the error
+        dropped: dict[str, int]  # by a branch of `process` that nothing reads
         dropped_rows: int  # of a key that had come before
         refused_rows: int  # by the receiver of a sink
         nulled: int  # floats that a sink's format cannot represent, written as null
