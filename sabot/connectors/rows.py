@@ -14,7 +14,7 @@ from sabot.base.arrays import check_no_union, column_of, exact_cast, mixed_zones
 from sabot.codecs.json import AbsentColumns
 from sabot.codecs.records import RECORD_SCHEMA, decode_json, iterate_records
 from sabot.connectors.base import Bounded, Positions, Sink, Source
-from sabot.connectors.files.columns import canonical, fitted
+from sabot.connectors.files.formats.columns import canonical, fitted
 from sabot.errors import UserError
 
 

@@ -20,7 +20,7 @@ from sabot.codecs.fields import FILE_FIELDS, type_of_field
 from sabot.codecs.formats import Csv, Json
 from sabot.connectors.base import Sink, Source, TakesBound, takes_changes
 from sabot.connectors.console import ConsoleSink
-from sabot.connectors.files.formats import format_of as path_format
+from sabot.connectors.files.formats.table import format_of as path_format
 from sabot.connectors.installed import Connector, installed
 from sabot.errors import UserError
 from sabot.sql.formats import (

@@ -14,7 +14,7 @@ from sabot.api.nodes.read import Write
 from sabot.api.stream import Stream
 from sabot.connectors.base import Sink
 from sabot.connectors.files import files
-from sabot.connectors.files.formats import format_of
+from sabot.connectors.files.formats.table import format_of
 from sabot.connectors.memory import TableSink
 from sabot.connectors.rows import RowsSource
 from sabot.errors import UserError, short_repr

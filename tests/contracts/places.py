@@ -32,7 +32,7 @@ from sabot.connectors.files import (
     files,
 )
 from sabot.connectors.files.followed import FollowedFiles
-from sabot.connectors.files.ndjson import NdjsonFormat
+from sabot.connectors.files.formats.ndjson import NdjsonFormat
 from sabot.connectors.memory import MemoryBroker, MemorySink, MemorySource
 from sabot.connectors.redis import RedisStreamSink, RedisStreamSource
 from sabot.journal import Journal, JournalReader

@@ -36,7 +36,7 @@ from sabot import (
 from sabot.codecs.arrow import ArrowEncoder
 from sabot.codecs.engine_columns import RESERVED
 from sabot.connectors.checks import _FILE
-from sabot.connectors.files.formats import SUFFIXES
+from sabot.connectors.files.formats.table import SUFFIXES
 from sabot.testing import MemoryBroker
 
 HEAD = """

@@ -239,7 +239,7 @@ def test_a_program_without_sql_loads_nothing_of_sql() -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
-MODULES_OF_THE_FIRST_PROGRAM = 366
+MODULES_OF_THE_FIRST_PROGRAM = 367
 UNUSED = ("pandas", "polars", "deltalake", "fastavro")
 
 

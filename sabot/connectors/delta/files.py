@@ -15,9 +15,9 @@ import pyarrow.compute as pc
 from sabot.base.arrays import broadcast
 from sabot.base.dataclass import dataclass
 from sabot.codecs.engine_columns import DELETE, INSERT, OP_COLUMN, UPDATE_AFTER
-from sabot.connectors.files.columns import canonical
-from sabot.connectors.files.format import FileReader, FoundRows, Share
-from sabot.connectors.files.parquet import ParquetFormat, open_parquet
+from sabot.connectors.files.formats.base import FileReader, FoundRows, Share
+from sabot.connectors.files.formats.columns import canonical
+from sabot.connectors.files.formats.parquet import ParquetFormat, open_parquet
 from sabot.connectors.files.paths import DataFile
 from sabot.errors import UserError
 

@@ -35,8 +35,8 @@ from sabot.connectors.delta.log import (
 from sabot.connectors.delta.sink import DeltaSink
 from sabot.connectors.delta.table import DeltaPlace
 from sabot.connectors.delta.types import columns_of
-from sabot.connectors.files.columns import canonical
-from sabot.connectors.files.format import FileReader, Share
+from sabot.connectors.files.formats.base import FileReader, Share
+from sabot.connectors.files.formats.columns import canonical
 from sabot.connectors.files.paths import DataFile, HasPath, RemotePath
 from sabot.connectors.lake.source import AFRESH, LakeFile, LakeSource
 from sabot.errors import UserError, short_repr

@@ -5,11 +5,7 @@ NDJSON can also hold records that are not decoded (RECORD_SCHEMA), which agents 
 columns.
 
     paths               paths as users write them, addresses in object stores, folders named by values
-    format              the contract of a format: it reads blocks of rows, and writes them
-    text, columns       what formats of text have in common, and those of columns
-    ndjson, csv, parquet, arrow
-    lines               lines that are values as they are, for SQL
-    formats             the table of the others
+    formats/            how the bytes of one file are rows
 
     source              the source: which reader reads which piece of a file, and what a position means
     sorted              the source whose rows come in the order of a column

@@ -13,8 +13,8 @@ from typing import Any
 from sabot._cython.arrow.batch import Batch
 from sabot.base.disk import check_reach
 from sabot.clock import SYSTEM_CLOCK, Clock
-from sabot.connectors.files.format import FileFormat
-from sabot.connectors.files.formats import format_of
+from sabot.connectors.files.formats.base import FileFormat
+from sabot.connectors.files.formats.table import format_of
 from sabot.connectors.files.parts import (
     PartFile,
     PartitionedPart,

@@ -39,7 +39,7 @@ from sabot.base.os_errors import hint_of
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.connectors.base import Token, Track
 from sabot.connectors.files.at_least_once import FileTarget, FileWriting
-from sabot.connectors.files.format import FileFormat
+from sabot.connectors.files.formats.base import FileFormat
 from sabot.connectors.files.parts import PartFile, WholeFile, remove, sync_folder
 from sabot.errors import UNREADABLE, AppLocked, TransientError, UserError
 from sabot.steps import step

@@ -26,11 +26,11 @@ from sabot.base.os_errors import restoring
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.codecs.records import BAD_SCHEMA, RECORD_SCHEMA, build_records
 from sabot.connectors.base import Positions
-from sabot.connectors.files.columns import checked, picked
-from sabot.connectors.files.format import DAMAGED, RESTART, FileFormat, Share, position_of, unreadable
+from sabot.connectors.files.formats.base import DAMAGED, RESTART, FileFormat, Share, position_of, unreadable
+from sabot.connectors.files.formats.columns import checked, picked
+from sabot.connectors.files.formats.text import TextFormat
 from sabot.connectors.files.paths import DataFile, Listed, Paths, RemotePath
 from sabot.connectors.files.source import FOLLOWED, FileSource
-from sabot.connectors.files.text import TextFormat
 from sabot.connectors.files.watched import WatchedFile, WatchedFiles, has_name
 from sabot.errors import InternalError, UserError
 

@@ -7,17 +7,17 @@ from typing import Any, TypedDict, Unpack
 from sabot.base.checks import FLAG, check
 from sabot.base.config import RECORD_BYTES, Duration, parse_seconds
 from sabot.codecs.json import TimesInJson
-from sabot.connectors.files.arrow import ArrowFormat
-from sabot.connectors.files.csv import CsvFormat
 from sabot.connectors.files.followed import FollowedFiles
-from sabot.connectors.files.formats import FORMATS, SUFFIXES, format_of
-from sabot.connectors.files.ndjson import NdjsonFormat
-from sabot.connectors.files.parquet import ParquetFormat
+from sabot.connectors.files.formats.arrow import ArrowFormat
+from sabot.connectors.files.formats.csv import CsvFormat
+from sabot.connectors.files.formats.ndjson import NdjsonFormat
+from sabot.connectors.files.formats.parquet import ParquetFormat
+from sabot.connectors.files.formats.table import FORMATS, SUFFIXES, format_of
+from sabot.connectors.files.formats.text import BLOCK_BYTES
 from sabot.connectors.files.paths import Paths, bare_suffix, find_files, list_files, name_of
 from sabot.connectors.files.sink import FileSink
 from sabot.connectors.files.sorted import SortedFiles
 from sabot.connectors.files.source import FileSource
-from sabot.connectors.files.text import BLOCK_BYTES
 from sabot.errors import UserError
 
 

@@ -33,7 +33,7 @@ from typing import Any, BinaryIO, Generic
 import pyarrow as pa
 
 from sabot.base.disk import hold, no_link, private, regular, sync
-from sabot.connectors.files.format import FileFormat, Rows, RowWriter
+from sabot.connectors.files.formats.base import FileFormat, Rows, RowWriter
 from sabot.connectors.files.paths import partitions_of
 from sabot.errors import UserError
 from sabot.steps import step

@@ -22,8 +22,8 @@ from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.connectors.base import Delivers, KeepsToken, LostFloats, Sink, Token, Track
 from sabot.connectors.files.at_least_once import FileTarget, FileWriting
 from sabot.connectors.files.exactly_once import FileDelivering
-from sabot.connectors.files.format import FileFormat
-from sabot.connectors.files.formats import checked_format, column_format
+from sabot.connectors.files.formats.base import FileFormat
+from sabot.connectors.files.formats.table import checked_format, column_format
 from sabot.connectors.files.paths import Remotely, RemotePath, is_remote, naming, partitions_of, remote_path
 from sabot.engine.letters.form import as_columns
 from sabot.engine.letters.refused import refused_in

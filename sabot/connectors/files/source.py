@@ -34,8 +34,7 @@ from sabot.codecs.fields import FILE_FIELDS
 from sabot.codecs.json import InferredColumns
 from sabot.codecs.records import BAD_SCHEMA, build_records
 from sabot.connectors.base import Bounded, Positions, Scans, Sink, Source
-from sabot.connectors.files.columns import checked, picked
-from sabot.connectors.files.format import (
+from sabot.connectors.files.formats.base import (
     DAMAGED,
     RESTART,
     FileFormat,
@@ -45,7 +44,8 @@ from sabot.connectors.files.format import (
     position_of,
     unreadable,
 )
-from sabot.connectors.files.formats import checked_format
+from sabot.connectors.files.formats.columns import checked, picked
+from sabot.connectors.files.formats.table import checked_format
 from sabot.connectors.files.paths import (
     DataFile,
     HasPath,

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from sabot.base.dataclass import dataclass
-from sabot.connectors.files.format import FileFormat
+from sabot.connectors.files.formats.base import FileFormat
 from sabot.connectors.files.paths import (
     DataFile,
     Listed,

@@ -23,7 +23,7 @@ import pyarrow as pa
 from sabot.base.config import Duration
 from sabot.base.dataclass import dataclass
 from sabot.connectors.base import Token, Track
-from sabot.connectors.files.columns import canonical
+from sabot.connectors.files.formats.columns import canonical
 from sabot.connectors.iceberg.table import IcebergPlace
 from sabot.connectors.iceberg.types import check_years, iceberg_schema, split, takes, widens
 from sabot.connectors.lake.sink import CommitMark, LakeSink

@@ -12,8 +12,8 @@ import pyarrow as pa
 from sabot.base.checks import Whole, check
 from sabot.base.config import Duration
 from sabot.connectors.base import Sink
-from sabot.connectors.files.columns import canonical
-from sabot.connectors.files.format import FileReader, FoundRows
+from sabot.connectors.files.formats.base import FileReader, FoundRows
+from sabot.connectors.files.formats.columns import canonical
 from sabot.connectors.iceberg.sink import IcebergSink
 from sabot.connectors.iceberg.table import IcebergPlace
 from sabot.connectors.lake.source import AFRESH, LakeFile, LakeSource

@@ -20,7 +20,7 @@ from sabot.base.dataclass import dataclass
 from sabot.clock import SYSTEM_CLOCK
 from sabot.codecs.records import BAD_SCHEMA, build_records
 from sabot.connectors.base import Bounded, Positions, Scans, Source
-from sabot.connectors.files.format import FileReader, FoundRows, Share
+from sabot.connectors.files.formats.base import FileReader, FoundRows, Share
 from sabot.connectors.lake.sink import LakePlace
 from sabot.errors import TransientError, UserError
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from sabot.connectors.files.formats import FORMATS, format_of
+from sabot.connectors.files.formats.table import FORMATS, format_of
 from sabot.sql.formats import delimiter_of, times_of
 from sabot.sql.syntax.text import Span, SqlFault
 from sabot.sql.syntax.tree import ColumnDefinition, CreateTable
@@ -27,8 +27,8 @@ _FORMATS = {"json": "ndjson", **{name: name for name in FORMATS}, "raw": "raw"}
 def read_files(options: Options, statement: CreateTable) -> "Callable[[Any, dict[str, Any]], Stream]":
     """Returns the reader of a table of files. Raises SqlFault."""
     from sabot.connectors.files import files
-    from sabot.connectors.files.csv import CsvFormat
-    from sabot.connectors.files.lines import lines_of
+    from sabot.connectors.files.formats.csv import CsvFormat
+    from sabot.connectors.files.formats.lines import lines_of
 
     path, place, format = _path(options), options.value_span("format"), options.choose("format", _FORMATS)
     known = format or format_of(path)  # None: that of the files in the folder
@@ -53,7 +53,7 @@ def read_files(options: Options, statement: CreateTable) -> "Callable[[Any, dict
 
 def write_files(options: Options, statement: CreateTable) -> "Callable[[Any], tuple[Sink, dict[str, Any]]]":
     """Returns the writer of a table of files. Raises SqlFault."""
-    from sabot.connectors.files.lines import LinesFormat
+    from sabot.connectors.files.formats.lines import LinesFormat
     from sabot.connectors.files.named import sink_of
     from sabot.connectors.files.sink import FileSink
 

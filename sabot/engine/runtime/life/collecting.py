@@ -12,7 +12,7 @@ from sabot.api.nodes.node import Node, walk
 from sabot.api.nodes.read import Write, endless_read
 from sabot.base.process_exit import find_exit
 from sabot.base.threads import call_on_loop
-from sabot.connectors.files.formats import format_of
+from sabot.connectors.files.formats.table import format_of
 from sabot.connectors.memory import CountSink, TableSink
 from sabot.engine.checkpoint import Coordinator
 from sabot.engine.runtime.app_spec import AppSpec

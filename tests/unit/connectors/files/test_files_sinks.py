@@ -18,9 +18,9 @@ from pyarrow import parquet as pq
 from sabot._cython.arrow.batch import Batch
 from sabot.connectors.base import Sink
 from sabot.connectors.files import ArrowSink, CsvSink, CsvSource, FileSink, NdjsonSink, ParquetSink, files
-from sabot.connectors.files.csv import end_of_records
+from sabot.connectors.files.formats.csv import end_of_records
+from sabot.connectors.files.formats.text import end_of_lines
 from sabot.connectors.files.parts import FRAME_BYTES
-from sabot.connectors.files.text import end_of_lines
 from sabot.engine.operators.base import OperatorContext
 from sabot.engine.operators.sink import SinkWriter
 from sabot.errors import TransientError, UserError

@@ -22,11 +22,11 @@ from sabot import App
 from sabot.codecs.records import BAD_SCHEMA
 from sabot.connectors.base import Positions, Source
 from sabot.connectors.files import ArrowSource, CsvSink, CsvSource, FileSource, NdjsonSource, ParquetSource, files
-from sabot.connectors.files.csv import CsvRecords
-from sabot.connectors.files.format import Share
-from sabot.connectors.files.lines import lines_of
+from sabot.connectors.files.formats.base import Share
+from sabot.connectors.files.formats.csv import CsvRecords
+from sabot.connectors.files.formats.lines import lines_of
+from sabot.connectors.files.formats.text import ChunkedFile
 from sabot.connectors.files.paths import DataFile
-from sabot.connectors.files.text import ChunkedFile
 from sabot.errors import UserError
 
 N = pa.schema({"n": pa.int64()})

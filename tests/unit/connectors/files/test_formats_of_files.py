@@ -10,10 +10,10 @@ from pyarrow import fs as arrow_fs
 
 from sabot import App, FileSink, FileSource, ObjectSink, UserError, files
 from sabot._cython.arrow.batch import Batch
-from sabot.connectors.files import formats
-from sabot.connectors.files.format import FileReader, FoundRows, Share
+from sabot.connectors.files.formats import table as formats
+from sabot.connectors.files.formats.base import FileReader, FoundRows, Share
+from sabot.connectors.files.formats.text import BLOCK_BYTES, BlockReader, Blocks, Lines, TextFormat, open_blocks
 from sabot.connectors.files.paths import DataFile
-from sabot.connectors.files.text import BLOCK_BYTES, BlockReader, Blocks, Lines, TextFormat, open_blocks
 from sabot.testing import END, ScriptedSource
 
 COLUMNS = pa.schema([("line", pa.string())])

@@ -12,8 +12,8 @@ from pyarrow import ipc
 
 from sabot.base.checks import OneOf, check
 from sabot.codecs.json import paths_of
-from sabot.connectors.files.columns import ColumnFormat, ColumnReader, Gathered, all_columns, width_of
-from sabot.connectors.files.format import FileReader, RowWriter, Share, no_place, tell_columns
+from sabot.connectors.files.formats.base import FileReader, RowWriter, Share, no_place, tell_columns
+from sabot.connectors.files.formats.columns import ColumnFormat, ColumnReader, Gathered, all_columns, width_of
 from sabot.connectors.files.paths import DataFile, codec_of, last_bytes, open_raw, open_stream
 from sabot.errors import UserError
 

@@ -23,7 +23,7 @@ from sabot._cython.arrow.border import validate
 from sabot.base.arrays import empty_batch, exact_cast, holds_union, to_unit, twice_named
 from sabot.codecs.json import AbsentColumns
 from sabot.codecs.records import HEAD_BYTES, above
-from sabot.connectors.files.format import FileFormat, FileReader, FoundRows, RowWriter
+from sabot.connectors.files.formats.base import FileFormat, FileReader, FoundRows, RowWriter
 from sabot.connectors.files.paths import DataFile, check_partitions, checked_names
 from sabot.errors import UserError
 

@@ -15,8 +15,15 @@ import pyarrow.compute as pc
 from sabot.base.arrays import broadcast, epoch
 from sabot.base.checks import OneOf, check
 from sabot.codecs.json import paths_of
-from sabot.connectors.files.columns import ColumnFormat, ColumnReader, Gathered, all_columns, canonical, width_of
-from sabot.connectors.files.format import FileReader, FoundRows, RowWriter, Share, no_place, tell_columns
+from sabot.connectors.files.formats.base import FileReader, FoundRows, RowWriter, Share, no_place, tell_columns
+from sabot.connectors.files.formats.columns import (
+    ColumnFormat,
+    ColumnReader,
+    Gathered,
+    all_columns,
+    canonical,
+    width_of,
+)
 from sabot.connectors.files.paths import DataFile, RemotePath, codec_of, last_bytes
 from sabot.errors import UserError
 

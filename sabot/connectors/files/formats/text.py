@@ -19,8 +19,8 @@ import pyarrow as pa
 from sabot._cython.arrow.batch import Batch
 from sabot.base.arrays import empty_batch
 from sabot.codecs.records import HEAD_BYTES, RECORD_SCHEMA
-from sabot.connectors.files.columns import ColumnFormat
-from sabot.connectors.files.format import FileFormat, FileReader, FoundRows, RowWriter, Share, no_place
+from sabot.connectors.files.formats.base import FileFormat, FileReader, FoundRows, RowWriter, Share, no_place
+from sabot.connectors.files.formats.columns import ColumnFormat
 from sabot.connectors.files.paths import (
     COMPRESSION,
     DataFile,

@@ -11,10 +11,18 @@ from sabot.base.arrays import empty_batch
 from sabot.base.config import Duration, parse_seconds
 from sabot.codecs.raw import RawCodec, RawEncoder
 from sabot.connectors.files.followed import FollowedFiles
-from sabot.connectors.files.format import FileReader, FoundRows, Share
+from sabot.connectors.files.formats.base import FileReader, FoundRows, Share
+from sabot.connectors.files.formats.text import (
+    BLOCK_BYTES,
+    BlockReader,
+    Blocks,
+    Lines,
+    NoBlocks,
+    StreamedFile,
+    TextFormat,
+)
 from sabot.connectors.files.paths import DataFile, Paths, name_of
 from sabot.connectors.files.source import FileSource
-from sabot.connectors.files.text import BLOCK_BYTES, BlockReader, Blocks, Lines, NoBlocks, StreamedFile, TextFormat
 from sabot.errors import UserError
 
 _LINES = Lines()

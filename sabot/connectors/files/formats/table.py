@@ -1,4 +1,4 @@
-"""The table of formats of files. A new format is an entry here, and a module with its class."""
+"""The formats of files by name. A new format is an entry here, and a module with its class."""
 
 import os
 from collections.abc import Sequence
@@ -6,11 +6,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from sabot.connectors.files.arrow import ArrowFormat
-from sabot.connectors.files.csv import CsvFormat
-from sabot.connectors.files.format import FileFormat
-from sabot.connectors.files.ndjson import NdjsonFormat
-from sabot.connectors.files.parquet import ParquetFormat
+from sabot.connectors.files.formats.arrow import ArrowFormat
+from sabot.connectors.files.formats.base import FileFormat
+from sabot.connectors.files.formats.csv import CsvFormat
+from sabot.connectors.files.formats.ndjson import NdjsonFormat
+from sabot.connectors.files.formats.parquet import ParquetFormat
 from sabot.connectors.files.paths import bare_suffix
 from sabot.errors import UserError, short_repr
 

@@ -31,7 +31,7 @@ from sabot.codecs.json import (
     decoder_of,
 )
 from sabot.codecs.records import RECORD_SCHEMA, to_records
-from sabot.connectors.files.format import (
+from sabot.connectors.files.formats.base import (
     DAMAGED,
     FileReader,
     FoundRows,
@@ -41,8 +41,7 @@ from sabot.connectors.files.format import (
     tell_columns,
     unreadable,
 )
-from sabot.connectors.files.paths import DataFile, codec_of, cut_anywhere, last_bytes, open_stream
-from sabot.connectors.files.text import (
+from sabot.connectors.files.formats.text import (
     BlockReader,
     Blocks,
     Buffer,
@@ -54,6 +53,7 @@ from sabot.connectors.files.text import (
     hint_of_utf16,
     open_blocks,
 )
+from sabot.connectors.files.paths import DataFile, codec_of, cut_anywhere, last_bytes, open_stream
 from sabot.errors import UserError
 
 _BLOCK_BYTES = 4 << 20

@@ -32,9 +32,8 @@ from sabot.codecs.csv_text import (
     plain_times,
     refuse_csv_types,
 )
-from sabot.connectors.files.format import FileReader, FoundRows, Share, note_inferred, tell_columns
-from sabot.connectors.files.paths import DataFile, bare_suffix, values_of
-from sabot.connectors.files.text import (
+from sabot.connectors.files.formats.base import FileReader, FoundRows, Share, note_inferred, tell_columns
+from sabot.connectors.files.formats.text import (
     BLOCK_BYTES,
     BlockReader,
     Blocks,
@@ -45,6 +44,7 @@ from sabot.connectors.files.text import (
     TextFormat,
     hint_of_utf16,
 )
+from sabot.connectors.files.paths import DataFile, bare_suffix, values_of
 from sabot.errors import UserError
 
 # The number of characters of a row that a reason quotes.
