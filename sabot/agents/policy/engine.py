@@ -39,6 +39,7 @@ from sabot.agents.policy.rules import (
     declared_words,
     home_of,
     is_idle,
+    server_of,
 )
 from sabot.base.checks import TEXTS, Of, check
 from sabot.base.config import Duration, checked_text, parse_seconds
@@ -154,7 +155,7 @@ class PolicyEngine(EffectGuard):
         self._rules: list[PolicyRule] = []
         self._steps: set[str] = set()  # the names of functions that may be steps
         self._foreign: set[int] = set()  # the ids of rules with code of the user
-        self._by_name: dict[tuple[CallKind, str, str, str, bool, tuple[str, ...], str], list[_Matching]] = {}
+        self._by_name: dict[tuple[CallKind, str, str, str, bool, tuple[str, ...], str, str], list[_Matching]] = {}
         self._version: str | None = None
         if isinstance(rules, str) or not isinstance(rules, Sequence):
             raise UserError(f"PolicyEngine: rules={short_repr(rules)}", hint="a list: PolicyEngine([ToolPolicy(…)])")
@@ -458,7 +459,8 @@ class PolicyEngine(EffectGuard):
         hands_over = tool is not None and tool.is_agent
         others = () if tool is None else tool.other_names
         start = "" if tool is None or tool.part_of is None else tool.part_of.name
-        key = (call.kind, call.name, call.scope, call.principal, hands_over, others, start)
+        # a reason names the server of a tool
+        key = (call.kind, call.name, call.scope, call.principal, hands_over, others, start, server_of(tool))
         found = self._by_name.get(key)
         if found is None:
             found, allowed, names, alike = [], False, Counter[str](), Counter[str]()
