@@ -538,7 +538,7 @@ def _settled(row: LedgerEvent, kind: CallKind, name: str, outcome: str, body: by
         return msgspec.structs.replace(row, type="tool", name=name, cost=None)
     if outcome != "ok":
         free = unpaid(outcome, body)
-        return msgspec.structs.replace(row, type="model", reserved_tokens=0, cost=None) if free else row
+        return msgspec.structs.replace(row, type="model", reserved_tokens=0, cost=Decimal(0)) if free else row
     answer = decode_answer(body)
     name = (answer.model or name).replace("\0", "\N{REPLACEMENT CHARACTER}")  # the server's name may have a NUL
     if answer.cached:

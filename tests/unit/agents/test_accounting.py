@@ -356,7 +356,7 @@ async def test_a_call_that_a_budget_gives_to_a_person_reserves_nothing_after_a_r
 @pytest.mark.parametrize(
     ("error", "row"),
     [
-        (RateLimited("slow down"), ("model", "m", 0, None)),
+        (RateLimited("slow down"), ("model", "m", 0, Decimal(0))),
         (ModelUnavailable("it broke off"), ("doubt", "m", 0, str(COST))),
     ],
 )
@@ -370,6 +370,7 @@ async def test_a_call_that_failed_may_have_been_paid_or_not(error: Exception, ro
     await run(MemoryStorage(ManualClock(1.0)), job, by, "job")
     assert rows(by) == {"job/1/1": row}
     assert (await by.ledger.used("app"))["daily"].tokens == (MOST if row[0] == "doubt" else 0)
+    assert [each.unpriced for each in await by.ledger.writer.sums([], 0)] == [0]
 
 
 @pytest.mark.one_in(2, "a fifth of a second of a core each")
