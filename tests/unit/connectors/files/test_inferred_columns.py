@@ -29,6 +29,7 @@ LONG = [
     "1" * 23,
 ]  # floats lose digits
 KEPT = ["9007199254740992", "-12", "1152921504606846976", "100000000000000000000", "12345678901234567000"]
+BEHIND_THE_SAMPLE = 120_000  # lines of ten bytes, more than the MiB by which the types of a CSV file are inferred
 
 
 def written(folder: Path, kind: str, values: list[str]) -> Path:
@@ -92,7 +93,7 @@ def test_an_id_within_lists_and_structs_is_named_with_its_place(tmp_path: Path) 
 def test_an_id_behind_the_sample_of_a_float_column_is_a_dead_letter(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: str, long: str
 ) -> None:
-    common = ["0.5"] * (1000 if kind == "ndjson" else 300_000)
+    common = ["0.5000000"] * (1000 if kind == "ndjson" else BEHIND_THE_SAMPLE)
     file = written(tmp_path, kind, [*common, long, *KEPT])
     assert read(file) == (pa.float64(), [*map(float, common), *map(float, KEPT)])
     assert 'schema_overrides={"id": "decimal128(38, 18)"}' in caplog.text
@@ -104,23 +105,23 @@ def test_the_log_names_decimals_for_an_id_of_more_than_64_bits_behind_the_sample
     tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: str
 ) -> None:
     """It named float64, with which two ids would be one."""
-    file = written(tmp_path, kind, [*["5"] * (1000 if kind == "ndjson" else 600_000), LONG[3]])
+    file = written(tmp_path, kind, [*["555555555"] * (1000 if kind == "ndjson" else BEHIND_THE_SAMPLE), LONG[3]])
     assert read(file)[0] == pa.int64()
     assert 'schema_overrides={"id": "decimal128(38, 0)"}' in caplog.text
     assert read(file, schema_overrides={"id": "decimal128(38, 0)"})[1][-1] == Decimal(LONG[3])
 
 
 @pytest.mark.parametrize("code", ["01234", "00", "-007", "+4930123", "0x1F", " 012 ", '"0123"'])
-@pytest.mark.parametrize("other", ["5", "5.5"])
+@pytest.mark.parametrize("other", ["555555555", "5.5000000"])
 def test_a_code_behind_the_sample_of_a_column_of_numbers_is_a_dead_letter(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, code: str, other: str
 ) -> None:
     """It was read as another number: two postcodes were one."""
-    if other == "5.5" and "x" in code:
+    if "." in other and "x" in code:
         return  # which Arrow takes for no float
-    file = written(tmp_path, "csv", [*[other] * 600_000, code, "7"])
+    file = written(tmp_path, "csv", [*[other] * BEHIND_THE_SAMPLE, code, "7"])
     kind, values = read(file)
-    assert (kind == pa.float64(), len(values), values[-1]) == (other == "5.5", 600_001, 7)
+    assert (kind == pa.float64(), len(values), values[-1]) == ("." in other, BEHIND_THE_SAMPLE + 1, 7)
     assert f"zeros, a sign or hexadecimal digits would be lost in {kind}" in caplog.text
     assert 'schema_overrides={"id": "string"}' in caplog.text
     assert read(file, schema_overrides={"id": "string"})[1][-2] == code.strip('"')
