@@ -127,6 +127,10 @@ class CorruptJournal(UserError):
     """A journal, or an entry of it, cannot be read. The message names the place."""
 
 
+class NoJournal(UserError):
+    """There is no journal at this address: nobody has made it yet, or it is the wrong address."""
+
+
 class OtherJournal(UserError):
     """The journal is not the one with which the checkpoint was made, or it has lost entries that the checkpoint
     needs.

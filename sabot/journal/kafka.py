@@ -37,7 +37,16 @@ from sabot.base.options import answers_wrong_options
 from sabot.base.proc import is_over, life_of_this_process
 from sabot.base.threads import run_in_thread
 from sabot.clock import SYSTEM_CLOCK, Clock, boot_seconds
-from sabot.errors import AppLocked, CorruptJournal, JournalFailed, LetterRefused, SabotError, TransientError, UserError
+from sabot.errors import (
+    AppLocked,
+    CorruptJournal,
+    JournalFailed,
+    LetterRefused,
+    NoJournal,
+    SabotError,
+    TransientError,
+    UserError,
+)
 from sabot.journal.base import Inbox, JobMark, Position, Question, check_letter, once_of, queued_once
 from sabot.journal.ended_jobs import EndedJob, JobQuery
 from sabot.journal.entries import Entry, Letter, StoredBody, body_of, encode_letter
@@ -239,7 +248,7 @@ def _opened(address: str, app: str, kafka: Mapping[str, Any] | None) -> Replica:
         except NoSuchTopic:
             there = False
         if not there:
-            raise UserError(
+            raise NoJournal(
                 f"{replica.where}: there is none", hint="its owner makes it; look at the address and the topic"
             )
     except BaseException:

@@ -16,7 +16,7 @@ from sabot.base.checks import Of, check
 from sabot.base.proc import is_over
 from sabot.connectors.sql.database import quoted
 from sabot.connectors.sql.server import PostgresServer
-from sabot.errors import AppLocked, CorruptJournal, TransientError, UserError
+from sabot.errors import AppLocked, CorruptJournal, NoJournal, TransientError, UserError
 from sabot.journal.crashes import make_crashes
 from sabot.journal.entries import decode_letter
 from sabot.journal.entry_counts import make_tables
@@ -217,7 +217,7 @@ class JournalSchema:
         if len(found) == 1:
             return str(found[0])
         apps = ", ".join(name.removeprefix("sabot_") for name in found)
-        raise UserError(
+        raise (UserError if found else NoJournal)(
             f"{self.server.where} has {'journals of ' + apps if found else 'no journal'}",
             hint="say of which app, at the end of the address: ?app=NAME"
             if found
@@ -260,7 +260,7 @@ class JournalSchema:
         """
         facts = self.facts(connection)
         if facts is None:
-            raise UserError(f"{self.where}: there is none", hint="give the address and the name that the app has")
+            raise NoJournal(f"{self.where}: there is none", hint="give the address and the name that the app has")
         return facts
 
     def make(self, connection: Any) -> None:

@@ -30,7 +30,7 @@ from sabot.base.os_errors import errno_of, hint_of
 from sabot.base.quantities import counted_words
 from sabot.base.sqlite_files import HELD, is_held
 from sabot.clock import SYSTEM_CLOCK, Clock
-from sabot.errors import AppLocked, CorruptJournal, JournalFailed, SabotError, UserError
+from sabot.errors import AppLocked, CorruptJournal, JournalFailed, NoJournal, SabotError, UserError
 from sabot.journal.entry_counts import Connection
 from sabot.journal.history_tables import SESSIONS
 from sabot.journal.job_tables import index_sessions
@@ -69,7 +69,7 @@ def database_of(path: Path | str) -> Path:
     for found in (path / DATABASE, path / "journal" / DATABASE):
         if found.is_file():
             return found
-    raise UserError(f"{path} has no journal", hint=f"give the path of a {DATABASE}, its folder, or a state directory")
+    raise NoJournal(f"{path} has no journal", hint=f"give the path of a {DATABASE}, its folder, or a state directory")
 
 
 class SqliteReader(TablesReader):

@@ -40,6 +40,7 @@ from sabot.errors import (
     IdempotencyConflict,
     IllegalTransition,
     LetterRefused,
+    NoJournal,
     SabotError,
     TransientError,
     UserError,
@@ -213,16 +214,21 @@ async def _answered(who: Who, right: str, endpoint: _Endpoint, request: Request)
     except LetterRefused as error:
         return _of_error(409, error, error.reason)
     except TransientError as error:
-        answer = _error(
-            503, type(error).__name__, "the journal does not answer", "ask again later; a start with its key", ""
-        )
-        _log.warning("a request about jobs was not answered: %s", scrubbed(str(error)))
-        answer.headers["retry-after"] = "2"
-        return answer
+        return _later("the journal does not answer", error)
+    except NoJournal as error:
+        return _later("there is no journal yet", error)
     except UserError as error:
         return _of_error(422, error, "")
     except Exception as error:
         return _failed(request, error)
+
+
+def _later(why: str, error: SabotError) -> Response:
+    """Logs an error that passes, and returns the answer that says so."""
+    _log.warning("a request about jobs was not answered: %s", scrubbed(str(error)))
+    answer = _error(503, type(error).__name__, why, "ask again later; a start with its key", "")
+    answer.headers["retry-after"] = "2"
+    return answer
 
 
 def _failed(request: Request, error: Exception) -> Response:
