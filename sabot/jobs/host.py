@@ -286,9 +286,10 @@ class JobHost(HostState):
         self, positions: Mapping[int, int], unapplied: Mapping[str, Position], jobs: Collection[str] | None
     ) -> list[OpenJob]:
         """Returns the jobs of `open`, or those of `jobs` if it is not None. Blocks. Also removes the notes about blocked
-        jobs: they were about the code of an earlier start, and this one tries again to continue them.
+        jobs: they were about the code of an earlier start, and this one tries again to continue them. A sole owner whose
+        start leaves all jobs in the journal removes all of them.
         """
-        if jobs is None:
+        if jobs is None or not (jobs or self.journal.begins.shared):
             marks: Iterable[JobMark | None] = self.journal.logged(JobQuery(status=BLOCKED), EVERY)
         else:
             marks = map(self.journal.job, jobs)
