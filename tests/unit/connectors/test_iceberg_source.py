@@ -296,7 +296,7 @@ def test_a_file_that_pyiceberg_cannot_read_is_an_error_that_names_the_table(tabl
     add(table, 1)
     [task] = table.scan().plan_files()
     pq.write_table(pa.table({"n": [1], "day": ["x"]}), task.file.file_path)  # without the ids of columns
-    with pytest.raises(UserError, match=r"table lake\.orders: .*field-ids"):
+    with pytest.raises(UserError, match=r"table lake\.orders in catalog sqlite:.*field-ids"):
         read(source_of(tmp_path))
 
 
