@@ -5,7 +5,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ import typer
 import yaml
 
 from sabot.cli import commands
+from tools.broker import free_ports
 from tools.command_line import ENV, SABOT, child
 from tools.source_tree import PROJECT
 
@@ -167,8 +167,7 @@ def answer(port: int, path: str) -> int:
 @pytest.mark.slow  # a process
 def test_the_command_of_the_image_answers_the_probes_and_ends_well_at_sigterm(tmp_path: Path) -> None:
     (tmp_path / "shop.py").write_text(PROGRAM)
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    (port,) = free_ports(1)
     words = [{"/state": "state", "9100": str(port), "0.0.0.0": "127.0.0.1"}.get(word, word) for word in entrypoint()]
     probes = {
         probe["httpGet"]["path"]

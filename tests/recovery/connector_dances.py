@@ -14,7 +14,6 @@ import contextlib
 import json
 import os
 import shutil
-import socket
 import sqlite3
 import subprocess
 import sys
@@ -40,6 +39,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from sabot.errors import UserError
 from sabot.testing.connectors import Dance, Danced
+from tools.broker import free_ports
 from tools.iceberg_lake import lake_of, rows_of
 from tools.leftovers import leftovers
 from tools.postgres import Postgres
@@ -473,8 +473,7 @@ def from_events(folder: Path, seed: int) -> Iterator[Floor]:
 @contextlib.contextmanager
 def from_a_sender(folder: Path, seed: int) -> Iterator[Floor]:
     """The server that is killed is the sender, who repeats what was not answered, and what was when he is killed before he notes it."""
-    with socket.create_server(("127.0.0.1", 0)) as found:
-        port = found.getsockname()[1]
+    (port,) = free_ports(1)
     sender = WebSender(folder / "outbox", f"http://127.0.0.1:{port}/in")
 
     def put(numbers: Sequence[int]) -> None:

@@ -35,11 +35,12 @@ class WebFeed:
     """A server that runs from `start` to `stop`, which kills it. It keeps its port and its folder."""
 
     def __init__(self, folder: Path) -> None:
+        from tools.broker import free_ports
+
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         opened(folder).close()
-        with socket.create_server(("127.0.0.1", 0)) as found:
-            self.port = found.getsockname()[1]
+        (self.port,) = free_ports(1)
         self.url = f"ws://127.0.0.1:{self.port}/feed"
         self._process: subprocess.Popen[bytes] | None = None
         self.start()

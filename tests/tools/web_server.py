@@ -206,11 +206,12 @@ class WebServer:
     """A server that runs from `start` to `stop`, which kills it. It keeps its port and its folder."""
 
     def __init__(self, folder: Path, *, idempotent: bool = False, certificate: Path | None = None) -> None:
+        from tools.broker import free_ports
+
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         self._certificate = [] if certificate is None else [str(certificate)]
-        with socket.create_server(("127.0.0.1", 0)) as found:
-            self.port = found.getsockname()[1]
+        (self.port,) = free_ports(1)
         self.origin = f"http{'s' if certificate else ''}://127.0.0.1:{self.port}"
         self.url = f"{self.origin}/rows"
         self._process: subprocess.Popen[bytes] | None = None

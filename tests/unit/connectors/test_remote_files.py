@@ -3,7 +3,6 @@
 import gzip
 import io
 import json
-import socket
 import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -21,6 +20,7 @@ from sabot import App, files
 from sabot.base.object_stores import hint_of_store
 from sabot.connectors.files import paths
 from sabot.errors import UserError
+from tools.broker import free_ports
 from tools.checkpoint_tools import in_memory
 
 TABLE = pa.table({"id": [1, 2, 3], "name": ["a", "b", "c"]})
@@ -170,8 +170,7 @@ def nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatc
     for name in ("GOOGLE_APPLICATION_CREDENTIALS", "APPDATA"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
-    with socket.create_server(("127.0.0.1", 0)) as bound:
-        port = bound.getsockname()[1]
+    (port,) = free_ports(1)
     monkeypatch.setenv("GCE_METADATA_HOST", f"127.0.0.1:{port}")
     return monkeypatch
 

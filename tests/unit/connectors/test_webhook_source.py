@@ -36,6 +36,7 @@ from sabot.testing.connectors.place import NewPlace
 from sabot.testing.sinks import ListSink
 from tools.agent_tools import until
 from tools.broken_promises import FindsFaults, broken, check_found
+from tools.broker import free_ports
 from tools.secure_broker import Authority
 
 WAIT = 60.0  # seconds; only a test that fails waits so long
@@ -89,8 +90,7 @@ class HookPlace(ConnectorPlace):
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        with socket.create_server(("127.0.0.1", 0)) as found:
-            self.port = found.getsockname()[1]
+        (self.port,) = free_ports(1)
         self.sent = 0
 
     def put(self, numbers: Sequence[int]) -> None:
