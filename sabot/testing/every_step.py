@@ -92,7 +92,7 @@ def crash_at_every_step(
     torn: bool = True,
     deaths: int = 1,
     workers: int = 1,
-    timeout: Duration = 60.0,
+    timeout: Duration = 600.0,
     preload: Sequence[str] = (),
     sample: int | None = None,
     seed: int = 0,

@@ -20,7 +20,6 @@ def crashes_survived(
     where one changes what `check` finds, where the pipeline has no steps of one of these kinds, or where fewer than this share of the
     runs came to their step.
     """
-    how.setdefault("timeout", "10min")  # of a second's work, with the machine to itself
     if not os.environ.get("EVERY"):
         how |= {"sample": _TRIED, "seed": commit()}
     crashes = crash_at_every_step(build, check, workers=2, **how)
