@@ -24,9 +24,10 @@ LIMIT = 30_000
 BUDGET = Budget("tenant", max_tokens_daily=2 * LIMIT, max_tokens_monthly=LIMIT, warn_at=1)
 
 
-def shared_ledger(place: str, **options: Any) -> Ledger:
+def shared_ledger(place: str, lease: str = "30s", **options: Any) -> Ledger:
+    """`lease`: no process is taken for dead because it had no core for a while, or its server was away."""
     writer: Any = (PostgresLedgerWriter if "://" in place else SqliteLedgerWriter)(place, shared=True)
-    return Ledger(writer, budgets=[BUDGET], lease="1s", **options)
+    return Ledger(writer, budgets=[BUDGET], lease=lease, **options)
 
 
 async def hold(ledger: Ledger, name: str, calls: int) -> int:
@@ -53,7 +54,7 @@ async def spend(ledger: Ledger, name: str, calls: int) -> int:
 
 
 async def main(place: str, name: str, calls: str, what: str) -> None:
-    ledger = shared_ledger(place)
+    ledger = shared_ledger(place, "1s" if what == "hold" else "30s")
     if what == "hold":
         print("held", await hold(ledger, name, int(calls)), flush=True)
         await asyncio.Event().wait()
