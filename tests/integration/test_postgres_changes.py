@@ -27,6 +27,7 @@ from tools.postgres import Postgres
 from tools.tcp_proxy import TcpProxy
 
 WAIT = 60.0  # seconds; only a test that fails waits so long
+SOON = 0.2  # seconds, where it does not matter whether a batch comes
 INSERT, UPDATE, DELETE = 0, 2, 3
 Row = tuple[Any, ...]
 
@@ -79,8 +80,8 @@ class Reader:
         """What a checkpoint would have now."""
         self.positions, self.memory = self.source.positions(), self.source.remember()
 
-    def step(self, max_rows: int = 1000, timeout: float = 0.2) -> int | None:
-        """Reads a batch. Returns its rows, or None if there is none."""
+    def step(self, max_rows: int = 1000, timeout: float = WAIT) -> int | None:
+        """Reads a batch. Returns its rows, or None if none comes in time."""
         batch = self.source.read_batch(max_rows, timeout)
         if batch is None:
             return None
@@ -104,7 +105,7 @@ class Reader:
         end = SYSTEM_CLOCK.monotonic() + WAIT
         while not done():
             assert SYSTEM_CLOCK.monotonic() < end, (self.rows, self.positions)
-            self.step(max_rows)
+            self.step(max_rows, SOON)
         return self
 
     def all(self, expected: Callable[[], list[Row]], max_rows: int = 1000) -> "Reader":
@@ -346,7 +347,7 @@ def test_a_network_that_is_cut_or_reset_is_waited_for(sql: Any, url: str) -> Non
         reader.all(of(sql))
         proxy.cut()
         sql("INSERT INTO orders VALUES (2, 1, 1)")
-        assert not reader.step()
+        assert not reader.step(timeout=SOON)
         proxy.mend()
         reader.all(of(sql))
         proxy.reset()
@@ -357,7 +358,7 @@ def test_a_network_that_is_cut_or_reset_is_waited_for(sql: Any, url: str) -> Non
 
 @pytest.mark.slow  # a server of its own, and some seconds without a reader
 def test_a_large_transaction_comes_to_an_app_that_is_held_for_longer_than_the_server_waits() -> None:
-    server = Postgres("wal_sender_timeout=1s")
+    server = Postgres("wal_sender_timeout=6s")
     try:
         with psycopg.connect(server.url, autocommit=True) as connection:
             connection.execute("CREATE TABLE orders (id int PRIMARY KEY, shop int, amount bigint)")
@@ -366,7 +367,7 @@ def test_a_large_transaction_comes_to_an_app_that_is_held_for_longer_than_the_se
             reader.until(lambda: reader.source.backlog() == 0)
             connection.execute("INSERT INTO orders SELECT g, g, g FROM generate_series(1, 1000000) g")
             reader.until(lambda: bool(reader.rows), 1)  # the buffer fills, and stays full
-            threading.Event().wait(5)  # the server would end a silent connection after one second
+            threading.Event().wait(10)  # the server would end a silent connection after six seconds
 
             def buffered() -> int:
                 return int(reader.source.figures()["buffered_bytes"])
@@ -374,6 +375,7 @@ def test_a_large_transaction_comes_to_an_app_that_is_held_for_longer_than_the_se
             end = SYSTEM_CLOCK.monotonic() + WAIT
             while buffered() < 60 << 20:
                 assert SYSTEM_CLOCK.monotonic() < end, buffered()
+                threading.Event().wait(0.01)  # else the thread that receives had to wait for its turn
             assert buffered() < 70 << 20
             left = 1_000_000 - len(reader.rows)
             while left:
@@ -468,13 +470,13 @@ def test_a_source_that_breaks_a_promise_is_found(sql: Any, read: Readers, mutati
                 reader.positions, reader.memory = old
                 read(before=reader)
             return
-        assert reader.step(1, WAIT) == 1
+        assert reader.step(1) == 1
         sql("INSERT INTO orders VALUES (2, 1, 1)")
         if mutation == "last key":
             broken(reader, 3, lambda passes: [[lsn, []] for lsn, _ in passes]).all(of(sql))
         else:
             second = read(before=reader)
-            assert second.step(1, WAIT) == 1
+            assert second.step(1) == 1
             broken(second, 3, lambda passes: [[passes[0][0], last] for _, last in passes]).all(of(sql))
 
     with pytest.raises((UserError, AssertionError), match=error):
@@ -542,7 +544,7 @@ def test_the_server_may_forget_only_what_a_checkpoint_covers(sql: Any, read: Rea
     reader.until(lambda: reader.positions["public.orders", 0] >= end)
     place = reader.positions["public.orders", 0]
     for _ in range(10):  # statuses are sent
-        reader.step()
+        reader.step(timeout=SOON)
     assert confirmed(sql) == begun < end
     reader.source.commit({("public.orders", 0): place})
     reader.until(lambda: confirmed(sql) == place)
@@ -636,11 +638,11 @@ def test_a_slot_that_holds_wal_gets_an_empty_transaction(sql: Any, read: Readers
     end = SYSTEM_CLOCK.monotonic() + WAIT
     for _ in range(6):
         sql("INSERT INTO busy SELECT g, repeat('x', 1000) FROM generate_series(1, 16000) g; CHECKPOINT")
-        reader.step()
+        reader.step(timeout=SOON)
         reader.source.commit(reader.positions)
     while reader.source.figures().get("held_wal_bytes", 1 << 40) > 48 << 20:  # type: ignore[operator]
         assert SYSTEM_CLOCK.monotonic() < end, reader.source.figures()
-        reader.step()
+        reader.step(timeout=SOON)
         reader.source.commit(reader.positions)
         sql("CHECKPOINT")
     assert reader.source.figures()["wal_status"] == "reserved"
