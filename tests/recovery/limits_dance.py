@@ -9,6 +9,7 @@ jobs of a second agent begin, at most --rate in any second, without kills. The l
     per_s            jobs that ended in a second, of the first agent
     rate_most        the most jobs that began within a second, by the times at which their workers began them: each a moment after it was
                      claimed, when it counted, so a machine that is slow for a moment puts some of two seconds into one
+    early            jobs of the second agent that began sooner than the rate allows, counted from when they were asked for
     rate_kept        the rate at which the jobs of the second agent began, as a share of --rate; asked: within 5 %
     kills            workers that were killed
 """
@@ -124,6 +125,7 @@ async def dance(folder: Path, url: str, options: argparse.Namespace) -> dict[str
         seconds = time.monotonic() - began
         over.set()
         kills = await killing
+        asked_ms = int(time.time() * 1000) - 1
         rated = await _started(client, "rated", options.rated)
         await _until_ended(client, "rated", options.rated)
     most, above = most_at_once(await asyncio.to_thread(lambda: list(spans_of(url, jobs))), options.concurrency)
@@ -131,6 +133,7 @@ async def dance(folder: Path, url: str, options: argparse.Namespace) -> dict[str
     pace = (len(begun) - options.rate) / (begun[-1] - begun[0]) * 1000  # the first ones may begin at once
     found = {"jobs": len(jobs), "above": above, "most": most, "per_s": round(options.jobs / seconds, 1), "kills": kills}
     return found | {
+        "early": sum(at < asked_ms + number // options.rate * 1000 for number, at in enumerate(begun)),
         "rate_most": most_in_a_second(begun),
         "rate_kept": round(pace / options.rate, 3),
     }
@@ -151,7 +154,7 @@ def main() -> None:
     finally:
         server.remove()
     print(json.dumps(found))
-    sys.exit(bool(found["above"] or abs(found["rate_kept"] - 1) > 0.05))
+    sys.exit(bool(found["above"] or found["early"] or abs(found["rate_kept"] - 1) > 0.05))
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ async def test_no_limit_is_passed_while_workers_are_killed(tmp_path: Path) -> No
         found = await limits_dance.dance(tmp_path, url, options)
     assert found["above"] == 0, found
     assert 0 < found["most"] <= 5
-    assert found["rate_kept"] <= 1.05, "how long it takes is up to the machine"
+    assert found["early"] == 0, found  # how long it takes, and how evenly jobs begin, is up to the machine
 
 
 def test_jobs_above_a_limit_and_a_rate_are_found() -> None:
