@@ -19,6 +19,7 @@ from cryptography import x509
 from websockets.datastructures import Headers
 from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
+from websockets.sync.client import ClientConnection
 from websockets.sync.server import Server, ServerConnection, serve
 
 from sabot import App
@@ -242,18 +243,26 @@ def test_a_login_that_is_refused_is_read_again(feed: Feed) -> None:
     source.close()
 
 
-def test_a_silent_server_is_asked_whether_it_is_there(feed: Feed, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_silent_server_is_asked_whether_it_is_there(feed: Feed, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         source = WebsocketSource(f"ws://127.0.0.1:{silent.getsockname()[1]}/", timeout="50ms")
         source.open(None)
         assert source.read_batch(10, 0.3) is None
         source.close()
-    answered = feed.heard
+    pings, ping = threading.Semaphore(0), ClientConnection.ping
+
+    def answered(connection: ClientConnection) -> threading.Event:
+        """Returns when the library of the server has answered, which may take it longer than the timeout of the source."""
+        told = ping(connection)
+        assert told.wait(WAIT)
+        pings.release()
+        return told
+
+    monkeypatch.setattr(ClientConnection, "ping", answered)
 
     def say(connection: ServerConnection) -> None:
-        for _ in range(3):  # the pings of the source are answered by the library
-            assert answered.empty()
-            threading.Event().wait(0.1)
+        for _ in range(3):
+            assert pings.acquire(timeout=WAIT)
         connection.send("late")
         for _ in connection:
             pass
