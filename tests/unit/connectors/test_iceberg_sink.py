@@ -9,7 +9,6 @@ import statistics
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -414,26 +413,33 @@ def test_a_commit_copies_the_metadata_of_the_table_once(lake: Lake, monkeypatch:
     assert lake.numbers() == [1]
 
 
+def bytes_moved() -> int:
+    """What this process has read and written so far. The time of a commit depends on what else the machine does."""
+    facts = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
+    return int(facts["rchar"]) + int(facts["wchar"])
+
+
 @pytest.mark.slow  # 300 commits, of 0.03 s each
-def test_commits_leave_metadata_that_does_not_grow_and_the_last_take_no_longer(lake: Lake) -> None:
+@pytest.mark.skipif(sys.platform != "linux", reason="no other system tells what a process has read and written")
+def test_commits_leave_metadata_that_does_not_grow_and_the_last_read_and_write_no_more(lake: Lake) -> None:
     """Each commit reads and writes the list of all snapshots, and a file of metadata with it: of 60 commits the last took twice as long
     as the first, and the files of a thousand would have had half a gigabyte. 100 snapshots are kept, and 100 removed at once: the second
     hundred of commits and the third find equally many.
     """
     sink = retained(lake)
-    seconds: list[float] = []
+    moved: list[int] = []
     sizes: list[int] = []
     for n in range(1, 301):
-        before = time.process_time()
+        before = bytes_moved()
         put(sink, n, batch(n))
-        seconds.append(time.process_time() - before)
+        moved.append(bytes_moved() - before)
         if n % 50 in (0, 49):
             table = lake.table()
             sizes.append(len(json.dumps(table.metadata.model_dump(mode="json"))))
             assert len(table.metadata.snapshots) <= 202
             assert len(metadata_files(lake)) <= 102
     assert max(sizes[8:]) <= 1.1 * max(sizes[:8])
-    assert statistics.median(seconds[200:]) <= 1.5 * statistics.median(seconds[100:200])
+    assert statistics.median(moved[200:]) <= 1.1 * statistics.median(moved[100:200])
     current = lake.table().current_snapshot()
     assert current is not None
     assert len(current.manifests(lake.table().io)) <= 200
