@@ -99,11 +99,12 @@ class Tab(threading.Thread):
         self._client.request("GET", "/events/app", headers={"Authorization": f"Bearer {token}"})
         self._answer = self._client.getresponse()
         assert self._answer.status == 200, self._answer.read()
-        self.events = 0
+        self.told = threading.Event()
 
     def run(self) -> None:
         while line := self._answer.readline():
-            self.events += line.startswith(b"id:")
+            if line.startswith(b"id:"):
+                self.told.set()
 
 
 @contextmanager
@@ -118,10 +119,11 @@ def with_console(app: App, tabs: int, spent: list[float]) -> Iterator[None]:
     before = sum(map(thread_seconds, own))
     yield
     spent.append(sum(map(thread_seconds, own)) - before)
+    for tab in opened:
+        assert tab.told.wait(60), "no figures came"
     console.close()
     for tab in opened:
-        tab.join(30)
-        assert tab.events, "no figures came"
+        tab.join(60)
 
 
 @contextmanager

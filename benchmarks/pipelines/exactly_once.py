@@ -49,7 +49,7 @@ BASE_MS, WINDOW_MS = 1_790_000_000_000, 100_000
 CHUNK_ROWS = 20_000
 CALIBRATION_ROWS = 500_000
 WARM = 1.1  # a short run is so much slower than a long one
-QUIET_SECONDS = 30.0  # a run in which nothing is read for so long has failed
+QUIET_SECONDS = 120.0  # a run in which nothing is read for so long has failed
 
 
 # The input, and what is to come of it

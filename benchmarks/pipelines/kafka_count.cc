@@ -6,7 +6,7 @@ Reads partitions 0 to PARTITIONS - 1 from their beginning until ROWS records hav
 time from the first record, and of processor time, all of the reading only. Declares what it needs of librdkafka, whose header need not be installed. */
 #include "bounds.h"
 
-enum { BATCH = 16384, WAIT_MS = 10, QUIET_SECONDS = 30 };
+enum { BATCH = 16384, WAIT_MS = 10, QUIET_SECONDS = 120 };
 
 int main(int argc, char** argv) {
     static rd_kafka_message_t* messages[BATCH];

@@ -73,7 +73,7 @@ from tools.broker import running
 KINDS = ("bound", "client", "source", "decode", "stream", "windows", "latency")
 COLUMNS = {"account": "string", "amount": "float64", "ts": "int64"}
 BATCH_ROWS = 16_384  # what the engine asks of a source
-QUIET_SECONDS = 30.0  # a run in which nothing comes for so long has failed
+QUIET_SECONDS = 120.0  # a run in which nothing comes for so long has failed
 COUNTER = Path(__file__).with_name("kafka_count.cc")
 RELAY = Path(__file__).with_name("kafka_relay.cc")
 MINUTE_MS = 60_000

@@ -49,7 +49,7 @@ from tools.broker import running
 KINDS = ("bound", "client", "records", "json", "parts")
 BATCH_ROWS = 16_384  # what the engine gives to a sink
 SENDER = Path(__file__).with_name("kafka_send.cc")
-QUIET_SECONDS = 30.0  # a topic of which nothing is read for so long has no more
+QUIET_SECONDS = 120.0  # a topic of which nothing is read for so long has no more
 SETTINGS = {  # those of our sinks
     "enable.idempotence": "true",
     "linger.ms": "5",

@@ -40,7 +40,7 @@ DIGITS = 10  # of the number that each payload begins with
 POWERS = 10 ** np.arange(DIGITS - 1, -1, -1)
 CHUNK_ROWS = 50_000
 BATCH_ROWS = 16_384  # what the engine asks of a source
-QUIET_SECONDS = 30.0  # a run in which nothing comes for so long has failed
+QUIET_SECONDS = 120.0  # a run in which nothing comes for so long has failed
 LEVEL_SECONDS = 1.0  # memory that has not grown for so long is all that there is
 
 

@@ -45,7 +45,7 @@ _APIS: dict[str, tuple[str, ModelApi]] = {
 }
 _EMBEDDINGS = "/v1/embeddings"
 _SECRET_HEADERS = ("authorization", "x-api-key")
-_WAIT_SECONDS = 30.0
+_WAIT_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)
