@@ -48,6 +48,8 @@ class DatabaseTable:
         self._lock = threading.Lock()
         self._users = 0
         self._idle: list[Database] = []
+        self._answered = False
+        self._away = False  # and the log has said so
 
     def rows(self, place: Any) -> Iterator[tuple[list[Row], Any]]:
         """Yields all rows, as a function of `App.source`: in parts, in the order of the key, each with the last key. Rows that are added or
@@ -62,22 +64,19 @@ class DatabaseTable:
                 yield part, start + len(part)
             return
         last: Sequence[Any] = place if isinstance(place, list) else ()
-        begun = away = False
+        begun = False
         while True:
             try:
                 rows = self._behind(last)
             except TransientError as error:
                 if not begun:
                     raise
-                if not away:
-                    _log.warning("table %s cannot be read, and is tried again until it answers: %s", self._table, error)
-                away = True
+                self._lacks(error)
                 time.sleep(PAUSE_SECONDS)
                 yield [], last  # at which the reader may end
                 continue
-            if away:
-                _log.info("table %s answers again", self._table)
-            begun, away = True, False
+            self._answers()
+            begun = True
             if rows:
                 last = [rows[-1][name] for name in self._keys]
                 yield rows, last
@@ -91,13 +90,36 @@ class DatabaseTable:
         behind = f"WHERE ({names}) > ({', '.join([mark] * len(last))}) " if last else ""
         return self._read(f"{behind}ORDER BY {names} LIMIT {ROWS_AT_ONCE}", last, False)
 
-    def found(self, columns: Sequence[str], values: Sequence[Any]) -> list[Row]:
-        """Returns the rows with these values in these columns. Raises TransientError while the database is away, and UserError for a value
-        that its column cannot have.
+    def found(self, columns: Sequence[str], values: Sequence[Any]) -> list[Row] | None:
+        """Returns the rows with these values in these columns, or None if the database has answered before and is away now. Raises
+        TransientError if it has never answered, and UserError for a value that its column cannot have.
         """
-        with self._connected() as database:
-            same = " AND ".join(f"{database.column(name)} = {database.mark}" for name in columns)
-        return self._read(f"WHERE {same}", values, True)
+        try:
+            with self._connected() as database:
+                same = " AND ".join(f"{database.column(name)} = {database.mark}" for name in columns)
+            rows = self._read(f"WHERE {same}", values, True)
+        except TransientError as error:
+            if not self._answered:
+                raise
+            self._lacks(error)
+            return None
+        self._answers()
+        return rows
+
+    def _lacks(self, error: TransientError) -> None:
+        """Logs that the database is away, once until it answers."""
+        with self._lock:
+            told, self._away = self._away, True
+        if not told:
+            _log.warning("table %s cannot be read, and is tried again until it answers: %s", self._table, error)
+
+    def _answers(self) -> None:
+        self._answered = True
+        if self._away:
+            with self._lock:
+                told, self._away = self._away, False
+            if told:
+                _log.info("table %s answers again", self._table)
 
     def _read(self, clauses: str, values: Sequence[Any], strict: bool) -> list[Row]:
         names, types = self._schema.names, self._schema.types

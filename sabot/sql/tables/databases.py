@@ -2,6 +2,7 @@
 Their options are those of Flink's connectors of these names.
 """
 
+import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -74,7 +75,7 @@ def read_postgres_changes(options: Options, statement: CreateTable) -> "Callable
 
 # -- SQLite, DuckDB and PostgreSQL --------------------------------------------------------------------------------------
 
-_AT_ONCE = 4  # lookups of a subtask, each with a connection
+AT_ONCE = 4  # lookups of a subtask, each with a connection
 _CACHED = 10_000
 
 
@@ -126,12 +127,15 @@ class DatabaseRows(GeneratorSource):
 
 
 def _finds_rows(name: str, table: "DatabaseTable", schema: pa.Schema, given: LookupOptions) -> FindsRows:
+    from sabot.connectors.sql import reading
+
     row = pa.list_(pa.struct(list(schema)))
 
     def of_columns(columns: Sequence[str]) -> tuple[Callable[[Any], Any], LookupOptions]:
         async def lookup(key: Any) -> Mapping[str, Any] | None:
             values = key if len(columns) > 1 else (key,)
-            found = await run_in_thread(table.found, columns, values)
+            while (found := await run_in_thread(table.found, columns, values)) is None:  # noqa: ASYNC110 - nothing tells
+                await asyncio.sleep(reading.PAUSE_SECONDS)
             return {"found": found} if found else None
 
         lookup.__name__ = lookup.__qualname__ = name
@@ -158,7 +162,7 @@ def _table(options: Options, statement: CreateTable) -> "tuple[DatabaseTable, pa
 def _of_lookups(options: Options) -> LookupOptions:
     """Returns the options of `Stream.lookup` that a table says. As in Flink, no answers are kept unless it says so."""
     retries = options.number("lookup.max-retries")
-    found: LookupOptions = {"concurrency": _AT_ONCE, "retries": 3 if retries is None else max(0, int(retries))}
+    found: LookupOptions = {"concurrency": AT_ONCE, "retries": 3 if retries is None else max(0, int(retries))}
     kind = options.value_span("lookup.cache")
     chosen = options.take("lookup.cache")
     if chosen is not None and chosen.upper() not in ("NONE", "PARTIAL"):

@@ -17,6 +17,7 @@ from sabot.connectors.sql.database import Database
 from sabot.connectors.sql.reading import DatabaseTable, value_of
 from sabot.errors import TransientError, UserError
 from sabot.sql.syntax.text import SqlError
+from sabot.sql.tables import databases
 from tools.agent_tools import write_lines
 
 USERS = [
@@ -314,10 +315,8 @@ def test_a_table_is_read_on_behind_the_key_at_which_a_restart_begins(tmp_path):
         assert again == rest
 
 
-@pytest.mark.parametrize("fails_at", [1, 2, 4])
-def test_a_database_that_is_away_after_the_first_rows_is_waited_for(url, fails_at, monkeypatch, caplog):
-    """A server that was started again while a table was read ended the app: its three restarts came within five seconds."""
-    monkeypatch.setattr(reading, "ROWS_AT_ONCE", 1)
+def goes_away(monkeypatch, fails_at):
+    """The database does not answer three statements, from this one on."""
     monkeypatch.setattr(reading, "PAUSE_SECONDS", 0.0)
     read, calls = Database.read, []
 
@@ -328,6 +327,19 @@ def test_a_database_that_is_away_after_the_first_rows_is_waited_for(url, fails_a
         return read(database, statement, values)
 
     monkeypatch.setattr(Database, "read", away)
+
+
+AWAY = [
+    "table users cannot be read, and is tried again until it answers: the server is away",
+    "table users answers again",
+]
+
+
+@pytest.mark.parametrize("fails_at", [1, 2, 4])
+def test_a_database_that_is_away_after_the_first_rows_is_waited_for(url, fails_at, monkeypatch, caplog):
+    """A server that was started again while a table was read ended the app: its three restarts came within five seconds."""
+    monkeypatch.setattr(reading, "ROWS_AT_ONCE", 1)
+    goes_away(monkeypatch, fails_at)
     table = DatabaseTable(url, "users", pa.schema([("id", pa.int64()), ("name", pa.string())]), ["id"])
     if fails_at == 1:  # at the first start, as of any source
         with pytest.raises(TransientError):
@@ -337,7 +349,19 @@ def test_a_database_that_is_away_after_the_first_rows_is_waited_for(url, fails_a
         found = list(table.rows(0))
     assert [row["name"] for rows, _ in found for row in rows] == ["ann", "bob", "cyd"]
     assert found.count(([], [fails_at - 1])) == 3
-    assert [record.getMessage() for record in caplog.records] == [
-        "table users cannot be read, and is tried again until it answers: the server is away",
-        "table users answers again",
-    ]
+    assert [record.getMessage() for record in caplog.records] == AWAY
+
+
+@pytest.mark.parametrize("fails_at", [1, 2, 3])
+def test_a_database_that_is_away_after_the_first_answer_is_waited_for(url, fails_at, monkeypatch, caplog):
+    """A server that was away for ten seconds ended the app: a question was repeated within a second, and the app within five."""
+    monkeypatch.setattr(databases, "AT_ONCE", 1)
+    goes_away(monkeypatch, fails_at)
+    text = f"SELECT s.id, u.name FROM subscriptions s JOIN users {AS_OF} u ON s.user_id = u.id"
+    with caplog.at_level(logging.INFO, reading.__name__):
+        if fails_at == 1:  # at the first start
+            with pytest.raises(UserError, match="the server is away"):
+                answer(url, text, ", 'lookup.max-retries' = '0'")
+            return
+        assert answer(url, text, ", 'lookup.max-retries' = '0'") == [("a", "ann"), ("b", "bob"), ("e", "ann")]
+    assert [record.getMessage() for record in caplog.records if record.name == reading.__name__] == AWAY
