@@ -36,7 +36,7 @@ MEMBERS = {  # of a contract that more than one class fulfils: methods, properti
     "connectors/base.py:Sink": 17,  # 113
     "connectors/base.py:Source": 26,  # 113, 122, 134, 143
     "connectors/files/formats/base.py:FileFormat": 46,  # 114, 116
-    "jobs/guard.py:EffectGuard": 11,  # 044, 115: two go when a worker takes trees one by one
+    "jobs/guard.py:EffectGuard": 12,  # 044, 115, 187: two go when a worker takes trees one by one
     "jobs/owner.py:JobOwner": 15,
     "journal/base.py:Journal": 20,  # 060, 125, 129, 130, 133, 156
     "journal/base.py:JournalReader": 29,  # 060, 121, 129, 130, 133, 140, 155, 156, 183

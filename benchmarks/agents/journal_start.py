@@ -1,13 +1,15 @@
 """The start of a kernel over a journal of many jobs, of which few or none are open, and how it goes on with those.
 
     python benchmarks/agents/journal_start.py [--rows 10000] [--open 0] [--effects 4] [--times 3] [--store sqlite|postgres] [--shared]
-                                              [--resume]
+                                              [--resume] [--budgets]
 
 An ended job has two entries and two more for each effect. An open one has made a call and waits for a person: four entries. Each start
 is a process of its own, which opens the journal, with --shared as one of several workers. It is checked that the list has each job.
 
 With --resume the kernel goes on with what is open: until a new job has ended (first), and until all open jobs are parked in its memory
 again (all). No function makes a call. It is checked that an owner gets a handle for each open job.
+
+With --budgets kernels have a budget, in a ledger beside the journal. The first start reads the whole log then.
 """
 
 import argparse
@@ -28,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from job_history import AGENT
 from journal_upgrade import AT_ONCE, home_of, make
 
-from sabot.agents import ExecutionRequest, RuntimeKernel
+from sabot.agents import Budget, ExecutionRequest, Ledger, PostgresLedgerWriter, RuntimeKernel
 from sabot.jobs.core import question_token
 from sabot.journal import Journal
 from sabot.journal.ended_jobs import JobQuery
@@ -64,8 +66,11 @@ class Meter:
         return dict(zip((f"{what}seconds", f"{what}cpu", f"{what}MB"), took, strict=True))
 
 
-def kernel_over(place: str, *, shared: bool) -> RuntimeKernel:
-    return RuntimeKernel.create(agent=handle, name="shop", journal=place, shared=shared)
+def kernel_over(place: str, *, shared: bool, budgets: bool = False) -> RuntimeKernel:
+    given: Any = [Budget("*", max_cost_daily=10)] if budgets else None
+    if budgets and "://" in place:
+        given = Ledger(PostgresLedgerWriter(place, shared=shared), budgets=given)
+    return RuntimeKernel.create(agent=handle, name="shop", journal=place, shared=shared, budgets=given)
 
 
 async def until_parked(kernel: RuntimeKernel, jobs: int) -> None:
@@ -73,12 +78,12 @@ async def until_parked(kernel: RuntimeKernel, jobs: int) -> None:
         await asyncio.sleep(0.01)
 
 
-async def start(place: str, opened: int, *, shared: bool, resumes: bool) -> dict[str, float]:
+async def start(place: str, opened: int, *, shared: bool, resumes: bool, budgets: bool) -> dict[str, float]:
     """Starts a kernel. Returns the seconds that it took, the seconds of CPU, and by how many MB the process grew; and the same until the
     moments of --resume.
     """
     meter = Meter()
-    async with kernel_over(place, shared=shared) as kernel:
+    async with kernel_over(place, shared=shared, budgets=budgets) as kernel:
         found = meter.read()
         if resumes:
             meter = Meter()
@@ -130,7 +135,7 @@ def measure(asked: argparse.Namespace) -> dict[str, float]:
         entries = make(place, asked.rows, asked.effects, 0) + (park(place, asked.open) if asked.open else 0)
         if asked.shared:
             open_journal(place, app="shop", shared=True).close()  # brings the tables up to date
-        flags = [f"--{each}" for each in ("shared", "resume") if getattr(asked, each)]
+        flags = [f"--{each}" for each in ("shared", "resume", "budgets") if getattr(asked, each)]
         words = [sys.executable, __file__, "--open", str(asked.open), *flags, "--start", place]
         found = [
             msgspec.json.decode(subprocess.run(words, check=True, capture_output=True, env=dict(os.environ)).stdout)
@@ -154,10 +159,12 @@ def main() -> None:
     parser.add_argument("--store", default="sqlite")
     parser.add_argument("--shared", action="store_true", help="as one of several workers; PostgreSQL only")
     parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--budgets", action="store_true")
     parser.add_argument("--start", metavar="PLACE", help="only start once over this journal")
     asked = parser.parse_args()
     if asked.start:
-        found = asyncio.run(start(asked.start, asked.open, shared=asked.shared, resumes=asked.resume))
+        how = {"shared": asked.shared, "resumes": asked.resume, "budgets": asked.budgets}
+        found = asyncio.run(start(asked.start, asked.open, **how))
         print(msgspec.json.encode(found).decode())
         return
     store = f"{asked.store}, shared" if asked.shared else asked.store

@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple, Protocol, Self, TypeAlias
 
 import msgspec
 
-from sabot.agents.accounts.guard import rows_of
+from sabot.agents.accounts.journal_rows import rows_of
 from sabot.agents.actions import ActionRecord, ActionStatus
 from sabot.agents.entry_values import as_plain, beginnings, value_of
 from sabot.agents.jobs import ENDS, JobRecord, JobSpec, JobStatus, OpenEffect

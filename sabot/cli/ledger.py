@@ -8,7 +8,7 @@ from urllib.parse import parse_qs, urlsplit
 import typer
 
 from sabot.agents.accounts.contract import LedgerWriter
-from sabot.agents.accounts.guard import update_ledger
+from sabot.agents.accounts.journal_rows import update_ledger
 from sabot.agents.accounts.ledger import Ledger
 from sabot.agents.accounts.reads import LimitRecord, limit_records, sum_facts
 from sabot.agents.accounts.rows import DATABASE, InMemoryLedgerWriter, SqliteLedgerWriter

@@ -442,7 +442,7 @@ class EffectGuard:
     """A policy that decides which effects jobs may make. Its methods are called on the event loop of the host
     (`JobHost`), and must not block it. Only the coroutines and awaitables that they return may wait.
 
-    The methods in the order of a job: `take`, when the app starts; `begin_job`, `decide`, `settle` or `drop` for each
+    The methods in the order of a job: `catch_up` and `take`, when the app starts; `begin_job`, `decide`, `settle` or `drop` for each
     effect, `end_job`; `leave`, before entries are deleted; and `close`. The judges of calls that are not effects of a
     job (`GuardJudge`) call `decide`, `settle` and `drop` too.
     """
@@ -463,6 +463,12 @@ class EffectGuard:
         `functions`: the functions of the agents. `agents`: the ids of the agents. `where`: the name of the app or of
         the kernel, for messages. `without_jobs`: the functions of the agents without jobs, by the ids of the agents.
         """
+
+    async def catch_up(self, journal: Journal) -> Collection[str] | None:
+        """Reads from the journal what the guard lacks, when the app starts, before `take`. Returns the open jobs that the guard
+        has to take up before any job runs, and perhaps others that have ended; None for all. By default returns none.
+        """
+        return ()
 
     async def take(self, journal: Journal, jobs: Mapping[str, Body], calls: Sequence[OpenCall]) -> None:
         """Takes up open jobs of a journal before any of them goes on: when the app starts, and when a worker gets the
@@ -646,6 +652,10 @@ class EffectGuards(EffectGuard):
         if found.decision is Decision.ASK:  # no attempt yet: when a person has approved it, all guards decide again
             call = msgspec.structs.replace(call, effect=EffectId(*call.effect[:2], attempt=0))
         return (found if so_far is None else so_far.and_then(found)), call
+
+    async def catch_up(self, journal: Journal) -> Collection[str] | None:
+        found = [await guard.catch_up(journal) for guard in self._guards]
+        return None if None in found else {job for jobs in found for job in jobs or ()}
 
     async def take(self, journal: Journal, jobs: Mapping[str, Body], calls: Sequence[OpenCall]) -> None:
         for guard in self._guards:

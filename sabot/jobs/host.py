@@ -185,18 +185,17 @@ class JobHost(HostState):
           checkpoint was restored, and then all jobs are returned.
         - `unapplied`: jobs that had ended before `positions`, but whose output and changes of the state the checkpoint
           does not contain (see `JobLog.facts`). The value is the position of the END entry.
-        - `leaves`: True to leave all jobs in the journal, and to return none. Until `fetch` reads them, they do not go on, and
-          the guard does not know their calls.
+        - `leaves`: True to leave the jobs in the journal, and to return only the trees of those that the guard has to take up
+          (`EffectGuard.catch_up`). Until `fetch` reads the others, they do not go on, and the guard does not know their calls.
         """
-        return await self._judged(self._opened(positions, unapplied, [] if leaves else None))
+        return await self._judged(self._opened(dict(positions or {}), dict(unapplied or {}), leaves=leaves))
 
     async def _opened(
-        self,
-        positions: Mapping[int, int] | None,
-        unapplied: Mapping[str, Position] | None,
-        jobs: Collection[str] | None,
+        self, positions: Mapping[int, int], unapplied: Mapping[str, Position], *, leaves: bool
     ) -> list[OpenJob]:
-        found = await run_to_end(run_in_thread(self._read, dict(positions or {}), dict(unapplied or {}), jobs))
+        needed = await self._guard.catch_up(self.journal)
+        jobs = await call_journal(_trees_of, self.journal, needed) if leaves and needed is not None else None
+        found = await run_to_end(run_in_thread(self._read_first, positions, unapplied, jobs))
         await self.log.open()
         self._add_open(found)
         self.log.unapplied = {job.job_id: job.ended_at for job in found if job.ended_at is not None}
@@ -219,13 +218,13 @@ class JobHost(HostState):
 
     async def fetch_tree(self, job_id: str) -> None:
         """Does the same for all jobs of the tree of a job."""
-        await self.fetch(await call_journal(_tree_of, self.journal, job_id))
+        await self.fetch(await call_journal(_trees_of, self.journal, [job_id]))
 
     async def _fetch_trees(self, jobs: Iterable[str], begun: Collection[str]) -> None:
         """Fetches the jobs of the trees of `jobs` from the journal, but for those of `begun`, which have begun now."""
         for job_id in jobs if self.left else ():
             if job_id not in self.jobs:
-                tree = await call_journal(_tree_of, self.journal, job_id)
+                tree = await call_journal(_trees_of, self.journal, [job_id])
                 await self._judged(self._fetch([each for each in tree if each not in begun]))
 
     async def _fetch(self, jobs: Collection[str]) -> None:
@@ -233,21 +232,23 @@ class JobHost(HostState):
         if not chosen or self.stopping:
             return
         await self.journal.flush()  # the letters to them are entries
-        found = await self._read_open(chosen)
+        found = await self._read_open(self._read_left, chosen)
         self.left -= sum(1 for job in found if job.agent)
         self.fetched.update((job.job_id, job) for job in await self._known(found))
 
     async def _take_over(self, jobs: Collection[str]) -> None:
         """Goes on with the open jobs of a worker that is gone."""
-        found = await self._read_open(jobs)
+        found = await self._read_open(self._read_taken_over, jobs)
         refused = await self._refused(found)
         for job in await self._known([job for job in found if first_of(job.job_id) not in refused]):
             if self._on_letter is not None:
                 self._on_letter(job)
 
-    async def _read_open(self, jobs: Collection[str]) -> list[OpenJob]:
+    async def _read_open(
+        self, read: Callable[[Mapping[int, int], Collection[str]], list[OpenJob]], jobs: Collection[str]
+    ) -> list[OpenJob]:
         positions = await call_journal(self.journal.positions)
-        return await run_to_end(call_journal(self._read, positions, {}, jobs))
+        return await run_to_end(call_journal(read, positions, jobs))
 
     async def _known(self, found: Sequence[OpenJob]) -> list[OpenJob]:
         """Adds open jobs to those in memory. Ends those that a crash has cut short, and returns those that may go on."""
@@ -282,21 +283,44 @@ class JobHost(HostState):
         why = "a crash has cut short what it was to go on from"
         self.put(Arrived(End(job.job_id, self.now_ms(), "cancelled", why)))
 
-    def _read(
+    def _read_first(
         self, positions: Mapping[int, int], unapplied: Mapping[str, Position], jobs: Collection[str] | None
     ) -> list[OpenJob]:
-        """Returns the jobs of `open`, or those of `jobs` if it is not None. Blocks. Also removes the notes about blocked
-        jobs: they were about the code of an earlier start, and this one tries again to continue them. A sole owner whose
-        start leaves all jobs in the journal removes all of them.
+        """Returns the jobs of `open`, or those of `jobs` if it is not None. Blocks. A sole owner also removes the notes about
+        blocked jobs: they were about the code of an earlier start, and this one tries again to continue the jobs.
         """
-        if jobs is None or not (jobs or self.journal.begins.shared):
-            marks: Iterable[JobMark | None] = self.journal.logged(JobQuery(status=BLOCKED), EVERY)
-        else:
-            marks = map(self.journal.job, jobs)
+        if not self.journal.begins.shared:
+            self._unblock(self.journal.logged(JobQuery(status=BLOCKED), EVERY))
+        return self._read(positions, unapplied, jobs, self.journal.approvals())
+
+    def _read_left(self, positions: Mapping[int, int], jobs: Collection[str]) -> list[OpenJob]:
+        """Returns those of the jobs that are open and that the start has left in the journal. Blocks."""
+        return self._read(positions, {}, jobs, self.journal.approvals(jobs))
+
+    def _read_taken_over(self, positions: Mapping[int, int], jobs: Collection[str]) -> list[OpenJob]:
+        """Returns those of the jobs that are open, of workers that are gone. Blocks. Also reads the approvals that jobs of other
+        workers have got, and removes the notes about blocked jobs.
+        """
+        self._unblock(map(self.journal.job, jobs))
+        return self._read(positions, {}, jobs, self.journal.approvals())
+
+    def _unblock(self, marks: Iterable[JobMark | None]) -> None:
         blocked = [mark.job for mark in marks if mark is not None and mark.status == BLOCKED]
         if blocked:
             self.journal.note_blocked(dict.fromkeys(blocked, ""))
-        kept, own = self.journal.approvals(), list[Approval]()
+
+    def _read(
+        self,
+        positions: Mapping[int, int],
+        unapplied: Mapping[str, Position],
+        jobs: Collection[str] | None,
+        kept: Collection[Approval] | None,
+    ) -> list[OpenJob]:
+        """Returns the jobs of `open_jobs`, and notes the approvals that they have got and a crash has cut off. Blocks.
+
+        `kept`: the approvals that the journal keeps, at least those of these jobs; None if it keeps none.
+        """
+        own = list[Approval]()
         found = open_jobs(self.journal, positions, unapplied, own, whole=kept is None, jobs=jobs)
         if kept is None and jobs is not None:
             found = [job for job in found if job.job_id in jobs]
@@ -1135,6 +1159,6 @@ class JobHost(HostState):
         }
 
 
-def _tree_of(journal: Journal, job_id: str) -> list[str]:
-    root = first_of(job_id)
-    return [root, *journal.logged_below([root])]
+def _trees_of(journal: Journal, jobs: Iterable[str]) -> list[str]:
+    roots = {first_of(job_id) for job_id in jobs}
+    return [*roots, *journal.logged_below(roots)]

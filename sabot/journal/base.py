@@ -355,9 +355,10 @@ class JournalReader(ABC):
         """Returns the notes (`Inbox.note`) whose names begin with a prefix, by name."""
         return {}
 
-    def approvals(self) -> list[Approval] | None:
+    def approvals(self, jobs: Collection[str] | None = None) -> list[Approval] | None:
         """Returns the approvals that hold for other jobs too (`Journal.note_approval`). Returns None if the
-        journal does not keep them: then the entries of all jobs have them.
+        journal does not keep them: then the entries of all jobs have them. `jobs`: only those that these jobs have got;
+        None for all.
         """
         return None
 
@@ -672,8 +673,9 @@ class Journal(JournalReader, Inbox):
 
     @abstractmethod
     async def flush(self) -> dict[int, int]:
-        """Waits until all entries that were appended before this call are durable. Returns, by partition, the offset
-        behind the last of these entries. Each checkpoint barrier waits for this. Raises JournalFailed.
+        """Waits until all entries that were appended before this call are durable. Returns, by run (`ends`), the offset
+        behind the last of these entries; of a journal that several workers share only by the run of the last one. Each
+        checkpoint barrier waits for this. Raises JournalFailed.
         """
 
     @abstractmethod

@@ -168,9 +168,9 @@ class MemoryReader(JournalReader):
         with self.storage.lock:
             return {name: value for name, value in self.storage.notes.items() if name.startswith(prefix)}
 
-    def approvals(self) -> list[Approval] | None:
+    def approvals(self, jobs: Collection[str] | None = None) -> list[Approval] | None:
         with self.storage.lock:
-            return sorted(self.storage.approvals)
+            return sorted(each for each in self.storage.approvals if jobs is None or each[0] in jobs)
 
     @property
     def history(self) -> JobHistory:

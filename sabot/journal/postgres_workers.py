@@ -450,6 +450,10 @@ class PostgresWorker(PostgresJournal):
         if rows[-1].place % RANGE >= RANGE // 2:  # fewer entries than half a range wait
             self.writer.jump(drawn(connection))
 
+    async def flush(self) -> dict[int, int]:
+        ((_, behind),) = (await super().flush()).items()
+        return {(behind - 1) // RANGE: behind} if behind > self.lease.first else {}
+
     def predecessor_left(self, job: str) -> float:
         return self._earlier.get(job, -math.inf) - boot_seconds()
 

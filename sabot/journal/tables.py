@@ -381,10 +381,15 @@ class SqlReader(JournalReader):
     def _decoded(self, rows: Iterable[Sequence[Any]]) -> Iterator[tuple[Position, Entry]]:
         return decoded(rows, self.where)
 
-    def approvals(self) -> list[Approval] | None:
+    def approvals(self, jobs: Collection[str] | None = None) -> list[Approval] | None:
         if self.format < APPROVED or not self.select(_KEEPS_APPROVALS):
             return None
-        return [decode_approval(data) for (data,) in self.select("SELECT approval FROM approvals")]
+        chosen = "SELECT approval FROM approvals"
+        if jobs is None:
+            return [decode_approval(data) for (data,) in self.select(chosen)]
+        several = parts(list(jobs))
+        rows = [row for some in several for row in self.select(f"{chosen} WHERE job {among(some)}", some)]
+        return [decode_approval(data) for (data,) in rows]
 
     def notes(self, prefix: str) -> dict[str, str]:
         whole, skipped = f"{NOTE}{prefix}", len(NOTE)

@@ -32,7 +32,7 @@ from sabot.agents import (
     RuntimeKernel,
     RunVersions,
 )
-from sabot.agents.accounts.guard import update_ledger
+from sabot.agents.accounts.journal_rows import update_ledger
 from sabot.clock import ManualClock
 from sabot.errors import BrokerUnavailable, DataError, SabotError, TransientError, UserError
 from sabot.journal.entries import Begin, End, Entry, Intent

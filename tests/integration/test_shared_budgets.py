@@ -23,9 +23,13 @@ from sabot.agents import (
     PostgresLedgerWriter,
     RuntimeKernel,
 )
+from sabot.agents.accounts.owners import BatchResult, BudgetBatch
 from sabot.base.accounts import Amounts
 from sabot.base.threads import run_in_thread
-from sabot.errors import JournalFailed
+from sabot.errors import JournalFailed, TransientError
+from sabot.journal import Position
+from sabot.journal.entries import Entry
+from sabot.journal.postgres_workers import PostgresWorker
 from sabot.llm import (
     Agent,
     BudgetExceeded,
@@ -311,3 +315,58 @@ async def test_a_kernel_that_starts_while_the_server_restarts_waits_for_it(own: 
         assert len(provider.requests) == 1
     finally:
         await begun.__aexit__(None, None, None)
+
+
+async def test_a_worker_that_starts_reads_the_rows_that_workers_before_it_have_not_written() -> None:
+    """And none of those before the marks."""
+    firsts: list[int] = []
+
+    class Away(PostgresLedgerWriter):
+        away = False
+
+        async def work(self, batch: BudgetBatch) -> BatchResult:
+            if self.away and batch.rows:
+                raise TransientError("the server of the ledger does not answer")
+            return await super().work(batch)
+
+    class Worker(PostgresWorker):
+        def read_run(self, run: int, first: int) -> Iterator[tuple[Position, Entry]]:
+            firsts.append(first)
+            return super().read_run(run, first)
+
+    with server_or_skip().database() as url:
+
+        @contextlib.asynccontextmanager
+        async def worker() -> AsyncIterator[tuple[RuntimeKernel, Ledger]]:
+            budgets = [Budget("acme", max_calls_monthly=100, warn_at=1)]
+            ledger, journal = Ledger(Away(url, shared=True), budgets=budgets, patience="200ms"), Worker(url, "desk")
+            agent = Agent(ExecutionEngine(ScriptedProvider(answer, model="m"), retries=0), name="clerk")
+            kernel = RuntimeKernel.create(agent=agent, journal=journal, name="desk", shared=True, budgets=ledger)
+            async with contextlib.AsyncExitStack() as closes:
+                closes.push_async_callback(run_in_thread, journal.close)
+                closes.push_async_callback(ledger.close)
+                yield await closes.enter_async_context(kernel), ledger
+
+        async def ask(kernel: RuntimeKernel, times: int) -> None:
+            for _ in range(times):
+                await (await kernel.execute(ExecutionRequest(prompt="hello", scope_id="acme"))).result()
+
+        with contextlib.suppress(TransientError):
+            async with worker() as (one, ledger):
+                await ask(one, 2)
+                async with worker() as (two, _):
+                    await ask(two, 1)
+                await ledger.flush()
+                assert isinstance(ledger.writer, Away)
+                ledger.writer.away = True
+                await ask(one, 1)
+        assert len(firsts) == 1, "the second worker has read the entries of the first one"
+        begun = firsts[0]
+        async with worker() as (_, ledger):
+            assert len(firsts) == 2
+            assert firsts[1] > begun
+            assert (await ledger.used("acme"))["monthly"].calls == 4
+            assert (await ledger.standing("acme")).reserved.calls in (0, 1), "as long as the lease of the first one"
+        async with worker() as (_, ledger):
+            assert len(firsts) == 2
+            assert (await ledger.used("acme"))["monthly"].calls == 4

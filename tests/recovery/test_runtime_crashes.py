@@ -14,7 +14,7 @@ import pytest
 from recovery import runtime_apps as apps
 
 from sabot.agents import InMemoryLedgerWriter, Ledger
-from sabot.agents.accounts.guard import update_ledger
+from sabot.agents.accounts.journal_rows import update_ledger
 from sabot.jobs.guard import Decision, decode_verdict
 from sabot.journal import open_reader
 from sabot.journal.entries import Begin, EffectResult, End, Entry, Intent

@@ -4,6 +4,7 @@ adds up usage and reservations; its arithmetic is in `base/accounts.py`.
 budgets    the budget of a scope: its limits, and its judgement on a call
 job_limits the budget of one job and its children, as a guard of jobs
 guard      the budgets of scopes, as a guard of jobs that also makes the rows
+journal_rows  the rows in the entries of a journal: how a ledger gets those that it lacks
 ledger     judges calls by the budgets of their scopes, and keeps the rows
 local      the accounts of scopes, if only this process spends from their budgets
 shared     the accounts of scopes, if several processes share their budgets: sends batches of requests to the owner

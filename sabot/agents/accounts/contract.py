@@ -108,6 +108,11 @@ class LedgerWriter(Protocol):
     A writer that other processes can open too may have a method `async def claim(self) -> None`. A ledger with budgets
     that are not shared awaits it before the first call. It raises AppLocked while another writer has the claim of the
     same rows, and `close` gives the claim up.
+
+    A writer may keep short texts beside its rows, by methods `async def note(self, notes: Mapping[str, str]) -> None` and
+    `async def notes(self, prefix: str) -> dict[str, str]`. `note` keeps texts by their names, all or none, in place of earlier
+    ones; "" removes one. `notes` returns those whose names begin with a prefix. A ledger notes there up to which entry of a
+    journal it has the rows, so that a start does not read the entries before (`journal_rows`); without them it reads all.
     """
 
     async def write(self, events: Sequence[LedgerEvent]) -> None:

@@ -14,18 +14,18 @@ The account of a scope is in this process, or with the owner of shared budgets; 
 `Ledger` correspond to those of every account (`base/accounts.py`): `reserve` reserves an amount if the call fits,
 `hold` reserves it in any case, `record` settles a call, and `release` ends its reservation.
 
-The rows can always be made anew from the journal (`rows_of`). The id of a row is made of the effect and the attempt, so
+The rows can always be made anew from the journal (`journal_rows`). The id of a row is made of the effect and the attempt, so
 no crash or replay counts a call twice. A row of a job is written only when its entry in the journal is durable, so the
 ledger has no row of a job without an entry.
 """
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from functools import partial
-from itertools import islice
 from pathlib import Path
 
 import msgspec
@@ -33,23 +33,22 @@ import msgspec
 from sabot.agents.accounts.budgets import ALLOWED, FITS, Budget, Judgement, unpriced
 from sabot.agents.accounts.contract import Durable, LedgerEvent, refuse_redis
 from sabot.agents.accounts.job_limits import (
-    TreeUse,
     decode_answer,
     has_price,
     most_use,
     reported_use,
     unpaid,
 )
+from sabot.agents.accounts.journal_rows import catch_up, mark, update_ledger
 from sabot.agents.accounts.ledger import BUDGETS, Ledger, merge_budgets
 from sabot.agents.accounts.rows import DATABASE, InMemoryLedgerWriter, SqliteLedgerWriter
 from sabot.base.accounts import NOTHING, Amounts
-from sabot.base.quantities import counted_words, plain
+from sabot.base.quantities import plain
 from sabot.base.stored_names import stored_name
-from sabot.base.threads import run_in_thread, run_to_end
 from sabot.clock import Clock
 from sabot.engine.calls.effects import EffectId
 from sabot.engine.calls.errors import BudgetUnavailable
-from sabot.errors import UNREADABLE, CorruptJournal, TransientError, UserError, message_of, short_repr
+from sabot.errors import SabotError, TransientError, UserError, message_of, short_repr
 from sabot.jobs.guard import (
     BUDGET,
     NO_OBJECTION,
@@ -63,13 +62,14 @@ from sabot.jobs.guard import (
     OpenCall,
     most_cost,
 )
-from sabot.journal import Journal, JournalReader
-from sabot.journal.entries import Body, EffectResult, End, Entry
+from sabot.journal import Journal
+from sabot.journal.entries import Begin, Body, EffectResult, Entry
 from sabot.llm.token_counts import ASSUMED_TOKENS
 
 _log = logging.getLogger(__name__)
 
-_AT_ONCE = 1000  # rows
+_MARKS = 1000  # rows and jobs that begin, between two marks in a journal
+_MARK_SECONDS = 5.0  # the wait for the journal at the end of a host
 _UNWANTED = GuardVerdict(Decision.DENY, reason="nobody waits for it any more")
 
 
@@ -155,6 +155,10 @@ class LedgerGuard(EffectGuard):
         self.ledger = ledger
         self._closes, self._counted = closes, counted
         self._durable: Durable | None = None
+        self._journal: Journal | None = None
+        self._ends: Mapping[int, int] = {}  # of the journal, when the ledger has caught up
+        self._unmarked = 0
+        self._marking: asyncio.Task[None] | None = None
         self._open: dict[str, dict[int, _Open]] = {}  # by job and ordinal
         # The rows of attempts that are sent when their rows are stored. Those that come while a batch is stored are the next.
         self._doubts: list[LedgerEvent] = []
@@ -354,6 +358,7 @@ class LedgerGuard(EffectGuard):
             self.ledger.record(each, durable=self._durable)
         if rows:
             self.ledger.record(rows[-1], _name(effect), durable=self._durable)
+            self._count_unmarked(len(rows))
         else:
             self.ledger.release(_name(effect), opened.scope)
         return rows
@@ -485,20 +490,64 @@ class LedgerGuard(EffectGuard):
             rows += self._recorded(effect, opened, opened.rows_in_doubt(effect, opened.attempt + 1, at_ms))
         return _usage(rows)
 
-    async def take(self, journal: Journal, jobs: Mapping[str, Body], calls: Sequence[OpenCall]) -> None:
-        """Writes into the ledger the rows that the journal has and the ledger lacks, for example after a crash. From
-        then on rows are written only when their journal entries are durable. Waits until the accounts of all open calls
-        are loaded, which another attempt of a call needs.
+    async def catch_up(self, journal: Journal) -> Collection[str] | None:
+        """Writes into the ledger the rows that the journal has and the ledger lacks, for example after a crash. Returns the
+        jobs that may have a reservation.
         """
-        if not self._counted:
-            await self.ledger.claim()
-            # what other workers have ended before was written by them, or is found by the next one that starts
-            await update_ledger(self.ledger, journal, None if self._durable is None else jobs)
-        self._durable = journal.flush
+        if self._counted:
+            return None
+        await self.ledger.claim()
+        shared = journal.begins.shared
+        self._ends, jobs = await catch_up(self.ledger, journal, shared=shared)
+        return () if shared else jobs  # the owner of shared budgets has the reservations of workers that are gone
+
+    async def take(self, journal: Journal, jobs: Mapping[str, Body], calls: Sequence[OpenCall]) -> None:
+        """Reserves the most that the open calls may use. From then on rows are written only when their journal entries are
+        durable. Waits until the accounts of all open calls are loaded, which another attempt of a call needs.
+
+        For jobs of workers that are gone, also writes the rows that these have not written. Those of their other jobs are
+        found by the next worker that starts.
+        """
+        first, self._journal, self._durable = self._journal is None, journal, journal.flush
+        if journal.begins.shared and jobs and not self._counted:
+            await update_ledger(self.ledger, journal, jobs)
         await super().take(journal, jobs, calls)
         for scope in {opened.scope for job in self._open.values() for opened in job.values()}:
             # if budgets are shared, this also waits until their owner knows the reservations that `reopen` has made
             await self.ledger.ready(scope)
+        if first and not self._counted:
+            await self._mark(journal, self._ends, self._reserving())
+
+    def begin_job(self, begin: Begin, taken: Sequence[Entry] = ()) -> None:
+        self._count_unmarked(1)
+
+    def _count_unmarked(self, more: int) -> None:
+        """Makes a mark in the journal from time to time, so that a start after a crash reads only what came behind it."""
+        self._unmarked += more
+        if self._unmarked < _MARKS or self._journal is None or self._counted or self._marking is not None:
+            return
+        self._unmarked = 0
+        self._marking = asyncio.get_running_loop().create_task(
+            self._mark_later(self._journal), name="mark of the ledger"
+        )
+
+    async def _mark_later(self, journal: Journal) -> None:
+        try:
+            # before the wait: a call that is decided later has its INTENT behind these entries
+            jobs = self._reserving()
+            ends = await journal.flush()
+            await self.ledger.flush()  # the rows of these entries were recorded before
+            await self._mark(journal, ends, jobs)
+        except (SabotError, OSError) as error:
+            _log.info("%s: the next start reads more of it: %s", journal.where, error)
+        finally:
+            self._marking = None
+
+    def _reserving(self) -> list[str]:
+        return [job for job, calls in self._open.items() if any(each.wanted != NOTHING for each in calls.values())]
+
+    async def _mark(self, journal: Journal, ends: Mapping[int, int], jobs: Collection[str]) -> None:
+        await mark(self.ledger, journal, ends, None if journal.begins.shared else jobs)
 
     async def leave(self) -> None:
         await self.ledger.flush()
@@ -507,7 +556,13 @@ class LedgerGuard(EffectGuard):
         self.ledger.warn_of_unused_budgets()
         try:
             await self.ledger.flush()
+            if (journal := self._journal) is not None and not self._counted:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(_MARK_SECONDS):
+                        await self._mark_later(journal)
         finally:  # rows whose entries are not durable may be in no journal
+            if self._marking is not None:
+                self._marking.cancel()
             if self._durable is not None:
                 self.ledger.leave(self._durable)
             if self._closes:
@@ -591,49 +646,6 @@ def _usage(rows: list[LedgerEvent]) -> bytes:
 
 
 _encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(list[LedgerEvent] | TreeUse).decode
-
-
-def rows_of(entries: Iterable[Entry]) -> Iterator[LedgerEvent]:
-    """Yields the ledger rows that are stored in these journal entries (RESULT and END entries have such rows). Raises
-    CorruptJournal if the rows in an entry cannot be decoded.
-    """
-    for entry in entries:
-        if isinstance(entry, EffectResult | End) and entry.usage:
-            try:
-                used = _decode(entry.usage)
-                if not isinstance(used, TreeUse):  # the use of a child, whose calls have rows of their own
-                    yield from used
-            except UNREADABLE as error:
-                what = (
-                    f"effect {entry.ordinal} has used" if isinstance(entry, EffectResult) else "its calls may have used"
-                )
-                raise CorruptJournal(f"job {entry.job}: what {what} cannot be read: {error}") from error
-
-
-async def update_ledger(ledger: Ledger, journal: JournalReader, jobs: Collection[str] | None = None) -> int:
-    """Writes into the ledger the rows that the journal has and the ledger lacks, for example after a crash. Ledger
-    rows that differ from the rows in the journal are replaced, and a warning is logged. Returns the number of all
-    rows in the journal. `jobs`: looks at the rows of these jobs only; None for all.
-
-    Raises BrokerUnavailable if the database of the ledger does not answer, UserError if it cannot be used, and
-    CorruptJournal if rows in the journal cannot be decoded. The function is called when the program starts. So a
-    missing database is noticed before the first call.
-    """
-    await ledger.reach()
-    count, corrected, rows = (
-        0,
-        0,
-        rows_of(entry for _, entry in (journal.read() if jobs is None else journal.read_jobs(jobs))),
-    )
-    while chunk := await run_to_end(run_in_thread(list, islice(rows, _AT_ONCE))):
-        corrected += await ledger.correct(chunk)
-        count += len(chunk)
-    if corrected:
-        _log.warning(
-            "%s: corrected %s of the ledger, which said something else", journal.where, counted_words(corrected, "row")
-        )
-    return count
 
 
 def checked_budgets(given: object) -> "list[Budget] | Ledger":

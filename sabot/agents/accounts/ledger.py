@@ -111,6 +111,7 @@ class Ledger:
         self._on_decision = on_decision
         self._rows: list[tuple[SettledRow, Durable | None]] = []  # that wait for the writer
         self._writing: asyncio.Task[Exception | None] | None = None
+        self._recorded = self._stored = 0  # rows; of those that were recorded, the first ones are stored
         # Names of rows after which the writer is asked, until it has answered.
         self._asked: dict[str, asyncio.Event] = {}
         self._named: set[str] = set()  # the ids of rows that wait for the writer
@@ -494,6 +495,7 @@ class Ledger:
         """
         check("record: event", event, Of(LedgerEvent))
         self._rows.append((self._accounts.settled(event, call), durable))
+        self._recorded += 1
         self._begin_writing()
 
     def leave(self, durable: Durable) -> None:
@@ -501,7 +503,9 @@ class Ledger:
         `durable` is the function that was passed to `record` with these rows. The rows are not lost: when the journal
         is opened again, `update_ledger` stores the rows of all its entries.
         """
+        before = len(self._rows)
         self._rows = [(row, waits_for) for row, waits_for in self._rows if waits_for != durable]
+        self._recorded -= before - len(self._rows)
 
     def _begin_writing(self) -> None:
         if self._writing is None:
@@ -527,10 +531,11 @@ class Ledger:
         return await self._settle([SettledRow(each) for each in events], corrects=True)
 
     async def flush(self) -> None:
-        """Waits until all recorded rows are stored. Raises the error of the writer if they cannot be stored. Then the
-        rows remain in the queue, and the next `flush` tries again.
+        """Waits until all rows are stored that were recorded before this call. Raises the error of the writer if they cannot
+        be stored. Then the rows remain in the queue, and the next `flush` tries again.
         """
-        while self._rows or self._writing is not None:
+        until = self._recorded
+        while self._stored < min(until, self._recorded):  # `leave` drops some
             self._begin_writing()
             assert self._writing is not None
             failed = await asyncio.shield(self._writing)
@@ -538,16 +543,17 @@ class Ledger:
                 raise failed
 
     async def _write(self) -> Exception | None:
-        """Writes the rows that wait. Returns None, or the error if they could not be written."""
-        rows: list[tuple[SettledRow, Durable | None]] = []
+        """Writes the rows that wait now, and lets the next task write those that come meanwhile. Returns None, or the error if
+        they could not be written.
+        """
+        rows, self._rows = self._rows, []
         try:
-            while self._rows:
-                rows, self._rows = self._rows, []
-                for durable in {durable for _, durable in rows if durable is not None}:
-                    await durable()
-                await self._settle([row for row, _ in rows])
-                self._named.difference_update(row.event.event_id for row, _ in rows)
-                rows = []
+            for durable in {durable for _, durable in rows if durable is not None}:
+                await durable()
+            await self._settle([row for row, _ in rows])
+            self._named.difference_update(row.event.event_id for row, _ in rows)
+            self._stored += len(rows)
+            rows = []
         except Exception as error:
             if isinstance(error, AppLocked):
                 self._unclaim()  # another ledger has it since: the next call is judged by a claim
@@ -556,6 +562,8 @@ class Ledger:
         finally:
             self._rows[:0] = rows
             self._writing = None
+        if self._rows:
+            self._begin_writing()
         return None
 
     async def _settle(self, rows: Sequence[SettledRow], *, corrects: bool = False) -> int:

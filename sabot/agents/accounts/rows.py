@@ -147,6 +147,7 @@ class InMemoryLedgerWriter:
     def __init__(self, *, shared: bool = False) -> None:
         self.shared = shared
         self._rows: dict[str, LedgerEvent] = {}
+        self._notes: dict[str, str] = {}
         self._book = _MemoryAccountStore(self._rows, self._used)
 
     async def work(self, batch: BudgetBatch) -> BatchResult:
@@ -217,6 +218,14 @@ class InMemoryLedgerWriter:
             for group, events in sorted(groups.items())
         ]
 
+    async def notes(self, prefix: str) -> dict[str, str]:
+        """Returns the notes whose names begin with a prefix (`LedgerWriter`)."""
+        return {name: value for name, value in self._notes.items() if name.startswith(prefix)}
+
+    async def note(self, notes: Mapping[str, str]) -> None:
+        """Keeps notes (`LedgerWriter`)."""
+        self._notes = {name: value for name, value in {**self._notes, **notes}.items() if value}
+
     async def close(self) -> None:
         """Does nothing: rows in memory need no closing."""
 
@@ -227,6 +236,7 @@ CREATE TABLE IF NOT EXISTS runtime_ledger (event_id TEXT PRIMARY KEY, type TEXT 
     total_tokens INTEGER NOT NULL, reserved_tokens INTEGER NOT NULL, cost TEXT, timestamp INTEGER NOT NULL) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS ledger_of_scope ON runtime_ledger (scope_id, timestamp);
 CREATE INDEX IF NOT EXISTS ledger_by_time ON runtime_ledger (timestamp);
+CREATE TABLE IF NOT EXISTS runtime_notes (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 """
 _BUDGETS = "".join(
     f"{statement};\n".replace("CREATE TABLE", "CREATE TABLE IF NOT EXISTS").replace(
@@ -419,6 +429,21 @@ class SqliteLedgerWriter:
             run_in_thread(self._asked, f"SELECT {groups}{', ' if words else ''}{_SUMS}{tail}", (since_ms,))
         )
         return [sum_of_row(row, len(words)) for row in rows]
+
+    async def notes(self, prefix: str) -> dict[str, str]:
+        """Returns the notes whose names begin with a prefix (`LedgerWriter`)."""
+        chosen = "SELECT name, value FROM runtime_notes WHERE substr(name, 1, ?) = ?"
+        return dict(await run_to_end(run_in_thread(self._asked, chosen, (len(prefix), prefix))))
+
+    async def note(self, notes: Mapping[str, str]) -> None:
+        """Keeps notes (`LedgerWriter`)."""
+        await run_to_end(run_in_thread(self._note, notes))
+
+    def _note(self, notes: Mapping[str, str]) -> None:
+        with step("ledger", self.path), self._connection() as connection, transaction(connection):
+            connection.executemany("DELETE FROM runtime_notes WHERE name = ?", [(name,) for name in notes])
+            kept = [(name, value) for name, value in notes.items() if value]
+            connection.executemany("INSERT INTO runtime_notes VALUES (?, ?)", kept)
 
     def _asked(self, statement: str, values: tuple[Any, ...]) -> list[tuple[Any, ...]]:
         with self._connection() as connection:

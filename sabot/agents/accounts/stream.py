@@ -7,7 +7,7 @@ import msgspec
 import pyarrow as pa
 
 from sabot.agents.accounts.contract import LedgerEvent
-from sabot.agents.accounts.guard import rows_of
+from sabot.agents.accounts.journal_rows import rows_of
 from sabot.journal import JournalReader
 from sabot.journal.entries import Entry
 from sabot.journal.source import JournalRow, JournalSource

@@ -169,12 +169,12 @@ class KernelHost(JobWatch):
     # -- start and stop -----------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Starts the host. After that, new jobs can begin. Leaves the open jobs in the journal, unless budgets count what they have
-        used and may use. Raises UserError if the journal has open jobs of an agent that the kernel does not have.
+        """Starts the host. After that, new jobs can begin. Leaves the open jobs in the journal, but for those with calls whose
+        use budgets have reserved. Raises UserError if the journal has open jobs of an agent that the kernel does not have.
         """
         shared = self.journal.begins.shared
         self._ends = self._positions = await run_in_thread(self.journal.positions)
-        leaves = shared or not (await run_in_thread(self.journal.approvals) is None or "budgets" in self._declared)
+        leaves = shared or await run_in_thread(self.journal.approvals, ()) is not None
         found = await self._host.open(self._positions, leaves=leaves)
         agents = {} if shared else await run_in_thread(self.journal.open_agents)
         agents.pop("", None)  # a job without an agent belongs to a JobManager
@@ -184,7 +184,7 @@ class KernelHost(JobWatch):
                 f"{self.journal.where} has open jobs of agents that this kernel does not have: {', '.join(gone)}",
                 hint="give it these agents too, and the name= that the kernel had",
             )
-        self._host.left = sum(agents.values()) if leaves else 0
+        self._host.left = sum(agents.values()) - sum(1 for job in found if job.agent) if leaves and agents else 0
         ends = [job for job in found if job.agent and job.cut]
         self.open.update((job.job_id, job) for job in found if job.agent and not job.cut)
         await self._take_seats()

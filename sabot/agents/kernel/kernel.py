@@ -10,8 +10,9 @@ from typing import Any
 
 from sabot.agents.accounts.budgets import Budget
 from sabot.agents.accounts.contract import LedgerWriter, checked_writer
-from sabot.agents.accounts.guard import LedgerGuard, checked_budgets, ledger_of, update_ledger
+from sabot.agents.accounts.guard import LedgerGuard, checked_budgets, ledger_of
 from sabot.agents.accounts.job_limits import JobLimits
+from sabot.agents.accounts.journal_rows import update_ledger
 from sabot.agents.accounts.ledger import Ledger
 from sabot.agents.accounts.rows import InMemoryLedgerWriter
 from sabot.agents.actions import ActionManager, ActionStore

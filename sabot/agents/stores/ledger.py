@@ -2,7 +2,7 @@
 processes share.
 """
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from decimal import Decimal
 from typing import Any
@@ -28,6 +28,11 @@ CREATE INDEX ledger_of_scope ON runtime_ledger (scope_id, timestamp);
 CREATE INDEX ledger_by_time ON runtime_ledger (timestamp)
 """
 }
+_NOTES = {"runtime_notes": "CREATE TABLE runtime_notes (name TEXT PRIMARY KEY, value TEXT NOT NULL)"}
+_NOTE = (
+    "INSERT INTO runtime_notes (name, value) SELECT * FROM unnest(%s::text[], %s::text[]) "
+    "ON CONFLICT (name) DO UPDATE SET value = excluded.value"
+)
 _WIDE = {"runtime_ledger": ("input_tokens", "output_tokens", "total_tokens", "reserved_tokens")}
 _CONTENT = ("22", "54", "23514")  # beginnings of SQLSTATE: wrong data, limits of the server, a failed CHECK
 _TIME = "to_timestamp({} / 1000.0)"
@@ -101,6 +106,8 @@ class PostgresLedgerWriter:
         self._tables = PostgresTables(
             pool, "ledger", "PostgresLedgerWriter", made_by if make else {}, _WIDE if make else None
         )
+        # with a connection of their own, so that a user who may not make the table can keep rows
+        self._notes = PostgresTables(pool, "ledger", "PostgresLedgerWriter", _NOTES if make else {})
         self.where = self._tables.where
 
     async def create_tables(self) -> None:
@@ -196,12 +203,30 @@ class PostgresLedgerWriter:
         rows = await self._asked(f"SELECT {groups}{_SUMS}{tail}", (since_ms,))
         return [sum_of_row(row, len(words)) for row in rows]
 
+    async def notes(self, prefix: str) -> dict[str, str]:
+        """Returns the notes whose names begin with a prefix (`LedgerWriter`)."""
+        chosen = "SELECT name, value FROM runtime_notes WHERE starts_with(name, %s)"
+        return dict(await run_to_end(run_in_thread(self._notes.select, chosen, (prefix,))))
+
+    async def note(self, notes: Mapping[str, str]) -> None:
+        """Keeps notes (`LedgerWriter`). The user of the database needs the right to delete rows of `runtime_notes`."""
+        await run_to_end(run_in_thread(self._note, notes))
+
+    def _note(self, notes: Mapping[str, str]) -> None:
+        kept = {name: notes[name] for name in sorted(notes) if notes[name]}  # as `_rows`
+        with step("ledger", "runtime_notes"), self._notes.transaction() as connection:
+            if gone := [name for name in notes if name not in kept]:
+                connection.execute("DELETE FROM runtime_notes WHERE name = ANY(%s)", (sorted(gone),))
+            if kept:
+                connection.execute(_NOTE, (list(kept), list(kept.values())))
+
     async def _asked(self, statement: str, values: tuple[Any, ...]) -> list[tuple[Any, ...]]:
         return await run_to_end(run_in_thread(self._tables.select, statement, values))
 
     async def close(self) -> None:
-        """Closes the connection to the database. The next use opens a new one."""
-        await run_to_end(run_in_thread(self._tables.close))
+        """Closes the connections to the database. The next use opens new ones."""
+        for tables in (self._tables, self._notes):
+            await run_to_end(run_in_thread(tables.close))
 
 
 class _PostgresAccountStore(TableAccountStore):

@@ -27,8 +27,9 @@ from sabot.agents import (
     SqliteLedgerWriter,
 )
 from sabot.agents.accounts import ledger
-from sabot.agents.accounts.guard import LedgerGuard, rows_of, update_ledger
+from sabot.agents.accounts.guard import LedgerGuard
 from sabot.agents.accounts.job_limits import JobLimits, reported_use
+from sabot.agents.accounts.journal_rows import rows_of, update_ledger
 from sabot.agents.durable.context import DurableContext
 from sabot.agents.kernel.jobs import encode_request
 from sabot.base.accounts import Amounts
@@ -649,11 +650,13 @@ async def test_a_call_in_doubt_is_made_again_where_the_budget_has_room_for_all_o
 async def test_where_ledger_and_journal_disagree_the_journal_wins_and_that_is_told(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """A start compares what is behind its mark; without marks, all."""
     home, path = MemoryStorage(ManualClock(1.0)), tmp_path / "ledger.db"
     await run(home, World().job, guard(SqliteLedgerWriter(path)), "job")
     with closing(sqlite3.connect(path)) as database, database:
         database.execute("UPDATE runtime_ledger SET input_tokens = 1, total_tokens = 1 WHERE event_id = 'job/1/1'")
         database.execute("DELETE FROM runtime_ledger WHERE event_id = 'job/3/1'")
+        database.execute("DELETE FROM runtime_notes")
     by = guard(SqliteLedgerWriter(path), max_tokens_daily=1000)
     async with hosting(home, Agent(World().job), guard=by):
         assert (await by.ledger.used("app"))["daily"].tokens == 300

@@ -24,7 +24,7 @@ from sabot.agents import (
     SqliteLedgerWriter,
 )
 from sabot.agents.accounts.budgets import ALLOWED
-from sabot.agents.accounts.guard import update_ledger
+from sabot.agents.accounts.journal_rows import update_ledger
 from sabot.agents.accounts.reads import limit_records
 from sabot.base.accounts import Amounts
 from sabot.clock import ManualClock
