@@ -119,7 +119,8 @@ class Dance:
     def _settle(self) -> None:
         self._begin()
         expected = Counter(map(self._expected, range(self._given)))
-        self._waited(lambda: not expected - Counter(self._rows()), False)
+        while expected - Counter(found := self._rows()) and self._waited(self._there, len(found)):
+            continue
 
     def _there(self) -> int:
         return len(self._rows())

@@ -10,10 +10,12 @@ import pytest
 
 import sabot
 from sabot import App, Batch, UserError, col
+from sabot.clock import ManualClock
 from sabot.connectors.base import Track
 from sabot.errors import InternalError
 from sabot.steps import step
 from sabot.testing import BARRIER, CRASH, END, ListSink, ScriptedSource, run, simulate
+from sabot.testing.connectors import dance as dances
 
 A, B = {"k": "a", "n": 1}, {"k": "b", "n": 2}
 
@@ -294,3 +296,21 @@ def test_time_threads_and_steps_are_the_machines_again_afterwards(tmp_path):
     sink = ListSink()
     asyncio.run(sums([A, END], sink)(tmp_path).run())
     assert sink.rows == [{"k": "a", "total": 1}]
+
+
+def test_a_dance_waits_as_long_as_rows_arrive_however_slow_all_of_them_are(tmp_path, monkeypatch):
+    clock = ManualClock()
+    monkeypatch.setattr(dances, "SYSTEM_CLOCK", clock)
+    given, arrived = [], []
+
+    def rows():
+        """Five rows more at each look, which comes after most of the time that a dance waits for a row."""
+        clock.advance(dances.GUARD_SECONDS - 1)
+        arrived.extend(given[len(arrived) : len(arrived) + 5])
+        return arrived
+
+    program = "import threading; threading.Event().wait()"
+    dance = dances.Dance(program, tmp_path, put=given.extend, rows=rows, expected=lambda n: n, seed=2)
+    danced = dance.run(kills=1)
+    assert danced.rows == len(given) > 20
+    assert (danced.lost, danced.repeated, danced.wrong) == ([], [], [])
