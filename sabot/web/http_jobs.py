@@ -37,11 +37,17 @@ from sabot.base.redaction import scrubbed, visible
 from sabot.base.threads import run_connected
 from sabot.engine.calls.messages import ChatMessage
 from sabot.errors import (
+    AppLocked,
+    CorruptCheckpoint,
+    CorruptJournal,
     IdempotencyConflict,
     IllegalTransition,
     LetterRefused,
+    MissingExtra,
     NoJournal,
+    OtherJournal,
     SabotError,
+    StorageLost,
     TransientError,
     UserError,
     short_repr,
@@ -70,6 +76,7 @@ _START = (
     "priority",
     "metadata",
 )
+_OF_THE_SERVER = (AppLocked, CorruptCheckpoint, CorruptJournal, MissingExtra, OtherJournal, StorageLost)
 _OF_USER = ChatMessage("user")  # without its content
 _HEADERS = {"cache-control": "no-store", "x-content-type-options": "nosniff"}
 _STREAM = {**_HEADERS, "x-accel-buffering": "no"}
@@ -217,6 +224,8 @@ async def _answered(who: Who, right: str, endpoint: _Endpoint, request: Request)
         return _later("the journal does not answer", error)
     except NoJournal as error:
         return _later("there is no journal yet", error)
+    except _OF_THE_SERVER as error:  # no request makes it better, and its words are for who serves
+        return _failed(request, error)
     except UserError as error:
         return _of_error(422, error, "")
     except Exception as error:

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from sabot.agents import ConstraintPolicy, JobClient, PolicyEngine, RuntimeKernel
 from sabot.agents.kernel.jobs import recorded_result
 from sabot.cli import commands
-from sabot.errors import UserError
+from sabot.errors import AppLocked, CorruptJournal, OtherJournal, StorageLost, UserError
 from sabot.jobs.values import pack
 from sabot.journal.entries import End
 from sabot.llm import Agent, Completion, ExecutionEngine, ScriptedProvider, ToolCall, Usage, assistant, tool
@@ -603,3 +603,17 @@ async def test_a_request_before_the_first_worker_has_made_the_journal_comes_agai
     async with early.kernel():
         status, _ = await early.ask(method, path, body)
         assert status in (200, 202, 404)
+
+
+@pytest.mark.parametrize("error", [CorruptJournal, OtherJournal, AppLocked, StorageLost])
+async def test_what_is_broken_at_the_server_is_no_fault_of_the_request(
+    site: Site, error: type[UserError], caplog: pytest.LogCaptureFixture
+) -> None:
+    async def broken(*_: Any, **__: Any) -> Any:
+        raise error(f"{site.place}/journal.db: page 7 cannot be read", hint="restore it from a copy")
+
+    site.jobs.start = broken  # type: ignore[method-assign]
+    status, said = await site.ask("POST", "/jobs", {"agent": "support", "message": "o-1"})
+    assert (status, said["error"]["type"]) == (500, "InternalError")
+    assert str(site.place) not in str(said)
+    assert "page 7 cannot be read" in caplog.text
