@@ -680,6 +680,11 @@ class JobRun:
             return self.history.end is not None
         return (recorded.kind, recorded.name, recorded.effect_class) != ("call", name, EffectClass.LOCAL)
 
+    def has_called(self, name: str) -> bool:
+        """Returns True if the history has a call of this name where the function is about to make one."""
+        recorded = None if self._matches else self._unmatched.get(self._asked + 1)
+        return recorded is not None and (recorded.kind, recorded.name) == ("call", name)
+
     def looks_at_ends(self) -> bool:
         """Returns True if the job has to look at the end of the answer of a model that it has got. Returns False if the
         journal shows that an earlier version of Sabot, which did not, has passed this place. Unlike `patched`, it

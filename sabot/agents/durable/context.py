@@ -23,7 +23,7 @@ from sabot.engine.calls.functions import unwrap
 from sabot.engine.calls.model_requests import RequestSpec
 from sabot.engine.calls.tool_context import TakesEffect, ToolContext
 from sabot.engine.calls.tool_results import plain_form
-from sabot.engine.calls.tools import Tool, as_tool, declared_tool
+from sabot.engine.calls.tools import Tool, as_tool, declared_tool, tool_of_function
 from sabot.engine.state import StateBackend
 from sabot.errors import UNREADABLE, UserError, short_repr
 from sabot.jobs.history import ACTION_TYPES, ContinueAs
@@ -168,7 +168,7 @@ class DurableContext(AgentContext):
         Raises EffectError if the tool fails, if the call is denied, if its result cannot be encoded, or if the call
         was interrupted by a crash and must not be repeated.
         """
-        made = as_tool(tool)
+        made = as_tool(tool) if isinstance(tool, Tool) else self._tool_of(tool)
         if made.converse is not None and not args:
             return await made.converse(made, _JobCaller(self), kwargs)
         return await self._made(made, args, kwargs)
@@ -228,9 +228,10 @@ class DurableContext(AgentContext):
         Raises UserError if one of these three is given, and the function has a parameter with its name that `args` do
         not fill: it would not be clear for which of the two the value is.
         """
-        made = as_tool(func, effect=effect, timeout=timeout, retries=retries)
+        given: dict[str, Any] = {"effect": effect, "timeout": timeout, "retries": retries}
+        made = as_tool(func, **given) if isinstance(func, Tool) else self._tool_of(func, **given)
         for name in _shared_names(made, args):
-            given = {"effect": effect != "unsafe" and not made.takes_effect, "timeout": timeout, "retries": retries}
+            given["effect"] = effect != "unsafe" and not made.takes_effect
             if given[name] not in (None, False) and not self._job.has_passed(""):  # earlier versions took it as ours
                 raise UserError(
                     f"ctx.step({made.name}, {name}=…): {made.name} has a parameter {name!r} too, so this may be for it",
@@ -238,7 +239,8 @@ class DurableContext(AgentContext):
                     f"@tool({name}=…), and await ctx.call({made.name}, …)",
                 )
         declared = declared_tool(func)
-        if isinstance(declared, Tool) and not may_call(made.effect, declared.effect):
+        recorded = not isinstance(func, Tool) and self._job.has_called(made.name)  # earlier versions took any class
+        if isinstance(declared, Tool) and not recorded and not may_call(made.effect, declared.effect):
             held = (
                 "every call of it changes something"
                 if RULES[declared.effect].repeatable
@@ -249,6 +251,19 @@ class DurableContext(AgentContext):
                 hint=f"await ctx.call({made.name}, …); or declare what it does: @tool(effect={effect!r})",
             )
         return await self._made(made, args, kwargs)
+
+    def _tool_of(self, func: Callable[..., Any], **settings: Any) -> Tool:
+        """Returns the tool that a call of this function makes. Earlier versions made a call of its own of the function of
+        a tool: under the name of the function, which a job that has asked for it so keeps.
+        """
+        own = getattr(unwrap(func), "__name__", "")
+        try:
+            made = as_tool(func, **settings)
+        except UserError:
+            if self._job.has_called(own):
+                return tool_of_function(func, **settings)
+            raise
+        return tool_of_function(func, **settings) if own != made.name and self._job.has_called(own) else made
 
     async def _call_of_model(self, tool: Tool, arguments: Mapping[str, Any], said: str | None) -> Any:
         """Does the same as `call`. `said`: the arguments as a model has written them, or None."""

@@ -21,7 +21,7 @@ from collections.abc import Awaitable, Callable, Collection, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, partial
-from types import FunctionType, MethodType, UnionType
+from types import BuiltinFunctionType, FunctionType, MethodType, UnionType
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -36,7 +36,7 @@ from typing import (
     get_type_hints,
     overload,
 )
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 import msgspec
 
@@ -390,7 +390,13 @@ def tool(
     """
     carried = _labels(name or "tool", labels, open_world)
     make = partial(_make_tool, effect, reconcile, in_doubt, timeout, retries, backoff, name, labels=carried)
-    return make if func is None else make(func)
+    return partial(_declare, make) if func is None else _declare(make, func)
+
+
+def _declare(make: Callable[[Any], Tool], func: Any) -> Tool:
+    made = make(func)
+    _note_function(made)
+    return made
 
 
 def as_tool(
@@ -401,17 +407,18 @@ def as_tool(
     retries: int | None = None,
     default_retries: int | None = None,
 ) -> Tool:
-    """Returns a Tool. If `what` is a Tool or a `functools.partial` of one, returns a copy in which the settings that are given
-    here replace its own. If it is a function, returns a Tool with these settings; its effect class is "unsafe" unless
-    `effect` is given.
+    """Returns a Tool. If `what` is a Tool, its function (`tool.func`), or a `functools.partial` of either, returns the tool, or a
+    copy in which the settings that are given here replace its own. If it is another function, returns a Tool with these
+    settings; its effect class is "unsafe" unless `effect` is given. Raises UserError for the function of several tools.
 
     `default_retries`: the retries of a Tool that was declared without `retries=`. It stays one that was.
     """
-    if isinstance(what, partial) and isinstance(tool_of := declared_tool(what), Tool):
-        # a step that says no class is unsafe, which a tool with a look-up cannot be
-        what, effect = tool_of, None if effect == "unsafe" and tool_of.reconcile is not None else effect
     if not isinstance(what, Tool):
-        return _tool_of_function(what, effect or "unsafe", timeout, retries)
+        what = declared_tool(what)
+        # a step that says no class is unsafe, which a tool with a look-up cannot be
+        effect = None if effect == "unsafe" and isinstance(what, Tool) and what.reconcile is not None else effect
+    if not isinstance(what, Tool):
+        return tool_of_function(what, effect or "unsafe", timeout, retries)
     again = default_retries if retries is None and not what.has_retries else retries
     if effect is None and timeout is None and again is None:
         return what
@@ -426,21 +433,29 @@ def as_tool(
         )
     )
     note_tool(made)  # the first one may be gone soon: an agent keeps the copy
+    if effect is None:
+        _note_function(made)
     return made
 
 
 def declared_tool(what: Tool | Callable[..., Any]) -> Tool | Callable[..., Any]:
-    """Returns the tool that a call of a `functools.partial` of a tool makes: that tool, whose function gets what the partial
-    gives. So the call is one call of that tool, not one of a function that calls the tool. Returns anything else unchanged;
-    so also a partial that gives an Effect or a ToolContext, which its tool has to get in exchange for one of its own.
+    """Returns the tool that a call of `what` makes: the tool whose function it is (`tool.func`, `tool.__wrapped__`), and for a
+    `functools.partial` of a tool or of such a function that tool, whose function gets what the partial gives. So the call is
+    one call of that tool, by its name and class, not one of a function that calls the tool. For a partial that gives an
+    Effect or a ToolContext, which the tool has to get in exchange for one of its own, returns a partial of the tool. Returns
+    anything else unchanged. Raises UserError for the function of several tools.
     """
-    inner = what.func if isinstance(what, partial) else None
-    if not isinstance(what, partial) or not isinstance(inner, Tool):
+    if isinstance(what, Tool):
+        return what
+    if (made := _tool_with(what)) is not None or not isinstance(what, partial):
+        return made or what
+    inner = what.func if isinstance(what.func, Tool) else _tool_with(what.func)
+    if inner is None:
         return what
     given = (*what.args, *what.keywords.values())
     takes_others = inner.parameters is not None or inner.converse is not None
     if takes_others or any(isinstance(each, Effect | ToolContext) for each in given):
-        return what
+        return partial(inner, *what.args, **what.keywords)
     look = None if inner.reconcile is None else _looking_with(inner.reconcile, what)
     made = replace(inner, func=partial(inner.func, *what.args, **what.keywords), reconcile=look)
     note_tool(made)
@@ -504,6 +519,58 @@ _TOOL_FIELDS: WeakKeyDictionary[FunctionType, dict[str, dict[str, Any]]] = WeakK
 method are by its function and apart, as it has a parameter less. `ctx.step` makes a tool for each call, and inspecting a
 function takes long. The keys are weak, so that functions are not kept alive.
 """
+_DECLARED: WeakKeyDictionary[Any, dict[tuple[str, str], "ref[Tool]"]] = WeakKeyDictionary()
+"""The tools that the program has declared, by their functions, names and classes. A step of such a function is a call of
+the tool: rules are by its name, and its class says whether it may be repeated.
+"""
+
+
+def _note_function(made: Tool) -> None:
+    """Remembers whose function this is, as long as the tool exists."""
+    func: Any = made.func
+    while _is_key(plain := func.__func__ if type(func) is MethodType else func):
+        _DECLARED.setdefault(plain, {})[made.name, made.effect] = ref(made)
+        if not is_ours(plain):
+            return
+        func = getattr(plain, "__wrapped__", None)  # the user's, within one of ours that fills in defaults
+
+
+def is_ours(func: Any) -> bool:
+    """Returns True for a function of Sabot, such as one that calls a user's function in place of it (`stands_for`)."""
+    return isinstance(func, FunctionType) and str(func.__globals__.get("__name__", "")).startswith("sabot.")
+
+
+def _is_key(func: Any) -> bool:
+    """Returns True if tools can be found by this function: it can be the key of a weak dictionary, and to hash it runs no
+    code of the user's.
+    """
+    hashes: Any = type(func).__hash__
+    if not getattr(type(func), "__weakrefoffset__", 0):  # as of None, and of str.upper
+        return False
+    return hashes is object.__hash__ or isinstance(func, BuiltinFunctionType)
+
+
+def _tool_with(func: Any) -> Tool | None:
+    """Returns the tool that the program has declared with this function; None if there is none."""
+    plain = func.__func__ if type(func) is MethodType else func
+    if not _is_key(plain) or not (known := _DECLARED.get(plain)):
+        return None
+    found = [each for refers in list(known.values()) if (each := refers()) is not None]
+    if not found:
+        return None
+    if len(found) > 1:
+        names = sorted({each.name for each in found})
+        raise UserError(
+            f"{_name_of(func)} is the function of {len(found)} tools ({', '.join(names)}), so it is not clear which one is called",
+            hint=f"give the tool: ctx.call({names[0]}, …)",
+        )
+    (made,) = found
+    is_bound = type(made.func) is MethodType
+    if plain is func:
+        return replace(made, func=func) if is_bound else made  # the object of a method is given as an argument
+    return replace(made, func=func) if is_bound else made.__get__(func.__self__)
+
+
 _KNOWN = (*(each.name for each in fields(Tool) if each.name != "func"), "__name__", "__qualname__", "__doc__", "plain")
 
 
@@ -578,7 +645,10 @@ def _has_fields(func: Any) -> bool:
     return any(field_in(kind) is not None or (isinstance(kind, str) and "Field(" in kind) for kind in kinds)
 
 
-def _tool_of_function(func: Callable[..., Any], effect: str, timeout: Duration | None, retries: int | None) -> Tool:
+def tool_of_function(
+    func: Callable[..., Any], effect: str = "unsafe", timeout: Duration | None = None, retries: int | None = None
+) -> Tool:
+    """Returns a Tool with the name of a function, also if the function is that of a tool."""
     # the tools of a method differ in their object only
     plain: Any = func.__func__ if type(func) is MethodType else func
     if type(plain) is not FunctionType or not isinstance(effect, str) or timeout is not None or retries is not None:

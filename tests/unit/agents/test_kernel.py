@@ -1287,7 +1287,7 @@ async def test_a_wait_that_is_over_says_for_what_it_waited():
         ({"agent": 5}, "agent=5.*an Agent, `async def f"),
         ({"agent": "agent"}, "agent='agent'"),
         ({"agent": partial(_same)}, "has no name"),
-        ({"agent": tool(_same)}, r"tool _same is no agent.*ctx\.call\(_same"),
+        ({"agent": tool(name="_same")(lambda value: value)}, r"tool _same is no agent.*ctx\.call\(_same"),
         ({"agent": _same, "engine": 5}, "engine=5"),
         ({"agent": _same, "policy": 3}, "policy=3.*a PolicyEngine"),
         ({"agent": _same, "policy": [ToolPolicy(["look"], denied=True)]}, "policy=.*a PolicyEngine"),
