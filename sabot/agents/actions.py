@@ -186,7 +186,11 @@ def _check_approval(action: ActionRecord, resolution: Mapping[str, Any]) -> None
         )
     taken = action.payload.get("always", ALWAYS)
     if always is not None and not taken:
-        raise UserError(f"{where} asks by a rule that asks each time", hint="leave always= out")
+        raise UserError(
+            f"{where} asks each time: by its rule, or because nothing tells {effect} from another tool of its name",
+            hint="leave always= out; a lambda, and a function or a method that has got an object or a list where it was made, "
+            'needs a name for it, which no other tool has: @tool(name="pay_eu")',
+        )
     if always is not None and always not in taken:
         raise UserError(
             f"{where}: always={short_repr(always)}: job {action.job_id} belongs to no session",

@@ -369,7 +369,7 @@ class History:
             if not says_yes(answer):  # nobody knows what a faulty one means, so a person is asked again
                 self.refusals[_name_of_call(name, body)] = Refusal(refusal_words(answer))
             return
-        if verdict.once and not verdict.rule.startswith(UNNAMED):
+        if verdict.once and not verdict.terms and not verdict.rule.startswith(UNNAMED):  # of a budget: each step costs
             return
         self.approved.setdefault(answer.ordinal, {})[verdict.asked_by] = standing_words(answer, "call")
         if verdict.once:

@@ -595,11 +595,15 @@ def _as_start(call: GuardedCall) -> GuardedCall:
 def _allowed_before(call: GuardedCall, verdict: GuardVerdict) -> GuardVerdict:
     """Returns a verdict that allows the call if a person has answered the question of the same rule about the same tool,
     model or agent for the whole job, session or scope. Otherwise returns the verdict of the rule. Its terms have the home
-    of the tool (`home_of`): an approval of its calls is none of those of another tool of the same name.
+    of the tool (`home_of`): an approval of its calls is none of those of another tool of the same name. If another tool
+    may have this home, an approval holds for one call.
     """
     if verdict.decision is not Decision.ASK:
         return verdict
-    if verdict.terms and (home := home_of(call.tool)):
+    home, is_alone = home_of(call.tool)
+    if not is_alone:
+        return msgspec.structs.replace(verdict, once=True)
+    if verdict.terms and home:
         verdict = msgspec.structs.replace(verdict, terms=f"{verdict.terms}{home}")
     said = call.standing.get(verdict.asked_by)
     return verdict if said is None else GuardVerdict(rule=verdict.rule, version=verdict.version, reason=said)

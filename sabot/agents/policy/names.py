@@ -33,7 +33,7 @@ from types import (
 from typing import Any, NamedTuple, TypeGuard
 
 from sabot.agents.policy.bounds import bounds_of, fits, meant, type_words
-from sabot.agents.policy.rules import ConstraintPolicy, DataAccessPolicy, LabelPolicy, PolicyRule, home_of
+from sabot.agents.policy.rules import ConstraintPolicy, DataAccessPolicy, LabelPolicy, PolicyRule
 from sabot.engine.calls.arguments import call_names, lacks, types_at
 from sabot.engine.calls.effects import EffectId
 from sabot.engine.calls.fields import REST
@@ -414,7 +414,7 @@ def _concerns(rule: PolicyRule, tool: Tool, labels: set[str]) -> bool:
 
 def warn_of_same_names(functions: Sequence[Callable[..., Any]], where: str) -> None:
     """Logs a warning for each name of several tools that these functions can call: rules are by name, so those of one
-    tool hold for the others too. So do approvals, unless each tool has a home of its own (`home_of`).
+    tool hold for the others too.
     """
     by_name: dict[str, dict[Any, Tool]] = {}
     for each in tools_of(functions):
@@ -423,11 +423,10 @@ def warn_of_same_names(functions: Sequence[Callable[..., Any]], where: str) -> N
         by_name.setdefault(each.name, {}).setdefault(made_by, each)
     for name, several in by_name.items():
         if len(several) > 1:
-            apart = len({home_of(each) for each in several.values()}) == len(several)
             _log.warning(
-                "%s: its agents have %d tools with the name %s, so %s of one are those of the others "
+                "%s: its agents have %d tools with the name %s, so rules of one are those of the others "
                 '(@tool(name="…") and pool.tools(…, prefix="…") give one another name)',
-                *(where, len(several), name, "rules" if apart else "rules and approvals"),
+                *(where, len(several), name),
             )
 
 

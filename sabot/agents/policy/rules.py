@@ -7,25 +7,40 @@ import re
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Collection, Mapping, Sequence, Set
+from contextlib import suppress
 from dataclasses import dataclass
+from enum import Enum
 from fnmatch import translate
-from functools import cached_property
+from functools import cached_property, partial
+from hashlib import blake2b
+from itertools import chain
 from pathlib import Path
+from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any, ClassVar, Literal, get_args
 
 from sabot.agents.durable.job_rows import version_of
 from sabot.agents.policy.bounds import can_judge
+from sabot.api.context import AgentContext
 from sabot.base.checks import FLAG, TEXT, TEXTS, Of, OneOf, check, check_fields, check_pattern, is_whole
 from sabot.base.config import Duration, parse_seconds
 from sabot.base.options import answers_wrong_options
 from sabot.engine.calls.arguments import argument_values, lacks, may_hide, values_left_out
 from sabot.engine.calls.effects import RULES, EffectClass
-from sabot.engine.calls.fields import CLOSED_VALUE, LEFT_VALUE, MISSING_VALUE, REST, is_no_value
+from sabot.engine.calls.fields import (
+    CLOSED_VALUE,
+    LEFT_VALUE,
+    MISSING_VALUE,
+    REST,
+    beside_fields,
+    fields_of,
+    is_no_value,
+)
 from sabot.engine.calls.functions import unwrap
-from sabot.engine.calls.tools import UNTRUSTED, Tool
+from sabot.engine.calls.tools import UNTRUSTED, Tool, is_ours
 from sabot.errors import UserError, short_repr
 from sabot.jobs.guard import CallKind, Decision, GuardedCall, GuardVerdict
 from sabot.jobs.masking import mask, mask_default
+from sabot.jobs.values import UNCHANGEABLE, pack
 
 RuleAnswer = GuardVerdict | Decision | None
 """The answer of a rule. None means that the rule has no opinion on this call."""
@@ -639,17 +654,100 @@ def server_of(tool: Tool | None) -> str:
     return "" if tool is None or tool.parameters is None else tool.parameters.server
 
 
-def home_of(tool: Tool | None) -> str:
-    """Returns what tells a tool from others of its name: " of " and its MCP server, or the module and the qualified name of
-    its function. Returns "" for a call of no tool.
+def home_of(tool: Tool | None) -> tuple[str, bool]:
+    """Returns words by which a tool differs from others of its name: " of " and its MCP server, or the module and the
+    qualified name of its function, with a digest of the values that the function has got where it was made; "" for a call of
+    no tool. Also returns False if another tool may have these words: objects and lists in a closure, or those of methods,
+    are not the same after a restart. Then the name of the tool has to tell, if it is not that of the function.
     """
     if tool is None:
-        return ""
+        return "", True
     tool = tool.part_of or tool
     if server := server_of(tool):
-        return f" of {server}"
+        return f" of {server}", True
     function = inspect.unwrap(unwrap(tool.func))
-    return f" of {_module_of(function)}.{getattr(function, '__qualname__', '')}"
+    words = f" of {_module_of(function)}.{getattr(function, '__qualname__', '')}"
+    told: list[str] = []
+    knows_all = _note_given(tool.func, told, {id(tool)})
+    if told:
+        words = f"{words} with {blake2b(' '.join(told).encode(errors='replace'), digest_size=8).hexdigest()}"
+    return words, knows_all or _has_own_name(tool, function)
+
+
+def _has_own_name(tool: Tool, function: Any) -> bool:
+    """Returns True if the program has given the tool another name than that of its function. A name that a class gives
+    (`@tool(name=…)` over a method) is one of the tools of all its objects.
+    """
+    func: Any = tool.func
+    if type(func) is MethodType:
+        declared = [each for kind in type(func.__self__).__mro__ for each in vars(kind).values()]
+        if any(isinstance(each, Tool) and each.func is func.__func__ for each in declared):
+            return False
+    return tool.name != getattr(function, "__name__", "")
+
+
+def _note_given(func: Any, told: list[str], seen: set[int]) -> bool:
+    """Adds texts of the values that a function has got where it was made: those in its closure, those of a
+    `functools.partial`, and the attributes of the object of a method. Returns False if one of them cannot be told from
+    others. `seen`: the ids of the objects so far.
+    """
+    knows_all = True
+    while func is not None and id(func) not in seen:
+        seen.add(id(func))
+        values: list[Any] = []
+        inner = getattr(func, "__wrapped__", None)
+        if isinstance(func, Tool | partial):
+            values = [] if isinstance(func, Tool) else [*func.args, *chain(*sorted(func.keywords.items()))]
+            inner = func.func
+        elif isinstance(func, MethodType):
+            values, inner = [] if is_ours(func.__func__) else [func.__self__], func.__func__
+        elif isinstance(func, FunctionType):
+            for cell in () if is_ours(func) else func.__closure__ or ():
+                with suppress(ValueError):  # nothing is in it yet
+                    values.append(cell.cell_contents)
+        elif isinstance(func, BuiltinFunctionType):
+            values = [func.__self__]
+        elif not isinstance(func, type):
+            values = [*getattr(func, "__dict__", {}).values()]
+        for each in values:
+            if each is not inner:
+                knows_all &= _tell(each, told, seen)
+        func = inner
+    return knows_all
+
+
+def _tell(value: Any, told: list[str], seen: set[int]) -> bool:
+    """Adds the text of a value that cannot change, and is the same in all processes. Returns False for another value."""
+    if isinstance(value, AgentContext | ModuleType):  # the job's own; the module of a C function
+        return True
+    if isinstance(value, FunctionType | MethodType | partial | Tool):
+        function = inspect.unwrap(unwrap(value))
+        told.append(f"{_module_of(function)}.{getattr(function, '__qualname__', '')}")
+        return _note_given(value, told, seen)
+    told.append(type(value).__qualname__ if not isinstance(value, type) else f"{value.__module__}.{value.__qualname__}")
+    if isinstance(value, type):
+        return True
+    if isinstance(value, Enum):
+        told.append(value.name)
+        return True
+    if type(value) in UNCHANGEABLE:
+        told.append(pack(value, "a value", sort=True).hex())
+        return True
+    if isinstance(value, tuple | frozenset):
+        parts = sorted(value, key=repr) if isinstance(value, frozenset) else list(value)
+        return all([_tell(each, told, seen) for each in parts])
+    if id(value) in seen:
+        return True
+    seen.add(id(value))
+    known = {each.attribute for each in fields_of(type(value)).values()}
+    if not known and (type(value).__basicsize__ != _WITHOUT_MORE or not hasattr(value, "__dict__")):
+        return False  # it has more than its attributes: a list, a socket
+    given = {name: getattr(value, name, None) for name in known} | (beside_fields(value) if known else vars(value))
+    told += sorted(given)
+    return all([_tell(each, told, seen) for _, each in sorted(given.items())])
+
+
+_WITHOUT_MORE = type("", (), {}).__basicsize__  # the size of an object with attributes only
 
 
 def _module_of(function: Any) -> str:

@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 import functools
+import json
 import logging
 import math
 import sqlite3
@@ -57,6 +58,7 @@ from sabot.llm import Agent, ExecutionEngine, ScriptedProvider, ToolCall, assist
 from tools.older_journals import OLDER
 
 ASKS = ToolPolicy(["refund"], require_approval=True, name="asks")
+MADE: list[Any] = []  # by tools that have no list of their own: it would tell them apart
 
 
 class Money(pydantic.BaseModel):
@@ -65,12 +67,12 @@ class Money(pydantic.BaseModel):
 
 
 def refund_of(made: list[Any], effect: str = "unsafe") -> Tool:
-    @tool(effect=effect)
-    def refund(order: str, amount: int = 500, note: str = "") -> int:
+    @tool(effect=effect, name="refund")  # the list tells it from no other, so the name has to
+    def refunded(order: str, amount: int = 500, note: str = "") -> int:
         made.append((order, amount, note) if note else (order, amount))
         return amount
 
-    return refund
+    return refunded
 
 
 def calls(refund: Any, *arguments: tuple[Any, ...]) -> Any:
@@ -845,12 +847,12 @@ async def test_an_approval_for_a_session_of_a_kernel_holds_in_its_later_requests
     made: list[Any] = []
 
     def kernel(note: str) -> RuntimeKernel:
-        @tool
-        def refund(order: str, note: str = note) -> None:
+        @tool(name="refund")
+        def refunded(order: str, note: str = note) -> None:
             made.append((order, note))
 
         async def pay(ctx: DurableContext) -> None:
-            await ctx.call(refund, ctx.message)
+            await ctx.call(refunded, ctx.message)
 
         return RuntimeKernel.create(agent=pay, policy=PolicyEngine([ASKS]), journal=str(tmp_path))
 
@@ -932,12 +934,12 @@ async def test_an_approval_for_the_whole_job_is_none_for_a_job_that_is_restored_
 
 
 def refund_of_stranger(made: list[Any]) -> Tool:
-    @tool
-    def refund(order: str) -> str:
+    @tool(name="refund")
+    def refunded(order: str) -> str:
         made.append(("stranger", order))
         return order
 
-    return refund
+    return refunded
 
 
 @pytest.mark.parametrize("way", ["call", "step", "agent"])
@@ -970,6 +972,147 @@ async def test_an_approval_of_a_function_is_none_of_another_function_of_its_name
         await handle.resolve_action(pending.resume_token, {"approved": True})
         await handle.result()
     assert made[2:] == [("stranger", "o-2")]
+
+
+def pays(region: Any) -> Tool:
+    @tool
+    async def pay(order: str) -> None:
+        MADE.append((str(region), order))
+
+    return pay
+
+
+class Bank:
+    def __init__(self, region: Any) -> None:
+        self.region = region
+
+    @tool
+    async def pay(self, order: str) -> None:
+        MADE.append((str(self.region), order))
+
+    @tool(name="pay")
+    async def paid(self, order: str) -> None:
+        MADE.append((str(self.region), order))
+
+    async def send(self, order: str) -> None:
+        MADE.append((str(self.region), order))
+
+
+def in_region(func: Any, region: Any) -> Any:
+    @functools.wraps(func)
+    async def pay(order: str) -> None:
+        MADE.append((str(region), order))
+
+    return pay
+
+
+async def pay_in(region: Any, order: str) -> None:
+    MADE.append((str(region), order))
+
+
+async def pay_by_name(order: str, region: Any) -> None:
+    MADE.append((str(region), order))
+
+
+async def pay(order: str) -> None: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Region:
+    name: str
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class Client:
+    """What nobody can tell from another one of its kind."""
+
+    def __init__(self, region: str) -> None:
+        self.regions = [region]
+
+    def __str__(self) -> str:
+        return self.regions[0]
+
+
+MAKERS: dict[str, Any] = {
+    "a closure": pays,
+    "a closure over an object": lambda region: pays(Bank(region)),
+    "a closure over a tuple": lambda region: pays((region,)),
+    "a method": lambda region: Bank(region).pay,
+    "a method with a name": lambda region: Bank(region).paid,
+    "a tool of a method": lambda region: tool(Bank(region).send),
+    "a decorator": lambda region: tool(in_region(pay, region)),
+    "a partial": lambda region: tool(functools.partial(pay_in, region)),
+    "a partial by name": lambda region: tool(functools.partial(pay_by_name, region=region)),
+}
+
+
+async def pays_for(word: str, *tools: Tool) -> list[Any]:
+    """What jobs pay that call one of the tools each, twice: a person approves all calls of the first one, and no others."""
+    MADE.clear()
+    home, policy = (
+        MemoryStorage(),
+        PolicyEngine([ToolPolicy(["pay", "pay_in", "pay_by_name", "send"], require_approval=True)]),
+    )
+
+    def calls_twice(made: Tool) -> Any:
+        async def f(ctx: DurableContext) -> None:
+            await ctx.call(made, "o-1")
+            await ctx.call(made, "o-2")
+
+        return f
+
+    for number, made in enumerate(tools):
+        job = f"j-{number}"
+        async with hosting(home, Owner(calls_twice(made)), guard=policy) as jobs:  # each after a restart
+            jobs.begin(job, behalf=Behalf("acme", "eve", session="s-1"))
+            if number == 0:
+                await jobs.until(lambda: asked(home))
+                said = {"approved": True, "always": word}
+                check_resolution(asked(home)[0], said)
+                await answer(jobs, home, json.dumps(said).encode(), job=job)
+                await jobs.over(job)
+            await jobs.until(lambda: asked(home) or job in jobs.agent.outcomes)  # noqa: B023
+    return MADE[:]
+
+
+@pytest.mark.parametrize("maker", MAKERS)
+@pytest.mark.parametrize("word", ["session", "scope"])
+@pytest.mark.parametrize("regions", [("eu", "us"), (Region("eu"), Region("us"))])
+async def test_an_approval_of_a_function_that_another_one_has_made_is_for_what_it_was_made_of(
+    regions: Any, word: str, maker: str
+) -> None:
+    """A person who approved the payments of one bank had approved those of all others that the same code makes."""
+    make, (eu, us) = MAKERS[maker], regions
+    assert len(await pays_for(word, make(eu), make(us))) == 2, "the second one is asked about"
+    assert len(await pays_for(word, make(eu), make(eu))) == 4, "one that was made anew, as by a restart, is the same"
+
+
+@pytest.mark.parametrize("maker", MAKERS)
+async def test_an_approval_of_later_calls_is_refused_if_nothing_tells_a_tool_from_another(maker: str) -> None:
+    make = MAKERS[maker]
+    one, other = make(Client("eu")), make(Client("us"))
+    with pytest.raises(UserError, match="from another tool of its name") as error:
+        await pays_for("scope", one, other)
+    assert '@tool(name="pay_eu")' in error.value.hint
+    assert MADE == []
+
+
+async def test_a_name_of_its_own_tells_a_tool_from_others() -> None:
+    one, other = (tool(name=f"pay_{region}")(Bank(Client(region)).send) for region in ("eu", "us"))
+    MADE.clear()
+    home, policy = MemoryStorage(), PolicyEngine([ToolPolicy(["pay_*"], require_approval=True)])
+
+    async def f(ctx: DurableContext) -> None:
+        for each in (one, one, other):
+            await ctx.call(each, "o-1")
+
+    async with hosting(home, Owner(f), guard=policy) as jobs:
+        jobs.begin("j")
+        await answer(jobs, home, b'{"approved": true, "always": "job"}')
+        await jobs.until(lambda: asked(home))
+        assert MADE == [("eu", "o-1"), ("eu", "o-1")]
 
 
 @pytest.mark.parametrize("word", ["job", "scope"])

@@ -298,8 +298,7 @@ async def test_two_tools_of_one_name_are_warned_of(others: str, caplog: pytest.L
     policy = PolicyEngine([ToolPolicy(["send"], require_approval=True)])
     async with RuntimeKernel.create(agent=[first, second], policy=policy):
         pass
-    shared = "rules" if others == "functions" else "rules and approvals"
-    said = f"its agents have 2 tools with the name send, so {shared} of one are those of the others"
+    said = "its agents have 2 tools with the name send, so rules of one are those of the others"
     assert (said in caplog.text) is (others != "same")
 
 
