@@ -22,6 +22,7 @@ from sabot.engine.calls.fields import (
     MISSING_VALUE,
     REST,
     aliases_of,
+    alike,
     choices_of,
     fields_of,
     inner_types,
@@ -327,11 +328,23 @@ def argument_values(
     if tool is None or path[0] == REST:
         return values_at(arguments, path, dict[str, Any], extremes=extremes)
     first, rest = path[0], path[1:]
+    func = _behind(tool.func)[0]
+    known = _parameters_of(func)
+    found = _values_of(func, known, arguments, first, rest, extremes=extremes)
+    if known.open:  # **more may have a name that the function takes for this one
+        for name in alike(arguments, first):
+            if name not in known.order:
+                found += values_at(arguments[name], rest, extremes=extremes)
+    return found
+
+
+def _values_of(
+    func: Any, known: _Parameters, arguments: Mapping[str, Any], first: str, rest: Sequence[str], *, extremes: bool
+) -> list[Any]:
     if not rest and first in arguments:
         return [arguments[first]]
-    func = _behind(tool.func)[0]
     if first not in arguments:
-        known, first = _parameters_of(func), _parameter_named(func, first)
+        first = _parameter_named(func, first)
         if first == known.rest:
             arguments = {first: arguments.get(REST, ())}
         elif first == known.more:

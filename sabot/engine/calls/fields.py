@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
 from dataclasses import MISSING, fields, is_dataclass
 from enum import Enum
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from inspect import getattr_static
 from types import NoneType, UnionType
 from typing import (
@@ -21,6 +21,7 @@ from typing import (
     get_type_hints,
     is_typeddict,
 )
+from unicodedata import normalize
 from weakref import WeakKeyDictionary
 
 import msgspec
@@ -243,11 +244,30 @@ def _in_rows(rows: pa.Table, path: Sequence[str], extremes: bool) -> list[Any]:
     if len(path) == 1:
         return rows.to_pylist()  # type: ignore[no-any-return]
     name, rest = path[1], path[2:]
-    named = [at for at, each in enumerate(rows.column_names) if name in (each, REST)]  # two columns may have one name
-    if not named:
-        return [MISSING_VALUE] if len(rows) else []
+    columns = rows.column_names
+    named = [at for at, each in enumerate(columns) if name in (each, REST)]  # two columns may have one name
+    none = [MISSING_VALUE] if not named and len(rows) else []
+    named += [at for at, each in enumerate(columns) if each in alike(columns, name)]
     values = (each for at in named for each in column_values(rows.column(at), extremes=extremes and not rest))
-    return [found for each in values for found in values_at(each, rest)]
+    return [*none, *(found for each in values for found in values_at(each, rest))]
+
+
+def alike(names: Iterable[Any], name: str) -> list[str]:
+    """Returns the names that a reader may take for `name`, although they are written otherwise: in upper or lower case, with
+    other spaces, hyphens or underscores, or in other characters of Unicode for the same letters. Many programs read the
+    keys of JSON so.
+    """
+    if name == REST or name.isdecimal():
+        return []
+    plain = _plain_name(name)
+    likes = [each for each in names if isinstance(each, str) and each != name and _plain_name(each) == plain]
+    return likes if plain else []
+
+
+@lru_cache(maxsize=4096)
+def _plain_name(name: str) -> str:
+    folded = normalize("NFKC", name).casefold()
+    return "".join(each for each in folded if each.isalnum())
 
 
 def is_no_value(found: Any) -> bool:
@@ -301,7 +321,9 @@ def _in_mapping(value: Mapping[Any, Any], name: str, kind: Any, *, is_last: bool
         found = [(value[key], Any) for key in keys]
     if not found and isinstance(value, defaultdict) and value.default_factory is not None:
         found = [(value.default_factory(), Any)]  # as the tool gets it
-    return found or missing or [(MISSING_VALUE, Any)]
+    declared = {other for each in choices_of(kind) for other in fields_of(each)}
+    likes = [(value[key], item_kind(kind)) for key in alike(value, name) if key not in declared]
+    return [*(found or missing or [(MISSING_VALUE, Any)]), *likes]
 
 
 def _keys_named(value: Mapping[Any, Any], name: str) -> list[Any]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from types import NoneType
 from typing import Any, Literal
 
-from sabot.engine.calls.fields import CLOSED_VALUE, LEFT_VALUE, MISSING_VALUE, REST, is_no_value, keys_as_items
+from sabot.engine.calls.fields import CLOSED_VALUE, LEFT_VALUE, MISSING_VALUE, REST, alike, is_no_value, keys_as_items
 from sabot.engine.calls.json_schema import item_schema
 from sabot.engine.calls.model_requests import JsonSchema
 from sabot.errors import UserError
@@ -114,6 +114,8 @@ def values_in_json(value: Any, path: Sequence[str], schemas: Sequence[Any], root
                 for each in _parts(schema, root)
                 if "default" in each
             ] or [(LEFT_VALUE if any(_may_lack(each, first, value) for each in objects) else MISSING_VALUE, [])]
+        likes = [name for name in alike(value, first) if not any(name in each for each in declared)]
+        found += [(value[name], others) for name in likes]
     elif isinstance(value, list | tuple) and (first == REST or (first.isdecimal() and int(first) < len(value))):
         places = range(len(value)) if first == REST else [int(first)]
         found = [(value[at], [item_schema(each, at) for each in objects]) for at in places]
