@@ -14,6 +14,7 @@ from typing import Any
 
 from sabot.base.threads import call_on_loop
 from sabot.clock import SYSTEM_CLOCK, Clock
+from sabot.engine.calls.certainty import Certainty, certainty_of
 from sabot.engine.calls.effects import RULES, EffectId
 from sabot.engine.calls.errors import ToolTimeout
 from sabot.engine.calls.judging import JUDGE, OVER, OnceJudge, judge_of_this, present_judge
@@ -97,6 +98,8 @@ class DirectTools:
                 with nullcontext() if self.middleware is None else self.middleware.attempt():
                     return await self._attempt(tool, given, own, attempt)
             except Exception as error:
+                if self.middleware is not None and certainty_of(error) is Certainty.NOT_SENT:
+                    self.middleware.take_back()
                 again = repeatable or (isinstance(error, NotSent) and not once.called)
                 if attempt > tool.retry.retries or not again:
                     raise

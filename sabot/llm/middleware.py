@@ -170,7 +170,7 @@ class CallBudget(Account):
     - If the provider reports no tokens for an answer, the estimate is kept.
     - If a request was sent, but its answer was not read, the vendor may charge for it. So its estimate is kept too.
     - Tool calls: the budget of an ExecutionEngine counts those of its agents that do not run in a job. A repetition
-      after a failure counts as a further tool call.
+      after a failure counts as a further tool call. One that was not sent counts nothing.
     """
 
     def __init__(
@@ -249,6 +249,10 @@ class CallBudget(Account):
     def count_tool_call(self) -> None:
         """Counts a tool call that is about to be made. Raises BudgetExceeded if the budget allows no further tool call."""
         self._tools.add(_allowed(self._tools, Amounts(tool_calls=1)))
+
+    def forget_tool_call(self) -> None:
+        """Takes back the count of a tool call that was certainly not made."""
+        self._tools.add(Amounts(tool_calls=-1))
 
 
 # the most that a call may use, and the name of its model if that has no price
@@ -527,6 +531,11 @@ class ToolMiddleware:
         """
         if "budget" in self.names and self.built_in.budget is not None:
             self.built_in.budget.count_tool_call()
+
+    def take_back(self) -> None:
+        """Undoes `charge` for an attempt that was not sent."""
+        if "budget" in self.names and self.built_in.budget is not None:
+            self.built_in.budget.forget_tool_call()
 
     @contextmanager
     def attempt(self) -> Iterator[None]:

@@ -9,14 +9,15 @@ import msgspec
 from sabot.base.accounts import Amounts
 from sabot.errors import AppLocked, UserError, short_repr
 
-LedgerEventType = Literal["model", "tool", "doubt"]
+LedgerEventType = Literal["model", "tool", "doubt", "free"]
 
 
 class LedgerEvent(msgspec.Struct, frozen=True, kw_only=True):
     """A row of a ledger: one attempt of a model call, or one call of a tool.
 
-    - `type`: "model", "tool" or "doubt". A "doubt" is a row for an attempt whose outcome is not known, for example
-      after a crash. Perhaps the provider charges for it, so it is counted with the most that it may have used.
+    - `type`: "model", "tool", "doubt" or "free". A "doubt" is a row for an attempt whose outcome is not known, for example
+      after a crash. Perhaps the provider charges for it, so it is counted with the most that it may have used. A "free" row
+      is for a request that was no call: it was not sent, the provider has turned it away, or the cache has answered it.
     - `name`: the name of the model or of the tool.
     - `cost`: the cost in US dollars, or None if the price is not known. In a row of type "doubt", the most that the
       attempt may have cost.
@@ -53,7 +54,7 @@ class LedgerEvent(msgspec.Struct, frozen=True, kw_only=True):
         not known) they are the amounts that were reserved for the call.
         """
         tokens = self.reserved_tokens if self.type == "doubt" else self.total_tokens
-        return Amounts(tokens, self.cost or Decimal(0), int(self.type != "tool"))
+        return Amounts(tokens, self.cost or Decimal(0), int(self.type in ("model", "doubt")))
 
     @property
     def adds(self) -> Amounts:
@@ -79,7 +80,7 @@ class LedgerSum(msgspec.Struct, frozen=True, kw_only=True):
 
     - `group`: the values by which the rows were grouped. For rows grouped by "scope" and "model", for example, it is
       (scope, model).
-    - `calls`: the number of rows, including rows of type "doubt" and "tool".
+    - `calls`: the number of rows, including rows of type "doubt", "tool" and "free".
     - `cost`, `doubt_cost`: US dollars.
     - `doubt_tokens`, `doubt_cost`: the totals of the rows of type "doubt", whose calls may or may not have been made.
       They are upper bounds, and are not contained in the other totals of tokens and cost.

@@ -585,7 +585,8 @@ def _settled(row: LedgerEvent, kind: CallKind, name: str, outcome: str, body: by
     before its outcome was known; the result is a copy of it with the usage that the answer reports.
 
     - If the answer reports no token count, the reserved tokens are used instead.
-    - If a model call failed and the provider certainly does not charge for it, the usage is zero.
+    - If the request was not sent, or the provider has turned it away, so that nobody charges for it, the row has the type
+      "free", and is no call. So has an answer of the cache.
     - If it failed otherwise, `row` is returned unchanged. Its type is "doubt", which means that the outcome is not
       known.
     """
@@ -593,12 +594,12 @@ def _settled(row: LedgerEvent, kind: CallKind, name: str, outcome: str, body: by
         return msgspec.structs.replace(row, type="tool", name=name, cost=None)
     if outcome != "ok":
         free = unpaid(outcome, body)
-        return msgspec.structs.replace(row, type="model", reserved_tokens=0, cost=Decimal(0)) if free else row
+        return msgspec.structs.replace(row, type="free", reserved_tokens=0, cost=Decimal(0)) if free else row
     answer = decode_answer(body)
     name = (answer.model or name).replace("\0", "\N{REPLACEMENT CHARACTER}")  # the server's name may have a NUL
     if answer.cached:
         made = {"name": name, "cost": Decimal(0), "reserved_tokens": 0}
-        return msgspec.structs.replace(row, type="model", **made)
+        return msgspec.structs.replace(row, type="free", **made)
     usage, cost = reported_use(answer, row.amounts)
     made = {"name": name, "input_tokens": usage.input_tokens, "output_tokens": usage.output_tokens}
     return msgspec.structs.replace(row, type="model", cost=cost, **made)

@@ -21,6 +21,7 @@ from sabot.base.accounts import NOTHING, Account, Amounts
 from sabot.base.quantities import money, plain
 from sabot.base.stored_names import stored_name
 from sabot.base.threads import run_in_thread, run_to_end
+from sabot.engine.calls.certainty import NOT_SENT_NAMES
 from sabot.engine.calls.effects import EffectId
 from sabot.engine.calls.errors import UNPAID, BudgetExceeded, TurnLimitExceeded
 from sabot.engine.calls.usage import Usage, counted_usage, is_cost
@@ -60,6 +61,13 @@ def unpaid(outcome: str, body: bytes) -> bool:
     error.
     """
     return outcome != "ok" and unpack_error(body).type in _FREE
+
+
+def was_not_sent(outcome: str, body: bytes) -> bool:
+    """Returns True if a call of a tool has failed with an error by which nothing was sent. `outcome` is "ok" or the type of the
+    error. `body` is the encoded error.
+    """
+    return outcome != "ok" and unpack_error(body).type in NOT_SENT_NAMES
 
 
 class AnswerUse(msgspec.Struct):
@@ -515,12 +523,13 @@ def most_use(call: GuardedCall) -> Amounts:
 def _used(opened: _TreeCall, attempt: int, outcome: str, body: bytes) -> Amounts:
     """Returns the usage of a call that has ended. `attempt` is the number of its last attempt, and `outcome` and
     `body` are the result of that attempt. Each earlier attempt is counted with the most that it may have used,
-    because the provider may charge for it.
+    because the provider may charge for it. What was not sent, or was turned away, is no call, and neither is an answer of the
+    cache.
     """
     most = opened.most(attempt)
     if opened.kind != "model":
-        return most
-    before, wanted = opened.most(attempt - 1), opened.wanted
+        return NOTHING if attempt == 1 and was_not_sent(outcome, body) else most
+    before, wanted = opened.most(attempt - 1) if attempt > 1 else NOTHING, opened.wanted
     if unpaid(outcome, body):
         return before
     if outcome != "ok":

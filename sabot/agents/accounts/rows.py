@@ -252,7 +252,7 @@ SETTLES = (  # a row that settles a doubt takes its place
 _INSERT = f"INSERT INTO runtime_ledger VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) {SETTLES}"
 _USED = (
     "SELECT coalesce(sum(CASE type WHEN 'doubt' THEN reserved_tokens ELSE total_tokens END), 0), coalesce(exact_sum(cost), '0'), "
-    "coalesce(sum(type <> 'tool'), 0) FROM runtime_ledger WHERE scope_id = ? AND timestamp >= ?"
+    "coalesce(sum(type IN ('model', 'doubt')), 0) FROM runtime_ledger WHERE scope_id = ? AND timestamp >= ?"
 )
 _KNOWN = "SELECT event_id FROM runtime_ledger WHERE event_id = ? AND type <> 'doubt'"
 _SUMS = (

@@ -32,7 +32,8 @@ LEDGER_SCHEMA = pa.schema(
         ("cost_in_doubt", pa.float64()),
     ]
 )
-"""The columns of the stream. `calls`: the number of model calls. `cost`: US dollars, or null if the price is not known.
+"""The columns of the stream. `calls`: the number of model calls; -1 if one in doubt was none. `cost`: US dollars,
+or null if the price is not known.
 `in_doubt`, `cost_in_doubt`: the most tokens and US dollars of a call of which nobody knows whether it has to be paid.
 They are negative in a row with the later result of such a call, because that row takes the upper bound back.
 """
@@ -67,7 +68,7 @@ def _fields(row: LedgerEvent) -> dict[str, object]:
         "job": row.job_id,
         "model": "" if is_tool else row.name,
         "tool": row.name if is_tool else "",
-        "calls": int(not is_tool and row.settles is None),
+        "calls": row.adds.calls,
         "input_tokens": row.input_tokens,
         "output_tokens": row.output_tokens,
         "tokens": row.total_tokens,

@@ -65,7 +65,7 @@ _KNOWN = "SELECT event_id FROM runtime_ledger WHERE event_id = ANY(%s) AND type 
 _CLAIM = "SELECT pg_advisory_lock((368561::bigint << 32) + 'runtime_ledger'::regclass::oid::bigint)"
 _USED = (
     "SELECT coalesce(sum(CASE type WHEN 'doubt' THEN reserved_tokens ELSE total_tokens END), 0)::bigint, coalesce(sum(cost), 0), "
-    f"count(*) FILTER (WHERE type <> 'tool') FROM runtime_ledger WHERE scope_id = %s AND timestamp >= {_SINCE}"
+    f"count(*) FILTER (WHERE type IN ('model', 'doubt')) FROM runtime_ledger WHERE scope_id = %s AND timestamp >= {_SINCE}"
 )
 _SUMS = (
     "count(*), sum(input_tokens)::bigint, sum(output_tokens)::bigint, "

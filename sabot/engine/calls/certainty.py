@@ -51,6 +51,8 @@ _KNOWN: dict[str, dict[str, Certainty | str]] = {
     },
     "sabot": {
         "NotSent": _NOT_SENT,
+        "McpBusy": _NOT_SENT,
+        "McpUnavailable": _NOT_SENT,
         "Overloaded": _BUSY,
         "SpawnFailed": _NOT_SENT,
         "CommunicationError": _UNKNOWN,  # the supervisor was killed, and a program with it
@@ -126,6 +128,12 @@ _KNOWN: dict[str, dict[str, Certainty | str]] = {
     "confluent_kafka": {"KafkaException": _STATUS},
 }
 _KNOWN["httpx2"], _KNOWN["httpcore2"] = _KNOWN["httpx"], _KNOWN["httpcore"]
+
+NOT_SENT_NAMES = frozenset(
+    name for kinds in _KNOWN.values() for name, said in kinds.items() if said is Certainty.NOT_SENT
+)
+"""The names of classes of errors by which nothing was sent, as journals have them."""
+
 # Beside 5xx of HTTP: a request that came too late or whose client left (408, 499), a failure inside an MCP server, and
 # what gRPC has in the place of 5xx. No 5xx is an exception, not even a 503 that says when to come again: proxies answer
 # so too when they have lost the service.

@@ -357,7 +357,7 @@ async def test_a_call_that_a_budget_gives_to_a_person_reserves_nothing_after_a_r
 @pytest.mark.parametrize(
     ("error", "row"),
     [
-        (RateLimited("slow down"), ("model", "m", 0, Decimal(0))),
+        (RateLimited("slow down"), ("free", "m", 0, Decimal(0))),
         (ModelUnavailable("it broke off"), ("doubt", "m", 0, str(COST))),
     ],
 )
