@@ -76,6 +76,10 @@ else:
 
     P, R = ParamSpec("P"), TypeVar("R")
 
+_JUDGED = frozenset(
+    {"__call__", "__get__", "arguments", "effect", "func", "labels", "name", "parameters", "plain", "schema"}
+)
+
 UNTRUSTED = "untrusted"
 """The label of data from the open world, which anybody may have written."""
 
@@ -263,6 +267,16 @@ class Tool(Generic[P, R]):
             {name: each for name, each in kwargs.items() if each is not value},
         )
         return inner_effect(value, self.name, others)
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Refuses a subclass that says otherwise what is called, and whether it may be."""
+        super().__init_subclass__(**options)
+        changed = sorted(vars(cls).keys() & _JUDGED)
+        if changed:
+            raise UserError(
+                f"class {cls.__name__}: a tool whose {', '.join(changed)} is its own would be called beside policy, budgets and journal",
+                hint="put it into the function of the tool: @tool over a function that does this, and then what the tool does",
+            )
 
     @property
     def waits(self) -> bool:

@@ -1,6 +1,7 @@
 """The function of a tool (`transfer.func`) under `ctx.step` and `ctx.call`: a call of the tool, with its name and its class."""
 
 import asyncio
+import dataclasses
 import functools
 import gc
 import inspect
@@ -200,3 +201,31 @@ async def test_a_job_that_has_called_the_function_under_its_own_name_goes_on(eff
         await jobs.over("j")
         assert (jobs.agent.outcomes["j"], jobs.agent.done["j"]) == ("succeeded", "eve"), jobs.agent.errors
     assert MADE == [("eve", 5)]
+
+
+@pytest.mark.parametrize("name", ["__call__", "__get__", "func", "name", "effect", "labels"])
+def test_a_class_of_tools_that_is_called_otherwise_is_refused(name: str) -> None:
+    """Its call in a step was judged by nobody, and one in the function of a job was made in each run."""
+    with pytest.raises(UserError, match=f"class OwnTool: a tool whose {name} is its own"):
+        type("OwnTool", (Tool,), {name: lambda self, *args: self})
+
+
+async def test_a_class_of_tools_with_more_is_a_tool() -> None:
+    class Described(Tool):  # type: ignore[type-arg]
+        @property
+        def words(self) -> str:
+            return f"{self.name}s money"
+
+    plain = declared()(send)
+    made = Described(**{each.name: getattr(plain, each.name) for each in dataclasses.fields(plain)})
+
+    async def f(ctx: DurableContext) -> str:
+        with pytest.raises(PolicyDenied):
+            await ctx.call(made, "eve")
+        return made.words
+
+    async with hosting(MemoryStorage(), Owner(f), guard=PolicyEngine([ToolPolicy(["transfer"], denied=True)])) as jobs:
+        jobs.begin("j")
+        await jobs.over("j")
+        assert jobs.agent.done["j"] == "transfers money"
+    assert MADE == []
