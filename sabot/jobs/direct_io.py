@@ -8,9 +8,9 @@ first job runs, and it looks at two things before it does anything else: the nam
 runs in this thread. That is the loop of a job only while the function of this job runs. Calls of tools and steps run
 outside of it.
 
-Libraries in C that open sockets and files without Python (libpq, librdkafka, gRPC, DuckDB, Arrow, Polars) raise no
-audit event, and neither does a connection that is open already, unless it is one of `http.client`, `smtplib` or the
-like. What a thread does that the function starts is not seen either.
+A connection that is open already, such as one in the pool of a client, raises no audit event if it is used. So the sockets
+of Python are told apart by `send` too. Libraries in C that open sockets and files without Python (libpq, librdkafka, gRPC,
+DuckDB, Arrow, Polars) are not seen, and neither is what a thread does that the function starts.
 """
 
 import asyncio
@@ -19,6 +19,8 @@ import importlib
 import logging
 import os
 import platform
+import socket
+import ssl
 import sys
 import tempfile
 import uuid
@@ -52,10 +54,11 @@ _PASSES = (  # what these do is no effect of the function: imports write .pyc fi
     uuid.__file__,
     ctypes.util.__file__,
 )
-_PASSES_IN = {"_get_default_tempdir": tempfile.__file__}
-"""Functions, by name and with their file, that are let pass as the files in `_PASSES` are: this one writes a file in each
-folder to find one in which it may.
-"""
+_PASSES_IN = {
+    "_get_default_tempdir": tempfile.__file__,  # writes a file in each folder to find one in which it may
+    "_write_to_self": asyncio.__file__.rpartition(os.sep)[0] + os.sep,  # wakes an event loop
+}
+"""Functions, by name and with the beginning of their file, that are let pass as the files in `_PASSES` are."""
 _NO_FILES = frozenset((os.devnull, "/dev/stdout", "/dev/stderr", "/dev/tty"))  # what is written there is printed
 _WITHOUT_NAME = getattr(os, "O_TMPFILE", 0)  # a file that nobody else can open, and that is gone when it is closed
 _TURNS = (JobLoop.run_until_quiet.__code__, JobLoop.discard.__code__)  # what has called them is not of the job
@@ -140,6 +143,7 @@ _SEEN: dict[str, Callable[..., str]] = {  # by audit event: what the function do
     "open": _opened,
     "socket.connect": _connects,
     "socket.bind": lambda _, address="": _connects(_, address).replace("connection to", "server at"),
+    "sabot.send": lambda connection: _sends_to(connection),
     "socket.sendto": _sends,
     "socket.sendmsg": _sends,
     "urllib.Request": _requests,
@@ -191,6 +195,7 @@ def watch_functions() -> None:
         _watches = True
         sys.addaudithook(_hook())
         _audit_spawns()
+        _audit_sends()
 
 
 _watches = False
@@ -212,6 +217,36 @@ def _audit_spawns() -> None:
         return spawn(path, *args)
 
     vars(util)["spawnv_passfds"] = audited
+
+
+def _audit_sends() -> None:
+    """Lets sockets raise an audit event before they send something. Python raises none for these, but the function of a job
+    may use a connection that a step or the program has opened. The event is only raised in the function of a job.
+    """
+    running, of_jobs = asyncio._get_running_loop, JobLoop
+    for kind, names in ((socket.socket, ("send", "sendall", "sendfile")), (ssl.SSLSocket, ("send", "write"))):
+        for name in names:
+            setattr(kind, name, _audited(getattr(kind, name), running, of_jobs))
+
+
+def _audited(send: Callable[..., Any], running: Callable[[], Any], of_jobs: type) -> Callable[..., Any]:
+    # it outlives the modules at the end of the process, as the hook does
+    audit = sys.audit
+
+    @wraps(send)
+    def audited(self: Any, *args: Any) -> Any:
+        if type(running()) is of_jobs:
+            audit("sabot.send", self)
+        return send(self, *args)
+
+    return audited
+
+
+def _sends_to(connection: Any) -> str:
+    try:
+        return _sends(connection, connection.getpeername())
+    except OSError:  # it is not connected, so nothing is sent
+        return ""
 
 
 def _hook() -> Callable[[str, tuple[Any, ...]], None]:
@@ -237,7 +272,7 @@ def _judge(loop: JobLoop, what: str) -> None:
     where = ""
     for frame in _frames():
         file = frame.f_code.co_filename
-        if file.startswith(_PASSES) or _PASSES_IN.get(frame.f_code.co_name) == file:
+        if file.startswith((*_PASSES, _PASSES_IN.get(frame.f_code.co_name, file + os.sep))):
             return
         if not where and is_users(file):
             where = f", in {file}, line {frame.f_lineno}"

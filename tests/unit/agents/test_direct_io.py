@@ -40,7 +40,7 @@ from sabot import App
 from sabot.agents import ExecutionRequest, RuntimeKernel
 from sabot.agents.durable.context import DurableContext
 from sabot.connectors.memory import MemoryBroker
-from sabot.errors import EffectError
+from sabot.errors import EffectError, UserError
 from sabot.process import Command, ProcessRuntime, Supervisor, TaskDelegation
 from tools.agent_tools import bounded, started, until
 
@@ -158,6 +158,72 @@ async def test_a_connection_that_was_open_before_is_refused_too(witness: Witness
             with pytest.raises(EffectError, match=r"sends a request to 127\.0\.0\.1"):
                 await run(kernel)
     assert witness.posts == []
+
+
+def _by_socket(open_one: socket.socket, way: str, witness: Witness) -> None:
+    request = b"POST / HTTP/1.1\r\nHost: w\r\nContent-Length: 1\r\n\r\n1"
+    if way == "sendfile":
+        with tempfile.TemporaryFile() as file:
+            file.write(request)
+            file.seek(0)
+            open_one.sendfile(file)
+    else:
+        getattr(open_one, way)(request)
+    open_one.recv(1)
+
+
+@pytest.mark.parametrize("way", ["send", "sendall", "sendfile", "httpx"])
+async def test_a_connection_of_a_pool_that_a_step_has_opened_is_refused_in_the_function(
+    witness: Witness, way: str
+) -> None:
+    """The pool of httpx has a socket, whose `send` Python does not tell of: each replay paid once more."""
+    httpx2 = pytest.importorskip("httpx2")
+
+    async def pays(ctx: DurableContext) -> str:
+        await ctx.step(pay, effect="unsafe")
+        pay()
+        await ctx.wait("go")
+        return "paid"
+
+    with socket.create_connection(("127.0.0.1", witness.port)) as connection, httpx2.Client() as client:
+
+        def pay() -> None:
+            if way == "httpx":
+                client.post(witness.url, content=b"1")
+            else:
+                _by_socket(connection, way, witness)
+
+        async with RuntimeKernel.create(agent=pays) as kernel:
+            with pytest.raises(EffectError, match=r"the function sends data to 127\.0\.0\.1:\d+, in .*test_direct_io"):
+                await bounded(run(kernel))
+    assert witness.posts == [b"1"], "that of the step"
+
+
+async def test_a_stream_of_asyncio_that_was_open_before_is_refused_too(witness: Witness) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", witness.port)
+    function = refused_in(lambda: writer.write(b"POST / HTTP/1.1\r\nHost: w\r\nContent-Length: 1\r\n\r\n1"))
+    async with RuntimeKernel.create(agent=function) as kernel:
+        with pytest.raises(EffectError, match=r"sends data to 127\.0\.0\.1:\d+"):
+            await bounded(run(kernel))
+    with pytest.raises(UserError, match="sends data"):  # asyncio closes a stream whose socket raises an error
+        await reader.read()
+    assert witness.posts == []
+
+
+async def test_another_event_loop_may_be_woken_and_a_pair_of_sockets_outside_of_jobs_sends(witness: Witness) -> None:
+    loop, one, other = asyncio.get_running_loop(), *socket.socketpair()
+    woken = asyncio.Event()
+
+    async def wakes(ctx: DurableContext) -> str:
+        loop.call_soon_threadsafe(woken.set)
+        return "woken"
+
+    with one, other:
+        async with RuntimeKernel.create(agent=wakes) as kernel:
+            assert await bounded(run(kernel)) == "woken"
+            one.send(b"1")
+            assert other.recv(1) == b"1"
+    await asyncio.wait_for(woken.wait(), 5)
 
 
 async def test_a_finally_block_of_a_parked_job_sends_nothing(witness: Witness, caplog: Any) -> None:
