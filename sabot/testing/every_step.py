@@ -39,14 +39,31 @@ Moment = Literal["before", "after", "torn"]
 
 _DIED = 77  # the exit code of a process that died at its step
 # Modules that an app imports when it starts. Each process would import them anew otherwise, in several times the time of its run.
-# (numpy.ma: imported by numpy.unique.)
+# (numpy.ma: imported by numpy.unique. pandas: by pyarrow, for the first value of Python that becomes a column.)
 _PRELOADED = (
     __name__,
     "sabot.engine.runtime.life.run",
     "sabot.engine.runtime.life.requests",  # run loads it late
     "sabot.engine.runtime.life.app_runner",
+    "sabot.engine.runtime.agents.local_agents",
+    "sabot.engine.runtime.agents.sinks",
+    "sabot.engine.runtime.agents.source",
+    "sabot.engine.runtime.agents.stream_feed",
+    "sabot.engine.runtime.agents.unfinished",
+    "sabot.engine.operators.aggregates.combining",
+    "sabot.engine.operators.agents.kinds",
+    "sabot.engine.operators.changes.steps",
+    "sabot.engine.operators.joins.join",
     "sabot.engine.operators.keyed.running",
+    "sabot.engine.operators.windows.fixed",
+    "sabot.engine.operators.windows.sparse",
     "numpy.ma",
+    "pandas",
+    "pyarrow.dataset",
+    "pyarrow.pandas_compat",
+    "pyarrow.parquet",
+    "pyarrow.vendored.version",
+    "rocksdict",
 )
 
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 
 import sabot
-from sabot import App, Message, Sink, SqlSink, UserError, col
+from sabot import App, Message, ParquetSink, Sink, SqlSink, UserError, col
 from sabot.connectors.base import Delivers
 from sabot.steps import step
 from sabot.testing import BARRIER, END, ScriptedSource, crash_at_every_step
@@ -185,19 +185,41 @@ class Loading:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
 
-    async def run(self) -> None:
+    def app(self) -> App:
         app = App("sums", state="memory", checkpoint_dir=self._directory / "checkpoints")
         rows = app.stream(ScriptedSource([ROWS[0], END]))
         summed = rows.filter(col("n") >= 0).key_by("k").aggregate(total=sabot.sum("n"))
         summed.to(LineSink(self._directory / "out.txt"), delivery="exactly_once")
+        return app
+
+    async def run(self) -> None:
         before = set(sys.modules)
-        await app.run()
+        await self.app().run()
         (self._directory / "loaded.json").write_text(json.dumps(sorted(sys.modules.keys() - before)))
 
 
-def test_a_process_finds_loaded_what_its_life_needs() -> None:
+class LoadingWindows(Loading):
+    """Rows of Python in windows, and an agent with state on a disk."""
+
+    def app(self) -> App:
+        app = App("windows", state=str(self._directory / "state"), checkpoint_interval=3600)
+        sink = SqlSink(f"sqlite:///{self._directory / 'out.db'}", table="seen")
+        rows = app.stream([{"k": f"k{n % 3}", "n": n, "ts": n} for n in range(12)], time="ts")
+        totals = rows.key_by("k").window(sabot.tumbling("10s")).aggregate(total=sabot.sum("n"))
+        totals.to(ParquetSink(str(self._directory / "totals.parquet")), delivery="exactly_once")
+
+        @app.agent(ScriptedSource([ROWS[0], END]), key="k", sink=sink)
+        async def seen(ctx):
+            await ctx.state().put("seen", (await ctx.state().get("seen") or 0) + 1)
+            return ctx.message
+
+        return app
+
+
+@pytest.mark.parametrize("program", [Loading, LoadingWindows])
+def test_a_process_finds_loaded_what_its_life_needs(program: type[Loading]) -> None:
     loaded = []
-    crash_at_every_step(Loading, lambda place: loaded.append(json.loads((place / "loaded.json").read_text())), sample=0)
+    crash_at_every_step(program, lambda place: loaded.append(json.loads((place / "loaded.json").read_text())), sample=0)
     assert loaded == [[]]
 
 
