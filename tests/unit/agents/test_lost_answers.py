@@ -131,7 +131,7 @@ async def test_a_server_that_is_not_there_costs_nothing() -> None:
     asking.engine = ExecutionEngine(OpenAIProvider("m", base_url="http://127.0.0.1:9/v1", api_key="k"), sleep=at_once)
     await asking.run(by)
     assert isinstance(asking.errors[0], ModelUnreachable)
-    assert rows(by) == {"job/1/1": ("model", "m", 0, Decimal(0))}
+    assert rows(by) == {"job/1/1": ("free", "m", 0, Decimal(0))}
     assert (await by.ledger.used("app"))["daily"].tokens == 0
     await asking.engine.close()
 
