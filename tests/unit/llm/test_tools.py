@@ -204,7 +204,8 @@ def test_what_a_call_says_stands_before_what_the_tool_says() -> None:
     assert as_tool(search) is search
     changed = as_tool(search, effect="idempotent", timeout="5s", retries=0)
     assert (changed.effect, changed.timeout_s, changed.retry.retries) == (EffectClass.IDEMPOTENT, 5.0, 0)
-    assert (as_tool(len).effect, as_tool(len, effect="read").effect) == (EffectClass.UNSAFE, EffectClass.READ)
+    assert (as_tool(abs).effect, as_tool(abs, effect="read").effect) == (EffectClass.UNSAFE, EffectClass.READ)
+    assert as_tool(len) is search, "its function"
     with pytest.raises(UserError, match="tool len: effect='x' is no class"):
         as_tool(search, effect="x")
     with pytest.raises(UserError, match="tool len: timeout=0"):
