@@ -84,6 +84,11 @@ _WITHIN_TABLES = (
     "ALTER TABLE jobs ADD COLUMN within {text} NOT NULL DEFAULT ''",
     "CREATE INDEX jobs_begun_within ON jobs (within) WHERE within <> ''",
 )
+# with `ended`, which SQLite would look up in the row else
+_INDEX_OF_OPEN = "CREATE INDEX IF NOT EXISTS jobs_open ON jobs (agent, ended) WHERE ended IS NULL"
+NO_INDEX_OF_OPEN = "DROP INDEX IF EXISTS jobs_open"
+"""Removes the index of open jobs: workers that share a journal find them by the worker."""
+
 _INDEX_OF_SESSIONS = "CREATE INDEX IF NOT EXISTS jobs_of_session ON jobs (session, created_ms) WHERE session <> ''"
 _FACTS = "agent, scope, principal, session, key"
 _COUNTED = "token = ? AND questions.job = jobs.job AND closed = '' AND place > jobs.began"  # a question that is open
@@ -224,7 +229,15 @@ def make_list(connection: Connection, *, whole: str, text: str, blob: str) -> No
     """
     for statement in _TABLES + _BLOCKED_TABLES + _APPROVALS_TABLES + _WITHIN_TABLES:
         connection.execute(statement.format(whole=whole, text=text, blob=blob))
+    index_jobs(connection)
+
+
+def index_jobs(connection: Connection) -> None:
+    """Adds the indexes by which the jobs of a session and open jobs are found, for a journal with one owner. Otherwise as
+    `index_sessions`.
+    """
     index_sessions(connection)
+    connection.execute(_INDEX_OF_OPEN)
 
 
 def index_sessions(connection: Connection) -> None:
@@ -252,7 +265,7 @@ def bring_list_up_to_date(
         connection.execute(statement.format(text=text, blob=blob))
     within = {entry.job: cut(entry.within) for _, entry in entries if isinstance(entry, Begin) and entry.within}
     fill(connection, "jobs", "job, within", list(within.items()))
-    index_sessions(connection)
+    index_jobs(connection)
 
 
 def is_unlisted(form: int) -> bool:

@@ -24,10 +24,12 @@ from sabot.journal.history_tables import SESSIONS, make_history
 from sabot.journal.job_tables import (
     BEGAN,
     BEGAN_HELD,
+    NO_INDEX_OF_OPEN,
     SHARED,
     SHARED_FORMATS,
     TRIED,
     WITHOUT_SESSIONS,
+    index_jobs,
     index_sessions,
     make_list,
 )
@@ -296,7 +298,7 @@ class JournalSchema:
         with self.server.explained(), step("journal", f"{self.where}: brought up to date"), connection.transaction():
             ((form,),) = connection.execute(_CHANGE_FORMAT).fetchall()
             if int(form) == SESSIONS:
-                index_sessions(connection)
+                index_jobs(connection)
                 return
             if int(form) in SHARED_FORMATS:
                 raise UserError(
@@ -356,6 +358,7 @@ class JournalSchema:
         make_crashes(connection)
         make_refusals(connection)
         index_sessions(connection)
+        connection.execute(NO_INDEX_OF_OPEN)
         if form == WITHOUT_SESSIONS:
             make_indexes(connection)
         else:

@@ -33,7 +33,7 @@ from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.errors import AppLocked, CorruptJournal, JournalFailed, NoJournal, SabotError, UserError
 from sabot.journal.entry_counts import Connection
 from sabot.journal.history_tables import SESSIONS
-from sabot.journal.job_tables import index_sessions
+from sabot.journal.job_tables import index_jobs
 from sabot.journal.owner_inbox import SqlInbox, SqlJournal
 from sabot.journal.tables import (
     HISTORY_TYPES,
@@ -256,7 +256,7 @@ class SqliteJournal(SqliteReader, SqlJournal):
                     if facts["format"] < SESSIONS:
                         bring_up_to_date(self._writing, facts["format"], f"journal {database}", **HISTORY_TYPES)
                         self._writing.execute(f"PRAGMA user_version = {SESSIONS}")
-                    index_sessions(self._writing)
+                    index_jobs(self._writing)
             super().__init__(database)
             opened.callback(super().close)
             self.check_end()

@@ -5,7 +5,7 @@ import math
 import sqlite3
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from dataclasses import replace
 from decimal import Decimal
@@ -397,15 +397,35 @@ def test_a_look_for_open_jobs_finds_missing_entries_of_ended_ones(home: Home) ->
     owner.close()
     home.lose(2)
 
-    def look() -> None:
+    def look(find: Callable[[JournalReader], object]) -> None:
         reader = home.reader()
         try:
-            reader.unfinished(reader.positions())
+            find(reader)
         finally:
             reader.close()
 
-    with pytest.raises(CorruptJournal, match="missing"):
-        look()
+    for find in (lambda reader: reader.unfinished(reader.positions()), lambda reader: reader.open_agents()):
+        with pytest.raises(CorruptJournal, match="missing"):
+            look(find)
+
+
+def test_open_jobs_are_told_by_agent_and_in_the_order_in_which_they_began_last(home: Home, journal: Journal) -> None:
+    reader = home.reader()
+    for each in (journal, reader):
+        assert (each.open_agents(), each.open_marks()) == ({}, [])
+    begun = [Begin(job, 1, agent=f"app.{agent}") for job, agent in (("d", "x"), ("b", "y"), ("a", "x"), ("c", "z"))]
+    written(journal, *begun, Begin("e", 1), End("c", 2, "succeeded"), End("d", 2, "failed"))
+    for each in (journal, reader):
+        assert each.open_agents() == {"app.y": 1, "app.x": 1, "": 1}
+        assert [mark.job for mark in each.open_marks()] == ["b", "a", "e"]
+    written(journal, Begin("d", 3, agent="app.x", run=2), Intent("a", 4, 1, "ask", "confirm", token="t"))
+    for each in (journal, reader):
+        assert each.open_agents() == {"app.y": 1, "app.x": 2, "": 1}
+        assert each.open_marks() == [each.job(job) for job in ("b", "a", "e", "d")]
+        assert [mark.asks for mark in each.open_marks()] == [0, 1, 0, 0]
+    journal.trim(journal.positions())
+    assert reader.open_agents() == {"app.y": 1, "app.x": 2, "": 1}
+    reader.close()
 
 
 def test_the_entries_of_open_jobs_are_read_without_those_of_others(

@@ -86,7 +86,7 @@ def without_reasons(execute: Callable[[str], object]) -> None:
 def without_list(execute: Callable[[str], object]) -> None:
     """Takes away what the tables of a journal have today and the format 3 has not. The caller notes the format."""
     without_reasons(execute)
-    for name in ("jobs_by_creation", "jobs_begun_again"):
+    for name in ("jobs_by_creation", "jobs_begun_again", "jobs_open"):
         execute(f"DROP INDEX {name}")
     for name in _COLUMNS:
         execute(f"ALTER TABLE jobs DROP COLUMN {name}")

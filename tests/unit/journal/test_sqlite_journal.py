@@ -825,3 +825,14 @@ def test_the_jobs_of_a_session_are_found_by_an_index(tmp_path: Path, form: str) 
     plan = " ".join(str(row) for row in owner.select(f"EXPLAIN QUERY PLAN {statement}", values))
     owner.close()
     assert "USING INDEX jobs_of_session (session=?" in plan
+
+
+def test_open_jobs_are_counted_without_a_look_at_those_that_have_ended(tmp_path: Path) -> None:
+    SqliteJournal(tmp_path / "journal").close()
+    with closing(sqlite3.connect(tmp_path / "journal" / "journal.db")) as database:
+        database.execute("DROP INDEX jobs_open")  # as a journal from before
+    SqliteJournal(tmp_path / "journal").close()
+    with closing(sqlite3.connect(tmp_path / "journal" / "journal.db")) as database:
+        counted = "SELECT agent, count(*) FROM jobs WHERE ended IS NULL GROUP BY agent"
+        ((*_, plan),) = database.execute(f"EXPLAIN QUERY PLAN {counted}").fetchall()
+    assert "COVERING INDEX jobs_open" in plan
