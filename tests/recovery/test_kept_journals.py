@@ -250,7 +250,7 @@ def unsalted(entry: str) -> str:
 
 def with_names(entry: str) -> str:
     """The entry as it is written today: a judged call has its arguments by name, and a question the terms of its rule, which hold
-    for one function.
+    for one call, as the tools here are told from others neither by their names nor by what is in their closures.
     """
     intent = decode_entry(bytes.fromhex(entry), "a kept journal")
     verdict = decode_verdict(intent.note) if isinstance(intent, Intent) and intent.kind == "call" else None
@@ -260,8 +260,8 @@ def with_names(entry: str) -> str:
     assert isinstance(asked, GuardVerdict)
     (line,), _ = unpack(intent.body)
     body = pack([[], {"line": line}], "the arguments")
-    terms = asked.terms and f"{asked.terms} of kept_jobs.app_of_jobs.<locals>.doing.<locals>.call"
-    note = encode_verdict(msgspec.structs.replace(verdict, named=True, terms=terms))
+    once = verdict.once or verdict.decision is Decision.ASK
+    note = encode_verdict(msgspec.structs.replace(verdict, named=True, terms=asked.terms, once=once))
     return encode_entry(msgspec.structs.replace(intent, body=body, note=note)).hex()
 
 

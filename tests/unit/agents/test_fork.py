@@ -168,14 +168,14 @@ async def test_what_was_approved_for_later_calls_of_the_job_is_not_approved_for_
     """A fork made the second payment for real, as a person had said "always" in the recorded job."""
     paid: list[int] = []
 
-    @tool
-    async def pay(cents: int) -> None:
+    @tool(name="pay")  # a name tells it from other tools that the list of a closure does not
+    async def pay_cents(cents: int) -> None:
         """Pays."""
         paid.append(cents)
 
     async def job(ctx: DurableContext) -> None:
-        await ctx.call(pay, 1)
-        await ctx.call(pay, 2)
+        await ctx.call(pay_cents, 1)
+        await ctx.call(pay_cents, 2)
 
     kernel = RuntimeKernel.create(agent=job, policy=PolicyEngine([ToolPolicy(["pay"], require_approval=True)]))
     handle = await kernel.execute(ExecutionRequest(prompt="go"))

@@ -40,8 +40,8 @@ class Bank:
                 raise TimeoutError("the bank does not answer")
             return f"paid {order}"
 
-        @tool
-        async def refund(order: str, amount: int) -> str:
+        @tool(name="refund")  # a name tells it from other tools that this object does not
+        async def refund_order(order: str, amount: int) -> str:
             self.refunded.append(order)
             return f"refunded {order}"
 
@@ -53,7 +53,7 @@ class Bank:
         async def wire(order: str) -> str:
             raise TimeoutError("the bank does not answer")
 
-        return transfer, refund, wire
+        return transfer, refund_order, wire
 
 
 @asynccontextmanager
