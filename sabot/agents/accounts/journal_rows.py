@@ -96,7 +96,7 @@ async def catch_up(
     if not shared and any(behind > ends.get(run, 0) for run, behind in marks.items()):
         marks, jobs = {}, ""  # the journal is an older copy: other entries will come before the marks
     calls: dict[str, set[int]] = {job: {0} for job in _decode_jobs(jobs)} if jobs else {}
-    await _correct(ledger, journal, _noting(_behind(journal, ends, marks), calls))
+    await _correct(ledger, journal, _noting(entries_behind(journal, ends, marks), calls))
     await _note(ledger, {_name(journal, run): "" for run in marks.keys() - ends.keys()})
     return ends, {job for job, reserved in calls.items() if reserved} if jobs else None
 
@@ -135,7 +135,7 @@ def _name(journal: JournalReader, what: int | str) -> str:
     return f"{journal.identity}/{what}"
 
 
-def _behind(journal: JournalReader, ends: Mapping[int, int], marks: Mapping[int, int]) -> Iterator[Entry]:
+def entries_behind(journal: JournalReader, ends: Mapping[int, int], marks: Mapping[int, int]) -> Iterator[Entry]:
     """Yields the entries behind the marks and before the ends of all runs. Blocks."""
     for run, end in sorted(ends.items()):
         if (first := marks.get(run, 0)) < end:

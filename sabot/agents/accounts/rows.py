@@ -224,7 +224,11 @@ class InMemoryLedgerWriter:
 
     async def note(self, notes: Mapping[str, str]) -> None:
         """Keeps notes (`LedgerWriter`)."""
-        self._notes = {name: value for name, value in {**self._notes, **notes}.items() if value}
+        for name, value in notes.items():
+            if value:
+                self._notes[name] = value
+            else:
+                self._notes.pop(name, None)
 
     async def close(self) -> None:
         """Does nothing: rows in memory need no closing."""

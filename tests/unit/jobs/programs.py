@@ -595,6 +595,8 @@ class LifeOf:
             self.dead = True
             durable = self.seed.storage.crash()
             self.seed.crashed(durable)
+            if self.seed.law is not None:
+                self.seed.law.crashed()
             self.seed.notes = self.notes.restored(durable, dice)
         finally:
             self.dead = True

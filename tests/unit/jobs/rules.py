@@ -4,7 +4,7 @@ import asyncio
 import random
 import re
 from collections import Counter
-from collections.abc import Awaitable, Collection, Iterator, Sequence
+from collections.abc import Awaitable, Collection, Iterator, Mapping, Sequence
 from copy import copy
 from typing import Any
 
@@ -42,13 +42,23 @@ def some_verdict(dice: random.Random, kind: str) -> dict[str, Any]:
 _NO_LIMIT = 10**12
 
 
+class Rows(InMemoryLedgerWriter):
+    """The rows of a ledger, and how many of them there were with its last mark."""
+
+    marked = 0
+
+    async def note(self, notes: Mapping[str, str]) -> None:
+        await super().note(notes)
+        self.marked = len(self.events)
+
+
 class Law:
     """The rules of a seed, its ledger, and what has come of them in all lives. wrong: where things that must not be are told."""
 
     def __init__(self, dice: random.Random, steps: Iterator[dict[str, Any]], wrong: list[str]) -> None:
         self.wrong = wrong
         self.limit = dice.choice((None, 100, 400, 1500))  # tokens
-        self.writer = InMemoryLedgerWriter()
+        self.writer = Rows()
         self.of_step = {step["n"]: some_verdict(dice, step["kind"]) for step in steps}
         self.names: dict[tuple[str, int], str] = {}  # of effects that were decided
         self.approved: set[str] = set()
@@ -90,6 +100,19 @@ class Law:
             return self.limit is not None
         return verdict == "deny" or (verdict == "ask" and name not in self.approved)
 
+    def crashed(self) -> None:
+        """The last rows may be lost, but for those before a mark, and what the dead life still writes while it is closed."""
+        rows = self.writer.events
+        lost = random.Random(f"rows {len(rows)}").choice((0, 1, 3))
+
+        async def left() -> "Rows":
+            writer = Rows()
+            await writer.write(rows[: max(len(rows) - lost, self.writer.marked)])
+            await writer.note(await self.writer.notes(""))
+            return writer
+
+        self.writer = asyncio.run(left())
+
     def check(self) -> None:
         """All jobs are over: what the ledger says against what the world has seen."""
         rows = [row for row in self.writer.events if row.type != "tool"]
@@ -108,7 +131,9 @@ class Judges(EffectGuards):
     """The guard of one life: the ledger, and behind it the rules."""
 
     def __init__(self, law: Law) -> None:
-        writer = copy(law.writer)  # the same rows: the ledger of the life before has ended with its process
+        writer = law.writer = copy(
+            law.writer
+        )  # the same rows: the ledger of the life before has ended with its process
         self.ledger = LedgerGuard(Ledger(writer, budgets=[Budget(SCOPE, max_tokens_monthly=law.limit or _NO_LIMIT)]))
         super().__init__((self.ledger, _Rules(law)))
 

@@ -13,7 +13,7 @@ import pytest
 from unit.jobs.hosting import Agent, Hosting, entries, hosting, prefix
 from unit.jobs.programs import Crash, LifeOf, Seed, quiet, run_seed
 
-from sabot.agents.accounts import guard
+from sabot.agents.accounts import guard, journal_rows
 from sabot.agents.accounts.contract import LedgerEvent
 from sabot.agents.durable.context import DurableContext
 from sabot.clock import ManualClock
@@ -25,6 +25,13 @@ from sabot.journal.base import EVERY
 from sabot.journal.ended_jobs import BLOCKED, JobQuery
 from sabot.journal.entries import Attempt, Begin, Entry, Intent
 from sabot.journal.memory import MemoryReader, MemoryStorage
+
+
+@pytest.fixture(autouse=True)
+def many_marks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A life has a few rows: a ledger marks its place in the journal every 3, in place of 1,000."""
+    monkeypatch.setattr(guard, "MARKS", 3)
+
 
 # -- random programs ----------------------------------------------------------------------------------------------------
 
@@ -63,7 +70,7 @@ def test_many_random_jobs_do_what_rules_and_a_budget_allow(start: int) -> None:
 
 def some_seed_finds(words: str) -> bool:
     """Whether the oracle says so of one of the first seeds."""
-    for number in range(20):
+    for number in range(40):
         try:
             run_seed(number, "memory", guarded=True)
         except AssertionError as error:
@@ -80,14 +87,20 @@ def test_a_verdict_that_a_restart_forgets_is_found(monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.slow  # half a second of a core
 def test_a_ledger_that_counts_a_replay_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    starts, rows = iter(range(1000)), guard.rows_of
+    starts, rows = iter(range(1000)), journal_rows.rows_of
 
     def counted_anew(entries: Iterable[Entry]) -> Iterator[LedgerEvent]:
         start = next(starts)
         for row in rows(entries):
             yield msgspec.structs.replace(row, event_id=f"{row.event_id} in life {start}")
 
-    monkeypatch.setattr(guard, "rows_of", counted_anew)
+    monkeypatch.setattr(journal_rows, "rows_of", counted_anew)
+    assert some_seed_finds("and the ledger has")
+
+
+@pytest.mark.slow  # half a second of a core
+def test_a_start_that_passes_over_entries_behind_a_mark_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal_rows, "entries_behind", lambda *_: iter(()))
     assert some_seed_finds("and the ledger has")
 
 
@@ -458,7 +471,7 @@ async def test_a_tool_that_hangs_and_ignores_its_cancellation_holds_nobody_but_i
         jobs.begin("stubborn", "stubborn")
         jobs.begin("hangs", "hangs")
         await jobs.parks("stubborn")  # a person is asked
-        for number in range(20):
+        for number in range(40):
             jobs.begin(f"good{number}")
         await jobs.over(*(f"good{number}" for number in range(20)))
         (token,) = questions(jobs)
