@@ -7,6 +7,7 @@ Prints what failed, with its seed, and one JSON line; exit code 1 when something
 """
 
 import argparse
+import gc
 import json
 import logging
 import multiprocessing
@@ -19,6 +20,12 @@ from typing import Any
 from graphs import Seed
 
 SHOWN = 5  # failures in full; of the others only the seed
+
+
+def settle() -> None:
+    """Has garbage looked for less often, and not in what is imported: that took a fifth of the time."""
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 20)
 
 
 def try_seed(number: int, workers_of_app: int = 1) -> tuple[int, str, dict[str, int]]:
@@ -64,10 +71,11 @@ def main() -> int:
             sums[name] = sums.get(name, 0) + value
 
     if given.workers == 1:
+        settle()
         for number in numbers:
             note(try_seed(number, given.workers_of_app))
     else:
-        with multiprocessing.get_context("spawn").Pool(given.workers) as pool:
+        with multiprocessing.get_context("spawn").Pool(given.workers, settle) as pool:
             for result in pool.imap_unordered(
                 partial(try_seed, workers_of_app=given.workers_of_app), numbers, chunksize=8
             ):
