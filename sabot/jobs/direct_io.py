@@ -234,10 +234,10 @@ def _audited(send: Callable[..., Any], running: Callable[[], Any], of_jobs: type
     audit = sys.audit
 
     @wraps(send)
-    def audited(self: Any, *args: Any) -> Any:
+    def audited(self: Any, *args: Any, **named: Any) -> Any:
         if type(running()) is of_jobs:
             audit("sabot.send", self)
-        return send(self, *args)
+        return send(self, *args, **named)
 
     return audited
 

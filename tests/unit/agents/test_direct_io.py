@@ -223,6 +223,11 @@ async def test_another_event_loop_may_be_woken_and_a_pair_of_sockets_outside_of_
             assert await bounded(run(kernel)) == "woken"
             one.send(b"1")
             assert other.recv(1) == b"1"
+            with tempfile.TemporaryFile() as file:
+                file.write(b"12")
+                file.flush()
+                assert one.sendfile(file, offset=1, count=1) == 1  # with names too
+            assert other.recv(2) == b"2"
     await asyncio.wait_for(woken.wait(), 5)
 
 
