@@ -48,6 +48,7 @@ from killed.shop import FAILED, LATE_SECONDS, LOCKED, UNSAFE, Failpoint, Order, 
 
 from sabot.demos.person import Person
 from sabot.engine.calls.effects import key_in_doubt
+from sabot.jobs.values import unpack
 from sabot.journal import open_reader
 from sabot.journal.entries import EffectResult, Intent
 from sabot.testing import Witness
@@ -103,7 +104,7 @@ class Round:
         self.redriven = self.outages = 0
         self._manners = {name: share for name, share in MANNERS.items() if name != "outage" or server is not None}
         self._server = server
-        self.abandoned: set[str] = set()
+        self.abandoned: set[tuple[str, int]] = set()  # tools and their orders
         self._processes: list[Any] = []
         self._world, self._numbers, self._dice, self._witness, self._log = world, numbers, dice, witness, log
         self._longest = LONGEST_ON_TOPICS if world.broker else LONGEST
@@ -152,11 +153,19 @@ class Round:
                 return {"outcome": "done", "result": found["number"]}
             drawn = random.Random(f"{self._world.seed} {question.token}").random()
             if drawn < ABANDONS and about["effect"] != "payout":  # of how many rows one is the question does not say
-                self.abandoned.add(key)
+                self.abandoned.add((about["effect"], self._order_of(question.job, about["ordinal"])))
                 return {"outcome": "abandon"}
             return {"outcome": "not_done"}
 
         return WAITS_SECONDS, look_up
+
+    def _order_of(self, job: str, ordinal: int) -> int:
+        """The order about which a call of a job is."""
+        reader = open_reader(self.address)
+        calls = [each for _, each in reader.read_jobs([job]) if isinstance(each, Intent) and each.kind == "call"]
+        (number,), _ = next(unpack(each.body) for each in reversed(calls) if each.ordinal == ordinal)  # of the last run
+        reader.close()
+        return int(number)
 
     def _start(self, point: Failpoint | None) -> Any:
         process = CONTEXT.Process(target=live, args=(self._world, point, self._log))
@@ -381,16 +390,16 @@ def dance(options: argparse.Namespace, folder: Path, home: Homes) -> dict[str, A
             )
         wanted = expected(range(len(rounds) * options.jobs), mended=options.topics)
         effects = [
-            (effect.name, order, effect.key)
+            (effect.name, order)
             for name in UNSAFE
             for effect in witness.effects(name)
             for order in (
                 effect.arguments if name == "payout" else [effect.arguments]
             )  # one payout is of a whole batch
         ]
-    happened = Counter((name, order) for name, order, _ in effects)
-    keys = {key for *_, key in effects}
-    abandoned = sum(len(each.abandoned - keys) for each in rounds)
+    happened = Counter(effects)
+    # An order that was sent back may be abandoned in its first run and done in the next one, whose calls have other keys.
+    abandoned = sum(len(each.abandoned - happened.keys()) for each in rounds)
     done = len(wanted & happened)
     figures = {
         "kills": kills.total(),
