@@ -252,6 +252,10 @@ def waits(url: str, timeout: int = 1) -> list[Any]:
     return [url, timeout]
 
 
+def waits_as_tool(url: str, timeout: int = 1) -> list[Any]:
+    return [url, timeout]
+
+
 def paints(effect: str = "none", *, retries: int = 0) -> list[Any]:
     return [effect, retries]
 
@@ -260,11 +264,11 @@ SHARED: dict[str, tuple[Callable[[Any], Awaitable[Any]], Any]] = {
     "given to both": (lambda ctx: ctx.step(waits, "x", timeout=7), None),
     "given to both, another": (lambda ctx: ctx.step(paints, effect="read"), None),
     "given to both, a third": (lambda ctx: ctx.step(paints, "blur", retries=2), None),
-    "of a tool": (lambda ctx: ctx.step(tool(waits), "x", timeout=7), None),
+    "of a tool": (lambda ctx: ctx.step(tool(waits_as_tool), "x", timeout=7), None),
     "left out": (lambda ctx: ctx.step(waits, "x", effect="read"), ["x", 1]),
     "by place": (lambda ctx: ctx.step(paints, "blur", effect="read"), ["blur", 0]),
     "by a partial": (lambda ctx: ctx.step(partial(waits, timeout=7), "x", timeout="30s"), ["x", 7]),
-    "by a call": (lambda ctx: ctx.call(tool(timeout="30s")(waits), "x", timeout=7), ["x", 7]),
+    "by a call": (lambda ctx: ctx.call(tool(timeout="30s")(waits_as_tool), "x", timeout=7), ["x", 7]),
 }
 
 
