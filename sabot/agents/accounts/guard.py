@@ -68,7 +68,7 @@ from sabot.llm.token_counts import ASSUMED_TOKENS
 
 _log = logging.getLogger(__name__)
 
-MARKS = 1000  # rows and jobs that begin, between two marks in a journal
+MARK_EVERY = 1000  # rows and jobs that begin, between two marks in a journal
 _MARK_SECONDS = 5.0  # the wait for the journal at the end of a host
 _UNWANTED = GuardVerdict(Decision.DENY, reason="nobody waits for it any more")
 
@@ -524,7 +524,7 @@ class LedgerGuard(EffectGuard):
     def _count_unmarked(self, more: int) -> None:
         """Makes a mark in the journal from time to time, so that a start after a crash reads only what came behind it."""
         self._unmarked += more
-        if self._unmarked < MARKS or self._journal is None or self._counted or self._marking is not None:
+        if self._unmarked < MARK_EVERY or self._journal is None or self._counted or self._marking is not None:
             return
         self._unmarked = 0
         self._marking = asyncio.get_running_loop().create_task(

@@ -30,7 +30,7 @@ from sabot.journal.memory import MemoryReader, MemoryStorage
 @pytest.fixture(autouse=True)
 def many_marks(monkeypatch: pytest.MonkeyPatch) -> None:
     """A life has a few rows: a ledger marks its place in the journal every 3, in place of 1,000."""
-    monkeypatch.setattr(guard, "MARKS", 3)
+    monkeypatch.setattr(guard, "MARK_EVERY", 3)
 
 
 # -- random programs ----------------------------------------------------------------------------------------------------
