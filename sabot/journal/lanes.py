@@ -20,7 +20,6 @@ from dataclasses import KW_ONLY, dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache
 from hashlib import md5
-from operator import itemgetter
 from typing import Literal
 
 from sabot.base.checks import OneOf, Whole, check
@@ -282,14 +281,6 @@ class Lanes:
         if name not in self._lanes:
             self._lanes[name] = Lane(name, limit)
         return self._lanes[name]
-
-    def letters(self) -> list[Letter]:
-        """Returns the letters that wait in the queue, in the order in which they were posted."""
-        with self.lock:
-            waiting = [
-                each for queued in self._queued.values() for each in ((queued.number, queued.letter), *queued.following)
-            ]
-            return [letter for _, letter in sorted([*waiting, *self._following], key=itemgetter(0))]
 
     def waits(self, jobs: Collection[str], now_ms: int, room: int) -> dict[str, str]:
         """Returns, by job, why these jobs of the queue do not begin yet."""

@@ -234,9 +234,6 @@ class SqlJournal(SqlReader, Journal):
     def waits(self, jobs: Collection[str], clock: Clock = SYSTEM_CLOCK) -> dict[str, str]:
         return self.begins.waits(jobs, round(self.clock.time() * 1000))
 
-    def letters(self) -> list[Letter]:
-        return [*self.begins.lanes.letters(), *(letter for _, letter in self.untaken(self._last_letter))]
-
     async def look(self) -> bool:
         return bool(await run_in_thread(self.untaken, self._last_letter))
 

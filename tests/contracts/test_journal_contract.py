@@ -749,6 +749,52 @@ async def test_an_owner_sees_that_a_letter_may_have_come(home: Home, journal: Jo
     assert not journal.letters()
 
 
+class _HeldCommits:
+    """Holds the threads that write entries before their commits, until the end of the block."""
+
+    def __init__(self) -> None:
+        self._go = threading.Event()
+
+    def __enter__(self) -> None:
+        watch(self)
+
+    def __exit__(self, *error: object) -> None:
+        watch(None)
+        self._go.set()
+
+    def before(self, name: str, what: str) -> None:
+        if threading.current_thread().name.startswith("sabot-journal "):
+            assert self._go.wait(60)
+
+    def after(self, name: str, what: str) -> None:
+        """Does nothing."""
+
+    def torn(self, name: str, what: str, size: int) -> int:
+        return size
+
+
+def test_a_letter_stays_in_the_inbox_until_its_entry_can_be_read(home: Home, journal: Journal) -> None:
+    """Who reads the letters first and then the jobs misses none. A schedule found no job that was open, and began one more."""
+    journal.begins.agents = frozenset({"app.f"})
+    written(journal, *asked())
+    with closing(home.inbox()) as inbox, closing(home.reader()) as reader:
+        inbox.post(beginning("b"))
+        inbox.post(Letter("answer", "t", body=b"yes"))
+        with _HeldCommits():
+            (_, (last, _)) = journal.take()
+            for seen in (journal, reader):
+                named, begun = seen.letter("begin:b"), {mark.job for mark in seen.logged(JobQuery(), EVERY)}
+                is_logged = "b" in begun  # memory makes an entry and takes its letter in one step
+                assert is_logged or (named is not None and named.job == "b")
+                kinds, question = [letter.kind for letter in seen.letters()], seen.question("t")
+                assert question is not None
+                assert kinds == ([] if is_logged else ["begin", "answer"])
+                assert question.closed == ("resolved" if is_logged else "")
+        assert journal.wait_durable(last, 60)
+        for seen in (journal, reader):
+            assert (seen.letters(), seen.letter("begin:b")) == ([], None)
+
+
 def test_a_letter_that_came_while_no_owner_was_there_is_taken_by_the_next(home: Home) -> None:
     owner = home.owner()
     written(owner, *asked())
