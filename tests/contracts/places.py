@@ -198,7 +198,7 @@ class KafkaPlace(MemoryPlace):
         source.open(None)
         found: list[Record] = []
         while source.positions() != end:
-            batch = source.read_batch(65536, 5)
+            batch = source.read_batch(65536, 60)
             assert batch is not None
             found += iterate_records(batch.data, self.topic)
         source.close()

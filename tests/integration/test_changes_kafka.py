@@ -83,7 +83,7 @@ def read_table(place: Place, topic: str, codec: TableCodec, records: int) -> lis
     rows: list[dict[str, Any]] = []
     count = 0
     while count < records:
-        batch = source.read_batch(1000, 10.0)
+        batch = source.read_batch(1000, 60.0)
         assert batch is not None, f"{count} of {records} records came"
         data, bad = codec.decode(batch.taken())
         assert not bad

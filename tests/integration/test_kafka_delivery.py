@@ -22,6 +22,7 @@ from tools.broker import Broker, free_ports
 sys.path.insert(0, str(Path(__file__).parent))
 
 from delivery_child import ROWS, part, payloads, track_of
+from integration.kafka_journals import until
 
 from sabot import steps
 from sabot._cython.arrow.batch import Batch
@@ -211,8 +212,9 @@ def test_a_source_reads_parts_to_the_end_with_no_lag(kafka_url: str, topic: str,
             assert batch is not None
             found += iterate_records(batch.data, topic)
         assert [record.payload for record in found] == payloads(seq)
-        assert source.read_batch(1000, 0.7) is None
-        assert source.lag() == {(topic, 0): 0}
+        until(
+            lambda: source.read_batch(1000, 0.1) is None and source.lag() == {(topic, 0): 0}
+        )  # the broker tells the end
         assert source.positions() == {(topic, 0): seq * (ROWS + 1) - 1}
     source.close()
 

@@ -147,7 +147,7 @@ def test_rows_of_an_own_source_that_would_be_cut_are_dead_letters() -> None:
 
     source: Any = own
     source.open(None)
-    batch = source.read_batch(10, 5.0)
+    batch = source.read_batch(10, 60.0)
     assert batch.data.column("v").to_pylist() == [1, 3]
     assert batch.bad.column("reason").to_pylist() == ["column 'v': 2.5 would lose its fraction as int64"]
     source.close()

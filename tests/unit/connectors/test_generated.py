@@ -255,7 +255,7 @@ def test_a_generator_waits_for_its_reader_however_long_its_lists_are():
 
     numbers.open(None)
     for read in range(1, 50):
-        assert numbers.read_batch(8_192, 10).num_rows == 5_000
+        assert numbers.read_batch(8_192, 60).num_rows == 5_000
         assert len(yielded) - read < 10
     numbers.close()
 
