@@ -24,6 +24,7 @@ from sabot.agents.job_reads import (
     apply_queued,
     jobs_page,
     jobs_that_ask,
+    moved_records,
     oldest_first,
     queued_begins,
     selected_jobs,
@@ -231,6 +232,7 @@ class AppJobStore(JobsAndActions):
                 ]
                 known = self._with_letters(reader, JobView.of_jobs(reader, [mark.job for mark in some]), letters)
                 known.note_marks(some)
+                kept += moved_records(reader, some, known, statuses)
                 apply_queued(reader, known, queued, queued, self.clock)
             logged = [
                 job

@@ -142,7 +142,8 @@ def _rows(
     counts.subtract(job.status for job in both.values() if counted.selects(job))
     # as many more as may be left out below, so that the page is full
     ended = reader.history.find(query, most + 1 + len(both))
-    found: list[JobMark | EndedJob] = [*marks, *(job for job in ended if job.job not in both)]
+    in_log = both.keys() | {mark.job for mark in marks}  # or they were, and have moved since
+    found: list[JobMark | EndedJob] = [*marks, *(job for job in ended if job.job not in in_log)]
     return nlargest(most + 1, found, key=_age_of_row), counts, queued
 
 
@@ -180,6 +181,17 @@ def _record(reader: JournalReader, view: JobView, row: JobMark | EndedJob) -> Jo
     if record is None:  # it moved into the history since its row was read
         return next(map(record_of, reader.history.known([row.job])), None)
     return record
+
+
+def moved_records(
+    reader: JournalReader, marks: Iterable[JobMark], view: JobView, statuses: Collection[str]
+) -> list[JobRecord]:
+    """Returns the records of those jobs that a view lacks, since they have moved into the history after their marks were read.
+    Only jobs in one of `statuses` are returned; () means all. Blocks.
+    """
+    moved = [mark.job for mark in marks if mark.job not in view.states]
+    found = map(record_of, reader.history.known(moved) if moved else ())
+    return [job for job in found if not statuses or job.status in statuses]
 
 
 def apply_queued(
@@ -281,6 +293,8 @@ def find_jobs(
     view = JobView.of_jobs(reader, [mark.job for mark in oldest_first(marks)])
     apply_queued(reader, view, queued, [mark.job for mark in oldest_first(marks)])
     view.note_marks(marks)
+    kept += moved_records(reader, marks, view, statuses)
+    kept.sort(key=age_of, reverse=True)
     found = [job for job in view.seen() if scope in (None, job.scope_id)]
     children = [child_id(job.job_id, effect.ordinal) for job in found for effect in job.open if effect.kind == "child"]
     known = JobView.of_jobs(reader, {child for child in children if child not in view.states})

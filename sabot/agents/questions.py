@@ -132,8 +132,14 @@ def answer_name(answer: Mapping[str, Any]) -> str:
     return next((name for name, given in ANSWERS.items() if given.items() <= answer.items()), "value")
 
 
-def _questions(known: JobView, reader: JournalReader, actions: Collection[ActionRecord]) -> list[InboxQuestion]:
-    answered = {letter.token for letter in reader.letters() if letter.kind == "answer"}
+def _answered(reader: JournalReader) -> set[str]:
+    """Returns the tokens of questions whose answers the owner of the journal has not taken yet. Read before the entries: an
+    answer that is taken meanwhile is seen twice, and not missed. Blocks.
+    """
+    return {letter.token for letter in reader.letters() if letter.kind == "answer"}
+
+
+def _questions(known: JobView, answered: Collection[str], actions: Collection[ActionRecord]) -> list[InboxQuestion]:
     return [InboxQuestion(each, known.job(each.job_id), each.resume_token in answered) for each in actions]
 
 
@@ -142,26 +148,27 @@ def read_questions(reader: JournalReader, *, everything: bool = False) -> list[I
     returns the closed ones. Reads the entries of the jobs that wait for an answer, or with `everything=True` the whole
     log of the journal. Blocks the thread.
     """
+    answered = _answered(reader)
     every = (
         [mark.job for mark in oldest_first(reader.logged(JobQuery(), EVERY))] if everything else jobs_that_ask(reader)
     )
     known = JobView.of_jobs(reader, every)
     found = [each for each in known.actions.values() if everything or each.status is ActionStatus.PENDING]
-    return _questions(known, reader, sorted(found, key=lambda action: action.created_at))
+    return _questions(known, answered, sorted(found, key=lambda action: action.created_at))
 
 
 def find_question(reader: JournalReader, word: str) -> InboxQuestion:
     """Returns the question, open or closed, whose id or token is `word`. Reads the entries of its job, and blocks the
     thread. Raises UserError if there is no such question.
     """
-    asked = reader.question(word)
+    answered, asked = _answered(reader), reader.question(word)
     known = JobView.of(reader, word.rpartition("/")[0] if asked is None else asked.job)
     action = known.actions.get(word) or known.of_token(word)
     if action is None:
         raise UserError(
             f"{reader.where} has no action with the id or token {word}", hint="sabot actions list --all shows them"
         )
-    return _questions(known, reader, [action])[0]
+    return _questions(known, answered, [action])[0]
 
 
 class OpenQuestions:
@@ -184,13 +191,13 @@ class OpenQuestions:
         if known is None or reader.identity != self._identity or known.has_missed(reader):
             self._identity, known = reader.identity, JobView(reader)
             self._known = known
-        known.bodies = reader
+        known.bodies, answered = reader, _answered(reader)
         known.follow(reader)
         known.forget_ended()
         for job_id in [job_id for job_id, job in known.states.items() if not job.begun]:
             known.forget(job_id)  # the job has ended before, and these are late entries
         return _questions(
-            known, reader, [each for each in known.actions.values() if each.status is ActionStatus.PENDING]
+            known, answered, [each for each in known.actions.values() if each.status is ActionStatus.PENDING]
         )
 
 

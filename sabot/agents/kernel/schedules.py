@@ -37,6 +37,7 @@ from sabot.base.options import answers_wrong_options
 from sabot.base.threads import run_connected, run_in_thread
 from sabot.clock import Clock
 from sabot.errors import TransientError, UserError, short_repr
+from sabot.jobs.open_jobs import begun_or_queued
 from sabot.jobs.values import pack, unpack
 from sabot.journal import JournalReader
 from sabot.journal.base import EVERY, entry_of_letter
@@ -598,8 +599,8 @@ class ScheduleClock:
 
         def look(reader: JournalReader) -> str:
             for job in filter(None, jobs):
-                mark = reader.job(job)
-                if (reader.letter(f"begin:{job}") is not None) if mark is None else not mark.outcome:
+                mark, queued = begun_or_queued(reader, job)
+                if queued is not None if mark is None else not mark.outcome:
                     return job
             return next(_open_triggered(reader, self._schedule), "")
 

@@ -1,0 +1,184 @@
+"""Readers of a journal beside its owner: what goes from one place to another between two of their looks is missed by none."""
+
+import asyncio
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from sabot.agents import JobClient
+from sabot.agents.app_jobs import AppJobStore
+from sabot.agents.job_history import job_keeping
+from sabot.agents.job_reads import find_jobs, jobs_page
+from sabot.agents.kernel.schedules import Schedule, ScheduleClock
+from sabot.agents.questions import OpenQuestions, find_question, read_questions
+from sabot.journal.ended_jobs import JobQuery
+from sabot.journal.entries import Begin, End, Intent, Letter, encode_entry
+from sabot.journal.memory import MemoryJournal, MemoryReader
+from sabot.testing import ManualClock
+
+AGENT = "shop.work"
+
+
+class Looks:
+    """The looks of a reader of a journal, and of its history. After the one with the number `last`, `happens` is called."""
+
+    def __init__(self, last: int, happens: Callable[[], object]) -> None:
+        self.made, self._last, self._happens = 0, last, happens
+
+    def of(self, part: Any) -> Any:
+        return _Looking(self, part)
+
+    def note(self) -> None:
+        self.made += 1
+        if self.made == self._last:
+            self._happens()
+
+
+class _Looking:
+    def __init__(self, looks: Looks, part: Any) -> None:
+        self._looks, self._part = looks, part
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._part, name)
+        if name == "history":
+            return self._looks.of(found)
+        return self._look(found) if callable(found) else found
+
+    def _look(self, look: Callable[..., Any]) -> Callable[..., Any]:
+        def looked(*args: Any, **kwargs: Any) -> Any:
+            found = look(*args, **kwargs)
+            found = iter(list(found)) if isinstance(found, Iterator) else found
+            self._looks.note()
+            return found
+
+        return looked
+
+
+def owner(*entries: Any) -> MemoryJournal:
+    journal = MemoryJournal(clock=ManualClock(100.0))
+    journal.begins.agents = frozenset({AGENT})
+    journal.keeping = job_keeping("99999d, 1GB")
+    for each in entries:
+        journal.append(each)
+    return journal
+
+
+def with_letter() -> MemoryJournal:
+    journal = owner()
+    journal.post(Letter("begin", job="j", name=AGENT, body=encode_entry(Begin("j", 1, AGENT))))
+    return journal
+
+
+def moves(journal: MemoryJournal) -> None:
+    journal.trim(journal.positions(), 1 << 60)
+
+
+ENDED = Begin("j", 1, AGENT), End("j", 2, "succeeded")
+BEGINS: Any = with_letter, MemoryJournal.take
+MOVES: Any = lambda: owner(*ENDED), moves
+
+
+def found_by_store(reader: Any, **asked: Any) -> list[str]:
+    store = AppJobStore(lambda: None, ManualClock(100.0))
+
+    @contextmanager
+    def opened() -> Iterator[Any]:
+        yield reader
+
+    store.reader = opened  # type: ignore[method-assign]
+    return [job.job_id for job in asyncio.run(store.find(**asked))]
+
+
+LISTS: dict[str, Callable[[Any], list[str]]] = {
+    "a page": lambda reader: [job.job_id for job in jobs_page(reader, JobQuery()).jobs],
+    "a list": lambda reader: [job.job_id for job in find_jobs(reader)[0]],
+    "a list of an agent": lambda reader: [job.job_id for job in find_jobs(reader, agent="work")[0]],
+    "a store": found_by_store,
+}
+OF_A_STATUS: dict[str, Callable[[Any], list[str]]] = {
+    "a page of a status": lambda reader: [job.job_id for job in jobs_page(reader, JobQuery(status="succeeded")).jobs],
+    "a list of a status": lambda reader: [job.job_id for job in find_jobs(reader, statuses=["succeeded"])[0]],
+    "a store of a status": lambda reader: found_by_store(reader, statuses=["succeeded"]),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "happens"),
+    [
+        *(pytest.param(name, *BEGINS, id=f"a letter is taken, {name}") for name in LISTS),
+        *(pytest.param(name, *MOVES, id=f"a job moves, {name}") for name in LISTS | OF_A_STATUS),
+    ],
+)
+def test_a_job_is_in_a_list_once_whenever_it_moves(
+    name: str, make: Callable[[], MemoryJournal], happens: Callable[[MemoryJournal], object]
+) -> None:
+    """A job that moved into the history behind a look into the log was in no list; or it was on a page twice."""
+    number = made = 1
+    while number <= made:
+        journal = make()
+        looks = Looks(number, lambda journal=journal: happens(journal))
+        assert (LISTS | OF_A_STATUS)[name](looks.of(journal)) == ["j"], f"after look {number}"
+        number, made = number + 1, looks.made
+    assert made > 1
+
+
+def asks_and_was_answered() -> MemoryJournal:
+    journal = owner(Begin("j", 1, AGENT), Intent("j", 2, 1, "ask", "confirm", body=b"{}", token="t"))
+    journal.post(Letter("answer", "t", body=b'{"yes": true}'))
+    return journal
+
+
+QUESTIONS: dict[str, Callable[[Any], list[str]]] = {
+    "the open ones": lambda reader: [each.status for each in read_questions(reader)],
+    "all": lambda reader: [each.status for each in read_questions(reader, everything=True)],
+    "one": lambda reader: [find_question(reader, "t").status],
+    "those of a screen": lambda reader: [each.status for each in OpenQuestions().read(reader)],
+}
+
+
+@pytest.mark.parametrize("name", QUESTIONS)
+def test_a_question_that_was_answered_is_never_shown_as_one_that_was_not(name: str) -> None:
+    """The answers of the inbox were looked at last: of one that was taken meanwhile, the question was shown as open."""
+    number = made = 1
+    while number <= made:
+        journal = asks_and_was_answered()
+        looks = Looks(number, journal.take)
+        assert "pending" not in QUESTIONS[name](looks.of(journal)), f"after look {number}"
+        number, made = number + 1, looks.made
+    assert made > 1
+
+
+def test_a_schedule_finds_its_job_open_whenever_it_begins() -> None:
+    """Its letter was looked at behind its mark: a job that began in between was not open, and another one began beside it."""
+    number = made = 1
+    while number <= made:
+        clock = ManualClock(datetime(2026, 11, 28, 8, 30, tzinfo=UTC).timestamp())
+        journal = MemoryJournal(clock=clock)
+        journal.begins.agents = frozenset({AGENT})
+        client, begun = JobClient(journal.storage, name="shop", clock=clock), list[str]()
+        looks = Looks(0, journal.take)
+
+        async def look(find: Callable[[Any], Any], journal: MemoryJournal = journal) -> Any:
+            return find(looks.of(MemoryReader(journal.storage)))  # noqa: B023
+
+        async def begin(request: Any, client: JobClient = client, begun: list[str] = begun) -> None:
+            begun.extend(each.job_id for each in await client.start_all([request]))
+
+        times = ScheduleClock(Schedule("s", "work", "0 * * * *"), AGENT, clock, look, begin, client.schedules)
+
+        async def main(clock: ManualClock = clock, times: ScheduleClock = times, journal: Any = journal) -> None:
+            nonlocal looks
+            await times.begin_due()
+            clock.advance(3_600)
+            await times.begin_due()
+            looks = Looks(number, journal.take)  # noqa: B023
+            clock.advance(3_600)
+            await times.begin_due()
+
+        asyncio.run(main())
+        assert len(begun) == 1, f"after look {number}"
+        number, made = number + 1, looks.made
+    assert made > 1
