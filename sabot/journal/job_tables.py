@@ -89,6 +89,8 @@ _INDEX_OF_OPEN = "CREATE INDEX IF NOT EXISTS jobs_open ON jobs (agent, ended) WH
 NO_INDEX_OF_OPEN = "DROP INDEX IF EXISTS jobs_open"
 """Removes the index of open jobs: workers that share a journal find them by the worker."""
 
+# of an inbox that keeps the letters of all jobs which were not trimmed
+_INDEX_OF_LETTERS = "CREATE INDEX IF NOT EXISTS letters_to_take ON inbox (number) WHERE taken = 0"
 _INDEX_OF_SESSIONS = "CREATE INDEX IF NOT EXISTS jobs_of_session ON jobs (session, created_ms) WHERE session <> ''"
 _FACTS = "agent, scope, principal, session, key"
 _COUNTED = "token = ? AND questions.job = jobs.job AND closed = '' AND place > jobs.began"  # a question that is open
@@ -233,11 +235,12 @@ def make_list(connection: Connection, *, whole: str, text: str, blob: str) -> No
 
 
 def index_jobs(connection: Connection) -> None:
-    """Adds the indexes by which the jobs of a session and open jobs are found, for a journal with one owner. Otherwise as
-    `index_sessions`.
+    """Adds the indexes by which the jobs of a session, open jobs and letters that were not taken are found, for a journal with
+    one owner. Otherwise as `index_sessions`.
     """
     index_sessions(connection)
     connection.execute(_INDEX_OF_OPEN)
+    connection.execute(_INDEX_OF_LETTERS)
 
 
 def index_sessions(connection: Connection) -> None:

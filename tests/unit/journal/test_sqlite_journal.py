@@ -836,3 +836,17 @@ def test_open_jobs_are_counted_without_a_look_at_those_that_have_ended(tmp_path:
         counted = "SELECT agent, count(*) FROM jobs WHERE ended IS NULL GROUP BY agent"
         ((*_, plan),) = database.execute(f"EXPLAIN QUERY PLAN {counted}").fetchall()
     assert "COVERING INDEX jobs_open" in plan
+
+
+def test_letters_are_found_without_a_look_at_those_that_were_taken(tmp_path: Path) -> None:
+    """Who asks for a job reads the letters first; those of all jobs that were not trimmed are there too."""
+    folder = tmp_path / "journal"
+    SqliteJournal(folder).close()
+    with closing(sqlite3.connect(folder / DATABASE)) as database:
+        database.execute("DROP INDEX letters_to_take")  # as a journal from before
+    owner = SqliteJournal(folder)
+    ((*_, plan),) = owner.select(
+        "EXPLAIN QUERY PLAN SELECT letter FROM inbox WHERE taken = 0 AND number > 0 ORDER BY number"
+    )
+    owner.close()
+    assert "USING INDEX letters_to_take" in plan
