@@ -380,14 +380,26 @@ class KernelHost(JobWatch):
         return agent.agent_id in self._lanes.limits
 
     async def expect(self, agent: KernelAgent, job_id: str, request: ExecutionRequest) -> ExecutionHandle:
-        """Returns the handle of a job whose letter is in the inbox. The job begins as soon as it may."""
+        """Returns the handle of a job that was posted as a letter. The job begins as soon as it may."""
         self._warn_of_open()
         handle = self.handles.get(job_id)
         if handle is None:
             name = digest_of(self.journal.key, agent.agent_id, request) if request.idempotency_key else b""
             handle = self.handles[job_id] = self._new(job_id, agent, name)
             await self.take_letters()
+            if job_id not in self._given and not handle.done:
+                await self._settle_if_ended(handle)
         return handle
+
+    async def _settle_if_ended(self, handle: ExecutionHandle) -> None:
+        """Settles a handle that was made when its job was over: the letter was taken before, and nobody else knows the handle."""
+        job_id = handle.job_id
+        await self.journal.flush()
+        mark = await self._host.mark_of(job_id)
+        if mark is not None and mark.outcome and job_id not in self._given and not handle.done:
+            await self.settle_from_journal(handle)
+            self.handles.pop(job_id, None)
+            handle.begun()
 
     async def take_letters(self) -> None:
         """Takes the letters that are in the inbox now, as far as there is room for the jobs that they begin."""

@@ -2,6 +2,8 @@
 
 import asyncio
 import sys
+import time
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,9 +22,12 @@ from sabot.agents import (
 from sabot.clock import ManualClock
 from sabot.errors import JobCancelled, UserError
 from sabot.journal.begin_facts import stored_key
+from sabot.journal.ended_jobs import JobQuery
 from sabot.journal.entries import Begin, Letter, encode_entry
 from sabot.journal.lanes import Lanes
 from sabot.journal.memory import MemoryStorage
+from sabot.journal.sqlite import SqliteReader
+from sabot.steps import watch
 from tools.agent_tools import until
 
 STARTED: list[Any] = []
@@ -292,6 +297,45 @@ def test_a_retry_waits_for_a_seat(place: Any, clock: ManualClock) -> None:
             with pytest.raises(Exception, match="second"):
                 await second.result()
             await until(lambda: STARTED == ["first", "second", "first"])
+
+    asyncio.run(main())
+
+
+class HeldPost:
+    """Holds the thread that posts a letter, when it is posted, until a job of the journal has ended."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def __enter__(self) -> None:
+        watch(self)
+
+    def __exit__(self, *error: object) -> None:
+        watch(None)
+
+    def before(self, name: str, what: str) -> None:
+        """Does nothing."""
+
+    def after(self, name: str, what: str) -> None:
+        if what.endswith(": letter"):
+            with closing(SqliteReader(self._folder)) as reader:
+                deadline = time.monotonic() + 60
+                while not reader.logged_counts(JobQuery(status="succeeded")) and time.monotonic() < deadline:
+                    time.sleep(0.005)
+
+    def torn(self, name: str, what: str, size: int) -> int:
+        return size
+
+
+def test_a_queued_job_that_is_over_before_its_caller_has_the_handle_is_told(tmp_path: Path) -> None:
+    """The letter was taken while the post was on its way back, and the handle was made when the job was over: nobody settled it."""
+
+    async def main() -> None:
+        async with RuntimeKernel.create(agent=last, journal=tmp_path / "jobs", name="shop") as kernel:
+            with HeldPost(tmp_path / "jobs"):
+                handle = await begin(kernel, None, "last", priority=1)
+            assert (await asyncio.wait_for(handle.result(), 60)).output is None
+            assert handle.done
 
     asyncio.run(main())
 

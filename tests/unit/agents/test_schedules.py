@@ -396,10 +396,10 @@ def test_a_time_whose_job_has_begun_begins_no_other_one_by_a_changed_schedule(
         client = JobClient(place, name="shop", clock=clock)
         async with kernel_of(place, clock, overlap="allow", **then) as kernel:
             nine = seconds(2026, 11, 28, 9, 0)
-            await until_noted(client, lambda notes: float(notes["schedule-last:shop.hourly"]) == nine)
+            await until_noted(client, lambda notes: float(notes.get("schedule-last:shop.hourly", 0)) == nine)
             assert [job.idempotency_key for job in await kernel.jobs.find()] == ["hourly@2026-11-28T09:00Z"]
             clock.set(seconds(2026, 11, 28, 10, 0))
-            await until_noted(client, lambda notes: float(notes["schedule-last:shop.hourly"]) == clock.time())
+            await until_noted(client, lambda notes: float(notes.get("schedule-last:shop.hourly", 0)) == clock.time())
             ten = [job for job in await kernel.jobs.find() if job.idempotency_key == "hourly@2026-11-28T10:00Z"]
             assert [(job.agent, job.scope_id) for job in ten] == [
                 (f"shop.{then.get('agent', 'work')}", then.get("scope", "default"))
@@ -418,7 +418,7 @@ def test_the_job_of_a_claim_whose_kernel_was_killed_begins_by_its_definition(pla
             await until_noted(client, lambda notes: notes)
             assert await claims.claim(earlier, nine) == earlier
             clock.set(nine)
-            await until_noted(client, lambda notes: float(notes["schedule-last:shop.hourly"]) == nine)
+            await until_noted(client, lambda notes: float(notes.get("schedule-last:shop.hourly", 0)) == nine)
             (job,) = await kernel.jobs.find()
             assert (job.agent, job.job_id) == ("shop.asks", claims.job_of(earlier, nine))
             mine = Schedule("hourly", "work", "0 * * * *", message="report")
