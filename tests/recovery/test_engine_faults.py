@@ -314,7 +314,14 @@ async def test_a_snapshot_of_a_checkpoint_that_was_given_up_and_ends_during_the_
         cuts[2].set()
         with pytest.raises(CheckpointFailed, match="still takes the snapshot of an earlier checkpoint"):
             await second
-        await checkpoint(app)
+        while True:
+            try:
+                await checkpoint(app)
+                break
+            except (
+                CheckpointFailed
+            ) as error:  # a thread tells the task of the end of the first snapshot, in its own time
+                assert "still takes the snapshot of an earlier checkpoint" in str(error)  # noqa: PT017
         image = crash_image(tmp_path / "checkpoints", tmp_path / "image")
     after = build(image, MemoryBackend())
     async with started(after):
