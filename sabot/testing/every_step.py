@@ -25,6 +25,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from multiprocessing import forkserver
 from multiprocessing.connection import wait
+from multiprocessing.forkserver import _forkserver
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -65,6 +66,7 @@ _PRELOADED = (
     "pyarrow.vendored.version",
     "rocksdict",
 )
+_imported: list[str] = []  # by the fork server
 
 
 @dataclass
@@ -164,9 +166,15 @@ def crash_at_every_step(
 
 
 def _fork_server(modules: list[str]) -> Any:
-    """Returns the fork server, with these modules imported. The first call starts it."""
+    """Returns the fork server, with these modules imported, and those of the calls before. It is started anew for
+    modules that it has not imported, as each of its processes would import them.
+    """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(modules)
+    new = [module for module in modules if module not in _imported]
+    if new and not multiprocessing.active_children():  # which would lose their exit codes with their server
+        _imported.extend(new)
+        _forkserver._stop()  # type: ignore[attr-defined]  # nothing public ends it
+        context.set_forkserver_preload(_imported)
     before = os.environ.get("PYTHONPATH")
     # Python 3.11 has no other way to give the server a path.
     os.environ["PYTHONPATH"] = os.pathsep.join(path or os.getcwd() for path in sys.path)

@@ -223,6 +223,25 @@ def test_a_process_finds_loaded_what_its_life_needs(program: type[Loading]) -> N
     assert loaded == [[]]
 
 
+class Asks:
+    """A program that says whether a module is loaded that nothing of ours loads."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    async def run(self) -> None:
+        (self._directory / "loaded").write_text(str("colorsys" in sys.modules))
+
+
+def test_a_call_behind_others_finds_loaded_what_it_names() -> None:
+    loaded: list[str] = []
+    for preload in ([], ["colorsys"]):
+        crash_at_every_step(
+            Asks, lambda place: loaded.append((place / "loaded").read_text()), preload=preload, sample=0
+        )
+    assert loaded == ["False", "True"]
+
+
 def hang(directory: Path) -> App:
     app = build(directory)
 

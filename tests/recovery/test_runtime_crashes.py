@@ -22,7 +22,17 @@ from sabot.llm import Completion, Usage, assistant
 from sabot.testing import FakeModelServer, crash_at_every_step
 
 ANSWER = Usage(20, 10)
-PRELOAD = ("openai", "sabot.agents.kernel", "sabot.llm.providers.openai", "recovery.runtime_apps")
+PRELOAD = (
+    "anyio._backends._asyncio",
+    "h11",
+    "httpcore2",
+    "jiter",
+    "openai.resources.chat.chat",
+    "openai.resources.embeddings",
+    "sabot.agents.kernel",
+    "sabot.llm.providers.openai",
+    "recovery.runtime_apps",
+)
 _TABLE = "SELECT event_id, type, total_tokens, reserved_tokens FROM runtime_ledger"
 
 
