@@ -6,6 +6,7 @@ import math
 import os
 import re
 import socket
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
@@ -911,6 +912,32 @@ async def test_a_handle_to_a_job_of_another_worker_cancels_it_and_follows_it_whe
     with pytest.raises(UserError, match="closed before the end of the job"):
         await left.result()
     assert shop.paid == [("a0", 3)]
+
+
+async def test_a_handle_is_made_of_a_job_that_begins_meanwhile(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The entries of the job were looked at first and its letter second: of one that was taken in between there was neither."""
+    free = asyncio.Event()
+
+    async def works(ctx: Any) -> Any:
+        if ctx.message == "first":
+            await ctx.step(free.wait, effect="idempotent")
+        return ctx.message
+
+    async with RuntimeKernel.create(agent=works, journal=shop.url, name="shop", shared=True, max_jobs=1) as kernel:
+        await kernel.execute(ExecutionRequest(prompt="first"))
+        queued = await JobClient(shop.url, name="shop").start("works", "second")
+        loop, look = asyncio.get_running_loop(), PostgresWorker.letter
+
+        def begun_before(worker: PostgresWorker, once: str) -> Letter | None:
+            loop.call_soon_threadsafe(free.set)
+            with closing(PostgresReader(shop.url, "shop")) as reader:
+                while reader.job(queued.job_id) is None:
+                    time.sleep(0.005)
+            return look(worker, once)
+
+        monkeypatch.setattr(PostgresWorker, "letter", begun_before)
+        handle = await kernel.handle(queued.job_id)
+        assert (await handle.result()).output == "second"
 
 
 async def test_a_job_goes_to_workers_whose_code_can_continue_it(shop: Shop) -> None:

@@ -665,9 +665,9 @@ class RuntimeKernel:
             raise UserError(f"job {job_id} is open, and not resumed", hint="await kernel.resume()")
         if not host.journal.begins.shared and (begun := await host.await_letter(job_id)) is not None:
             return begun
-        begin = next((entry for entry in await self._entries(job_id) if isinstance(entry, Begin)), None)
-        if begin is None and host.journal.begins.shared:
-            begin = await call_journal(next_begin, host.journal, job_id)
+        # a letter first: if a worker takes it meanwhile, the entry is there
+        queued = await call_journal(next_begin, host.journal, job_id) if host.journal.begins.shared else None
+        begin = next((entry for entry in await self._entries(job_id) if isinstance(entry, Begin)), queued)
         agent = None if begin is None else self._agents.get(begin.agent.removeprefix(f"{self.name}."))
         if agent is None:
             raise UserError(f"job {job_id}: there is none of this name in {host.journal.where}")

@@ -67,6 +67,7 @@ async def test_a_job_that_was_late_goes_on_with_its_child_after_a_crash_at_any_e
     paid = [at for at, each in enumerate(entries(home)) if isinstance(each, EffectResult) and each.job == "j~2"]
     for count in range(max(attempt, *paid) + 1, len(entries(home))):
         later, cut = Desk(), prefix(home, count)
+        later.clock.advance(10)
         later.answered.set()
         async with hosting(cut, later.agent) as jobs:
             await jobs.over("j")
@@ -119,6 +120,7 @@ def payments(found: list[Entry]) -> set[str]:
 async def after_a_crash(home: MemoryStorage, unknown: int) -> int:
     """Goes on until each of the `unknown` calls is asked about, or to the end if there is none. Returns how many were made."""
     desk = DeepDesk()
+    desk.clock.advance(10)  # or each attempt is late at once: the results of children before it are of a later time
     desk.answered.set()
 
     def asked() -> int:
