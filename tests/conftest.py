@@ -34,7 +34,7 @@ from tools.broker import Broker, Brokers
 from tools.drawing import commit
 from tools.hung import ends_if_hung
 from tools.leftovers import end_supervisor, leftovers, temporary_folder
-from tools.turns import File, Turn
+from tools.turns import File, Turn, check_words
 from tools.warm_starts import WarmStarts
 
 if (
@@ -450,6 +450,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     turns = [item for item in items if isinstance(item, Turn)]  # no other plugin has to do with them
     items[:] = [item for item in items if not isinstance(item, Turn)]
     leave_cases_to_slow(items)
+    check_words(items)
     if config.option.markexpr == "not slow":
         leave_examples_to_slow(items)
     keep_one_in(config, items)

@@ -5,24 +5,50 @@ reports go where those of any tests go.
 """
 
 import gc
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from sabot.base import redaction
 
-__all__ = ["File", "Turn"]
+__all__ = ["ONLY_SLOW", "File", "Turn", "check_words", "may_be_slow"]
+
+# What `make slow` asks for. Of a file that has no word of it no test is drawn, so it need not be imported: that is a third of the files.
+ONLY_SLOW = "slow or hypothesis"
+_WORDS = re.compile("slow|hypothesis|one_in|Suite")  # suites have tests that are marked
 
 _FRAMES = sys.getrecursionlimit()
+
+
+def may_be_slow(file: Path) -> bool:
+    """Whether a file of tests says a word by which one of them is slow, or a property."""
+    return _WORDS.search(file.read_text()) is not None
+
+
+def check_words(items: Iterable[pytest.Item]) -> None:
+    """Raises UsageError for a file that `make slow` would leave out though it has a test for it: each run of it would miss that test."""
+    found = {
+        item.path
+        for item in items
+        if item.get_closest_marker("slow") or getattr(getattr(item, "obj", None), "is_hypothesis_test", False)
+    }
+    if missed := sorted(file.name for file in found if not may_be_slow(file)):
+        raise pytest.UsageError(
+            f"tests of {', '.join(missed)} are slow, or properties, by what another file says: write there a comment with "
+            '"slow" or "hypothesis", by which `make slow` finds the file'
+        )
 
 
 class File(pytest.File):
     """A file of tests that is not imported yet."""
 
     def collect(self) -> Iterator["Turn"]:
-        yield Turn.from_parent(self, name="turn")
+        if self.config.option.markexpr != ONLY_SLOW or may_be_slow(self.path):
+            yield Turn.from_parent(self, name="turn")
 
 
 class Turn(pytest.Item):
