@@ -448,7 +448,7 @@ def as_tool(
     )
     note_tool(made)  # the first one may be gone soon: an agent keeps the copy
     if effect is None:
-        _note_function(made)
+        _note_function(made, is_copy=True)
     return made
 
 
@@ -533,17 +533,19 @@ _TOOL_FIELDS: WeakKeyDictionary[FunctionType, dict[str, dict[str, Any]]] = WeakK
 method are by its function and apart, as it has a parameter less. `ctx.step` makes a tool for each call, and inspecting a
 function takes long. The keys are weak, so that functions are not kept alive.
 """
-_DECLARED: WeakKeyDictionary[Any, dict[tuple[str, str], "ref[Tool]"]] = WeakKeyDictionary()
-"""The tools that the program has declared, by their functions, names and classes. A step of such a function is a call of
-the tool: rules are by its name, and its class says whether it may be repeated.
+_DECLARED: WeakKeyDictionary[Any, list["ref[Tool]"]] = WeakKeyDictionary()
+"""The tools that the program has declared, by their functions: copies with other settings, and behind them the tools as they
+were declared. A step of such a function is a call of the tool: rules are by its name, and its class says whether it may be
+repeated.
 """
 
 
-def _note_function(made: Tool) -> None:
-    """Remembers whose function this is, as long as the tool exists."""
+def _note_function(made: Tool, *, is_copy: bool = False) -> None:
+    """Remembers whose function this is, as long as the tool or a copy of it exists."""
     func: Any = made.func
     while _is_key(plain := func.__func__ if type(func) is MethodType else func):
-        _DECLARED.setdefault(plain, {})[made.name, made.effect] = ref(made)
+        known = _DECLARED.setdefault(plain, [])
+        known.insert(0 if is_copy else len(known), ref(made, known.remove))
         if not is_ours(plain):
             return
         func = getattr(plain, "__wrapped__", None)  # the user's, within one of ours that fills in defaults
@@ -569,16 +571,16 @@ def _tool_with(func: Any) -> Tool | None:
     plain = func.__func__ if type(func) is MethodType else func
     if not _is_key(plain) or not (known := _DECLARED.get(plain)):
         return None
-    found = [each for refers in list(known.values()) if (each := refers()) is not None]
+    found = {(each.name, each.effect): each for refers in known.copy() if (each := refers()) is not None}
     if not found:
         return None
     if len(found) > 1:
-        names = sorted({each.name for each in found})
+        names = sorted({name for name, _ in found})
         raise UserError(
             f"{_name_of(func)} is the function of {len(found)} tools ({', '.join(names)}), so it is not clear which one is called",
             hint=f"give the tool: ctx.call({names[0]}, …)",
         )
-    (made,) = found
+    (made,) = found.values()
     is_bound = type(made.func) is MethodType
     if plain is func:
         return replace(made, func=func) if is_bound else made  # the object of a method is given as an argument

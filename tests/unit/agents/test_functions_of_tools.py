@@ -175,6 +175,17 @@ async def test_a_step_of_the_function_cannot_be_repeated_more_than_the_tool() ->
     assert MADE == []
 
 
+def test_a_function_is_that_of_the_tool_when_a_copy_of_it_is_gone_and_that_of_a_copy_when_the_tool_is() -> None:
+    """Each call with a time limit of its own makes a copy: behind it a step of the function was none of the tool."""
+    made = declared()(send)
+    assert as_tool(made, timeout="5s").timeout_s == 5
+    assert as_tool(send) is made
+    copy = as_tool(made, timeout="7s")
+    assert as_tool(send) is made, "as it was declared"
+    del made
+    assert as_tool(send) is copy
+
+
 def test_a_function_of_two_tools_is_refused_with_their_names() -> None:
     made = declared()(send), tool(name="send_little")(send)
     with pytest.raises(UserError, match=r"2 tools \(send_little, transfer\)"):
