@@ -97,6 +97,8 @@ def _look_at(connection: socket.socket, host: str, port: int, kafka: Mapping[str
         ca = kafka.get("ssl.ca.location", "not set, so those of the system are taken")
         hint = _X509_HINTS.get(error.verify_code, "look at the broker's certificate and ssl.ca.location")
         return Finding(reason, hint.format(at=f"{host}:{port}", host=host, ca=ca), True)
+    except TimeoutError:  # it is busy, and has refused nothing
+        return None
     except OSError as error:  # the base class of ssl.SSLError
         if not ours:
             hint = "does this listener want a login? then security.protocol is sasl_plaintext"

@@ -1,12 +1,13 @@
 """Settings of the Kafka client on which what is promised stands: they are Sabot's, wherever a user gives them."""
 
+import socket
 from typing import Any
 
 import pytest
 
 from sabot import App
 from sabot.errors import UserError
-from sabot.kafka import KafkaSink, KafkaSource
+from sabot.kafka import KafkaSink, KafkaSource, access
 from sabot.kafka.client import connection_of
 from sabot.kafka.settings import checked_settings
 
@@ -121,3 +122,13 @@ def test_a_source_that_would_look_for_partitions_without_a_pause_is_refused() ->
     with pytest.raises(UserError, match="partition_check is zero"):
         KafkaSource("orders", URL, "shop", partition_check=0)
     assert KafkaSource("orders", URL, "shop", partition_check="1s").name == "orders"
+
+
+@pytest.mark.parametrize("protocol", ["plaintext", "ssl"])
+def test_a_listener_that_does_not_answer_in_time_has_refused_nothing(
+    protocol: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A broker that was busy for a while was said to have closed the connection, and perhaps to want a login."""
+    monkeypatch.setattr(access, "LOOK_SECONDS", 0.05)
+    with socket.create_server(("127.0.0.1", 0)) as busy:
+        assert access.look(f"127.0.0.1:{busy.getsockname()[1]}", {"security.protocol": protocol}) is None
