@@ -154,6 +154,7 @@ class PolicyEngine(EffectGuard):
         self._timeout_s = parse_seconds(timeout, name="timeout", zero=False)
         self._rules: list[PolicyRule] = []
         self._steps: set[str] = set()  # the names of functions that may be steps
+        self._doubled: set[str] = set()  # the names and homes that several tools of agents have
         self._foreign: set[int] = set()  # the ids of rules with code of the user
         self._by_name: dict[tuple[CallKind, str, str, str, bool, tuple[str, ...], str, str], list[_Matching]] = {}
         self._version: str | None = None
@@ -205,7 +206,7 @@ class PolicyEngine(EffectGuard):
         steps = check_names(self._rules, functions, agents, checked_text(where, "check_names: where"))
         self._steps.update(steps)
         if self._rules:
-            warn_of_same_names(functions, where)
+            self._doubled.update(warn_of_same_names(self._rules, functions, where))
         for rule in self._rules:
             if is_idle(rule, self.default):
                 _log.warning(
@@ -384,7 +385,9 @@ class PolicyEngine(EffectGuard):
             if not isinstance(found, GuardVerdict | Decision) and inspect.isawaitable(found):
                 later.append((matching, found))
                 continue
-            verdict = self._joined(verdict, _allowed_before(call, matching.known or self._verdict(matching, found)))
+            verdict = self._joined(
+                verdict, self._allowed_before(call, matching.known or self._verdict(matching, found))
+            )
             permitted = permitted or not isinstance(matching.rule, RESTRICTS)
             if verdict.decision is Decision.DENY:
                 break
@@ -439,7 +442,7 @@ class PolicyEngine(EffectGuard):
                 if limit.expired():  # the rule has caught its cancellation: what it says now is no answer
                     verdict = self._failed(rule, TimeoutError(), late=True)
                 elif found is not None:
-                    verdict = self._joined(verdict, _allowed_before(call, self._verdict(matching, found)))
+                    verdict = self._joined(verdict, self._allowed_before(call, self._verdict(matching, found)))
                     permitted = permitted or not isinstance(rule, RESTRICTS)
             if verdict is not None and verdict.decision is Decision.DENY:
                 for _, other in later[at + 1 :]:
@@ -546,6 +549,22 @@ class PolicyEngine(EffectGuard):
         model = verdict.model or other.model
         return msgspec.structs.replace(verdict.and_then(other), version=self.version, model=model)
 
+    def _allowed_before(self, call: GuardedCall, verdict: GuardVerdict) -> GuardVerdict:
+        """Returns a verdict that allows the call if a person has answered the question of the same rule about the same tool,
+        model or agent for the whole job, session or scope. Otherwise returns the verdict of the rule. Its terms have the home
+        of the tool (`home_of`): an approval of its calls is none of those of another tool of the same name. If another tool
+        may have this home, an approval holds for one call.
+        """
+        if verdict.decision is not Decision.ASK:
+            return verdict
+        home, is_alone = home_of(call.tool, self._doubled)
+        if not is_alone:
+            return msgspec.structs.replace(verdict, once=True)
+        if verdict.terms and home:
+            verdict = msgspec.structs.replace(verdict, terms=f"{verdict.terms}{home}")
+        said = call.standing.get(verdict.asked_by)
+        return verdict if said is None else GuardVerdict(rule=verdict.rule, version=verdict.version, reason=said)
+
     def _final(self, call: GuardedCall, verdict: GuardVerdict | None, permitted: bool) -> GuardVerdict:
         """Returns the decision on a call after all rules have answered, with the default applied.
 
@@ -590,23 +609,6 @@ def _as_start(call: GuardedCall) -> GuardedCall:
     # one that only waits has other arguments: no rule about arguments judges it
     tool = call.tool if call.tool.waits else part_of
     return msgspec.structs.replace(call, name=part_of.name, effect_class=part_of.effect, tool=tool)
-
-
-def _allowed_before(call: GuardedCall, verdict: GuardVerdict) -> GuardVerdict:
-    """Returns a verdict that allows the call if a person has answered the question of the same rule about the same tool,
-    model or agent for the whole job, session or scope. Otherwise returns the verdict of the rule. Its terms have the home
-    of the tool (`home_of`): an approval of its calls is none of those of another tool of the same name. If another tool
-    may have this home, an approval holds for one call.
-    """
-    if verdict.decision is not Decision.ASK:
-        return verdict
-    home, is_alone = home_of(call.tool)
-    if not is_alone:
-        return msgspec.structs.replace(verdict, once=True)
-    if verdict.terms and home:
-        verdict = msgspec.structs.replace(verdict, terms=f"{verdict.terms}{home}")
-    said = call.standing.get(verdict.asked_by)
-    return verdict if said is None else GuardVerdict(rule=verdict.rule, version=verdict.version, reason=said)
 
 
 def _given_to(function: Any) -> str:

@@ -14,8 +14,8 @@ written in the code counts as known. Only a name that is not written there eithe
 
 import logging
 import sys
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
-from contextlib import suppress
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from functools import partial, partialmethod
@@ -33,7 +33,7 @@ from types import (
 from typing import Any, NamedTuple, TypeGuard
 
 from sabot.agents.policy.bounds import bounds_of, fits, meant, type_words
-from sabot.agents.policy.rules import ConstraintPolicy, DataAccessPolicy, LabelPolicy, PolicyRule
+from sabot.agents.policy.rules import ConstraintPolicy, DataAccessPolicy, LabelPolicy, PolicyRule, named_home
 from sabot.engine.calls.arguments import call_names, lacks, types_at
 from sabot.engine.calls.effects import EffectId
 from sabot.engine.calls.fields import REST
@@ -412,31 +412,68 @@ def _concerns(rule: PolicyRule, tool: Tool, labels: set[str]) -> bool:
     return not isinstance(rule, LabelPolicy | DataAccessPolicy) or not labels.isdisjoint(rule.labels)
 
 
-def warn_of_same_names(functions: Sequence[Callable[..., Any]], where: str) -> None:
-    """Logs a warning for each name of several tools that these functions can call: rules are by name, so those of one
-    tool hold for the others too.
+def warn_of_same_names(rules: Sequence[PolicyRule], functions: Sequence[Callable[..., Any]], where: str) -> set[str]:
+    """Logs a warning for each name of several tools that these functions can call: rules are by name, so those of one tool
+    hold for the others too. Also logs a warning for each rule that holds for a tool, but not for another one of the same
+    function. Returns the words by which nothing tells two tools of one name apart (`named_home`).
     """
     by_name: dict[str, dict[Any, Tool]] = {}
+    by_function: dict[Any, dict[str, Tool]] = {}
     for each in tools_of(functions):
-        runs = unwrap(each.func)
-        made_by = getattr(each.func, "of_server", None) or (getattr(runs, "__code__", runs), _made_with(runs))
-        by_name.setdefault(each.name, {}).setdefault(made_by, each)
+        server = getattr(each.func, "of_server", None)
+        made_of = server or _made_of(each.func, set())
+        by_name.setdefault(each.name, {}).setdefault(made_of, each)
+        if server is None and not each.is_agent:
+            by_function.setdefault(made_of, {}).setdefault(each.name, each)
+    homes: Counter[str] = Counter()
     for name, several in by_name.items():
-        if len(several) > 1:
-            _log.warning(
-                "%s: its agents have %d tools with the name %s, so rules of one are those of the others "
-                '(@tool(name="…") and pool.tools(…, prefix="…") give one another name)',
-                *(where, len(several), name),
-            )
+        if len(several) == 1:
+            continue
+        homes.update(named_home(each) for each in several.values())
+        _log.warning(
+            "%s: its agents have %d tools with the name %s, so rules of one are those of the others "
+            '(@tool(name="…") and pool.tools(…, prefix="…") give one another name)',
+            *(where, len(several), name),
+        )
+    for names in (several.keys() for several in by_function.values() if len(several) > 1):
+        for rule in rules:
+            beside = sorted(name for name in names if not rule.matches("tool", name))
+            if 0 < len(beside) < len(names):
+                _log.warning(
+                    "%s: %s holds for %s, and not for %s, which calls the same function (a rule that names all of them)",
+                    *(where, rule.name, ", ".join(sorted(names - set(beside))), ", ".join(beside)),
+                )
+    return {home for home, times in homes.items() if times > 1}
 
 
-def _made_with(function: Any) -> tuple[Any, ...]:
-    """Returns what tells functions of the same code apart: the object whose method it is, and the texts in the closure."""
-    texts = []
-    for cell in getattr(function, "__closure__", None) or ():
-        with suppress(ValueError):  # nothing is in it yet
-            texts += [cell.cell_contents] if isinstance(cell.cell_contents, str) else []
-    return id(getattr(function, "__self__", None)), *texts
+def _made_of(func: Any, seen: set[int]) -> tuple[Any, ...]:
+    """Returns what tells functions apart in this process: their code, the object whose method one is, and the values that it
+    has got where it was made, by a closure, a decorator or a `functools.partial`. `seen`: the ids of the functions so far.
+    """
+    found: list[Any] = []
+    while func is not None and id(func) not in seen:
+        seen.add(id(func))
+        inner, values = getattr(func, "__wrapped__", None), list[Any]()
+        if isinstance(func, Tool):
+            inner = func.func
+        elif isinstance(func, partial):
+            inner, values = func.func, [*func.args, *sorted(func.keywords), *func.keywords.values()]
+        elif isinstance(func, MethodType):
+            inner, values = func.__func__, [func.__self__]
+        elif isinstance(func, FunctionType):
+            found.append(func.__code__)
+            values = [_held(cell) for cell in func.__closure__ or ()]
+        else:
+            found.append(id(func))
+        for each in values:
+            if each is inner:
+                continue
+            if isinstance(each, FunctionType | MethodType | partial | Tool):
+                found.append(_made_of(each, seen))
+            else:
+                found.append((type(each), each) if type(each) in _ATOMS else id(each))
+        func = inner
+    return tuple(found)
 
 
 def tools_of(functions: Sequence[Callable[..., Any]]) -> list[Tool]:

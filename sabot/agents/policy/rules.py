@@ -6,7 +6,7 @@ import inspect
 import re
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Collection, Mapping, Sequence, Set
+from collections.abc import Awaitable, Collection, Container, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
@@ -654,11 +654,12 @@ def server_of(tool: Tool | None) -> str:
     return "" if tool is None or tool.parameters is None else tool.parameters.server
 
 
-def home_of(tool: Tool | None) -> tuple[str, bool]:
+def home_of(tool: Tool | None, doubled: Container[str] = ()) -> tuple[str, bool]:
     """Returns words by which a tool differs from others of its name: " of " and its MCP server, or the module and the
     qualified name of its function, with a digest of the values that the function has got where it was made; "" for a call of
     no tool. Also returns False if another tool may have these words: objects and lists in a closure, or those of methods,
-    are not the same after a restart. Then the name of the tool has to tell, if it is not that of the function.
+    are not the same after a restart. Then the name of the tool has to tell, if it is not that of the function, nor one
+    of several tools with the same words: `doubled` has these (`named_home`).
     """
     if tool is None:
         return "", True
@@ -671,7 +672,12 @@ def home_of(tool: Tool | None) -> tuple[str, bool]:
     knows_all = _note_given(tool.func, told, {id(tool)})
     if told:
         words = f"{words} with {blake2b(' '.join(told).encode(errors='replace'), digest_size=8).hexdigest()}"
-    return words, knows_all or _has_own_name(tool, function)
+    return words, knows_all or (f"{tool.name}{words}" not in doubled and _has_own_name(tool, function))
+
+
+def named_home(tool: Tool) -> str:
+    """Returns the name of a tool with the words by which it differs from others of the name (`home_of`)."""
+    return f"{(tool.part_of or tool).name}{home_of(tool)[0]}"
 
 
 def _has_own_name(tool: Tool, function: Any) -> bool:

@@ -1115,6 +1115,27 @@ async def test_a_name_of_its_own_tells_a_tool_from_others() -> None:
         assert MADE == [("eu", "o-1"), ("eu", "o-1")]
 
 
+async def test_a_name_that_two_tools_of_the_agents_have_tells_none_of_them() -> None:
+    """Who had approved all payments of the European bank had approved those of the American one, unasked."""
+    eu, us = (tool(name="transfer")(Bank(Client(region)).send) for region in ("eu", "us"))
+
+    async def f(ctx: DurableContext) -> None:
+        await ctx.call(eu, "o-1")
+        await ctx.call(us, "o-1")
+
+    MADE.clear()
+    policy = PolicyEngine([ToolPolicy(["transfer"], require_approval=True)])
+    async with RuntimeKernel.create(agent=f, policy=policy) as kernel:
+        handle = await kernel.execute(ExecutionRequest(prompt="x"))
+        await until_asked(handle)
+        (first,) = await handle.get_pending_actions()
+        with pytest.raises(UserError, match="from another tool of its name"):
+            await handle.resolve_action(first.resume_token, {"approved": True, "always": "job"})
+        await handle.resolve_action(first.resume_token, {"approved": True})
+        await until_asked(handle)
+        assert MADE == [("eu", "o-1")]
+
+
 @pytest.mark.parametrize("word", ["job", "scope"])
 async def test_an_approval_of_a_lambda_is_none_of_another_one(word: str) -> None:
     made: list[str] = []

@@ -1,6 +1,7 @@
 """A rule that names a tool, a model or an agent that nobody has protects nothing: the start is refused, with the names that are near."""
 
 import logging
+from dataclasses import replace
 from functools import partial, partialmethod, wraps
 from pathlib import Path
 from typing import Any
@@ -272,7 +273,21 @@ def sending(shop: str) -> Any:
     return send
 
 
-@pytest.mark.parametrize("others", ["same", "functions", "methods", "closures"])
+async def send_by(client: list[str], to: str) -> None: ...
+
+
+def sending_by(client: list[str]) -> Any:
+    @tool(name="send")
+    async def post(to: str) -> None:
+        client.append(to)
+
+    return post
+
+
+ONE_CLIENT: list[str] = []
+
+
+@pytest.mark.parametrize("others", ["same", "made twice", "functions", "methods", "closures", "clients", "partials"])
 async def test_two_tools_of_one_name_are_warned_of(others: str, caplog: pytest.LogCaptureFixture) -> None:
     """Rules of one of them hold for the other, too; and what a person has approved, if the function is the same."""
 
@@ -284,6 +299,9 @@ async def test_two_tools_of_one_name_are_warned_of(others: str, caplog: pytest.L
 
     mail, other = {
         "same": (mail, mail),
+        "made twice": (sending_by(ONE_CLIENT), sending_by(ONE_CLIENT)),
+        "clients": (sending_by([]), sending_by([])),
+        "partials": (tool(name="send")(partial(send_by, [])), tool(name="send")(partial(send_by, []))),
         "functions": (mail, pay),
         "methods": (tool(Till("a").send), tool(Till("b").send)),
         "closures": (sending("a"), sending("b")),
@@ -299,7 +317,33 @@ async def test_two_tools_of_one_name_are_warned_of(others: str, caplog: pytest.L
     async with RuntimeKernel.create(agent=[first, second], policy=policy):
         pass
     said = "its agents have 2 tools with the name send, so rules of one are those of the others"
-    assert (said in caplog.text) is (others != "same")
+    assert (said in caplog.text) is (others not in ("same", "made twice"))
+
+
+@pytest.mark.parametrize("other", ["replace", "tool.func"])
+async def test_a_rule_that_holds_for_one_name_of_a_function_only_is_warned_of(
+    other: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """`ToolPolicy(["wire"], denied=True)` let the same payment pass under its second name, without a word."""
+
+    @tool
+    def wire(to: str) -> None: ...
+
+    beside = replace(wire, name="wire_fast") if other == "replace" else tool(name="wire_fast")(wire.func)
+
+    async def pays(ctx: Any) -> None:
+        await ctx.call(beside, "ann")
+        await ctx.call(wire, "ann")
+
+    denied = [ToolPolicy(["wire"], denied=True)]
+    async with RuntimeKernel.create(agent=pays, policy=PolicyEngine(denied)):
+        pass
+    said = "ToolPolicy wire holds for wire, and not for wire_fast, which calls the same function"
+    assert said in caplog.text
+    caplog.clear()
+    async with RuntimeKernel.create(agent=pays, policy=PolicyEngine([ToolPolicy(["wire*"], denied=True)])):
+        pass
+    assert "the same function" not in caplog.text
 
 
 # -- names of the program that calls do not have -----------------------------------------------------------------------
