@@ -186,13 +186,15 @@ class OpenQuestions:
         """Returns the open questions of the journal, the oldest first. Blocks the thread. `reader` may be another
         object in each call; if it reads another journal, everything is read again.
         """
-        known = self._known
+        known, trimmed = self._known, reader.trimmed()
         # then all is read again, since the missed entries may have ended jobs
         if known is None or reader.identity != self._identity or known.has_missed(reader):
             self._identity, known = reader.identity, JobView(reader)
             self._known = known
         known.bodies, answered = reader, _answered(reader)
         known.follow(reader)
+        if reader.trimmed() != trimmed:  # the END of a job may be gone that was not read: the next call reads all again
+            self._known = None
         known.forget_ended()
         for job_id in [job_id for job_id, job in known.states.items() if not job.begun]:
             known.forget(job_id)  # the job has ended before, and these are late entries

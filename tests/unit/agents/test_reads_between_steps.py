@@ -151,6 +151,30 @@ def test_a_question_that_was_answered_is_never_shown_as_one_that_was_not(name: s
     assert made > 1
 
 
+@pytest.mark.parametrize("begins_before", [True, False])
+def test_a_question_of_a_job_that_ends_and_moves_during_a_read_is_not_open_for_ever(begins_before: bool) -> None:
+    """The view had read past the END entry, which was gone, and showed the question until the program ended."""
+    number = made = 1
+    while number <= made:
+        journal, questions = (
+            owner(Begin("j", 1, AGENT), Intent("j", 2, 1, "ask", "confirm", body=b"{}", token="t")),
+            (OpenQuestions()),
+        )
+        if begins_before:
+            assert len(questions.read(journal)) == 1
+
+        def ends(journal: MemoryJournal = journal) -> None:
+            journal.append(End("j", 3, "failed"))
+            moves(journal)
+            journal.append(Begin("other", 4, AGENT))
+
+        looks = Looks(number, ends)
+        questions.read(looks.of(journal))
+        assert questions.read(journal) == [], f"after look {number}"
+        number, made = number + 1, looks.made
+    assert made > 1
+
+
 def test_a_schedule_finds_its_job_open_whenever_it_begins() -> None:
     """Its letter was looked at behind its mark: a job that began in between was not open, and another one began beside it."""
     number = made = 1
