@@ -229,6 +229,8 @@ def values_at(value: Any, path: Sequence[str], kind: Any = Any, *, extremes: boo
             # a member of an Enum and an object without attributes stand for a value that was left out
             has_fields = not is_item and (known or (not isinstance(value, Enum) and getattr(value, "__dict__", None)))
             found = [(MISSING_VALUE if has_fields else CLOSED_VALUE, Any)]
+        if more := getattr(value, "__pydantic_extra__", None):  # of a model with extra="allow"
+            found = [*found, *((more[name], Any) for name in alike(more, first) if name not in known)]
     return [
         each
         for one, of in found

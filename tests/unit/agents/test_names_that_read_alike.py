@@ -121,6 +121,14 @@ async def test_items_rows_and_arguments_without_a_parameter_are_judged_so_too(ke
     assert await judged("frame", "rows.*.amount", {"rows": pl.DataFrame({key: [500]})}) == "deny"
 
 
+@pytest.mark.parametrize("key", ALIKE)
+async def test_a_model_with_other_fields_than_its_own_is_judged_as_a_dict_is(key: str) -> None:
+    """Agents give the tool the model that they have decoded, and the tool sends all of its fields on."""
+    for said in ('{"order": {"amount": 5, "%s": 500}}', '{"order": {"%s": 500}}'):
+        assert await judged("opened", "order.amount", opened.arguments(said % key)) == "deny"
+    assert await judged("opened", "order.amount", {"order": Open(amount=5, **{key: 6, "count": 500})}) == "allow"
+
+
 async def test_a_field_that_the_type_declares_is_another_one() -> None:
     assert await judged("both", "order.amount", {"order": Both(5, 500)}) == "allow"
     assert await judged("both", "order.amount", {"order": {"amount": 5, "Amount": 500}}) == "allow"
