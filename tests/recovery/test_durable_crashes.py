@@ -12,6 +12,14 @@ from tools.steps import crashes_survived
 
 pytestmark = pytest.mark.slow
 
+# Half a second of the processor of each of their lives otherwise.
+PRELOAD = (
+    "sabot.agents.durable.batch_operator",
+    "sabot.agents.durable.kind",
+    "sabot.journal.sqlite",
+    "sabot.llm.agent",
+)
+
 
 def charged(directory: Path) -> list[Any]:
     with sqlite3.connect(directory / "out.db") as database:
@@ -81,12 +89,12 @@ def each_row_at_most_once(directory: Path) -> list[int]:
     ("app", "check"), [(apps.reconciled_batches, each_row_once), (apps.unsafe_batches, each_row_at_most_once)]
 )
 def test_a_batch_is_the_same_batch_after_a_crash_wherever_the_process_dies(app: Any, check: Any) -> None:
-    crashes_survived(app, check, "journal", "manifest", "call", "stage", share=0.7)
+    crashes_survived(app, check, "journal", "manifest", "call", "stage", share=0.7, preload=PRELOAD)
 
 
 def test_reconciled_calls_are_made_once_wherever_the_process_dies() -> None:
-    crashes_survived(apps.reconciled, once, "journal", "manifest", "call", "stage", share=0.7)
+    crashes_survived(apps.reconciled, once, "journal", "manifest", "call", "stage", share=0.7, preload=PRELOAD)
 
 
 def test_unsafe_calls_are_never_made_twice_wherever_the_process_dies() -> None:
-    crashes_survived(apps.unsafe, at_most_once, "journal", "manifest", "call", "stage", share=0.7)
+    crashes_survived(apps.unsafe, at_most_once, "journal", "manifest", "call", "stage", share=0.7, preload=PRELOAD)
