@@ -239,8 +239,11 @@ class DurableContext(AgentContext):
                     f"@tool({name}=…), and await ctx.call({made.name}, …)",
                 )
         declared = declared_tool(func)
-        recorded = not isinstance(func, Tool) and self._job.has_called(made.name)  # earlier versions took any class
-        if isinstance(declared, Tool) and not recorded and not may_call(made.effect, declared.effect):
+        if (
+            isinstance(declared, Tool)
+            and not may_call(made.effect, declared.effect)
+            and (isinstance(func, Tool) or not self._job.has_called(made.name))  # earlier versions took any class
+        ):
             held = (
                 "every call of it changes something"
                 if RULES[declared.effect].repeatable
