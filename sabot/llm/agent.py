@@ -12,7 +12,7 @@ recorded results.
 
 import asyncio
 import inspect
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Container, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Container, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
@@ -151,6 +151,9 @@ class AgentEffects(Protocol):
         """Returns True if the end of the answer that has just come counts. Returns False in a job that has gone on from
         this answer with an earlier version of Sabot, which did not look at it.
         """
+
+    def note_labels(self, labels: frozenset[str], /) -> None:
+        """Gives the labels of data that the agent has got with its prompt to the job on whose behalf it runs, if there is one."""
 
 
 ASKING_AGENT: ContextVar[tuple[AgentEffects, str] | None] = ContextVar("ASKING_AGENT", default=None)
@@ -426,6 +429,14 @@ class Agent(Generic[Deps, Output]):
         )
         return run.events()
 
+    def _labels_of_results(self, messages: Sequence[ChatMessage]) -> frozenset[str]:
+        """Returns the labels of the tools of this agent whose results are among messages. A program that keeps a conversation
+        itself gives it with the prompt, and what an earlier run has read is in it.
+        """
+        names = {call.id: call.name for each in messages for call in each.tool_calls}
+        results = [names.get(each.tool_call_id, "") for each in messages if each.role == "tool"]
+        return frozenset(label for name in results for label in _labels_of(self.tools.get(name)))
+
 
 def _prompt_of(call: ToolCall) -> str:
     """Returns the prompt in the arguments of `call`, by which a model calls another agent as a tool. Raises ToolError
@@ -501,6 +512,12 @@ def _tool_of_instructions(function: Callable[..., Any], agent: str, deps: AgentD
     return made
 
 
+def _labels_of(tool: "Tool | Agent[Any, Any] | None") -> Iterable[str]:
+    if isinstance(tool, Agent):
+        return {label for each in tool.tools.values() for label in _labels_of(each)}
+    return () if tool is None else tool.labels
+
+
 def _schema_of(tool: "Tool | Agent[Any, Any]") -> ToolSchema:
     if isinstance(tool, Tool):
         return tool.schema
@@ -555,6 +572,8 @@ class _AgentRun:
 
     async def _run_turns(self) -> AsyncGenerator[AgentEvent, None]:
         agent, repairs, max_tokens = self._agent, self._agent.repairs, self._agent.request.max_tokens
+        if labels := agent._labels_of_results((*self._conversation.messages, *self._prompt)):
+            self._effects.note_labels(labels)
         if agent.instructions_tool is not None:
             given = await self._effects.call(agent.instructions_tool, {})
             self._instructions = checked_text(

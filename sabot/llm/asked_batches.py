@@ -103,6 +103,10 @@ class AgentModel:
         """Returns True, because no journal has recorded what was done with an answer (`AgentEffects`)."""
         return True
 
+    def note_labels(self, labels: frozenset[str], /) -> None:
+        """Gives labels of data to the job in whose tool the agent runs, if it runs in one (`AgentEffects`)."""
+        self._alone.note_labels(labels)
+
     async def answer_all(self, requests: Sequence[RequestSpec], output: Schema | None) -> Sequence[Said]:
         """Sends each request to the model, and returns the answers in the order of the requests. If a request has
         failed, the list has its error in place of an answer. `output`: the schema by which the answers are decoded, or

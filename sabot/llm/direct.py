@@ -17,7 +17,7 @@ from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.engine.calls.certainty import Certainty, certainty_of
 from sabot.engine.calls.effects import RULES, EffectId
 from sabot.engine.calls.errors import ToolTimeout
-from sabot.engine.calls.judging import JUDGE, OVER, OnceJudge, judge_of_this, present_judge
+from sabot.engine.calls.judging import JUDGE, OVER, OnceJudge, judge_of_this, note_labels, present_judge
 from sabot.engine.calls.model_requests import RequestContext, RequestSpec
 from sabot.engine.calls.pool import ThreadPool
 from sabot.engine.calls.steps import watched
@@ -65,6 +65,9 @@ class DirectTools:
 
     def looks_at_ends(self) -> bool:
         return True
+
+    def note_labels(self, labels: frozenset[str], /) -> None:
+        note_labels(labels)  # the agent may run in a tool of a job
 
     async def make(self, tool: Tool, arguments: Mapping[str, Any]) -> Any:
         """Calls the function `tool.func`, with the same repetitions after a failure and the same errors as `call`. The

@@ -95,6 +95,9 @@ class JobModel(AgentModel):
     def looks_at_ends(self) -> bool:
         return self._job.looks_at_ends()
 
+    def note_labels(self, labels: frozenset[str], /) -> None:
+        self._job.labels.update(labels)
+
     async def _answer(self, request: RequestSpec, output: Schema | None) -> Said:
         try:
             return await self.complete(request, output=output)

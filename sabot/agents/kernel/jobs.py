@@ -5,7 +5,7 @@ ExecutionRequest ─▶ BEGIN ─▶ Agent.run(…, effects=ctx.llm(engine)), or
 
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from decimal import Decimal
@@ -491,7 +491,6 @@ class KernelAgent:
         said = request.prompt
         if not isinstance(said, str):
             said = msgspec.convert(said, list[ChatMessage])
-            job.labels.update(_labels_of_results(self.agent, said))
         how: dict[str, Any] = {"effects": ctx.llm(self._engine), "max_turns": request.max_turns}
         begin, recalled = job.history.begin, None
         if begin.session and not parent_of(job.job_id)[0]:
@@ -604,18 +603,3 @@ class KernelAgent:
         if output is not None and said.output is not None:
             output = with_form(output, said.output)
         return _of_agent(job_id, said, output)
-
-
-def _labels_of_results(agent: Agent[Any, Any], messages: Sequence[ChatMessage]) -> set[str]:
-    """Returns the labels of the tools of an agent whose results are among messages. A program that keeps a conversation
-    itself gives it with each request: what an earlier job has read is in it.
-    """
-    names = {call.id: call.name for each in messages for call in each.tool_calls}
-    results = [names.get(each.tool_call_id, "") for each in messages if each.role == "tool"]
-    return {label for name in results for label in _labels_of(agent.tools.get(name))}
-
-
-def _labels_of(tool: Tool | Agent[Any, Any] | None) -> set[str]:
-    if isinstance(tool, Agent):
-        return {label for each in tool.tools.values() for label in _labels_of(each)}
-    return set() if tool is None else set(tool.labels)

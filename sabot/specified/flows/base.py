@@ -192,6 +192,9 @@ class _InJob:
         """Returns True, because these effects get no answers of models."""
         return True
 
+    def note_labels(self, labels: frozenset[str], /) -> None:
+        """Does nothing, because agents run by the effects of their engines (`of`)."""
+
 
 @dataclass(frozen=True, slots=True)
 class OperatorResult:
