@@ -31,6 +31,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # where tools and twins are
 from sabot.connectors.memory import MemoryBroker
 from sabot.testing import lives
 from tools.broker import Broker, Brokers
+from tools.delays import Delays
 from tools.drawing import commit
 from tools.hung import ends_if_hung
 from tools.leftovers import end_supervisor, leftovers, temporary_folder
@@ -301,6 +302,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--one-in", metavar="N", type=int, default=1, help="of the collected tests only one in N, drawn by the commit"
     )
+    parser.addoption(
+        "--delays", metavar="SEED", help="nap at random in threads, event loops and steps; SEEDxN naps N times as often"
+    )
 
 
 # Seconds until a test that hangs fails, before pytest's own limit ends its worker.
@@ -325,6 +329,11 @@ def pytest_configure(config: pytest.Config) -> None:
         lives.IN_MEMORY = os.fspath(
             leftovers().folder(Path(tempfile.mkdtemp(prefix="sabot-tests-", dir=lives.IN_MEMORY)))
         )
+    if given := config.getoption("delays"):
+        delays = Delays(given)
+        delays.patch()
+        config.add_cleanup(delays.end)
+        config.pluginmanager.register(delays)
 
 
 @pytest.hookimpl(trylast=True)  # behind pytest's own plugin, which writes to stderr
