@@ -6,6 +6,7 @@ SabotError(message, *, hint=)
 │   ├── MissingExtra       an optional package is not installed (also an ImportError)
 │   ├── AppLocked          another worker runs this app, or holds this directory
 │   ├── StorageLost        the directory of a running app's checkpoints was removed
+│   ├── ServerRefusal      a database or a broker refuses a login or a request
 │   ├── CorruptCheckpoint  a checkpoint cannot be read; names the file
 │   ├── DeliveryConflict   checkpoint and receiver disagree on what was delivered; the hint spells out the choice
 │   ├── CorruptJournal     a journal cannot be read; names the place in it
@@ -111,6 +112,14 @@ class StorageLost(UserError):
     """The directory of the checkpoints was removed or emptied while its app ran, so nothing of the run can be saved
     any more.
     """
+
+
+class ServerRefusal(UserError):
+    """A server refuses a login or a request. `state`: the SQLSTATE of a database's answer, or ""."""
+
+    def __init__(self, message: str, state: str = "", *, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.state = state
 
 
 class CorruptCheckpoint(UserError):

@@ -20,7 +20,7 @@ from sabot.base.config import RECORD_BYTES, checked_topic, parse_broker
 from sabot.base.os_errors import hint_of
 from sabot.base.redaction import clean_cause, redacted, scrubbed
 from sabot.clock import SYSTEM_CLOCK
-from sabot.errors import BrokerUnavailable, SabotError, TransientError, UserError
+from sabot.errors import BrokerUnavailable, SabotError, ServerRefusal, TransientError, UserError
 from sabot.kafka.access import Finding, acl_hint, login_hint, look, principal, tidy
 from sabot.kafka.settings import checked_settings
 
@@ -320,17 +320,17 @@ def _is_refusal(error: KafkaError) -> bool:
     return error.code() in _REFUSED or "SASL authentication error" in error.str()
 
 
-def _refusal(link: BrokerLink, reason: str = "") -> UserError:
+def _refusal(link: BrokerLink, reason: str = "") -> ServerRefusal:
     """Returns the error for a login or a certificate that is not accepted."""
     reason = reason or link.reason
     if "SASL" in reason:
         user = principal(link.kafka)
         whose = f" of user {user!r}" if user else ""
-        return UserError(
+        return ServerRefusal(
             f"kafka://{link.address} refuses the login{whose}: {reason}", hint=login_hint(reason, link.kafka)
         )
     found = look(link.address, link.kafka) or Finding(reason, "look at ssl.ca.location and the other ssl.*", True)
-    return UserError(f"kafka://{link.address}: {found.reason}", hint=found.hint)
+    return ServerRefusal(f"kafka://{link.address}: {found.reason}", hint=found.hint)
 
 
 def _absent(link: BrokerLink, reason: str, found: Finding | None) -> SabotError:
@@ -342,11 +342,11 @@ def _absent(link: BrokerLink, reason: str, found: Finding | None) -> SabotError:
         )
         error.unresolved = "Failed to resolve" in why
         return error
-    kind = UserError if found.sure else BrokerUnavailable
+    kind = ServerRefusal if found.sure else BrokerUnavailable
     return kind(f"kafka://{link.address} does not answer: {found.reason}", hint=found.hint)
 
 
-def _forbidden(error: KafkaError, link: BrokerLink, topic: str, operation: str) -> UserError:
+def _forbidden(error: KafkaError, link: BrokerLink, topic: str, operation: str) -> ServerRefusal:
     """Returns the error for a missing right, with the command that grants it as its hint."""
     user, code = principal(link.kafka), error.code()
     rights = [f"--operation {operation} --topic {topic}"]
@@ -362,7 +362,7 @@ def _forbidden(error: KafkaError, link: BrokerLink, topic: str, operation: str) 
     else:
         what, rights = f"{operation.lower()} topic {topic!r}", [f"--operation {operation} --cluster"]
     who = f"user {user!r}" if user else "this client"
-    return UserError(
+    return ServerRefusal(
         f"kafka://{link.address}: {who} may not {what} ({tidy(said(error))})",
         hint=acl_hint(user, link.address, *rights),
     )

@@ -47,6 +47,7 @@ from sabot.errors import (
     NoJournal,
     OtherJournal,
     SabotError,
+    ServerRefusal,
     StorageLost,
     TransientError,
     UserError,
@@ -76,7 +77,7 @@ _START = (
     "priority",
     "metadata",
 )
-_OF_THE_SERVER = (AppLocked, CorruptCheckpoint, CorruptJournal, MissingExtra, OtherJournal, StorageLost)
+_OF_THE_SERVER = (AppLocked, CorruptCheckpoint, CorruptJournal, MissingExtra, OtherJournal, ServerRefusal, StorageLost)
 _OF_USER = ChatMessage("user")  # without its content
 _HEADERS = {"cache-control": "no-store", "x-content-type-options": "nosniff"}
 _STREAM = {**_HEADERS, "x-accel-buffering": "no"}

@@ -25,6 +25,7 @@ from sabot.errors import (
     JournalFailed,
     JournalFull,
     MissingExtra,
+    ServerRefusal,
     UserError,
 )
 from sabot.journal import Letter, postgres
@@ -148,8 +149,8 @@ def test_a_wrong_password_database_or_host_is_told_without_the_password(own_serv
             PostgresJournal(f"postgresql://{address}", "refunds")
         errors.append(type(error.value))
         assert "hunter2" not in f"{error.value} {error.value.hint} {error.value.__cause__}"
-    assert errors == [UserError, UserError, BrokerUnavailable]
-    with pytest.raises(UserError, match="permission denied"):
+    assert errors == [ServerRefusal, ServerRefusal, BrokerUnavailable]
+    with pytest.raises(ServerRefusal, match="permission denied"):
         PostgresJournal(f"postgresql://ann:right-one@{place}", "refunds")
     query(own_server.url, 'CREATE SCHEMA "sabot_refunds" AUTHORIZATION ann')
     PostgresJournal(f"postgresql://ann:right-one@{place}", "refunds").close()

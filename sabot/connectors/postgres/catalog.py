@@ -5,11 +5,11 @@ from collections.abc import Collection, Mapping, Sequence
 import pyarrow as pa
 
 from sabot.base.dataclass import dataclass
-from sabot.connectors.postgres.link import PostgresLink, ServerRefusal, literal
+from sabot.connectors.postgres.link import PostgresLink, literal
 from sabot.connectors.postgres.names import FRESH
 from sabot.connectors.postgres.types import TYPES_QUERY, PostgresType, column_of, types_of
 from sabot.connectors.sql.database import quoted
-from sabot.errors import UserError
+from sabot.errors import ServerRefusal, UserError
 
 _DENIED = "42501"
 _SCHEMAS = 15  # the version from which a publication may have the tables of a schema

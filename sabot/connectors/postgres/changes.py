@@ -28,7 +28,7 @@ from sabot.codecs.records import BAD_SCHEMA, build_records
 from sabot.connectors.base import Positions, Scans, Source, TakesBound
 from sabot.connectors.places import Bound
 from sabot.connectors.postgres.catalog import CatalogTable, check_changes, check_readable, check_there, read_table
-from sabot.connectors.postgres.link import PostgresLink, ServerRefusal, lsn_of, lsn_text
+from sabot.connectors.postgres.link import PostgresLink, lsn_of, lsn_text
 from sabot.connectors.postgres.memory import TableMemory
 from sabot.connectors.postgres.names import FRESH, session_of, slot_name
 from sabot.connectors.postgres.relations import places_of
@@ -36,7 +36,7 @@ from sabot.connectors.postgres.slot import Slot, SlotNames
 from sabot.connectors.postgres.snapshot import Pass, TableScan, WholeTable, in_snapshots
 from sabot.connectors.postgres.walsender import BUFFER_BYTES, WalChunk, WalReceiver
 from sabot.connectors.sql.server import PostgresServer
-from sabot.errors import TransientError, UserError
+from sabot.errors import ServerRefusal, TransientError, UserError
 
 __all__ = ["PostgresChanges"]
 

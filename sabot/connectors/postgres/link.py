@@ -8,7 +8,7 @@ from typing import Any
 from sabot.base.redaction import clean_cause
 from sabot.clock import SYSTEM_CLOCK
 from sabot.connectors.sql.server import NO_ANSWER, PostgresServer, in_one_line
-from sabot.errors import BrokerUnavailable, TransientError, UserError
+from sabot.errors import BrokerUnavailable, ServerRefusal, TransientError
 
 CONNECT_SECONDS = 10.0
 QUERY_SECONDS = 30.0
@@ -22,14 +22,6 @@ _PASSING = ("08", "40", "530", "531", "532", "533", "55P03", "57", "58")
 IN_USE = "55006"
 
 
-class ServerRefusal(UserError):
-    """An error that the server has answered. `state`: its SQLSTATE."""
-
-    def __init__(self, message: str, state: str, *, hint: str = "") -> None:
-        super().__init__(message, hint=hint)
-        self.state = state
-
-
 class PostgresLink:
     """A connection to a server for one thread. `session`: its name for the server. `stopped`: set when all calls have to end."""
 
@@ -39,7 +31,7 @@ class PostgresLink:
         self._pg: Any = None
 
     def connect(self) -> None:
-        """Makes the connection. Raises BrokerUnavailable after 10 s, and UserError if the server refuses it."""
+        """Makes the connection. Raises BrokerUnavailable after 10 s, and ServerRefusal if the server refuses it."""
         self.close()
         until = SYSTEM_CLOCK.monotonic() + CONNECT_SECONDS
         pg = self._pg = self._server.begun(self._session, **self._settings)

@@ -14,9 +14,9 @@ from contextlib import suppress
 
 from sabot.base.dataclass import dataclass
 from sabot.clock import SYSTEM_CLOCK
-from sabot.connectors.postgres.link import IN_USE, PostgresLink, ServerRefusal, lsn_text
+from sabot.connectors.postgres.link import IN_USE, PostgresLink, lsn_text
 from sabot.connectors.sql.database import quoted
-from sabot.errors import TransientError
+from sabot.errors import ServerRefusal, TransientError
 
 _log = logging.getLogger(__name__)
 

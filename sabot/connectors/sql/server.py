@@ -13,7 +13,7 @@ from urllib.parse import quote, urlencode
 from sabot.base.redaction import clean_cause, keep_secret
 from sabot.base.threads import run_in_thread
 from sabot.clock import SYSTEM_CLOCK
-from sabot.errors import BrokerUnavailable, MissingExtra, TransientError, UserError, short_repr
+from sabot.errors import BrokerUnavailable, MissingExtra, ServerRefusal, TransientError, UserError, short_repr
 
 T = TypeVar("T")
 
@@ -143,7 +143,7 @@ class PostgresServer:
     def connect(self, session: str, settings: Mapping[str, str] | None = None) -> Any:
         """Returns a new connection of psycopg that commits each statement, unless the caller changes that. `session`:
         its name for other processes, or "". `settings`: further settings of the session. Raises BrokerUnavailable, or
-        UserError if the server refuses the connection.
+        ServerRefusal if the server refuses the connection.
         """
         try:
             connection = self._driver.connect(self._conninfo, autocommit=True)
@@ -165,11 +165,11 @@ class PostgresServer:
             raise
         return connection
 
-    def not_connected(self, why: str, *, passing: bool = True) -> UserError | BrokerUnavailable:
+    def not_connected(self, why: str, *, passing: bool = True) -> ServerRefusal | BrokerUnavailable:
         """Returns the error for a connection that could not be made. `passing`: True if that may be otherwise later, unless `why`
         is a refusal. Connects once more if the words do not tell, which may take 5 s.
         """
-        message = f"PostgreSQL at {self.where}: {in_one_line(why)}"
+        message, state = f"PostgreSQL at {self.where}: {in_one_line(why)}", ""
         if passing and not _REFUSED.search(why):
             unresolved = bool(_UNRESOLVED.search(why))
             state = "" if unresolved else self._refusal_state()
@@ -178,7 +178,9 @@ class PostgresServer:
                 error = BrokerUnavailable(message, hint="" if state or _ASKED in why else hint)
                 error.unresolved = unresolved
                 return error
-        return UserError(message, hint=f"check the address given for {self._what}, and the server's pg_hba.conf")
+        return ServerRefusal(
+            message, state, hint=f"check the address given for {self._what}, and the server's pg_hba.conf"
+        )
 
     def _refusal_state(self) -> str:
         """Returns the SQLSTATE with which the server refuses another connection. Returns "" if it refuses none, does not answer, or
@@ -231,16 +233,21 @@ class PostgresServer:
 
     @contextmanager
     def explained(self) -> Iterator[None]:
-        """Converts errors of the driver: into TransientError if the error may pass, else into UserError."""
+        """Converts errors of the driver: into TransientError if the error may pass; into UserError for values that the server
+        does not take, and else into ServerRefusal.
+        """
         driver = self._driver
         try:
             yield
         except driver.Error as error:
             message = f"{self._what} of {self.where}: {str(error).strip()}"
             passing = isinstance(error, driver.OperationalError | driver.InterfaceError) or error.sqlstate == _READ_ONLY
-            if passing and not isinstance(error, driver.errors.ProgramLimitExceeded):
+            too_large = isinstance(error, driver.errors.ProgramLimitExceeded)
+            if passing and not too_large:
                 raise TransientError(in_one_line(message)) from clean_cause(error)
-            raise UserError(message) from clean_cause(error)
+            if too_large or isinstance(error, driver.DataError):
+                raise UserError(message) from clean_cause(error)
+            raise ServerRefusal(message, error.sqlstate or "") from clean_cause(error)
 
     async def run_within(
         self, connection: Any, asked: Generator[tuple[str, Sequence[Any]], list[tuple[Any, ...]], T], what: str

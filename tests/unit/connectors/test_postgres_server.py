@@ -11,7 +11,7 @@ import pytest
 from sabot.clock import SYSTEM_CLOCK
 from sabot.connectors.postgres.link import PostgresLink
 from sabot.connectors.sql.server import PostgresServer
-from sabot.errors import BrokerUnavailable, SabotError, UserError
+from sabot.errors import BrokerUnavailable, SabotError, ServerRefusal
 from tools.answering import answering
 
 NO_SSL = {b"\x04\xd2\x16\x2f", b"\x04\xd2\x16\x30"}  # the codes of requests for TLS and GSSAPI
@@ -61,7 +61,7 @@ PASSING = {"57P03": "starts", "53300": "too many connections", "55000": "takes n
 
 @pytest.mark.parametrize("state", [*REFUSED, *PASSING])
 def test_a_server_is_waited_for_unless_its_state_is_a_refusal(state: str) -> None:
-    expected = UserError if state in REFUSED else BrokerUnavailable
+    expected = ServerRefusal if state in REFUSED else BrokerUnavailable
     with speaking_russian(state) as url:
         server = PostgresServer(url, "the journal", "a journal in PostgreSQL")
         for connect in (
@@ -71,6 +71,7 @@ def test_a_server_is_waited_for_unless_its_state_is_a_refusal(state: str) -> Non
             with pytest.raises(SabotError, match=WORDS) as raised:
                 connect()
             assert type(raised.value) is expected
+            assert getattr(raised.value, "state", state) == state
 
 
 def test_a_server_in_another_language_is_waited_for_if_the_client_does_not_tell_the_state() -> None:

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from sabot.agents import ConstraintPolicy, JobClient, PolicyEngine, RuntimeKernel
 from sabot.agents.kernel.jobs import recorded_result
 from sabot.cli import commands
-from sabot.errors import AppLocked, CorruptJournal, OtherJournal, StorageLost, UserError
+from sabot.errors import AppLocked, CorruptJournal, OtherJournal, ServerRefusal, StorageLost, UserError
 from sabot.jobs.values import pack
 from sabot.journal.entries import End
 from sabot.llm import Agent, Completion, ExecutionEngine, ScriptedProvider, ToolCall, Usage, assistant, tool
@@ -605,7 +605,7 @@ async def test_a_request_before_the_first_worker_has_made_the_journal_comes_agai
         assert status in (200, 202, 404)
 
 
-@pytest.mark.parametrize("error", [CorruptJournal, OtherJournal, AppLocked, StorageLost])
+@pytest.mark.parametrize("error", [CorruptJournal, OtherJournal, AppLocked, ServerRefusal, StorageLost])
 async def test_what_is_broken_at_the_server_is_no_fault_of_the_request(
     site: Site, error: type[UserError], caplog: pytest.LogCaptureFixture
 ) -> None:
