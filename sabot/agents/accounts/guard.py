@@ -358,7 +358,9 @@ class LedgerGuard(EffectGuard):
             self.ledger.record(each, durable=self._durable)
         if rows:
             self.ledger.record(rows[-1], _name(effect), durable=self._durable)
-            self._count_unmarked(len(rows))
+            self._unmarked += len(rows)
+            if self._unmarked >= MARK_EVERY:
+                self._make_mark()
         else:
             self.ledger.release(_name(effect), opened.scope)
         return rows
@@ -519,12 +521,13 @@ class LedgerGuard(EffectGuard):
             await self._mark(journal, self._ends, self._reserving())
 
     def begin_job(self, begin: Begin, taken: Sequence[Entry] = ()) -> None:
-        self._count_unmarked(1)
+        self._unmarked += 1
+        if self._unmarked >= MARK_EVERY:
+            self._make_mark()
 
-    def _count_unmarked(self, more: int) -> None:
-        """Makes a mark in the journal from time to time, so that a start after a crash reads only what came behind it."""
-        self._unmarked += more
-        if self._unmarked < MARK_EVERY or self._journal is None or self._counted or self._marking is not None:
+    def _make_mark(self) -> None:
+        """Makes a mark in the journal, so that a start after a crash reads only what came behind it."""
+        if self._journal is None or self._counted or self._marking is not None:
             return
         self._unmarked = 0
         self._marking = asyncio.get_running_loop().create_task(

@@ -168,7 +168,7 @@ class DurableContext(AgentContext):
         Raises EffectError if the tool fails, if the call is denied, if its result cannot be encoded, or if the call
         was interrupted by a crash and must not be repeated.
         """
-        made = as_tool(tool) if isinstance(tool, Tool) else self._tool_of(tool)
+        made = tool if isinstance(tool, Tool) else self._tool_of(tool)[0]
         if made.converse is not None and not args:
             return await made.converse(made, _JobCaller(self), kwargs)
         return await self._made(made, args, kwargs)
@@ -229,7 +229,7 @@ class DurableContext(AgentContext):
         not fill: it would not be clear for which of the two the value is.
         """
         given: dict[str, Any] = {"effect": effect, "timeout": timeout, "retries": retries}
-        made = as_tool(func, **given) if isinstance(func, Tool) else self._tool_of(func, **given)
+        made, declared = (as_tool(func, **given), func) if isinstance(func, Tool) else self._tool_of(func, **given)
         for name in _shared_names(made, args):
             given["effect"] = effect != "unsafe" and not made.takes_effect
             if given[name] not in (None, False) and not self._job.has_passed(""):  # earlier versions took it as ours
@@ -238,9 +238,8 @@ class DurableContext(AgentContext):
                     hint=f"functools.partial({made.name}, {name}=…) gives it to the function; or declare the tool, "
                     f"@tool({name}=…), and await ctx.call({made.name}, …)",
                 )
-        declared = declared_tool(func)
         if (
-            isinstance(declared, Tool)
+            declared is not None
             and not may_call(made.effect, declared.effect)
             and (isinstance(func, Tool) or not self._job.has_called(made.name))  # earlier versions took any class
         ):
@@ -255,18 +254,22 @@ class DurableContext(AgentContext):
             )
         return await self._made(made, args, kwargs)
 
-    def _tool_of(self, func: Callable[..., Any], **settings: Any) -> Tool:
-        """Returns the tool that a call of this function makes. Earlier versions made a call of its own of the function of
-        a tool: under the name of the function, which a job that has asked for it so keeps.
+    def _tool_of(self, func: Callable[..., Any], **settings: Any) -> tuple[Tool, Tool | None]:
+        """Returns the tool that a call of this function makes, and the tool whose function it is, or None. Earlier versions made
+        a call of its own of the function of a tool: under the name of the function, which a job that has asked for it so keeps.
         """
-        own = getattr(unwrap(func), "__name__", "")
         try:
-            made = as_tool(func, **settings)
+            declared = declared_tool(func)
         except UserError:
-            if self._job.has_called(own):
-                return tool_of_function(func, **settings)
+            if self._job.has_called(getattr(unwrap(func), "__name__", "")):
+                return tool_of_function(func, **settings), None
             raise
-        return tool_of_function(func, **settings) if own != made.name and self._job.has_called(own) else made
+        if not isinstance(declared, Tool):
+            return tool_of_function(declared, **settings), None
+        made, own = as_tool(func, **settings), getattr(unwrap(func), "__name__", "")
+        if own != made.name and self._job.has_called(own):
+            made = tool_of_function(func, **settings)
+        return made, declared
 
     async def _call_of_model(self, tool: Tool, arguments: Mapping[str, Any], said: str | None) -> Any:
         """Does the same as `call`. `said`: the arguments as a model has written them, or None."""

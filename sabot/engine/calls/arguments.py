@@ -328,6 +328,8 @@ def argument_values(
     if tool is None or path[0] == REST:
         return values_at(arguments, path, dict[str, Any], extremes=extremes)
     first, rest = path[0], path[1:]
+    if not rest and first in arguments and _has_these_alone(tool, arguments):
+        return [arguments[first]]
     func = _behind(tool.func)[0]
     known = _parameters_of(func)
     found = _values_of(func, known, arguments, first, rest, extremes=extremes)
@@ -336,6 +338,11 @@ def argument_values(
             if name not in known.order:
                 found += values_at(arguments[name], rest, extremes=extremes)
     return found
+
+
+def _has_these_alone(tool: Tool, arguments: Mapping[str, Any]) -> bool:
+    """Returns True if these are the parameters of a function without aliases and wrappers, and `**more` has none beside them."""
+    return tool.plain is not None and len(arguments) + tool.takes_effect == len(tool.plain.names)
 
 
 def _values_of(

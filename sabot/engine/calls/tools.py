@@ -18,7 +18,7 @@ would be called again.
 
 import inspect
 from collections.abc import Awaitable, Callable, Collection, Mapping
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, partial
 from types import BuiltinFunctionType, FunctionType, MethodType, UnionType
@@ -194,6 +194,7 @@ class Tool(Generic[P, R]):
     - `part_of`: the tool whose call this one goes on with, such as that of `NAME` for `NAME.resume`; else None. Rules about
       that tool hold for this one too, with its class. A tool of the class "read" only waits for the end of such a call: of
       those rules the ones about names and callers hold for it.
+    - `copy_of`: the tool of which this one is a copy with other settings, as an agent makes one; else None.
     """
 
     func: Callable[P, R]
@@ -215,6 +216,7 @@ class Tool(Generic[P, R]):
     takes_context: str = ""
     deps: AgentDeps | None = field(default=None, compare=False, repr=False)
     part_of: "Tool | None" = field(default=None, compare=False, repr=False)
+    copy_of: "Tool | None" = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         func: Any = self.func
@@ -436,6 +438,7 @@ def as_tool(
     again = default_retries if retries is None and not what.has_retries else retries
     if effect is None and timeout is None and again is None:
         return what
+    first = what.copy_of or what
     made = _check_tool(
         replace(
             what,
@@ -444,11 +447,12 @@ def as_tool(
             timeout_s=what.timeout_s if timeout is None else _seconds_of(what.name, "timeout", timeout),
             retry=what.retry if again is None else replace(what.retry, retries=again),
             has_retries=what.has_retries or retries is not None,
+            copy_of=first if effect is None else what.copy_of,
         )
     )
-    note_tool(made)  # the first one may be gone soon: an agent keeps the copy
+    note_tool(made)
     if effect is None:
-        _note_function(made, is_copy=True)
+        _note_function(first)  # which exists as long as the copy
     return made
 
 
@@ -533,22 +537,34 @@ _TOOL_FIELDS: WeakKeyDictionary[FunctionType, dict[str, dict[str, Any]]] = WeakK
 method are by its function and apart, as it has a parameter less. `ctx.step` makes a tool for each call, and inspecting a
 function takes long. The keys are weak, so that functions are not kept alive.
 """
-_DECLARED: WeakKeyDictionary[Any, list["ref[Tool]"]] = WeakKeyDictionary()
-"""The tools that the program has declared, by their functions: copies with other settings, and behind them the tools as they
-were declared. A step of such a function is a call of the tool: rules are by its name, and its class says whether it may be
-repeated.
+_DECLARED: WeakKeyDictionary[Any, dict[tuple[str, EffectClass], dict[int, "ref[Tool]"]]] = WeakKeyDictionary()
+"""The tools that the program has declared, by their functions, their names and classes, and their ids. A step of such a
+function is a call of the tool: rules are by its name, and its class says whether it may be repeated.
 """
 
 
-def _note_function(made: Tool, *, is_copy: bool = False) -> None:
+def _note_function(made: Tool) -> None:
     """Remembers whose function this is, as long as the tool or a copy of it exists."""
     func: Any = made.func
     while _is_key(plain := func.__func__ if type(func) is MethodType else func):
-        known = _DECLARED.setdefault(plain, [])
-        known.insert(0 if is_copy else len(known), ref(made, known.remove))
+        # A group that is empty stays: to remove it here would race with a thread that adds a tool.
+        group, key = _DECLARED.setdefault(plain, {}).setdefault((made.name, made.effect), {}), id(made)
+        group[key] = ref(made, partial(_forget, group, key))
         if not is_ours(plain):
             return
         func = getattr(plain, "__wrapped__", None)  # the user's, within one of ours that fills in defaults
+
+
+def _forget(group: dict[int, "ref[Tool]"], key: int, gone: "ref[Tool]") -> None:
+    group.pop(key, None)
+
+
+def _newest(group: dict[int, "ref[Tool]"]) -> Tool | None:
+    """Returns the tool of a group that was declared last and still exists; None if none does."""
+    with suppress(KeyError, RuntimeError, StopIteration):  # another thread, or the collector, removes one meanwhile
+        if (made := group[next(reversed(group))]()) is not None:
+            return made
+    return next((made for refers in reversed(list(group.copy().values())) if (made := refers()) is not None), None)
 
 
 def is_ours(func: Any) -> bool:
@@ -569,18 +585,20 @@ def _is_key(func: Any) -> bool:
 def _tool_with(func: Any) -> Tool | None:
     """Returns the tool that the program has declared with this function; None if there is none."""
     plain = func.__func__ if type(func) is MethodType else func
-    if not _is_key(plain) or not (known := _DECLARED.get(plain)):
+    if type(plain) is not FunctionType and not _is_key(plain):
         return None
-    found = {(each.name, each.effect): each for refers in known.copy() if (each := refers()) is not None}
+    if not (known := _DECLARED.get(plain)):
+        return None
+    found = [made for group in list(known.values()) if (made := _newest(group)) is not None]
     if not found:
         return None
     if len(found) > 1:
-        names = sorted({name for name, _ in found})
+        names = sorted({each.name for each in found})
         raise UserError(
             f"{_name_of(func)} is the function of {len(found)} tools ({', '.join(names)}), so it is not clear which one is called",
             hint=f"give the tool: ctx.call({names[0]}, …)",
         )
-    (made,) = found.values()
+    (made,) = found
     is_bound = type(made.func) is MethodType
     if plain is func:
         return replace(made, func=func) if is_bound else made  # the object of a method is given as an argument

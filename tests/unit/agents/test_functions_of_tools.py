@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import gc
 import inspect
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -175,15 +176,37 @@ async def test_a_step_of_the_function_cannot_be_repeated_more_than_the_tool() ->
     assert MADE == []
 
 
-def test_a_function_is_that_of_the_tool_when_a_copy_of_it_is_gone_and_that_of_a_copy_when_the_tool_is() -> None:
+def test_a_function_is_that_of_the_tool_as_it_was_declared_while_the_tool_or_a_copy_exists() -> None:
     """Each call with a time limit of its own makes a copy: behind it a step of the function was none of the tool."""
     made = declared()(send)
     assert as_tool(made, timeout="5s").timeout_s == 5
     assert as_tool(send) is made
-    copy = as_tool(made, timeout="7s")
-    assert as_tool(send) is made, "as it was declared"
+    copy = as_tool(as_tool(made, timeout="7s"), retries=2)
+    assert as_tool(send) is made
     del made
-    assert as_tool(send) is copy
+    assert (as_tool(send).name, as_tool(send).timeout_s, copy.timeout_s) == ("transfer", None, 7)
+    del copy
+    assert as_tool(send).name == "send"
+
+
+def test_the_tool_of_a_function_is_found_in_the_time_of_one_however_many_there_are() -> None:
+    """The copies were a list: of 50,000 agents with time limits, each new one, each step and each end went through all."""
+    made = [as_tool(declared()(send), timeout="5s") for _ in range(2_000)]
+    looks = 0
+
+    def count(frame: Any, event: str, arg: Any) -> None:
+        nonlocal looks
+        looks += event in ("call", "c_call")
+
+    sys.setprofile(count)
+    try:
+        as_tool(send)
+        made.append(as_tool(made[0], timeout="6s"))
+    finally:
+        sys.setprofile(None)
+    assert looks < 200
+    made.clear()
+    assert as_tool(send).name == "send"
 
 
 def test_a_function_of_two_tools_is_refused_with_their_names() -> None:
