@@ -25,7 +25,7 @@ from typing import Any, Literal, NamedTuple
 
 import msgspec
 
-from sabot.engine.calls.arguments import all_given, call_arguments, values_left_out, with_arguments
+from sabot.engine.calls.arguments import all_given, call_arguments, converted_arguments, values_left_out, with_arguments
 from sabot.engine.calls.effects import EffectId
 from sabot.engine.calls.judging import ValueCode
 from sabot.engine.calls.model_requests import RequestSpec
@@ -425,6 +425,9 @@ def sent_arguments(
                 name: shown for name, each in left_out.items() if (shown := mask_default(each, hide)) is not each
             }
             args, kwargs = with_arguments(tool, args, kwargs, changed)
+            for name, each in converted_arguments(tool, args, kwargs).items():
+                if mask_default(each, hide) is not each:
+                    raise UserError(f"validate_call of {tool.name} makes a text of {name} that has to be hidden")
         if seen is None:
             return args, kwargs
         if tool.parameters is not None:

@@ -24,7 +24,7 @@ from sabot.api.context import AgentContext
 from sabot.base.checks import FLAG, TEXT, TEXTS, Of, OneOf, check, check_fields, check_pattern, is_whole
 from sabot.base.config import Duration, parse_seconds
 from sabot.base.options import answers_wrong_options
-from sabot.engine.calls.arguments import argument_values, lacks, may_hide, values_left_out
+from sabot.engine.calls.arguments import argument_values, converted_arguments, lacks, may_hide, values_left_out
 from sabot.engine.calls.effects import RULES, EffectClass
 from sabot.engine.calls.fields import (
     CLOSED_VALUE,
@@ -631,7 +631,8 @@ class RedactionPolicy(PolicyRule):
         if call.tool is None or call.kind != "tool":
             return False
         left_out = values_left_out(call.tool, call.args, call.kwargs).values()
-        return any(mask_default(each, self.patterns, numbers=True) is not each for each in left_out)
+        made = converted_arguments(call.tool, call.args, call.kwargs).values()
+        return any(mask_default(each, self.patterns, numbers=True) is not each for each in (*left_out, *made))
 
 
 RESTRICTS = (DataAccessPolicy, LabelPolicy, RedactionPolicy)

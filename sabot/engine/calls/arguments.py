@@ -12,7 +12,9 @@ a function says of its parameters is read once.
 """
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
+from copy import deepcopy
 from functools import partial
 from types import FunctionType, GenericAlias, MethodType
 from typing import Annotated, Any, NamedTuple, Unpack, cast, get_args, get_origin, get_type_hints
@@ -29,10 +31,10 @@ from sabot.engine.calls.fields import (
     type_lacks,
     values_at,
 )
-from sabot.engine.calls.pydantic_types import MISSING_DEFAULT, default_of, field_in, is_field
+from sabot.engine.calls.pydantic_types import MISSING_DEFAULT, conversion_of, default_of, field_in, is_field
 from sabot.engine.calls.schema_paths import json_types, schema_lacks, schema_names, values_in_json, with_defaults
 from sabot.engine.calls.tools import Tool
-from sabot.errors import UserError
+from sabot.errors import UserError, short_repr
 
 
 class _Parameters(NamedTuple):
@@ -162,6 +164,8 @@ def call_arguments(
         given = {**kwargs, **({REST: tuple(args)} if args else {})}
         return with_defaults(given, tool.parameters.json) if filled else given
     func, bound, args, kwargs = _behind(tool.func, tuple(args), kwargs)
+    if filled:
+        args, kwargs = _converted(func, bound, args, kwargs)
     known = _parameters_of(func)
     names = known.positional[bound:]
     given = dict(zip(names, args, strict=False))
@@ -179,6 +183,49 @@ def call_arguments(
     if tool.takes_effect:
         found.pop("effect", None)
     return {**found, **given}
+
+
+def _converted(
+    func: Any, bound: bool, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
+    """Returns the arguments as `validate_call` of pydantic gives them to the function, if it does not refuse them."""
+    conversion = conversion_of(func)
+    if conversion is None:
+        return args, kwargs
+    try:
+        args, kwargs = conversion(*(None,) * bound, *map(_copy, args), **{name: _copy(kwargs[name]) for name in kwargs})
+    except Exception:  # the code of a validator; the call is refused in the same way
+        return args, kwargs
+    return args[bound:], kwargs
+
+
+def _copy(value: Any) -> Any:
+    """Returns a copy of a dict or a list, which a validator may change."""
+    with suppress(Exception):  # a client in it, or code of the user's
+        return deepcopy(value) if isinstance(value, dict | list | set) else value
+    return value
+
+
+def converted_arguments(tool: Tool, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Returns the arguments of a call, as `call_arguments` does, of a function with `validate_call` of pydantic, which converts
+    them before it calls the function; {} for another tool.
+    """
+    converts = tool.plain is None and tool.parameters is None and conversion_of(_behind(tool.func)[0]) is not None
+    return call_arguments(tool, args, kwargs) if converts else {}
+
+
+def check_converted(tool: Tool, args: tuple[Any, ...], kwargs: Mapping[str, Any], names: Collection[str]) -> None:
+    """Raises UserError if `validate_call` of pydantic would change arguments that are values of their types already: those of a
+    person or a model, who has decided about these values and not about what another conversion makes of them.
+    """
+    found = converted_arguments(tool, args, kwargs)
+    given = call_arguments(tool, args, kwargs, filled=False) if found else {}
+    for name in names:
+        if name in given and name in found and given[name] != found[name]:
+            raise UserError(
+                f"{tool.name} is called with {name}={short_repr(given[name])}, and validate_call makes {short_repr(found[name])} of it",
+                hint=f"leave validate_call out, or let the function of {tool.name} do what the validator does",
+            )
 
 
 def _check_not_rest(tool: Tool, known: _Parameters, name: str) -> None:

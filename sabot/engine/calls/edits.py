@@ -10,6 +10,7 @@ import msgspec
 
 from sabot.engine.calls.arguments import (
     call_arguments,
+    check_converted,
     lacks,
     parameter_of,
     types_of,
@@ -40,6 +41,7 @@ def edited_arguments(
             raise _twice(tool.name, [each for each in edit if parameter_of(tool, each) == name])
         values[name] = edited(found.get(name, MISSING_VALUE), each, types.get(name, Any), name)
     args, kwargs = with_arguments(tool, args, kwargs, values)
+    check_converted(tool, args, kwargs, values)
     if tool.parameters is not None:
         try:
             tool.parameters.decode(msgspec.json.encode(kwargs).decode())

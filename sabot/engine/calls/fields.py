@@ -4,6 +4,7 @@ says of them. What a class says of its fields is read once.
 
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
+from copy import deepcopy
 from dataclasses import MISSING, fields, is_dataclass
 from enum import Enum
 from functools import cached_property, lru_cache, partial
@@ -28,6 +29,7 @@ import msgspec
 import pyarrow as pa
 
 from sabot.engine.calls.batches import column_values, has_rows, rows_of
+from sabot.errors import UserError, short_repr
 
 MISSING_VALUE: Any = object()
 """The value that `values_at` returns for an item without the path."""
@@ -171,14 +173,25 @@ def under_all_names(value: Any, kind: Any = Any) -> Any:
     names and the defaults of the model's fields.
     """
     if isinstance(value, Mapping):
-        declared = [field for each in choices_of(kind) for field in fields_of(each).values()]
-        of = {name: field.type for field in declared for name in field.names}
+        classes = [each for each in choices_of(kind) if fields_of(each)]
+        of = {name: field.type for each in classes for field in fields_of(each).values() for name in field.names}
         found = {name: under_all_names(each, of.get(name, item_kind(kind))) for name, each in value.items()}
-        for field in declared:
-            present = next((name for name in field.names if name in found), None)
-            if present is not None or field.default is not None:
-                told = found[present] if present is not None else under_all_names(field.default(), field.type)  # type: ignore[misc]
-                found = dict.fromkeys(field.names, told) | found
+        for each in classes:
+            made = object_of(each, value)
+            for field in fields_of(each).values():
+                told = [found[name] for name in field.names if name in found][:1]
+                inner = msgspec.UNSET if made is None else getattr(made, field.attribute, msgspec.UNSET)
+                if inner is msgspec.UNSET:
+                    inner = field.default() if field.default is not None and not told else inner
+                if inner is not msgspec.UNSET:
+                    told.append(under_all_names(inner, field.type))
+                if told and told[0] != told[-1]:
+                    raise UserError(
+                        f"{field.attribute} is {short_repr(told[0])}, and {each.__name__} makes {short_repr(told[-1])} of it",
+                        hint=f"give an object of {each.__name__}, which has one value",
+                    )
+                if told:
+                    found = dict.fromkeys(field.names, told[0]) | found
         return found
     if isinstance(value, list | tuple | Set) and not hasattr(value, "_fields"):
         return [under_all_names(each, item_kind(kind)) for each in value]
@@ -323,9 +336,41 @@ def _in_mapping(value: Mapping[Any, Any], name: str, kind: Any, *, is_last: bool
         found = [(value[key], Any) for key in keys]
     if not found and isinstance(value, defaultdict) and value.default_factory is not None:
         found = [(value.default_factory(), Any)]  # as the tool gets it
+    made = [pair for each in choices_of(kind) if fields_of(each) for pair in _as_read(each, value, name)]
+    missing = missing or ([] if made else [(MISSING_VALUE, Any)])
     declared = {other for each in choices_of(kind) for other in fields_of(each)}
     likes = [(value[key], item_kind(kind)) for key in alike(value, name) if key not in declared]
-    return [*(found or missing or [(MISSING_VALUE, Any)]), *likes]
+    return [*(found or missing), *likes, *made]
+
+
+def _as_read(kind: type, value: Mapping[Any, Any], name: str) -> list[tuple[Any, Any]]:
+    """Returns the field that an object has which a class makes of a dict, with its type: validators may change it, and an
+    AliasPath take it from anywhere in the dict. None if the class takes no such dict, or has no such field.
+    """
+    made, field = object_of(kind, value), fields_of(kind).get(name)
+    inner = MISSING_VALUE if made is None else getattr(made, name if field is None else field.attribute, MISSING_VALUE)
+    if inner is MISSING_VALUE or inner is msgspec.UNSET or (field is None and callable(inner)):
+        return []
+    return [(inner, Any if field is None else field.type)]
+
+
+def object_of(kind: type, value: Mapping[Any, Any]) -> Any:
+    """Returns the object that a class with fields makes of a dict, as a tool may do that gets it; None if it takes no such
+    dict.
+    """
+    try:
+        given = deepcopy(dict(value))  # validators may change it
+        if hasattr(kind, "model_validate"):
+            return kind.model_validate(given)
+        if hasattr(kind, "__pydantic_fields__"):
+            from pydantic import TypeAdapter
+
+            return TypeAdapter(kind).validate_python(given)
+        if issubclass(kind, msgspec.Struct):
+            return msgspec.convert(given, kind, strict=False)
+        return kind(**given) if is_dataclass(kind) or hasattr(kind, "__attrs_attrs__") else None
+    except Exception:  # the code of a class
+        return None
 
 
 def _keys_named(value: Mapping[Any, Any], name: str) -> list[Any]:

@@ -6,18 +6,25 @@ model or with two dataclasses. So `readable` puts a class into the place of such
 by which `schema` reads it. All values are read by the rules of JSON, so that a strict model takes a date from a text.
 """
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import is_dataclass
+from functools import wraps
+from types import FunctionType, MethodType
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints, is_typeddict
 from warnings import catch_warnings, simplefilter
+from weakref import WeakKeyDictionary
 
 import msgspec
 
+from sabot.engine.calls.tool_context import EFFECT
 from sabot.errors import UserError, message_of, short_repr
 
 _LIBRARIES = ("pydantic", "pydantic_core", "annotated_types")
 _BOUNDS = ("gt", "ge", "lt", "le", "multiple_of", "min_length", "max_length", "pattern")
+Conversion = Callable[..., tuple[tuple[Any, ...], dict[str, Any]]]
 MISSING_DEFAULT: Any = object()
 """The default of a field that has none."""
 
@@ -42,6 +49,63 @@ def field_in(kind: Any) -> Any:
 def is_model(kind: Any) -> bool:
     """Returns True for a model of pydantic, and for a class that stands for a type in `readable`."""
     return isinstance(kind, type) and hasattr(kind, "model_json_schema") and hasattr(kind, "model_validate_json")
+
+
+def conversion_of(func: Any) -> Conversion | None:
+    """Returns what `validate_call` makes of the arguments of a function before it calls it: a function that takes the
+    arguments, and returns them converted, as a pair of those by place and those by name. None for a function without it.
+    """
+    raw = getattr(func, "raw_function", None)
+    if raw is None or not isinstance(func, FunctionType):
+        return None
+    known = _conversions.get(func)
+    if known is None:
+        from pydantic import validate_call
+
+        def given(*args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+            return args, kwargs
+
+        signature = inspect.signature(func)
+        taken: Any = wraps(raw)(given)
+        # the call gets its Effect later
+        taken.__signature__ = signature.replace(
+            parameters=[each for each in signature.parameters.values() if each.name != EFFECT]
+        )
+        known = _conversions[func] = validate_call(config=_config_of(func))(taken)
+    return known
+
+
+def converted_by_name(func: Any, given: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Returns what `validate_call` makes of arguments that are given by name; {} for a function without it, and if it takes
+    them not.
+    """
+    bound = isinstance(func, MethodType)
+    conversion = conversion_of(func.__func__ if bound else func)
+    if conversion is None:
+        return {}
+    try:
+        args, kwargs = conversion(*(None,) * bound, **given)
+        return inspect.signature(func).bind_partial(*args[bound:], **kwargs).arguments
+    except Exception:  # the code of a validator
+        return {}
+
+
+def _config_of(func: Any) -> Any:
+    """Returns the config that was given to `validate_call`; None for none."""
+    while func is not None:
+        for cell in getattr(func, "__closure__", None) or ():
+            held = None
+            with suppress(ValueError):  # it is empty
+                held = cell.cell_contents
+            owner = getattr(held, "__self__", None)
+            for name in ("config_wrapper", "_config_wrapper"):
+                if (found := getattr(getattr(owner, name, None), "config_dict", None)) is not None:
+                    return found
+        func = getattr(func, "__wrapped__", None)
+    return None
+
+
+_conversions: WeakKeyDictionary[FunctionType, Conversion] = WeakKeyDictionary()
 
 
 def readable(kind: Any, where: str) -> Any:

@@ -33,7 +33,15 @@ from sabot.engine.calls.decoded import NO_FORM, adds_values, form_of
 from sabot.engine.calls.functions import unwrap
 from sabot.engine.calls.json_schema import mismatch
 from sabot.engine.calls.model_requests import JsonSchema
-from sabot.engine.calls.pydantic_types import MISSING_DEFAULT, default_of, field_in, is_field, is_model, readable
+from sabot.engine.calls.pydantic_types import (
+    MISSING_DEFAULT,
+    converted_by_name,
+    default_of,
+    field_in,
+    is_field,
+    is_model,
+    readable,
+)
 from sabot.engine.calls.tool_results import plain_form
 from sabot.errors import UNREADABLE, UserError, message_of, short_repr
 
@@ -199,7 +207,7 @@ class Parameters:
             "Arguments", fields, kw_only=True, forbid_unknown_fields=True, rename=renamed or None
         )
         # A function that pydantic has wrapped takes its arguments by their aliases.
-        self._names = renamed if hasattr(func, "raw_function") else {}
+        self._names, self._func = (renamed, func) if hasattr(func, "raw_function") else ({}, None)
         try:
             self.json = _schema_of(self._type, where)
         except UserError:
@@ -216,7 +224,15 @@ class Parameters:
         """
         found = _decode(text or "{}", self._type)
         given = {name: getattr(found, name) for name in found.__struct_fields__}
-        return {self._names.get(name, name): value for name, value in given.items() if value is not msgspec.UNSET}
+        given = {name: value for name, value in given.items() if value is not msgspec.UNSET}
+        named = {self._names.get(name, name): value for name, value in given.items()}
+        if self._func is not None:
+            again = converted_by_name(self._func, named)
+            if name := next((name for name in given if name in again and again[name] != given[name]), ""):
+                raise Mismatch(
+                    f"its validate_call would make {short_repr(again[name])} of {name}={short_repr(given[name])}, converted before"
+                )
+        return named
 
 
 # -- schemas ----------------------------------------------------------------------------------------------------------
