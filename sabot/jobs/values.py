@@ -17,8 +17,8 @@ written, and digests are still made of this form, so that jobs of earlier versio
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, suppress
 from copy import copy, deepcopy
 from dataclasses import fields, is_dataclass
 from datetime import UTC, date, datetime, time, timedelta
@@ -277,8 +277,7 @@ def pack(value: Any, what: str, *, sort: bool = False, exact: bool | None = None
         raise UserError(f"{what} is nested too deep to be recorded", hint="give it a flatter form") from None
     except Exception as error:  # an `enc_hook` calls the user's code
         raise UserError(
-            f"{what} cannot be recorded: {type(error).__name__}: {message_of(error)}",
-            hint="numbers, text, bytes, lists, dicts, dates, dataclasses, Arrow batches can",
+            f"{what} cannot be recorded: {type(error).__name__}: {message_of(error)}", hint=_what_can(value)
         ) from error
     if size > MAX_RESULT_BYTES:
         raise UserError(
@@ -349,6 +348,15 @@ def copied(value: Any, what: str) -> Any:
             f"{what} cannot be copied: {type(error).__name__}: {message_of(error)}",
             hint="numbers, text, bytes, lists, dicts, dates, dataclasses, Arrow batches can",
         ) from error
+
+
+def _what_can(value: Any) -> str:
+    """Returns the hint for a value that cannot be recorded."""
+    if isinstance(value, AbstractContextManager | AbstractAsyncContextManager):
+        return "the block of a context manager lasts no longer than the call: enter it in the body of the tool, and return what it gives"
+    if isinstance(value, Iterator | AsyncIterator):
+        return "return a list of its values"
+    return "numbers, text, bytes, lists, dicts, dates, dataclasses, Arrow batches can"
 
 
 def copied_arguments(

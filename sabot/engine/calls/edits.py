@@ -17,7 +17,7 @@ from sabot.engine.calls.arguments import (
     values_left_out,
     with_arguments,
 )
-from sabot.engine.calls.fields import MISSING_VALUE, REST, choices_of, fields_of, item_kind
+from sabot.engine.calls.fields import MISSING_VALUE, REST, ValueField, choices_of, fields_of, item_kind
 from sabot.engine.calls.schema import Mismatch, converted
 from sabot.engine.calls.tools import Tool
 from sabot.errors import UserError, message_of, short_repr
@@ -105,8 +105,11 @@ def edited(value: Any, edit: Any, kind: Any, where: str) -> Any:
         return _edited_mapping(value, edit, kind, where)
     changes: dict[str, Any] = {}
     within: dict[str, Any] = {}  # the fields of which a part was changed
+    more = getattr(value, "__pydantic_extra__", None) or {}  # of a model with extra="allow"
     for name, each in edit.items():
         field = known.get(name)
+        if field is None and name in more:
+            field = ValueField(name, (name,), Any, None)
         if field is None:
             raise UserError(f"{where} has no field {short_repr(name)}", hint=f"its fields are {', '.join(known)}")
         if field.attribute in changes:
@@ -160,7 +163,8 @@ def _with_named(value: Any, made: Any, changes: Mapping[str, Any], within: Mappi
 
 def _by_names_to_read(model: Any, changes: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the fields of an object of pydantic with some changes, by the names from which its class reads them."""
-    found: dict[str, Any] = dict(getattr(model, "__pydantic_extra__", None) or {})
+    more = getattr(model, "__pydantic_extra__", None) or {}
+    found: dict[str, Any] = {name: changes.get(name, each) for name, each in more.items()}
     for name, field in type(model).__pydantic_fields__.items():
         if field.init is False:
             continue

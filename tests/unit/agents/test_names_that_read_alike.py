@@ -9,6 +9,8 @@ import pydantic
 import pytest
 
 from sabot.agents import ConstraintPolicy, PolicyEngine, tool
+from sabot.engine.calls.edits import edited_arguments
+from sabot.errors import UserError
 from sabot.mcp.tools import OfferedArguments
 
 ALIKE = ["Amount", "AMOUNT", " amount ", "a_mount", "a-mount", "\uff41mount", "amou\u00adnt"]
@@ -150,3 +152,13 @@ async def test_a_tool_of_a_server_is_judged_so_too(key: str) -> None:
         assert (await policy.check_tool(served, arguments=arguments)).decision == "deny"
     policy = PolicyEngine([ConstraintPolicy(["pay"], "amount", max=50)])
     assert (await policy.check_tool(served, arguments={"amount": 6})).decision == "allow"
+
+
+def test_a_person_may_change_a_field_that_a_model_takes_beside_its_own() -> None:
+    """The change was taken when it was given, and refused when the call was made."""
+    order = Open(amount=1, Amount=500, note="rent")  # type: ignore[call-arg]
+    (changed,), _ = edited_arguments(opened, (order,), {}, {"order": {"Amount": 5, "amount": 2}})
+    assert changed.model_dump() == {"amount": 2, "Amount": 5, "note": "rent"}
+    assert order.model_dump() == {"amount": 1, "Amount": 500, "note": "rent"}
+    with pytest.raises(UserError, match="order has no field 'AMOUNT'"):
+        edited_arguments(opened, (order,), {}, {"order": {"AMOUNT": 5}})

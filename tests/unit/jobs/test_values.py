@@ -4,6 +4,7 @@ import subprocess
 import sys
 import uuid
 from collections import OrderedDict
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Decimal
@@ -280,6 +281,8 @@ def endless() -> Any:
     [
         (object(), "result of pay cannot be recorded: TypeError: it has a value of type object in it"),
         ([lambda: 1], "it has a value of type function in it"),
+        (nullcontext(), "enter it in the body of the tool, and return what it gives"),
+        (iter([1]), "return a list of its values"),
         (Order, "it has a value of type type in it"),
         (Rude(), "RuntimeError: I am not told"),
         (endless(), "result of pay is nested too deep"),
