@@ -90,4 +90,4 @@ def test_a_failure_tells_of_the_naps_of_its_test(tmp_path: Path) -> None:
     session = subprocess.run(
         [sys.executable, "-m", "pytest", *words], cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True
     )
-    assert " naps of --delays 7 until here; the longest: step rename 0.0" in session.stdout
+    assert " naps of --delays 7 until here; the longest: step " in session.stdout
