@@ -14,7 +14,7 @@ import pytest
 from tools.agent_tools import manifests, read_lines, until, write_lines
 
 sys.path.append(str(Path(__file__).parents[1] / "integration"))
-from tools.fault_tools import lines_of, running
+from tools.fault_tools import HOLDING, lines_of, running
 
 pytestmark = pytest.mark.integration
 
@@ -71,7 +71,7 @@ async def test_a_script_that_was_killed_goes_on_with_another_text(tmp_path, work
     words = ["shop.sql", "--state", "state", "--checkpoint-interval", "0.02", *workers]
     for _ in range(2):
         known = manifests(checkpoints)
-        with running(log, *words, folder=tmp_path) as process:
+        with running(log, *words, folder=tmp_path, program=HOLDING) as process:
             await checkpoint_of(process, checkpoints, known)
             assert process.poll() is None, lines_of(log)
             process.kill()

@@ -19,7 +19,7 @@ from tools.agent_tools import manifests, read_lines, until, write_lines
 sys.path.append(str(Path(__file__).parents[1] / "integration"))
 from test_workers_kill import attempts
 
-from tools.fault_tools import lines_of, running
+from tools.fault_tools import HOLDING, lines_of, running
 
 pytestmark = pytest.mark.integration
 
@@ -86,9 +86,10 @@ async def run_killed(folder: Path, script: str) -> None:
         await until(lambda: process.poll() is not None or manifests(checkpoints) - known, "a checkpoint")
         assert process.poll() is None, lines_of(log)
 
-    with running(log, *words, "--restart", "fixed(5, 10ms)", folder=folder) as process:
+    with running(log, *words, "--restart", "fixed(5, 10ms)", folder=folder, program=HOLDING) as process:
         await checkpoint_of(process, 1)
         os.kill(attempts(log)[-1][0], signal.SIGKILL)
+        (folder / "killed-1").touch()
         await checkpoint_of(process, 2)
         process.kill()
         process.wait()

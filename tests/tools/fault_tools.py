@@ -27,6 +27,33 @@ from tools.agent_tools import PATIENCE, environment
 
 HERE = Path(__file__).parents[1] / "integration"
 SABOT = (sys.executable, "-P", "-c", "from sabot.cli import main; main()")
+# `sabot` that stands still behind the manifest of each checkpoint, until it is killed, or until there is `killed-N` in its folder: N is the
+# number of times that workers have begun. So an input that ends is not over before the kill, however late that comes.
+HOLDING = (
+    *SABOT[:-1],
+    """
+import time
+from pathlib import Path
+from sabot import steps
+from sabot.cli import main
+
+class Holding:
+    def before(self, name, what):
+        pass
+
+    def after(self, name, what):
+        if (path := Path(what)).suffix == ".json" and path.parent.name == "checkpoints":
+            killed = Path(f"killed-{Path('log').read_text().count(' workers: pids ')}")
+            while not killed.exists():
+                time.sleep(0.01)
+
+    def torn(self, name, what, size):
+        return size
+
+steps.watch(Holding())
+main()
+""",
+)
 
 
 class Place:
@@ -159,12 +186,14 @@ def sabot_run(
 
 
 @contextmanager
-def running(log: Path, *words: str, folder: Path = HERE, verb: str = "run", **env: str):
-    """`sabot run …` in the background, its log lines in a file; killed at the end of the block at the latest. verb: of another command."""
+def running(log: Path, *words: str, folder: Path = HERE, verb: str = "run", program: Sequence[str] = SABOT, **env: str):
+    """`sabot run …` in the background, its log lines in a file; killed at the end of the block at the latest. verb: of another command.
+    program: HOLDING if it waits for a kill behind each checkpoint; the log is then `log` in the folder.
+    """
     with (
         log.open("ab") as file,
         subprocess.Popen(
-            [*SABOT, verb, *words], cwd=folder, env={**environment(), **env}, stdout=file, stderr=file
+            [*program, verb, *words], cwd=folder, env={**environment(), **env}, stdout=file, stderr=file
         ) as process,
     ):
         try:
