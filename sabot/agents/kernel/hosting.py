@@ -662,9 +662,12 @@ class KernelHost(JobWatch):
         """
         while True:
             before, begin = self._by_letters, await call_journal(next_begin, self.journal, job_id)
+            if begin is None:
+                await self.take_letters()  # it may have left the inbox a moment ago, and its job may not run yet
             if (known := self.handles.get(job_id)) is not None:
                 return known
-            if self._by_letters == before:  # else the letter may have been taken meanwhile, and the job may have ended
+            # else the letter may have been taken meanwhile, and the job may have ended
+            if begin is None or self._by_letters == before:
                 break
         if begin is None or begin.agent not in self._agents:
             return None

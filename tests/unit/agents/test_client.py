@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager, suppress
@@ -29,7 +30,7 @@ from sabot.clock import ManualClock
 from sabot.engine.calls.errors import BudgetExceeded, TurnLimitExceeded
 from sabot.errors import EffectError, IdempotencyConflict, JobCancelled, TransientError, UserError
 from sabot.journal.ended_jobs import JobQuery
-from sabot.journal.memory import MemoryStorage
+from sabot.journal.memory import MemoryJournal, MemoryStorage
 from sabot.journal.sqlite import SqliteInbox
 from sabot.llm import Completion, ToolCall, Usage, assistant, tool
 from sabot.llm.agent import Agent
@@ -320,6 +321,47 @@ async def test_a_kernel_waits_in_handle_for_a_job_in_its_inbox(client: JobClient
         assert (await handle.result()).output == "order 1 is refunded"
         events = [event.type.value async for event in handle.events()]
         assert (events[0], events[-1]) == ("job.started", "final.result")
+
+
+async def test_a_handle_is_of_the_run_whose_letter_has_just_left_the_inbox(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its letter was gone, and the kernel had not heard of it: `result is forgotten` was raised, or the run before had the handle."""
+    storage, take, runs = MemoryStorage(), MemoryJournal.take, 0
+    taken, looked = threading.Event(), threading.Event()
+
+    def take_and_wait(journal: MemoryJournal) -> Any:
+        if found := take(journal):
+            taken.set()
+            looked.wait(60)
+        return found
+
+    async def fails_first(ctx: Any) -> int:
+        nonlocal runs
+        runs += 1
+        if runs == 1:
+            raise ValueError("too early")
+        return runs
+
+    async with kernel_of(storage, fails_first) as kernel:
+        client, job_id = JobClient(storage, name="shop"), ""
+        for run in (1, 2):
+            monkeypatch.setattr(MemoryJournal, "take", take_and_wait)
+            if run == 1:
+                job_id = (await client.start("fails_first", None)).job_id
+            else:
+                asked = asyncio.ensure_future(kernel.jobs.retry(job_id))
+            await asyncio.to_thread(taken.wait, 60)
+            look = asyncio.ensure_future(kernel.handle(job_id))
+            await asyncio.wait([look], timeout=0.2)  # it ends only if it does not wait for the letter
+            monkeypatch.setattr(MemoryJournal, "take", take)
+            looked.set()
+            handle = await look
+            if run == 1:
+                with pytest.raises(EffectError, match="too early"):
+                    await handle.result()
+                taken.clear()
+                looked.clear()
+        assert (await handle.result()).output == 2
+        await asked
 
 
 async def test_one_key_is_one_job_whoever_begins_it(client: JobClient, place: Path) -> None:
