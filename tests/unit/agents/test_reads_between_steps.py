@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import pytest
@@ -25,16 +26,29 @@ AGENT = "shop.work"
 class Looks:
     """The looks of a reader of a journal, and of its history. After the one with the number `last`, `happens` is called."""
 
-    def __init__(self, last: int, happens: Callable[[], object]) -> None:
-        self.made, self._last, self._happens = 0, last, happens
+    def __init__(self, last: int) -> None:
+        self.made, self.last = 0, last
+        self.happens: Callable[[], object] | None = None  # looks before it is set are not counted
 
     def of(self, part: Any) -> Any:
         return _Looking(self, part)
 
     def note(self) -> None:
-        self.made += 1
-        if self.made == self._last:
-            self._happens()
+        if self.happens is not None:
+            self.made += 1
+            if self.made == self.last:
+                self.happens()
+
+
+def each_look() -> Iterator[Looks]:
+    """Yields looks for one read after the other: the first read of them is disturbed after its first look, the second one after its
+    second look, and so on, until a read has made no further look.
+    """
+    number = made = 1
+    while number <= made:
+        yield (looks := Looks(number))
+        number, made = number + 1, looks.made
+    assert made > 1
 
 
 class _Looking:
@@ -116,13 +130,9 @@ def test_a_job_is_in_a_list_once_whenever_it_moves(
     name: str, make: Callable[[], MemoryJournal], happens: Callable[[MemoryJournal], object]
 ) -> None:
     """A job that moved into the history behind a look into the log was in no list; or it was on a page twice."""
-    number = made = 1
-    while number <= made:
-        journal = make()
-        looks = Looks(number, lambda journal=journal: happens(journal))
-        assert (LISTS | OF_A_STATUS)[name](looks.of(journal)) == ["j"], f"after look {number}"
-        number, made = number + 1, looks.made
-    assert made > 1
+    for looks in each_look():
+        looks.happens = partial(happens, journal := make())
+        assert (LISTS | OF_A_STATUS)[name](looks.of(journal)) == ["j"], f"after look {looks.last}"
 
 
 def asks_and_was_answered() -> MemoryJournal:
@@ -142,24 +152,18 @@ QUESTIONS: dict[str, Callable[[Any], list[str]]] = {
 @pytest.mark.parametrize("name", QUESTIONS)
 def test_a_question_that_was_answered_is_never_shown_as_one_that_was_not(name: str) -> None:
     """The answers of the inbox were looked at last: of one that was taken meanwhile, the question was shown as open."""
-    number = made = 1
-    while number <= made:
+    for looks in each_look():
         journal = asks_and_was_answered()
-        looks = Looks(number, journal.take)
-        assert "pending" not in QUESTIONS[name](looks.of(journal)), f"after look {number}"
-        number, made = number + 1, looks.made
-    assert made > 1
+        looks.happens = journal.take
+        assert "pending" not in QUESTIONS[name](looks.of(journal)), f"after look {looks.last}"
 
 
 @pytest.mark.parametrize("begins_before", [True, False])
 def test_a_question_of_a_job_that_ends_and_moves_during_a_read_is_not_open_for_ever(begins_before: bool) -> None:
     """The view had read past the END entry, which was gone, and showed the question until the program ended."""
-    number = made = 1
-    while number <= made:
-        journal, questions = (
-            owner(Begin("j", 1, AGENT), Intent("j", 2, 1, "ask", "confirm", body=b"{}", token="t")),
-            (OpenQuestions()),
-        )
+    for looks in each_look():
+        journal = owner(Begin("j", 1, AGENT), Intent("j", 2, 1, "ask", "confirm", body=b"{}", token="t"))
+        questions = OpenQuestions()
         if begins_before:
             assert len(questions.read(journal)) == 1
 
@@ -168,41 +172,34 @@ def test_a_question_of_a_job_that_ends_and_moves_during_a_read_is_not_open_for_e
             moves(journal)
             journal.append(Begin("other", 4, AGENT))
 
-        looks = Looks(number, ends)
+        looks.happens = ends
         questions.read(looks.of(journal))
-        assert questions.read(journal) == [], f"after look {number}"
-        number, made = number + 1, looks.made
-    assert made > 1
+        assert questions.read(journal) == [], f"after look {looks.last}"
 
 
 def test_a_schedule_finds_its_job_open_whenever_it_begins() -> None:
     """Its letter was looked at behind its mark: a job that began in between was not open, and another one began beside it."""
-    number = made = 1
-    while number <= made:
-        clock = ManualClock(datetime(2026, 11, 28, 8, 30, tzinfo=UTC).timestamp())
-        journal = MemoryJournal(clock=clock)
-        journal.begins.agents = frozenset({AGENT})
-        client, begun = JobClient(journal.storage, name="shop", clock=clock), list[str]()
-        looks = Looks(0, journal.take)
+    for looks in each_look():
+        asyncio.run(jobs_of_a_schedule(looks))
 
-        async def look(find: Callable[[Any], Any], journal: MemoryJournal = journal) -> Any:
-            return find(looks.of(MemoryReader(journal.storage)))  # noqa: B023
 
-        async def begin(request: Any, client: JobClient = client, begun: list[str] = begun) -> None:
-            begun.extend(each.job_id for each in await client.start_all([request]))
+async def jobs_of_a_schedule(looks: Looks) -> None:
+    clock = ManualClock(datetime(2026, 11, 28, 8, 30, tzinfo=UTC).timestamp())
+    journal = MemoryJournal(clock=clock)
+    journal.begins.agents = frozenset({AGENT})
+    client, begun = JobClient(journal.storage, name="shop", clock=clock), list[str]()
 
-        times = ScheduleClock(Schedule("s", "work", "0 * * * *"), AGENT, clock, look, begin, client.schedules)
+    async def look(find: Callable[[Any], Any]) -> Any:
+        return find(looks.of(MemoryReader(journal.storage)))
 
-        async def main(clock: ManualClock = clock, times: ScheduleClock = times, journal: Any = journal) -> None:
-            nonlocal looks
-            await times.begin_due()
-            clock.advance(3_600)
-            await times.begin_due()
-            looks = Looks(number, journal.take)  # noqa: B023
-            clock.advance(3_600)
-            await times.begin_due()
+    async def begin(request: Any) -> None:
+        begun.extend(each.job_id for each in await client.start_all([request]))
 
-        asyncio.run(main())
-        assert len(begun) == 1, f"after look {number}"
-        number, made = number + 1, looks.made
-    assert made > 1
+    times = ScheduleClock(Schedule("s", "work", "0 * * * *"), AGENT, clock, look, begin, client.schedules)
+    await times.begin_due()
+    clock.advance(3_600)
+    await times.begin_due()
+    looks.happens = journal.take
+    clock.advance(3_600)
+    await times.begin_due()
+    assert len(begun) == 1, f"after look {looks.last}"
