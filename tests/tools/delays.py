@@ -116,6 +116,8 @@ class Delays:
                 if behind:
                     self.nap(kind)
 
+        # A stack that tells the code of a user from that of others takes this for the standard library's.
+        napping.__code__ = napping.__code__.replace(co_filename=threading.__file__)
         return napping
 
     # -- called by pytest ----------------------------------------------------------------------------------------------------
