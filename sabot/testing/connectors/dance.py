@@ -12,10 +12,10 @@ from typing import Protocol
 from sabot.base.dataclass import dataclass
 from sabot.clock import SYSTEM_CLOCK
 from sabot.errors import UserError
+from sabot.testing.connectors import place as places
 
 __all__ = ["Dance", "Danced", "Killable"]
 
-GUARD_SECONDS = 300.0  # only a dance that fails waits so long
 _ROWS_AT_ONCE = (20, 200)
 _MOMENT_SECONDS = 0.3  # kills that wait for no row come within this time
 _POLL_SECONDS = 0.05
@@ -127,7 +127,7 @@ class Dance:
 
     def _waited(self, look: Callable[[], object], before: object) -> bool:
         """Waits until `look` returns something else. Returns False if it does not."""
-        until = SYSTEM_CLOCK.monotonic() + GUARD_SECONDS
+        until = SYSTEM_CLOCK.monotonic() + places.GUARD_SECONDS
         while look() == before:
             if SYSTEM_CLOCK.monotonic() > until:
                 return False

@@ -16,6 +16,7 @@ from sabot.errors import InternalError
 from sabot.steps import step
 from sabot.testing import BARRIER, CRASH, END, ListSink, ScriptedSource, run, simulate
 from sabot.testing.connectors import dance as dances
+from sabot.testing.connectors import place as places
 
 A, B = {"k": "a", "n": 1}, {"k": "b", "n": 2}
 
@@ -305,7 +306,7 @@ def test_a_dance_waits_as_long_as_rows_arrive_however_slow_all_of_them_are(tmp_p
 
     def rows():
         """Five rows more at each look, which comes after most of the time that a dance waits for a row."""
-        clock.advance(dances.GUARD_SECONDS - 1)
+        clock.advance(places.GUARD_SECONDS - 1)
         arrived.extend(given[len(arrived) : len(arrived) + 5])
         return arrived
 
