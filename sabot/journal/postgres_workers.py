@@ -152,10 +152,12 @@ _UNCLAIMED = {
         " AND (priority, number) > (a.priority, a.passed) AND priority <= a.last",
     ),
 }
+# Two queries of their own, each by an index: with EXISTS the planner plans both twice, and again with each look
 _LIMITED = (
-    "SELECT a.agent FROM unnest(?::text[]) AS a (agent) "
-    f"WHERE EXISTS (SELECT 1 FROM inbox WHERE {DUE} AND inbox.agent = a.agent) OR EXISTS (SELECT 1 FROM (SELECT * FROM inbox "
-    f"WHERE {RETRIES}) i JOIN jobs j ON j.job = i.job WHERE i.agent = a.agent AND j.worker = ?)"
+    f"SELECT a.agent FROM unnest(?::text[]) AS a (agent) WHERE (SELECT 1 FROM inbox WHERE {DUE} AND inbox.agent = a.agent "
+    "ORDER BY agent, priority, number LIMIT 1) IS NOT NULL UNION "
+    f"SELECT i.agent FROM (SELECT * FROM inbox WHERE {RETRIES}) i WHERE i.agent = ANY(?) "
+    "AND (SELECT worker FROM jobs WHERE jobs.job = i.job) = ?"
 )
 _STRANGERS = (  # by agent, the first letter, each found by a search in the index
     f"WITH RECURSIVE firsts (agent, letter) AS ((SELECT agent, letter FROM inbox WHERE {DUE} AND agent > '' ORDER BY agent LIMIT 1) "
@@ -670,7 +672,7 @@ class PostgresWorker(PostgresJournal):
         full = boot_seconds() < self._full_until and not self._lanes.may_have_more
         if not agents or full or self.begins.room() <= 0:
             return []
-        found = [agent for (agent,) in self.select(_LIMITED, (agents, self.lease.number))]
+        found = [agent for (agent,) in self.select(_LIMITED, (agents, agents, self.lease.number))]
         return [] if found and self._is_behind() else found
 
     def _tell_of_strangers(self) -> None:

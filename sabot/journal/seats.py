@@ -82,30 +82,34 @@ _DROP_LIMITS = "DELETE FROM limits WHERE agent = ANY(%s) AND agent <> ALL(%s)"
 _SET_LIMIT = "INSERT INTO limits VALUES (%s, %s) ON CONFLICT (agent) DO UPDATE SET spec = excluded.spec WHERE limits.spec <> excluded.spec"
 LIMITS = "SELECT agent, spec FROM limits"
 _LOCK = f"SELECT spec, {NOW_MS} FROM limits WHERE agent = %s FOR UPDATE SKIP LOCKED"
-_COUNTS = (  # whether the seat of s is taken
-    "(j.job IS NOT NULL AND j.ended IS NULL OR EXISTS "
-    "(SELECT 1 FROM inbox i WHERE i.job = s.job AND i.taken = 0 AND i.worker <> 0))"
+# Whether the seat of s is taken. By queries that each search an index for this one job: as a join, or by EXISTS, the planner reads the
+# whole table `jobs` or all letters that are claimed, if it expects many seats.
+_COUNTS = (
+    "(coalesce((SELECT j.ended IS NULL FROM jobs j WHERE j.job = s.job), false) OR (SELECT true FROM "
+    "(SELECT taken, worker FROM inbox WHERE inbox.job = s.job OFFSET 0) i WHERE taken = 0 AND worker <> 0 LIMIT 1) IS NOT NULL)"
 )
-_ROWS = f"SELECT s.job, s.lane, s.at_ms, {_COUNTS} FROM seats s LEFT JOIN jobs j ON j.job = s.job"
-_SEATS = f"{_ROWS} WHERE s.lane = ANY(%s) AND NOT s.parked"
+_ROWS = f"SELECT s.job, s.lane, s.at_ms, {_COUNTS} FROM seats s"
+_SEATS = (  # lane by lane: by ANY the planner reads all seats of a table of some thousands
+    f"SELECT s.job, s.lane, s.at_ms, {_COUNTS} FROM unnest(%s::text[]) AS l (lane) CROSS JOIN LATERAL "
+    "(SELECT job, lane, at_ms FROM seats WHERE lane = l.lane AND NOT parked OFFSET 0) s"
+)
 _BEGUN = "SELECT lane, count(*) FROM seats WHERE lane = ANY(%s) AND at_ms > %s GROUP BY lane"
-_LANES_OF = f"SELECT s.job, s.lane, NOT s.parked AND {_COUNTS} FROM seats s LEFT JOIN jobs j ON j.job = s.job WHERE s.job = ANY(%s)"
+_LANES_OF = f"SELECT s.job, s.lane, NOT s.parked AND {_COUNTS} FROM seats s WHERE s.job = ANY(%s)"
 _QUEUED = (
     f"SELECT job, agent, scope, key, after_ms, {NOW_MS} FROM inbox WHERE once = ANY(?) AND taken = 0 AND worker = 0"
 )
-_TAKEN = (
-    f"SELECT s.lane, count(*) FROM seats s LEFT JOIN jobs j ON j.job = s.job WHERE s.lane = ANY(?) AND NOT s.parked AND {_COUNTS} "
-    "GROUP BY s.lane"
-)
+_TAKEN = f"SELECT s.lane, count(*) FROM seats s WHERE s.lane = ANY(?) AND NOT s.parked AND {_COUNTS} GROUP BY s.lane"
 # the first of the jobs that fill the rate of a lane
 _OLDEST = "SELECT at_ms FROM seats WHERE lane = ? AND at_ms > ? ORDER BY at_ms DESC OFFSET ? LIMIT 1"
 _PARKED = "SELECT job, lane FROM seats WHERE job = ANY(%s) AND parked"
-# the scopes, or keys of scopes, that have letters which are due, each found by a search in the index
+# the scopes, or keys of scopes, that have letters which are due, with the first letter of each, found by a search in the index
+_FIRST = (
+    "SELECT {part} AS part, priority, number FROM inbox WHERE {due} AND agent = %(agent)s AND {part} > {behind} "
+    "ORDER BY agent, {part}, priority, number LIMIT 1"
+)
 _PARTS = (
-    "WITH RECURSIVE parts (part) AS ("
-    "(SELECT {part} FROM inbox WHERE {due} AND agent = %(agent)s AND {part} > %(after)s ORDER BY agent, {part} LIMIT 1) UNION ALL "
-    "SELECT n.part FROM parts p CROSS JOIN LATERAL (SELECT {part} AS part FROM inbox WHERE {due} AND agent = %(agent)s "
-    "AND {part} > p.part ORDER BY agent, {part} LIMIT 1) n) SELECT part FROM parts LIMIT %(most)s"
+    f"WITH RECURSIVE parts (part, priority, number) AS (({_FIRST.replace('{behind}', '%(after)s')}) UNION ALL "
+    f"SELECT n.* FROM parts p CROSS JOIN LATERAL ({_FIRST.replace('{behind}', 'p.part')}) n) SELECT * FROM parts LIMIT %(most)s"
 )
 _NEXT = (
     "SELECT i.number, i.job, l.part, i.priority FROM unnest(%(parts)s::text[], %(free)s::bigint[]) AS l (part, free) "
@@ -135,6 +139,7 @@ _LET_THROUGH = "UPDATE inbox SET agent = chr(10) || agent, after_ms = 0 WHERE ta
 _LET_MANY_THROUGH = f"{_LET_THROUGH} AND number IN ({_NOT_CLAIMED} FOR UPDATE SKIP LOCKED)"
 
 LANES_AT_ONCE = 256  # lanes that a claim looks at, beside those in which a job of this worker has ended
+_COUNTED_AT_ONCE = 64  # lanes whose seats a claim counts with one statement, or as many as it has room for
 _WANTS_AT_ONCE = 64  # jobs that want to go on, of which a claim looks for the lanes
 _RETRIES_AT_ONCE = 64  # letters that begin jobs again, of which a claim looks for the lanes
 VISITS = 500  # seats that are looked at for jobs that have ended, at once
@@ -508,17 +513,20 @@ class _Claim:
         """Claims letters in lanes that have seats: of those that were looked at the first by priority and number. Returns their
         numbers, and the scope or key behind which the next claim begins.
         """
-        if self._limit.per == "agent":
-            parts, of_part, behind = [""], "", ""
-            lanes = {"": self._agent}
-        else:
+        first, of_part, behind = {""}, "", ""
+        parts = [""]
+        if self._limit.per != "agent":
             found, behind = self._parts(after)
-            parts = list({*found, *(lane.partition("\n")[2] for lane in freed), ""})
+            first.update(lane.partition("\n")[2] for lane in freed)
+            parts = [*first, *(part for part in found if part not in first)]
             of_part = f"AND {_PART[self._limit.per]} = l.part"
-            lanes = {part: self._limit.lane_of(part) for part in parts}
-        lanes = {part: lane for part, lane in lanes.items() if lane not in closed}
-        self._look(filter(None, lanes.values()))
-        free = {part: most for part, lane in lanes.items() if (most := self._most(lane, room)) > 0}
+        lanes = {part: lane for part in parts if (lane := self._limit.lane_of(part)) not in closed}
+        free, rest, enough = dict[str, int](), list(lanes), room + len(first)
+        # the first letters of all lanes are in those whose first letters are the first ones
+        while rest and len(free) < enough:
+            some, rest = rest[: max(enough, _COUNTED_AT_ONCE)], rest[max(enough, _COUNTED_AT_ONCE) :]
+            self._look(filter(None, map(lanes.__getitem__, some)))
+            free |= {part: most for part in some if (most := self._most(lanes[part], room)) > 0}
         if not free:
             return [], behind
         values = {"parts": list(free), "free": list(free.values()), "agent": self._agent, "room": room}
@@ -526,12 +534,16 @@ class _Claim:
         return self._claim([(number, job, lanes[part]) for number, job, part, _ in rows]), behind
 
     def _parts(self, after: str) -> tuple[list[str], str]:
-        """Returns the scopes, or keys of scopes, that have letters, from one on, and the one behind which the next look begins."""
-        statement, found = _PARTS.format(part=_PART[self._limit.per], due=DUE), list[str]()
+        """Returns the scopes, or keys of scopes, that have letters, from one on, by their first letters, and the one behind which the
+        next look begins.
+        """
+        statement, found = _PARTS.format(part=_PART[self._limit.per], due=DUE), list[tuple[int, int, str]]()
+        behind = ""
         for first in (after, "") if after else ("",):
             values = {"agent": self._agent, "after": first, "most": LANES_AT_ONCE - len(found)}
             rows = self._run(statement, values).fetchall()
-            found += [part for (part,) in rows if first or not after or part <= after]
+            found += [(*letter, part) for part, *letter in rows if first or not after or part <= after]
             if len(rows) == values["most"]:
-                return found, str(rows[-1][0])
-        return found, ""
+                behind = str(rows[-1][0])
+                break
+        return [part for *_, part in sorted(found)], behind

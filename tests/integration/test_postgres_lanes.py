@@ -464,6 +464,25 @@ def test_what_a_look_and_a_claim_read_does_not_grow_with_the_jobs_that_wait(
     assert begun(one) == ["b" if per == "agent" else "c"]
 
 
+def test_counting_the_seats_of_many_lanes_reads_no_job_of_another_one(
+    url: str, app: str, worker: Callable[..., PostgresWorker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With 256 lanes at once the planner read the whole table of jobs, to join it with the seats."""
+    one = worker(JobLimit("k.a", per="key", concurrency=2))
+    one.begins.room = lambda: 64
+    filled = (
+        "INSERT INTO jobs (job, began, digest, agent, worker) "
+        f"SELECT 'k.a/p' || n, n, '', 'k.a', {one.lease.number} FROM generate_series(1, {MANY}) n; "
+        f"INSERT INTO seats SELECT 'k.a/p' || n, 'k.a', E'k.a\n3:all' || n, n FROM generate_series(1, {MANY}) n"
+    )
+    run(url, app, filled)
+    post(url, app, *(letter(f"q{each}", key=str(each), scope="all") for each in range(1, 251)))
+    run(url, app, "ANALYZE jobs, seats, inbox")
+    took = list[str]()
+    assert rows_read(monkeypatch, url, app, lambda: took.extend(begun(one))) < MANY
+    assert took == [f"q{each}" for each in range(1, 65)], "the first 64, although texts have another order"
+
+
 def test_more_lanes_than_a_claim_looks_at_have_their_turn(
     url: str, app: str, worker: Callable[..., PostgresWorker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
