@@ -75,6 +75,37 @@ THINKS_SECONDS = 0.8  # at most, until a question is answered
 WAITS_SECONDS = LATE_SECONDS + 1.0  # until somebody says that an effect was not done: what was sent may land late
 ABANDONS = 0.2  # the share of effects in doubt that were not done, and are not to be done any more
 VARIANTS = ("durable", "plain", "assume_done")
+# What a life loads late, which is two seconds of the processor of each otherwise.
+PRELOADED = (
+    "numpy.ma",
+    "pandas",
+    "pyarrow.pandas_compat",
+    "pyarrow.vendored.version",
+    "rocksdict",
+    "sabot.agents.durable.batch_operator",
+    "sabot.agents.durable.kind",
+    "sabot.connectors.redis.sink",
+    "sabot.connectors.redis.source",
+    "sabot.engine.operators.agents.kinds",
+    "sabot.engine.operators.keyed.over_columns",
+    "sabot.engine.runtime.agents.local_agents",
+    "sabot.engine.runtime.agents.sinks",
+    "sabot.engine.runtime.agents.source",
+    "sabot.engine.runtime.agents.stream_feed",
+    "sabot.engine.runtime.agents.unfinished",
+    "sabot.engine.runtime.life.app_runner",
+    "sabot.engine.runtime.life.kafka_lease",
+    "sabot.engine.runtime.life.local_streams",
+    "sabot.engine.runtime.life.requests",
+    "sabot.engine.runtime.life.run",
+    "sabot.journal.kafka",
+    "sabot.journal.sqlite",
+    "sabot.kafka.reader",
+    "sabot.kafka.transactions",
+    "sabot.kafka.writer",
+    "sabot.llm.agent",
+    "sabot.mcp.elicitation",
+)
 
 
 class Trouble(Exception):
@@ -447,7 +478,7 @@ def main() -> None:
     if options.rows:
         options.kills, options.jobs = max(1, options.rows // 10_000), 20
     leftovers()  # nothing of this outlives it
-    CONTEXT.set_forkserver_preload(["killed.shop"])
+    CONTEXT.set_forkserver_preload(["killed.shop", *PRELOADED])
     folder = Path(tempfile.mkdtemp(prefix="sabot-kills-"))
     if not options.keep:
         leftovers().folder(folder)
