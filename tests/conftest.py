@@ -30,6 +30,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # where tools and twins are
 
 from sabot.connectors.memory import MemoryBroker
 from sabot.testing import lives
+from tools import without_agents
 from tools.broker import Broker, Brokers
 from tools.delays import Delays
 from tools.drawing import commit
@@ -225,7 +226,6 @@ COMPUTING = {
 # Of the tests that `make slow` draws the long ones are in these files, which begin first, in this order: a test of two minutes that began
 # last would be waited for, with three workers free.
 FIRST_OF_SLOW = (
-    "test_engine_alone",
     "test_every_step_pipelines",
     "test_durable_crashes",
     "test_dance",
@@ -265,7 +265,6 @@ ONE_BY_ONE = {
     "test_every_step_pipelines",
     "test_durable_crashes",
     "test_kill_effects",
-    "test_engine_alone",
     "test_dance",
 }
 # They read all source of the package, which one worker parses.
@@ -322,6 +321,8 @@ def pytest_configure(config: pytest.Config) -> None:
     ) is not None:  # of the process that started this worker
         atexit.register(leave)
         config.stash[BROKERS] = Brokers(Path(given[0]), given[1])
+        if config.workerinput["turns"] and config.option.markexpr == "not slow":  # type: ignore[attr-defined]
+            without_agents.pytest_configure()  # until the worker has a file of another room
     else:
         config.stash[BROKERS] = brokers = Brokers(folder / "brokers", leftovers().mark)
         leftovers().at_end(brokers.stop)
@@ -343,6 +344,16 @@ def pytest_sessionstart(session: pytest.Session) -> None:
         file = crashes(session.config) / f"{session.config.workerinput['workerid']}-{os.getpid()}"
         said = session.config.stash[CRASH] = file.open("w")  # stays open: the handler of signals has its descriptor
         faulthandler.enable(said)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Any:
+    return without_agents.not_skipped((yield))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Any:
+    return without_agents.not_skipped((yield))
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
@@ -375,6 +386,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
         return None
     from xdist.scheduler.loadfile import LoadFileScheduling
 
+    with_agents: set[Any] = set()
+
     class Scheduling(LoadFileScheduling):  # type: ignore[misc]
         def _split_scope(self, nodeid: str) -> str:
             file: str = super()._split_scope(nodeid)
@@ -388,10 +401,28 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             before it runs the first, so it is told at once that there is none. What a worker that crashed had done comes again, and is no
             test.
             """
-            while not node.shutting_down and self.workqueue and self._pending_of(self.assigned_work[node]) < 2:
+            while not node.shutting_down and self._next(node) and self._pending_of(self.assigned_work[node]) < 2:
                 self._assign_work_unit(node)
-            if not node.shutting_down and not self.workqueue:
+            if not node.shutting_down and not self._next(node):
                 node.shutdown()
+
+        def _assign_work_unit(self, node: Any) -> None:
+            scope = self._next(node)
+            assert scope is not None
+            self.workqueue.move_to_end(scope, last=False)
+            if not without_agents.of_the_engine(scope):
+                with_agents.add(node)
+            super()._assign_work_unit(node)
+
+        def _next(self, node: Any) -> str | None:
+            """What a worker is given next. Each second one begins with the files of the engine. One that had another file runs no more of
+            these, unless no other worker can: it may have imported the rooms of the agents.
+            """
+            engine = node not in with_agents and int(node.gateway.id.removeprefix("gw")) % 2 == 0
+            fitting = (scope for scope in self.workqueue if without_agents.of_the_engine(scope) == engine)
+            if (scope := next(fitting, None)) or (node in with_agents and not with_agents.issuperset(self.nodes)):
+                return scope
+            return next(iter(self.workqueue), None)
 
     return Scheduling(config, log)
 
@@ -421,7 +452,8 @@ def pytest_collection() -> Any:
 
 def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> File | None:
     """In a worker that is given whole files a file is imported when its turn comes."""
-    if module_path.stem in ONE_BY_ONE or not getattr(parent.config, "workerinput", {}).get("turns"):
+    one_by_one = module_path.stem in ONE_BY_ONE and parent.config.option.markexpr != "not slow"
+    if one_by_one or not getattr(parent.config, "workerinput", {}).get("turns"):
         return None
     return File.from_parent(parent, path=module_path)
 

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from sabot.base import redaction
+from tools.without_agents import allow, of_the_engine
 
 __all__ = ["ONLY_SLOW", "File", "Turn", "check_words", "may_be_slow"]
 
@@ -71,6 +72,8 @@ class Turn(pytest.Item):
             redaction._Known()
         )  # a word that is a secret in one file would be hidden in messages of another
         sys.setrecursionlimit(_FRAMES)  # IPython's completion raises it for good
+        if not of_the_engine(self.path.as_posix()):
+            allow()
         tests = self._tests()
         for test, after in zip(tests, [*tests[1:], following], strict=False):
             if self.session.shouldfail or self.session.shouldstop:
