@@ -207,7 +207,8 @@ class Parameters:
             "Arguments", fields, kw_only=True, forbid_unknown_fields=True, rename=renamed or None
         )
         # A function that pydantic has wrapped takes its arguments by their aliases.
-        self._names, self._func = (renamed, func) if hasattr(func, "raw_function") else ({}, None)
+        self._func: Any = func if hasattr(func, "raw_function") else None
+        self._names = renamed if self._func is not None else {}
         try:
             self.json = _schema_of(self._type, where)
         except UserError:
