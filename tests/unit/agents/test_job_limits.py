@@ -210,13 +210,14 @@ async def test_all_jobs_of_a_tree_share_what_the_first_one_may_use() -> None:
         return (await ctx.child("worker", f"number {ctx.message}"))["content"]
 
     async with RuntimeKernel.create(agent=[lead, middle, worker], engine=asks) as kernel:
-        said = await says(kernel, ask(max_tokens=730))
+        said = await says(kernel, ask(max_tokens=600))
         used = asks.statistics()["input_tokens"] + asks.statistics()["output_tokens"]
-        assert 600 < used <= 730
+        assert 450 < used <= 600
         firsts = sum(
             request.messages[-1].text == "before" for request in provider.requests
         )  # one may come behind a worker's
         assert 0 < said.count("yes") == len(provider.requests) - firsts
+        # 730 were enough for all of them where the last ones got small answers one after the other
         assert said.count("EffectError") == 5 - said.count("yes") > 0
         provider.requests.clear()
         assert await says(kernel, ask()) == ["yes"] * 5
