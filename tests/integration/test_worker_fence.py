@@ -10,7 +10,7 @@ import pytest
 
 from sabot.errors import JournalFailed
 from sabot.journal.base import EVERY
-from sabot.journal.entries import Attempt, Begin, End, Entry
+from sabot.journal.entries import INLINE_BYTES, Attempt, Begin, End, Entry
 from sabot.journal.postgres_workers import PostgresWorker
 from tools.postgres import server_or_skip
 
@@ -148,3 +148,36 @@ def test_whether_a_group_was_committed_is_seen_by_its_last_entry_also_after_a_tr
     for behind in (None, end + 5):
         with pytest.raises(JournalFailed, match=f"entry {end - 1}, which this worker has written, is missing"):
             first.lease.come_back(beside, behind)
+
+
+def test_a_trim_waits_for_a_commit_under_way_that_names_a_body_of_what_it_removes(
+    worker: Callable[[], PostgresWorker], connect: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The commit finds the long body there, and stores no second one: a trim that does not see its entry would delete the only one."""
+    first, second, beside = worker(), worker(), connect(autocommit=True)
+    body = bytes(INLINE_BYTES + 1)
+    written(first, Begin("a", 1, "k.a", body=body), End("a", 2, "succeeded"))
+    written(first, Begin("last", 1, "k.a"), End("last", 3, "succeeded"))
+    insert = second.insert
+
+    def insert_and_wait(connection: Any, rows: Any) -> None:
+        insert(connection, rows)
+        connection.execute("SELECT pg_advisory_xact_lock(7)")
+
+    monkeypatch.setattr(second, "insert", insert_and_wait)
+    beside.execute("SELECT pg_advisory_lock(7)")
+    with ThreadPoolExecutor() as pool:
+        position = second.append(Begin("b", 1, "k.a", body=body))
+        while beside.execute(WAITING).fetchall() != [(1,)]:
+            pass
+        trimmed = pool.submit(first.trim, {0: EVERY})
+        try:
+            while beside.execute(WAITING).fetchall() != [(2,)]:
+                assert not trimmed.done(), "it did not wait"
+        finally:
+            beside.execute("SELECT pg_advisory_unlock(7)")
+        assert trimmed.result(60) == 2
+    assert second.wait_durable(position, 60)
+    ((_, entry),) = second.read("b")
+    assert isinstance(entry, Begin)
+    assert second.load(entry.body) == body
