@@ -433,7 +433,8 @@ def sent_arguments(
         if tool.parameters is not None:
             filled = call_arguments(tool, args, kwargs)
             return args, kwargs if filled == kwargs else filled
-        if not plain:
+        # validate_call copies its defaults itself, and validates values that are given
+        if not plain and not converted_arguments(tool, *before):
             for name, each in values_left_out(tool, *before, seen).items():
                 if name not in changed and type(each) not in UNCHANGEABLE:
                     with suppress(UserError):  # no value, or one that a functools.partial gives by its place

@@ -77,9 +77,26 @@ def recorded_arguments(
             )
         before = given.get(name, MISSING_VALUE)
         made = edited(before, value, types.get(name, Any), f"argument {name} of {tool.name}")
+        if _has_other_values(made, value):
+            raise UserError(
+                f"it was judged with {name}={short_repr(value)}, of which a validator of {tool.name} makes {short_repr(made)} now"
+            )
         if name not in defaults or not _equal(defaults[name], made):
             values[name] = made
-    return with_arguments(tool, args, kwargs, values)
+    args, kwargs = with_arguments(tool, args, kwargs, values)
+    check_converted(tool, args, kwargs, values)
+    return args, kwargs
+
+
+def _has_other_values(made: Any, recorded: Any) -> bool:
+    """Returns True if a validator has changed a recorded value when it was read: recorded values are validated already."""
+    if isinstance(recorded, Mapping):
+        known = fields_of(type(made))
+        inner = made if isinstance(made, Mapping) else {name: getattr(made, known[name].attribute) for name in known}
+        return any(name in inner and _has_other_values(inner[name], recorded[name]) for name in recorded)
+    if isinstance(recorded, list | tuple) and isinstance(made, list | tuple):
+        return len(made) != len(recorded) or any(map(_has_other_values, made, recorded))
+    return type(made) is type(recorded) and isinstance(made, str | int | float | bytes) and made != recorded
 
 
 def _equal(value: Any, other: Any) -> bool:

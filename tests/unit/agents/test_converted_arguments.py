@@ -36,7 +36,9 @@ from sabot.agents import (
     ToolContext,
     tool,
 )
+from sabot.engine.calls.edits import recorded_arguments
 from sabot.errors import UserError
+from sabot.journal.memory import MemoryStorage
 from sabot.llm import Agent, ExecutionEngine, ScriptedProvider, ToolCall, assistant
 
 MADE: list[Any] = []
@@ -258,8 +260,64 @@ async def test_a_person_sees_what_validate_call_makes_and_changes_nothing_that_i
     assert MADE == [500]
 
 
+async def test_an_approved_call_is_made_with_what_was_shown_behind_a_restart() -> None:
+    home, pay = MemoryStorage(), tool(name="pay")(pay_cents)
+    policy = PolicyEngine([ConstraintPolicy(["pay"], "amount", max=50, otherwise="ask")])
+
+    async def desk(ctx: Any) -> None:
+        await ctx.call(pay, 5)
+
+    async with RuntimeKernel.create(agent=desk, policy=policy, journal=home) as kernel:
+        handle = await kernel.execute(ExecutionRequest(prompt="x"))
+        async for event in handle.events():
+            if event.type.startswith("action"):
+                break
+    async with RuntimeKernel.create(agent=desk, policy=policy, journal=home) as kernel:
+        await kernel.resume()
+        (question,) = await kernel.actions.find(job_id=handle.job_id)
+        await kernel.actions.resolve(question.resume_token, {"approved": True})
+        await (await kernel.handle(handle.job_id)).result()
+    assert MADE == [500]
+
+
+async def test_a_default_that_is_not_validated_is_called_as_it_was_judged() -> None:
+    """Rules get a copy of a default that can change. If the call got it too, it was an argument, which is validated."""
+
+    @tool
+    @validate_call
+    async def pay(amounts: Annotated[list[int], AfterValidator(lambda each: each * 2)] = [500]) -> None:  # noqa: B006
+        MADE.append(amounts)
+
+    assert not await outcome(lambda ctx: ctx.call(pay), ConstraintPolicy(["pay"], "amounts", allowed=[[500]]))
+    assert MADE == [[500]]
+
+
 async def pay_plainly(amount: Cents) -> None:
     MADE.append(amount)
+
+
+async def pay_order(order: After, amounts: list[Cents]) -> None:
+    MADE.append(order)
+
+
+@pytest.mark.parametrize(
+    ("function", "recorded"),
+    [
+        (pay_cents, {"amount": 3}),
+        (pay_plainly, {"amount": 3}),
+        (pay_order, {"order": {"amount": 3}}),
+        (pay_order, {"amounts": [3]}),
+    ],
+)
+def test_a_default_of_before_a_deploy_is_not_validated_again(function: Any, recorded: Any) -> None:
+    """A call that was judged with 3, the default of then, paid 300."""
+    with pytest.raises(UserError, match=r"of which a validator of pay makes .*300"):
+        recorded_arguments(tool(name="pay")(function), (), {}, recorded, recorded)
+
+
+def test_a_default_of_before_a_deploy_is_that_of_the_call() -> None:
+    pay, recorded = tool(name="pay")(pay_cents), {"note": "rent", "amount": 0}
+    assert recorded_arguments(pay, (), {}, recorded, recorded) == ((), {"note": "rent"})
 
 
 @pytest.mark.parametrize(
