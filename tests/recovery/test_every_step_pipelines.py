@@ -25,6 +25,22 @@ from tools.steps import crashes_survived
 
 pytestmark = pytest.mark.slow
 
+# What lives of some of the apps load late, a tenth of a second of the processor each. One list, as another one is another fork server.
+PRELOAD = (
+    "confluent_kafka.admin",
+    "deltalake.writer",
+    "pyarrow.acero",
+    "sabot.engine.operators.calls.map_async",
+    "sabot.engine.operators.functions.process",
+    "sabot.engine.operators.patterns.match",
+    "sabot.engine.operators.rows.mapped",
+    "sabot.engine.runtime.life.refilling",
+    "sabot.kafka.admin",
+    "sabot.kafka.transactions",
+    "sabot.kafka.writer",
+)
+survived = partial(crashes_survived, preload=PRELOAD)
+
 
 def prepare(url: str, directory: Path) -> None:
     """Names of its own on the broker, for each run."""
@@ -39,7 +55,7 @@ def committed(url: str, directory: Path, beside: str = "") -> list[str]:
 def on_kafka(kafka: Broker, build: Callable[[Path], Any], found: Callable[..., Any] = committed) -> None:
     kinds = ("begin", "produce", "token", "commit", "manifest", "stage")
     prepared = partial(prepare, kafka.url)
-    crashes_survived(build, partial(found, kafka.url), *kinds, prepare=prepared, preload=["confluent_kafka"])
+    survived(build, partial(found, kafka.url), *kinds, prepare=prepared)
 
 
 def test_windows_into_kafka_survive_a_crash_at_every_step(kafka: Broker) -> None:
@@ -67,7 +83,7 @@ def parquet_rows(directory: Path) -> list[str]:
 
 
 def test_windows_into_parquet_files_survive_a_crash_at_every_step() -> None:
-    crashes = crashes_survived(apps.windows_to_parquet, parquet_rows, "manifest", "stage", "rename")
+    crashes = survived(apps.windows_to_parquet, parquet_rows, "manifest", "stage", "rename")
     assert crashes.by_moment["torn"] > 0
 
 
@@ -78,15 +94,15 @@ def delta_rows(directory: Path) -> list[str]:
 
 
 def test_windows_into_a_delta_table_survive_a_crash_at_every_step() -> None:
-    crashes_survived(apps.windows_to_delta, delta_rows, "manifest", "stage", "create", "claim", "commit", "sync")
+    survived(apps.windows_to_delta, delta_rows, "manifest", "stage", "create", "claim", "commit", "sync")
 
 
 def test_an_agent_between_two_streams_survives_a_crash_at_every_step() -> None:
-    crashes_survived(apps.between_streams, parquet_rows, "manifest", "stage", "state write", "rename")
+    survived(apps.between_streams, parquet_rows, "manifest", "stage", "state write", "rename")
 
 
 def test_calls_timers_and_a_pattern_survive_a_crash_at_every_step() -> None:
-    crashes_survived(apps.calls_to_parquet, parquet_rows, "manifest", "stage", "state write", "rename")
+    survived(apps.calls_to_parquet, parquet_rows, "manifest", "stage", "state write", "rename")
 
 
 def cities(directory: Path) -> list[Any]:
@@ -98,7 +114,7 @@ def cities(directory: Path) -> list[Any]:
 
 
 def test_the_changes_of_a_join_into_a_table_survive_a_crash_at_every_step() -> None:
-    crashes_survived(apps.joined_to_sqlite, cities, "manifest", "stage", "sql")
+    survived(apps.joined_to_sqlite, cities, "manifest", "stage", "sql")
 
 
 def totals(directory: Path) -> tuple[list[Any], list[Any]]:
@@ -112,7 +128,7 @@ def totals(directory: Path) -> tuple[list[Any], list[Any]]:
 
 
 def test_two_agents_that_share_state_survive_a_crash_at_every_step() -> None:
-    crashes_survived(apps.agents_to_sqlite, totals, "manifest", "stage", "sql")
+    survived(apps.agents_to_sqlite, totals, "manifest", "stage", "sql")
 
 
 def paid_and_listed(directory: Path) -> list[list[Any]]:
@@ -127,7 +143,7 @@ def paid_and_listed(directory: Path) -> list[list[Any]]:
 
 
 def test_sources_that_know_their_place_by_what_they_remember_survive_a_crash_at_every_step() -> None:
-    crashes_survived(apps.by_cursor_to_sqlite, paid_and_listed, "manifest", "stage", "sql")
+    survived(apps.by_cursor_to_sqlite, paid_and_listed, "manifest", "stage", "sql")
 
 
 def run_before(directory: Path) -> None:
@@ -148,4 +164,4 @@ def windows_in_database(directory: Path) -> list[Any]:
 
 
 def test_a_refill_survives_a_crash_at_every_step() -> None:
-    crashes_survived(apps.refilled, windows_in_database, "manifest", "state write", "sql", prepare=run_before)
+    survived(apps.refilled, windows_in_database, "manifest", "state write", "sql", prepare=run_before)
