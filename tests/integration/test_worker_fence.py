@@ -1,5 +1,6 @@
 """The fence of workers in PostgreSQL, two connections each: what locks the row of a worker, who waits for whom, and what is left behind."""
 
+import asyncio
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -8,6 +9,7 @@ from typing import Any
 import psycopg
 import pytest
 
+from sabot.agents import ExecutionRequest, JobClient, RuntimeKernel
 from sabot.errors import JournalFailed
 from sabot.journal.base import EVERY
 from sabot.journal.entries import INLINE_BYTES, Attempt, Begin, End, Entry
@@ -181,3 +183,29 @@ def test_a_trim_waits_for_a_commit_under_way_that_names_a_body_of_what_it_remove
     ((_, entry),) = second.read("b")
     assert isinstance(entry, Begin)
     assert second.load(entry.body) == body
+
+
+def test_a_job_with_one_effect_writes_ten_rows(url: str, app: str, connect: Callable[..., Any]) -> None:
+    """Five entries, the job and its end, its letter, who has claimed it, and that it was taken. Asked: at most 14."""
+
+    async def one() -> int:
+        return 1
+
+    async def work(ctx: Any) -> Any:
+        return await ctx.step(one, effect="read")
+
+    async def run() -> None:
+        async with RuntimeKernel.create(agent=work, journal=url, name=app, shared=True) as kernel:
+            await kernel.resume()
+            client = JobClient(url, name=app)
+            for handle in await client.start_all([ExecutionRequest(prompt="x", agent="work") for _ in range(20)]):
+                assert (await handle.result()).output == 1
+
+    asyncio.run(run())
+    beside = connect(autocommit=True)
+    others = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type LIKE 'client%'"
+    while beside.execute(others).fetchall():  # a session tells what it has written at its end
+        beside.execute("SELECT pg_stat_clear_snapshot()")
+    written = "SELECT sum(n_tup_ins + n_tup_upd + n_tup_del) FROM pg_stat_user_tables WHERE schemaname = %s AND relname = ANY(%s)"
+    tables = ["entries", "jobs", "inbox", "seats", "questions", "bodies", "uses"]
+    assert beside.execute(written, (f"sabot_{app}", tables)).fetchall() == [(200,)]
