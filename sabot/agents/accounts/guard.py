@@ -558,7 +558,7 @@ class LedgerGuard(EffectGuard):
     async def close(self) -> None:
         self.ledger.warn_of_unused_budgets()
         try:
-            await self.ledger.flush()
+            await self.ledger.flush_soon()
             if (journal := self._journal) is not None and not self._counted:
                 with suppress(TimeoutError):
                     async with asyncio.timeout(_MARK_SECONDS):

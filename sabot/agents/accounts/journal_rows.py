@@ -20,6 +20,7 @@ import msgspec
 from sabot.agents.accounts.contract import LedgerEvent
 from sabot.agents.accounts.job_limits import TreeUse
 from sabot.agents.accounts.ledger import Ledger
+from sabot.agents.accounts.shared import SHORT_PATIENCE_S
 from sabot.base.quantities import counted_words
 from sabot.base.threads import run_in_thread, run_to_end
 from sabot.errors import UNREADABLE, CorruptJournal, UserError, message_of
@@ -89,7 +90,7 @@ async def catch_up(
 
     `shared`: True if several workers append to the journal. Then the rows of all of them are read.
     """
-    await ledger.reach()
+    await ledger.reach(SHORT_PATIENCE_S)
     notes, ends = await _notes(ledger, _name(journal, "")), await run_in_thread(journal.ends)
     jobs = notes.pop(_name(journal, _JOBS), "")
     marks = {int(name.removeprefix(_name(journal, ""))): int(value) for name, value in notes.items()}

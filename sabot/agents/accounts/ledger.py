@@ -9,11 +9,14 @@ Otherwise this process keeps its own (`local.py`).
 
 import asyncio
 import logging
+import math
 import uuid
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from decimal import Decimal
+from functools import partial
+from typing import TypeVar
 
 from sabot.agents.accounts.budgets import (
     ALLOWED,
@@ -28,7 +31,7 @@ from sabot.agents.accounts.budgets import (
 from sabot.agents.accounts.contract import Durable, LedgerEvent, LedgerWriter, checked_writer, counted_elsewhere
 from sabot.agents.accounts.local import LocalAccounts
 from sabot.agents.accounts.owners import BudgetOwner, SettledRow
-from sabot.agents.accounts.shared import BACKOFF, SharedAccounts
+from sabot.agents.accounts.shared import BACKOFF, SHORT_PATIENCE_S, SharedAccounts
 from sabot.agents.context import ExecutionContext
 from sabot.base.accounts import Amounts, Window, window_start
 from sabot.base.checks import Of, Whole, check, check_called
@@ -37,7 +40,7 @@ from sabot.base.config import Duration, amount, checked_text, parse_seconds
 from sabot.base.options import answers_wrong_options
 from sabot.base.quantities import counted_words
 from sabot.clock import SYSTEM_CLOCK, Clock
-from sabot.engine.calls.errors import BudgetExceeded
+from sabot.engine.calls.errors import BudgetExceeded, BudgetUnavailable
 from sabot.engine.calls.judging import judged_clock
 from sabot.engine.calls.usage import Usage
 from sabot.errors import AppLocked, BrokerUnavailable, DataError, TransientError, UserError, message_of, short_repr
@@ -45,6 +48,8 @@ from sabot.jobs.guard import Decision
 
 BudgetExceededError = BudgetExceeded
 """The name of `BudgetExceeded` in document 001."""
+
+T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 
@@ -84,7 +89,7 @@ class Ledger:
         reservation_timeout: Duration = "10m",
         on_decision: Callable[[ExecutionContext, Judgement], object] | None = None,
         lease: Duration = "30s",
-        patience: Duration = "10s",
+        patience: Duration = "5min",
     ) -> None:
         """Makes a ledger that stores its rows with `writer`. Raises UserError for an argument that is not valid.
 
@@ -96,8 +101,9 @@ class Ledger:
           window.
         - `lease`: only used if several processes share the writer. If a process has sent nothing for this time, it is
           regarded as dead, and the amounts that it had reserved are counted as used.
-        - `patience`: only used if several processes share the writer. It is the longest time that a call waits for
-          the writer. After that the call is refused.
+        - `patience`: the longest time that a call waits for a writer that does not answer. After that the call is
+          refused. It is as long as that of a journal, so that an outage which jobs survive does not end them here. A
+          start and the end of a ledger wait for at most ten seconds of it.
         """
         check_called("Ledger", on_decision=on_decision)
         self.writer = checked_writer(writer)
@@ -130,14 +136,14 @@ class Ledger:
         lease_s = parse_seconds(lease, name="lease", zero=False)
         patience_s = parse_seconds(patience, name="patience", zero=False)
         if not (getattr(self.writer, "shared", False) and isinstance(self.writer, BudgetOwner)):
-            return LocalAccounts(self.writer, clock=self._clock, flush=self.flush)
+            return LocalAccounts(self.writer, patience_s=patience_s, clock=self._clock, flush=self.flush)
         return SharedAccounts(
             self.writer,
             lease_s=lease_s,
             patience_s=patience_s,
             clock=self._clock,
             beat=self._write_again,
-            flush=self.flush,
+            flush=self.flush_soon,
         )
 
     # -- budgets ------------------------------------------------------------------------------------------------------
@@ -282,26 +288,40 @@ class Ledger:
         """
         await self._accounts.ready(scope_id)
 
-    async def reach(self) -> None:
+    async def reach(self, most_s: float = math.inf) -> None:
         """Waits until the writer answers. If several processes share the budgets, tries again for the time `patience`
-        of the ledger. Otherwise tries only once.
+        of the ledger, at most `most_s` seconds. Otherwise tries only once.
 
         Raises BrokerUnavailable if the writer does not answer, and UserError if the writer answers that it cannot be
         used, for example because the file is no ledger.
         """
-        until, failures = SYSTEM_CLOCK.monotonic() + self._accounts.patience_s, 0
+        try:
+            await self._again(
+                lambda: self.writer.write([]),
+                min(most_s, self._accounts.patience_s) if self.shared else 0.0,
+                "the start waits",
+            )
+        except BrokerUnavailable:
+            raise
+        except TransientError as error:
+            raise BrokerUnavailable(message_of(error)) from error
+
+    async def _again(self, step: Callable[[], Awaitable[T]], patience_s: float, what: str) -> T:
+        """Runs a step, again and again while the writer does not answer, for at most `patience_s` seconds. Then raises the
+        error of the writer. `what`: what waits meanwhile, for the log.
+        """
+        until, failures = SYSTEM_CLOCK.monotonic() + patience_s, 0
         while True:
             try:
-                await self.writer.write([])
-                return
+                return await step()
+            except BudgetUnavailable:  # the owner of shared budgets was waited for
+                raise
             except TransientError as error:
                 failures += 1
                 if SYSTEM_CLOCK.monotonic() + BACKOFF.wait_s(failures) > until:
-                    if isinstance(error, BrokerUnavailable):
-                        raise
-                    raise BrokerUnavailable(message_of(error)) from error
+                    raise
                 if failures == 1:
-                    _log.warning("ledger: its writer does not answer, and the start waits: %s", message_of(error))
+                    _log.warning("ledger: its writer does not answer, and %s: %s", what, message_of(error))
             await asyncio.sleep(BACKOFF.wait_s(failures))
 
     def reserve(
@@ -334,12 +354,27 @@ class Ledger:
             return self._reserve_later(call, scope_id, wanted, doubts)
         if budget is None:
             return ALLOWED
-        return self._accounts.reserve(budget, call, wanted, doubts)
+        found = self._accounts.reserve(budget, call, wanted, doubts)
+        if isinstance(found, Judgement) or self.shared:
+            return found
+        return self._judged_later(found, partial(self._accounts.reserve, budget, call, wanted, doubts))
+
+    async def _judged_later(
+        self, found: Awaitable[Judgement], again: Callable[[], Judgement | Awaitable[Judgement]]
+    ) -> Judgement:
+        """Waits for a judgement, and asks for it again while the writer does not answer."""
+        first: list[Judgement | Awaitable[Judgement]] = [found]
+
+        async def judged() -> Judgement:
+            asked = first.pop() if first else again()
+            return asked if isinstance(asked, Judgement) else await asked
+
+        return await self._again(judged, self._accounts.patience_s, "calls wait")
 
     async def _reserve_later(
         self, call: str, scope_id: str, wanted: Amounts, doubts: Sequence[LedgerEvent]
     ) -> Judgement:
-        await self.flush()
+        await self._again(self.flush, self._accounts.patience_s, "calls wait")
         judged = self.reserve(call, scope_id, wanted, doubts)
         return judged if isinstance(judged, Judgement) else await judged
 
@@ -542,6 +577,20 @@ class Ledger:
             if failed is not None:
                 raise failed
 
+    async def flush_soon(self) -> None:
+        """Does the same as `flush`. If several processes share the budgets, waits for at most ten seconds, and then raises
+        TransientError.
+        """
+        most_s = min(SHORT_PATIENCE_S, self._accounts.patience_s)
+        try:
+            async with asyncio.timeout(most_s if self.shared else None):
+                await self.flush()
+        except TimeoutError as error:
+            where = getattr(self.writer, "where", short_repr(self.writer))
+            raise TransientError(
+                f"{where} has not answered for {most_s:g} s, and {counted_words(len(self._rows), 'row')} of the ledger wait"
+            ) from error
+
     async def _write(self) -> Exception | None:
         """Writes the rows that wait now, and lets the next task write those that come meanwhile. Returns None, or the error if
         they could not be written.
@@ -589,10 +638,13 @@ class Ledger:
         """
         self.warn_of_unused_budgets()
         try:
-            await self.flush()
+            await self.flush_soon()
         finally:
             self._unclaim()
             await self._accounts.close()
+            if (writing := self._writing) is not None:
+                writing.cancel()
+                await asyncio.wait([writing])
             await self.writer.close()
 
 

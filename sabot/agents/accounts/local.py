@@ -20,13 +20,14 @@ class LocalAccounts:
     The usage of a scope (a tenant) is read from its stored rows when it is needed for the first time.
     """
 
-    patience_s = 0.0
-    """The seconds that a call waits for a writer that does not answer. 0: such a call fails at once."""
-
-    def __init__(self, writer: LedgerWriter, *, clock: Clock, flush: Callable[[], Awaitable[object]]) -> None:
+    def __init__(
+        self, writer: LedgerWriter, *, patience_s: float, clock: Clock, flush: Callable[[], Awaitable[object]]
+    ) -> None:
         """Makes the accounts. Each account begins with the usage in the rows that `writer` has stored. `flush` is
-        called before these rows are read. It must wait until all rows of the ledger are stored.
+        called before these rows are read. It must wait until all rows of the ledger are stored. `patience_s`: the
+        longest time in seconds for which the ledger asks again for a judgement if the writer does not answer.
         """
+        self.patience_s = patience_s
         self.by_scope: dict[str, Account] = {}
         self._writer, self._clock, self._flush = writer, clock, flush
         self._loading: dict[str, asyncio.Task[None]] = {}

@@ -7,6 +7,7 @@ rows ───────────────────▶ queue ─┴�
 
 import asyncio
 import logging
+import math
 import uuid
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
@@ -27,6 +28,8 @@ _log = logging.getLogger(__name__)
 
 _MOST_AT_ONCE = 1000  # the most steps of a batch
 _BEATS = 5  # the batches that a process with calls in flight sends in the time of a lease
+SHORT_PATIENCE_S = 10.0
+"""The most seconds for which a start, a question about the usage, and the end of a ledger wait for the owner."""
 BACKOFF = Backoff(0.02, 1.0)  # the waits between attempts to send a batch
 
 
@@ -80,7 +83,7 @@ class SharedAccounts:
         """Makes the connection between one ledger and `owner`.
 
         - `lease_s`: the seconds for which the reservations of this process remain valid after its last batch.
-        - `patience_s`: the longest time in seconds that a call waits for an owner that does not answer.
+        - `patience_s`: the longest time in seconds that a call, or rows, wait for an owner that does not answer.
         - `clock`: the clock by which hours, days and months begin. With SYSTEM_CLOCK the clock of the owner is used
           instead.
         - `beat`: a function that is called five times in each lease. The ledger uses it to try again to write its
@@ -196,7 +199,7 @@ class SharedAccounts:
         BudgetUnavailable if the owner does not answer, and the errors of the writer if the rows cannot be stored.
         """
         await self._flush()
-        standing: Standing = await self._answer(BudgetStep("release", budget, "", 0))
+        standing: Standing = await self._answer(BudgetStep("release", budget, "", 0), most_s=SHORT_PATIENCE_S)
         return standing
 
     async def ready(self, scope_id: str) -> None:
@@ -206,7 +209,7 @@ class SharedAccounts:
         await self._answer(None)
 
     async def close(self) -> None:
-        """Sends the waiting requests, and ends the background tasks. If the owner does not answer within `patience_s`
+        """Sends the waiting requests, and ends the background tasks. If the owner does not answer within ten
         seconds, or refuses a request, raises no error, and requests may remain unsent.
 
         The owner keeps the reservations of calls that have not ended. When the lease of this process has ended, the
@@ -222,7 +225,7 @@ class SharedAccounts:
             await asyncio.gather(beating, return_exceptions=True)
         if self._queue or self._working is not None:
             with suppress(TransientError, UserError):
-                await self._answer(None)
+                await self._answer(None, most_s=SHORT_PATIENCE_S)
         working, self._working = self._working, None
         if working is not None:
             working.cancel()
@@ -230,15 +233,23 @@ class SharedAccounts:
 
     # -- batches ------------------------------------------------------------------------------------------------------
 
-    async def _answer(self, step: BudgetStep | None, rows: Sequence[SettledRow] = (), *, corrects: bool = False) -> Any:
+    async def _answer(
+        self,
+        step: BudgetStep | None,
+        rows: Sequence[SettledRow] = (),
+        *,
+        corrects: bool = False,
+        most_s: float = math.inf,
+    ) -> Any:
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._put(_Pending(step, rows, corrects, answer))
+        patience_s = min(most_s, self.patience_s)
         try:
-            async with asyncio.timeout(self.patience_s):
+            async with asyncio.timeout(patience_s):
                 return await answer
         except TimeoutError as error:
             why = "no answer" if self._failed is None else message_of(self._failed)
-            lacks = TransientError(f"{self.owner.where} has not answered for {self.patience_s:g} s: {why}")
+            lacks = TransientError(f"{self.owner.where} has not answered for {patience_s:g} s: {why}")
             if step is None:
                 raise lacks from error
             raise self._unavailable(step, lacks) from error

@@ -188,7 +188,8 @@ async def test_a_further_attempt_is_denied_while_too_many_rows_wait_for_a_writer
 
     monkeypatch.setattr(ledger, "_MOST_WAITING", 0)
     monkeypatch.setitem(globals(), "SHARED", False)
-    by, spec = guard(Away(), max_tokens_daily=10_000), RequestSpec(messages=(user("one"),), max_tokens=100)
+    budgets, spec = [Budget("app", max_tokens_daily=10_000)], RequestSpec(messages=(user("one"),), max_tokens=100)
+    by = LedgerGuard(Ledger(Away(), budgets=budgets, clock=ManualClock(1_000_000.0), patience="1ms"))
     first: Any = by.decide(GuardedCall(EffectId("job", 1), "model", "m", "app.agent", spec=spec))
     assert (await first).decision == "allow"
     by.ledger.record(LedgerEvent(event_id="x", type="model", scope_id="app"))
