@@ -83,7 +83,8 @@ class Schedule:
       first moment behind the gap; one that comes twice runs the first time. If minute or hour has a `*`, each real hour counts.
     - `missed`: what becomes of times at which no kernel ran: "last" begins one job for the last of them, "all" one for each (at
       most 1,000), "none" none.
-    - `overlap`: "skip" begins no job while the one before, or one that was triggered, is open; "allow" does.
+    - `overlap`: "skip" begins no job while the one before, or one that was triggered, is open; "allow" does. With "skip" times
+      that were missed wait until it is over, and those that come while they wait go behind them.
 
     Raises UserError for values that are not valid, and for a cron that never fits.
     """
@@ -510,6 +511,7 @@ class ScheduleClock:
             None  # the first time after the last one; None if that is not known, or if there is none
         )
         self._job = ""  # that of the last time
+        self._waits = False  # a missed time waits for the end of the job before
         self._stopped: tuple[float, float] | None = (
             None  # when this kernel has seen a pause for the first and the last time
         )
@@ -548,8 +550,15 @@ class ScheduleClock:
             over.append(self._stopped)
         # in a thread, as the times of a long while are looked at day by day
         due = await run_in_thread(self._due, now, over)
-        for at in self._chosen(due, now):
+        chosen = self._chosen(due, now)
+        for at in chosen:
             before = await self._open_of({self._job, noted.job}) if schedule.overlap == "skip" else ""
+            # Of times that were missed all but the first would be skipped, as the job of the first is open.
+            if before and (self._waits or chosen[0] < now - _LATE_S):
+                if not self._waits:
+                    _log.info("schedule %s: the job for %s begins when %s is over", schedule.name, _moment(at), before)
+                self._waits, self._next = True, None
+                return _LOOK_S
             if before:
                 _log.warning("schedule %s: its job %s is still open, and none begins now", schedule.name, before)
             elif (claimed := await self._notes.claim(schedule, at)) is not None:
@@ -559,6 +568,7 @@ class ScheduleClock:
                 except UserError as error:  # another kernel has begun it, with another message
                     _log.warning("schedule %s: %s", schedule.name, error)
             self._last = at
+        self._waits = False
         if due or self._stopped is not None:
             self._last = max([self._last, *due, *([] if self._stopped is None else self._stopped)])
             self._stopped = None
@@ -584,14 +594,15 @@ class ScheduleClock:
         if self._schedule.missed == "none" or not missed:
             return on_time
         kept = missed[-_MOST_MISSED:] if self._schedule.missed == "all" else [] if on_time else missed[-1:]
-        _log.warning(
-            "schedule %s: no kernel ran at %s of its times; %d of these begin now",
-            *(
-                self._schedule.name,
-                f"more than {_MOST_MISSED:,}" if len(missed) > _MOST_MISSED else len(missed),
-                len(kept),
-            ),
-        )
+        if not self._waits:  # else it has told of them, and has run since
+            _log.warning(
+                "schedule %s: no kernel ran at %s of its times; jobs begin for %d of these",
+                *(
+                    self._schedule.name,
+                    f"more than {_MOST_MISSED:,}" if len(missed) > _MOST_MISSED else len(missed),
+                    len(kept),
+                ),
+            )
         return [*kept, *on_time]
 
     async def _open_of(self, jobs: Iterable[str]) -> str:

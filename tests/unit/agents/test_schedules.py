@@ -272,6 +272,36 @@ def test_a_time_that_was_skipped_is_not_missed_by_the_next_kernel(place: Any, cl
     asyncio.run(main())
 
 
+@pytest.mark.parametrize(("missed", "begun"), [("all", (9, 10, 11, 12, 13)), ("last", (9, 12, 13))])
+def test_missed_times_begin_one_after_the_other_behind_an_open_job(
+    place: Any, clock: ManualClock, missed: str, begun: tuple[int, ...], caplog: pytest.LogCaptureFixture
+) -> None:
+    """All were skipped, as the job of 9 o'clock or the first of them was open; the log had said that they begin."""
+    RAN.clear()
+    client = JobClient(place, name="shop", clock=clock)
+
+    async def main() -> None:
+        async with kernel_of(place, clock, agent="asks", missed=missed):
+            clock.set(seconds(2026, 11, 28, 9, 0))
+            await until(lambda: len(RAN) == 1)
+        clock.set(seconds(2026, 11, 28, 12, 30))
+        async with kernel_of(place, clock, agent="asks", missed=missed) as kernel:
+            await kernel.resume()
+            for number in range(1, len(begun)):
+                await until(lambda: any("begins when" in each.message for each in caplog.records))
+                if number == len(begun) - 1:  # the last one comes in time, and others wait then
+                    clock.set(seconds(2026, 11, 28, 13, 0))
+                await cancelled(kernel, client, RAN[-1])
+                await until(lambda number=number: len(RAN) == number + 1)
+            keys = {job.job_id: job.idempotency_key for job in await kernel.jobs.find()}
+            assert [keys[job] for job in RAN] == [f"hourly@2026-11-28T{hour:02}:00Z" for hour in begun]
+
+    with caplog.at_level("INFO", "sabot.agents.kernel.schedules"):
+        asyncio.run(main())
+    told = [each.message for each in caplog.records if "no kernel ran" in each.message]
+    assert told == [f"schedule hourly: no kernel ran at 3 of its times; jobs begin for {len(begun) - 2} of these"]
+
+
 @pytest.mark.parametrize("key", ["hourly@9999-01-01T00:00Z", "hourly@soon", "hourly@", ""])
 def test_jobs_of_clients_by_the_name_of_a_schedule_are_none_of_its_own(
     place: Any, clock: ManualClock, key: str
