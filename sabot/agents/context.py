@@ -1,6 +1,6 @@
 """The context of jobs: on whose behalf a job runs, and within which limits."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from decimal import Decimal
@@ -18,8 +18,12 @@ def checked_word(value: object, what: str, *, empty: bool = True) -> str:
     Raises UserError for anything else, and with `empty=False` also for "". `what` is the name of the value in the error
     message.
     """
-    if not isinstance(value, str) or "\0" in value or (not empty and not value):
+    if not isinstance(value, str) or (not empty and not value):
         raise UserError(f"{what}={short_repr(value)}: a text is wanted{'' if empty else ', which is not empty'}")
+    if "\0" in value:
+        raise UserError(
+            f"{what}={short_repr(value)}: it has the character NUL", hint="a text without it: no database stores it"
+        )
     try:
         value.encode()
     except UnicodeEncodeError as error:
@@ -35,13 +39,19 @@ def checked_fields(value: object, what: str) -> None:
         raise UserError(f"{what}={short_repr(value)}: fields by their names are wanted", hint=f'{what}={{"name": …}}')
 
 
-def check_request(made: Any, *words: str) -> None:
-    """Checks the fields that a JobSpec and an ExecutionRequest have in common, and the texts `words`. Makes its `budgets`
-    a BudgetSpec. Raises UserError.
+def check_request(made: Any, *words: str, given: Collection[str] = ()) -> None:
+    """Checks the fields that a JobSpec and an ExecutionRequest have in common, and the texts `words`, and those of `given`,
+    which are None or a text that is not empty. Makes its `budgets` a BudgetSpec. Raises UserError.
     """
     checked_word(made.scope_id, "scope_id", empty=False)
-    for word in ("principal_id", "session_id", "run_id", *words):
+    for word in ("principal_id", "run_id", *words):
         checked_word(getattr(made, word), word)
+    for word in given:
+        value = getattr(made, word)
+        if value == "":  # an empty field of a form: it would count as none, and a form that is sent twice be two jobs
+            raise UserError(f"{word}='': it is empty", hint="leave it out, or give a text that is not empty")
+        if value is not None:
+            checked_word(value, word)
     object.__setattr__(made, "budgets", BudgetSpec.of(made.budgets))
     name = type(made).__name__
     check(f"{name}: policy_ref", made.policy_ref, Of(PolicyRef | None, 'PolicyRef("name")'))

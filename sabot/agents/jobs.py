@@ -114,7 +114,7 @@ class JobSpec:
     deadline: float | None = None
 
     def __post_init__(self) -> None:
-        check_request(self, "idempotency_key")
+        check_request(self, "session_id", "idempotency_key")
         if self.deadline is not None and not (is_number(self.deadline) and 0 <= self.deadline < math.inf):
             raise UserError(f"deadline={self.deadline!r}: seconds since 1970 are wanted, as `clock.time()` gives them")
         checked_fields(self.tags, "tags")

@@ -291,13 +291,16 @@ def start_job(
     ] = None,
     scope: Annotated[str, typer.Option(metavar="NAME", help="The scope (tenant) of the job.")] = "default",
     by: By = "",
-    session: Annotated[str, typer.Option(metavar="NAME", help="The conversation to which the job belongs.")] = "",
+    session: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The conversation to which the job belongs.")
+    ] = None,
     key: Annotated[
-        str, typer.Option(metavar="KEY", help="The idempotency key: the same one begins no second job.")
-    ] = "",
+        str | None, typer.Option(metavar="KEY", help="The idempotency key: the same one begins no second job.")
+    ] = None,
     of: Annotated[
-        str, typer.Option("--of", metavar="KEY", help="The key of the job, such as a customer, for limits by key.")
-    ] = "",
+        str | None,
+        typer.Option("--of", metavar="KEY", help="The key of the job, such as a customer, for limits by key."),
+    ] = None,
     after: Annotated[
         str | None,
         typer.Option(metavar="TIME", help="The job does not begin before: 10min, or 2026-11-28T09:00+01:00."),

@@ -103,8 +103,11 @@ class JobQuery:
                     raise UserError(
                         f"query: {name}={short_repr(value)}", hint="seconds since 1970, as of `time.time()`"
                     )
-            elif not isinstance(value, str) or _NO_TEXT.search(value):
+            elif not isinstance(value, str):
                 raise UserError(f"query: {name}={short_repr(value)}: a text is wanted")
+            elif found_wrong := _NO_TEXT.search(value):
+                wrong = "the character NUL" if found_wrong[0] == "\0" else "half of a surrogate pair"
+                raise UserError(f"query: {name}={short_repr(value)}: it has {wrong}, and no job has such a text")
         if found.status not in ("", *STATUSES):
             raise UserError(f"query: status={short_repr(found.status)}", hint=f"one of {', '.join(STATUSES)}")
         found.last  # noqa: B018 - it raises for what is no cursor

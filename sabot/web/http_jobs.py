@@ -333,14 +333,14 @@ def _parameters(request: Request, *known: str) -> dict[str, str]:
     return found
 
 
-def _number(said: Mapping[str, str], name: str, most: float, default: float) -> float:
-    """Returns the number that a parameter has. Raises _Fault unless it is from 0 to `most`."""
+def _number(said: Mapping[str, str], name: str, most: float, default: float, least: float = 0) -> float:
+    """Returns the number that a parameter has. Raises _Fault unless it is from `least` to `most`."""
     try:
         value = float(said.get(name, default))
     except ValueError:
         value = -1.0
-    if not 0 <= value <= most:
-        raise _Fault(422, f"{name}={short_repr(said[name])}", hint=f"a number from 0 to {most:g}")
+    if not least <= value <= most:
+        raise _Fault(422, f"{name}={short_repr(said[name])}", hint=f"a number from {least:g} to {most:g}")
     return value
 
 
@@ -363,7 +363,9 @@ class _JobRequests:
         priority, least = said.get("priority", 0), caller.priority_from
         if isinstance(priority, int) and "priority" in said and priority < least:
             raise _Fault(
-                403, f"priority={priority}: {caller.name} may give {least} and greater numbers, which begin later"
+                403,
+                f"priority={priority}: {caller.name} may give {least} and greater numbers, which begin later",
+                hint=f"Caller({caller.name!r}, priority_from={priority}) lets it",
             )
         if caller.scopes is not None and is_key_of_schedule(key := said.get("idempotency_key")):
             raise _Fault(
@@ -447,7 +449,7 @@ class _JobRequests:
 
     async def list(self, request: Request, caller: Caller) -> Response:
         said: dict[str, Any] = _parameters(request, *JobQuery.__dataclass_fields__, "limit")
-        most = int(_number(said, "limit", _MOST_JOBS, 50.0)) or 1
+        most = int(_number(said, "limit", _MOST_JOBS, 50.0, 1))
         said.pop("limit", None)
         for name in {"since", "until"} & said.keys():
             said[name] = _number(said, name, 253_402_300_800.0, 0.0)

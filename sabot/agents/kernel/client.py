@@ -195,9 +195,9 @@ class JobClient:
         *,
         scope: str = "default",
         principal: str = "",
-        session: str = "",
-        key: str = "",
-        idempotency_key: str = "",
+        session: str | None = None,
+        key: str | None = None,
+        idempotency_key: str | None = None,
         budgets: BudgetSpec | Mapping[str, Any] | None = None,
         max_turns: int | None = None,
         start_after: Duration | datetime | None = None,
@@ -208,7 +208,8 @@ class JobClient:
         """Begins a job, and returns its handle when the job is durable.
 
         - `agent`: the name of the agent. `message`: the prompt of an Agent, or the input of a function.
-        - `scope`, `principal`, `session`: the tenant, the person and the conversation for which the job runs.
+        - `scope`, `principal`, `session`: the tenant, the person and the conversation for which the job runs. The session, and
+          each of the two keys, is None or a text that is not empty: "" raises UserError.
         - `idempotency_key`: if the agent already has a job of this scope with the same key, from a client or from
           `RuntimeKernel.execute`, no second job is begun, and the handle is that of the first.
         - `key`, `start_after`, `priority`: the key of the job, the time before which it does not begin, and its place in the
@@ -324,12 +325,12 @@ class JobClient:
             digest=digest_of(key, agent, request) if request.idempotency_key else b"",
             scope=request.scope_id,
             principal=request.principal_id,
-            session=request.session_id,
+            session=request.session_id or "",
             seed=SEQUENCES_APART,
             salt=salt,
             form=REQUEST,
             within=within if request.idempotency_key else "",
-            key=stored_key(request.key),
+            key=stored_key(request.key or ""),
             declared=self._declared,
         )
         after_ms, priority = request.begins_ms(now), request.priority

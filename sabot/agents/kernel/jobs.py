@@ -28,7 +28,7 @@ from sabot.engine.calls.effects import EffectClass, EffectId, digest
 from sabot.engine.calls.error_log import ErrorLog
 from sabot.engine.calls.functions import awaitable
 from sabot.engine.calls.judging import ValueCode
-from sabot.engine.calls.messages import ChatMessage
+from sabot.engine.calls.messages import ChatMessage, decode_prompt
 from sabot.engine.calls.options import Retry
 from sabot.engine.calls.tool_context import CALL, PLAIN_CALL
 from sabot.engine.calls.tool_results import json_text, model_or_text
@@ -64,19 +64,19 @@ _NO_STATE = MemoryBackend()  # the empty state that contexts of jobs show; nothi
 class ExecutionRequest:
     """A request to run an agent of a kernel as one job.
 
-    - `prompt`: a text, a ChatMessage, or a list of ChatMessages. For an agent that is a function, it is any value that
-      msgpack can encode, and the function reads it as `ctx.message`.
+    - `prompt`: a text, a ChatMessage, or a list of ChatMessages, each of which may be a dict with its fields. For an agent
+      that is a function, it is any value that msgpack can encode, and the function reads it as `ctx.message`.
     - `scope_id`, `principal_id`: the tenant and the actor.
     - `session_id`: the session. The job of an Agent continues the conversation of its session: of the jobs of the same agent,
-      scope, principal and session that have succeeded before it begins to run. "" for a job of its own.
+      scope, principal and session that have succeeded before it begins to run. None for a job of its own.
     - `run_id`, `metadata`, `versions`: are recorded with the job.
     - `policy_ref`: the policy that the kernel must have; otherwise `execute` raises UserError. None accepts any policy.
     - `budgets`: the limits for the job together with the jobs that it begins.
-    - `idempotency_key`: if the agent already has a job of this scope with the same key, no second job is begun.
+    - `idempotency_key`: if the agent already has a job of this scope with the same key, no second job is begun. None for no key.
     - `agent`: the name of the agent; "" means the first agent of the kernel.
     - `max_turns`: the most turns of the Agent, in place of its own `max_turns`. It is not for agents that are functions.
     - `key`: the key of the job, such as a customer: `JobLimit(agent, per="key", concurrency=1)` runs the jobs of each key one
-      after the other. It is in lists of jobs.
+      after the other. It is in lists of jobs. None for no key.
     - `priority`: of jobs that wait to begin, those with smaller numbers begin first.
     - `start_after`: the job does not begin before this time: a datetime with a zone, or a duration from now on.
     """
@@ -84,21 +84,21 @@ class ExecutionRequest:
     prompt: Any
     scope_id: str = "default"
     principal_id: str = ""
-    session_id: str = ""
+    session_id: str | None = None
     run_id: str = ""
     budgets: BudgetSpec = field(default_factory=BudgetSpec)
     policy_ref: PolicyRef | None = None
     versions: RunVersions = field(default_factory=RunVersions)
     metadata: Mapping[str, Any] = field(default_factory=dict)
-    idempotency_key: str = ""
+    idempotency_key: str | None = None
     agent: str = ""
     max_turns: int | None = None
-    key: str = ""
+    key: str | None = None
     priority: int = 0
     start_after: StartAfter = None
 
     def __post_init__(self) -> None:
-        check_request(self, "idempotency_key", "agent", "key")
+        check_request(self, "agent", given=("session_id", "idempotency_key", "key"))
         if self.max_turns is not None:
             check("ExecutionRequest: max_turns", self.max_turns, Whole(1))
         check("ExecutionRequest: priority", self.priority, Whole(-_MOST_PRIORITY, _MOST_PRIORITY))
@@ -128,12 +128,12 @@ class ExecutionRequest:
         the request.
         """
         shared = {name: getattr(self, name) for name in ExecutionContext.__dataclass_fields__ if name != "job_id"}
-        return ExecutionContext(**shared, job_id=job_id)
+        return ExecutionContext(**{**shared, "session_id": self.session_id or "", "job_id": job_id})
 
     @property
     def behalf(self) -> Behalf:
         """The tenant, the actor and the session for which the job of this request runs."""
-        return Behalf(self.scope_id, self.principal_id, session=self.session_id)
+        return Behalf(self.scope_id, self.principal_id, session=self.session_id or "")
 
     @property
     def content(self) -> dict[str, Any]:
@@ -144,7 +144,7 @@ class ExecutionRequest:
         if self.max_turns is None:  # earlier versions did not have it, and have stored digests without it
             left_out.append("max_turns")
         said = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in left_out}
-        return {**said, "budgets": self.budgets.content}
+        return {**said, "session_id": self.session_id or "", "budgets": self.budgets.content}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -209,12 +209,14 @@ def encode_request(request: ExecutionRequest) -> bytes:
     UserError for a value that cannot be encoded.
     """
     prompt = [request.prompt] if isinstance(request.prompt, ChatMessage) else request.prompt
+    if isinstance(prompt, list | tuple):
+        prompt = [
+            # content is stored also if it is empty: `decode_prompt` refuses a message without it
+            {"content": "", **msgspec.to_builtins(each)} if isinstance(each, ChatMessage) else each
+            for each in prompt
+        ]
     said = {name: value for name in _STORED if (value := getattr(request, name)) != _DEFAULTS[name]}
-    return pack({**said, "prompt": msgspec.to_builtins(prompt) if _has_messages(prompt) else prompt}, "the request")
-
-
-def _has_messages(prompt: Any) -> bool:
-    return isinstance(prompt, list | tuple) and any(isinstance(each, ChatMessage) for each in prompt)
+    return pack({**said, "prompt": prompt}, "the request")
 
 
 def _request(job: JobRun) -> ExecutionRequest:
@@ -459,6 +461,11 @@ class KernelAgent:
         )
         self._decoded: tuple[JobRun, ExecutionRequest] | None = None  # the request that was decoded last
 
+    def check_prompt(self, request: ExecutionRequest) -> None:
+        """Raises UserError if the prompt of a request is none for this agent. Functions take any value."""
+        if isinstance(self.agent, Agent) and not isinstance(request.prompt, str):
+            decode_prompt(unpack(encode_request(request))["prompt"])
+
     # -- as a JobOwner ------------------------------------------------------------------------------------------------
 
     def call(self, job: JobRun) -> Coroutine[Any, Any, Any]:
@@ -488,9 +495,11 @@ class KernelAgent:
             value, pending = awaitable(self.agent(ctx))
             return await value if pending else value
         assert self._engine is not None
-        said = request.prompt
-        if not isinstance(said, str):
-            said = msgspec.convert(said, list[ChatMessage])
+        said, history = request.prompt, job.history
+        if not isinstance(said, str) and (history.intents or history.deliveries):
+            said = msgspec.convert(said, list[ChatMessage])  # earlier versions have asked models with any fields
+        else:
+            said = decode_prompt(said)
         how: dict[str, Any] = {"effects": ctx.llm(self._engine), "max_turns": request.max_turns}
         begin, recalled = job.history.begin, None
         if begin.session and not parent_of(job.job_id)[0]:
@@ -564,7 +573,7 @@ class KernelAgent:
             prompt=message,
             scope_id=behalf.scope,
             principal_id=behalf.principal,
-            session_id=behalf.session,
+            session_id=behalf.session or None,
             agent=self.name,
         )
         self.watch.child(self, job_id, request, behalf)

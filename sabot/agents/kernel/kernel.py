@@ -26,7 +26,7 @@ from sabot.agents.kernel.client import ClientHandle, JobClient, KernelStore
 from sabot.agents.kernel.handle import ElsewhereHandle, ExecutionHandle, outcome_in
 from sabot.agents.kernel.hosting import KernelHost
 from sabot.agents.kernel.jobs import ExecutionRequest, KernelAgent, job_id_of, other_policy, policy_words
-from sabot.agents.kernel.schedules import Schedule, ScheduleClock, Schedules
+from sabot.agents.kernel.schedules import Schedule, ScheduleClock, Schedules, check_steps
 from sabot.agents.replay import JobCode, Recording, record_job
 from sabot.agents.session_turns import SessionId, jobs_of
 from sabot.agents.store import LentStore
@@ -239,7 +239,9 @@ class RuntimeKernel:
         if isinstance(schedules, str | bytes | Schedule) or not isinstance(schedules, Sequence):
             raise UserError(f"RuntimeKernel: schedules={short_repr(schedules)}", hint=f"schedules=[{_SCHEDULE}]")
         for each in schedules:
-            self._agent(check("RuntimeKernel: schedules", each, Of(Schedule, _SCHEDULE)).agent)
+            agent = self._agent(check("RuntimeKernel: schedules", each, Of(Schedule, _SCHEDULE)).agent)
+            agent.check_prompt(each.request(0))
+            check_steps(each)
         names = [each.name for each in schedules]
         if len({*names}) < len(names):
             raise UserError(f"kernel {self.name} has schedules {', '.join(names)}", hint="each with its own name")
@@ -542,6 +544,7 @@ class RuntimeKernel:
         self._check_policy(request.policy_ref)
         host = await self._started()
         agent = self._agent(request.agent)
+        agent.check_prompt(request)
         shared = host.journal.begins.shared
         declared = self._declared() if shared else []
         if shared and (missing := await call_journal(host.journal.begins.lacks, declared)):

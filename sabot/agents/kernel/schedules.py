@@ -224,6 +224,20 @@ def _values(word: str, name: str, least: int, most: int) -> set[int]:
     return found
 
 
+def check_steps(schedule: Schedule) -> None:
+    """Raises UserError for a step in the cron that is longer than its field: `*/61` of minutes would be each hour. Only kernels
+    check it, since journals have schedules of earlier versions, which took any step.
+    """
+    for word, (name, least, most) in zip(schedule.cron.split(), _FIELDS, strict=True):
+        longest = most - least + (name != "weekday")  # Sunday has two numbers
+        steps = [int(part.partition("/")[2] or 1) for part in word.split(",")]
+        if max(steps) > longest:
+            raise UserError(
+                f"schedule {schedule.name}: the step {max(steps)} of {name} {short_repr(word)} in its cron is longer than the field",
+                hint=f"a step of 1 to {longest}; {_HINT}",
+            )
+
+
 def last_of(reader: JournalReader, agent: str, schedule: Schedule) -> tuple[float, str] | None:
     """Returns the time of the newest job of a schedule that the journal knows, and its id. Returns None if it knows none. Blocks.
 

@@ -3,7 +3,7 @@
 They are values: messages with equal fields are equal. Journals and conversations store them as msgpack.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
 import msgspec
@@ -13,6 +13,7 @@ from sabot.errors import UserError, short_repr
 
 _SHOWN_CHARACTERS = 24_000  # of a conversation that is shown to people
 _SHOWN_OF_A_MESSAGE = 6_000
+_PROMPT = 'a text, or a list of messages such as {"role": "user", "content": "…"}'
 
 Role = Literal["system", "user", "assistant", "tool"]
 
@@ -126,6 +127,48 @@ def messages_of(prompt: object) -> tuple[ChatMessage, ...]:
     if isinstance(prompt, list | tuple) and prompt and all(isinstance(each, str | ChatMessage) for each in prompt):
         return tuple(user(each) if isinstance(each, str) else each for each in prompt)
     raise UserError(f"{short_repr(prompt)} is no prompt", hint='a text, a message such as user("…"), or a list of them')
+
+
+def decode_prompt(given: object) -> str | list[ChatMessage]:
+    """Returns the prompt that JSON types contain: a text, or the messages of a list of objects. Raises UserError for
+    anything else, for a field that a message does not have, and for a message without content that calls no tool: the
+    model would get an empty text.
+    """
+    if isinstance(given, str):
+        return given
+    if not isinstance(given, list | tuple) or not given:
+        raise UserError(f"{short_repr(given)} is no prompt of an Agent", hint=_PROMPT)
+    return [_decode_message(each, f"message {at} of the prompt") for at, each in enumerate(given, 1)]
+
+
+def _decode_message(given: object, where: str) -> ChatMessage:
+    if not isinstance(given, Mapping):
+        raise UserError(f"{where} is {short_repr(given)}", hint=_PROMPT)
+    _check_fields(given, ChatMessage, where)
+    parts, calls = given.get("content"), given.get("tool_calls")
+    for part in parts if isinstance(parts, list | tuple) else ():
+        if isinstance(part, Mapping) and part.get("type") in _PARTS:
+            _check_fields(part, _PARTS[part["type"]], f"{where}, a part of its content", "type")
+    for call in calls if isinstance(calls, list | tuple) else ():
+        _check_fields(call, ToolCall, f"{where}, a tool call")
+    if parts is None and not calls:
+        raise UserError(f"{where} has no content: {short_repr(given)}", hint=_PROMPT)
+    try:
+        return msgspec.convert(given, ChatMessage)
+    except msgspec.ValidationError as error:
+        raise UserError(f"{where} is no message: {error}", hint=_PROMPT) from None
+
+
+_PARTS: dict[str, type[msgspec.Struct]] = {"text": Text, "image": Image}
+
+
+def _check_fields(given: object, kind: type[msgspec.Struct], where: str, *more: str) -> None:
+    known = (*more, *kind.__struct_fields__)
+    if (
+        isinstance(given, Mapping)
+        and (unknown := next((each for each in given if each not in known), None)) is not None
+    ):
+        raise UserError(f"{where} has a field {short_repr(unknown)}", hint=f"the fields are {', '.join(known)}")
 
 
 def cut(text: str, most: int) -> str:

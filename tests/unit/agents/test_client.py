@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from typer.testing import CliRunner
 
@@ -20,6 +21,7 @@ from sabot.agents import (
     LetterRefused,
     PolicyEngine,
     RuntimeKernel,
+    Schedule,
     ToolPolicy,
 )
 from sabot.agents.job_effects import folded_job
@@ -32,7 +34,7 @@ from sabot.errors import EffectError, IdempotencyConflict, JobCancelled, Transie
 from sabot.journal.ended_jobs import JobQuery
 from sabot.journal.memory import MemoryJournal, MemoryStorage
 from sabot.journal.sqlite import SqliteInbox
-from sabot.llm import Completion, ToolCall, Usage, assistant, tool
+from sabot.llm import ChatMessage, Completion, Image, ToolCall, Usage, assistant, tool, tool_result, user
 from sabot.llm.agent import Agent
 from sabot.llm.engine import ExecutionEngine
 from sabot.llm.providers.scripted import ScriptedProvider
@@ -243,7 +245,7 @@ async def test_all_jobs_of_a_query_are_cancelled_or_retried_and_those_below_go_w
         ({"scop": "acme"}, "did you mean scope"),
         ({"status": "done"}, "status='done'"),
         ({"since": "now"}, "since='now'"),
-        ({"text": "a\0"}, "a text is wanted"),
+        ({"text": "a\0"}, "the character NUL"),
         ({"after": "x"}, "is no cursor"),
         ({5: "x"}, "query="),
         ("acme", "query='acme'"),
@@ -295,7 +297,7 @@ async def test_a_kernel_that_runs_takes_it_without_resume(client: JobClient, pla
 
 
 async def test_one_key_is_one_job_also_within_one_list(client: JobClient, place: Path) -> None:
-    def asked(prompt: int, key: str = "", agent: str = "support") -> ExecutionRequest:
+    def asked(prompt: int, key: str | None = None, agent: str = "support") -> ExecutionRequest:
         return ExecutionRequest(prompt=prompt, agent=agent, idempotency_key=key)
 
     first, second, other, third = await client.start_all([asked(1, "k"), asked(1, "k"), asked(2), asked(1, "k")])
@@ -533,6 +535,11 @@ async def test_wrong_requests_begin_nothing(client: JobClient, place: Path, tmp_
         await client.start("support", 1, budgets={"max_dollars": 1})
     with pytest.raises(UserError, match="scope_id=''"):
         await client.start("support", 1, scope="")
+    for name in ("idempotency_key", "key", "session"):  # a form with an empty key was two jobs when it was sent twice
+        with pytest.raises(UserError, match=f"{name}.*='': it is empty .leave it out"):
+            await client.start("support", 1, **{name: ""})
+        with pytest.raises(UserError, match="the character NUL"):
+            await client.start("support", 1, **{name: "a\0"})
     with pytest.raises(UserError, match="did you mean principal"):
         await client.start("support", 1, principle="ann")
     with pytest.raises(UserError, match="the request"):
@@ -546,6 +553,104 @@ async def test_wrong_requests_begin_nothing(client: JobClient, place: Path, tmp_
     with pytest.raises(UserError, match="none of this name"):
         await client.handle("shop.support/none")
     assert await client.jobs.find() == []
+
+
+def test_a_key_that_is_empty_begins_nothing_from_the_command_line_either(place: Path) -> None:
+    for option, name in (("--key", "idempotency_key"), ("--of", "key"), ("--session", "session_id")):
+        asked = ["jobs", "start", "shop.support", "--journal", str(place), "--with", "1", option, ""]
+        said = CliRunner().invoke(cli, asked)
+        assert (said.exit_code, f"{name}='': it is empty" in said.output) == (1, True), said.output
+
+
+NO_PROMPTS: list[tuple[Any, str]] = [
+    ({"text": "hi"}, "{'text': 'hi'} is no prompt of an Agent"),
+    (5, "5 is no prompt of an Agent"),
+    (None, "None is no prompt of an Agent"),
+    ([], "[] is no prompt of an Agent"),
+    (["hi"], "message 1 of the prompt is 'hi'"),
+    (
+        [{"role": "user", "text": "refund o-1"}],
+        "message 1 of the prompt has a field 'text' (the fields are role, content,",
+    ),
+    ([{"role": "user", "content": "x"}, {"role": "user"}], "message 2 of the prompt has no content"),
+    ([{"role": "assistant", "tool_calls": []}], "message 1 of the prompt has no content"),
+    ([{"role": "user", "content": "x", "name": "ann"}], "has a field 'name'"),
+    ([{"role": "boss", "content": "x"}], "message 1 of the prompt is no message: Invalid enum value 'boss'"),
+    ([{"role": "user", "content": 5}], "message 1 of the prompt is no message"),
+    (
+        [{"role": "user", "content": [{"type": "text", "text": "x", "cache_control": {}}]}],
+        "a part of its content has a field",
+    ),
+    (
+        [{"role": "assistant", "tool_calls": [{"id": "1", "type": "function", "function": {}}]}],
+        "message 1 of the prompt, a tool call has a field 'type' (the fields are id, name, arguments, vendor",
+    ),
+]
+
+
+@pytest.mark.parametrize(("message", "said"), NO_PROMPTS)
+async def test_what_is_no_prompt_of_an_agent_reaches_no_model(place: Path, message: Any, said: str) -> None:
+    """The model got an empty text in place of a message without content, and the job had succeeded."""
+    heard = list[Any]()
+    desk = Agent(ExecutionEngine(ScriptedProvider(lambda spec: heard.append(spec) or "yes")), name="desk")
+    async with kernel_of(place, desk, support) as kernel:
+        with pytest.raises(UserError) as refused:
+            await kernel.execute(ExecutionRequest(prompt=message))
+        assert said in str(refused.value)
+        handle = await JobClient(place, name="shop").start("desk", message)
+        with pytest.raises(EffectError) as failed:
+            await handle.result()
+        assert (failed.value.type, said in failed.value.message) == ("UserError", True), failed.value
+        await (await kernel.execute(ExecutionRequest(prompt=message, agent="support"))).result()
+        assert [message] == MADE  # a function takes any value
+    assert heard == []
+    with pytest.raises(UserError, match=r"is (no prompt|'hi')"):
+        kernel_of(place, desk, schedules=[Schedule("s", "desk", "0 9 * * *", message={"text": "hi"})])
+
+
+async def test_messages_of_all_kinds_reach_the_model_as_they_are(place: Path) -> None:
+    """A message that a program has made with an empty text has it in the journal too."""
+    heard = list[Any]()
+    desk = Agent(ExecutionEngine(ScriptedProvider(lambda spec: heard.append(spec.messages) or "yes")), name="desk")
+    call = ToolCall("1", "refund", "{}")
+    talk = [user("hi"), assistant("", call), tool_result("1", ""), user("", Image(url="https://x.example/a.png"))]
+    plain = [
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "tool_calls": [{"id": "1", "name": "refund", "arguments": "{}"}]},
+        {"role": "tool", "tool_call_id": "1", "content": ""},
+        {
+            "role": "user",
+            "content": [{"type": "text", "text": ""}, {"type": "image", "url": "https://x.example/a.png"}],
+        },
+    ]
+    async with kernel_of(place, desk) as kernel:
+        for prompt in (talk, plain):
+            await (await kernel.execute(ExecutionRequest(prompt=prompt))).result()
+            await (await JobClient(place, name="shop").start("desk", prompt)).result()
+        await (await kernel.execute(ExecutionRequest(prompt=ChatMessage("user")))).result()
+    assert heard == [tuple(talk)] * 4 + [(user(""),)]
+
+
+async def test_a_job_that_an_earlier_version_has_begun_with_a_message_without_content_goes_on(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model was asked already, and its answer was paid."""
+    heard = list[Any]()
+    answers = [assistant("", ToolCall("1", "refund", '{"order": 1}')), "It is done."]
+    model = ScriptedProvider(lambda spec: heard.append(spec.messages) or answers[len(heard) - 1])
+    desk = Agent(ExecutionEngine(model), name="desk", tools=[refund])
+    policy = PolicyEngine([ToolPolicy(["refund"], require_approval=True)])
+    with monkeypatch.context() as earlier:
+        earlier.setattr("sabot.agents.kernel.jobs.decode_prompt", lambda said: msgspec.convert(said, list[ChatMessage]))
+        async with kernel_of(place, desk, policy=policy) as kernel:
+            begun = await kernel.execute(ExecutionRequest(prompt=[{"role": "user", "text": "refund 1"}]))
+            question = await asked_of(begun)
+    async with kernel_of(place, desk, policy=policy) as kernel:
+        await kernel.resume()
+        handle = await kernel.handle(begun.job_id)
+        await handle.resolve_action(question.resume_token, {"approved": True})
+        assert (await handle.result()).content == "It is done."
+    assert (MADE, len(heard)) == ([1], 2)
 
 
 async def test_a_result_that_nobody_can_give_any_more_is_told(client: JobClient, place: Path) -> None:
@@ -576,7 +681,7 @@ async def test_a_wait_that_is_given_up_leaves_nothing_behind(client: JobClient, 
 async def test_an_effect_that_may_be_repeated_begins_a_job_by_a_key_only(client: JobClient, place: Path) -> None:
     @tool(effect="idempotent", retries=0)
     async def hands_on(key: str) -> str:
-        return (await client.start("support", 1, idempotency_key=key)).job_id
+        return (await client.start("support", 1, idempotency_key=key or None)).job_id
 
     async def hands(ctx: Any) -> Any:
         return await ctx.call(hands_on, ctx.message)

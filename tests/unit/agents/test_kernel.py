@@ -1323,6 +1323,9 @@ def test_a_request_without_a_scope_has_the_default_one_and_a_wrong_one_is_refuse
             ask("go", budgets=wrong)
     with pytest.raises(UserError, match="metadata=3"):
         ask("go", metadata=3)
+    for name in ("idempotency_key", "key", "session_id"):
+        with pytest.raises(UserError, match=f"{name}='': it is empty"):
+            ask("go", **{name: ""})
     assert ask("go", budgets=None).budgets == BudgetSpec()
     assert ask("go", budgets={"max_turns": 4}).budgets == BudgetSpec(max_turns=4)
 

@@ -43,7 +43,7 @@ WRONG = [
     (b'{"text": "x", "key": null}', "key is missing, or is no str"),
     (b'{"text": ["x"], "key": "k"}', "text is missing, or is no str"),
     (b'{"text": "x", "key": "\\ud800"}', "surrogates"),
-    (b'{"text": "x", "key": "\\u0000"}', "a text is wanted"),
+    (b'{"text": "x", "key": "\\u0000"}', "the character NUL"),
     (b'{"text": "\\ud800", "key": "k"}', ""),
 ]
 

@@ -148,6 +148,14 @@ def test_wrong_schedules_are_refused(wrong: dict[str, Any]) -> None:
         Schedule(**{"name": "s", "agent": "work", "cron": "0 9 * * *", **wrong})
 
 
+def test_a_step_that_is_longer_than_its_field_is_refused() -> None:
+    """`*/61` of minutes was each full hour."""
+    for cron in ("*/61 * * * *", "0 1/25 * * *", "0 0 */32 * *", "0 0 1 1-6/13 *", "0 0 * * 1,*/8", "0,1/99 * * * *"):
+        with pytest.raises(UserError, match=r"schedule s: the step \d+ of \w+ .* in its cron is longer than the field"):
+            RuntimeKernel.create(agent=work, schedules=[Schedule("s", "work", cron)])
+    RuntimeKernel.create(agent=work, schedules=[Schedule("s", "work", "*/60 */24 */31 */12 */7")])
+
+
 @pytest.fixture
 def clock() -> ManualClock:
     return ManualClock(seconds(2026, 11, 28, 8, 30))
@@ -316,7 +324,9 @@ def test_jobs_of_clients_by_the_name_of_a_schedule_are_none_of_its_own(
         client = JobClient(place, name="shop", clock=clock)
         for tenant, actor in (("other", ""), ("default", "eve")):
             for number in range(1 if key else 12):
-                await client.start("work", tenant, scope=tenant, principal=actor, key="hourly", idempotency_key=key)
+                await client.start(
+                    "work", tenant, scope=tenant, principal=actor, key="hourly", idempotency_key=key or None
+                )
                 clock.set(clock.time() + number)
         clock.set(seconds(2026, 11, 28, 13, 30))
         async with kernel_of(place, clock, missed="all", overlap="allow"):

@@ -59,7 +59,7 @@ def desk(model: ScriptedProvider | None = None, **options: Any) -> Agent[Any, An
 
 
 def ask(prompt: Any, session: str = "c-1", **fields: Any) -> ExecutionRequest:
-    return ExecutionRequest(prompt=prompt, session_id=session, **fields)
+    return ExecutionRequest(prompt=prompt, session_id=session or None, **fields)
 
 
 async def said(kernel: RuntimeKernel, prompt: Any, session: str = "c-1", **fields: Any) -> str:

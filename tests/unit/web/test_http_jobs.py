@@ -342,6 +342,7 @@ async def test_a_caller_passes_before_others_only_as_far_as_the_server_lets_it(s
             assert said["error"]["message"] == (
                 f"priority={priority}: {caller} may give {least} and greater numbers, which begin later"
             )
+            assert f"priority_from={priority})" in said["error"]["hint"]
     with pytest.raises(UserError, match="Caller: priority_from='high'"):
         Caller("ann", priority_from="high")  # type: ignore[arg-type]
 
@@ -417,8 +418,9 @@ WRONG: list[tuple[str, str, Any, int, str]] = [
     ("GET", "/jobs?since=now", None, 422, "since='now'"),
     ("GET", "/jobs?since=nan", None, 422, "since='nan'"),
     ("GET", "/jobs?limit=201", None, 422, "limit='201'"),
+    ("GET", "/jobs?limit=0", None, 422, "a number from 1 to 200"),  # it was one job
     ("GET", "/jobs?after=x", None, 422, "no cursor"),
-    ("GET", "/jobs?text=%00", None, 422, "a text is wanted"),
+    ("GET", "/jobs?text=%00", None, 422, "the character NUL"),
     ("GET", "/jobs/%00", None, 404, "there is none"),
     ("GET", "/jobs/x/result?wait=61", None, 422, "from 0 to 60"),
     ("GET", "/actions?status=open", None, 422, "status='open'"),
@@ -444,6 +446,10 @@ WRONG: list[tuple[str, str, Any, int, str]] = [
     ("POST", "/jobs", {"agent": "asks", "message": 1, "budgets": 5}, 422, "budgets=5"),
     ("POST", "/jobs", {"agent": "asks", "message": 1, "max_turns": 0}, 422, "max_turns=0"),
     ("POST", "/jobs", {"agent": "asks", "message": 1, "metadata": 5}, 422, "metadata=5"),
+    ("POST", "/jobs", {"agent": "asks", "message": 1, "idempotency_key": ""}, 422, "idempotency_key='': it is empty"),
+    ("POST", "/jobs", {"agent": "asks", "message": 1, "key": ""}, 422, "key='': it is empty"),
+    ("POST", "/jobs", {"agent": "asks", "message": 1, "key": "a\0"}, 422, "the character NUL"),
+    ("POST", "/jobs", {"agent": "asks", "message": 1, "session": ""}, 422, "session_id='': it is empty"),
     ("POST", "/jobs/cancel", {"query": {"scop": "x"}}, 422, "did you mean scope"),
     ("POST", "/jobs/cancel", {"query": "x"}, 422, "query='x'"),
     ("POST", "/jobs/x/cancel", {"reason": 5}, 422, "reason=5"),
