@@ -39,7 +39,7 @@ from sabot.engine.calls.functions import awaitable, unwrap
 from sabot.engine.calls.judging import JUDGE, OVER, SENDABLE, OnceJudge, begin_judging, end_judging
 from sabot.engine.calls.pool import ThreadPool
 from sabot.engine.calls.steps import watched
-from sabot.engine.calls.tool_context import CALL, EFFECT, Effect, OpenDeps, ToolContext
+from sabot.engine.calls.tool_context import CALL, EFFECT, Effect, OpenDeps, ToolContext, no_deps
 from sabot.engine.calls.tools import Tool
 from sabot.errors import EffectError, JournalFailed, SabotError, UserError, short_repr
 from sabot.jobs.core import LookedUp, Outcome
@@ -457,6 +457,8 @@ class EffectRunner:
         sent behind this, so it waits again until that is allowed: to open the dependencies may take long.
         """
         running, tool = call.running, call.tool
+        if tool.wants_deps and tool.deps is None:
+            raise no_deps(f"tool {tool.name}", tool.takes_context, tool.wants_deps, agent=False)
         context = ToolContext[Any](job=call.effect.job) if running is None else running.job.tool_context()
         if tool.deps is not None:
             opened = self._deps.setdefault(call.effect.job, OpenDeps())

@@ -51,7 +51,15 @@ from sabot.engine.calls.messages import (
 from sabot.engine.calls.model_requests import NamesCaller, RequestContext, RequestSpec, ToolSchema, context_of
 from sabot.engine.calls.names import MODELS, note_tool
 from sabot.engine.calls.options import LoopOptions, Retry, Trim
-from sabot.engine.calls.tool_context import AgentDeps, Deps, Output, ToolContext, with_context_by_name
+from sabot.engine.calls.tool_context import (
+    AgentDeps,
+    Deps,
+    Output,
+    ToolContext,
+    no_deps,
+    wanted_deps,
+    with_context_by_name,
+)
 from sabot.engine.calls.tool_results import json_of_result
 from sabot.engine.calls.tools import Tool, ToolAnswer, as_tool, tool_of_agent
 from sabot.engine.calls.usage import Usage
@@ -328,6 +336,8 @@ class Agent(Generic[Deps, Output]):
                 timeout = tool_timeout if made.timeout_s is None else None
                 made = as_tool(made, timeout=timeout, default_retries=max_tool_retries)
             if isinstance(made, Tool) and made.takes_context:
+                if made.wants_deps and deps is None:
+                    raise no_deps(f"{where}: tool {made.name}", made.takes_context, made.wants_deps, agent=True)
                 made = replace(made, deps=own)
                 note_tool(made)
             if made.name in self.tools:
@@ -495,6 +505,8 @@ def _tool_of_instructions(function: Callable[..., Any], agent: str, deps: AgentD
     except (StopIteration, TypeError, ValueError):
         hint = "def instructions(ctx: ToolContext) -> str: …"
         raise UserError(f"{where}: {short_repr(function)} takes no ToolContext", hint=hint) from None
+    if deps.given is None and (wanted := wanted_deps(function, parameter)):
+        raise no_deps(where, parameter, wanted, agent=True)
     made = Tool(
         with_context_by_name(function, parameter),
         f"{agent}_instructions",

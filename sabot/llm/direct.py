@@ -21,7 +21,7 @@ from sabot.engine.calls.judging import JUDGE, OVER, OnceJudge, judge_of_this, no
 from sabot.engine.calls.model_requests import RequestContext, RequestSpec
 from sabot.engine.calls.pool import ThreadPool
 from sabot.engine.calls.steps import watched
-from sabot.engine.calls.tool_context import EFFECT, PLAIN_CALL, Effect, OpenDeps, ToolContext, id_within
+from sabot.engine.calls.tool_context import EFFECT, PLAIN_CALL, Effect, OpenDeps, ToolContext, id_within, no_deps
 from sabot.engine.calls.tools import IN_THREAD, Tool
 from sabot.errors import EffectError, NotSent, message_of
 from sabot.llm.engine_core import Engine
@@ -144,6 +144,8 @@ class DirectTools:
 
     async def _context_of(self, tool: Tool, effect: Effect) -> ToolContext[Any]:
         caller = self._context
+        if tool.wants_deps and tool.deps is None:
+            raise no_deps(f"tool {tool.name}", tool.takes_context, tool.wants_deps, agent=False)
         context = ToolContext[Any](
             scope=caller.tenant_id or "",
             principal=caller.user_id or "",

@@ -14,6 +14,8 @@ a job, and once for each time that a job comes into memory. They go when the run
 import asyncio
 import inspect
 import logging
+import re
+import typing
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
 from contextvars import ContextVar
@@ -112,6 +114,8 @@ PLAIN_CALL: ContextVar[EffectId | None] = ContextVar("PLAIN_CALL", default=None)
 """The attempt of a tool's call that an agent makes outside of a job, and may make again."""
 
 _CLOSE_SECONDS = 5.0  # the time that the context managers of dependencies have to close
+_CONTEXT_OF = re.compile(r"ToolContext\[(.+?)\]\W*(?:None)?$")  # in a type that is written as a text
+_HAS_NONE = re.compile(r"\b(None|Any|object|Optional)\b")
 _AROUND = ("Optional", "Union", "Annotated")  # forms of a type that is written as a text, which may hold the one sought
 _NO_EFFECT = Effect(EffectId("", 0), EffectId("", 0).key, 1, None)
 
@@ -242,6 +246,50 @@ def context_parameter(name: str, func: Callable[..., Any]) -> str:
             hint=f"async def {name}({found[-1]}: ToolContext, …)",
         )
     return found[0]
+
+
+def wanted_deps(func: Callable[..., Any], parameter: str) -> str:
+    """Returns the type X of a tool's parameter `ToolContext[X]` as a text; "" if it names none, or one that None has too."""
+    runs = inspect.unwrap(unwrap(func))
+    annotation = getattr(runs, "__annotations__", {}).get(parameter)
+    if isinstance(annotation, ForwardRef):
+        annotation = annotation.__forward_arg__
+    if isinstance(annotation, str):
+        with suppress(Exception):  # names that are there for type checkers only
+            annotation = inspect.get_annotations(runs, eval_str=True)[parameter]
+    if isinstance(annotation, str):
+        named = _CONTEXT_OF.search(annotation)
+        return named[1] if named and not _HAS_NONE.search(named[1]) else ""
+    kinds = [annotation]
+    while kinds:
+        kind = kinds.pop()
+        if get_origin(kind) is ToolContext:
+            return _type_without_none(get_args(kind)[0])
+        kinds += get_args(kind)
+    return ""
+
+
+def _type_without_none(kind: Any) -> str:
+    kind = getattr(kind, "__value__", kind)  # of `type X = …`
+    forms = get_args(kind) if get_origin(kind) in (Union, UnionType, Annotated) else (kind,)
+    if any(each in (None, type(None), Any, object) or isinstance(each, typing.TypeVar) for each in forms):
+        return ""
+    name = kind.__forward_arg__ if isinstance(kind, ForwardRef) else getattr(kind, "__name__", str(kind))
+    return "" if _HAS_NONE.search(name) else str(name)
+
+
+def no_deps(where: str, parameter: str, wanted: str, *, agent: bool) -> UserError:
+    """Returns the error for a tool that nobody gives its deps. `where`: the agent or the tool. `wanted`: their type.
+    `agent`: True if an agent without deps has the tool; False if a function calls it.
+    """
+    hint = f"Agent(…, deps=…), a {wanted} or a function that makes it; or `{parameter}: ToolContext`, or ToolContext[{wanted} | None]"
+    return UserError(
+        f"{where}: its {parameter} is a ToolContext[{wanted}], and nobody gives deps",
+        hint=hint
+        if agent
+        else f"only Agent(…, deps=…) gives them; a function calls a tool that has them by itself: a method of the {wanted}, "
+        "or a tool that is defined where it exists",
+    )
 
 
 def with_context_by_name(func: Callable[..., Any], parameter: str) -> Callable[..., Any]:

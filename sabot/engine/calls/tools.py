@@ -62,6 +62,7 @@ from sabot.engine.calls.tool_context import (
     inner_context,
     inner_effect,
     takes_effect,
+    wanted_deps,
     with_context_by_name,
 )
 from sabot.errors import UserError, short_repr
@@ -190,7 +191,8 @@ class Tool(Generic[P, R]):
     - `is_agent`: True if the tool is another agent. `func` then returns the prompt with which this agent is run.
     - `other_names`: names by which a rule may mean the tool of an MCP server, but does not reach it, such as the server's.
     - `takes_context`: the name of the function's parameter with the type ToolContext, or "". `func` takes it by name only.
-    - `deps`: what `ToolContext.deps` is made of; None for a tool of no agent.
+    - `deps`: what `ToolContext.deps` is made of; None for a tool of no agent. `wants_deps`: the type of these objects, if
+      the function needs them (`wanted_deps`), or "".
     - `part_of`: the tool whose call this one goes on with, such as that of `NAME` for `NAME.resume`; else None. Rules about
       that tool hold for this one too, with its class. A tool of the class "read" only waits for the end of such a call: of
       those rules the ones about names and callers hold for it.
@@ -215,6 +217,7 @@ class Tool(Generic[P, R]):
     other_names: tuple[str, ...] = ()
     takes_context: str = ""
     deps: AgentDeps | None = field(default=None, compare=False, repr=False)
+    wants_deps: str = field(default="", compare=False, repr=False)
     part_of: "Tool | None" = field(default=None, compare=False, repr=False)
     copy_of: "Tool | None" = field(default=None, compare=False, repr=False)
 
@@ -740,6 +743,7 @@ def _make_tool(
             retries is not None,
             labels,
             takes_context=context,
+            wants_deps=wanted_deps(func, context) if context else "",
         )
     )
     note_tool(made)

@@ -21,7 +21,7 @@ from sabot.agents import (
 )
 from sabot.connectors.memory import MemoryBroker
 from sabot.engine.calls.effects import EffectId
-from sabot.errors import PolicyDenied, UserError
+from sabot.errors import EffectError, PolicyDenied, UserError
 from sabot.journal.memory import MemoryStorage
 from sabot.llm import (
     Agent,
@@ -163,7 +163,7 @@ async def test_every_form_of_a_function_takes_a_context() -> None:
         tool(effect="read", name="given")(partial(given, ToolContext(scope="by the program"))),
     ]
     model = engine(calls(*((each.name, '{"order": "o-1"}') for each in forms)), "done")
-    result = await Agent(model, tools=forms).run("x", context=CALLER)
+    result = await Agent(model, tools=forms, deps=Shop()).run("x", context=CALLER)
     results = [each.text for each in result.messages if each.role == "tool"]
     assert results == [*3 * ["till acme o-1"], "True acme o-1", "3 acme o-1", "till acme o-1", "by the program o-1"]
 
@@ -200,7 +200,8 @@ async def test_the_type_of_the_context_may_be_written_in_every_way() -> None:
     forms = [optional, annotated, called_self, *(module[f"f{number}"] for number in range(len(texts)))]
     tools = [tool(effect="read")(each) for each in forms]
     asked = calls(*((each.name, '{"order": "o-1"}') for each in tools), ("alone", "{}"))
-    result = await Agent(engine(asked, "done"), tools=[*tools, tool(alone)]).run("x", context=CALLER)
+    agent = Agent(engine(asked, "done"), tools=[*tools, tool(alone)], deps=Shop())
+    result = await agent.run("x", context=CALLER)
     assert [each.text for each in result.messages if each.role == "tool"] == 9 * ["acme o-1"]
 
     def of_list(order: list[ToolContext]) -> None: ...
@@ -526,6 +527,64 @@ async def test_the_function_of_a_job_leaves_the_context_out() -> None:
     assert result.output == ["o-1", "o-2", 3, {"order": "o-1"}]
     assert [each[:4] for each in seen] == [("acme", {"order": "o-1"}, "o-1", 5), ("acme", {"order": "o-1"}, "o-2", 7)]
     assert len({each[4] for each in seen}) == 2
+
+
+@dataclass
+class Till:
+    open: bool = True
+
+
+@pytest.mark.parametrize(
+    ("kind", "wants"),
+    [
+        (ToolContext[Till], True),
+        (Annotated[ToolContext[Till], "for a reader"], True),
+        (ToolContext[Till] | None, True),
+        ("ToolContext[Till]", True),
+        ("ToolContext['NotThere']", True),
+        ("ToolContext[NotThere]", True),
+        (ToolContext, False),
+        (ToolContext[Any], False),
+        (ToolContext[None], False),
+        (ToolContext[Till | None], False),
+        (ToolContext[Optional[Till]], False),  # noqa: UP045
+        ("ToolContext[NotThere | None]", False),
+        ("ToolContext[Optional[NotThere]]", False),
+        ("ToolContext", False),
+    ],
+)
+async def test_a_tool_that_needs_deps_is_not_called_where_nobody_gives_them(kind: Any, wants: bool) -> None:
+    """`ctx.deps` was None in the function of a job, and the tool failed with an AttributeError, or used None."""
+    seen = list[Any]()
+
+    async def look(ctx: Any, order: str) -> str:
+        seen.append(ctx.deps)
+        return order
+
+    look.__annotations__["ctx"] = kind
+    looks = tool(effect="read")(look)
+
+    async def calls_it(ctx: DurableContext) -> Any:
+        return await ctx.call(looks, "o-1")
+
+    model = engine(calls(("look", '{"order": "o-1"}')), "done", "done")
+    async with RuntimeKernel.create(agent=calls_it) as kernel:
+        handle = await kernel.execute(ExecutionRequest(prompt="go"))
+        if wants:
+            said = r"its ctx is a ToolContext\[(Till|'?NotThere'?)\], and nobody gives deps"
+            with pytest.raises(EffectError, match=f"UserError: tool look: {said} .only Agent"):
+                await handle.result()
+            with pytest.raises(UserError, match=f"tool look: {said} .Agent"):
+                Agent(model, tools=[looks])
+            with pytest.raises(UserError, match=f"agent .*instructions: {said}"):
+                Agent(model, instructions=looks.func.__wrapped__)
+        else:
+            assert (await handle.result()).output == "o-1"
+            await Agent(model, tools=[looks]).run("go")
+            assert seen == [None, None]
+    assert wants == (seen == [])
+    await Agent(engine(calls(("look", '{"order": "o-1"}')), "done"), tools=[looks], deps=Till()).run("go")
+    assert seen[-1] == Till()
 
 
 async def test_a_context_that_the_function_of_a_job_gives_is_refused() -> None:
