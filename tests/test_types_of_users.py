@@ -103,11 +103,13 @@ app.stream("orders").group_by("user").aggregate(n=1)
 """
 
 TOOLS = """
+from decimal import Decimal
+
 import msgspec
 
 from sabot import App
-from sabot.agents import DurableContext, ToolContext
-from sabot.llm import Agent, Effect, ExecutionEngine, OpenAIProvider, Tool, tool
+from sabot.agents import Budget, BudgetSpec, DurableContext, ExecutionContext, Ledger, ToolContext
+from sabot.llm import Agent, CallBudget, Effect, ExecutionEngine, OpenAIProvider, Tool, tool
 
 app = App("shop")
 engine = ExecutionEngine(OpenAIProvider("m"))
@@ -184,6 +186,18 @@ def name_of(one: Tool) -> str:
     return one.name
 
 
+day = Budget("*", max_cost_daily=5)
+budgets = [Budget("a", max_cost_hourly=Decimal("0.5"), max_cost_monthly="99.90"), Budget("b", max_cost_hourly=0.5)]
+jobs = [BudgetSpec(max_cost=1.0), BudgetSpec(max_cost=2), BudgetSpec(max_cost="0.10"), BudgetSpec(max_cost=Decimal(1))]
+calls = [CallBudget(max_cost=1.0), CallBudget(max_cost=2), CallBudget(max_cost="0.10"), CallBudget(max_cost=Decimal(1))]
+spent: list[Decimal | None] = [day.max_cost_daily, jobs[0].max_cost, calls[0].max_cost]
+
+
+async def judged(ledger: Ledger) -> object:
+    context = ExecutionContext(scope_id="a")
+    return [await ledger.check_budget(context, pending_cost=each) for each in (1, 0.5, "0.5", Decimal(1))]
+
+
 tools: list[Tool] = [refund, put, look]
 agent = Agent(engine, tools=[refund, put, look, plain])
 name_of(refund)
@@ -193,7 +207,7 @@ app.process_agent("tasks", command=["x"], effect="read", durable=True, timeout="
 
 BAD_TOOLS = """
 from sabot import App
-from sabot.agents import DurableContext, RuntimeKernel, ToolContext
+from sabot.agents import Budget, BudgetSpec, DurableContext, RuntimeKernel, ToolContext
 from sabot.llm import Agent, ExecutionEngine, OpenAIProvider, tool
 
 app = App("shop")
@@ -219,6 +233,9 @@ async def work(ctx: DurableContext) -> None:
     await ctx.call(cancel)  # wrong
     await cancel("o-1")  # wrong
     (await Agent(engine, output=str).run("x")).output.nothing  # wrong
+    Budget("*", max_cost_daily=[5])  # wrong
+    BudgetSpec(max_cost=b"1")  # wrong
+    BudgetSpec(max_cost=1).max_cost.nothing  # wrong
     Agent(engine, deps="x", instructions=lambda ctx: ctx.deps.nothing)  # wrong
     await ctx.call(pay, "o-1", amount="x")  # wrong
     await ctx.call(pay, "o-1", amont=3)  # wrong

@@ -3,11 +3,10 @@
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
-from decimal import Decimal
 from typing import Any, Literal
 
 from sabot.base.checks import Of, OneOf, Whole, check
-from sabot.base.config import amount, parse_seconds
+from sabot.base.config import Dollars, amount, parse_seconds
 from sabot.base.options import answers_wrong_options
 from sabot.engine.calls.model_requests import RequestContext
 from sabot.errors import UserError, short_repr
@@ -65,7 +64,7 @@ class BudgetSpec:
     """The limits of one job; None means no limit. A job may use up to each limit, but not more.
 
     - `max_tokens`, `max_tool_calls`, `max_turns`: the most tokens, calls of tools, and requests to models.
-    - `max_cost`: the most US dollars. It is stored as a Decimal.
+    - `max_cost`: the most US dollars: a Decimal, a number or a text. It is stored as a Decimal.
     - `max_runtime_seconds`: the most seconds. Time in which the job runs or sleeps counts; time in which it waits for
       the answer to an action does not count.
     - `unpriced`: decides what happens if there is a `max_cost` and the job calls a model with an unknown price. "deny"
@@ -75,7 +74,7 @@ class BudgetSpec:
     """
 
     max_tokens: int | None = None
-    max_cost: Decimal | None = None
+    max_cost: Dollars = None  # type: ignore[assignment]
     max_tool_calls: int | None = None
     max_turns: int | None = None
     max_runtime_seconds: float | None = None

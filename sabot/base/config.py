@@ -6,7 +6,7 @@ import unicodedata
 from datetime import timedelta
 from decimal import Decimal, InvalidOperation
 from numbers import Real
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from sabot.base.backoff import Backoff
 from sabot.base.checks import is_number, is_whole, shown
@@ -23,6 +23,17 @@ FIELDS = 10_000
 """The most columns, nested fields included, that are inferred from data; a given schema may have more."""
 
 Duration = str | int | float | timedelta
+
+if TYPE_CHECKING:
+
+    class Dollars:
+        """The type of a field that takes each number that `amount` reads, and has it as a Decimal."""
+
+        def __get__(self, config: object, owner: object = None) -> Decimal | None: ...
+        def __set__(self, config: object, value: Decimal | float | str | None) -> None: ...
+
+else:
+    Dollars = Decimal | None  # what journals have
 
 _SECONDS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 DURATIONS = 'write "5s", "100ms" or a number of seconds; the units are ' + ", ".join(_SECONDS)

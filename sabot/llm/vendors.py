@@ -9,7 +9,7 @@ from sabot.llm.provider import Provider
 
 
 def engine_of(
-    vendor: str, model: str, *, max_tokens: int | None, max_cost: Decimal | float | None, **options: Any
+    vendor: str, model: str, *, max_tokens: int | None, max_cost: Decimal | str | float | None, **options: Any
 ) -> ExecutionEngine:
     """Creates an engine for a model. `vendor`: "openai" or "anthropic".
 

@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple
 from sabot.agents.context import checked_word
 from sabot.base.accounts import WINDOWS, Account, AmountLimit, Amounts, Measure, Window
 from sabot.base.checks import OneOf, check_fields, check_pattern, is_number
-from sabot.base.config import amount
+from sabot.base.config import Dollars, amount
 from sabot.base.options import answers_wrong_options
 from sabot.errors import UserError, short_repr
 from sabot.jobs.guard import Decision
@@ -56,9 +56,9 @@ class Budget:
     max_tokens_hourly: int | None = None
     max_tokens_daily: int | None = None
     max_tokens_monthly: int | None = None
-    max_cost_hourly: Decimal | None = None
-    max_cost_daily: Decimal | None = None
-    max_cost_monthly: Decimal | None = None
+    max_cost_hourly: Dollars = None  # type: ignore[assignment]
+    max_cost_daily: Dollars = None  # type: ignore[assignment]
+    max_cost_monthly: Dollars = None  # type: ignore[assignment]
     max_calls_hourly: int | None = None
     max_calls_daily: int | None = None
     max_calls_monthly: int | None = None

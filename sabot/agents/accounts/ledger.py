@@ -397,7 +397,7 @@ class Ledger:
             self._accounts.release(budget, call)
 
     async def check_budget(
-        self, context: ExecutionContext, pending_tokens: int = 0, *, pending_cost: Decimal | str | int = 0
+        self, context: ExecutionContext, pending_tokens: int = 0, *, pending_cost: Decimal | str | float = 0
     ) -> Decision:
         """Decides whether a call that needs at most `pending_tokens` tokens and `pending_cost` US dollars may be
         made. If the decision is ALLOW or WARN, these amounts are reserved.
@@ -454,7 +454,7 @@ class Ledger:
         context: ExecutionContext,
         usage: Usage,
         *,
-        cost: Decimal | None = None,
+        cost: Decimal | str | float | None = None,
         model: str = "",
         event_id: str = "",
     ) -> LedgerEvent:
@@ -473,7 +473,6 @@ class Ledger:
         checked_text(event_id, "event_id")
         check("input_tokens", usage.input_tokens, Whole())
         check("output_tokens", usage.output_tokens, Whole())
-        cost = amount("cost", cost)
         event = LedgerEvent(
             event_id=event_id or uuid.uuid4().hex,
             type="model",
@@ -483,7 +482,7 @@ class Ledger:
             name=model,
             input_tokens=usage.input_tokens,
             output_tokens=usage.output_tokens,
-            cost=cost,
+            cost=amount("cost", cost),
             at_ms=round(self._clock.time() * 1000),
         )
         await self._accounts.load(context.scope_id)
