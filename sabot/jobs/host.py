@@ -60,7 +60,7 @@ from sabot.jobs.values import as_before, pack_error, unpack_error
 from sabot.journal import Journal, Position
 from sabot.journal.base import EVERY, Approval, JobMark
 from sabot.journal.ended_jobs import BLOCKED, JobQuery
-from sabot.journal.entries import Answer, Attempt, Begin, EffectResult, End, Entry, Signal
+from sabot.journal.entries import Answer, Attempt, Begin, Cancel, EffectResult, End, Entry, Signal
 from sabot.journal.memory import salt_of
 
 if TYPE_CHECKING:
@@ -568,7 +568,8 @@ class JobHost(HostState):
         the job has failed or was cancelled, its history is not replayed; its owner and its parent are told of the end
         again. If the job is a child that has never run, or a new one that a letter has begun, its timers count from now.
         """
-        waits = job.last == job.began and job.run == 1 and (parent_of(job.job_id)[0] or job.job_id in self._unread)
+        is_new = job.last == job.began and job.run == 1 and not job.cancelled
+        waits = is_new and (parent_of(job.job_id)[0] or job.job_id in self._unread)
         if waits or (job.ended is not None and job.ended.outcome != "succeeded"):
             self.put(job)
         else:
@@ -675,8 +676,10 @@ class JobHost(HostState):
             await asyncio.wait([done, self._serving], return_when=asyncio.FIRST_COMPLETED)
 
     async def _take_letters(self, posted_by: str) -> None:
-        for position, begin in await self._letters.take():
-            self._begun_by_letter(position, begin)
+        begun = await self._letters.take()
+        cancelled = {each.job for _, each in self.told if isinstance(each, Cancel)} if begun else ()
+        for position, begin in begun:
+            self._begun_by_letter(position, begin, cancelled=begin.job in cancelled)
         self.journal.begins.begun_all()
         granted, self.journal.begins.granted = self.journal.begins.granted, []
         for go in granted:
@@ -692,9 +695,9 @@ class JobHost(HostState):
         if posted_by and self._letters.taken(posted_by):
             self.parking.letters_taken(posted_by)
 
-    def _begun_by_letter(self, at: Position, begin: Begin) -> None:
+    def _begun_by_letter(self, at: Position, begin: Begin, *, cancelled: bool) -> None:
         """Handles the BEGIN entry that the journal has made from a letter: lets a new job run, or a failed or cancelled one
-        run again.
+        run again. `cancelled`: True if a cancel has come with it.
         """
         if begin.agent not in self.owners or self._on_letter is None:
             _log.error(
@@ -707,7 +710,8 @@ class JobHost(HostState):
         self._begun_total += 1
         facts = begin.agent, begin.key, begin.body, begin.digest, at, True, None
         behalf = Behalf(begin.scope, begin.principal, begin.labels, begin.session)
-        self._on_letter(OpenJob(begin.job, *facts, last=at, begun_ms=begin.at_ms, behalf=behalf, run=begin.run))
+        how: dict[str, Any] = {"begun_ms": begin.at_ms, "behalf": behalf, "run": begin.run, "cancelled": cancelled}
+        self._on_letter(OpenJob(begin.job, *facts, last=at, **how))
 
     def _arrived(self, entry: Answer | Signal | End, ask: Ask | None) -> None:
         running = self.running.get(entry.job)
@@ -921,6 +925,12 @@ class JobHost(HostState):
             if self._unread.pop(job_id) is None:
                 self._republished.add(job_id)
             at, begin = [(at, each) for at, each in entries if isinstance(each, Begin)][-1]
+            cancels = [each for place, each in entries if place > at and isinstance(each, Cancel)]
+            if cancels:
+                self._republished.discard(job_id)
+                self.log.publish_again(entries)
+                self._end_queued(begin, cancels[0].reason)
+                return
             self._guard.begin_job(begin, [each for place, each in entries if place < at])
         if job_id in self._republished:
             self._republished.remove(job_id)
@@ -930,6 +940,17 @@ class JobHost(HostState):
         owner = self.owners[history.begin.agent]
         running = self._load(history, owner, entries[-1][0])
         self._run(running, running.job.start, owner.call)
+
+    def _end_queued(self, begin: Begin, why: str) -> None:
+        """Ends a job that was cancelled after a letter has begun it, for the first time or again, and before its function was
+        called. So the function is not called.
+        """
+        job_id, body = begin.job, pack_error(asyncio.CancelledError(why))
+        self.log.append(End(job_id, self.now_ms(), "cancelled", why, body=body, labels=begin.labels))
+        self.jobs.end(job_id)
+        self._ended_total += 1
+        self.owners[begin.agent].job_closed(job_id, "cancelled")
+        self._tell_parent(job_id, "cancelled", body, begin.labels)
 
     def _end_emptied(self, begin: Begin) -> None:
         """Ends a job that was begun again while `trim` removed its earlier entries. Without their results, its function

@@ -164,7 +164,7 @@ class Lane:
 @dataclass(slots=True, eq=False)
 class _Queued:
     """A letter that begins a job, and waits. `following`: letters to the job that came after it. `cancelled`: True if one of these is
-    a cancel: then the job begins at once and has no seat.
+    a cancel: then it leaves the queue at once and has no seat.
     """
 
     number: int

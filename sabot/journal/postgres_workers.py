@@ -65,10 +65,12 @@ from sabot.journal.seats import (
     BECOME_DUE,
     DUE,
     LIMITS,
+    PASSES,
     RETRIES,
     TO_JOBS,
     SharedLanes,
     cancelled,
+    cancels_of,
     index_lanes,
     limit_of,
     park_seats,
@@ -120,8 +122,9 @@ _MINE = "taken = 0 AND worker = ? AND worker <> 0 AND starts_with(once, 'begin:'
 def _to_me(claimed: str) -> str:
     """Returns the statement that selects the letters which this worker takes. `claimed`: of those that begin jobs."""
     return (
-        f"SELECT number, letter FROM (SELECT number, priority, letter FROM {claimed} UNION ALL "
-        f"SELECT i.number, i.priority, i.letter FROM (SELECT * FROM inbox WHERE {TO_JOBS} AND number > ?) i JOIN jobs j ON j.job = i.job "
+        f"SELECT number, letter, passes FROM (SELECT number, priority, letter, {PASSES} AS passes FROM {claimed} "
+        f"UNION ALL SELECT i.number, i.priority, i.letter, false FROM (SELECT * FROM inbox WHERE {TO_JOBS} AND number > ?) i "
+        "JOIN jobs j ON j.job = i.job "
         "WHERE j.worker = ? AND (i.worker <> 0 OR i.agent <> ALL(?))) AS mine ORDER BY priority, number"
     )
 
@@ -488,9 +491,17 @@ class PostgresWorker(PostgresJournal):
         whole = self._is_whole()
         rows = self._read(whole, _TO_ME, self._of_mine(whole))
         if whole:
-            self._claimed = {number for number, _ in rows}
+            self._claimed = {number for number, *_ in rows}
             self._wait_patiently()
-        return [(number, decode_letter(data, self.where)) for number, data in rows if number not in self._seen]
+        letters = [(number, decode_letter(data, self.where), p) for number, data, p in rows if number not in self._seen]
+        # a cancel of a job that has not begun comes with the letter that begins it, so that its function is not called
+        cancels = cancels_of(self.select, [letter.job for _, letter, passes in letters if passes])
+        found = list[tuple[int, Letter]]()
+        for number, letter, passes in letters:
+            found.append((number, letter))
+            if passes and (cancel := cancels.get(letter.job)) is not None:
+                found.append((cancel[0], decode_letter(cancel[1], self.where)))
+        return found
 
     def _of_mine(self, whole: bool) -> tuple[Any, ...]:
         """Returns the values of the statement `_TO_ME`."""

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from sabot.journal.base import once_of, queued_mark
 from sabot.journal.begin_facts import facts_of
 from sabot.journal.entries import Begin, Letter, decode_entry
 from sabot.journal.lanes import JobLimit, Lanes, is_full, is_slow, pace_of, starts_at
@@ -135,6 +136,10 @@ _FORGET_AS_SEEN = "DELETE FROM seats s USING unnest(%s::text[], %s::bigint[]) AS
 _NOT_CLAIMED = (
     "SELECT number FROM inbox WHERE once = ANY(?) AND taken = 0 AND worker = 0 AND NOT starts_with(agent, chr(10))"
 )
+PASSES = "starts_with(agent, chr(10))"
+"""The condition on a letter that begins a job which was cancelled before (`let_through`)."""
+
+_CANCELS = "SELECT job, number, letter FROM inbox WHERE once = ANY(?) AND taken = 0"
 _LET_THROUGH = "UPDATE inbox SET agent = chr(10) || agent, after_ms = 0 WHERE taken = 0 AND worker = 0"
 _LET_MANY_THROUGH = f"{_LET_THROUGH} AND number IN ({_NOT_CLAIMED} FOR UPDATE SKIP LOCKED)"
 
@@ -164,6 +169,12 @@ def let_through(connection: Any, jobs: Collection[str]) -> None:
     Passes over those that a worker has locked, which it claims: who waits for one while it has another locked would wait for ever.
     """
     connection.execute(_LET_MANY_THROUGH, ([f"begin:{job}" for job in jobs],))
+
+
+def cancels_of(select: Callable[..., list[tuple[Any, ...]]], jobs: Collection[str]) -> dict[str, tuple[int, bytes]]:
+    """Returns, by job, the number and the data of the letter that has cancelled it before it has begun. `select`: runs a query."""
+    names = [once_of(Letter("cancel", job=job), queued_mark(job)) for job in jobs]
+    return {job: (number, data) for job, number, data in select(_CANCELS, (names,))} if names else {}
 
 
 def still_queued(connection: Any, jobs: Collection[str]) -> list[int]:

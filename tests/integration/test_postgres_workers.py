@@ -914,6 +914,29 @@ async def test_a_handle_to_a_job_of_another_worker_cancels_it_and_follows_it_whe
     assert shop.paid == [("a0", 3)]
 
 
+async def test_the_function_of_a_queued_job_that_is_cancelled_is_called_by_no_worker(shop: Shop) -> None:
+    async def pure(ctx: Any) -> str:
+        called.append(ctx.message)
+        return "a result"
+
+    called = list[Any]()
+    client = JobClient(shop.url, name="shop")
+    kernels = [RuntimeKernel.create(agent=pure, journal=shop.url, name="shop", shared=True) for _ in range(2)]
+    async with kernels[0], kernels[1]:
+        later = {"start_after": "1h"}
+        of_client = await client.start("pure", "client", **later)
+        of_kernel = await kernels[0].execute(ExecutionRequest(prompt="kernel", agent="pure", start_after="1h"))
+        await client.jobs.signal(of_client.job_id, "go", 5)
+        for each in (of_client, of_kernel):
+            await each.cancel("no more")
+        for each in (of_client, of_kernel):
+            with pytest.raises(JobCancelled):
+                await each.result()
+            assert (await client.jobs.get(each.job_id)).status == "cancelled"
+        assert called == []
+        assert (await (await client.start("pure", "again")).result()).output == "a result"
+
+
 async def test_a_handle_is_made_of_a_job_that_begins_meanwhile(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     """The entries of the job were looked at first and its letter second: of one that was taken in between there was neither."""
     free = asyncio.Event()

@@ -625,6 +625,9 @@ class KernelHost(JobWatch):
             self.handles[job_id] = self._new(job_id, self._agents[job.agent], job.digest)
         self.handles[job_id].begun()
         self._given[job_id] = self._is_given
+        if job.fresh and job.cancelled:  # its function is not called, so it needs no place
+            self._host.resume(job)
+            return
         wait = partial(self._wait, job_id, partial(self._host.resume, job), continues=goes_on)
         if goes_on and not job.fresh:
             self._lanes.go_on(first_of(job_id), wait)

@@ -281,6 +281,51 @@ def test_a_queued_job_is_cancelled_without_a_seat_and_gets_its_signals_when_it_b
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("signalled", [False, True])
+@pytest.mark.parametrize("how", ["its time has not come", "its lane is full", "all places are taken"])
+def test_the_function_of_a_queued_job_that_is_cancelled_is_not_called(
+    place: Any, clock: ManualClock, how: str, signalled: bool
+) -> None:
+    """It ran at once, and a function that makes no effect had succeeded."""
+
+    async def pure(ctx: Any) -> str:
+        STARTED.append("pure")
+        return "a result"
+
+    async def main() -> None:
+        limit = JobLimit("pure" if how == "its lane is full" else "work", concurrency=1)
+        options: dict[str, Any] = {"max_jobs": 1} if how == "all places are taken" else {}
+        kernel = RuntimeKernel.create(
+            agent=[work, fails, pure], journal=place, name="shop", limits=[limit], clock=clock, stop_grace=0, **options
+        )
+        async with kernel:
+            if how == "its lane is full":
+                kernel_job = await begin(kernel, None, "pure", start_after="1s")
+            busy = await begin(kernel, "busy")
+            await until(lambda: STARTED == ["busy"])
+            after = "1h" if how == "its time has not come" else "1s"
+            job = await begin(kernel, None, "pure", start_after=after)
+            if signalled:
+                await kernel.jobs.signal(job.job_id, "go", 5)
+            await job.cancel("no more")
+            with pytest.raises(JobCancelled):
+                await job.result()
+            record = await kernel.jobs.get(job.job_id)
+            assert record.status is JobStatus.CANCELLED
+            assert STARTED == ["busy"]
+            if how == "its lane is full":
+                clock.advance(1)
+                assert (await kernel_job.result()).output == "a result"
+            await ends(busy)
+            assert kernel.statistics()["begun"] == kernel.statistics()["ended"] == 2 + (how == "its lane is full")
+            # a job that is cancelled can run again
+            STARTED.clear()
+            await kernel.jobs.retry(job.job_id)
+            await until(lambda: STARTED == ["pure"])
+
+    asyncio.run(main())
+
+
 def test_a_retry_waits_for_a_seat(place: Any, clock: ManualClock) -> None:
     async def main() -> None:
         async with kernel_of(place, clock, JobLimit("fails", concurrency=1)) as kernel:
