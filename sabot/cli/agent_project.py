@@ -8,9 +8,11 @@ _DESK = '''"""The agent, its rules, and the kernel that runs its jobs: `sabot jo
 
 import json
 import os
+from pathlib import Path
 
 from sabot.agents import ConstraintPolicy, JobLimit, PolicyEngine, RuntimeKernel, ToolContext
-from sabot.llm import Agent, ExecutionEngine, OpenAIProvider, ScriptedProvider, ToolCall, ToolError, assistant, tool
+from sabot.llm import Agent, ChatMessage, ExecutionEngine, OpenAIProvider, Provider, RequestSpec, ScriptedProvider
+from sabot.llm import ToolCall, ToolError, assistant, tool
 
 JOURNAL = os.environ.get("JOURNAL", "jobs")  # a folder; or postgresql://…, for several workers
 ORDERS = {"o-1": ("ann", 30), "o-2": ("ann", 80), "o-3": ("bob", 99)}  # your database goes here
@@ -37,7 +39,7 @@ async def send_mail(ctx: ToolContext, text: str) -> None:
     print(f"mail to {ctx.principal}: {text}")
 
 
-def pretended(request):
+def pretended(request: RequestSpec) -> ChatMessage | str:
     """Stands in for a model until there is a key for one: it calls refund for "refund o-2 80"."""
     last = request.messages[-1]
     if last.role == "tool":
@@ -48,7 +50,7 @@ def pretended(request):
     return f"You have asked {sum(each.role == 'user' for each in request.messages)} times."
 
 
-def build(journal, model):
+def build(journal: str | Path, model: Provider) -> RuntimeKernel:
     """The kernel over a journal. A test gives it one in memory, and a script in place of a model."""
     tools = [my_orders, refund, send_mail]
     agent = Agent(ExecutionEngine(model), name="desk", tools=tools, instructions="You help customers of a shop. Be kind.")
@@ -72,6 +74,7 @@ import hmac
 import os
 
 from starlette.applications import Starlette
+from starlette.requests import Request
 from starlette.routing import Mount
 
 from desk import JOURNAL
@@ -81,7 +84,7 @@ from sabot.web import Caller, jobs_app
 STAFF = {"mo"}
 
 
-def who(request):
+def who(request: Request) -> Caller | None:
     """The caller of a request, as the server before this one has found out. Your login goes here."""
     said, token = request.headers.get("authorization", ""), os.environ.get("API_TOKEN", "")
     user = request.headers.get("user", "")
@@ -92,7 +95,7 @@ def who(request):
     return Caller(user, scopes=[user], may=["start", "read"])  # a customer sees and begins his own jobs only
 
 
-def build(client):
+def build(client: JobClient) -> Starlette:
     """The application for a client of the kernel."""
     return Starlette(routes=[Mount("/api", jobs_app(client, who=who))])
 

@@ -1,5 +1,6 @@
 """`sabot init`: the project that it writes runs, and its test passes."""
 
+import ast
 import asyncio
 import importlib
 import json
@@ -13,6 +14,7 @@ import pytest
 
 import sabot
 from sabot.cli import load_app
+from sabot.cli.agent_project import AGENT_FILES
 from tools.command_line import sabot_says
 
 
@@ -73,6 +75,16 @@ def test_a_project_of_an_agent_passes_its_tests(tmp_path: Path, monkeypatch: pyt
     )
     assert ran.returncode == 0, ran.stdout
     assert "3 passed" in ran.stdout
+
+
+def test_the_functions_of_a_project_of_an_agent_have_types() -> None:
+    """`mypy --strict` had six errors in a project of a minute."""
+    for file in ("desk.py", "web.py"):
+        made = [each for each in ast.walk(ast.parse(AGENT_FILES[file])) if isinstance(each, ast.FunctionDef)]
+        assert made
+        for each in made:
+            assert each.returns, each.name
+            assert all(argument.annotation for argument in each.args.args), each.name
 
 
 def test_a_project_is_of_one_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
