@@ -542,7 +542,7 @@ OBJECTS: Mapping[str, str] = {
     "judged, and where the program awaits the kernel the program's": "RuntimeKernel(action_store) RuntimeKernel(job_store) "
     "RuntimeKernel(journal) RuntimeKernel(policy) PolicyEngine(rules) Ledger(on_decision)",
     "a name, or an object that Sabot gives": "WindowedStream(late) App.agent_of(function) App.surround_jobs(events) DurableContext(clock) "
-    "DurableContext(state_backend)",
+    "DurableContext(state_backend) Tool(copy_of)",
 }
 _CALLED = re.compile(
     r"\b(Callable|Clock|Provider|CompletionCache|Prices|Sink|Source|Journal|JobStore|ActionStore|LedgerWriter|EffectGuard|"

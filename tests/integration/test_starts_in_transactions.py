@@ -182,7 +182,7 @@ async def test_transactions_that_begin_the_same_jobs_wait_one_for_the_other(plac
 
 async def test_jobs_of_one_list_are_queued_in_its_order(place: str) -> None:
     client = client_of(place)
-    asked = [ExecutionRequest(prompt=n, agent="work", idempotency_key=str(n) if n % 3 else "") for n in range(900)]
+    asked = [ExecutionRequest(prompt=n, agent="work", idempotency_key=str(n) if n % 3 else None) for n in range(900)]
     handles = await client.start_all([*asked, asked[1]])
     assert [each.created for each in handles] == [True] * 900 + [False]
     assert handles[900].job_id == handles[1].job_id
