@@ -1,6 +1,8 @@
 """The tools that are shipped for users' tests: scripts, the sink that keeps its rows, runs with several lives, the simulation."""
 
 import asyncio
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -289,6 +291,22 @@ def test_an_app_that_does_not_end_is_said_to_be_stuck():
 
     with pytest.raises(InternalError, match=r"does not end: .*threads that run: .*read-1/0"):
         simulate(build, 0, most_turns=5000)
+
+
+def test_what_a_simulation_imports_has_the_clock_of_the_machine_afterwards():
+    """The clock of task_times was a default: with an app that was simulated before any other the times of tasks stood still."""
+    lines = (
+        "import time",
+        "from sabot.clock import SYSTEM_CLOCK",
+        "vars(SYSTEM_CLOCK).update(monotonic=lambda: 0.0)  # as a simulation does",
+        "from sabot.engine.runtime.tasks.task_times import TaskTimes",
+        "vars(SYSTEM_CLOCK).clear()",
+        "times = TaskTimes()",
+        "times.begin()",
+        "time.sleep(0.01)",
+        "assert sum(times.read().values()) >= 0.01",
+    )
+    subprocess.run([sys.executable, "-c", "\n".join(lines)], check=True)
 
 
 def test_time_threads_and_steps_are_the_machines_again_afterwards(tmp_path):

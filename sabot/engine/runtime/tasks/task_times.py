@@ -64,15 +64,16 @@ class TaskTimes:
 
     def __init__(
         self,
-        wall: Callable[[], float] = SYSTEM_CLOCK.monotonic,
+        wall: Callable[[], float] | None = None,
         cpu: Callable[[], float] = thread_cpu_seconds,
         cpu_of_thread: Callable[[], Callable[[], float] | None] = thread_cpu_clock,
     ) -> None:
-        """`wall`: returns seconds of a steady clock. `cpu`: returns the CPU seconds of the calling thread.
+        """`wall`: returns seconds of a steady clock, by default SYSTEM_CLOCK. `cpu`: returns the CPU seconds of the calling thread.
         `cpu_of_thread`: returns a function by which other threads read the CPU seconds of the calling thread, or None
         if the system has none.
         """
-        self._wall = wall
+        # not a default: imported within a simulation, it would be the simulation's clock for good
+        self._wall = SYSTEM_CLOCK.monotonic if wall is None else wall
         self._cpu = cpu
         self._cpu_of_thread = cpu_of_thread
         self._others: Callable[[], float] | None = None
