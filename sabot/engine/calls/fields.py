@@ -344,8 +344,8 @@ def _in_mapping(value: Mapping[Any, Any], name: str, kind: Any, *, is_last: bool
 
 
 def _as_read(kind: type, value: Mapping[Any, Any], name: str) -> list[tuple[Any, Any]]:
-    """Returns the field that an object has which a class makes of a dict, with its type: validators may change it, and an
-    AliasPath take it from anywhere in the dict. None if the class takes no such dict, or has no such field.
+    """Returns the field that an object has which a class makes of a dict, with its type, in a list: validators may change it,
+    and an AliasPath take it from anywhere in the dict. [] if the class takes no such dict, or has no such field.
     """
     made, field = object_of(kind, value), fields_of(kind).get(name)
     inner = MISSING_VALUE if made is None else getattr(made, name if field is None else field.attribute, MISSING_VALUE)
