@@ -178,6 +178,34 @@ async def test_the_figures_of_agents_in_a_worker_are_those_of_the_app(tmp_path):
     assert "app counting: 100 rows in, 99 out in " in done.stderr, "a summary counts what workers have done"
 
 
+@pytest.mark.slow  # three processes
+async def test_a_summary_counts_rows_that_an_agents_sink_writes_when_its_worker_has_stopped(tmp_path):
+    """The first write of the sink returns when the worker has reported its stop: only the last checkpoint waits for it."""
+    (tmp_path / "in.ndjson").write_text("".join(f'{{"n": {n}}}\n' for n in range(100)))
+    write(
+        tmp_path,
+        "late",
+        "import threading\n"
+        "from sabot.engine.workers.process import AppWorker\n"
+        "stopped = threading.Event()\n"
+        "stop = AppWorker._stop\n"
+        "async def heard(self, opened, *, drain):\n"
+        "    await stop(self, opened, drain=drain)\n"
+        "    stopped.set()\n"
+        "AppWorker._stop = heard\n"
+        "class Late(sabot.NdjsonSink):\n"
+        "    def write(self, batch):\n"
+        "        assert stopped.wait(60)\n"
+        "        super().write(batch)\n"
+        "@app.agent(sabot.NdjsonSource('in.ndjson'), sink=Late('out.ndjson'))\n"
+        "async def same(ctx): return ctx.message\n",
+    )
+    done = await asyncio.to_thread(lambda: sabot_run("late:app", "--workers", "2", folder=tmp_path, seconds=SECONDS))
+    assert done.returncode == 0, done.stderr
+    assert len((tmp_path / "out.ndjson").read_text().splitlines()) == 100
+    assert "app late: 100 rows in, 100 out in " in done.stderr
+
+
 @pytest.mark.slow  # a process
 @pytest.mark.parametrize(
     ("program", "words"),

@@ -57,6 +57,8 @@ from sabot.engine.workers.messages import (
     Stop,
     Stopped,
     TapRows,
+    TaskCut,
+    TaskEnded,
     TasksOver,
     Trigger,
     Welcome,
@@ -312,7 +314,14 @@ class AppWorker:
 
     def _tell(self, message: ControlMessage) -> None:
         """Sends a message to the coordinator. From any thread."""
-        call_on_loop(self._loop, self._connection.send, message)
+        call_on_loop(self._loop, self._send, message)
+
+    def _send(self, message: ControlMessage) -> None:
+        # The last checkpoint writes what still waited for a sink, and the coordinator keeps the figures of the run when
+        # every task has a part in it: they must be there before.
+        if self._stopping is not None and isinstance(message, TaskCut | TaskEnded):
+            self._connection.send(self._figures())
+        self._connection.send(message)
 
     def _over(self, running: asyncio.Future[None]) -> None:
         error = None if running.cancelled() else running.exception()
