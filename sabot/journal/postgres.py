@@ -677,6 +677,8 @@ class PostgresJournal(PostgresReader, SqlJournal):
                     raise
             except UserError:
                 self._come_back()  # raises if the claim was lost
+                with self._place.server.explained():
+                    self.check_rows(self._writing, rows)
                 raise
             failures += 1
             self._ending.wait(_BACKOFF.wait_s(failures))
@@ -696,6 +698,9 @@ class PostgresJournal(PostgresReader, SqlJournal):
                 raise JournalFailed(f"the server has answered {done.statusmessage} to a COMMIT")
         if renews:
             lease.renewed = lease.asked = asked
+
+    def check_rows(self, connection: Any, rows: list[StoredEntry]) -> None:
+        """Raises JournalFailed if the server has refused these rows since another worker has their jobs."""
 
     def insert(self, connection: Any, rows: list[StoredEntry]) -> None:
         """Adds the rows of a group of entries to the tables, in a transaction that has begun. Called in the thread of the

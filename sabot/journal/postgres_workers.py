@@ -23,9 +23,10 @@ another worker: so the entries that it appends to them have higher places than t
 Between jobs they have no order in time, and there are gaps: no reader looks for missing entries.
 
 **The fence** is the row of the worker, which each commit and each take locks with FOR KEY SHARE: these do not wait for each other,
-nor for a renewal of the lease. Each statement that ends the right to commit locks the row with FOR UPDATE first, and so waits for
-all of them. Only renewals, five in the time of a lease, leave an old version of the row, which a long dump keeps. Whether a commit
-was made whose outcome is unknown is seen by its last entry.
+nor for a renewal of the lease. Each statement that ends the right to commit, for all jobs or for those that are given back, locks the
+row with FOR UPDATE first, and so waits for all of them. Behind the fence a commit fails if a job of its entries is not this worker's.
+Only renewals, five in the time of a lease, leave an old version of the row, which a long dump keeps. Whether a commit was made whose
+outcome is unknown is seen by its last entry.
 
 **A dead worker**, whose lease is over or whose process has certainly ended, is marked as gone by another one, which locks its
 row, or looks again later while a commit has it locked: so either a commit of it comes before, or never. Jobs that a stopping worker
@@ -113,6 +114,12 @@ _LEAVE = (
 )
 _MINE_FIRST = "SELECT 1 FROM workers WHERE number = %s AND NOT gone FOR KEY SHARE"
 _DEAD = "other workers have declared this one dead, and go on with its jobs"
+# Waits for a commit of this worker that is under way: behind it the jobs may belong to somebody else.
+_MINE_ALONE = "SELECT 1 FROM workers WHERE number = %s FOR UPDATE"
+# Behind the fence, in a statement of its own: the fence may have waited for a give-back, and its snapshot is older than that. It locks no
+# row of `jobs`, since only this worker and whoever has declared it dead take jobs from it, and both lock its row in `workers` first.
+_NOT_MINE = "SELECT job, worker FROM jobs WHERE job = ANY(%s) AND worker <> %s"
+_ALL_MINE = f"SELECT 1 / (count(*) = 0)::int FROM ({_NOT_MINE}) AS theirs"
 
 _UNTAKEN = f"{ASIDE}, {REFUSED}"  # of these no job is taken without a reason
 
@@ -451,9 +458,21 @@ class PostgresWorker(PostgresJournal):
         return position
 
     def insert(self, connection: Any, rows: list[StoredEntry]) -> None:
+        connection.execute(_ALL_MINE, self._jobs_of(rows))
         add(Statements(connection), rows, worker=self.lease.number)
         if rows[-1].place % RANGE >= RANGE // 2:  # fewer entries than half a range wait
             self.writer.jump(drawn(connection))
+
+    def _jobs_of(self, rows: list[StoredEntry]) -> tuple[list[str], int]:
+        """Returns the values of `_NOT_MINE`."""
+        return sorted({row.entry.job for row in rows}), self.lease.number
+
+    def check_rows(self, connection: Any, rows: list[StoredEntry]) -> None:
+        for job, worker in connection.execute(_NOT_MINE, self._jobs_of(rows)).fetchall():
+            raise JournalFailed(
+                f"an entry of job {job} was written by worker {self.lease.number}, and worker {worker} has the job (0 and less: nobody)",
+                hint="that is a fault of Sabot, and nothing was written with that entry: start this process anew, and report it",
+            )
 
     async def flush(self) -> dict[int, int]:
         ((_, behind),) = (await super().flush()).items()
@@ -761,6 +780,7 @@ class PostgresWorker(PostgresJournal):
             step("journal", f"{self.where}: give back"),
             connection.transaction(),
         ):
+            connection.execute(_MINE_ALONE, (self.lease.number,))
             if (earlier_s := self.lease.predecessor_until - boot_seconds()) > 0:
                 connection.execute(KEEP_EARLIER, (earlier_s, 0))
             connection.execute(_GIVE_BACK, (list(jobs), self.lease.number))
@@ -771,6 +791,7 @@ class PostgresWorker(PostgresJournal):
             step("journal", f"{self.where}: give back"),
             connection.transaction(),
         ):
+            connection.execute(_MINE_ALONE, (self.lease.number,))
             self._check_lease(connection)
             connection.execute(KEEP_EARLIER, (max(0.0, self.lease.predecessor_until - boot_seconds()), SUSPECTS))
             refuse(connection, reasons, self.begins.version, self.lease.number)

@@ -122,6 +122,55 @@ def test_a_worker_is_declared_dead_behind_its_commit_under_way_which_is_the_last
         first.wait_durable(position, 60)
 
 
+@pytest.mark.parametrize("holder", ["lives", "nobody"])
+@pytest.mark.parametrize(
+    "entry", [Attempt("a", 2, 0, 1), Begin("a", 2, "k.a", run=2), End("a", 2, "succeeded")], ids=type
+)
+def test_a_commit_for_a_job_of_another_worker_that_lives_leaves_no_entry(
+    worker: Callable[[], PostgresWorker], connect: Callable[..., Any], holder: str, entry: Entry
+) -> None:
+    """Nor of the worker's own jobs in its group. The holder, or whoever takes the job, goes on with it."""
+    first, second, beside = worker(), worker(), connect(autocommit=True)
+    written(first, Begin("a", 1, "k.a"))
+    written(second, Begin("b", 1, "k.a"))
+    has = first.lease.number if holder == "lives" else 0
+    if holder == "nobody":
+        first.give_back(["a"])
+    tables = [f"SELECT * FROM {table} ORDER BY 1" for table in ("entries", "jobs", "questions")]
+    lock = connect()
+    lock.execute("SELECT 1 FROM workers WHERE number = %s FOR UPDATE", (second.lease.number,))
+    alone = second.append(Attempt("b", 2, 0, 1))
+    while beside.execute(WAITING).fetchall() != [(1,)]:
+        pass
+    second.append(Attempt("b", 2, 0, 2))  # in one group with the next, as the commit before waits
+    position = second.append(entry)
+    lock.commit()
+    assert second.wait_durable(alone, 60)
+    before = [beside.execute(table).fetchall() for table in tables]
+    with pytest.raises(JournalFailed, match=f"job a was written by worker {second.lease.number}, and worker {has} has"):
+        second.wait_durable(position, 60)
+    assert [beside.execute(table).fetchall() for table in tables] == before
+    if holder == "nobody":
+        assert (first.take(), first.begins.taken_over) == ([], ["a"])
+    written(first, entry)
+
+
+def test_a_job_is_given_back_behind_the_commit_under_way_of_its_worker(
+    worker: Callable[[], PostgresWorker], connect: Callable[..., Any]
+) -> None:
+    first, second, under_way, beside = worker(), worker(), connect(), connect(autocommit=True)
+    written(first, Begin("a", 1, "k.a"))
+    under_way.execute(*first.lease.fence(renews=False))
+    with ThreadPoolExecutor() as pool:
+        given = pool.submit(first.give_back, ["a"])
+        while beside.execute(WAITING).fetchall() != [(1,)]:
+            assert not given.done(), "it did not wait"
+        assert (second.take(), second.begins.taken_over) == ([], [])
+        under_way.commit()
+        given.result(60)
+    assert (second.take(), second.begins.taken_over) == ([], ["a"])
+
+
 def test_a_lease_is_renewed_beside_a_commit_under_way(
     worker: Callable[[], PostgresWorker], connect: Callable[..., Any]
 ) -> None:
