@@ -46,7 +46,7 @@ from sabot.base.threads import run_in_thread
 from sabot.clock import SYSTEM_CLOCK, Clock, boot_seconds
 from sabot.errors import JournalFailed, TransientError
 from sabot.journal.base import EVERY, MAY_BEGIN_AGAIN, Beginnings, JournalReader, Position
-from sabot.journal.crashes import ASIDE, IN_TREE, KEEP_EARLIER, MOST, ROOT, SUSPECTS, Suspects, blame
+from sabot.journal.crashes import ASIDE, IN_TREE, KEEP_EARLIER, MOST, ROOT, SUSPECTS, Suspects, blame, tree_of
 from sabot.journal.entries import Entry, Letter, decode_letter
 from sabot.journal.job_tables import WITHOUT_SESSION
 from sabot.journal.lanes import JobLimit
@@ -464,13 +464,15 @@ class PostgresWorker(PostgresJournal):
             self.writer.jump(drawn(connection))
 
     def _jobs_of(self, rows: list[StoredEntry]) -> tuple[list[str], int]:
-        """Returns the values of `_NOT_MINE`."""
-        return sorted({row.entry.job for row in rows}), self.lease.number
+        """Returns the values of `_NOT_MINE`: a child that begins has no row, and is in the tree of its first job."""
+        jobs = {row.entry.job for row in rows}
+        return sorted(jobs.union(map(tree_of, jobs))), self.lease.number
 
     def check_rows(self, connection: Any, rows: list[StoredEntry]) -> None:
         for job, worker in connection.execute(_NOT_MINE, self._jobs_of(rows)).fetchall():
             raise JournalFailed(
-                f"an entry of job {job} was written by worker {self.lease.number}, and worker {worker} has the job (0 and less: nobody)",
+                f"an entry of the tree of job {job} was written by worker {self.lease.number}, and "
+                f"{f'worker {worker}' if worker > 0 else 'no worker'} has the job",
                 hint="that is a fault of Sabot, and nothing was written with that entry: start this process anew, and report it",
             )
 

@@ -124,7 +124,9 @@ def test_a_worker_is_declared_dead_behind_its_commit_under_way_which_is_the_last
 
 @pytest.mark.parametrize("holder", ["lives", "nobody"])
 @pytest.mark.parametrize(
-    "entry", [Attempt("a", 2, 0, 1), Begin("a", 2, "k.a", run=2), End("a", 2, "succeeded")], ids=type
+    "entry",
+    [Attempt("a", 2, 0, 1), Begin("a", 2, "k.a", run=2), End("a", 2, "succeeded"), Begin("a~3", 2, "k.a")],
+    ids=["attempt", "next run", "end", "child"],
 )
 def test_a_commit_for_a_job_of_another_worker_that_lives_leaves_no_entry(
     worker: Callable[[], PostgresWorker], connect: Callable[..., Any], holder: str, entry: Entry
@@ -133,7 +135,7 @@ def test_a_commit_for_a_job_of_another_worker_that_lives_leaves_no_entry(
     first, second, beside = worker(), worker(), connect(autocommit=True)
     written(first, Begin("a", 1, "k.a"))
     written(second, Begin("b", 1, "k.a"))
-    has = first.lease.number if holder == "lives" else 0
+    has = f"worker {first.lease.number}" if holder == "lives" else "no worker"
     if holder == "nobody":
         first.give_back(["a"])
     tables = [f"SELECT * FROM {table} ORDER BY 1" for table in ("entries", "jobs", "questions")]
@@ -147,7 +149,9 @@ def test_a_commit_for_a_job_of_another_worker_that_lives_leaves_no_entry(
     lock.commit()
     assert second.wait_durable(alone, 60)
     before = [beside.execute(table).fetchall() for table in tables]
-    with pytest.raises(JournalFailed, match=f"job a was written by worker {second.lease.number}, and worker {has} has"):
+    with pytest.raises(
+        JournalFailed, match=f"tree of job a was written by worker {second.lease.number}, and {has} has"
+    ):
         second.wait_durable(position, 60)
     assert [beside.execute(table).fetchall() for table in tables] == before
     if holder == "nobody":
