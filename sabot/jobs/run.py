@@ -452,7 +452,6 @@ class JobRun:
         self.loop = JobLoop(  # type: ignore[abstract]  # it takes the methods that it refuses from a table
             job_id, on_timer=self._timer_set, on_timer_gone=self._timer_gone
         )
-        self.loop.now = max(history.begin.at_ms, history.tried_ms) / 1000  # from which timers of this attempt count
         self._told_ms = self._last_ms = history.began_ms
         self.key, self.salt = key, history.begin.salt
         self._asked = history.base  # the ordinal of the last ask
@@ -463,6 +462,9 @@ class JobRun:
         # Of attempts before this one: each is delivered when its effect is asked.
         self._kept = history.deliveries[: history.kept]
         self._undelivered = deque(history.deliveries[history.kept :])
+        # Timers of this attempt count from here. What it keeps may be later, if the clock was set back before the attempt.
+        kept_ms = max((each.at_ms for each in self._kept), default=0)
+        self.loop.now = max(history.begin.at_ms, history.tried_ms, kept_ms) / 1000
         # the effects that attempts before this one have got the outcomes of; attempts of earlier versions do not look at it
         self._settled = {
             each.ordinal for each in self._kept if history.keeps and isinstance(each, EffectResult | Answer)

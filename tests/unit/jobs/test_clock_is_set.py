@@ -9,6 +9,7 @@ from unit.jobs.hosting import Agent, hosting
 from sabot.agents.durable.context import DurableContext
 from sabot.clock import ManualClock
 from sabot.engine.calls.tools import tool
+from sabot.errors import EffectError
 from sabot.journal.memory import MemoryStorage
 
 
@@ -120,3 +121,45 @@ async def test_a_function_that_polls_until_a_time_comes_to_its_end_after_the_clo
                 await asyncio.sleep(0.1)
                 clock.advance(11)
         assert jobs.agent.done["job"] <= 4
+
+
+async def test_a_further_attempt_has_all_the_time_of_its_time_out_after_the_clock_was_set_back() -> None:
+    """The results that it kept had later times than the attempt, so `asyncio.timeout` around them was over at once, in
+    this attempt and in each that followed."""
+    clock = ManualClock()
+    home = MemoryStorage(clock)
+    hangs = asyncio.Event()
+    said: list[str] = ["", "fails", "", "", "fails", "hangs", "fails", ""]
+
+    @tool(effect="read")
+    async def look() -> str:
+        if (next_said := said.pop(0)) == "hangs":
+            hangs.set()
+            await asyncio.Event().wait()
+        if next_said:
+            raise ValueError(next_said)
+        return "found"
+
+    async def f(ctx: DurableContext) -> Any:
+        async with asyncio.timeout(60):
+            for _ in range(2):
+                await ctx.call(look)
+                await ctx.sleep(40)
+                await ctx.call(look)
+            await ctx.sleep(40)
+            return "found"
+
+    async with hosting(home, Agent(f, clock, verdict="again")) as jobs:
+        jobs.begin("job")
+        await jobs.parks("job")
+        clock.advance(41)
+        await jobs.parks("job", wakes=1)
+        clock.advance(41)
+        await jobs.until(hangs.is_set)
+    clock.set(clock.time() - 86400)
+    async with hosting(home, Agent(f, clock, verdict="again")) as jobs:
+        await jobs.parks("job")
+        clock.advance(41)
+        await jobs.over("job")
+        assert [type(each) for each in jobs.agent.errors.values()] == [EffectError]
+        assert jobs.agent.done == {"job": "found"}
