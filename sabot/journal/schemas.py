@@ -35,7 +35,7 @@ from sabot.journal.job_tables import (
 )
 from sabot.journal.refusals import make_refusals
 from sabot.journal.seats import make_indexes, make_seats
-from sabot.journal.tables import ENDED, ENTRY, LEFT, TAKEN, bring_up_to_date
+from sabot.journal.tables import ENDED, ENTRY, GO_BACK, LEFT, TAKEN, bring_up_to_date
 from sabot.steps import step
 
 _log = logging.getLogger(__name__)
@@ -242,7 +242,7 @@ class JournalSchema:
                 return None
             facts = dict(connection.execute("SELECT name, value FROM meta").fetchall())
         if not {"identity", "key", "format"} <= facts.keys():
-            raise CorruptJournal(f"{self.where} has lost its identity")
+            raise CorruptJournal(f"{self.where} has lost its identity", hint=GO_BACK)
         self.known_format(facts["format"])
         return facts
 

@@ -182,6 +182,9 @@ NOTE = "note:"
 HISTORY_TYPES = {"whole": "INTEGER", "text": "TEXT", "blob": "BLOB"}
 """The column types of SQLite, as arguments of `history_tables.make_history`."""
 
+GO_BACK = "go back to a copy of the whole journal; keep what is there"
+"""The hint about a journal that has lost a part of itself."""
+
 TAKEN = "UPDATE inbox SET taken = 1, letter = ? WHERE number = ?"
 """Notes that a letter has become an entry."""
 
@@ -199,7 +202,7 @@ def explained(where: object) -> Iterator[None]:
         if code in _DAMAGE or (isinstance(error, sqlite3.OperationalError) and "no such table" in str(error)):
             raise CorruptJournal(
                 f"{where} is damaged, or no journal: {error}",
-                hint="go back to a copy of its whole folder; keep what is there",
+                hint=GO_BACK,
             ) from error
         raise error_of(error, where, wait_s=_WAIT_SECONDS) from error
     except OSError as error:
@@ -236,7 +239,7 @@ def facts_of(connection: sqlite3.Connection, where: object) -> dict[str, Any]:
         )
     facts = {**dict(connection.execute("SELECT name, value FROM meta")), "format": form}
     if not {"identity", "key", "epoch"} <= facts.keys():
-        raise CorruptJournal(f"{where} has lost its identity")
+        raise CorruptJournal(f"{where} has lost its identity", hint=GO_BACK)
     return facts
 
 
@@ -327,7 +330,7 @@ class SqlReader(JournalReader):
         chosen, values = ("", ()) if job is None else ("AND job = ? ", (job,))
         counted = self._is_counted() and job is None
         # the end at this moment: entries may be added meanwhile
-        end = int(self.select(WRITTEN_END)[0][0]) if counted else 0
+        end = self._written_end() if counted else 0
         while True:  # in chunks, because a long read would delay writers
             rows = self.select(
                 f"SELECT place, job, sum, entry FROM entries WHERE place >= ? {chosen}ORDER BY place LIMIT {_CHUNK}",
@@ -400,6 +403,13 @@ class SqlReader(JournalReader):
     def history(self) -> SqlHistory:
         return SqlHistory(self.select, self._decoded, form=self.format, where=self.where)
 
+    def _written_end(self) -> int:
+        """Returns the place behind the last entry that was ever written. Raises CorruptJournal if nothing tells it."""
+        rows = self.select(WRITTEN_END)
+        if not rows:
+            raise CorruptJournal(f"{self.where} has lost the count of its entries", hint=GO_BACK)
+        return int(rows[0][0])
+
     def _gone(self, first: int, behind: int) -> list[tuple[int, int]]:
         return [(int(at), int(end)) for at, end in self.select(GONE, (first, behind))]
 
@@ -409,7 +419,7 @@ class SqlReader(JournalReader):
         """
         (behind,) = SqlReader.positions(self).values()
         if self._is_counted():
-            check_counted(self._gone, self.where, behind, (), int(self.select(WRITTEN_END)[0][0]))
+            check_counted(self._gone, self.where, behind, (), self._written_end())
 
     def trimmed(self) -> dict[int, int]:
         rows = self.select(_REMOVED)
@@ -420,7 +430,7 @@ class SqlReader(JournalReader):
             return body
         rows = self.select("SELECT body FROM bodies WHERE hash = ?", (body.hash,))
         if not rows or hash_of(rows[0][0]) != body.hash:
-            raise CorruptJournal(f"{self.where}: body {body.hash.hex()} is missing or damaged")
+            raise CorruptJournal(f"{self.where}: body {body.hash.hex()} is missing or damaged", hint=GO_BACK)
         return bytes(rows[0][0])
 
     def job(self, job: str) -> JobMark | None:

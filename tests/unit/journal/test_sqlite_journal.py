@@ -495,6 +495,20 @@ def test_a_damaged_database_is_told_and_never_read_as_something_else(tmp_path: P
     assert all(told)
 
 
+@pytest.mark.parametrize("table", ["meta", "log_end"])
+def test_a_journal_without_the_rows_that_tell_what_it_is_is_refused_with_what_to_do(tmp_path: Path, table: str) -> None:
+    """Without the place behind its entries, the owner raised IndexError."""
+    journal = SqliteJournal(tmp_path)
+    fill(journal, 4)
+    journal.close()
+    with closing(sqlite3.connect(tmp_path / DATABASE)) as database, database:
+        database.execute(f"DELETE FROM {table}")
+    for opened in (SqliteJournal, lambda folder: list(SqliteReader(folder).read())):
+        with pytest.raises(CorruptJournal, match="has lost") as told:
+            opened(tmp_path)
+        assert "go back to a copy" in str(told.value.hint)
+
+
 # -- kill -9 ----------------------------------------------------------------------------------------------------------
 
 APPENDING = """
