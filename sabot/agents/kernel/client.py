@@ -166,6 +166,11 @@ class JobClient:
         name = checked_name(name, "JobClient: name")
         if not isinstance(journal, str | Path | MemoryStorage) or journal == "":
             raise UserError(f"JobClient: journal={short_repr(journal)}", hint="a folder, or an address")
+        if journal == "memory":
+            raise UserError(
+                "JobClient: journal='memory' would be a folder of this name",
+                hint='a kernel in another process cannot have its journal in memory; journal="./memory" is the folder',
+            )
         self._set(KernelStore(journal, name, clock), name, durable=not isinstance(journal, MemoryStorage))
 
     @classmethod

@@ -146,6 +146,11 @@ class RuntimeKernel:
         ):
             if given is not None and (given == "" or not isinstance(given, kind)):
                 raise UserError(f"RuntimeKernel: {word}={short_repr(given)}", hint=hint)
+        if journal == "memory":  # of an App it is none of a folder
+            raise UserError(
+                "RuntimeKernel: journal='memory' would be a folder of this name",
+                hint='leave journal= out for a journal in memory; journal="./memory" is the folder',
+            )
         self._shown, self._shared = _stores_of(job_store, action_store), shared
         if journal is None:
             journal = next((home for each in self._shown if (home := each.home) is not None), None)

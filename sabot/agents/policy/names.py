@@ -286,6 +286,8 @@ def _lacking(rule: ConstraintPolicy, pattern: str, tools: Sequence[Tool], where:
     near = get_close_matches(path[lost], known, n=3, cutoff=0.7)
     what = f"tool {pattern} has no" if _WILD.isdisjoint(pattern) else f"none of the tools that {pattern} matches has"
     hint = f"it has {', '.join(known)}" if _WILD.isdisjoint(pattern) else f"they have {', '.join(known)}"
+    if not known:
+        hint = f"{'.'.join(path[:lost])} has no fields" if lost else "no argument of it is known"
     of_items = [*path[:lost], REST, *path[lost:]]
     if lost and not known and not lacks(deepest, of_items):
         hint = f"field={'.'.join(of_items)!r} is about each item"

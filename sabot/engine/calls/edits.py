@@ -33,7 +33,7 @@ def edited_arguments(
     values: dict[str, Any] = {}
     for alias, each in edit.items():
         name = parameter_of(tool, alias)
-        if alias == REST or lacks(tool, [name]):
+        if alias in ("", REST) or lacks(tool, [name]):
             near = get_close_matches(alias, found, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"its arguments are {', '.join(found)}"
             raise UserError(f"{tool.name} has no argument {short_repr(alias)}", hint=hint)

@@ -153,6 +153,7 @@ async def test_a_call_is_made_with_the_arguments_of_its_approval_and_the_audit_s
         (b'{"approved": true, "arguments": {"amuont": 5}}', "refund has no argument 'amuont'"),
         (b'{"approved": true, "arguments": [5]}', "[5] are no arguments"),
         (b'{"approved": true, "arguments": {"*": 5}}', "refund has no argument '*'"),
+        (b'{"approved": true, "arguments": {"": 5}}', "refund has no argument ''"),
     ],
 )
 @pytest.mark.parametrize("restart", [False, True])

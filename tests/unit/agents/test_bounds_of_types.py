@@ -267,6 +267,9 @@ def test_a_misspelt_field_behind_a_pattern_is_refused_if_no_tool_has_it(monkeypa
     with pytest.raises(UserError) as caught:
         start(ConstraintPolicy(["give_t*", "give_now"], "colour", max=50))
     assert caught.value.hint == "they have text"
+    with pytest.raises(UserError) as caught:
+        start(ConstraintPolicy(["give_now"], "amount.*", max=50))
+    assert caught.value.hint == "amount has no fields"
 
 
 def test_a_field_behind_a_pattern_limits_the_tools_that_have_it(

@@ -550,6 +550,10 @@ async def test_wrong_requests_begin_nothing(client: JobClient, place: Path, tmp_
         await JobClient(tmp_path / "none").start("support", 1)
     with pytest.raises(UserError, match="JobClient: journal=''"):
         JobClient("")
+    for opens in (JobClient, lambda place: RuntimeKernel.create(agent=support, journal=place)):
+        with pytest.raises(UserError, match="journal='memory' would be a folder") as told:  # of an App it is no folder
+            opens("memory")
+        assert 'journal="./memory" is the folder' in str(told.value.hint)
     with pytest.raises(UserError, match="none of this name"):
         await client.handle("shop.support/none")
     assert await client.jobs.find() == []
