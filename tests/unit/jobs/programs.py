@@ -589,8 +589,9 @@ class LifeOf:
 
         loop.on_turn = look
         over = False
+        main = loop.create_task(self._main())
         try:
-            over = bool(loop.run_until_complete(self._main()))
+            over = bool(loop.run_until_complete(main))
         except Dead:
             self.dead = True
             durable = self.seed.storage.crash()
@@ -601,6 +602,7 @@ class LifeOf:
         finally:
             self.dead = True
             loop.on_turn = None
+            main.cancel()  # a life that died within its start does not start the host that is closed now
             if self.agent.host is not None and not self.closing:  # so that what is left of a dead life says nothing
                 loop.run_until_complete(self.agent.host.close())
             self.seed.storage.close()
