@@ -21,7 +21,7 @@ from tools.stream_tools import answers, expected, payments
 sys.path.append(str(Path(__file__).parents[1] / "integration"))
 from test_stream_kill import HERE, where
 
-from tools.fault_tools import lines_of, one_line, running, sabot_run
+from tools.fault_tools import HOLDING, lines_of, one_line, running, sabot_run
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]  # some six processes
 
@@ -44,7 +44,8 @@ async def test_workers_that_join_over_tls_make_every_window_once_though_one_is_k
     write_lines(tmp_path / "in.ndjson", rows)
     env = {"MINUTES_ID": "files", "MINUTES_IN": str(tmp_path / "in.ndjson"), "MINUTES_OUT": str(out)}
     hurry = tmp_path / "hurry"
-    env |= {"MINUTES_SLOW": "0.2", "MINUTES_HURRY": str(hurry)}  # it is not over before the kill
+    env |= {"MINUTES_SLOW": "0.2", "MINUTES_HURRY": str(hurry)}  # the first checkpoint is in the midst of the rows
+    env |= {"PYTHONPATH": os.pathsep.join([str(HERE), *sys.path])}
     given, [port] = secrets(tmp_path / "secrets"), free_ports(1)
     address = f"127.0.0.1:{port}"
     words = ["minutes_app:app", *where("rocksdb", tmp_path), "--checkpoint-interval", "0.1"]
@@ -57,7 +58,8 @@ async def test_workers_that_join_over_tls_make_every_window_once_though_one_is_k
     def lives():
         return re.findall(r"tasks on 2 workers: pids (\d+), (\d+)", lines_of(log))
 
-    with join(0) as first, join(1) as second, join(2) as third, running(log, *words, folder=HERE, **env) as process:
+    app = running(log, *words, folder=tmp_path, program=HOLDING, **env)
+    with join(0) as first, join(1) as second, join(2) as third, app as process:
         await until(lambda: process.poll() is not None or lives(), "workers")
         await until(
             lambda: process.poll() is not None or manifests(tmp_path / "state" / "checkpoints"),
@@ -66,6 +68,8 @@ async def test_workers_that_join_over_tls_make_every_window_once_though_one_is_k
         assert process.poll() is None, lines_of(log)
         os.kill(int(lives()[0][0]), signal.SIGKILL)
         hurry.touch()
+        for number in (1, 2, 3):  # of the attempts: it is held before the kill only, so that it is not over then
+            (tmp_path / f"killed-{number}").touch()
         assert await asyncio.to_thread(process.wait, SECONDS) == 0, lines_of(log)
         workers = (first, second, third)
         await until(lambda: [each.poll() for each in workers].count(0) == 2, "the end of two")
@@ -76,10 +80,10 @@ async def test_workers_that_join_over_tls_make_every_window_once_though_one_is_k
 
 
 async def test_an_app_whose_workers_join_is_given_as_many_of_them_as_are_there(tmp_path):
-    rows, out, log = payments(3000), tmp_path / "out.ndjson", tmp_path / "log"
+    rows, out, log = payments(12_000), tmp_path / "out.ndjson", tmp_path / "log"
     write_lines(tmp_path / "in.ndjson", rows)
     env = {"MINUTES_ID": "files", "MINUTES_IN": str(tmp_path / "in.ndjson"), "MINUTES_OUT": str(out)}
-    env["MINUTES_SLOW"] = "0.5"  # so that it runs until all is asked, and is then ended
+    env["MINUTES_SLOW"] = "0.5"  # so that it runs for minutes, until all is asked, and is then ended
     given, [port] = secrets(tmp_path / "secrets", tls=False), free_ports(1)
     address, state = f"{'[::1]' if has_ipv6() else '127.0.0.1'}:{port}", tmp_path / "state"
     words = ["minutes_app:app", *where("rocksdb", tmp_path), "--checkpoint-interval", "0.1"]

@@ -21,7 +21,7 @@ from tools.stream_tools import answers, expected, payments
 sys.path.append(str(Path(__file__).parents[1] / "integration"))
 from test_stream_kill import HERE
 
-from tools.fault_tools import lines_of, running, sabot_run
+from tools.fault_tools import HOLDING, lines_of, running, sabot_run
 
 pytestmark = pytest.mark.slow  # an object store, and five processes
 
@@ -77,13 +77,14 @@ async def test_workers_that_share_no_folder_make_every_window_once_though_one_is
     store: str, tmp_path: Path
 ) -> None:
     """Each process has a folder of its own for its state, as on a machine of its own; what they share is the object store."""
-    rows, out, log = payments(6000), tmp_path / "out.ndjson", tmp_path / "log"
+    rows, out = payments(6000), tmp_path / "out.ndjson"
     write_lines(tmp_path / "in.ndjson", rows)
     env = {"MINUTES_ID": "files", "MINUTES_IN": str(tmp_path / "in.ndjson"), "MINUTES_OUT": str(out)}
     hurry = tmp_path / "hurry"
-    env |= {"MINUTES_SLOW": "0.2", "MINUTES_HURRY": str(hurry)}  # it is not over before the kill
+    env |= {"MINUTES_SLOW": "0.2", "MINUTES_HURRY": str(hurry)}  # the first checkpoint is in the midst of the rows
     env |= {"PYTHONPATH": os.pathsep.join([str(HERE), *sys.path])}
     homes = [tmp_path / f"machine-{number}" for number in range(4)]
+    log = homes[3] / "log"
     secrets, [port] = tmp_path / "secrets", free_ports(1)
     for folder in (secrets, *homes):
         folder.mkdir()
@@ -100,14 +101,17 @@ async def test_workers_that_share_no_folder_make_every_window_once_though_one_is
         return re.findall(r"tasks on 2 workers: pids (\d+), (\d+)", lines_of(log))
 
     storage = CheckpointStorage(place)
-    with join(0), join(1), join(2), running(log, *words, folder=homes[3], **env) as process:
+    app = running(log, *words, folder=homes[3], program=HOLDING, **env)
+    with join(0), join(1), join(2), app as process:
         await until(lambda: process.poll() is not None or lives(), "workers")
-        await until(lambda: process.poll() is not None or len(storage.ids()) > 1, "checkpoints")
+        await until(lambda: process.poll() is not None or storage.ids(), "a checkpoint")
         assert process.poll() is None, lines_of(log)
         told = await asyncio.to_thread(lines, "workers", homes[3] / "state", "--json")
         assert [each["pid"] for each in told] == [int(pid) for pid in lives()[-1]]
         os.kill(int(lives()[0][0]), signal.SIGKILL)
         hurry.touch()
+        for number in (1, 2, 3):  # of the attempts: it is held before the kill only, so that it is not over then
+            (homes[3] / f"killed-{number}").touch()
         assert await asyncio.to_thread(process.wait, 150) == 0, lines_of(log)
     assert len(lives()) >= 2, lines_of(log)
     found = read_lines(out)
