@@ -176,10 +176,14 @@ class Join(JoinOperator, FilledFromTable):
         adds, null_adds = mine.with_keys(adds)
         known = mine.match(takes) if len(takes) else np.zeros(0, np.int64)
         takes = takes.where(known >= 0)
+        # Before the batch changes what is kept: a row whose key has no number yet is the first partner of the other side's rows, and
+        # of a key without rows the number is lost.
         before_takes, before = self._numbers(mine, takes, others_unmatched), self._numbers(mine, adds, others_unmatched)
         mine.table.remove(pa.array(known[known >= 0]))
         ids = mine.insert(adds)
 
+        # A receiver that keeps one row for a key has the last one that comes. So what goes is told before what takes its place: a pair
+        # before the row with nulls that is left of it, and a row with nulls before the pair with its first partner.
         self._join(mine, other, takes, DELETE, unmatched)
         if others_unmatched:
             new = adds.where(before < 0)
@@ -309,7 +313,7 @@ class Join(JoinOperator, FilledFromTable):
             empty = right.table.counts(ids).to_numpy() <= 0
             gone, gone_numbers = takes.only(i.to_numpy()[empty]), ids.to_numpy()[empty]
         first, second = (INSERT, DELETE) if self.how == "semi" else (DELETE, INSERT)
-        for op in (DELETE, INSERT):
+        for op in (DELETE, INSERT):  # as above, whichever of both a new key of the right means
             if op == second:
                 self._emit_left_of(gone, gone_numbers, op, latest=True)
             if op == first:

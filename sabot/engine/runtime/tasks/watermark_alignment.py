@@ -40,6 +40,7 @@ class Alignment:
         """Sets the two event times of `here` for all other processes together. Each is None if these processes have
         no such partition. May be called from any thread.
         """
+        # One assignment, because readers take both in their threads, without a lock.
         self._elsewhere = least_ms, least_unread_ms
         self.moved()
 
@@ -64,5 +65,5 @@ class Alignment:
 
     def moved(self) -> None:
         """Wakes the waiting readers, because rows came or a source has ended."""
-        for wake in list(self._waiting.values()):
+        for wake in list(self._waiting.values()):  # a copy, because readers come and go in their own threads
             wake()
