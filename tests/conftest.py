@@ -37,7 +37,7 @@ from tools.drawing import commit
 from tools.hung import ends_if_hung
 from tools.leftovers import end_supervisor, leftovers, temporary_folder
 from tools.turns import File, Turn, check_words
-from tools.warm_starts import WarmStarts
+from tools.warm_starts import ALSO_CHILDREN, WarmStarts
 
 if (
     signal.getsignal(signal.SIGINT) is signal.SIG_IGN
@@ -607,6 +607,12 @@ def warm_starts(_forked_starts: None) -> None:
     tests what a program does, and not how an interpreter starts. Where the start of a process is another one, this changes nothing.
     """
     warm().prepare()
+
+
+@pytest.fixture
+def warm_children(warm_starts: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interpreters that these start are forks too, such as the workers of an app."""
+    monkeypatch.setenv(ALSO_CHILDREN, "1")
 
 
 @pytest.fixture

@@ -61,6 +61,23 @@ def test_a_process_is_killed_as_any_other_and_an_error_ends_it_with_1(tmp_path: 
             assert code < 0 or errors.endswith("ZeroDivisionError: division by zero\n")
 
 
+PARENT = """
+import os, subprocess, sys
+says = "import os, sys; print('sabot' in sys.modules, os.getpgid(0) == os.getpid(), os.getppid(), end=' ', flush=True); sys.exit(5)"
+done = subprocess.run([sys.executable, "-P", "-c", says], process_group=0)
+print(done.returncode, os.getpid())
+"""
+
+
+@pytest.mark.parametrize("warm", [False, True])
+def test_children_of_a_fork_are_forks_too_and_lead_their_groups(warm_children: None, warm: bool) -> None:
+    for _ in range(2):
+        command = [sys.executable, "-P", "-c", PARENT]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment("three"), check=True)
+        imported, leads, parent, code, process = done.stdout.split()
+        assert (imported, leads, code, parent) == (str(warm), "True", "5", process)
+
+
 STARTS = """
 import json, os, subprocess, sys
 def main():  # --rounds is asked for where a script has it: "--rounds"

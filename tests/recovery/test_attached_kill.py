@@ -19,7 +19,7 @@ from test_workers_kill import attempts
 
 from tools.fault_tools import lines_of, running
 
-pytestmark = [pytest.mark.integration, pytest.mark.slow]
+pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.usefixtures("warm_children")]
 
 ACCOUNTS, LIVES = 7, 3
 SCRIPT = """

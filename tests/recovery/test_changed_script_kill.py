@@ -16,7 +16,7 @@ from tools.agent_tools import manifests, read_lines, until, write_lines
 sys.path.append(str(Path(__file__).parents[1] / "integration"))
 from tools.fault_tools import HOLDING, lines_of, running
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("warm_children")]
 
 ROWS, CUSTOMERS = 300_000, 11
 TABLES = """

@@ -21,6 +21,8 @@ from sabot.demos.fraud.app import build
 from sabot.demos.fraud.generator import FraudSource
 from sabot.engine.state import StateBackend, open_backend
 
+pytestmark = pytest.mark.usefixtures("warm_children")
+
 ROWS = 200_000
 WORLD = {"customers": 900, "terminals": 450}
 NAMESPACES = ("alerts", "customers", "terminals", "totals")

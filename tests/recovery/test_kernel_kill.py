@@ -24,6 +24,8 @@ from sabot.llm.agent import Agent
 from sabot.llm.engine import ExecutionEngine
 from sabot.llm.providers.scripted import ScriptedProvider
 
+pytestmark = pytest.mark.usefixtures("warm_children")
+
 T = TypeVar("T")
 
 JOBS = 8

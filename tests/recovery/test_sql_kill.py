@@ -21,7 +21,7 @@ from test_workers_kill import attempts
 
 from tools.fault_tools import HOLDING, lines_of, running
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("warm_children")]
 
 ROWS, ACCOUNTS = 400_000, 7
 SCRIPT = """

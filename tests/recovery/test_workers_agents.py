@@ -23,7 +23,7 @@ from test_workers_kill import SECONDS, attempts, checkpoint_after
 from tools.fault_tools import Place, jsons, lines_of, one_line, running, sabot_run
 from tools.stream_tools import PARTITIONS
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("warm_children")]
 
 
 def seen(place, out, sent):

@@ -13,7 +13,12 @@ from tools.agent_tools import read_lines
 sys.path.append(str(Path(__file__).parents[1] / "integration"))
 from tools.fault_tools import Place, sabot_run
 
-pytestmark = [pytest.mark.integration, pytest.mark.kafka, pytest.mark.slow]  # three processes
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.kafka,
+    pytest.mark.slow,
+    pytest.mark.usefixtures("warm_children"),
+]  # three processes
 
 ROWS = 100_000  # several times what a reader takes at once: without a backlog a source waits for nobody
 PROGRAM = """

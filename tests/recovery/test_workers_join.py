@@ -23,7 +23,7 @@ from test_stream_kill import HERE, where
 
 from tools.fault_tools import HOLDING, lines_of, one_line, running, sabot_run
 
-pytestmark = [pytest.mark.integration, pytest.mark.slow]  # some six processes
+pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.usefixtures("warm_children")]  # some six processes
 
 SECONDS = 150
 

@@ -29,7 +29,7 @@ from test_stream_kill import HERE, World, where
 from tools.fault_tools import Place, jsons, lines_of, one_line, running, sabot_run
 from tools.leftovers import started
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("warm_children")]
 
 SECONDS = 150  # for several interpreters to start, import the program and end, on a machine that does much else
 

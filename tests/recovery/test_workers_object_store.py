@@ -23,7 +23,7 @@ from test_stream_kill import HERE
 
 from tools.fault_tools import HOLDING, lines_of, running, sabot_run
 
-pytestmark = pytest.mark.slow  # an object store, and five processes
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("warm_children")]  # an object store, and five processes
 
 PROGRAM = """
 import os, sabot

@@ -23,7 +23,12 @@ from tools.agent_tools import environment, read_lines, until
 from tools.command_line import lines, sabot_says
 from tools.stream_tools import PARTITIONS, answers, expected, tick
 
-pytestmark = [pytest.mark.integration, pytest.mark.kafka, pytest.mark.slow]  # some fifteen processes
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.kafka,
+    pytest.mark.slow,
+    pytest.mark.usefixtures("warm_children"),
+]  # some fifteen processes
 
 
 async def test_windows_are_there_once_though_the_number_of_workers_changes_and_processes_are_killed(

@@ -12,14 +12,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-from warm_starts import WarmStarts, run, warm_up
+from warm_starts import Asked, WarmStarts, run, warm_up
 
 COLD = {"start.py"}
 FORK = "_fork_exec"  # the name of the call by which subprocess starts all
 ONCE = re.compile(r'"(--(?:passes|repeat|rounds))"')
 
 
-def each(rows: str, scripts: list[str]) -> tuple[list[str], str, dict[str, str], bool]:
+def each(rows: str, scripts: list[str]) -> Asked:
     """Forks a process for each script, and waits for it. Returns in such a process, and in those that it starts, with what to run."""
     warm_up()
     used: dict[str, float] = {}
@@ -34,7 +34,7 @@ def each(rows: str, scripts: list[str]) -> tuple[list[str], str, dict[str, str],
                 starts = WarmStarts(vars(subprocess)[FORK])
                 asked = starts.fork()
                 vars(subprocess)[FORK] = starts.fork_exec
-            return asked or (words, os.getcwd(), dict(os.environ), False)
+            return asked or (words, os.getcwd(), dict(os.environ), "")
         _, status, about = os.wait4(child, 0)
         if status:
             sys.exit(f"{' '.join(words)}: ended with {os.waitstatus_to_exitcode(status)}")

@@ -49,7 +49,11 @@ FLAGS = {"-P": 1, "-W": 2}  # with how many words each has
 EARLY = ("PYTHON", "ARROW_", "MALLOC_", "LD_", "LC_", "LANG")  # variables that are read at a start, or by an import
 SET_SUBREAPER, GET_SUBREAPER = 36, 37  # of prctl
 MOST_BYTES = 1 << 17
-_USUAL = [-1, None, None, None, -1, None]  # process_group, gid, extra_groups, uid, umask, preexec_fn
+_USUAL = [None, None, None, -1, None]  # gid, extra_groups, uid, umask, preexec_fn
+ALSO_CHILDREN = "WARM_CHILDREN"  # in the environment of a process whose own interpreters are forks too
+
+
+Asked = tuple[list[str], str, dict[str, str], str]  # words, folder, environment, and of what the process is the leader
 
 
 class WarmStarts:
@@ -66,10 +70,10 @@ class WarmStarts:
 
     def fork_exec(self, args: list[Any], *given: Any) -> int:
         """Starts a process, as `_posixsubprocess.fork_exec` does. -> its number"""
-        _, _, kept, folder, variables, stdin, _, _, stdout, _, stderr, _, _, _, session, *changes = given
+        _, _, kept, folder, variables, stdin, _, _, stdout, _, stderr, _, _, _, session, group, *changes = given
         words = [os.fsdecode(word) for word in args]
         flags, program = parted(words[1:])
-        if words[0] != sys.executable or not program or len(kept) > 1 or changes[: len(_USUAL)] != _USUAL:
+        if words[0] != sys.executable or not program or len(kept) > 1 or group > 0 or changes[: len(_USUAL)] != _USUAL:
             return self.cold(args, *given)
         descriptors = [own if number == -1 else number for own, number in enumerate((stdin, stdout, stderr))]
         if any(map(os.isatty, descriptors)):  # stdout has another buffer there
@@ -79,7 +83,8 @@ class WarmStarts:
         environment = dict(os.environ)
         if variables is not None:
             environment = dict(os.fsdecode(each).split("=", 1) for each in variables)
-        asked = json.dumps([program, os.path.abspath(os.fsdecode(folder or "")), environment, bool(session)])
+        leads = "session" if session else "group" if group == 0 else ""
+        asked = json.dumps([program, os.path.abspath(os.fsdecode(folder or "")), environment, leads])
         with self._lock:
             key = (flags, *sorted(early_of(environment).items()))
             if key in self._warm:
@@ -113,7 +118,7 @@ class WarmStarts:
                 process.wait()
             self._warm, self._processes = {}, []
 
-    def fork(self) -> tuple[list[str], str, dict[str, str], bool] | None:
+    def fork(self) -> Asked | None:
         """Makes a warm interpreter by a fork of this process, which has imported all. Returns in its children, with the message, too."""
         ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         if os.fork() == 0:
@@ -121,7 +126,8 @@ class WarmStarts:
             return serve(its)
         its.close()
         answer(ours)
-        self._warm[(), *sorted(early_of(os.environ).items())] = ours
+        flags, _ = parted(sys.orig_argv[1:])
+        self._warm[flags, *sorted(early_of(os.environ).items())] = ours
         return None
 
     def _forked(self, warm: socket.socket, asked: bytes, descriptors: list[int]) -> int:
@@ -176,7 +182,7 @@ def warm_up(modules: Sequence[str] = ()) -> None:
     gc.freeze()
 
 
-def serve(asking: socket.socket) -> tuple[list[str], str, dict[str, str], bool]:
+def serve(asking: socket.socket) -> Asked:
     """Forks a child for each message. Returns in the child, with the message."""
     interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for those who ask
     asking.send(b"ready")
@@ -199,7 +205,7 @@ def serve(asking: socket.socket) -> tuple[list[str], str, dict[str, str], bool]:
             for number in (reading, writing, *descriptors):
                 os.close(number)
             asking.close()
-            asked: tuple[list[str], str, dict[str, str], bool] = json.loads(message)
+            asked: Asked = json.loads(message)
             return asked
         os.waitpid(between, 0)
         asking.send(os.read(reading, 64))
@@ -207,10 +213,24 @@ def serve(asking: socket.socket) -> tuple[list[str], str, dict[str, str], bool]:
             os.close(number)
 
 
-def run(words: list[str], folder: str, environment: dict[str, str], session: bool) -> None:
+def with_warm_children(asked: Asked) -> Asked:
+    """Returns what to run, in this process and in forks of it: where the environment says so, its interpreters are such forks."""
+    cold = vars(subprocess)["_fork_exec"]
+    while asked[2].get(ALSO_CHILDREN):
+        starts = WarmStarts(cold)
+        if (of_a_child := starts.fork()) is None:
+            vars(subprocess)["_fork_exec"] = starts.fork_exec
+            break
+        asked = of_a_child
+    return asked
+
+
+def run(words: list[str], folder: str, environment: dict[str, str], leads: str) -> None:
     """Runs a program as an interpreter does that has started with these words."""
-    if session:
+    if leads == "session":
         os.setsid()
+    elif leads:
+        os.setpgid(0, 0)
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
@@ -235,4 +255,4 @@ def run(words: list[str], folder: str, environment: dict[str, str], session: boo
 
 if __name__ == "__main__":
     warm_up(sys.argv[2:])
-    run(*serve(socket.socket(fileno=int(sys.argv[1]))))
+    run(*with_warm_children(serve(socket.socket(fileno=int(sys.argv[1])))))
