@@ -29,7 +29,7 @@ import msgspec
 from sabot.agents.context import ExecutionContext
 from sabot.agents.durable.context import DurableContext
 from sabot.agents.durable.job_rows import version_of
-from sabot.agents.policy.names import check_names, check_unasked, misnamed, warn_of_same_names
+from sabot.agents.policy.names import check_names, check_unasked, misnamed, warn_of_other_names, warn_of_same_names
 from sabot.agents.policy.rules import (
     RESTRICTS,
     DataAccessPolicy,
@@ -49,7 +49,7 @@ from sabot.engine.calls.functions import unwrap
 from sabot.engine.calls.judging import ValueCode
 from sabot.engine.calls.messages import ChatMessage
 from sabot.engine.calls.model_requests import RequestSpec
-from sabot.engine.calls.tools import Tool, as_tool
+from sabot.engine.calls.tools import Tool, as_tool, names_beside
 from sabot.errors import UserError, message_of, short_repr
 from sabot.jobs.guard import (
     NO_OBJECTION,
@@ -154,6 +154,7 @@ class PolicyEngine(EffectGuard):
         self._timeout_s = parse_seconds(timeout, name="timeout", zero=False)
         self._rules: list[PolicyRule] = []
         self._steps: set[str] = set()  # the names of functions that may be steps
+        self._beside: set[tuple[str, ...]] = set()  # the rules that hold for one name of a function only, and the others
         self._doubled: set[str] = set()  # the names and homes that several tools of agents have
         self._foreign: set[int] = set()  # the ids of rules with code of the user
         self._by_name: dict[tuple[CallKind, str, str, str, bool, tuple[str, ...], str, str], list[_Matching]] = {}
@@ -206,7 +207,7 @@ class PolicyEngine(EffectGuard):
         steps = check_names(self._rules, functions, agents, checked_text(where, "check_names: where"))
         self._steps.update(steps)
         if self._rules:
-            self._doubled.update(warn_of_same_names(self._rules, functions, where))
+            self._doubled.update(warn_of_same_names(self._rules, functions, where, self._beside))
         for rule in self._rules:
             if is_idle(rule, self.default):
                 _log.warning(
@@ -494,6 +495,8 @@ class PolicyEngine(EffectGuard):
                 )
                 denied = GuardVerdict(Decision.DENY, rule.name, self.version, reason)
                 found = [_Matching(rule, rule.name, "", denied, {})]
+            if tool is not None and (beside := names_beside(tool)):  # the program may make a tool when it calls it
+                warn_of_other_names(self._rules, beside | {call.name}, f"tool {call.name}", self._beside)
             if len(self._by_name) >= _NAMES:
                 self._by_name.clear()
             self._by_name[key] = found

@@ -414,10 +414,13 @@ def _concerns(rule: PolicyRule, tool: Tool, labels: set[str]) -> bool:
     return not isinstance(rule, LabelPolicy | DataAccessPolicy) or not labels.isdisjoint(rule.labels)
 
 
-def warn_of_same_names(rules: Sequence[PolicyRule], functions: Sequence[Callable[..., Any]], where: str) -> set[str]:
+def warn_of_same_names(
+    rules: Sequence[PolicyRule], functions: Sequence[Callable[..., Any]], where: str, told: set[tuple[str, ...]]
+) -> set[str]:
     """Logs a warning for each name of several tools that these functions can call: rules are by name, so those of one tool
     hold for the others too. Also logs a warning for each rule that holds for a tool, but not for another one of the same
-    function. Returns the words by which nothing tells two tools of one name apart (`named_home`).
+    function. Returns the words by which nothing tells two tools of one name apart (`named_home`). `told`: as in
+    `warn_of_other_names`.
     """
     by_name: dict[str, dict[Any, Tool]] = {}
     by_function: dict[Any, dict[str, Tool]] = {}
@@ -437,15 +440,25 @@ def warn_of_same_names(rules: Sequence[PolicyRule], functions: Sequence[Callable
             '(@tool(name="…") and pool.tools(…, prefix="…") give one another name)',
             *(where, len(several), name),
         )
-    for names in (several.keys() for several in by_function.values() if len(several) > 1):
-        for rule in rules:
-            beside = sorted(name for name in names if not rule.matches("tool", name))
-            if 0 < len(beside) < len(names):
-                _log.warning(
-                    "%s: %s holds for %s, and not for %s, which calls the same function (a rule that names all of them)",
-                    *(where, rule.name, ", ".join(sorted(names - set(beside))), ", ".join(beside)),
-                )
+    for several in by_function.values():
+        warn_of_other_names(rules, several.keys(), where, told)
     return {home for home, times in homes.items() if times > 1}
+
+
+def warn_of_other_names(
+    rules: Sequence[PolicyRule], names: Set[str], where: str, told: set[tuple[str, ...]]
+) -> None:
+    """Logs a warning for each rule that holds for some of these names, which tools of one function have, and not for the
+    others. `told`: what was warned of before, which is not said again, and gets what is said now.
+    """
+    for rule in rules if len(names) > 1 else ():
+        beside = sorted(name for name in names if not rule.matches("tool", name))
+        if 0 < len(beside) < len(names) and (rule.name, *beside) not in told:
+            told.add((rule.name, *beside))
+            _log.warning(
+                "%s: %s holds for %s, and not for %s, which calls the same function (a rule that names all of them)",
+                *(where, rule.name, ", ".join(sorted(names - set(beside))), ", ".join(beside)),
+            )
 
 
 def _made_of(func: Any, seen: set[int]) -> tuple[Any, ...]:

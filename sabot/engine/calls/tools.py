@@ -546,6 +546,14 @@ function is a call of the tool: rules are by its name, and its class says whethe
 """
 
 
+def names_beside(made: Tool) -> set[str]:
+    """Returns the other names under which the program has declared tools of the function of this tool. None are known of
+    methods, which belong to an object each.
+    """
+    groups = _DECLARED.get(made.func, {}) if isinstance(made.func, FunctionType) else {}
+    return {name for (name, _), group in groups.copy().items() if group} - {made.name}
+
+
 def _note_function(made: Tool) -> None:
     """Remembers whose function this is, as long as the tool or a copy of it exists."""
     func: Any = made.func

@@ -346,6 +346,28 @@ async def test_a_rule_that_holds_for_one_name_of_a_function_only_is_warned_of(
     assert "the same function" not in caplog.text
 
 
+@pytest.mark.parametrize("other", ["replace", "tool.func"])
+async def test_a_rule_that_does_not_hold_for_a_tool_that_is_made_at_the_call_is_warned_of_once(
+    other: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """No code names such a tool at the start: the payment passed without a word."""
+
+    @tool
+    def wire(to: str) -> str:
+        return to
+
+    async def pays(ctx: Any) -> Any:
+        fast = replace(wire, name="wire_fast") if other == "replace" else tool(name="wire_fast")(wire.func)
+        return await ctx.call(fast, ctx.message)
+
+    async with RuntimeKernel.create(agent=pays, policy=PolicyEngine([ToolPolicy(["wire"], denied=True)])) as kernel:
+        for to, scope in (("ann", "acme"), ("bob", "other")):
+            handle = await kernel.execute(ExecutionRequest(prompt=to, scope_id=scope))
+            assert (await handle.result()).output == to
+    said = "tool wire_fast: ToolPolicy wire holds for wire, and not for wire_fast, which calls the same function"
+    assert caplog.text.count(said) == 1
+
+
 # -- names of the program that calls do not have -----------------------------------------------------------------------
 
 
