@@ -296,7 +296,8 @@ def _in_items(value: Collection[Any], name: str, kind: Any) -> list[tuple[Any, A
     """
     items = list(value)
     if name == REST:
-        return [(each, item_kind(kind)) for each in items]
+        of_items = item_kind(kind)
+        return [(each, of_items) for each in items]
     if name.isdecimal() and not isinstance(value, Set):
         return [(items[int(name)] if int(name) < len(items) else MISSING_VALUE, item_kind(kind))]
     for each in choices_of(kind):
@@ -316,7 +317,8 @@ def _in_mapping(value: Mapping[Any, Any], name: str, kind: Any, *, is_last: bool
             return [(CLOSED_VALUE, Any)]
         if name == REST:
             keys = keys_as_items(value) if is_last and taken is None else ()
-            return [*((each, item_kind(kind)) for each in value.values()), *((each, Any) for each in keys)]
+            of_items = item_kind(kind)
+            return [*((each, of_items) for each in value.values()), *((each, Any) for each in keys)]
     found: list[tuple[Any, Any]] = []
     missing: list[tuple[Any, Any]] = []
     keys = _keys_named(value, name)
@@ -362,10 +364,8 @@ def object_of(kind: type, value: Mapping[Any, Any]) -> Any:
         given = deepcopy(dict(value))  # validators may change it
         if hasattr(kind, "model_validate"):
             return kind.model_validate(given)
-        if hasattr(kind, "__pydantic_fields__"):
-            from pydantic import TypeAdapter
-
-            return TypeAdapter(kind).validate_python(given)
+        if (validator := getattr(kind, "__pydantic_validator__", None)) is not None:  # a dataclass of pydantic
+            return validator.validate_python(given)
         if issubclass(kind, msgspec.Struct):
             return msgspec.convert(given, kind, strict=False)
         return kind(**given) if is_dataclass(kind) or hasattr(kind, "__attrs_attrs__") else None
@@ -414,6 +414,8 @@ def keys_as_items(value: Mapping[Any, Any]) -> list[Any]:
 
 def choices_of(kind: Any) -> list[Any]:
     """Returns the types of which a value of this type may be, without None: the members of a union."""
+    if isinstance(kind, type):  # asked for each item of a list, and `get_origin` takes long
+        return [kind]
     while True:
         if type(kind).__name__ == "TypeAliasType":  # `type Money = …`, in later versions of Python
             kind = kind.__value__
