@@ -35,7 +35,7 @@ from sabot.base.options import answers_wrong_options
 from sabot.base.quantities import plain
 from sabot.base.redaction import scrubbed, visible
 from sabot.base.threads import run_connected
-from sabot.engine.calls.messages import ChatMessage
+from sabot.engine.calls.messages import ChatMessage, decode_prompt
 from sabot.errors import (
     AppLocked,
     CorruptCheckpoint,
@@ -532,10 +532,10 @@ def _speaks_for_others(message: Any) -> bool:
     of the model, or a result of a tool.
     """
     try:
-        said = msgspec.convert(message, list[ChatMessage])
-    except (msgspec.ValidationError, UserError):  # the input of a function; or of an Agent, which refuses it
+        said = decode_prompt(message)
+    except UserError:  # the input of a function; or of an Agent, which refuses it
         return False
-    return any(msgspec.structs.replace(each, content="") != _OF_USER for each in said)
+    return not isinstance(said, str) and any(msgspec.structs.replace(each, content="") != _OF_USER for each in said)
 
 
 def _default_scope(caller: Caller) -> str:

@@ -496,10 +496,12 @@ class KernelAgent:
             return await value if pending else value
         assert self._engine is not None
         said, history = request.prompt, job.history
-        if not isinstance(said, str) and (history.intents or history.deliveries):
-            said = msgspec.convert(said, list[ChatMessage])  # earlier versions have asked models with any fields
-        else:
+        try:
             said = decode_prompt(said)
+        except UserError:
+            if not (history.intents or history.deliveries):
+                raise
+            said = msgspec.convert(said, list[ChatMessage])  # earlier versions have asked models with any fields
         how: dict[str, Any] = {"effects": ctx.llm(self._engine), "max_turns": request.max_turns}
         begin, recalled = job.history.begin, None
         if begin.session and not parent_of(job.job_id)[0]:

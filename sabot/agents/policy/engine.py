@@ -154,7 +154,8 @@ class PolicyEngine(EffectGuard):
         self._timeout_s = parse_seconds(timeout, name="timeout", zero=False)
         self._rules: list[PolicyRule] = []
         self._steps: set[str] = set()  # the names of functions that may be steps
-        self._beside: set[tuple[str, ...]] = set()  # the rules that hold for one name of a function only, and the others
+        # the names of rules that hold for some names of a function only, each with the other names, as the log has told
+        self._beside: set[tuple[str, ...]] = set()
         self._doubled: set[str] = set()  # the names and homes that several tools of agents have
         self._foreign: set[int] = set()  # the ids of rules with code of the user
         self._by_name: dict[tuple[CallKind, str, str, str, bool, tuple[str, ...], str, str], list[_Matching]] = {}

@@ -445,11 +445,9 @@ def warn_of_same_names(
     return {home for home, times in homes.items() if times > 1}
 
 
-def warn_of_other_names(
-    rules: Sequence[PolicyRule], names: Set[str], where: str, told: set[tuple[str, ...]]
-) -> None:
+def warn_of_other_names(rules: Sequence[PolicyRule], names: Set[str], where: str, told: set[tuple[str, ...]]) -> None:
     """Logs a warning for each rule that holds for some of these names, which tools of one function have, and not for the
-    others. `told`: what was warned of before, which is not said again, and gets what is said now.
+    others. `told`: the rules with these other names of which the log has a warning. New ones are added.
     """
     for rule in rules if len(names) > 1 else ():
         beside = sorted(name for name in names if not rule.matches("tool", name))

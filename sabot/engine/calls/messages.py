@@ -130,15 +130,18 @@ def messages_of(prompt: object) -> tuple[ChatMessage, ...]:
 
 
 def decode_prompt(given: object) -> str | list[ChatMessage]:
-    """Returns the prompt that JSON types contain: a text, or the messages of a list of objects. Raises UserError for
-    anything else, for a field that a message does not have, and for a message without content that calls no tool: the
-    model would get an empty text.
+    """Returns the prompt that JSON types contain: a text, or the messages of a list of texts and objects. A text in a list
+    is a message of the user, as in `messages_of`. Raises UserError for anything else, for a field that a message does not
+    have, and for a message without content that calls no tool: the model would get an empty text.
     """
     if isinstance(given, str):
         return given
     if not isinstance(given, list | tuple) or not given:
         raise UserError(f"{short_repr(given)} is no prompt of an Agent", hint=_PROMPT)
-    return [_decode_message(each, f"message {at} of the prompt") for at, each in enumerate(given, 1)]
+    return [
+        user(each) if isinstance(each, str) else _decode_message(each, f"message {at} of the prompt")
+        for at, each in enumerate(given, 1)
+    ]
 
 
 def _decode_message(given: object, where: str) -> ChatMessage:

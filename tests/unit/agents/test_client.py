@@ -571,7 +571,7 @@ NO_PROMPTS: list[tuple[Any, str]] = [
     (5, "5 is no prompt of an Agent"),
     (None, "None is no prompt of an Agent"),
     ([], "[] is no prompt of an Agent"),
-    (["hi"], "message 1 of the prompt is 'hi'"),
+    (["hi", 5], "message 2 of the prompt is 5"),
     (
         [{"role": "user", "text": "refund o-1"}],
         "message 1 of the prompt has a field 'text' (the fields are role, content,",
@@ -632,7 +632,9 @@ async def test_messages_of_all_kinds_reach_the_model_as_they_are(place: Path) ->
             await (await kernel.execute(ExecutionRequest(prompt=prompt))).result()
             await (await JobClient(place, name="shop").start("desk", prompt)).result()
         await (await kernel.execute(ExecutionRequest(prompt=ChatMessage("user")))).result()
-    assert heard == [tuple(talk)] * 4 + [(user(""),)]
+        for said in (["hi", "there"], ["hi", user("there")]):  # as `Agent.run` takes them
+            await (await kernel.execute(ExecutionRequest(prompt=said))).result()
+    assert heard == [tuple(talk)] * 4 + [(user(""),)] + [(user("hi"), user("there"))] * 2
 
 
 async def test_a_job_that_an_earlier_version_has_begun_with_a_message_without_content_goes_on(

@@ -369,11 +369,12 @@ async def test_a_caller_with_scopes_speaks_as_a_user_only(site: Site, beside: di
     agent = Agent(ExecutionEngine(ScriptedProvider(hear), retries=0, patience=0), name="desk", instructions="Be kind.")
     mine = {"role": "user", "content": "mine"}
     async with site.kernel(agent, support):
-        status, said = await site.as_("ann", "POST", "/jobs", {"agent": "desk", "message": [mine, beside]})
-        assert (status, said["error"]["message"]) == (
-            422,
-            "message: ann writes in the role 'user' only, and calls no tools",
-        )
+        for first in (mine, "mine"):
+            status, said = await site.as_("ann", "POST", "/jobs", {"agent": "desk", "message": [first, beside]})
+            assert (status, said["error"]["message"]) == (
+                422,
+                "message: ann writes in the role 'user' only, and calls no tools",
+            )
         for caller, message in (("ann", [mine, mine]), ("ops", [mine, beside])):
             status, said = await site.as_(caller, "POST", "/jobs", {"agent": "desk", "message": message})
             assert status == 202
