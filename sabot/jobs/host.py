@@ -50,7 +50,7 @@ from sabot.jobs.journal_calls import call_journal
 from sabot.jobs.judges import GuardJudge
 from sabot.jobs.letters import JobLetters
 from sabot.jobs.log import LAST_SECONDS, JobLog, Listener
-from sabot.jobs.open_jobs import add_approvals, open_jobs
+from sabot.jobs.open_jobs import add_approvals, cancelled_unrun, open_jobs
 from sabot.jobs.owner import JobOwner, OpenJob, RunningJob
 from sabot.jobs.parking import ParkedNotes, Parking
 from sabot.jobs.run import Ask, JobRun
@@ -60,7 +60,7 @@ from sabot.jobs.values import as_before, pack_error, unpack_error
 from sabot.journal import Journal, Position
 from sabot.journal.base import EVERY, Approval, JobMark
 from sabot.journal.ended_jobs import BLOCKED, JobQuery
-from sabot.journal.entries import Answer, Attempt, Begin, Cancel, EffectResult, End, Entry, Signal
+from sabot.journal.entries import Answer, Attempt, Begin, EffectResult, End, Entry, Signal
 from sabot.journal.memory import salt_of
 
 if TYPE_CHECKING:
@@ -346,6 +346,7 @@ class JobHost(HostState):
         self.stopping = False
         if self._on_letter is not None:
             self.journal.begins.agents, self.journal.begins.declared = frozenset(self.owners), self._declared
+            self.journal.begins.cancelled = lambda why: pack_error(asyncio.CancelledError(why))
         (with_judge(self._start, judge) if (judge := self._judge_of_hooks()) is not None else self._start)()
 
     def _start(self) -> None:
@@ -568,7 +569,7 @@ class JobHost(HostState):
         the job has failed or was cancelled, its history is not replayed; its owner and its parent are told of the end
         again. If the job is a child that has never run, or a new one that a letter has begun, its timers count from now.
         """
-        is_new = job.last == job.began and job.run == 1 and not job.cancelled
+        is_new = job.last == job.began and job.run == 1
         waits = is_new and (parent_of(job.job_id)[0] or job.job_id in self._unread)
         if waits or (job.ended is not None and job.ended.outcome != "succeeded"):
             self.put(job)
@@ -587,6 +588,8 @@ class JobHost(HostState):
                 self.log.publish_again([(job.ended_at, end)])
             self.owners[job.agent].had_ended(job)
             self._tell_parent(job_id, end.outcome, self.journal.load(end.body), end.labels)
+        elif job_id in self.jobs.cancelled:  # since it was begun; its function is not called
+            self.parking.load(job_id)
         elif not self.stopping:
             begin = self._unread.get(job_id) if job.fresh else None
             if begin is not None:
@@ -677,9 +680,12 @@ class JobHost(HostState):
 
     async def _take_letters(self, posted_by: str) -> None:
         begun = await self._letters.take()
-        cancelled = {each.job for _, each in self.told if isinstance(each, Cancel)} if begun else ()
+        ends = {each.job: each for _, each in self.told if isinstance(each, End)} if begun else {}
         for position, begin in begun:
-            self._begun_by_letter(position, begin, cancelled=begin.job in cancelled)
+            if (end := ends.get(begin.job)) is not None:
+                self._over_by_letter(position, begin, end)
+            else:
+                self._begun_by_letter(position, begin)
         self.journal.begins.begun_all()
         granted, self.journal.begins.granted = self.journal.begins.granted, []
         for go in granted:
@@ -695,9 +701,18 @@ class JobHost(HostState):
         if posted_by and self._letters.taken(posted_by):
             self.parking.letters_taken(posted_by)
 
-    def _begun_by_letter(self, at: Position, begin: Begin, *, cancelled: bool) -> None:
+    def _over_by_letter(self, at: Position, begin: Begin, end: End) -> None:
+        """Handles the BEGIN entry of a job that was cancelled before it has begun, for the first time or again, and that the
+        journal has ended with it: its function is not called. Its agent need not be here.
+        """
+        self._begun_total += 1
+        if self._on_letter is not None:
+            self._on_letter(self._job_of_letter(at, begin, end))
+        self._over(begin, end)
+
+    def _begun_by_letter(self, at: Position, begin: Begin) -> None:
         """Handles the BEGIN entry that the journal has made from a letter: lets a new job run, or a failed or cancelled one
-        run again. `cancelled`: True if a cancel has come with it.
+        run again.
         """
         if begin.agent not in self.owners or self._on_letter is None:
             _log.error(
@@ -708,10 +723,12 @@ class JobHost(HostState):
         self.jobs.add(begin.job, begin.agent, begun=True)
         self._unread[begin.job] = None if is_retry(begin) else begin
         self._begun_total += 1
-        facts = begin.agent, begin.key, begin.body, begin.digest, at, True, None
+        self._on_letter(self._job_of_letter(at, begin, None))
+
+    def _job_of_letter(self, at: Position, begin: Begin, end: End | None) -> OpenJob:
+        facts = begin.agent, begin.key, begin.body, begin.digest, at, True, end
         behalf = Behalf(begin.scope, begin.principal, begin.labels, begin.session)
-        how: dict[str, Any] = {"begun_ms": begin.at_ms, "behalf": behalf, "run": begin.run, "cancelled": cancelled}
-        self._on_letter(OpenJob(begin.job, *facts, last=at, **how))
+        return OpenJob(begin.job, *facts, last=at, begun_ms=begin.at_ms, behalf=behalf, run=begin.run)
 
     def _arrived(self, entry: Answer | Signal | End, ask: Ask | None) -> None:
         running = self.running.get(entry.job)
@@ -919,18 +936,21 @@ class JobHost(HostState):
         if self.stopping:
             return
         if entries and isinstance(first := entries[0][1], Begin) and is_retry(first):
-            self._end_emptied(first)
+            # trimmed while it was begun again: without their results, its function would make each effect again
+            why = "its earlier entries were removed from the journal when it was to run again"
+            _log.error("job %s does not run: %s", job_id, why)
+            self._end_unrun(first, why)
+            return
+        if (unrun := cancelled_unrun([entry for _, entry in entries])) is not None:
+            if job_id in self._unread or job_id in self._republished:
+                self._republished.discard(job_id)
+                self.log.publish_again(entries)
+            self._end_unrun(*unrun)
             return
         if job_id in self._unread:
             if self._unread.pop(job_id) is None:
                 self._republished.add(job_id)
             at, begin = [(at, each) for at, each in entries if isinstance(each, Begin)][-1]
-            cancels = [each for place, each in entries if place > at and isinstance(each, Cancel)]
-            if cancels:
-                self._republished.discard(job_id)
-                self.log.publish_again(entries)
-                self._end_queued(begin, cancels[0].reason)
-                return
             self._guard.begin_job(begin, [each for place, each in entries if place < at])
         if job_id in self._republished:
             self._republished.remove(job_id)
@@ -941,27 +961,21 @@ class JobHost(HostState):
         running = self._load(history, owner, entries[-1][0])
         self._run(running, running.job.start, owner.call)
 
-    def _end_queued(self, begin: Begin, why: str) -> None:
-        """Ends a job that was cancelled after a letter has begun it, for the first time or again, and before its function was
-        called. So the function is not called.
-        """
-        job_id, body = begin.job, pack_error(asyncio.CancelledError(why))
-        self.log.append(End(job_id, self.now_ms(), "cancelled", why, body=body, labels=begin.labels))
-        self.jobs.end(job_id)
-        self._ended_total += 1
-        self.owners[begin.agent].job_closed(job_id, "cancelled")
-        self._tell_parent(job_id, "cancelled", body, begin.labels)
-
-    def _end_emptied(self, begin: Begin) -> None:
-        """Ends a job that was begun again while `trim` removed its earlier entries. Without their results, its function
-        would make each effect again.
-        """
-        why = "its earlier entries were removed from the journal when it was to run again"
-        _log.error("job %s does not run: %s", begin.job, why)
+    def _end_unrun(self, begin: Begin, why: str) -> None:
+        """Ends a job whose function is not called in this run."""
         self._unread.pop(begin.job, None)
-        self.log.append(End(begin.job, self.now_ms(), "cancelled", why))
+        body = pack_error(asyncio.CancelledError(why))
+        end = End(begin.job, self.now_ms(), "cancelled", why, body=body, labels=begin.labels)
+        self.log.append(end)
         self.jobs.end(begin.job)
         self.owners[begin.agent].job_closed(begin.job, "cancelled")
+        self._over(begin, end)
+
+    def _over(self, begin: Begin, end: End) -> None:
+        """Counts the end of a job whose function was not called in this run, and tells its parent."""
+        self._ended_total += 1
+        assert isinstance(end.body, bytes)
+        self._tell_parent(begin.job, end.outcome, end.body, end.labels)
 
     # -- timers and letters -------------------------------------------------------------------------------------------
 

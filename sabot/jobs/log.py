@@ -12,7 +12,7 @@ AHEAD_MOST notices wait.
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from contextvars import copy_context
 from typing import Any, NamedTuple, Protocol
@@ -164,11 +164,14 @@ class JobLog:
             self._publish(position, entry)
         return position
 
-    def note_taken(self, entries: Iterable[tuple[Position, Entry]]) -> None:
-        """Passes entries to the listener that come from the inbox: the journal has made them from letters."""
+    def note_taken(self, entries: Collection[tuple[Position, Entry]]) -> None:
+        """Passes entries to the listener that come from the inbox: the journal has made them from letters. Leaves out BEGIN
+        entries, which come when their jobs run, but for those of jobs that were cancelled before.
+        """
+        over = {entry.job for _, entry in entries if isinstance(entry, End)}
         for position, entry in entries:
             self._ends[position.partition] = position.offset + 1
-            if self.listener is not None and not isinstance(entry, Begin):  # of a retry: it comes with all before it
+            if self.listener is not None and (not isinstance(entry, Begin) or entry.job in over):
                 self._publish(position, entry)
 
     def note_begun(self, position: Position, begin: Begin) -> None:

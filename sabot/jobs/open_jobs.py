@@ -2,7 +2,7 @@
 processes.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from heapq import merge
 from operator import attrgetter, itemgetter
 from typing import Any
@@ -26,6 +26,7 @@ from sabot.journal.entries import (
     Entry,
     Intent,
     Letter,
+    Signal,
     StoredBody,
 )
 from sabot.journal.entry_counts import parts
@@ -161,6 +162,21 @@ def _folded(
         last, cut = lasts[job_id], missing.get(job_id, 0) > 0
         told = begin.at_ms, behalf, noted, begin.run, cut, job_id in cancelled
         yield OpenJob(job_id, *facts, end, ended_at, last, *told)
+
+
+def cancelled_unrun(entries: Sequence[Entry]) -> tuple[Begin, str] | None:
+    """Returns the BEGIN entry of the last run of a job, and the reason of its cancel, if it was cancelled before it has done
+    anything that the journal knows: its function was not called then, or it has asked for nothing. Else None.
+    """
+    reason: str | None = None
+    for entry in reversed(entries):
+        if isinstance(entry, Cancel):
+            reason = entry.reason
+        elif isinstance(entry, Begin):
+            return None if reason is None or entry.origin is not None else (entry, reason)
+        elif not isinstance(entry, Signal):
+            return None
+    return None
 
 
 def standing_place(begin: Begin, word: object, name: str) -> tuple[str, str, str] | None:

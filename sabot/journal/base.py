@@ -28,6 +28,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import msgspec
@@ -37,7 +38,7 @@ from sabot.base.threads import run_in_thread
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.errors import CorruptJournal, LetterRefused, OtherJournal
 from sabot.journal.ended_jobs import BLOCKED, OUTCOMES, EndedJob, HistoryBounds, JobQuery
-from sabot.journal.entries import Answer, Begin, Body, Cancel, Entry, Letter, Signal, decode_entry
+from sabot.journal.entries import Answer, Begin, Body, Cancel, End, Entry, Letter, Signal, decode_entry
 from sabot.journal.lanes import JobLimit, Lanes, starts_at
 
 _log = logging.getLogger(__name__)
@@ -439,7 +440,8 @@ class Beginnings:
     - `begun`: the number of jobs that letters have begun for the first time.
     - `declared`: those of the options "policy" and "budgets" that this program has.
     - `lanes`: the limits of jobs, and the letters that wait for their time, a seat, or room, of a journal with one owner.
-    - `room`: returns how many more jobs of letters may begin now. The host of the jobs sets it.
+    - `room`: returns how many more jobs of letters may begin now. `cancelled`: returns the body of the END entry of a job that
+      was cancelled before it has begun, from the reason. The host of the jobs sets both.
     - `shared`: True if other workers append to the journal too. Each holds some of the jobs, and gets their letters.
 
     Only if it is shared these have a meaning:
@@ -456,6 +458,7 @@ class Beginnings:
         self.declared: frozenset[str] = frozenset()
         self.begun = 0
         self.room: Callable[[], int] = lambda: EVERY
+        self.cancelled: Callable[[str], bytes] = lambda why: b""
         self.shared = self.resumes = False
         self.version = ""
         self.taken_over: list[str] = []
@@ -465,6 +468,7 @@ class Beginnings:
         self._reservations = 0
         self._looked: tuple[int, Collection[str], Collection[str]] = (0, (), ())  # as `look` has found it
         self._left: set[str] = set()  # jobs of agents that are not there: the log has named them
+        self._cancels = frozenset[str]()  # jobs of which `look` has found cancels
         self.lanes = Lanes()
         self.granted: list[Callable[[], object]] = []
         self._begun_now = 0  # jobs that letters have begun since the last look for room
@@ -506,11 +510,22 @@ class Beginnings:
             self._reserved.discard(job)
 
     def arrive(self, number: int, letter: Letter, now_ms: int) -> list[tuple[int, Letter]]:
-        """Returns the letters that are to be taken now that this one has arrived (`Lanes.arrive`). A worker of a shared journal
-        has claimed its letters in their order.
+        """Returns the letters that are to be taken together, now that this one has arrived: itself, or none, or a beginning with
+        the letters to its job up to a cancel (`Lanes.arrive`). Whoever takes the letters ends a job that is cancelled before it has
+        begun, also that of an agent which nobody has. A worker of a shared journal has claimed its letters in their order.
         """
-        if self.shared or (letter.kind == "begin" and letter.name not in self.agents):
+        if self.shared and letter.job not in self._cancels:
             return [(number, letter)]
+        begins = letter.kind in ("begin", "retry")
+        if not self.shared and letter.kind == "begin" and letter.name not in self.agents:
+            self.leave(letter)
+            if not self.agents:  # an app, which knows nothing of such jobs
+                return []
+            self.lanes.hold(number, letter)
+            return []
+        if self.shared and begins:
+            self.lanes.hold(number, letter)
+            return []
         return self.lanes.arrive(number, letter, now_ms)
 
     def next_due(self, now_ms: int) -> tuple[int, Letter] | None:
@@ -540,27 +555,55 @@ class Beginnings:
 
     def look(self, letters: Iterable[Letter]) -> None:
         """Looks which jobs of these letters have begun, by one query for the calls of `take` that follow. Blocks."""
-        jobs = {letter.job for letter in letters if letter.kind == "begin"}
+        found = list(letters)
+        self._cancels = frozenset(letter.job for letter in found if letter.kind == "cancel")
+        self._look_for({letter.job for letter in found if letter.kind == "begin"})
+
+    def _look_for(self, jobs: Collection[str]) -> None:
         reservations = self._reservations
         self._looked = reservations, jobs, self._journal.marked(jobs) if jobs else ()
 
-    def take(self, letter: Letter, append: Callable[[], Position], now_ms: int) -> Position | None:
-        """Calls `append`, which appends the entry of a letter, and returns its result. Returns None, and appends nothing, for a
-        letter that begins a job of an agent that is not in `agents`, or a job that has begun or is reserved.
-        """
-        position = append() if letter.kind != "begin" else self._begin(letter, append)
-        self.lanes.taken(letter, now_ms, begun=position is not None)
-        self._begun_now += position is not None and letter.kind == "begin"
-        return position
+    def take(
+        self,
+        letters: Sequence[tuple[int, Letter]],
+        entry_of: Callable[[Letter], Entry],
+        append: Callable[[Sequence[tuple[Entry, int]]], list[Position]],
+        now_ms: int,
+    ) -> list[tuple[int, Position | None, Entry]]:
+        """Appends the entries of letters that are to be taken together (`arrive`), in one step. Behind those of a job that is
+        cancelled before it has begun comes its END. Appends nothing for a letter that begins a job of an agent that is not in
+        `agents`, unless it is cancelled, or a job that has begun or is reserved. Returns the entries with the numbers of their
+        letters, or 0, and their places, or None for those that were not appended.
 
-    def _begin(self, letter: Letter, append: Callable[[], Position]) -> Position | None:
-        if letter.name not in self.agents:
+        - `entry_of`: makes the entry of a letter. `append`: appends entries, with the numbers of their letters, in one step.
+        """
+        first, rest = letters[0][1], letters[1:]
+        made = [(entry_of(letter), number) for number, letter in letters]
+        begin, last = made[0][0], made[-1][0]
+        if isinstance(begin, Begin) and isinstance(last, Cancel):
+            body = self.cancelled(last.reason)
+            made.append((End(begin.job, now_ms, "cancelled", last.reason, body=body, labels=begin.labels), 0))
+        append_all = partial(append, made)
+        places = append_all() if first.kind != "begin" else self._begin(first, append_all, ends=bool(rest))
+        self.lanes.taken(first, now_ms, begun=places is not None)
+        if places is None:
+            found: list[tuple[int, Position | None, Entry]] = [(letters[0][0], None, begin)]
+            for each in rest:
+                found += self.take([each], entry_of, append, now_ms)
+            return found
+        self._begun_now += first.kind == "begin" and not rest
+        for _, letter in rest:
+            self.lanes.taken(letter, now_ms, begun=True)
+        return [(number, place, entry) for (entry, number), place in zip(made, places, strict=True)]
+
+    def _begin(self, letter: Letter, append: Callable[[], list[Position]], *, ends: bool) -> list[Position] | None:
+        if letter.name not in self.agents and not ends:
             self.leave(letter)
             return None
         while True:
             reservations, looked, known = self._looked
             if letter.job not in looked:
-                self.look([letter])
+                self._look_for([letter.job])
                 continue
             with self._taking:
                 if reservations != self._reservations:  # the owner may have begun the job since the look
@@ -568,9 +611,9 @@ class Beginnings:
                     continue
                 if letter.job in known or letter.job in self._reserved:
                     return None
-                at = append()
+                places = append()
                 self.begun += 1
-                return at
+                return places
 
     def leave(self, letter: Letter) -> None:
         """Logs, once for each job, that its agent is not in `agents`, so that its letter stays in the inbox."""

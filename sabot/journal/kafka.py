@@ -608,7 +608,7 @@ def _portions(rows: Sequence[StoredEntry]) -> Iterable[Sequence[StoredEntry]]:
     """Yields the rows in their order, in groups of about _FRAME_BYTES bytes. Each group is written as one frame."""
     first = nbytes = 0
     for number, row in enumerate(rows):
-        if nbytes > _FRAME_BYTES:
+        if nbytes > _FRAME_BYTES and not rows[number - 1].goes_on:
             yield rows[first:number]
             first, nbytes = number, 0
         nbytes += len(row.data) + len(row.body)

@@ -164,12 +164,12 @@ class Lane:
 @dataclass(slots=True, eq=False)
 class _Queued:
     """A letter that begins a job, and waits. `following`: letters to the job that came after it. `cancelled`: True if one of these is
-    a cancel: then it leaves the queue at once and has no seat.
+    a cancel: then it leaves the queue at once and has no seat. `lane`: None for a job that no lane lets begin (`Lanes.hold`).
     """
 
     number: int
     letter: Letter
-    lane: Lane
+    lane: Lane | None
     following: list[tuple[int, Letter]] = field(default_factory=list)
     cancelled: bool = False
 
@@ -195,7 +195,10 @@ def _moment(at_ms: int) -> str:
 
 
 def _why(queued: _Queued, now_ms: int, room: int) -> str:
-    lane, limit = queued.lane, queued.lane.limit
+    lane = queued.lane
+    if lane is None:
+        return f"this program has no agent {queued.letter.name}"
+    limit = lane.limit
     if queued.letter.after_ms > now_ms:
         return starts_at(queued.letter.after_ms)
     if limit is not None and lane.is_full:
@@ -230,9 +233,14 @@ class Lanes:
 
     # -- jobs that wait to begin --------------------------------------------------------------------------------------
 
+    def hold(self, number: int, letter: Letter) -> None:
+        """Puts a letter that begins a job into the queue until a cancel of the job comes."""
+        with self.lock:
+            self._queued.setdefault(letter.job, _Queued(number, letter, None))
+
     def arrive(self, number: int, letter: Letter, now_ms: int) -> list[tuple[int, Letter]]:
         """Puts a letter that begins a job into the queue, and letters to a job in the queue behind it. Returns the letters that
-        are to be taken now: any other letter; or with a cancel of a job in the queue all of this job.
+        are to be taken now: any other letter; or with a cancel of a job in the queue all of this job, in their order.
         """
         with self.lock:
             waiting = self._queued.get(letter.job) if letter.job else None
@@ -242,7 +250,7 @@ class Lanes:
                 lane = self._lane_of(letter)
                 if letter.kind == "retry" and lane is self._free:
                     return [(number, letter)]
-                self._add(_Queued(number, letter, lane), now_ms)
+                self._add(_Queued(number, letter, lane), lane, now_ms)
                 return []
             if waiting is None:
                 return [(number, letter)]
@@ -253,17 +261,17 @@ class Lanes:
                 waiting.following.append((number, letter))
             return []
 
-    def _add(self, made: _Queued, now_ms: int) -> None:
+    def _add(self, made: _Queued, lane: Lane, now_ms: int) -> None:
         self._queued[made.letter.job] = made
-        made.lane.waiting += 1
+        lane.waiting += 1
         if made.letter.after_ms > now_ms:
             heapq.heappush(self._later, (made.letter.after_ms, made.number, made.letter.job))
         else:
-            self._line_up(made)
+            self._line_up(made, lane)
 
-    def _line_up(self, queued: _Queued) -> None:
-        heapq.heappush(queued.lane.queued, (queued.letter.priority, queued.number, queued.letter.job))
-        self._settle(queued.lane)
+    def _line_up(self, queued: _Queued, lane: Lane) -> None:
+        heapq.heappush(lane.queued, (queued.letter.priority, queued.number, queued.letter.job))
+        self._settle(lane)
 
     def _lane_of(self, letter: Letter) -> Lane:
         if not self.limits:
@@ -303,8 +311,9 @@ class Lanes:
 
     def _next(self, now_ms: int) -> _Queued | None:
         while self._later and self._later[0][0] <= now_ms:
-            if (waiting := self._queued.get(heapq.heappop(self._later)[2])) is not None:
-                self._line_up(waiting)
+            waiting = self._queued.get(heapq.heappop(self._later)[2])
+            if waiting is not None and waiting.lane is not None:
+                self._line_up(waiting, waiting.lane)
         if now_ms < self._now_ms:  # the clock was set back: rates are counted anew
             again, self._slow = self._slow, []
             for _, name in again:
@@ -364,12 +373,14 @@ class Lanes:
             if letter.kind not in ("begin", "retry") or (queued := self._queued.pop(letter.job, None)) is None:
                 return
             self._following.extend(queued.following)
-            queued.lane.waiting -= 1
-            if begun and queued.lane is not self._free and not queued.cancelled:
-                self._seated[letter.job] = queued.lane
-                queued.lane.seats.add(letter.job)
-                queued.lane.begins(now_ms)
-            self._settle(queued.lane)
+            if (lane := queued.lane) is None:
+                return
+            lane.waiting -= 1
+            if begun and lane is not self._free and not queued.cancelled:
+                self._seated[letter.job] = lane
+                lane.seats.add(letter.job)
+                lane.begins(now_ms)
+            self._settle(lane)
 
     # -- jobs that have begun -----------------------------------------------------------------------------------------
 

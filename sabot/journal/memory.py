@@ -8,9 +8,8 @@ import secrets
 import threading
 import uuid
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from hashlib import blake2b
 
 from sabot.base.accounts import Amounts
@@ -335,23 +334,30 @@ class MemoryJournal(MemoryReader, Journal):
     def take(self) -> list[tuple[Position, Entry]]:
         taken = list[tuple[Position, Entry]]()
 
-        def take_one(number: int, letter: Letter) -> None:
+        def append_all(entries: Sequence[tuple[Entry, int]]) -> list[Position]:
+            return [self.append(entry) for entry, _ in entries]
+
+        def take_together(some: Sequence[tuple[int, Letter]]) -> None:
             at_ms = round(self.clock.time() * 1000)
-            question = self.storage.questions.get(letter.token)
-            entry = entry_of_letter(letter, question, at_ms, self.begins.declared)
-            if (position := self.begins.take(letter, partial(self.append, entry), at_ms)) is not None:
-                taken.append((position, entry))
-                self.storage.untaken.pop(number, None)  # it is gone where its job was trimmed
+
+            def entry_of(letter: Letter) -> Entry:
+                question = self.storage.questions.get(letter.token)
+                return entry_of_letter(letter, question, at_ms, self.begins.declared)
+
+            for number, position, entry in self.begins.take(some, entry_of, append_all, at_ms):
+                if position is not None:
+                    taken.append((position, entry))
+                    self.storage.untaken.pop(number, None)  # it is gone where its job was trimmed
 
         with self.storage.lock:
             posted, self.storage.posted = self.storage.posted, []
             for number in posted:
                 if (letter := self.storage.untaken.get(number)) is None:  # its job was trimmed
                     continue
-                for each in self.begins.arrive(number, letter, round(self.clock.time() * 1000)):
-                    take_one(*each)
+                if some := self.begins.arrive(number, letter, round(self.clock.time() * 1000)):
+                    take_together(some)
             while (due := self.begins.next_due(round(self.clock.time() * 1000))) is not None:
-                take_one(*due)
+                take_together([due])
         self._letters += len(taken)
         return taken
 

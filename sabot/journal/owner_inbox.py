@@ -243,21 +243,25 @@ class SqlJournal(SqlReader, Journal):
         questions = self.questions([letter.token for _, letter in letters if letter.token])
         self.begins.look(letter for _, letter in letters)
 
-        def take_one(number: int, letter: Letter) -> None:
+        def take_together(some: Sequence[tuple[int, Letter]]) -> None:
             at_ms = round(self.clock.time() * 1000)
-            entry = entry_of_letter(letter, questions.get(letter.token), at_ms, self.begins.declared)
-            position = self.begins.take(letter, partial(self.writer.append, entry, number), at_ms)
-            if position is not None:
-                taken.append((position, entry))
-            self.note_taken(number, position)
+
+            def entry_of(letter: Letter) -> Entry:
+                return entry_of_letter(letter, questions.get(letter.token), at_ms, self.begins.declared)
+
+            for number, position, entry in self.begins.take(some, entry_of, self.writer.append_all, at_ms):
+                if position is not None:
+                    taken.append((position, entry))
+                if number:
+                    self.note_taken(number, position)
 
         with suppress(JournalFull):  # the other letters are taken when there is room
             for number, letter in letters:
-                for each in self.begins.arrive(number, letter, round(self.clock.time() * 1000)):
-                    take_one(*each)
+                if some := self.begins.arrive(number, letter, round(self.clock.time() * 1000)):
+                    take_together(some)
                 self._last_letter = number
             while (due := self.begins.next_due(round(self.clock.time() * 1000))) is not None:
-                take_one(*due)
+                take_together([due])
         self.begins.look(())
         self._letters += len(taken)
         return taken

@@ -62,6 +62,7 @@ from sabot.journal.postgres import (
 from sabot.journal.refusals import REFUSED, refuse, to_try
 from sabot.journal.schemas import RANGE, Statements
 from sabot.journal.seats import (
+    AGENTS,
     ARE_DUE,
     BECOME_DUE,
     DUE,
@@ -74,6 +75,7 @@ from sabot.journal.seats import (
     cancels_of,
     index_lanes,
     limit_of,
+    note_agents,
     park_seats,
     set_limits,
 )
@@ -170,9 +172,14 @@ _LIMITED = (
     "AND (SELECT worker FROM jobs WHERE jobs.job = i.job) = ?"
 )
 _STRANGERS = (  # by agent, the first letter, each found by a search in the index
-    f"WITH RECURSIVE firsts (agent, letter) AS ((SELECT agent, letter FROM inbox WHERE {DUE} AND agent > '' ORDER BY agent LIMIT 1) "
+    f"WITH RECURSIVE firsts (agent, letter) AS ((SELECT agent, letter FROM inbox WHERE {DUE} AND agent >= chr(11) ORDER BY agent LIMIT 1) "
     f"UNION ALL SELECT n.agent, n.letter FROM firsts f CROSS JOIN LATERAL (SELECT agent, letter FROM inbox WHERE {DUE} "
     "AND agent > f.agent ORDER BY agent, priority, number LIMIT 1) n) SELECT letter FROM firsts WHERE agent <> ALL(?)"
+)
+# by a range of the index: few jobs are cancelled while they are queued
+_CANCELLED = (
+    f"SELECT number, agent FROM inbox WHERE {DUE} AND agent >= chr(10) AND agent < chr(11) AND agent <> ALL(?) "
+    f"ORDER BY agent, priority, number LIMIT {_MOST}"
 )
 _CLAIM = (
     "UPDATE inbox SET worker = %s WHERE number IN (SELECT number FROM inbox WHERE number = ANY(%s) AND worker = 0 AND taken = 0 "
@@ -233,8 +240,9 @@ _GIVE_BACK = (
     f"UPDATE jobs SET worker = 0 FROM roots WHERE {IN_TREE} AND worker = %s"
 )
 _FORGET = (
-    f"DELETE FROM workers w WHERE gone AND number > 0 AND {_HOLDS} IS NULL "
-    "AND NOT EXISTS (SELECT 1 FROM inbox i WHERE i.worker = w.number AND i.taken = 0 AND i.worker <> 0)"
+    f"WITH forgotten AS (DELETE FROM workers w WHERE gone AND number > 0 AND {_HOLDS} IS NULL "
+    "AND NOT EXISTS (SELECT 1 FROM inbox i WHERE i.worker = w.number AND i.taken = 0 AND i.worker <> 0) RETURNING number) "
+    f"DELETE FROM meta WHERE name IN (SELECT '{AGENTS}' || number FROM forgotten)"
 )
 # without rows that a transaction whose connection has broken may still change: it has them locked
 _SETTLED = "SELECT job, worker = ? AND ended IS NULL FROM jobs WHERE job = ANY(?) FOR SHARE SKIP LOCKED"
@@ -445,6 +453,7 @@ class PostgresWorker(PostgresJournal):
             index_lanes(connection, limits.values())
             with connection.transaction():
                 set_limits(connection, self.begins.agents, limits)
+                note_agents(connection, self.lease.number, self.begins.agents)
         self._read_limits()
 
     def _read_limits(self) -> None:
@@ -643,7 +652,7 @@ class PostgresWorker(PostgresJournal):
             if not left:
                 self._left_since = math.inf
             return self._is_late() or (left and self._takes() != (0, False))
-        if not self._is_late() or self.select(_ORPHANS, (self._answered,)):
+        if not self._is_late() or self.select(_ORPHANS, (self._answered,)) or self._cancelled_strangers():
             return self._is_late()
         self._reaped = boot_seconds()
         self._tell_of_strangers()
@@ -707,13 +716,19 @@ class PostgresWorker(PostgresJournal):
         found = [agent for (agent,) in self.select(_LIMITED, (agents, agents, self.lease.number))]
         return [] if found and self._is_behind() else found
 
+    def _cancelled_strangers(self) -> list[int]:
+        """Returns the numbers of letters that begin cancelled jobs of agents that are not here, and maybe nowhere: any worker ends
+        them, since their functions are not called.
+        """
+        known = list(map(cancelled, self.begins.agents))
+        return [number for number, _ in self.select(_CANCELLED, (known,))]
+
     def _tell_of_strangers(self) -> None:
         """Logs which letters begin jobs of agents that are not here, of each agent the first one."""
         began = boot_seconds()
         if began < self._strangers_at:
             return
-        known = [*self.begins.agents, *map(cancelled, self.begins.agents)]
-        for (data,) in self.select(_STRANGERS, (known,)):
+        for (data,) in self.select(_STRANGERS, (list(self.begins.agents),)):
             self.begins.leave(decode_letter(data, self.where))
         self._strangers_at = boot_seconds() + min(self.patient * (boot_seconds() - began), self.patient)
 
@@ -730,7 +745,7 @@ class PostgresWorker(PostgresJournal):
         try:
             if self.claim_left():
                 self.begins.taken_over += self._reap(late)
-            self.claim_letters()
+            self.claim_letters(strangers=late)
             if late:
                 self._tell_of_strangers()
         except TransientError:
@@ -740,8 +755,10 @@ class PostgresWorker(PostgresJournal):
             self._reaped = boot_seconds()
         return super().take()
 
-    def claim_letters(self) -> None:
-        """Claims letters that begin jobs, as many as there is room for. Lets jobs go on that have waited for a seat."""
+    def claim_letters(self, *, strangers: bool = False) -> None:
+        """Claims letters that begin jobs, as many as there is room for. Lets jobs go on that have waited for a seat. `strangers`:
+        True to claim cancelled ones of other agents too, which need no room.
+        """
         if self.select(ARE_DUE):
             with self.inbox.session.using() as connection:
                 self._put_back(connection, connection.execute(BECOME_DUE).fetchall())
@@ -749,7 +766,8 @@ class PostgresWorker(PostgresJournal):
         wanting = {job.partition("/")[0] for job in list(self._lanes.wants)}
         limited = sorted(wanting.union(self._limited()))
         self._lanes.looks_into(limited)
-        if not (numbers or parks or limited):
+        unrun = self._cancelled_strangers() if strangers else []
+        if not (numbers or parks or limited or unrun):
             return
         room = 0 if wanting and self._is_behind() else self.begins.room() - len(numbers)
         with (
@@ -758,8 +776,9 @@ class PostgresWorker(PostgresJournal):
             connection.transaction(),
         ):
             self._check_lease(connection)
-            if numbers:
-                self._claimed.update(n for (n,) in connection.execute(_CLAIM, (self.lease.number, numbers)).fetchall())
+            if numbers or unrun:
+                chosen = [*numbers, *unrun]
+                self._claimed.update(n for (n,) in connection.execute(_CLAIM, (self.lease.number, chosen)).fetchall())
             if parks:
                 park_seats(connection, parks)
             granted = list[str]()

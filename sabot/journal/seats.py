@@ -133,6 +133,15 @@ _VISIT = f"{_ROWS} WHERE s.job > %s ORDER BY s.job LIMIT {{most}}"
 # not one that was claimed again since the visit
 _FORGET_AS_SEEN = "DELETE FROM seats s USING unnest(%s::text[], %s::bigint[]) AS g (job, at_ms) WHERE s.job = g.job AND s.at_ms = g.at_ms"
 
+AGENTS = "agents:"
+"""The first characters of the names in the table `meta` under which workers note their agents."""
+
+_NOTE_AGENTS = "INSERT INTO meta (name, value) VALUES (%s, %s) ON CONFLICT (name) DO UPDATE SET value = excluded.value"
+_THEIR_AGENTS = (
+    f"SELECT m.value FROM workers w LEFT JOIN meta m ON m.name = '{AGENTS}' || w.number "
+    "WHERE NOT w.gone AND w.until > clock_timestamp()"
+)
+
 _NOT_CLAIMED = (
     "SELECT number FROM inbox WHERE once = ANY(?) AND taken = 0 AND worker = 0 AND NOT starts_with(agent, chr(10))"
 )
@@ -236,6 +245,11 @@ def set_limits(connection: Any, agents: Collection[str], limits: Mapping[str, Jo
     for agent, limit in limits.items():
         spec = {name: getattr(limit, name) for name in ("agent", "per", "concurrency", "rate", "parked")}
         connection.execute(_SET_LIMIT, (agent, _encode(spec).decode()))
+
+
+def note_agents(connection: Any, worker: int, agents: Collection[str]) -> None:
+    """Notes which agents a worker has, for the reasons why jobs wait."""
+    connection.execute(_NOTE_AGENTS, (f"{AGENTS}{worker}", _encode(sorted(agents)).decode()))
 
 
 def limit_of(spec: str) -> JobLimit:
@@ -410,15 +424,19 @@ def waits_of_letters(select: Callable[..., list[tuple[Any, ...]]], jobs: Collect
     lanes = {job: limits[agent].lane(scope, key) for job, agent, scope, key, *_ in rows if agent in limits}
     names = sorted(set(filter(None, lanes.values())))
     taken = dict(select(_TAKEN, (names,))) if names else {}
-    lives = bool(rows) and bool(select("SELECT 1 FROM workers WHERE NOT gone AND until > clock_timestamp() LIMIT 1"))
+    noted = [value for (value,) in select(_THEIR_AGENTS)] if rows else []
+    # None: a worker of an earlier version, which notes none
+    there = None if None in noted else {agent for value in noted for agent in msgspec.json.decode(value)}
     found = dict[str, str]()
     for job, agent, _, _, after_ms, now_ms in rows:
         limit, lane = limits.get(agent), lanes.get(job, "")
         most, within_ms = pace_of(limit) if lane else (0, 0)
         if after_ms > now_ms:
             found[job] = starts_at(after_ms)
-        elif not lives:
+        elif not noted:
             found[job] = "no worker runs"
+        elif there is not None and agent.removeprefix("\n") not in there:
+            found[job] = f"no worker that runs has agent {agent.removeprefix(chr(10))}"
         elif limit is not None and lane and limit.concurrency is not None and taken.get(lane, 0) >= limit.concurrency:
             found[job] = is_full(taken[lane], limit)
         elif limit is not None and most and (first := select(_OLDEST, (lane, now_ms - within_ms, most - 1))):

@@ -656,7 +656,7 @@ class StoredEntry(NamedTuple):
     - `place`, `entry`: the place of the entry, and the entry itself. `data`: the entry as bytes.
     - `body`: the long body to which the entry refers; b"" if it has none, or if the body is stored already.
     - `letter`: the number of the letter from which the entry was made; 0 for none.
-    - `approvals`: the approvals that are noted with the entry.
+    - `approvals`: the approvals that are noted with the entry. `goes_on`: True if the next entry is stored in the same step.
     """
 
     place: int
@@ -665,6 +665,7 @@ class StoredEntry(NamedTuple):
     body: bytes
     letter: int
     approvals: tuple[Approval, ...] = ()
+    goes_on: bool = False
 
 
 def rows_of(group: Iterable[Appended]) -> list[StoredEntry]:
@@ -675,7 +676,7 @@ def rows_of(group: Iterable[Appended]) -> list[StoredEntry]:
         if not data:
             entry, body = with_stored_body(entry)
             data = encode_entry(entry)
-        rows.append(StoredEntry(each.offset, entry, data, body, each.letter, each.approvals))
+        rows.append(StoredEntry(each.offset, entry, data, body, each.letter, each.approvals, each.goes_on))
     return rows
 
 

@@ -8,7 +8,7 @@ collect more.
 import asyncio
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -42,6 +42,7 @@ class Appended:
     - `letter`: the number of the letter from which the entry was made; 0 for none.
     - `size`: the bytes of the entry in the queue, which are limited by `capacity_bytes`.
     - `approvals`: the approvals that are noted with the entry (`Journal.note_approval`).
+    - `goes_on`: True if the next entry is in the same group.
     """
 
     offset: int
@@ -50,6 +51,7 @@ class Appended:
     letter: int
     size: int
     approvals: tuple[Approval, ...] = ()
+    goes_on: bool = False
 
 
 class GroupWriter:
@@ -115,27 +117,36 @@ class GroupWriter:
         """Appends an entry as `Journal.append` does. `letter`: the number of the letter from which the entry was
         made; 0 for none.
         """
-        body = body_of(entry)
-        long = isinstance(body, bytes) and len(body) > INLINE_BYTES
-        data = b"" if long else encode_entry(entry)
-        if long:
-            encode_entry(without_body(entry))  # so that a wrong entry is refused here, and not in the writer's thread
-        size = (len(body) if long else len(data)) + _OVERHEAD  # type: ignore[arg-type]
+        data, size = _encoded(entry)
         with self._changed:
-            self._check()
-            # raised only if the queue was full before: after `room`, an entry of any length is taken
-            if self._waiting_bytes >= self._capacity:
-                raise JournalFull(
-                    f"{self._where}: {len(self._queue):,} entries with {self._waiting_bytes:,} bytes wait for its {self._store}"
-                )
-            offset = self._last = self._next
-            self._next += 1
-            self._appended += 1
-            self._queue.append(Appended(offset, entry, data, letter, size, self._noted))
-            self._noted = ()
-            self._waiting_bytes += size
-            if len(self._queue) == 1:
-                self._changed.notify_all()
+            self._check_room()
+            return self._add(entry, letter, data, size)
+
+    def append_all(self, entries: Sequence[tuple[Entry, int]]) -> list[Position]:
+        """Appends entries, each with the number of its letter, that become durable in one step. Otherwise as `append`."""
+        encoded = [(entry, letter, *_encoded(entry)) for entry, letter in entries]
+        with self._changed:
+            self._check_room()
+            whole = [self._add(*each, goes_on=True) for each in encoded[:-1]]
+            return [*whole, *(self._add(*each) for each in encoded[-1:])]
+
+    def _check_room(self) -> None:
+        self._check()
+        # raised only if the queue was full before: after `room`, an entry of any length is taken
+        if self._waiting_bytes >= self._capacity:
+            raise JournalFull(
+                f"{self._where}: {len(self._queue):,} entries with {self._waiting_bytes:,} bytes wait for its {self._store}"
+            )
+
+    def _add(self, entry: Entry, letter: int, data: bytes, size: int, *, goes_on: bool = False) -> Position:
+        offset = self._last = self._next
+        self._next += 1
+        self._appended += 1
+        self._queue.append(Appended(offset, entry, data, letter, size, self._noted, goes_on))
+        self._noted = ()
+        self._waiting_bytes += size
+        if len(self._queue) == 1:
+            self._changed.notify_all()
         return Position(self._partition, offset)
 
     def note(self, approval: Approval) -> None:
@@ -218,6 +229,8 @@ class GroupWriter:
             if self._failed is not None or (self._closing and not self._queue):
                 return False
             group = list(islice(self._queue, _MOST))
+            while group and group[-1].goes_on:
+                group.append(self._queue[len(group)])
         try:
             if group:
                 self._commit(group)
@@ -280,6 +293,16 @@ class GroupWriter:
             self._changed.notify_all()
         for loop, futures in waiting:
             call_on_loop(loop, _break, futures, failed)
+
+
+def _encoded(entry: Entry) -> tuple[bytes, int]:
+    """Returns the `data` and the `size` of an entry in the queue."""
+    body = body_of(entry)
+    if isinstance(body, bytes) and len(body) > INLINE_BYTES:
+        encode_entry(without_body(entry))  # so that a wrong entry is refused here, and not in the writer's thread
+        return b"", len(body) + _OVERHEAD
+    data = encode_entry(entry)
+    return data, len(data) + _OVERHEAD
 
 
 def _set(futures: list["asyncio.Future[None]"]) -> None:

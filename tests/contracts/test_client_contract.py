@@ -1,5 +1,6 @@
 """`JobClient` over each home that other processes can reach. What it does is in tests/unit/agents/test_client.py, over SQLite."""
 
+import asyncio
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,7 +9,8 @@ from typing import Any
 import pytest
 
 from sabot.agents import ExecutionRequest, JobClient, JobStatus, RuntimeKernel
-from sabot.errors import JobCancelled
+from sabot.errors import EffectError, JobCancelled
+from sabot.journal.opening import open_journal
 from tools.postgres import server_or_skip
 
 
@@ -56,3 +58,99 @@ async def test_clients_begin_await_and_cancel_jobs_of_a_kernel_at_rest_and_at_wo
         assert [(await each.result()).output for each in handles] == [n * 2 for n in range(3, 9)]
     assert (await (await client.handle(first.job_id)).result()).output == 2
     assert sorted(made) == [1, *range(3, 9)]
+
+
+@pytest.mark.one_in(3, "a second over PostgreSQL")
+@pytest.mark.parametrize("shared", [False, True])
+async def test_a_queued_job_of_an_agent_that_no_kernel_has_can_be_cancelled(
+    place: str, shared: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Over SQLite nobody found it from then on; over PostgreSQL it stayed queued for ever."""
+    if shared and not place.startswith("postgres"):
+        pytest.skip("for a journal that several workers share")
+
+    async def double(ctx: Any) -> Any:
+        return ctx.message * 2
+
+    options: dict[str, Any] = {"shared": True} if shared else {}
+    client = JobClient(place, name="shop")
+    async with RuntimeKernel.create(agent=double, journal=place, name="shop", **options) as kernel:
+        await kernel.resume()
+        typo = await client.start("duoble", 1, idempotency_key="k")
+        assert (await (await client.start("double", 2)).result()).output == 4
+        waiting = await kernel.jobs.get(typo.job_id)
+        assert (waiting.status, waiting.waits) == (
+            JobStatus.QUEUED,
+            "no worker that runs has agent shop.duoble" if shared else "this program has no agent shop.duoble",
+        )
+        assert [each.job_id for each in (await client.jobs.page({"status": "queued"})).jobs] == [typo.job_id]
+        await typo.cancel("a typo")
+        with pytest.raises(JobCancelled):
+            await typo.result()
+        assert (await client.jobs.get(typo.job_id)).status == JobStatus.CANCELLED
+        assert [event.type async for event in typo.events()][-1] == "final.error"
+        assert (await client.start("duoble", 1, idempotency_key="k")).created is False
+        assert (await client.jobs.page({"status": "queued"})).jobs == []
+        assert kernel.statistics()["begun"] == kernel.statistics()["ended"] == 2
+    async with RuntimeKernel.create(agent=double, journal=place, name="shop", **options) as kernel:
+        assert await kernel.resume() == []
+        assert [each.job_id for each in (await kernel.jobs.page({"status": "cancelled"})).jobs] == [typo.job_id]
+    assert not [each for each in caplog.records if each.levelname == "ERROR"]
+
+
+@pytest.mark.one_in(3, "a second over PostgreSQL")
+@pytest.mark.parametrize("again", [False, True])
+async def test_the_function_of_a_job_that_was_cancelled_before_it_ran_is_not_called_after_a_crash(
+    place: str, again: bool
+) -> None:
+    """The crash came between its CANCEL and its END: the next start called it, and a job that asks for nothing had succeeded."""
+    called: list[Any] = []
+
+    async def work(ctx: Any) -> Any:
+        called.append(ctx.message)
+        if again and len(called) == 1:
+            raise ValueError("the first run")
+        return 5
+
+    options: dict[str, Any] = {"shared": True} if place.startswith("postgres") else {}
+
+    def kernel() -> RuntimeKernel:
+        return RuntimeKernel.create(agent=work, journal=place, name="shop", **options)
+
+    client = JobClient(place, name="shop")
+    async with kernel() as running:
+        await running.resume()
+        if again:
+            job = await client.start("work", 1)
+            with pytest.raises(EffectError, match="the first run"):
+                await job.result()
+    if again:
+        await client.jobs.retry(job.job_id)
+    else:
+        job = await client.start("work", 1)
+    journal = open_journal(place, app="shop", **options)
+    journal.begins.agents = frozenset({"shop.work"})
+
+    def take(*kinds: str) -> None:
+        taken = list[str]()
+        while taken != [*kinds]:  # a look into a topic may come before the broker has the letter
+            found = journal.take()
+            assert all(journal.wait_durable(position, 60) for position, _ in found)
+            taken += [type(entry).__name__ for _, entry in found]
+            assert taken == [*kinds][: len(taken)]
+
+    try:
+        take("Begin")
+        await client.jobs.signal(job.job_id, "go", 5)
+        await job.cancel("no more")
+        take("Signal", "Cancel")
+    finally:
+        journal.close()
+    async with kernel() as running:
+        await running.resume()
+        with pytest.raises(JobCancelled):
+            await asyncio.wait_for(job.result(), 60)
+        assert (await client.jobs.get(job.job_id)).status == JobStatus.CANCELLED
+        assert called == [1] * again
+        if not again:
+            assert [event.type async for event in job.events()][-1] == "final.error"

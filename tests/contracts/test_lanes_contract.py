@@ -222,9 +222,45 @@ def test_a_rate_lets_so_many_jobs_begin_in_each_such_time(owners: Owners) -> Non
 def test_a_queued_job_that_is_cancelled_begins_at_once_and_takes_no_seat(owners: Owners) -> None:
     owners.open(JobLimit(AGENT, concurrency=1))
     owners.post(*(letter(each) for each in "abc"), Letter("cancel", job=f"{AGENT}/b"))
-    assert sorted(owners.takes()) == ["Cancel", "a", "b"], "the cancel comes with it, before its function is called"
-    owners.end("a", "b")
+    assert sorted(owners.takes()) == ["Cancel", "End", "a", "b"], (
+        "the cancel comes with it, before its function is called"
+    )
+    owners.end("a")
     assert owners.takes() == ["c"]
+
+
+def test_a_cancelled_job_of_an_agent_that_nobody_has_is_ended_in_one_step(owners: Owners) -> None:
+    """Its letter was left in the queue, and a journal with one owner took the cancel alone: the job was gone, its key taken."""
+    owners.open(JobLimit(AGENT, concurrency=1))
+    begin = Begin("k.gone/x", 1, "k.gone", scope="all", labels=("untrusted",))
+    owners.post(Letter("begin", job="k.gone/x", name="k.gone", body=encode_entry(begin)))
+    assert (owners.takes(), owners.waiting()) == ([], ["k.gone/x"])
+    here = (
+        "no worker that runs has agent k.gone"
+        if isinstance(owners.home, InWorkers)
+        else "this program has no agent k.gone"
+    )
+    assert owners.journals[0].waits(["k.gone/x"]) == {"k.gone/x": here}
+    if not isinstance(owners.home, InWorkers):  # workers take signals when the job has begun
+        owners.post(Letter("signal", token="t", name="go", body=b"1", job="k.gone/x"))
+        assert owners.takes() == []
+    owners.post(Letter("cancel", job="k.gone/x", name="a typo"))
+    for journal in owners.journals:
+        if isinstance(journal, PostgresWorker):
+            journal.reap_s = 0.0  # it looks for such letters now
+    took = owners.takes()
+    assert [each for each in took if each != "Signal"] == ["k.gone/x", "Cancel", "End"]
+    assert (owners.waiting(), owners.takes()) == ([], [])
+    reader = owners.home.reader()
+    mark, entries = reader.job("k.gone/x"), [entry for _, entry in reader.read("k.gone/x")]
+    reader.close()
+    assert mark is not None
+    assert (mark.status, mark.result) == ("cancelled", "a typo")
+    assert [type(each).__name__ for each in entries][-2:] == ["Cancel", "End"]
+    assert entries[-1].labels == ("untrusted",)
+    owners.close()
+    owners.open()
+    assert owners.takes() == []
 
 
 def test_a_retry_waits_for_a_seat(owners: Owners) -> None:

@@ -304,7 +304,7 @@ def test_a_worker_that_does_not_know_what_it_has_put_back_looks_at_the_whole_que
     assert [asyncio.run(one.look()) for _ in range(4)] == [False] * 4
     connection.execute("UPDATE inbox SET after_ms = 0 WHERE job = 'due'")
 
-    def lost() -> None:
+    def lost(*, strangers: bool) -> None:
         raise TransientError("the connection broke")
 
     with monkeypatch.context() as patched:

@@ -71,7 +71,8 @@ def begun(journal: PostgresWorker) -> list[str]:
     found = journal.take()
     assert all(journal.wait_durable(position, 60) for position, _ in found)
     journal.begins.begun_all()
-    return ["cancel " * isinstance(entry, Cancel) + entry.job.removeprefix("k.a/") for _, entry in found]
+    told = [entry for _, entry in found if not isinstance(entry, End)]  # of a job that is cancelled before it begins
+    return ["cancel " * isinstance(entry, Cancel) + entry.job.removeprefix("k.a/") for entry in told]
 
 
 def end(journal: PostgresWorker, *jobs: str) -> None:

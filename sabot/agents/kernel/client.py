@@ -223,7 +223,8 @@ class JobClient:
           transaction the job begins: it is there when the caller commits, and never if the caller rolls back. Until then nobody
           finds it. For journals in PostgreSQL that workers share; the user of the connection needs the rights on its tables.
 
-        A job of an agent that the kernel does not have stays queued, for a kernel that has it; the kernel logs a warning.
+        A job of an agent that the kernel does not have stays queued, for a kernel that has it, or until it is cancelled; the kernel
+        logs a warning.
 
         Raises IdempotencyConflict if that job had another request. Raises UserError for arguments that are not valid, if
         there is no journal yet (the kernel makes it when it starts), and in an effect that may be repeated, without an

@@ -59,7 +59,14 @@ from sabot.jobs.history import History
 from sabot.jobs.host import JobHost
 from sabot.jobs.journal_calls import call_journal
 from sabot.jobs.log import Blocked, EarlierEnd, Fragment, Notice
-from sabot.jobs.open_jobs import begun_or_queued, jobs_begun_within, last_begin, next_begin, whole_entries
+from sabot.jobs.open_jobs import (
+    begun_or_queued,
+    cancelled_unrun,
+    jobs_begun_within,
+    last_begin,
+    next_begin,
+    whole_entries,
+)
 from sabot.jobs.owner import OpenJob
 from sabot.jobs.run import JobRun
 from sabot.jobs.tree import first_of, parent_of
@@ -616,18 +623,20 @@ class KernelHost(JobWatch):
 
     def _begun_by_letter(self, job: OpenJob) -> None:
         """Lets a job that a letter has begun, for the first time or again, or that another worker had, run as soon as fewer
-        than `max_jobs` jobs run.
+        than `max_jobs` jobs run. Tells of the end of one that was cancelled before it has begun.
         """
         job_id, goes_on = job.job_id, job.run > 1 or not job.fresh
         self._by_letters += 1
         self._of_clients += not goes_on
+        if job.ended is not None:  # it was cancelled in the queue, and its agent may be missing here
+            if (waited := self.handles.get(job_id)) is not None:
+                waited.begun()
+            self.over(job_id, job.ended.outcome)
+            return
         if job_id not in self.handles:
             self.handles[job_id] = self._new(job_id, self._agents[job.agent], job.digest)
         self.handles[job_id].begun()
         self._given[job_id] = self._is_given
-        if job.fresh and job.cancelled:  # its function is not called, so it needs no place
-            self._host.resume(job)
-            return
         wait = partial(self._wait, job_id, partial(self._host.resume, job), continues=goes_on)
         if goes_on and not job.fresh:
             self._lanes.go_on(first_of(job_id), wait)
@@ -642,6 +651,8 @@ class KernelHost(JobWatch):
         if agent is None:
             return f"this code has no agent {job.agent}"
         entries = [entry for _, entry in await call_journal(whole_entries, self.journal, job.job_id)]
+        if cancelled_unrun(entries) is not None:  # its function is not called, so it fits
+            return ""
         blocked = self.why_blocked(agent, entries)
         return "" if blocked is None else str(blocked)
 

@@ -303,6 +303,22 @@ async def test_what_comes_while_the_disk_is_busy_is_the_next_group() -> None:
     writer.close()
 
 
+async def test_entries_that_are_appended_together_are_one_group() -> None:
+    """A crash between a CANCEL and the END behind it would leave an open job of an agent that nobody has."""
+    disk = Disk()
+    writer = GroupWriter("here", 0, 0, disk.commit)
+    writer.append(Begin("a", 0))
+    disk.begun.acquire()
+    for _ in range(4_094):
+        writer.append(Begin("b", 0))
+    last = writer.append_all([(Begin("c", 0), 7), *((Begin("d", 0), 0) for _ in range(4))])[-1]
+    behind = writer.append(Begin("e", 0))
+    disk.go.release(3)
+    await writer.durable(behind.offset)
+    assert (disk.groups, last.offset) == ([1, 4_099, 1], 4_099), "a group has 4,096, and what belongs to the last ones"
+    writer.close()
+
+
 async def test_a_full_queue_refuses_an_append_and_room_waits_for_the_disk() -> None:
     disk = Disk()
     writer = GroupWriter("here", 0, 0, disk.commit, capacity_bytes=1000)
