@@ -197,6 +197,7 @@ def main() -> None:
     options = parser.parse_args()
     for name in ("in_flight", "streams", "long_run"):  # few rows are a look at the answers
         setattr(options, name, min(getattr(options, name), options.rows))
+    options.streams = min(options.streams, max(1, options.rows // 10))  # each has 200 pieces
     pythons = dict.fromkeys(("sdk", "engine", "agent"), sys.executable)
     if options.peers != "none":
         pythons[options.peers] = python_of(options.peers)
