@@ -226,7 +226,7 @@ class AppJobStore(JobsAndActions):
                 kept = ended_records(reader, query, statuses, {mark.job for mark in marks})
                 # an answer that the owner has not taken yet changes the status of its job
                 answered = {asked.job for letter in letters if (asked := reader.question(letter.token)) is not None}
-                statuses_may_differ = answered | {mark.job for mark in marks if mark.blocked}
+                statuses_may_differ = answered | {mark.job for mark in marks if mark.blocked} | queued.keys()
                 some = [
                     mark for mark in marks if not statuses or mark.status in statuses or mark.job in statuses_may_differ
                 ]

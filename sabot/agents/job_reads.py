@@ -12,7 +12,7 @@ from sabot.agents.jobs import JobRecord, JobStatus
 from sabot.base.accounts import NOTHING, Amounts
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.errors import UserError
-from sabot.jobs.tree import child_id, parent_of
+from sabot.jobs.tree import child_id, is_retry, parent_of
 from sabot.journal.base import EVERY, JobMark, JournalReader, entry_of_letter
 from sabot.journal.ended_jobs import BLOCKED, EndedJob, JobQuery, cursor_of, cut
 from sabot.journal.entries import Begin, Letter
@@ -53,25 +53,37 @@ def jobs_that_ask(reader: JournalReader) -> list[str]:
 
 
 def queued_begins(reader: JournalReader, letters: Iterable[Letter]) -> dict[str, Begin]:
-    """Returns, by job, the BEGIN entries in the letters of clients for jobs that the owner of the journal has not begun yet.
-    `letters`: those of the inbox, read before anything else: then a job that begins meanwhile is seen twice, and not missed.
-    Blocks.
+    """Returns, by job, the BEGIN entries in the letters for jobs that the owner of the journal has not begun yet, or not yet
+    again. `letters`: those of the inbox, read before anything else: then a job that begins meanwhile is seen twice, and not
+    missed. Blocks.
     """
     found = {}
     for letter in letters:
-        if letter.kind == "begin" and reader.job(letter.job) is None:
+        if letter.kind not in ("begin", "retry"):
+            continue
+        mark = reader.job(letter.job)
+        over = mark is not None and bool(mark.outcome) and letter.name == str(mark.began.offset)
+        if (mark is None) if letter.kind == "begin" else over:
             begin = entry_of_letter(letter, None, 0)
             assert isinstance(begin, Begin)
             found[letter.job] = begin
     return found
 
 
-def _queued_marks(queued: Mapping[str, Begin], query: JobQuery) -> list[JobMark]:
-    """Returns the marks of the queued jobs that a query selects, but for its text."""
+def ended_marks(reader: JournalReader, queued: Mapping[str, Begin]) -> dict[str, JobMark]:
+    """Returns, by job, the marks of those queued jobs that have ended and wait to run again. Blocks."""
+    marks = (reader.job(job) for job, begin in queued.items() if is_retry(begin))
+    return {mark.job: mark for mark in marks if mark is not None and mark.outcome}
+
+
+def _queued_marks(queued: Mapping[str, Begin], over: Mapping[str, JobMark], query: JobQuery) -> list[JobMark]:
+    """Returns the marks of the queued jobs that a query selects, but for its text. `over`: the result of `ended_marks`."""
     marks = JobMarks()
     for begin in queued.values():
-        marks.apply(-1, begin)
-    return selected((replace(mark, tried=False) for mark in marks.marks.values()), query)
+        if not is_retry(begin):
+            marks.apply(-1, begin)
+    again = (replace(mark, outcome="", result="", ended_ms=0) for mark in over.values())
+    return selected((replace(mark, tried=False) for mark in (*marks.marks.values(), *again)), query)
 
 
 def age_of(job: JobRecord) -> tuple[int, str]:
@@ -202,7 +214,11 @@ def apply_queued(
     clock: Clock = SYSTEM_CLOCK,
 ) -> None:
     """Adds those of the jobs to a view that are queued, and have not begun since, with the reasons."""
-    added = [job for job in jobs if job in queued and job not in view.states]
+    added = [
+        job
+        for job in jobs
+        if job in queued and (view.is_over(job) if is_retry(queued[job]) else job not in view.states)
+    ]
     waits = reader.waits(added, clock) if added else {}
     for job in added:
         view.apply_queued(queued[job], waits.get(job, ""))
@@ -215,14 +231,16 @@ def _logged(
     status the numbers of those on all pages.
     """
     counted, last = query.of_all_pages, query.last
-    waiting = _queued_marks(queued, counted)
+    over = ended_marks(reader, queued)
+    waiting = _queued_marks(queued, over, counted)
     if not query.text:
-        marks = reader.logged(query, most)
+        marks = [mark for mark in reader.logged(query, most + len(over)) if mark.job not in over]
         begun = {mark.job for mark in marks}
         waiting = [mark for mark in waiting if mark.job not in begun]
         counts = Counter(reader.logged_counts(counted)) + Counter(mark.status for mark in waiting)
+        counts.subtract(mark.status for mark in selected(over.values(), counted))
         return nlargest(most, [*marks, *selected(waiting, query)], key=_age_of_row), counts
-    logged = reader.logged(counted, EVERY)
+    logged = [mark for mark in reader.logged(counted, EVERY) if mark.job not in over]
     begun = {mark.job for mark in logged}
     logged += [mark for mark in waiting if mark.job not in begun]
     every = nlargest(
@@ -281,9 +299,10 @@ def find_jobs(
     """
     query = JobQuery(agent or "", cut(scope or ""), session=cut(session or ""))
     queued = queued_begins(reader, reader.letters())
-    every = reader.logged(query, EVERY)
+    over = ended_marks(reader, queued)
+    every = [mark for mark in reader.logged(query, EVERY) if mark.job not in over]
     begun = {mark.job for mark in every}
-    every += [mark for mark in _queued_marks(queued, query) if mark.job not in begun]
+    every += [mark for mark in _queued_marks(queued, over, query) if mark.job not in begun]
     kept = ended_records(reader, query, statuses, {mark.job for mark in every})
     if agent is not None:
         agents = _agents_named(agent, {each.agent for each in every} | {each.agent for each in kept}, reader)

@@ -319,6 +319,10 @@ class JobView:
                     view.apply(entry)
         return view
 
+    def is_over(self, job_id: str) -> bool:
+        """Returns True if the view has a job that has ended."""
+        return job_id in self.states and self.states[job_id].status in ENDS
+
     def apply_queued(self, begin: Entry, waits: str = "") -> None:
         """Applies the BEGIN entry that the owner of the journal will make from a letter. The job is queued until then. `waits`: why it
         does not begin yet.

@@ -97,7 +97,8 @@ _SEATS = (  # lane by lane: by ANY the planner reads all seats of a table of som
 _BEGUN = "SELECT lane, count(*) FROM seats WHERE lane = ANY(%s) AND at_ms > %s GROUP BY lane"
 _LANES_OF = f"SELECT s.job, s.lane, NOT s.parked AND {_COUNTS} FROM seats s WHERE s.job = ANY(%s)"
 _QUEUED = (
-    f"SELECT job, agent, scope, key, after_ms, {NOW_MS} FROM inbox WHERE once = ANY(?) AND taken = 0 AND worker = 0"
+    f"SELECT job, agent, scope, key, after_ms, {NOW_MS} FROM inbox WHERE once = ANY(?) AND taken = 0 AND worker = 0 UNION ALL "
+    f"SELECT job, agent, scope, key, after_ms, {NOW_MS} FROM inbox WHERE {RETRIES} AND job = ANY(?)"
 )
 _TAKEN = f"SELECT s.lane, count(*) FROM seats s WHERE s.lane = ANY(?) AND NOT s.parked AND {_COUNTS} GROUP BY s.lane"
 # the first of the jobs that fill the rate of a lane
@@ -419,7 +420,7 @@ def claim_seats(
 
 def waits_of_letters(select: Callable[..., list[tuple[Any, ...]]], jobs: Collection[str]) -> dict[str, str]:
     """Does what `JournalReader.waits` says, in a journal that several workers share. `select`: runs a query."""
-    rows = select(_QUEUED, ([f"begin:{job}" for job in jobs],))
+    rows = select(_QUEUED, ([f"begin:{job}" for job in jobs], list(jobs)))
     limits = {agent: limit_of(spec) for agent, spec in select(LIMITS)} if rows else {}
     lanes = {job: limits[agent].lane(scope, key) for job, agent, scope, key, *_ in rows if agent in limits}
     names = sorted(set(filter(None, lanes.values())))

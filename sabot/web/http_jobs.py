@@ -365,7 +365,9 @@ class _JobRequests:
             # the way to allow it is for whoever runs the server, and not for its customers
             allows = f"Caller({caller.name!r}, priority_from={priority}) lets it"
             _log.info("priority=%d of %s was refused: %s", priority, short_repr(caller.name), allows)
-            raise _Fault(403, f"priority={priority}: {caller.name} may give {least} and greater numbers, which begin later")
+            raise _Fault(
+                403, f"priority={priority}: {caller.name} may give {least} and greater numbers, which begin later"
+            )
         if caller.scopes is not None and is_key_of_schedule(key := said.get("idempotency_key")):
             raise _Fault(
                 422, f"idempotency_key={short_repr(key)} has the form of those of schedules", hint="another key"

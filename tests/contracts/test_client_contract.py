@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from sabot.agents import ExecutionRequest, JobClient, JobStatus, RuntimeKernel
+from sabot.agents import ExecutionRequest, JobClient, JobLimit, JobStatus, RuntimeKernel
 from sabot.errors import EffectError, JobCancelled
 from sabot.journal.opening import open_journal
 from tools.postgres import server_or_skip
@@ -154,3 +154,54 @@ async def test_the_function_of_a_job_that_was_cancelled_before_it_ran_is_not_cal
         assert called == [1] * again
         if not again:
             assert [event.type async for event in job.events()][-1] == "final.error"
+
+
+@pytest.mark.one_in(3, "a second over PostgreSQL")
+async def test_a_failed_job_that_waits_for_a_seat_to_run_again_is_queued(place: str) -> None:
+    """Lists said that it had failed, and nobody knew that it was to run again."""
+    gates = {name: asyncio.Event() for name in ("fails", "busy")}
+    is_busy = asyncio.Event()
+    runs = list[str]()
+
+    async def work(ctx: Any) -> Any:
+        runs.append(ctx.message)
+        if ctx.message == "busy":
+            is_busy.set()
+        await ctx.step(gates[ctx.message].wait)
+        if runs == ["fails"]:
+            raise ValueError("the first run")
+        return len(runs)
+
+    options: dict[str, Any] = {"shared": True} if place.startswith("postgres") else {}
+    limits = [JobLimit("work", concurrency=1, parked="holds")]
+    client = JobClient(place, name="shop")
+    async with RuntimeKernel.create(agent=work, journal=place, name="shop", limits=limits, **options) as kernel:
+        await kernel.resume()
+        failed = await client.start("work", "fails", scope="acme")
+        gates["fails"].set()
+        with pytest.raises(EffectError, match="the first run"):
+            await failed.result()
+        busy = await client.start("work", "busy", scope="acme")
+        await is_busy.wait()
+        await client.jobs.retry(failed.job_id)
+        for jobs in (client.jobs, kernel.jobs):
+            record = await jobs.get(failed.job_id)
+            assert (record.status, record.result_ref) == (JobStatus.QUEUED, "")
+            for query in ({}, {"scope": "acme"}, {"text": "work"}):
+                page = await jobs.page(query)
+                assert {each.job_id: each.status for each in page.jobs} == {
+                    busy.job_id: JobStatus.RUNNING,
+                    failed.job_id: JobStatus.QUEUED,
+                }
+                assert (page.counts, page.found) == ({"running": 1, "queued": 1}, 2)
+            assert [each.job_id for each in (await jobs.page({"status": "queued"})).jobs] == [failed.job_id]
+            assert (await jobs.page({"status": "failed"})).jobs == []
+            assert [each.job_id for each in await jobs.find(statuses=[JobStatus.QUEUED])] == [failed.job_id]
+            assert await jobs.find(statuses=[JobStatus.FAILED]) == []
+        reader = client if options else kernel
+        assert (await reader.jobs.get(failed.job_id)).waits == "its lane is full: 1 of 1"
+        result = asyncio.ensure_future(failed.result())
+        gates["busy"].set()
+        assert (await busy.result()).output == 2
+        assert (await asyncio.wait_for(result, 60)).output == 3
+    assert runs == ["fails", "busy", "fails"]

@@ -41,8 +41,9 @@ from sabot.engine.calls.judging import repeated_around
 from sabot.errors import JournalFailed, TransientError, UserError, short_repr
 from sabot.jobs.core import SEQUENCES_APART
 from sabot.jobs.log import notices_of
-from sabot.jobs.open_jobs import begun_or_queued, jobs_begun_within, whole_entry
+from sabot.jobs.open_jobs import begun_or_queued, jobs_begun_within, next_begin, whole_entry
 from sabot.journal import Journal, JournalReader, Position
+from sabot.journal.base import MAY_BEGIN_AGAIN
 from sabot.journal.begin_facts import stored_key
 from sabot.journal.entries import REQUEST, Begin, End, Letter, encode_entry
 from sabot.journal.memory import MemoryStorage, salt_of, salt_of_key
@@ -472,15 +473,15 @@ def _found(reader: JournalReader, looks: Iterable[_Look]) -> dict[_Look, Any]:
 
 
 def _end_in(reader: JournalReader, job_id: str) -> End | None:
-    """Returns the END entry of a job, with its body; None if it has not ended. Raises UserError if there is no such job, or
-    if its result is forgotten. Blocks.
+    """Returns the END entry of a job, with its body; None if it has not ended, or waits to run again. Raises UserError if there
+    is no such job, or if its result is forgotten. Blocks.
     """
     mark, queued = begun_or_queued(reader, job_id)
     if mark is None:
         if queued is not None:
             return None
         raise UserError(f"job {job_id}: there is none of this name in {reader.where}")
-    if not mark.outcome:
+    if not mark.outcome or (mark.outcome in MAY_BEGIN_AGAIN and next_begin(reader, job_id) is not None):
         return None
     for _, entry in reversed(list(reader.history.entries(job_id))):
         if isinstance(entry, End):
