@@ -620,9 +620,10 @@ class Beginnings:
         if letter.job not in self._left:
             self._left.add(letter.job)
             has = ", ".join(sorted(self.agents)) or "none whose jobs clients begin"
+            hint = "" if self.agents else " (jobs of an App begin with the records of its agents: write one)"
             _log.warning(
-                "%s: a client has begun job %s of agent %s, and this program has %s: it stays queued for one that has it",
-                *(self._journal.where, letter.job, letter.name, has),
+                "%s: a client has begun job %s of agent %s, and this program has %s: it stays queued for one that has it%s",
+                *(self._journal.where, letter.job, letter.name, has, hint),
             )
 
 

@@ -25,7 +25,7 @@ from sabot.jobs.history import NOT_MADE, History
 from sabot.jobs.run import JobRun
 from sabot.jobs.values import pack, unpack
 from sabot.journal import Letter, Position
-from sabot.journal.entries import UNSENT, Attempt, Begin, Cancel, EffectResult, End, Intent
+from sabot.journal.entries import UNSENT, Attempt, Begin, Cancel, EffectResult, End, Intent, encode_entry
 from sabot.journal.memory import MemoryJournal, MemoryReader, MemoryStorage
 
 
@@ -1383,3 +1383,16 @@ async def test_the_last_barrier_waits_no_longer_for_a_journal_in_which_nothing_b
         with pytest.raises(TransientError, match="has not answered for"):
             await running
         assert not jobs.host.log.flushing
+
+
+async def test_a_job_that_a_client_begins_in_the_journal_of_an_app_stays_queued_and_the_log_says_how_its_jobs_begin(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def f(ctx: Any) -> None: ...
+
+    async with hosting(MemoryStorage(), Agent(f)) as jobs:
+        begin = Begin("desk.handle/1", 1, "desk.handle")
+        jobs.journal.post(Letter("begin", job=begin.job, name=begin.agent, body=encode_entry(begin)))
+        await jobs.until(lambda: "it stays queued" in caplog.text)
+        assert "jobs of an App begin with the records of its agents: write one" in caplog.text
+        assert not jobs.agent.outcomes
