@@ -27,7 +27,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple
 
@@ -829,6 +829,17 @@ def queued_once(letter: Letter) -> str:
 def queued_mark(job: str) -> JobMark:
     """Returns the mark of a job whose beginning is in the inbox, while the journal has no entry of the job."""
     return JobMark(job, Position(0, -1), b"", tried=False)
+
+
+def retried_once(letter: Letter, mark: JobMark | None) -> str:
+    """Returns the name of the letter that would begin the ended job of this cancel again; "" for any other letter."""
+    over = letter.kind == "cancel" and mark is not None and mark.outcome in MAY_BEGIN_AGAIN
+    return once_of(Letter("retry", job=letter.job), mark) if over else ""
+
+
+def retried_mark(mark: JobMark) -> JobMark:
+    """Returns the mark of a job whose retry is in the inbox. A cancel of that run has another name than one of the run before."""
+    return replace(mark, outcome="", began=Position(mark.began.partition, -2 - mark.began.offset))
 
 
 def check_letter(letter: Letter, question: Question | None, mark: JobMark | None, earlier: bool, now_ms: int) -> str:

@@ -32,6 +32,8 @@ from sabot.journal.base import (
     once_of,
     queued_mark,
     queued_once,
+    retried_mark,
+    retried_once,
 )
 from sabot.journal.ended_jobs import EndedJob, HistoryBounds, JobQuery, descendants, dollars_of, newest_first
 from sabot.journal.entries import (
@@ -229,6 +231,8 @@ class MemoryInbox(Inbox):
             question, mark = storage.questions.get(letter.token), storage.marks.get(letter.job)
             if mark is None and queued_once(letter) in storage.letters:
                 mark = queued_mark(letter.job)
+            if mark is not None and storage.letters.get(retried_once(letter, mark), ("", 0))[1] in storage.untaken:
+                mark = retried_mark(mark)
             once = once_of(letter, mark)
             job = check_letter(letter, question, mark, once in storage.letters, now_ms)
             encode_letter(letter)  # raises for a letter that could not be decoded again, as the other journals do

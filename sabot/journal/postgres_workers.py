@@ -77,6 +77,7 @@ from sabot.journal.seats import (
     limit_of,
     note_agents,
     park_seats,
+    retries_of,
     set_limits,
 )
 from sabot.journal.tables import SqlReader, StoredEntry, add
@@ -526,8 +527,13 @@ class PostgresWorker(PostgresJournal):
         letters = [(number, decode_letter(data, self.where), p) for number, data, p in rows if number not in self._seen]
         # a cancel of a job that has not begun comes with the letter that begins it, so that its function is not called
         cancels = cancels_of(self.select, [letter.job for _, letter, passes in letters if passes])
+        # and one of a job that waits to run again with the letter that begins that run: alone it would cancel the run before
+        again = retries_of(self.select, [letter.job for _, letter, _ in letters if letter.kind == "cancel"])
+        there = {number for number, *_ in letters}.union(self._seen)
         found = list[tuple[int, Letter]]()
         for number, letter, passes in letters:
+            if letter.kind == "cancel" and again.get(letter.job, number) not in there:
+                continue
             found.append((number, letter))
             if passes and (cancel := cancels.get(letter.job)) is not None:
                 found.append((cancel[0], decode_letter(cancel[1], self.where)))

@@ -144,12 +144,14 @@ _THEIR_AGENTS = (
 )
 
 _NOT_CLAIMED = (
-    "SELECT number FROM inbox WHERE once = ANY(?) AND taken = 0 AND worker = 0 AND NOT starts_with(agent, chr(10))"
+    "SELECT number FROM inbox WHERE job = ANY(?) AND taken = 0 AND worker = 0 AND NOT starts_with(agent, chr(10)) "
+    "AND (once = 'begin:' || job OR starts_with(once, 'retry:'))"
 )
 PASSES = "starts_with(agent, chr(10))"
 """The condition on a letter that begins a job which was cancelled before (`let_through`)."""
 
 _CANCELS = "SELECT job, number, letter FROM inbox WHERE once = ANY(?) AND taken = 0"
+_RETRIES_OF = "SELECT job, number FROM inbox WHERE job = ANY(?) AND taken = 0 AND starts_with(once, 'retry:')"
 _LET_THROUGH = "UPDATE inbox SET agent = chr(10) || agent, after_ms = 0 WHERE taken = 0 AND worker = 0"
 _LET_MANY_THROUGH = f"{_LET_THROUGH} AND number IN ({_NOT_CLAIMED} FOR UPDATE SKIP LOCKED)"
 
@@ -178,7 +180,7 @@ def let_through(connection: Any, jobs: Collection[str]) -> None:
     """Lets workers claim letters at once and without a seat, since their jobs were cancelled before they have begun (`cancelled`).
     Passes over those that a worker has locked, which it claims: who waits for one while it has another locked would wait for ever.
     """
-    connection.execute(_LET_MANY_THROUGH, ([f"begin:{job}" for job in jobs],))
+    connection.execute(_LET_MANY_THROUGH, (list(jobs),))
 
 
 def cancels_of(select: Callable[..., list[tuple[Any, ...]]], jobs: Collection[str]) -> dict[str, tuple[int, bytes]]:
@@ -187,9 +189,14 @@ def cancels_of(select: Callable[..., list[tuple[Any, ...]]], jobs: Collection[st
     return {job: (number, data) for job, number, data in select(_CANCELS, (names,))} if names else {}
 
 
+def retries_of(select: Callable[..., list[tuple[Any, ...]]], jobs: Collection[str]) -> dict[str, int]:
+    """Returns, by job, the numbers of the letters that are to begin these jobs again. `select`: runs a query."""
+    return dict(select(_RETRIES_OF, (list(jobs),))) if jobs else {}
+
+
 def still_queued(connection: Any, jobs: Collection[str]) -> list[int]:
     """Returns the numbers of the letters that `let_through` has passed over and that were not claimed."""
-    return [number for (number,) in connection.execute(_NOT_CLAIMED, ([f"begin:{job}" for job in jobs],)).fetchall()]
+    return [number for (number,) in connection.execute(_NOT_CLAIMED, (list(jobs),)).fetchall()]
 
 
 def let_one_through(connection: Any, number: int) -> None:

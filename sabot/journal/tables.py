@@ -36,6 +36,8 @@ from sabot.journal.base import (
     once_of,
     queued_mark,
     queued_once,
+    retried_mark,
+    retried_once,
 )
 from sabot.journal.ended_jobs import EndedJob, JobQuery, cut, descendants
 from sabot.journal.entries import (
@@ -605,7 +607,7 @@ def letter_facts(connection: Connection, letter: Letter) -> tuple[Question | Non
     """Returns three arguments for `base.check_letter`, as a tuple:
 
     - the question with the letter's token, or None;
-    - the JobMark of the job that the letter names, or None; also one for a job whose beginning is in the inbox;
+    - the JobMark of the job that the letter names, or None; also one for a job whose beginning, or retry, is in the inbox;
     - True if the inbox has already accepted a letter with the same name (`base.once_of`).
     """
     run = connection.execute
@@ -614,6 +616,12 @@ def letter_facts(connection: Connection, letter: Letter) -> tuple[Question | Non
     known = "SELECT 1 FROM inbox WHERE once = ?"
     if mark is None and (begins := queued_once(letter)) and run(known, (begins,)).fetchall():
         mark = queued_mark(letter.job)
+    if (
+        mark is not None
+        and (again := retried_once(letter, mark))
+        and run(f"{known} AND taken = 0", (again,)).fetchall()
+    ):
+        mark = retried_mark(mark)
     earlier = run(known, (once_of(letter, mark),)).fetchall()
     if letter.kind == "signal" and not earlier:  # as earlier versions have named it
         earlier = run(f"{known} AND job = ?", (f"signal:{letter.token}", letter.job)).fetchall()

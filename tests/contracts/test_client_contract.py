@@ -200,6 +200,12 @@ async def test_a_failed_job_that_waits_for_a_seat_to_run_again_is_queued(place: 
             assert await jobs.find(statuses=[JobStatus.FAILED]) == []
         reader = client if options else kernel
         assert (await reader.jobs.get(failed.job_id)).waits == "its lane is full: 1 of 1"
+        await failed.cancel("not again")
+        with pytest.raises(JobCancelled):
+            await failed.result()
+        assert (await client.jobs.get(failed.job_id)).status == JobStatus.CANCELLED
+        await client.jobs.retry(failed.job_id)
+        assert (await client.jobs.get(failed.job_id)).status == JobStatus.QUEUED
         result = asyncio.ensure_future(failed.result())
         gates["busy"].set()
         assert (await busy.result()).output == 2

@@ -12,6 +12,7 @@ import psycopg
 import pytest
 
 from contracts.test_journal_contract import HOMES, Home, InWorkers, database, home_of  # noqa: F401 - `database` is a fixture
+from sabot.errors import LetterRefused
 from sabot.journal import Journal
 from sabot.journal.begin_facts import stored_key
 from sabot.journal.entries import Begin, End, Letter, encode_entry
@@ -279,6 +280,37 @@ def test_a_retry_waits_for_a_seat(owners: Owners) -> None:
     owners.post(letter("c"))
     assert owners.takes() == []
     owners.end("a")
+    assert owners.takes() == ["c"]
+
+
+def test_a_retry_that_waits_for_a_seat_can_be_cancelled_and_asked_for_again(owners: Owners) -> None:
+    """Its cancel was refused, since the run before had ended."""
+    job = f"{AGENT}/a"
+    owners.open(JobLimit(AGENT, concurrency=1))
+    owners.post(letter("a"), letter("b"))
+    assert owners.takes() == ["a"]
+    owners.post(Letter("cancel", job=job))
+    assert owners.takes() == ["Cancel"]
+    owners.end("a", outcome="cancelled")
+    assert owners.takes() == ["b"]
+    for run in (2, 3):
+        mark = owners.journals[0].job(job)
+        assert mark is not None
+        again = encode_entry(Begin(job, 0, AGENT, scope="all", run=run))
+        owners.post(Letter("retry", job=job, name=str(mark.began.offset), body=again))
+        assert (owners.takes(), owners.waiting()) == ([], ["a"])
+        owners.post(Letter("cancel", job=job, name=f"not run {run}"))
+        with pytest.raises(LetterRefused, match="already sent"):
+            owners.post(Letter("cancel", job=job))
+        assert owners.takes() == ["a", "Cancel", "End"]
+        mark = owners.journals[0].job(job)
+        assert mark is not None
+        assert (mark.status, mark.result, owners.waiting()) == ("cancelled", f"not run {run}", [])
+        with pytest.raises(LetterRefused, match="has ended"):
+            owners.post(Letter("cancel", job=job))
+    owners.post(letter("c"))
+    assert owners.takes() == []
+    owners.end("b")
     assert owners.takes() == ["c"]
 
 
