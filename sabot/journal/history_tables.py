@@ -267,17 +267,17 @@ def _conditions(query: JobQuery) -> tuple[str, list[Any]]:
 def shared_conditions(query: JobQuery) -> list[tuple[str, Sequence[Any]]]:
     """Returns those conditions of a query that read the same in each list of jobs, with the values for their `?`."""
     conditions: list[tuple[str, Sequence[Any]]] = [
-        (f"{name} = ?", (value,)) for name in ("scope", "key") if (value := getattr(query, name))
+        # the second part is the condition of the indexes
+        (f"{name} = ?" if name == "scope" else f"{name} = ? AND {name} <> ''", (value,))
+        for name in ("scope", "key", "session")
+        if (value := getattr(query, name))
     ]
-    if query.session:  # the second part is the condition of the indexes
-        conditions.append(("session = ? AND session <> ''", (query.session,)))
     if query.since:
         conditions.append(("created_ms >= ?", (query.since_ms,)))
     if query.until:
         conditions.append(("created_ms < ?", (query.until_ms,)))
     if (last := query.last) is not None:
-        at, job = last
-        conditions.append(("(created_ms < ? OR (created_ms = ? AND job < ?))", (at, at, job)))
+        conditions.append(("(created_ms, job) < (?, ?)", last))  # of rows: the index is searched, and not walked
     return conditions
 
 

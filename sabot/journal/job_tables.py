@@ -91,12 +91,25 @@ NO_INDEX_OF_OPEN = "DROP INDEX IF EXISTS jobs_open"
 
 # of an inbox that keeps the letters of all jobs which were not trimmed
 _INDEX_OF_LETTERS = "CREATE INDEX IF NOT EXISTS letters_to_take ON inbox (number) WHERE taken = 0"
-_INDEX_OF_SESSIONS = "CREATE INDEX IF NOT EXISTS jobs_of_session ON jobs (session, created_ms) WHERE session <> ''"
+_INDEXES_OF_LISTS = (
+    "CREATE INDEX IF NOT EXISTS jobs_of_session ON jobs (session, created_ms) WHERE session <> ''",
+    "CREATE INDEX IF NOT EXISTS jobs_of_key ON jobs (key, created_ms) WHERE key <> ''",
+)
 _FACTS = "agent, scope, principal, session, key"
 _COUNTED = "token = ? AND questions.job = jobs.job AND closed = '' AND place > jobs.began"  # a question that is open
 _STATUS = (  # as `JobMark.status`
     f"CASE WHEN outcome IN ({', '.join(map(repr, OUTCOMES))}) THEN outcome WHEN outcome <> '' THEN 'failed' "
     f"WHEN blocked <> '' THEN '{BLOCKED}' WHEN tried = 0 THEN 'queued' WHEN asks > 0 THEN 'waiting_action' ELSE 'running' END"
+)
+# Statuses as conditions: counted by these, the rows need no sorting into groups. "failed" and "running" are what is left.
+_ENDS = {each: f"outcome = '{each}'" for each in OUTCOMES if each != "failed"}
+_OPEN = {
+    BLOCKED: "outcome = '' AND blocked <> ''",
+    "queued": "outcome = '' AND tried = 0 AND blocked = ''",
+    "waiting_action": "asks > 0 AND outcome = '' AND tried <> 0 AND blocked = ''",
+}
+_COUNTS = ", ".join(
+    f"count(*) FILTER (WHERE {each})" for each in ("outcome = ''", "outcome <> ''", *_OPEN.values(), *_ENDS.values())
 )
 
 _NOTE_AGAIN = "UPDATE jobs SET again = 1 WHERE created_ms IS NOT NULL AND job IN (SELECT job FROM history)"
@@ -189,10 +202,21 @@ def find_statement(marks: str, query: JobQuery, most: int) -> tuple[str, list[An
 
 
 def statement_of_counts(query: JobQuery) -> tuple[str, list[Any]]:
-    """Returns the statement for `JournalReader.logged_counts`, and its values."""
+    """Returns the statement for `counts_of_row`, and its values."""
     # the sign keeps the index away: its order is of no use here, and each row would be looked up by key
     chosen, values = _conditions(query, "+created_ms IS NOT NULL")
-    return f"SELECT {_STATUS} AS status, count(*) FROM jobs{chosen} GROUP BY 1", values
+    return f"SELECT {_COUNTS} FROM jobs{chosen}", values
+
+
+def counts_of_row(row: Sequence[int]) -> dict[str, int]:
+    """Returns what `JournalReader.logged_counts` does, from the only row of `statement_of_counts`."""
+    opened, ended, *counts = row
+    found = dict(zip((*_OPEN, *_ENDS), counts, strict=True))
+    found |= {
+        "running": opened - sum(map(found.__getitem__, _OPEN)),
+        "failed": ended - sum(map(found.__getitem__, _ENDS)),
+    }
+    return {status: count for status, count in found.items() if count}
 
 
 def _conditions(query: JobQuery, has_entries: str) -> tuple[str, list[Any]]:
@@ -235,19 +259,20 @@ def make_list(connection: Connection, *, whole: str, text: str, blob: str) -> No
 
 
 def index_jobs(connection: Connection) -> None:
-    """Adds the indexes by which the jobs of a session, open jobs and letters that were not taken are found, for a journal with
-    one owner. Otherwise as `index_sessions`.
+    """Adds the indexes by which the jobs of a session or a key, open jobs and letters that were not taken are found, for a journal with
+    one owner. Otherwise as `index_lists`.
     """
-    index_sessions(connection)
+    index_lists(connection)
     connection.execute(_INDEX_OF_OPEN)
     connection.execute(_INDEX_OF_LETTERS)
 
 
-def index_sessions(connection: Connection) -> None:
-    """Adds the index by which the jobs of a session are found. Does nothing if it is there: tables of the same version of the
-    format may have been made before there was one.
+def index_lists(connection: Connection) -> None:
+    """Adds the indexes by which the jobs of a session, and of a key, are found. Does nothing if they are there: tables of the same
+    version of the format may have been made before there were any.
     """
-    connection.execute(_INDEX_OF_SESSIONS)
+    for statement in _INDEXES_OF_LISTS:
+        connection.execute(statement)
 
 
 def bring_list_up_to_date(

@@ -30,7 +30,7 @@ from sabot.journal.job_tables import (
     TRIED,
     WITHOUT_SESSIONS,
     index_jobs,
-    index_sessions,
+    index_lists,
     make_list,
 )
 from sabot.journal.refusals import make_refusals
@@ -329,7 +329,7 @@ class JournalSchema:
             if form == SHARED:
                 with self.server.explained():
                     make_indexes(connection)
-                    index_sessions(connection)
+                    index_lists(connection)
                 return
             if form in SHARED_FORMATS:
                 with self.server.explained(), connection.transaction():
@@ -356,7 +356,7 @@ class JournalSchema:
         """Adds what all shared formats have in common and an older one lacks, and notes the new format. `form`: the present one."""
         make_crashes(connection)
         make_refusals(connection)
-        index_sessions(connection)
+        index_lists(connection)
         connection.execute(NO_INDEX_OF_OPEN)
         if form == WITHOUT_SESSIONS:
             make_indexes(connection)

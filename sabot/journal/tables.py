@@ -105,6 +105,7 @@ from sabot.journal.job_tables import (
     WITHOUT_SESSION,
     begin_values,
     bring_list_up_to_date,
+    counts_of_row,
     decode_approval,
     fill_list,
     find_statement,
@@ -453,7 +454,8 @@ class SqlReader(JournalReader):
     def logged_counts(self, query: JobQuery) -> dict[str, int]:
         if self.format < LISTED:
             return Counter(mark.status for mark in selected(self._marks_of_entries(), query))
-        return dict(self.select(*statement_of_counts(query)))
+        (row,) = self.select(*statement_of_counts(query))
+        return counts_of_row(row)
 
     def logged_below(self, jobs: Collection[str]) -> list[str]:
         if self.format < LISTED:

@@ -65,7 +65,7 @@ def without_sessions(execute: Callable[[str], object]) -> None:
 def without_within(execute: Callable[[str], object]) -> None:
     """Takes away what the tables of a journal have today and the formats 6 and 7 have not. The caller notes the format."""
     without_sessions(execute)
-    for name in ("jobs_begun_within", "jobs_of_session"):
+    for name in ("jobs_begun_within", "jobs_of_session", "jobs_of_key"):
         execute(f"DROP INDEX {name}")
     execute("ALTER TABLE jobs DROP COLUMN within")
 

@@ -22,7 +22,7 @@ from sabot.journal import Letter, sqlite, tables
 from sabot.journal.base import EVERY, JobMark
 from sabot.journal.ended_jobs import JobQuery
 from sabot.journal.entries import Answer, Begin, EffectResult, End, Intent, encode_entry
-from sabot.journal.job_tables import find_statement
+from sabot.journal.job_tables import find_statement, statement_of_counts
 from sabot.journal.sqlite import DATABASE, SqliteInbox, SqliteJournal, SqliteReader
 from sabot.journal.tables import checksum
 from sabot.journal.writing import Appended, GroupWriter
@@ -843,18 +843,41 @@ def test_a_migration_that_is_killed_at_any_statement_begins_anew(
 
 
 @pytest.mark.parametrize("form", ["of today", "without the index"])
-def test_the_jobs_of_a_session_are_found_by_an_index(tmp_path: Path, form: str) -> None:
+@pytest.mark.parametrize("by", ["session", "key"])
+def test_the_jobs_of_a_session_and_of_a_key_are_found_by_an_index(tmp_path: Path, form: str, by: str) -> None:
     """Each job of a session looks for the ones before: going through all jobs, they would be quadratic."""
     folder = tmp_path / "journal"
     SqliteJournal(folder).close()
     if form == "without the index":
         with closing(sqlite3.connect(folder / DATABASE)) as database:
-            database.execute("DROP INDEX jobs_of_session")
+            database.execute(f"DROP INDEX jobs_of_{by}")
     owner = SqliteJournal(folder)
-    statement, values = find_statement("SELECT * FROM jobs", JobQuery("clerk", "acme", session="s-1"), EVERY)
+    statement, values = find_statement(
+        "SELECT * FROM jobs", JobQuery.of({"agent": "clerk", "scope": "acme", by: "s-1"}), EVERY
+    )
     plan = " ".join(str(row) for row in owner.select(f"EXPLAIN QUERY PLAN {statement}", values))
     owner.close()
-    assert "USING INDEX jobs_of_session (session=?" in plan
+    assert f"USING INDEX jobs_of_{by} ({by}=?" in plan
+
+
+@pytest.mark.parametrize("query", [{}, {"agent": "clerk"}, {"scope": "acme"}, {"status": "failed"}, {"since": 1.0}])
+def test_a_page_far_back_in_a_list_is_searched_in_the_index(tmp_path: Path, query: dict[str, str | float]) -> None:
+    """Walked from the newest job on, each next page would cost more; and where a condition made the planner take two searches in one
+    place of that walk, it sorted all jobs behind the cursor.
+    """
+    owner = SqliteJournal(tmp_path / "journal")
+    statement, values = find_statement("SELECT * FROM jobs", JobQuery.of({**query, "after": "2000:b"}), EVERY)
+    plan = " ".join(str(row) for row in owner.select(f"EXPLAIN QUERY PLAN {statement}", values))
+    owner.close()
+    assert "SEARCH jobs USING INDEX jobs_by_creation (created_ms>? AND (created_ms,job)<(?,?))" in plan
+    assert "TEMP B-TREE" not in plan
+
+
+def test_jobs_are_counted_without_sorting_them(tmp_path: Path) -> None:
+    owner = SqliteJournal(tmp_path / "journal")
+    statement, values = statement_of_counts(JobQuery("clerk"))
+    assert "TEMP B-TREE" not in str(owner.select(f"EXPLAIN QUERY PLAN {statement}", values))
+    owner.close()
 
 
 def test_open_jobs_are_counted_without_a_look_at_those_that_have_ended(tmp_path: Path) -> None:
