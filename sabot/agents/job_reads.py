@@ -57,13 +57,12 @@ def queued_begins(reader: JournalReader, letters: Iterable[Letter]) -> dict[str,
     again. `letters`: those of the inbox, read before anything else: then a job that begins meanwhile is seen twice, and not
     missed. Blocks.
     """
-    found = {}
-    for letter in letters:
-        if letter.kind not in ("begin", "retry"):
-            continue
-        mark = reader.job(letter.job)
+    found, begins = {}, [letter for letter in letters if letter.kind in ("begin", "retry")]
+    begun = reader.marked([letter.job for letter in begins if letter.kind == "begin"])
+    for letter in begins:
+        mark = reader.job(letter.job) if letter.kind == "retry" else None
         over = mark is not None and bool(mark.outcome) and letter.name == str(mark.began.offset)
-        if (mark is None) if letter.kind == "begin" else over:
+        if (letter.job not in begun) if letter.kind == "begin" else over:
             begin = entry_of_letter(letter, None, 0)
             assert isinstance(begin, Begin)
             found[letter.job] = begin

@@ -20,8 +20,10 @@ from sabot.agents import (
     Reply,
     ToolPolicy,
 )
+from sabot.agents.job_reads import jobs_page
 from sabot.errors import UserError
-from sabot.journal.entries import Begin, Intent
+from sabot.journal.ended_jobs import JobQuery
+from sabot.journal.entries import Begin, Intent, Letter, encode_entry
 from sabot.journal.sqlite import SqliteJournal
 from sabot.llm import CallBudget, tool
 from sabot.testing import ManualClock
@@ -222,3 +224,27 @@ async def test_a_failed_job_says_why(memory_url: str, tmp_path: Path) -> None:
 def test_what_surrounds_the_jobs_of_an_app_is_refused_where_it_is_none(options: Any, said: str) -> None:
     with pytest.raises(UserError, match=said):
         App("a", "memory://surroundings", **options)
+
+
+@pytest.mark.parametrize("queued", [3, 300])
+def test_a_page_asks_the_journal_as_often_however_many_jobs_are_queued(tmp_path: Path, queued: int) -> None:
+    """One query for each of them took seconds over a server, for each page."""
+    journal = SqliteJournal(tmp_path / "journal")
+    begins = [Begin(f"shop.clerk/{number}", number, "shop.clerk") for number in range(queued)]
+    assert all(
+        journal.begin([Letter("begin", job=each.job, name=each.agent, body=encode_entry(each)) for each in begins])
+    )
+    asked, select = list[str](), journal.select
+
+    def counted(statement: str, values: Any = ()) -> Any:
+        asked.append(statement)
+        return select(statement, values)
+
+    journal.select = counted  # type: ignore[method-assign]
+    page = jobs_page(journal, JobQuery(), 2)
+    assert (page.counts, [job.job_id for job in page.jobs]) == (
+        {"queued": queued},
+        [begins[-1].job, begins[-2].job],
+    )
+    assert len(asked) < 20
+    journal.close()
