@@ -1,13 +1,14 @@
 """`Schedule`: times of a calendar, over changes of the clock, and the jobs that begin at them."""
 
 import asyncio
+import random
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
-from zoneinfo import ZoneInfo
+from zoneinfo import ZoneInfo, available_timezones
 
 import pytest
 
@@ -29,6 +30,12 @@ ZONES = [
 ]
 FIXED = {"30 2 * * *": (30, 2), "15 1 * * *": (15, 1), "0 3 * * *": (0, 3), "45 2 * * *": (45, 2), "0 0 * * *": (0, 0)}
 
+EACH_HOUR = [
+    ("*/20 * * * *", {0, 20, 40}, set(range(24))),
+    ("10 */2 * * *", {10}, set(range(0, 24, 2))),
+    ("*/15 1-3 * * *", {0, 15, 30, 45}, {1, 2, 3}),
+]
+
 
 def seconds(*when: int) -> float:
     return datetime(*when, tzinfo=UTC).timestamp()  # type: ignore[misc, arg-type]
@@ -41,27 +48,63 @@ def changes(zone: str, year: int) -> list[datetime]:
     return [hour for hour, before, after in zip(hours[1:], offsets, offsets[1:], strict=False) if before != after]
 
 
+def changes_of(zones: list[str], first: datetime, days: int) -> list[tuple[str, datetime]]:
+    """The changes of the clock of zones, each with one of the zones that have it at that minute and between these offsets."""
+    found = dict[tuple[datetime, timedelta | None, timedelta | None], str]()
+    moments = [first + timedelta(at) for at in range(days)]
+    for zone in zones:
+        known = ZoneInfo(zone)
+        offsets = [each.astimezone(known).utcoffset() for each in moments]
+        for day, before, after in zip(moments, offsets, offsets[1:], strict=False):
+            if before != after:
+                low, high = 0, 24 * 60
+                while high - low > 1:
+                    middle = (low + high) // 2
+                    same = (day + timedelta(minutes=middle)).astimezone(known).utcoffset() == before
+                    low, high = (middle, high) if same else (low, middle)
+                found.setdefault((day + timedelta(minutes=high), before, after), zone)
+    return sorted((zone, change) for (change, _, _), zone in found.items())
+
+
 @pytest.mark.parametrize("zone", ZONES)
 def test_times_around_each_change_of_the_clock_are_those_of_a_walk_minute_by_minute(zone: str) -> None:
-    known = ZoneInfo(zone)
     for change in changes(zone, 2026) or [datetime(2026, 3, 29, tzinfo=UTC)]:
-        first = (change - timedelta(days=1, hours=1)).replace(minute=0)
-        moments = [first + timedelta(minutes=at) for at in range(50 * 60)]
-        clocks = [each.astimezone(known).replace(tzinfo=None) for each in moments]
-        for cron, (minute, hour) in FIXED.items():
-            walked, shown = list[datetime](), set[datetime]()
-            for at, (moment, clock) in enumerate(zip(moments, clocks, strict=True)):
-                before = clocks[at - 1] if at else clock - timedelta(minutes=1)
-                passed = [
-                    before + timedelta(minutes=more)
-                    for more in range(1, 1 + int((clock - before).total_seconds() / 60))
-                ]
-                fits = [each for each in passed if (each.minute, each.hour) == (minute, hour) and each not in shown]
-                shown.update(fits)
-                walked += [moment] if fits else []
-            assert times(cron, zone, first, moments[-1]) == walked, (cron, change)
-        every = [each for each, clock in zip(moments, clocks, strict=True) if clock.minute % 20 == 0]
-        assert times("*/20 * * * *", zone, first, moments[-1]) == every
+        compare_with_a_walk(zone, change)
+
+
+@pytest.mark.parametrize("most", [10, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_times_around_the_changes_of_all_zones_in_ten_years_are_those_of_a_walk(most: int) -> None:
+    """In these years zones have changed for good, by half an hour, at midnight, and twice a year around a month."""
+    zones = sorted(available_timezones())
+    zones = random.Random(52).sample(zones, min(most, len(zones)))
+    found = changes_of(zones, datetime(2016, 1, 1, tzinfo=UTC), 3_653)
+    assert len(found) > min(most, 200)
+    for zone, change in found:
+        compare_with_a_walk(zone, change)
+
+
+def compare_with_a_walk(zone: str, change: datetime) -> None:
+    """A fixed time runs at the first minute at which the clock shows it or has passed it, and once; others at each minute that fits."""
+    known = ZoneInfo(zone)
+    first = (change - timedelta(days=1, hours=1)).replace(minute=0)
+    moments = [first + timedelta(minutes=at) for at in range(50 * 60)]
+    clocks = [each.astimezone(known).replace(tzinfo=None) for each in moments]
+    for cron, (minute, hour) in FIXED.items():
+        walked, shown = list[datetime](), set[datetime]()
+        for at, (moment, clock) in enumerate(zip(moments, clocks, strict=True)):
+            before = clocks[at - 1] if at else clock - timedelta(minutes=1)
+            passed = [
+                before + timedelta(minutes=more) for more in range(1, 1 + int((clock - before).total_seconds() / 60))
+            ]
+            fits = [each for each in passed if (each.minute, each.hour) == (minute, hour) and each not in shown]
+            shown.update(fits)
+            walked += [moment] if fits else []
+        assert times(cron, zone, first, moments[-1]) == walked, (cron, zone, change)
+    for cron, minutes, hours in EACH_HOUR:
+        every = [
+            each for each, clock in zip(moments, clocks, strict=True) if clock.minute in minutes and clock.hour in hours
+        ]
+        assert times(cron, zone, first, moments[-1]) == every, (cron, zone, change)
 
 
 def times(cron: str, zone: str, first: datetime, last: datetime) -> list[datetime]:
