@@ -121,7 +121,8 @@ _DEAD = "other workers have declared this one dead, and go on with its jobs"
 _MINE_ALONE = "SELECT 1 FROM workers WHERE number = %s FOR UPDATE"
 # Behind the fence, in a statement of its own: the fence may have waited for a give-back, and its snapshot is older than that. It locks no
 # row of `jobs`, since only this worker and whoever has declared it dead take jobs from it, and both lock its row in `workers` first.
-_NOT_MINE = "SELECT job, worker FROM jobs WHERE job = ANY(%s) AND worker <> %s"
+# A row of which the log has no entries, or no BEGIN, says nothing: nobody holds it.
+_NOT_MINE = "SELECT job, worker FROM jobs WHERE job = ANY(%s) AND worker <> %s AND created_ms IS NOT NULL"
 _ALL_MINE = f"SELECT 1 / (count(*) = 0)::int FROM ({_NOT_MINE}) AS theirs"
 
 _UNTAKEN = f"{ASIDE}, {REFUSED}"  # of these no job is taken without a reason
