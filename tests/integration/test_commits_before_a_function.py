@@ -84,10 +84,14 @@ async def test_the_function_of_a_job_that_a_client_starts_waits_for_the_commit_o
         client = JobClient(place)
         if "://" not in place:  # nobody can post a letter while the file is locked
             (path,) = tmp_path.rglob("*-shm")
-            before = committed(path)
-            handle = await client.start("work", "x")
-            assert (await handle.result()).output == "x"
-            assert commits[0] - before in (1, 2)  # the first entry may be durable before the function begins
+            before = list[int]()
+            for _ in range(5):
+                before.append(committed(path))
+                handle = await client.start("work", "x")
+                assert (await handle.result()).output == "x"
+            counts = [then - first for first, then in zip(before, commits, strict=True)]
+            # The first entry may be durable before the function begins, and what comes by time, as a renewal, may come between.
+            assert (min(counts) in (1, 2), max(counts) < 10) == (True, True), counts
             return
         with held() as entries:
             handle = await client.start("work", "x")
