@@ -58,11 +58,11 @@ def queued_begins(reader: JournalReader, letters: Iterable[Letter]) -> dict[str,
     missed. Blocks.
     """
     found, begins = {}, [letter for letter in letters if letter.kind in ("begin", "retry")]
-    begun = reader.marked([letter.job for letter in begins if letter.kind == "begin"])
+    marks = reader.marked([letter.job for letter in begins])
     for letter in begins:
-        mark = reader.job(letter.job) if letter.kind == "retry" else None
+        mark = marks.get(letter.job)
         over = mark is not None and bool(mark.outcome) and letter.name == str(mark.began.offset)
-        if (letter.job not in begun) if letter.kind == "begin" else over:
+        if mark is None if letter.kind == "begin" else over:
             begin = entry_of_letter(letter, None, 0)
             assert isinstance(begin, Begin)
             found[letter.job] = begin
@@ -71,8 +71,8 @@ def queued_begins(reader: JournalReader, letters: Iterable[Letter]) -> dict[str,
 
 def ended_marks(reader: JournalReader, queued: Mapping[str, Begin]) -> dict[str, JobMark]:
     """Returns, by job, the marks of those queued jobs that have ended and wait to run again. Blocks."""
-    marks = (reader.job(job) for job, begin in queued.items() if is_retry(begin))
-    return {mark.job: mark for mark in marks if mark is not None and mark.outcome}
+    marks = reader.marked([job for job, begin in queued.items() if is_retry(begin)])
+    return {job: mark for job, mark in marks.items() if mark.outcome}
 
 
 def _queued_marks(queued: Mapping[str, Begin], over: Mapping[str, JobMark], query: JobQuery) -> list[JobMark]:

@@ -300,9 +300,9 @@ class JournalReader(ABC):
         no BEGIN of this job, or if `trim` has forgotten the job.
         """
 
-    def marked(self, jobs: Collection[str]) -> set[str]:
-        """Returns those of the jobs for which `job` returns a mark."""
-        return {job for job in jobs if self.job(job) is not None}
+    def marked(self, jobs: Collection[str]) -> dict[str, JobMark]:
+        """Returns what `job` returns of each of these jobs, without those for which it returns None."""
+        return {job: mark for job in jobs if (mark := self.job(job)) is not None}
 
     @abstractmethod
     def logged(self, query: JobQuery, most: int) -> list[JobMark]:

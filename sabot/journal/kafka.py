@@ -142,7 +142,7 @@ class KafkaJournalReader(TablesReader):
         self._replica.catch_up()
         return super().job(job)
 
-    def marked(self, jobs: Collection[str]) -> set[str]:
+    def marked(self, jobs: Collection[str]) -> dict[str, JobMark]:
         self._replica.catch_up()
         return super().marked(jobs)
 

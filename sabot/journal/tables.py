@@ -442,9 +442,13 @@ class SqlReader(JournalReader):
         rows = self.select(f"{self._marks} WHERE job = ?", (job,))
         return mark_of_row(rows[0]) if rows else None
 
-    def marked(self, jobs: Collection[str]) -> set[str]:
-        statement = "SELECT job FROM jobs WHERE job "
-        return {job for some in parts(list(jobs)) for (job,) in self.select(f"{statement}{among(some)}", some)}
+    def marked(self, jobs: Collection[str]) -> dict[str, JobMark]:
+        if self.format < LISTED:
+            return super().marked(jobs)
+        rows = [
+            row for some in parts(list(jobs)) for row in self.select(f"{self._marks} WHERE job {among(some)}", some)
+        ]
+        return {mark.job: mark for mark in map(mark_of_row, rows)}
 
     def logged(self, query: JobQuery, most: int) -> list[JobMark]:
         if self.format < LISTED:

@@ -509,8 +509,8 @@ class _JobRequests:
 
     def _scopes(self, jobs: Collection[str]) -> dict[str, str]:
         with self._client.jobs.store.reader() as reader:
-            marks = {job: reader.job(job) for job in jobs}
-        return {job: "" if mark is None else mark.scope for job, mark in marks.items()}
+            marks = reader.marked(jobs)
+        return {job: marks[job].scope if job in marks else "" for job in jobs}
 
     async def answer(self, request: Request, caller: Caller) -> Response:
         said = await _body(request, ["resolution"], ["resolution"])

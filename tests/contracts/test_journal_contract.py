@@ -609,10 +609,10 @@ def test_a_checkpoint_that_needs_what_was_trimmed_is_refused(home: Home) -> None
 
 def test_a_job_has_a_mark_from_its_beginning_to_its_end(journal: Journal) -> None:
     assert journal.job("a") is None
-    assert journal.marked(["a"]) == set()
+    assert journal.marked(["a"]) == {}
     written(journal, Begin("a", 1, digest=b"d"))
-    assert journal.marked(["a", "b"]) == {"a"}
     mark = journal.job("a")
+    assert journal.marked(["a", "b"]) == {"a": mark}
     assert mark is not None
     assert (mark.began, mark.digest, mark.outcome) == (Position(0, 0), b"d", "")
     written(journal, End("a", 7, "failed", "why"))

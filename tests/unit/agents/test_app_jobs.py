@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from sabot import App
@@ -22,8 +23,9 @@ from sabot.agents import (
 )
 from sabot.agents.job_reads import jobs_page
 from sabot.errors import UserError
+from sabot.jobs.values import pack
 from sabot.journal.ended_jobs import JobQuery
-from sabot.journal.entries import Begin, Intent, Letter, encode_entry
+from sabot.journal.entries import REQUEST, Begin, End, Intent, Letter, encode_entry
 from sabot.journal.sqlite import SqliteJournal
 from sabot.llm import CallBudget, tool
 from sabot.testing import ManualClock
@@ -226,14 +228,27 @@ def test_what_surrounds_the_jobs_of_an_app_is_refused_where_it_is_none(options: 
         App("a", "memory://surroundings", **options)
 
 
+@pytest.mark.parametrize("again", [False, True])
 @pytest.mark.parametrize("queued", [3, 300])
-def test_a_page_asks_the_journal_as_often_however_many_jobs_are_queued(tmp_path: Path, queued: int) -> None:
+def test_a_page_asks_the_journal_as_often_however_many_jobs_are_queued(
+    tmp_path: Path, queued: int, again: bool
+) -> None:
     """One query for each of them took seconds over a server, for each page."""
     journal = SqliteJournal(tmp_path / "journal")
-    begins = [Begin(f"shop.clerk/{number}", number, "shop.clerk") for number in range(queued)]
-    assert all(
-        journal.begin([Letter("begin", job=each.job, name=each.agent, body=encode_entry(each)) for each in begins])
-    )
+    request = pack({"prompt": "go on"}, "a request")
+    begins = [
+        Begin(f"shop.clerk/{number}", number, "shop.clerk", request, scope="shop", form=REQUEST)
+        for number in range(queued)
+    ]
+    if again:
+        places = [journal.append(each) for each in begins]
+        journal.wait_durable([journal.append(End(each.job, 0, "failed")) for each in begins][-1])
+        for each, (_, offset) in zip(begins, places, strict=True):
+            body = encode_entry(msgspec.structs.replace(each, run=2))
+            journal.post(Letter("retry", job=each.job, name=str(offset), body=body))
+    else:
+        letters = [Letter("begin", job=each.job, name=each.agent, body=encode_entry(each)) for each in begins]
+        assert all(journal.begin(letters))
     asked, select = list[str](), journal.select
 
     def counted(statement: str, values: Any = ()) -> Any:
