@@ -221,7 +221,7 @@ class AppJobStore(JobsAndActions):
             query = JobQuery(scope=cut(scope_id or ""))
             with self.reader() as reader:
                 letters = reader.letters()  # as in `_known`
-                queued = queued_begins(reader, letters)
+                queued, _ = queued_begins(reader, letters)
                 marks = reader.logged(query, EVERY)
                 kept = ended_records(reader, query, statuses, {mark.job for mark in marks})
                 # an answer that the owner has not taken yet changes the status of its job
@@ -329,7 +329,7 @@ class AppJobStore(JobsAndActions):
         """
         # letters are read first: if the owner takes one meanwhile, it is seen twice and not missed
         letters = reader.letters()
-        queued = queued_begins(reader, [letter for letter in letters if letter.job == job_id])
+        queued, _ = queued_begins(reader, [letter for letter in letters if letter.job == job_id])
         known = JobView.of(reader, job_id)
         apply_queued(reader, known, queued, queued, self.clock)
         return self._with_letters(reader, known, letters)

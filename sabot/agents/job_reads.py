@@ -52,31 +52,28 @@ def jobs_that_ask(reader: JournalReader) -> list[str]:
     return [mark.job for mark in oldest_first(marks) if mark.asks]
 
 
-def queued_begins(reader: JournalReader, letters: Iterable[Letter]) -> dict[str, Begin]:
+def queued_begins(reader: JournalReader, letters: Iterable[Letter]) -> tuple[dict[str, Begin], dict[str, JobMark]]:
     """Returns, by job, the BEGIN entries in the letters for jobs that the owner of the journal has not begun yet, or not yet
-    again. `letters`: those of the inbox, read before anything else: then a job that begins meanwhile is seen twice, and not
-    missed. Blocks.
+    again; and the marks of those that have ended and wait to run again. `letters`: those of the inbox, read before anything else:
+    then a job that begins meanwhile is seen twice, and not missed. Blocks.
     """
-    found, begins = {}, [letter for letter in letters if letter.kind in ("begin", "retry")]
+    queued, over = dict[str, Begin](), dict[str, JobMark]()
+    begins = [letter for letter in letters if letter.kind in ("begin", "retry")]
     marks = reader.marked([letter.job for letter in begins])
     for letter in begins:
         mark = marks.get(letter.job)
-        over = mark is not None and bool(mark.outcome) and letter.name == str(mark.began.offset)
-        if mark is None if letter.kind == "begin" else over:
-            begin = entry_of_letter(letter, None, 0)
-            assert isinstance(begin, Begin)
-            found[letter.job] = begin
-    return found
-
-
-def ended_marks(reader: JournalReader, queued: Mapping[str, Begin]) -> dict[str, JobMark]:
-    """Returns, by job, the marks of those queued jobs that have ended and wait to run again. Blocks."""
-    marks = reader.marked([job for job, begin in queued.items() if is_retry(begin)])
-    return {job: mark for job, mark in marks.items() if mark.outcome}
+        if letter.kind == "retry" and mark is not None and mark.outcome and letter.name == str(mark.began.offset):
+            over[letter.job] = mark
+        elif letter.kind == "retry" or mark is not None:
+            continue
+        begin = entry_of_letter(letter, None, 0)
+        assert isinstance(begin, Begin)
+        queued[letter.job] = begin
+    return queued, over
 
 
 def _queued_marks(queued: Mapping[str, Begin], over: Mapping[str, JobMark], query: JobQuery) -> list[JobMark]:
-    """Returns the marks of the queued jobs that a query selects, but for its text. `over`: the result of `ended_marks`."""
+    """Returns the marks of the queued jobs that a query selects, but for its text. The others: the result of `queued_begins`."""
     marks = JobMarks()
     for begin in queued.values():
         if not is_retry(begin):
@@ -122,8 +119,8 @@ def short_jobs_page(reader: JournalReader, query: JobQuery, most: int, most_entr
     if query.text and sum(reader.logged_counts(query.of_all_pages).values()) > most_entries:
         return None
     rows, counts, queued = _rows(reader, query, most)
-    view, entries = JobView(reader), (each for job in _read_for(reader, rows[:most]) for _, each in reader.read(job))
-    for number, entry in enumerate(entries):
+    view = JobView(reader)
+    for number, (_, entry) in enumerate(reader.read_jobs(_read_for(reader, rows[:most]))):
         if number == most_entries:
             return None
         view.apply(entry)
@@ -142,12 +139,13 @@ def _rows(
     reader: JournalReader, query: JobQuery, most: int
 ) -> tuple[list[JobMark | EndedJob], "Counter[str]", dict[str, Begin]]:
     """Returns the rows of the jobs of a page, and one more if there is another page. Also returns the numbers of jobs on
-    all pages, by status, and the result of `queued_begins`.
+    all pages, by status, and the BEGIN entries of `queued_begins`.
     """
-    counted, queued = query.of_all_pages, queued_begins(reader, reader.letters())
+    counted, letters = query.of_all_pages, reader.letters()
     # jobs that have begun again: the log has their present state
     both = {job.job: job for job in reader.history.known(reader.begun_again())}
-    marks, counts = _logged(reader, query, most + 1, queued)
+    queued, over = queued_begins(reader, letters)
+    marks, counts = _logged(reader, query, most + 1, queued, over)
     counts.update(reader.history.counts(counted))
     # the history counts jobs by their former end, and cannot leave those out that have begun again
     counts.subtract(job.status for job in both.values() if counted.selects(job))
@@ -224,13 +222,12 @@ def apply_queued(
 
 
 def _logged(
-    reader: JournalReader, query: JobQuery, most: int, queued: Mapping[str, Begin]
+    reader: JournalReader, query: JobQuery, most: int, queued: Mapping[str, Begin], over: Mapping[str, JobMark]
 ) -> tuple[list[JobMark], "Counter[str]"]:
     """Returns the newest jobs in the log, and of those that are queued, that a query selects: at most `most` of them, and by
-    status the numbers of those on all pages.
+    status the numbers of those on all pages. `queued`, `over`: the result of `queued_begins`.
     """
     counted, last = query.of_all_pages, query.last
-    over = ended_marks(reader, queued)
     waiting = _queued_marks(queued, over, counted)
     if not query.text:
         marks = [mark for mark in reader.logged(query, most + len(over)) if mark.job not in over]
@@ -297,8 +294,7 @@ def find_jobs(
     the journal has no job of such an agent.
     """
     query = JobQuery(agent or "", cut(scope or ""), session=cut(session or ""))
-    queued = queued_begins(reader, reader.letters())
-    over = ended_marks(reader, queued)
+    queued, over = queued_begins(reader, reader.letters())
     every = [mark for mark in reader.logged(query, EVERY) if mark.job not in over]
     begun = {mark.job for mark in every}
     every += [mark for mark in _queued_marks(queued, over, query) if mark.job not in begun]

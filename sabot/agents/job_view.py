@@ -52,7 +52,7 @@ effect was open.
 _MOST_ROWS = 20  # of a batch in the arguments of a question
 _MOST_MESSAGES = 20  # of a long request to a model
 _MOST_CHARS = 65_536  # of long arguments
-_FEW = 1000  # jobs that are read one by one
+_FEW = 1000  # jobs whose entries are looked up by their names
 _ANSWERS: dict[str, EffectState] = {"resolved": "answered", "expired": "expired"}
 _QUESTIONS: dict[str, EffectState] = {IN_DOUBT: "in_doubt", CONFIRM: "needs_approval"}
 _CLOSED = {"resolved": ActionStatus.RESOLVED, "expired": ActionStatus.EXPIRED}
@@ -314,9 +314,12 @@ class JobView:
                 if entry.job in chosen:
                     view.apply(entry)
         else:
-            for job_id in job_ids:
-                for _, entry in reader.read(job_id):
-                    view.apply(entry)
+            for _, entry in reader.read_jobs(job_ids):
+                view.apply(entry)
+            # as they were asked for, and not by their names
+            view.states = {job: state for job in job_ids if (state := view.states.get(job)) is not None}
+            rank = {job: number for number, job in enumerate(job_ids)}
+            view.actions = dict(sorted(view.actions.items(), key=lambda item: rank[item[1].job_id]))
         return view
 
     def is_over(self, job_id: str) -> bool:

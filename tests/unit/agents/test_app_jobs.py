@@ -21,7 +21,7 @@ from sabot.agents import (
     Reply,
     ToolPolicy,
 )
-from sabot.agents.job_reads import jobs_page
+from sabot.agents.job_reads import find_jobs, jobs_page
 from sabot.errors import UserError
 from sabot.jobs.values import pack
 from sabot.journal.ended_jobs import JobQuery
@@ -262,4 +262,8 @@ def test_a_page_asks_the_journal_as_often_however_many_jobs_are_queued(
         [begins[-1].job, begins[-2].job],
     )
     assert len(asked) < 20
+    asked.clear()
+    found, _ = find_jobs(journal, statuses=["queued"])
+    assert {job.job_id for job in found} == {each.job for each in begins}
+    assert len(asked) < 20, asked[-3:]
     journal.close()
