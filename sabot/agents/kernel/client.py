@@ -142,6 +142,18 @@ class ClientHandle(JobHandle):
         return await events_of([entry for _, entry in found])
 
 
+def refuse_memory(owner: str, journal: object, instead: str) -> None:
+    """Raises UserError if the journal is "memory". Of an App it is none of a folder; here it would be a folder of this name.
+
+    - `owner`: the class that has got it. `instead`: what to do, for the hint.
+    """
+    if journal == "memory":
+        raise UserError(
+            f"{owner}: journal='memory' would be a folder of this name",
+            hint=f'{instead}; journal="./memory" is the folder',
+        )
+
+
 @answers_wrong_options
 class JobClient:
     """A client of a kernel whose jobs run in another process: `JobClient("jobs")` begins jobs in the journal that
@@ -167,11 +179,7 @@ class JobClient:
         name = checked_name(name, "JobClient: name")
         if not isinstance(journal, str | Path | MemoryStorage) or journal == "":
             raise UserError(f"JobClient: journal={short_repr(journal)}", hint="a folder, or an address")
-        if journal == "memory":
-            raise UserError(
-                "JobClient: journal='memory' would be a folder of this name",
-                hint='a kernel in another process cannot have its journal in memory; journal="./memory" is the folder',
-            )
+        refuse_memory("JobClient", journal, "a kernel in another process cannot have its journal in memory")
         self._set(KernelStore(journal, name, clock), name, durable=not isinstance(journal, MemoryStorage))
 
     @classmethod

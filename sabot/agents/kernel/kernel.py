@@ -22,7 +22,7 @@ from sabot.agents.events.bus import InMemoryEventBus, RuntimeEvent
 from sabot.agents.events.job_events import events_of
 from sabot.agents.job_checks import CheckedJob, verdict_of
 from sabot.agents.jobs import JobStore
-from sabot.agents.kernel.client import ClientHandle, JobClient, KernelStore
+from sabot.agents.kernel.client import ClientHandle, JobClient, KernelStore, refuse_memory
 from sabot.agents.kernel.handle import ElsewhereHandle, ExecutionHandle, outcome_in
 from sabot.agents.kernel.hosting import KernelHost
 from sabot.agents.kernel.jobs import ExecutionRequest, KernelAgent, job_id_of, other_policy, policy_words
@@ -146,11 +146,7 @@ class RuntimeKernel:
         ):
             if given is not None and (given == "" or not isinstance(given, kind)):
                 raise UserError(f"RuntimeKernel: {word}={short_repr(given)}", hint=hint)
-        if journal == "memory":  # of an App it is none of a folder
-            raise UserError(
-                "RuntimeKernel: journal='memory' would be a folder of this name",
-                hint='leave journal= out for a journal in memory; journal="./memory" is the folder',
-            )
+        refuse_memory("RuntimeKernel", journal, "leave journal= out for a journal in memory")
         self._shown, self._shared = _stores_of(job_store, action_store), shared
         if journal is None:
             journal = next((home for each in self._shown if (home := each.home) is not None), None)
