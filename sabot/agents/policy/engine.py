@@ -29,7 +29,7 @@ import msgspec
 from sabot.agents.context import ExecutionContext
 from sabot.agents.durable.context import DurableContext
 from sabot.agents.durable.job_rows import version_of
-from sabot.agents.policy.names import check_names, check_unasked, misnamed, warn_of_other_names, warn_of_same_names
+from sabot.agents.policy.names import check_names, check_unasked, misnamed, passed_by, warn_of_same_names
 from sabot.agents.policy.rules import (
     RESTRICTS,
     DataAccessPolicy,
@@ -154,8 +154,8 @@ class PolicyEngine(EffectGuard):
         self._timeout_s = parse_seconds(timeout, name="timeout", zero=False)
         self._rules: list[PolicyRule] = []
         self._steps: set[str] = set()  # the names of functions that may be steps
-        # the names of rules that hold for some names of a function only, each with the other names, as the log has told
-        self._beside: set[tuple[str, ...]] = set()
+        # the names of rules that hold for some tools of a function only, each with the name of another one: the log told it
+        self._beside: set[tuple[str, str]] = set()
         self._doubled: set[str] = set()  # the names and homes that several tools of agents have
         self._foreign: set[int] = set()  # the ids of rules with code of the user
         self._by_name: dict[tuple[CallKind, str, str, str, bool, tuple[str, ...], str, str], list[_Matching]] = {}
@@ -494,14 +494,23 @@ class PolicyEngine(EffectGuard):
                     f"rule {rule.name} names {pattern!r}, which is {tool.name} here: a rule names a tool of an MCP server "
                     "as models do"
                 )
-                denied = GuardVerdict(Decision.DENY, rule.name, self.version, reason)
-                found = [_Matching(rule, rule.name, "", denied, {})]
-            if tool is not None and (beside := names_beside(tool)):  # the program may make a tool when it calls it
-                warn_of_other_names(self._rules, beside | {call.name}, f"tool {call.name}", self._beside)
+                found = self._denied_by(rule, reason)
+            # a tool that the program makes when it calls it, so that no code of the start names it
+            beside = set() if tool is None else names_beside(tool)
+            if (passed := passed_by(self._rules, call.name, beside, self._beside)) is not None:
+                rule, named = passed
+                reason = (
+                    f"{call.name} calls the function of the tool {named}, for which {rule.name} holds, and no rule names "
+                    f"{call.name!r}: name it in that rule, or in a rule of its own"
+                )
+                found = self._denied_by(rule, reason)
             if len(self._by_name) >= _NAMES:
                 self._by_name.clear()
             self._by_name[key] = found
         return found
+
+    def _denied_by(self, rule: PolicyRule, reason: str) -> list[_Matching]:
+        return [_Matching(rule, rule.name, "", GuardVerdict(Decision.DENY, rule.name, self.version, reason), {})]
 
     def _judged_as(self, rule: PolicyRule, call: GuardedCall, hands_over: bool) -> list[bool]:
         """Returns for each call that the rule judges whether it is that of the tool with which this call goes on (True), or

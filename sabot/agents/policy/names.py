@@ -415,12 +415,12 @@ def _concerns(rule: PolicyRule, tool: Tool, labels: set[str]) -> bool:
 
 
 def warn_of_same_names(
-    rules: Sequence[PolicyRule], functions: Sequence[Callable[..., Any]], where: str, told: set[tuple[str, ...]]
+    rules: Sequence[PolicyRule], functions: Sequence[Callable[..., Any]], where: str, told: set[tuple[str, str]]
 ) -> set[str]:
     """Logs a warning for each name of several tools that these functions can call: rules are by name, so those of one tool
     hold for the others too. Also logs a warning for each rule that holds for a tool, but not for another one of the same
-    function. Returns the words by which nothing tells two tools of one name apart (`named_home`). `told`: as in
-    `warn_of_other_names`.
+    function, and adds it to `told` (`warn_of_other_names`). Returns the words by which nothing tells two tools of one name
+    apart (`named_home`).
     """
     by_name: dict[str, dict[Any, Tool]] = {}
     by_function: dict[Any, dict[str, Tool]] = {}
@@ -441,22 +441,40 @@ def warn_of_same_names(
             *(where, len(several), name),
         )
     for several in by_function.values():
-        warn_of_other_names(rules, several.keys(), where, told)
+        told.update(warn_of_other_names(rules, several.keys(), where))
     return {home for home, times in homes.items() if times > 1}
 
 
-def warn_of_other_names(rules: Sequence[PolicyRule], names: Set[str], where: str, told: set[tuple[str, ...]]) -> None:
+def warn_of_other_names(rules: Sequence[PolicyRule], names: Set[str], where: str) -> Iterator[tuple[str, str]]:
     """Logs a warning for each rule that holds for some of these names, which tools of one function have, and not for the
-    others. `told`: the rules with these other names of which the log has a warning. New ones are added.
+    others. Yields these rules, each with each of the other names.
     """
     for rule in rules if len(names) > 1 else ():
         beside = sorted(name for name in names if not rule.matches("tool", name))
-        if 0 < len(beside) < len(names) and (rule.name, *beside) not in told:
-            told.add((rule.name, *beside))
+        if 0 < len(beside) < len(names):
             _log.warning(
                 "%s: %s holds for %s, and not for %s, which calls the same function (a rule that names all of them)",
                 *(where, rule.name, ", ".join(sorted(names - set(beside))), ", ".join(beside)),
             )
+            yield from ((rule.name, name) for name in beside)
+
+
+def passed_by(
+    rules: Sequence[PolicyRule], name: str, beside: Set[str], told: Set[tuple[str, str]]
+) -> tuple[PolicyRule, str] | None:
+    """Returns the first rule that a call under this name would pass, as the rule names only another tool of the same
+    function, and this tool. Returns None if there is none, or if a rule has this very name.
+
+    `beside`: the names of the other tools. `told`: what `warn_of_other_names` has told the log at the start.
+    """
+    if any(kind == "tool" and pattern in (name, escape(name)) for _, kind, pattern in _patterns_of(rules)):
+        return None
+    for rule in rules:
+        if (rule.name, name) not in told and not rule.matches("tool", name):
+            for other in sorted(beside):
+                if rule.matches("tool", other):
+                    return rule, other
+    return None
 
 
 def _made_of(func: Any, seen: set[int]) -> tuple[Any, ...]:

@@ -29,7 +29,7 @@ from sabot.agents import (
 )
 from sabot.agents.policy import names
 from sabot.engine.calls.names import SERVERS
-from sabot.errors import UserError
+from sabot.errors import EffectError, UserError
 from sabot.llm import Agent, ExecutionEngine, ScriptedProvider, tool
 from sabot.mcp import McpServerPool
 from tools.agent_tools import started
@@ -347,25 +347,33 @@ async def test_a_rule_that_holds_for_one_name_of_a_function_only_is_warned_of(
 
 
 @pytest.mark.parametrize("other", ["replace", "tool.func"])
-async def test_a_rule_that_does_not_hold_for_a_tool_that_is_made_at_the_call_is_warned_of_once(
-    other: str, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("rules", ["one", "all", "its own", "step"])
+async def test_a_tool_that_is_made_at_the_call_of_a_ruled_function_is_called_only_if_a_rule_has_its_name(
+    other: str, rules: str
 ) -> None:
-    """No code names such a tool at the start: the payment passed without a word."""
+    """No code names such a tool at the start, so the payment passed the rule."""
+    paid = list[str]()
 
     @tool
     def wire(to: str) -> str:
+        paid.append(to)
         return to
 
     async def pays(ctx: Any) -> Any:
         fast = replace(wire, name="wire_fast") if other == "replace" else tool(name="wire_fast")(wire.func)
-        return await ctx.call(fast, ctx.message)
+        return await (ctx.step(fast, ctx.message) if rules == "step" else ctx.call(fast, ctx.message))
 
-    async with RuntimeKernel.create(agent=pays, policy=PolicyEngine([ToolPolicy(["wire"], denied=True)])) as kernel:
-        for to, scope in (("ann", "acme"), ("bob", "other")):
-            handle = await kernel.execute(ExecutionRequest(prompt=to, scope_id=scope))
-            assert (await handle.result()).output == to
-    said = "tool wire_fast: ToolPolicy wire holds for wire, and not for wire_fast, which calls the same function"
-    assert caplog.text.count(said) == 1
+    policy = PolicyEngine([ToolPolicy(["wire*" if rules == "all" else "wire"], warn=True)])
+    if rules == "its own":
+        policy.add_rule(ToolPolicy(["wire_fast"], warn=True))
+    async with RuntimeKernel.create(agent=pays, policy=policy) as kernel:
+        handle = await kernel.execute(ExecutionRequest(prompt="ann", scope_id="acme"))
+        if rules in ("all", "its own"):
+            assert (await handle.result()).output == "ann"
+            return
+        with pytest.raises(EffectError, match="calls the function of the tool wire, for which ToolPolicy wire holds"):
+            await handle.result()
+        assert not paid
 
 
 # -- names of the program that calls do not have -----------------------------------------------------------------------
