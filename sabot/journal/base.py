@@ -346,11 +346,19 @@ class JournalReader(ABC):
 
     def waits(self, jobs: Collection[str], clock: Clock = SYSTEM_CLOCK) -> dict[str, str]:
         """Returns, by job, what these jobs wait for whose letters are in the inbox, as far as it is known here: the owner of the
-        journal knows its limits, other readers only the times before which jobs do not begin, by `clock`. Leaves out the
-        other jobs.
+        journal knows its limits, other readers the times before which jobs do not begin, by `clock`, and the agents that the
+        owner has, or the last one had. Leaves out the other jobs.
         """
         now_ms, letters = round(clock.time() * 1000), _beginnings_of(self, jobs)
-        return {job: starts_at(each.after_ms) for job, each in letters.items() if each.after_ms > now_ms}
+        noted = self.notes(_AGENTS).get(_AGENTS) if letters else None
+        there: list[str] | None = None if noted is None else msgspec.json.decode(noted)
+        found = dict[str, str]()
+        for job, each in letters.items():
+            if there is not None and each.name not in there:
+                found[job] = f"no worker that runs has agent {each.name}{'' if there else OF_AN_APP}"
+            elif each.after_ms > now_ms:
+                found[job] = starts_at(each.after_ms)
+        return found
 
     def notes(self, prefix: str) -> dict[str, str]:
         """Returns the notes (`Inbox.note`) whose names begin with a prefix, by name."""
@@ -432,6 +440,12 @@ class Inbox(ABC):
         """Closes all connections and files. Idempotent."""
 
 
+_AGENTS = "agents"
+"""The name of the note in which the owner of a journal has the ids of its agents, as a list in JSON."""
+
+OF_AN_APP = " (jobs of an App begin with the records of its agents: write one)"
+
+
 class Beginnings:
     """Decides which letters of clients the owner of a journal may turn into BEGIN entries, so that a job begins once, and only
     in a program that has its agent.
@@ -474,8 +488,13 @@ class Beginnings:
         self._begun_now = 0  # jobs that letters have begun since the last look for room
 
     def limit(self, limits: Mapping[str, JobLimit]) -> None:
-        """Sets the limits of the agents that are here, by their ids; of a shared journal for all workers. Blocks."""
+        """Sets the limits of the agents that are here, by their ids; of a shared journal for all workers. Notes the agents, so that
+        readers know which jobs have nobody who begins them. Blocks.
+        """
         self.lanes.limits = limits
+        agents = msgspec.json.encode(sorted(self.agents)).decode()
+        if self._journal.notes(_AGENTS).get(_AGENTS) != agents:  # a start that changes nothing is no commit
+            self._journal.note(_AGENTS, agents)
 
     def lacks(self, declared: Collection[str]) -> list[str]:
         """Notes which of the options "policy" and "budgets" this worker of a shared journal has, for later ones. Returns those
@@ -541,7 +560,7 @@ class Beginnings:
         found = self.lanes.waits(jobs, now_ms, self._left_room())
         for job, letter in _beginnings_of(self._journal, [job for job in jobs if job not in found]).items():
             if letter.name not in self.agents:
-                found[job] = f"this program has no agent {letter.name}"
+                found[job] = f"this program has no agent {letter.name}{'' if self.agents else OF_AN_APP}"
             elif letter.after_ms > now_ms:  # it was not taken from the inbox yet
                 found[job] = starts_at(letter.after_ms)
         return found
@@ -620,7 +639,7 @@ class Beginnings:
         if letter.job not in self._left:
             self._left.add(letter.job)
             has = ", ".join(sorted(self.agents)) or "none whose jobs clients begin"
-            hint = "" if self.agents else " (jobs of an App begin with the records of its agents: write one)"
+            hint = "" if self.agents else OF_AN_APP
             _log.warning(
                 "%s: a client has begun job %s of agent %s, and this program has %s: it stays queued for one that has it%s",
                 *(self._journal.where, letter.job, letter.name, has, hint),

@@ -18,7 +18,7 @@ from pyarrow import fs
 from typer.testing import CliRunner
 
 from sabot import App, Message, UserError
-from sabot.agents import ChildLimits
+from sabot.agents import ChildLimits, JobClient
 from sabot.agents.durable import waiting_rows
 from sabot.cli import commands
 from sabot.connectors.memory import MemoryBroker
@@ -605,6 +605,18 @@ async def test_all_mailboxes_of_an_app_have_one_bound(shop: Shop, monkeypatch: p
         shop.clock.advance(3600)
         await until(lambda: len(shop.answers()) == 8)
     assert sorted(map(str, shop.calls)) == ["0", "0", "1", "1", "2", "2", "ann", "bob"]
+
+
+async def test_a_job_that_a_client_begins_in_the_journal_of_an_app_says_why_it_waits(shop: Shop) -> None:
+    """It stayed queued, and only the log of the app said why."""
+    app = shop.app(shop.sleepy)
+    async with started(app):
+        client = JobClient(str(shop.directory), name="shop")
+        handle = await client.start("handle", {"order": 1})
+        assert (await client.jobs.get(handle.job_id)).waits == (
+            "no worker that runs has agent shop.handle (jobs of an App begin with the records of its agents: write one)"
+        )
+        await handle.cancel()
 
 
 async def test_a_job_of_another_agent_stands_in_the_order_of_its_key(shop: Shop) -> None:

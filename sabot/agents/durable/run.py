@@ -33,6 +33,7 @@ from sabot.engine.state.base import Cut, LocalBackend
 from sabot.errors import SabotError, UserError
 from sabot.jobs.guard import EffectGuard
 from sabot.jobs.host import JobHost
+from sabot.jobs.journal_calls import call_journal
 from sabot.jobs.log import Listener
 from sabot.jobs.open_jobs import unapplied_jobs
 from sabot.jobs.owner import OpenJob
@@ -261,6 +262,7 @@ class DurableJobs:
             self._open = await self.host.open(None)
         else:
             self._open = await self.host.open(dict(facts["positions"]), unapplied_jobs(facts))
+        await call_journal(self.host.journal.begins.limit, {})  # clients begin no jobs here
 
     def cut(self) -> dict[str, Cut]:
         """Returns the snapshots for a checkpoint: those of the mailboxes and of the notes about parked jobs, by the
