@@ -158,7 +158,7 @@ class PolicyEngine(EffectGuard):
         self._beside: set[tuple[str, str]] = set()
         self._doubled: set[str] = set()  # the names and homes that several tools of agents have
         self._foreign: set[int] = set()  # the ids of rules with code of the user
-        self._by_name: dict[tuple[CallKind, str, str, str, bool, tuple[str, ...], str, str], list[_Matching]] = {}
+        self._by_name: dict[tuple[Any, ...], list[_Matching]] = {}
         self._version: str | None = None
         if isinstance(rules, str) or not isinstance(rules, Sequence):
             raise UserError(f"PolicyEngine: rules={short_repr(rules)}", hint="a list: PolicyEngine([ToolPolicy(…)])")
@@ -464,8 +464,10 @@ class PolicyEngine(EffectGuard):
         hands_over = tool is not None and tool.is_agent
         others = () if tool is None else tool.other_names
         start = "" if tool is None or tool.part_of is None else tool.part_of.name
+        # agents as tools share a function of ours; of two tools of one name one may be made of the function of a ruled tool
+        beside = frozenset[str]() if tool is None or hands_over else names_beside(tool)
         # a reason names the server of a tool
-        key = (call.kind, call.name, call.scope, call.principal, hands_over, others, start, server_of(tool))
+        key = (call.kind, call.name, call.scope, call.principal, hands_over, others, start, server_of(tool), beside)
         found = self._by_name.get(key)
         if found is None:
             found, allowed, names, alike = [], False, Counter[str](), Counter[str]()
@@ -496,7 +498,6 @@ class PolicyEngine(EffectGuard):
                 )
                 found = self._denied_by(rule, reason)
             # a tool that the program makes when it calls it, so that no code of the start names it
-            beside = set() if tool is None else names_beside(tool)
             if (passed := passed_by(self._rules, call.name, beside, self._beside)) is not None:
                 rule, named = passed
                 reason = (

@@ -546,12 +546,14 @@ function is a call of the tool: rules are by its name, and its class says whethe
 """
 
 
-def names_beside(made: Tool) -> set[str]:
+def names_beside(made: Tool) -> frozenset[str]:
     """Returns the other names under which the program has declared tools of the function of this tool. None are known of
     methods, which belong to an object each.
     """
     groups = _DECLARED.get(made.func, {}) if isinstance(made.func, FunctionType) else {}
-    return {name for (name, _), group in groups.copy().items() if group} - {made.name}
+    if len(groups) == 1 and next(iter(groups))[0] == made.name:  # so it is of nearly all tools, at each of their calls
+        return frozenset()
+    return frozenset(name for (name, _), group in groups.copy().items() if group and name != made.name)
 
 
 def _note_function(made: Tool) -> None:

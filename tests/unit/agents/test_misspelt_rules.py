@@ -376,6 +376,24 @@ async def test_a_tool_that_is_made_at_the_call_of_a_ruled_function_is_called_onl
         assert not paid
 
 
+async def test_an_innocent_tool_of_the_same_name_lets_no_tool_of_a_ruled_function_pass() -> None:
+    """The rules of a name are found once: behind a call of the innocent one the payment was made."""
+
+    @tool
+    def wire(to: str) -> str:
+        return to
+
+    async def pays(ctx: Any) -> Any:
+        await ctx.call(tool(name="fast")(lambda to: to), ctx.message)
+        return await ctx.call(replace(wire, name="fast"), ctx.message)
+
+    policy = PolicyEngine([ToolPolicy(["wire"], warn=True)])
+    async with RuntimeKernel.create(agent=pays, policy=policy) as kernel:
+        handle = await kernel.execute(ExecutionRequest(prompt="ann", scope_id="acme"))
+        with pytest.raises(EffectError, match="fast calls the function of the tool wire"):
+            await handle.result()
+
+
 # -- names of the program that calls do not have -----------------------------------------------------------------------
 
 
