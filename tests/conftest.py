@@ -33,7 +33,7 @@ from sabot.testing import lives
 from tools import without_agents
 from tools.broker import Broker, Brokers
 from tools.delays import Delays
-from tools.drawing import commit
+from tools.drawing import commit, leave_cases_to_slow
 from tools.hung import ends_if_hung
 from tools.leftovers import end_supervisor, leftovers, temporary_folder
 from tools.turns import File, Turn, check_words
@@ -515,22 +515,6 @@ def cost(tests: list[pytest.Item]) -> float:
     return COMPUTING.get(file.stem, A_TEST * len(tests))
 
 
-def leave_cases_to_slow(items: list[pytest.Item]) -> None:
-    """Of each `count` cases of a test that is marked `one_in` one stays, the others are slow. Which one changes from group to group, and
-    from group of groups to group of groups: so each value of each parameter comes, whatever the others are.
-    """
-    tests = defaultdict(list)
-    for item in items:
-        if (few := item.get_closest_marker("one_in")) is not None:
-            tests[item.nodeid.partition("[")[0], few.args[0]].append(item)
-    for (test, count), cases in tests.items():
-        count = min(count, len(cases))  # else none stayed of some tests with fewer cases
-        begin = zlib.crc32(test.encode())  # two tests with the same parameters have other cases
-        for number, item in enumerate(cases):
-            if count > 1 and (begin + sum_of_digits(number, count)) % count:
-                item.add_marker(pytest.mark.slow)
-
-
 def leave_examples_to_slow(items: list[pytest.Item]) -> None:
     """Where Hypothesis keeps the settings of a test elsewhere, this changes nothing."""
     place = "_hypothesis_internal_use_settings"
@@ -551,10 +535,6 @@ def keep_one_in(config: pytest.Config, items: list[pytest.Item]) -> None:
     config.hook.pytest_deselected(items=left)
     gone = set(left)
     items[:] = [item for item in items if item not in gone]
-
-
-def sum_of_digits(number: int, base: int) -> int:
-    return number % base + sum_of_digits(number // base, base) if number else 0
 
 
 def pytest_collection_finish() -> None:
