@@ -533,17 +533,16 @@ class Beginnings:
         the letters to its job up to a cancel (`Lanes.arrive`). Whoever takes the letters ends a job that is cancelled before it has
         begun, also that of an agent which nobody has. A worker of a shared journal has claimed its letters in their order.
         """
-        if self.shared and letter.job not in self._cancels:
-            return [(number, letter)]
-        begins = letter.kind in ("begin", "retry")
-        if not self.shared and letter.kind == "begin" and letter.name not in self.agents:
-            self.leave(letter)
-            if not self.agents:  # an app, which knows nothing of such jobs
+        if self.shared:
+            if letter.job not in self._cancels:
+                return [(number, letter)]
+            if letter.kind in ("begin", "retry"):
+                self.lanes.hold(number, letter)
                 return []
-            self.lanes.hold(number, letter)
-            return []
-        if self.shared and begins:
-            self.lanes.hold(number, letter)
+        elif letter.kind == "begin" and letter.name not in self.agents:
+            self.leave(letter)
+            if self.agents:  # an app, which has none, knows nothing of such jobs
+                self.lanes.hold(number, letter)
             return []
         return self.lanes.arrive(number, letter, now_ms)
 
