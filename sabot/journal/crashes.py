@@ -23,11 +23,27 @@ MOST_TOGETHER = 3
 _BELOW = "(~[1-9][0-9]*)+"  # in an id, what follows the id of the first job of its tree; for Python and for PostgreSQL
 _ROOT = re.compile(rf"{_BELOW}\Z")
 
-# In the SQL of the server: the id of the first job of a tree, and the condition that a row of `jobs` is of the tree `root`.
-# The bounds are for the index; between them are also ids that somebody has chosen, such as `root~b`, which are no children.
 ROOT = f"regexp_replace(job, '{_BELOW}$', '')"
-_OF_ROOT = f"regexp_replace(jobs.job, '{_BELOW}$', '') = root"
-IN_TREE = f"(jobs.job = root OR (jobs.job > root || '~' AND jobs.job < root || chr(127) AND {_OF_ROOT}))"
+"""In the SQL of the server: the id of the first job of the tree of a job."""
+
+
+# By two searches in the index for each tree: with OR the planner compares each row of a worker with each tree, if it takes the
+# table for a small one. Between the bounds are also ids that somebody has chosen, such as `root~b`, which are no children.
+OF_TREE = (
+    "SELECT job FROM jobs j WHERE j.job = root UNION ALL SELECT job FROM jobs j "
+    f"WHERE j.job > root || '~' AND j.job < root || chr(127) AND {ROOT} = root"
+)
+"""Selects the jobs of the tree `root`."""
+
+
+def in_trees(roots: str) -> str:
+    """Returns the condition that a row of `jobs` is of one of some trees. `roots`: what has the ids of their first jobs, as its column
+    `root`.
+    """
+    return f"jobs.job IN (SELECT theirs.job FROM {roots} CROSS JOIN LATERAL ({OF_TREE}) AS theirs)"
+
+
+ONE_TREE, _TREES = "(SELECT %s::text AS root) AS trees", "unnest(%s::text[]) AS trees (root)"
 
 _THERE = "SELECT to_regclass('crashes')"
 _MAKE = (
@@ -41,8 +57,8 @@ _BLAME = (
     "INSERT INTO crashes (tree, count) SELECT tree, 1 FROM held WHERE tree IN (SELECT tree FROM alone) OR NOT EXISTS (SELECT 1 FROM alone) "
     "ON CONFLICT (tree) DO UPDATE SET count = crashes.count + 1 RETURNING tree, count"
 )
-_MOVE = f"UPDATE jobs SET worker = %s FROM unnest(%s::text[]) AS trees (root) WHERE {IN_TREE} AND worker = %s"
-_NOTE = f"UPDATE jobs SET blocked = %s FROM unnest(%s::text[]) AS trees (root) WHERE {IN_TREE} AND ended IS NULL"
+_MOVE = f"UPDATE jobs SET worker = %s WHERE {in_trees(_TREES)} AND worker = %s"
+_NOTE = f"UPDATE jobs SET blocked = %s WHERE {in_trees(_TREES)} AND ended IS NULL"
 # a worker that may still send calls: its jobs wait for that as long as if it had held them itself
 _KEEP_EARLIER = (
     "UPDATE workers SET earlier = greatest(earlier, (SELECT earlier FROM workers WHERE number = %s)) "
@@ -53,9 +69,8 @@ KEEP_EARLIER = (
 )
 _COUNTED = "SELECT tree, count FROM crashes WHERE tree = ANY(%s)"
 _CLEAR = "DELETE FROM crashes WHERE tree = ANY(%s)"
-_ONE_TREE = "(SELECT %s::text AS root) AS trees"
 _OF_SUSPECT = f"UPDATE jobs SET worker = {SUSPECTS}, blocked = ''"
-_TRY_AGAIN = f"{_OF_SUSPECT} FROM {_ONE_TREE} WHERE {IN_TREE} AND worker IN ({ASIDE}, -3) RETURNING 1"
+_TRY_AGAIN = f"{_OF_SUSPECT} WHERE {in_trees(ONE_TREE)} AND worker IN ({ASIDE}, -3) RETURNING 1"
 _SET_ASIDE = f"SELECT job FROM jobs WHERE job = ANY(%s) AND worker IN ({ASIDE}, -3)"
 _AS_SUSPECT = f"UPDATE crashes SET count = {MOST_TOGETHER} WHERE tree = %s"
 

@@ -46,7 +46,7 @@ from sabot.base.threads import run_in_thread
 from sabot.clock import SYSTEM_CLOCK, Clock, boot_seconds
 from sabot.errors import JournalFailed, TransientError
 from sabot.journal.base import EVERY, MAY_BEGIN_AGAIN, Beginnings, JournalReader, Position
-from sabot.journal.crashes import ASIDE, IN_TREE, KEEP_EARLIER, MOST, ROOT, SUSPECTS, Suspects, blame, tree_of
+from sabot.journal.crashes import ASIDE, KEEP_EARLIER, MOST, OF_TREE, ROOT, SUSPECTS, Suspects, blame, in_trees, tree_of
 from sabot.journal.entries import Entry, Letter, decode_letter
 from sabot.journal.job_tables import WITHOUT_SESSION
 from sabot.journal.lanes import JobLimit
@@ -226,8 +226,8 @@ _OF_SUSPECTS = f"FROM jobs LEFT JOIN crashes ON tree = {ROOT} WHERE worker = {SU
 _SUSPECT = f"SELECT job {_OF_SUSPECTS} ORDER BY count, job LIMIT 1"
 _TAKE = (
     f"WITH roots AS MATERIALIZED (SELECT DISTINCT {ROOT} AS root FROM jobs WHERE job = ANY(%s)), "
-    f"theirs AS MATERIALIZED (SELECT jobs.job, w.earlier FROM roots JOIN jobs ON {IN_TREE} LEFT JOIN workers w "
-    f"ON w.number = CASE WHEN jobs.worker < 0 THEN {SUSPECTS} ELSE jobs.worker END WHERE w.gone IS NOT FALSE) "
+    f"theirs AS MATERIALIZED (SELECT jobs.job, w.earlier FROM jobs LEFT JOIN workers w "
+    f"ON w.number = CASE WHEN jobs.worker < 0 THEN {SUSPECTS} ELSE jobs.worker END WHERE {in_trees('roots')} AND w.gone IS NOT FALSE) "
     "UPDATE jobs SET worker = %s FROM theirs WHERE jobs.job = theirs.job "
     "RETURNING jobs.job, jobs.ended IS NULL, extract(epoch FROM theirs.earlier - clock_timestamp())::float8"
 )
@@ -237,10 +237,10 @@ _PART = (
     "(SELECT greatest(1, count(*)) AS n FROM workers WHERE NOT gone) AS living "
     f"WHERE ended IS NULL AND worker NOT IN ({_UNTAKEN}) GROUP BY n"
 )
-_GIVE_BACK = (
-    f"WITH roots AS MATERIALIZED (SELECT DISTINCT {ROOT} AS root FROM unnest(%s::text[]) AS given (job)) "
-    f"UPDATE jobs SET worker = 0 FROM roots WHERE {IN_TREE} AND worker = %s"
-)
+_GIVEN = f"(SELECT DISTINCT {ROOT} AS root FROM unnest(%s::text[]) AS given (job)) AS trees"
+_IN_GIVEN = f"SELECT job FROM {_GIVEN} CROSS JOIN LATERAL ({OF_TREE}) AS theirs"
+# The jobs are values here, so that the server knows how many they are: as the result of a query it takes them for a few.
+_GIVE_BACK = "UPDATE jobs SET worker = 0 WHERE job = ANY(%s) AND worker = %s"
 _FORGET = (
     f"WITH forgotten AS (DELETE FROM workers w WHERE gone AND number > 0 AND {_HOLDS} IS NULL "
     "AND NOT EXISTS (SELECT 1 FROM inbox i WHERE i.worker = w.number AND i.taken = 0 AND i.worker <> 0) RETURNING number) "
@@ -811,7 +811,8 @@ class PostgresWorker(PostgresJournal):
             connection.execute(_MINE_ALONE, (self.lease.number,))
             if (earlier_s := self.lease.predecessor_until - boot_seconds()) > 0:
                 connection.execute(KEEP_EARLIER, (earlier_s, 0))
-            connection.execute(_GIVE_BACK, (list(jobs), self.lease.number))
+            theirs = [job for (job,) in connection.execute(_IN_GIVEN, (list(jobs),)).fetchall()]
+            connection.execute(_GIVE_BACK, (theirs, self.lease.number))
 
     def refuse(self, reasons: Mapping[str, str]) -> None:
         with (

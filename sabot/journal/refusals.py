@@ -9,7 +9,7 @@ So in a rolling update a job that only the old code or only the new code can con
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sabot.journal.crashes import IN_TREE, ROOT, tree_of
+from sabot.journal.crashes import ONE_TREE, ROOT, in_trees, tree_of
 
 REFUSED = -3
 
@@ -22,7 +22,7 @@ _ADD = (
 )
 _MOVE = (
     f"UPDATE jobs SET worker = {REFUSED}, blocked = CASE WHEN ended IS NULL THEN %s ELSE blocked END "
-    f"FROM (SELECT %s::text AS root) AS trees WHERE {IN_TREE} AND worker = %s"
+    f"WHERE {in_trees(ONE_TREE)} AND worker = %s"
 )
 _TO_TRY = (
     f"SELECT job FROM jobs JOIN refusals ON tree = {ROOT} WHERE worker = {REFUSED} AND ended IS NULL "
