@@ -114,7 +114,7 @@ def test_a_program_of_the_readme_runs_as_a_script_and_prints_what_stands_below_i
     assert (done.stdout, done.stderr, done.returncode) == (output, "", 0)
 
 
-@pytest.mark.one_in(3, "a sixth of a second of a core each, and five for some")
+@pytest.mark.one_in(6, "a sixth of a second of a core each, and five for some")
 @pytest.mark.parametrize("page", PAGES[1:], ids=names(PAGES[1:]))
 def test_the_code_of_a_page_runs_from_top_to_bottom_like_a_notebook(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

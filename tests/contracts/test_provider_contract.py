@@ -190,6 +190,7 @@ async def test_calls_of_tools_come_with_their_arguments(cases, kind, way):
     ]
 
 
+@pytest.mark.one_in(4, "a second of a core for some")
 @every
 @each_way
 async def test_arguments_that_are_no_json_are_given_as_they_are(cases, kind, way):

@@ -343,6 +343,7 @@ class Kept(KeepsToken, Written):
     def settle(self, seq: int) -> None: ...
 
 
+@pytest.mark.one_in(4, "a third of a second of a core each")
 @pytest.mark.parametrize("sink", [Written, Kept])
 @pytest.mark.parametrize("reads", ["stream", "agent", "durable agent", "batch agent"])
 async def test_no_method_of_a_source_or_a_sink_calls_a_tool_that_is_denied(

@@ -483,6 +483,7 @@ def test_a_source_that_breaks_a_promise_is_found(sql: Any, read: Readers, mutati
         run()
 
 
+@pytest.mark.one_in(2, "a server is ended and begun again for each")
 @pytest.mark.parametrize("kill", [True, False])
 def test_a_server_that_is_killed_is_waited_for(
     sql: Any, read: Readers, server: Postgres, url: str, caplog: Any, kill: bool

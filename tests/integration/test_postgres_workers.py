@@ -1170,6 +1170,7 @@ async def test_a_worker_has_the_options_that_others_have(shop: Shop) -> None:
     assert shop.paid == []
 
 
+@pytest.mark.one_in(3, "a second of a core each")
 @pytest.mark.parametrize(
     ("forgotten", "limits"), [(False, []), (True, []), (True, [JobLimit("payer", concurrency=50)])]
 )

@@ -233,6 +233,7 @@ class Asks:
         (self._directory / "loaded").write_text(str("colorsys" in sys.modules))
 
 
+@pytest.mark.slow  # two runs of a program at each of its steps
 def test_a_call_behind_others_finds_loaded_what_it_names() -> None:
     loaded: list[str] = []
     for preload in ([], ["colorsys"]):

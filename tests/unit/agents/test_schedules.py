@@ -605,6 +605,7 @@ class Looks:
         return [request.idempotency_key for request in self.begun]
 
 
+@pytest.mark.one_in(3, "a second of a core for some")
 @pytest.mark.parametrize(("missed", "begun"), [("last", 1), ("all", 1_000), ("none", 0)])
 @pytest.mark.parametrize("overlap", ["skip", "allow"])
 def test_one_look_makes_up_for_half_a_century_in_two_versions_and_ends(

@@ -229,6 +229,7 @@ ALL = ("flag = TRUE AND tiny = 2 AND whole = 4000000000000000 AND money = 1.0 AN
        "AND instant = TO_TIMESTAMP_LTZ(1714536000000, 3)")  # fmt: skip
 
 
+@pytest.mark.one_in(4, "half a second of a core each")
 @pytest.mark.parametrize(
     ("table", "where", "rows_read"),
     [

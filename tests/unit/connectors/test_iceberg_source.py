@@ -192,6 +192,7 @@ def test_a_place_that_has_expired_or_was_rolled_back_is_an_error(table: Table, t
         assert "--fresh" in str(refused.value.hint)
 
 
+@pytest.mark.one_in(4, "a sixth of a second of a core each")
 @pytest.mark.parametrize(
     ("path", "why"),
     [

@@ -316,6 +316,7 @@ FAULTS: dict[str, tuple[tuple[str, ...], str]] = {  # the events with which it i
 }
 
 
+@pytest.mark.one_in(3, "a third of a second of a core each")
 @pytest.mark.parametrize("fault", FAULTS)
 def test_each_planted_fault_is_found(fault: str) -> None:
     events, wrong = FAULTS[fault]

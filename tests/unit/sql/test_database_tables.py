@@ -88,6 +88,7 @@ def test_a_table_of_a_database_is_read_with_the_types_that_it_declares(url):
 AS_OF = "FOR SYSTEM_TIME AS OF s.seen AS"
 
 
+@pytest.mark.one_in(4, "a fifth of a second of a core each")
 @pytest.mark.parametrize(
     ("text", "rows"),
     [

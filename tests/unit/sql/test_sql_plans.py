@@ -209,6 +209,7 @@ def in_views(row: str, levels: int, name: str) -> str:
     return f"{'; '.join(views)}; SELECT * FROM {name}_{levels - 1}"
 
 
+@pytest.mark.one_in(3, "a third of a second of a core each")
 @pytest.mark.parametrize("written", [nested, in_with, in_views])
 @pytest.mark.parametrize(("row", "operator"), [(GROUPED, GroupAggregate), (OVER, Over), (SUMMED, WindowAggregate)])
 def test_each_query_inside_another_one_is_planned_once(app, written, row, operator):

@@ -50,6 +50,7 @@ def read(file: Path, **options: Any) -> tuple[Any, list[Any]]:
     return found.schema.field("id").type, found["id"].to_pylist()
 
 
+@pytest.mark.one_in(4, "one rule of all formats and lengths")
 @pytest.mark.parametrize("first", [True, False], ids=["first", "last"])
 @pytest.mark.parametrize("long", LONG)
 @pytest.mark.parametrize("kind", ["csv", "tsv", "ndjson", "json"])
@@ -88,6 +89,7 @@ def test_an_id_within_lists_and_structs_is_named_with_its_place(tmp_path: Path) 
         App("ids").stream(files(file)).collect()
 
 
+@pytest.mark.one_in(4, "a fifth of a second of a core each")
 @pytest.mark.parametrize("long", LONG)
 @pytest.mark.parametrize("kind", ["csv", "ndjson"])
 def test_an_id_behind_the_sample_of_a_float_column_is_a_dead_letter(
@@ -111,6 +113,7 @@ def test_the_log_names_decimals_for_an_id_of_more_than_64_bits_behind_the_sample
     assert read(file, schema_overrides={"id": "decimal128(38, 0)"})[1][-1] == Decimal(LONG[3])
 
 
+@pytest.mark.one_in(4, "a fifth of a second of a core each")
 @pytest.mark.parametrize("code", ["01234", "00", "-007", "+4930123", "0x1F", " 012 ", '"0123"'])
 @pytest.mark.parametrize("other", ["555555555", "5.5000000"])
 def test_a_code_behind_the_sample_of_a_column_of_numbers_is_a_dead_letter(

@@ -176,6 +176,7 @@ def test_a_cast_of_a_decimal_never_makes_another_number() -> None:
         assert cast == [value if fits else None], (source, target)
 
 
+@pytest.mark.one_in(4, "half a second of a core each")
 @pytest.mark.parametrize(
     "kind", [pa.decimal128(38, 0), pa.decimal128(38, 6), pa.decimal256(76, 4), pa.decimal128(38, 38)]
 )
