@@ -267,6 +267,22 @@ class GuardJudge:
         asked = GuardedCall(effect, "tool", tool.name, self._agent, self._behalf, kind, tool, args, kwargs)
         return msgspec.structs.replace(asked, labels=labels) if labels else asked
 
+    async def permitted_begin(self, agent: str, message: Any) -> Any:
+        """Returns the input of a job that this code begins, with the changes of the guard's verdict (`judging.permitted_begin`)."""
+        if self._guard is None:
+            return message
+        call = self._asked_begin(agent, message)
+        permitted = self._permitted(call)
+        if asyncio.get_running_loop() is self.loop:
+            call = await permitted
+        else:
+            call = await asyncio.wrap_future(self._on_loop(call, permitted))
+        return call.args[0]
+
+    def _asked_begin(self, agent: str, message: Any) -> GuardedCall:
+        effect, labels = EffectId(f"{self._calls}/begins", self._next_number()), frozenset(self._behalf.labels)
+        return GuardedCall(effect, "child", agent, self._agent, self._behalf, args=(message,), labels=labels)
+
     async def _permitted(self, call: GuardedCall) -> GuardedCall:
         """Returns the call with the changes of the guard's verdict. Raises PolicyDenied or BudgetExceeded if the guard
         does not allow it.
@@ -323,13 +339,13 @@ class GuardJudge:
         said = "; ".join(filter(None, (verdict.reason, *verdict.notes)))
         if verdict.decision in (Decision.DENY, Decision.ASK):
             self._guard.drop(call.effect)
-            assert call.tool is not None
-            only_asks = self._tool_asks.format(way=recorded_way(call.tool))
-            refusal = self._denied(call.name, verdict, only_asks, "called")
+            way = "await ctx.child(…)" if call.tool is None else recorded_way(call.tool)
+            only_asks = self._tool_asks.format(way=way)
+            refusal = self._denied(call.name, verdict, only_asks, "begun" if call.tool is None else "called")
             _log.warning("%s: %s", self._calls, refusal)
             raise refusal
         if verdict.decision is Decision.WARN or verdict.notes:
-            _log.warning("%s: tool %s: %s", self._calls, call.name, said)
+            _log.warning("%s: %s %s: %s", self._calls, "agent" if call.tool is None else "tool", call.name, said)
         return call.changed(verdict)
 
     @contextmanager
@@ -403,6 +419,9 @@ class _ToolJudge(GuardJudge):
         if tool.labels and self._is_over():
             raise self._unlabelled(f"{tool.name} was not called", tool.labels)
         return self._of_effect(super()._asked_tool(tool, args, kwargs))
+
+    def _asked_begin(self, agent: str, message: Any) -> GuardedCall:
+        return self._of_effect(super()._asked_begin(agent, message))
 
     def _is_over(self) -> bool:
         """Returns True if the job has got the result of the effect, and a task or a thread of its tool goes on."""

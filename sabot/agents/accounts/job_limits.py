@@ -261,6 +261,11 @@ class JobLimits(EffectGuard):
             return _denied(f"job {within.job} has ended, so nothing counts what a task of its tool still calls")
         if job is None or (within is not None and within.ordinal in job.apart):
             return NO_OBJECTION
+        if within is not None and call.kind == "child":
+            return _denied(
+                f"job {within.job} has limits (BudgetSpec), and what a job uses that a tool begins does not count in them: await "
+                "ctx.child(…) in the function of the job"
+            )
         if within is not None:
             self._within[call.effect[:2]] = within
         elif call.apart:

@@ -37,7 +37,7 @@ from sabot.base.config import Duration, checked_name
 from sabot.base.options import answers_wrong_options
 from sabot.base.threads import run_connected, run_in_thread
 from sabot.clock import SYSTEM_CLOCK, Clock
-from sabot.engine.calls.judging import repeated_around
+from sabot.engine.calls.judging import labels_here, repeated_around
 from sabot.errors import JournalFailed, TransientError, UserError, short_repr
 from sabot.jobs.core import SEQUENCES_APART
 from sabot.jobs.log import notices_of
@@ -152,6 +152,9 @@ def refuse_memory(owner: str, journal: object, instead: str) -> None:
             f"{owner}: journal='memory' would be a folder of this name",
             hint=f'{instead}; journal="./memory" is the folder',
         )
+
+
+_Around = tuple[str, tuple[str, ...]]
 
 
 @answers_wrong_options
@@ -270,6 +273,7 @@ class JobClient:
 
     async def begin(self, requests: Sequence[ExecutionRequest], connection: Any = None) -> list[ClientHandle]:
         """Begins jobs as `start_all` does, or with a connection as `start`. The requests were checked."""
+        requests = [await each.permitted(f"{self.name}.{each.agent}") for each in requests]
         for each in requests:
             keyed = bool(each.idempotency_key) and self._durable
             if repeated_around(keyed=keyed) is not None:
@@ -280,21 +284,21 @@ class JobClient:
             if keyed:
                 await read_earlier_attempts(lambda effect: run_connected(self._begun_within, effect))
                 check_attempts(job_id_of(f"{self.name}.{each.agent}", each))
-        within = effect_around() if self._durable else ""
+        around = effect_around() if self._durable else "", tuple(sorted(labels_here()))
         if connection is None:
-            found = await run_connected(self._start_all, requests, within)
+            found = await run_connected(self._start_all, requests, around)
         else:
-            found = await self._start_within(connection, requests, within)
+            found = await self._start_within(connection, requests, around)
         return [ClientHandle(self, job_id, self.looks, created=created) for job_id, created in found]
 
     def _begun_within(self, effect: str) -> frozenset[str]:
         with self._store.reader() as reader:
             return jobs_begun_within(reader, effect)
 
-    def _start_all(self, requests: Sequence[ExecutionRequest], within: str) -> list[tuple[str, bool]]:
+    def _start_all(self, requests: Sequence[ExecutionRequest], around: _Around) -> list[tuple[str, bool]]:
         with self._store.inbox() as inbox:
             key = inbox.key
-            letters = [self._letter(each, key, salt_of(inbox), within) for each in requests]
+            letters = [self._letter(each, key, salt_of(inbox), around) for each in requests]
             posted = inbox.begin(letters)
         begun = list(zip(requests, letters, posted, strict=True))
         if not all(posted):
@@ -306,7 +310,7 @@ class JobClient:
         return [(letter.job, created) for _, letter, created in begun]
 
     async def _start_within(
-        self, connection: Any, requests: Sequence[ExecutionRequest], within: str
+        self, connection: Any, requests: Sequence[ExecutionRequest], around: _Around
     ) -> list[tuple[str, bool]]:
         """Begins jobs in the transaction that a caller has open on a connection."""
         address = self._store.address()
@@ -319,7 +323,7 @@ class JobClient:
         told = list[tuple[bytes, Letter]]()
 
         def letters_of(key: bytes) -> list[Letter]:
-            told[:] = [(key, self._letter(each, key, salt_of_key(key), within)) for each in requests]
+            told[:] = [(key, self._letter(each, key, salt_of_key(key), around)) for each in requests]
             return [letter for _, letter in told]
 
         found = await place.server.run_within(connection, begin_jobs(place, letters_of), "start: connection")
@@ -328,10 +332,13 @@ class JobClient:
                 check_same(request, letter.job, before, key, letter.name)
         return [(letter.job, created) for (_, letter), (created, _) in zip(told, found, strict=True)]
 
-    def _letter(self, request: ExecutionRequest, key: bytes, salt: bytes, within: str) -> Letter:
-        """Returns the letter that begins the job of a request. `key`, `salt`: those of the journal (`salt_of`)."""
+    def _letter(self, request: ExecutionRequest, key: bytes, salt: bytes, around: _Around) -> Letter:
+        """Returns the letter that begins the job of a request. `key`, `salt`: those of the journal (`salt_of`).
+        `around`: the effect whose tool begins the job, or "", and the labels so far.
+        """
         agent = f"{self.name}.{request.agent}"
         job_id, now = job_id_of(agent, request), self._store.clock.time()
+        within, labels = around
         begin = Begin(
             job_id,
             round(now * 1000),
@@ -345,6 +352,7 @@ class JobClient:
             salt=salt,
             form=REQUEST,
             within=within if request.idempotency_key else "",
+            labels=labels,
             key=stored_key(request.key or ""),
             declared=self._declared,
         )

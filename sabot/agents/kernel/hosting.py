@@ -43,7 +43,7 @@ from sabot.base.quantities import counted_words
 from sabot.base.supervision import unexpected_end, watch_task
 from sabot.base.threads import run_in_thread
 from sabot.clock import Clock
-from sabot.engine.calls.judging import repeated_around
+from sabot.engine.calls.judging import labels_here, permitted_begin, repeated_around
 from sabot.errors import (
     EffectError,
     IdempotencyConflict,
@@ -70,7 +70,7 @@ from sabot.jobs.open_jobs import (
 from sabot.jobs.owner import OpenJob
 from sabot.jobs.run import JobRun
 from sabot.jobs.tree import first_of, parent_of
-from sabot.jobs.values import pack_error
+from sabot.jobs.values import pack_error, unpack
 from sabot.journal import Journal, Position
 from sabot.journal.base import EVERY, JobMark
 from sabot.journal.ended_jobs import JobQuery, cut
@@ -347,6 +347,7 @@ class KernelHost(JobWatch):
 
     async def execute(self, agent: KernelAgent, job_id: str, request: ExecutionRequest) -> ExecutionHandle:
         self._warn_of_open()
+        request = await request.permitted(agent.agent_id)
         record = encode_request(request)
         name = b""  # a digest is only needed for a request that may come again
         if request.idempotency_key:
@@ -367,7 +368,8 @@ class KernelHost(JobWatch):
             del self.handles[job_id]
             handle.begun(False)
             raise
-        inputs = {"record": record, "key": b"", "digest": name, "behalf": request.behalf, "form": REQUEST}
+        behalf = Behalf(*request.behalf[:2], tuple(sorted(labels_here())), request.behalf.session)
+        inputs = {"record": record, "key": b"", "digest": name, "behalf": behalf, "form": REQUEST}
         if keyed:
             inputs["within"] = effect_around()
         if not request.idempotency_key:
@@ -417,7 +419,11 @@ class KernelHost(JobWatch):
         job continues after these entries. First waits until fewer than `max_jobs` jobs run. Returns the handle of the
         job.
         """
-        job_id = entries[0].job
+        begin, *copied = entries
+        assert isinstance(begin, Begin)
+        job_id = begin.job
+        await permitted_begin(agent.agent_id, unpack(self.journal.load(begin.body)).get("prompt"))
+        entries = [msgspec.structs.replace(begin, labels=tuple(sorted({*begin.labels, *labels_here()}))), *copied]
         handle = self.handles[job_id] = self._new(job_id, agent, b"")
         self._begins_within(job_id, keyed=False)
         return await self._begun(handle, {"record": b"", "key": b"", "digest": b"", "taken": entries})

@@ -27,7 +27,7 @@ from sabot.engine.calls.decoded import NO_FORM, form_of, with_form
 from sabot.engine.calls.effects import EffectClass, EffectId, digest
 from sabot.engine.calls.error_log import ErrorLog
 from sabot.engine.calls.functions import awaitable
-from sabot.engine.calls.judging import ValueCode
+from sabot.engine.calls.judging import ValueCode, permitted_begin
 from sabot.engine.calls.messages import ChatMessage, decode_prompt
 from sabot.engine.calls.options import Retry
 from sabot.engine.calls.tool_context import CALL, PLAIN_CALL
@@ -134,6 +134,11 @@ class ExecutionRequest:
     def behalf(self) -> Behalf:
         """The tenant, the actor and the session for which the job of this request runs."""
         return Behalf(self.scope_id, self.principal_id, session=self.session_id or "")
+
+    async def permitted(self, agent_id: str) -> "ExecutionRequest":
+        """Returns the request as the rules of the code that makes it let it begin a job (`judging.permitted_begin`)."""
+        prompt = await permitted_begin(agent_id, self.prompt)
+        return self if prompt is self.prompt else replace(self, prompt=prompt)
 
     @property
     def content(self) -> dict[str, Any]:

@@ -416,11 +416,20 @@ def present_judge() -> Any:
 
 
 def labels_here() -> frozenset[str]:
-    """Returns the labels of all data that the job has received whose tool runs here, for a place that keeps data. Empty
-    outside of the tools of jobs, and beside no rules.
+    """Returns the labels of all data that the job has received whose tool runs here, for a place that keeps data, and for a
+    job that the tool begins. Empty outside of the tools of jobs, and beside no rules.
     """
     labels: frozenset[str] = getattr(_innermost(), "labels", frozenset())
     return labels
+
+
+async def permitted_begin(agent: str, message: Any) -> Any:
+    """Returns the input of a job that the code which runs here begins, other than by ctx.child: with hidden texts, if the rules
+    around this code hide some. Raises PolicyDenied, or BudgetExceeded, if they do not let it begin a job of this agent; they
+    judge it as a child. `agent`: the id of the agent.
+    """
+    permit = getattr(_innermost(), "permitted_begin", None)
+    return message if permit is None else await permit(agent, message)
 
 
 def note_labels(labels: frozenset[str]) -> None:
