@@ -240,6 +240,7 @@ class EffectCommand(msgspec.Struct, frozen=True, gc=False):
 
 
 MAKE, BEGIN, AGAIN, LATER, RESOLVE_DOUBT = map(EffectCommand, ("make", "begin", "again", "later", "doubt"))
+NOT_EDITABLE = "it was approved with other arguments, which nobody may give it: editable=False"
 RECONCILE, APPROVE, INQUIRE, NOTHING = map(EffectCommand, ("reconcile", "approve", "inquire", "nothing"))
 
 
@@ -406,7 +407,7 @@ def approved(effect: EffectState, answer: Answer) -> EffectCommand:
         return refused(effect, refusal_words(answer))
     if edit_of(answer) is not None:
         if effect.guarded != "tool" or (effect.verdict is not None and not effect.verdict.editable):
-            return refused(effect, "it was approved with other arguments, which nobody may give it: editable=False")
+            return refused(effect, NOT_EDITABLE)
         return EffectCommand("edit", body=bytes(answer.body))  # type: ignore[arg-type]  # it was loaded
     return AGAIN if effect.kind == "child" else repeat_or_drop(effect)
 

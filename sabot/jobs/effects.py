@@ -32,6 +32,7 @@ from sabot.jobs.core import (
     DOUBT,
     LATER,
     MAKE,
+    NOT_EDITABLE,
     OPEN,
     RECONCILE,
     RESOLVE_DOUBT,
@@ -530,6 +531,10 @@ class Effects:
             why = f"it was approved with arguments that it does not take: {error.message}"
             self.waited(running, ask, Judged(GuardVerdict(Decision.DENY, reason=why)))
             return
+        if lost := running.job.lost_policy:
+            why = f"it was approved with other arguments, which nobody judges: {lost}"
+            self.waited(running, ask, Judged(GuardVerdict(Decision.DENY, reason=why)))
+            return
         if guard is None:
             self._ask_again(running, ask)
             return
@@ -537,6 +542,8 @@ class Effects:
         def judged(verdict: GuardVerdict) -> GuardVerdict | Awaitable[GuardVerdict | None] | None:
             if verdict.decision is Decision.DENY:
                 return msgspec.structs.replace(verdict, reason=f"as it was changed: {verdict.reason}")
+            if not verdict.editable:  # since the question was asked
+                return msgspec.structs.replace(verdict, decision=Decision.DENY, reason=NOT_EDITABLE)
             try:
                 ask.hide(verdict.hide)
             except UserError as error:

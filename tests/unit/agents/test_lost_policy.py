@@ -87,6 +87,39 @@ async def test_a_kernel_without_the_policy_makes_no_further_call(tmp_path: Path,
     assert desk.paid == [*first_paid, "b"]
 
 
+@pytest.mark.parametrize("later", ["without policy=", "editable=False"])
+async def test_a_call_is_not_made_with_arguments_that_the_policy_of_the_day_does_not_judge(
+    tmp_path: Path, later: str
+) -> None:
+    """5,000 were paid: the question was asked under a bound of 150, and answered in a kernel that had lost it. Or nobody could
+    change the arguments by then.
+    """
+    desk = Desk()
+
+    def kernel(policy: PolicyEngine | None) -> RuntimeKernel:
+        return RuntimeKernel.create(agent=desk.job, policy=policy, journal=str(tmp_path / "jobs"))
+
+    def rules(*, editable: bool, most: float) -> PolicyEngine:
+        asks = ToolPolicy(["pay"], require_approval=True, editable=editable)
+        return PolicyEngine([asks, ConstraintPolicy(["pay"], "amount", max=most)])
+
+    async with kernel(rules(editable=True, most=150)) as first:
+        await first.execute(ExecutionRequest(prompt="go"))
+        question = await asked(first.actions)
+    async with kernel(rules(editable=False, most=9_000) if later == "editable=False" else None) as second:
+        [handle] = await second.resume()
+        answer = {"approved": True, "arguments": {"amount": 5000}}
+        await second.actions.resolve(question.resume_token, answer)
+        if later == "editable=False":
+            question = await asked(second.actions)  # about the second call
+            await second.actions.resolve(question.resume_token, {"approved": True})
+            assert (await handle.result()).output == "done"
+        else:
+            with pytest.raises(NonDeterminism, match="at step 2, call pay: policy= judged"):
+                await handle.result()
+    assert desk.paid == (["b"] if later == "editable=False" else [])
+
+
 @pytest.mark.parametrize("name", ["production", "staging", "", None])
 async def test_a_job_keeps_the_policy_for_which_its_request_asks(tmp_path: Path, name: str | None) -> None:
     """After a restart under another policy, or none, the job made the call that the policy of its request denies."""
