@@ -464,8 +464,9 @@ class PolicyEngine(EffectGuard):
         hands_over = tool is not None and tool.is_agent
         others = () if tool is None else tool.other_names
         start = "" if tool is None or tool.part_of is None else tool.part_of.name
-        # agents as tools share a function of ours; of two tools of one name one may be made of the function of a ruled tool
-        beside = frozenset[str]() if tool is None or hands_over else names_beside(tool)
+        # Of two tools of one name one may be made of the function of a ruled tool. Agents as tools, and the steps of sessions,
+        # share functions of ours.
+        beside = frozenset[str]() if tool is None or hands_over or start else names_beside(tool)
         # a reason names the server of a tool
         key = (call.kind, call.name, call.scope, call.principal, hands_over, others, start, server_of(tool), beside)
         found = self._by_name.get(key)
