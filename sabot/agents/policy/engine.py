@@ -70,6 +70,7 @@ _log = logging.getLogger(__name__)
 
 _OURS = "sabot.agents.policy"  # the package of rules that change no call
 _NAMES = 4096  # the most keys (see `_matching`) whose matching rules are cached
+_Key = tuple[CallKind, str, str, str, bool, tuple[str, ...], str, str, frozenset[str]]
 # the field without which nobody can carry out a decision
 _NEEDED = {Decision.DEGRADE: "model", Decision.REDACT: "hide"}
 
@@ -158,7 +159,7 @@ class PolicyEngine(EffectGuard):
         self._beside: set[tuple[str, str]] = set()
         self._doubled: set[str] = set()  # the names and homes that several tools of agents have
         self._foreign: set[int] = set()  # the ids of rules with code of the user
-        self._by_name: dict[tuple[Any, ...], list[_Matching]] = {}
+        self._by_name: dict[_Key, list[_Matching]] = {}
         self._version: str | None = None
         if isinstance(rules, str) or not isinstance(rules, Sequence):
             raise UserError(f"PolicyEngine: rules={short_repr(rules)}", hint="a list: PolicyEngine([ToolPolicy(…)])")
@@ -464,8 +465,8 @@ class PolicyEngine(EffectGuard):
         hands_over = tool is not None and tool.is_agent
         others = () if tool is None else tool.other_names
         start = "" if tool is None or tool.part_of is None else tool.part_of.name
-        # Of two tools of one name one may be made of the function of a ruled tool. Agents as tools, and the steps of sessions,
-        # share functions of ours.
+        # Of two tools of one name one may be made of the function of a ruled tool. Agents as tools share a function of ours,
+        # and the steps of a session that of its start, by whose rules they are judged.
         beside = frozenset[str]() if tool is None or hands_over or start else names_beside(tool)
         # a reason names the server of a tool
         key = (call.kind, call.name, call.scope, call.principal, hands_over, others, start, server_of(tool), beside)
@@ -499,7 +500,7 @@ class PolicyEngine(EffectGuard):
                 )
                 found = self._denied_by(rule, reason)
             # a tool that the program makes when it calls it, so that no code of the start names it
-            if (passed := passed_by(self._rules, call.name, beside, self._beside)) is not None:
+            if beside and (passed := passed_by(self._rules, call.name, beside, self._beside)) is not None:
                 rule, named = passed
                 reason = (
                     f"{call.name} calls the function of the tool {named}, for which {rule.name} holds, and no rule names "
