@@ -17,7 +17,7 @@ from sabot.base.accounts import NOTHING, Amounts
 from sabot.errors import UserError
 from sabot.jobs.guard import NO_OBJECTION, decode_verdict
 from sabot.jobs.history import IN_DOUBT
-from sabot.jobs.open_jobs import begun_or_queued, next_begin
+from sabot.jobs.open_jobs import begun_or_queued
 from sabot.jobs.tree import child_id
 from sabot.journal.base import JournalReader
 from sabot.journal.entries import Begin, End, Entry
@@ -217,10 +217,11 @@ def family_of(reader: JournalReader, job: FoldedJob) -> tuple[list[JobRecord], A
 
 
 def _folded(reader: JournalReader, job_id: str) -> FoldedJob | None:
+    _, again = begun_or_queued(reader, job_id)  # first: a retry that begins meanwhile is among the entries
     view, entries = JobView(reader), [entry for _, entry in reader.history.entries(job_id)]
     effects = effects_of(view, entries)
     view.note_marks(filter(None, [reader.job(job_id)]))
-    if view.is_over(job_id) and (again := next_begin(reader, job_id)) is not None:
+    if view.is_over(job_id) and again is not None:
         view.apply_queued(again, reader.waits([job_id]).get(job_id, ""))
     record = view.job(job_id)
     if record is None:

@@ -232,12 +232,24 @@ def last_begin(reader: JournalReader, job_id: str) -> Begin | None:
 
 
 def begun_or_queued(reader: JournalReader, job_id: str) -> tuple[JobMark | None, Begin | None]:
-    """Returns what a journal knows about a job, and the BEGIN entry in a letter that begins the job and was not taken yet. Both
-    are None if there is no such job. Blocks.
+    """Returns what a journal knows about a job, and the BEGIN entry in a letter that begins the job, for the first time or
+    again, and was not taken yet. Both are None if there is no such job. Blocks.
+
+    The letter that begins a known job for the first time does not count: it was taken, or waits after the kernel has begun
+    the job for another caller.
     """
     letter = reader.letter(f"begin:{job_id}")  # first: if the owner takes it meanwhile, the mark is there
+    mark = reader.job(job_id)
+    letter = letter if mark is None else None
+    while mark is not None and mark.outcome in MAY_BEGIN_AGAIN:
+        letter = reader.letter(once_of(Letter("retry", job=job_id), mark))
+        if letter is not None:
+            break
+        before, mark = mark, reader.job(job_id)
+        if mark is None or mark.began == before.began:
+            break  # else the owner has taken a retry between the mark and its letter
     begin = None if letter is None else entry_of_letter(letter, None, 0)
-    return reader.job(job_id), begin if isinstance(begin, Begin) else None
+    return mark, begin if isinstance(begin, Begin) else None
 
 
 def jobs_begun_within(reader: JournalReader, effect: str) -> frozenset[str]:
@@ -248,18 +260,6 @@ def jobs_begun_within(reader: JournalReader, effect: str) -> frozenset[str]:
     queued = [entry_of_letter(each, None, 0) for each in reader.letters() if each.kind == "begin"]
     begun = {entry.job for entry in queued if isinstance(entry, Begin) and entry.within == effect}
     return frozenset(begun.union(reader.begun_within(effect)))
-
-
-def next_begin(reader: JournalReader, job_id: str) -> Begin | None:
-    """Returns the BEGIN entry in a letter that begins a job, for the first time or again, and was not taken yet; None if there
-    is no such letter. Blocks.
-    """
-    mark, begin = begun_or_queued(reader, job_id)
-    if begin is not None or mark is None:
-        return begin
-    letter = reader.letter(once_of(Letter("retry", job=job_id), mark))
-    again = None if letter is None else entry_of_letter(letter, None, 0)
-    return again if isinstance(again, Begin) else None
 
 
 def whole_entries(reader: JournalReader, job_id: str) -> list[tuple[Position, Any]]:

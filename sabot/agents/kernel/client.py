@@ -41,9 +41,8 @@ from sabot.engine.calls.judging import labels_here, repeated_around
 from sabot.errors import JournalFailed, TransientError, UserError, short_repr
 from sabot.jobs.core import SEQUENCES_APART
 from sabot.jobs.log import notices_of
-from sabot.jobs.open_jobs import begun_or_queued, jobs_begun_within, next_begin, whole_entry
+from sabot.jobs.open_jobs import begun_or_queued, jobs_begun_within, whole_entry
 from sabot.journal import Journal, JournalReader, Position
-from sabot.journal.base import MAY_BEGIN_AGAIN
 from sabot.journal.begin_facts import stored_key
 from sabot.journal.entries import REQUEST, Begin, End, Letter, encode_entry
 from sabot.journal.memory import MemoryStorage, salt_of, salt_of_key
@@ -493,13 +492,13 @@ def _end_in(reader: JournalReader, job_id: str) -> End | None:
     is no such job, or if its result is forgotten. Blocks.
     """
     mark, queued = begun_or_queued(reader, job_id)
-    if mark is None:
-        if queued is not None:
-            return None
+    if mark is None and queued is None:
         raise UserError(f"job {job_id}: there is none of this name in {reader.where}")
-    if not mark.outcome or (mark.outcome in MAY_BEGIN_AGAIN and next_begin(reader, job_id) is not None):
+    if mark is None or queued is not None or not mark.outcome:
         return None
     for _, entry in reversed(list(reader.history.entries(job_id))):
+        if isinstance(entry, Begin):  # it runs again since
+            return None
         if isinstance(entry, End):
             end: End = whole_entry(reader, entry)
             return end

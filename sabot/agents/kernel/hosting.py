@@ -64,7 +64,6 @@ from sabot.jobs.open_jobs import (
     cancelled_unrun,
     jobs_begun_within,
     last_begin,
-    next_begin,
     whole_entries,
 )
 from sabot.jobs.owner import OpenJob
@@ -681,7 +680,7 @@ class KernelHost(JobWatch):
         run. Returns None if no such letter is there. Raises UserError if the kernel is closed before the job begins.
         """
         while True:
-            before, begin = self._by_letters, await call_journal(next_begin, self.journal, job_id)
+            before, (_, begin) = self._by_letters, await call_journal(begun_or_queued, self.journal, job_id)
             if begin is None:
                 await self.take_letters()  # it may have left the inbox a moment ago, and its job may not run yet
             if (known := self.handles.get(job_id)) is not None:

@@ -47,7 +47,7 @@ from sabot.jobs.history import History
 from sabot.jobs.host import STOP_GRACE_SECONDS
 from sabot.jobs.journal_calls import call_journal
 from sabot.jobs.log import Fragment
-from sabot.jobs.open_jobs import begun_or_queued, next_begin, open_jobs, whole_entries
+from sabot.jobs.open_jobs import begun_or_queued, open_jobs, whole_entries
 from sabot.jobs.run import JobRun
 from sabot.jobs.url_ids import stored_id
 from sabot.journal import Journal, JournalReader
@@ -669,16 +669,15 @@ class RuntimeKernel:
             raise UserError(f"job {job_id} is open, and not resumed", hint="await kernel.resume()")
         if not host.journal.begins.shared and (begun := await host.await_letter(job_id)) is not None:
             return begun
-        # a letter first: if a worker takes it meanwhile, the entry is there
-        queued = await call_journal(next_begin, host.journal, job_id) if host.journal.begins.shared else None
+        shared = host.journal.begins.shared
+        # first: if a worker takes the letter meanwhile, the entry is there
+        mark, queued = await call_journal(begun_or_queued, host.journal, job_id) if shared else (None, None)
         begin = next((entry for entry in await self._entries(job_id) if isinstance(entry, Begin)), queued)
         agent = None if begin is None else self._agents.get(begin.agent.removeprefix(f"{self.name}."))
         if agent is None:
             raise UserError(f"job {job_id}: there is none of this name in {host.journal.where}")
-        if host.journal.begins.shared:
-            mark = await call_journal(host.journal.job, job_id)
-            if mark is None or not mark.outcome:
-                return self._watch_elsewhere(await self._client.handle(job_id), agent)
+        if shared and (mark is None or queued is not None or not mark.outcome):
+            return self._watch_elsewhere(await self._client.handle(job_id), agent)
         handle = ExecutionHandle(self, job_id, agent)
         await host.settle_from_journal(handle)
         return handle

@@ -625,7 +625,7 @@ class ScheduleClock:
         def look(reader: JournalReader) -> str:
             for job in filter(None, jobs):
                 mark, queued = begun_or_queued(reader, job)
-                if queued is not None if mark is None else not mark.outcome:
+                if queued is not None or (mark is not None and not mark.outcome):
                     return job
             return next(_open_triggered(reader, self._schedule), "")
 
