@@ -287,16 +287,21 @@ def test_options_that_cannot_be_meant_are_refused(office: Office, options: dict[
         office.app(PolicyEngine()).agent("questions", **options)(print)
 
 
+REFUNDED: list[
+    str
+] = []  # no part of the tool: of one that has a list, nobody can tell after a restart that it is the same
+
+
 @pytest.mark.slow  # half a second of a core
 async def test_an_approval_for_a_session_holds_for_the_jobs_of_its_key_over_a_restart_and_for_no_other(
     office: Office,
 ) -> None:
-    made: list[str] = []
-
     @tool
     async def refund(order: str) -> str:
-        made.append(order)
+        REFUNDED.append(order)
         return order
+
+    REFUNDED.clear()
 
     def desk() -> App:
         app = office.app(PolicyEngine([ToolPolicy(["refund"], require_approval=True)]))
@@ -349,7 +354,7 @@ async def test_an_approval_for_a_session_holds_for_the_jobs_of_its_key_over_a_re
         await app.actions.resolve(action.resume_token, {"approved": True})
         await until(lambda: len(office.answers()) == 6)
         sessions = {job.session_id for job in await app.jobs.find()}
-    assert made == ["o-1", "o-2", "o-3", "o-4", "o-4", "o-5"]
+    assert REFUNDED == ["o-1", "o-2", "o-3", "o-4", "o-4", "o-5"]
     *of_keys, of_none = office.answers()
     assert [session for _, session in of_keys] == ["desk.handle/7"] * 3 + ["desk.handle/8", "desk.handle/7"]
     assert of_none[1:] == ["", ""], "neither the job, nor its child, whose record has a key"
