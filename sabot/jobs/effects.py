@@ -531,10 +531,6 @@ class Effects:
             why = f"it was approved with arguments that it does not take: {error.message}"
             self.waited(running, ask, Judged(GuardVerdict(Decision.DENY, reason=why)))
             return
-        if lost := running.job.lost_policy:
-            why = f"it was approved with other arguments, which nobody judges: {lost}"
-            self.waited(running, ask, Judged(GuardVerdict(Decision.DENY, reason=why)))
-            return
         if guard is None:
             self._ask_again(running, ask)
             return

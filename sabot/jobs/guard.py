@@ -696,8 +696,10 @@ class EffectGuards(EffectGuard):
 
 
 def declared_by(guard: EffectGuard | None) -> frozenset[str]:
-    """Returns which of the options "policy" and "budgets" of an app or kernel this guard stands for."""
-    return getattr(guard, "declared", frozenset())
+    """Returns which of the options "policy" and "budgets" of an app or kernel this guard stands for. A guard that does not tell is one
+    of a user, who gives it as `policy=`.
+    """
+    return frozenset() if guard is None else getattr(guard, "declared", frozenset({"policy"}))
 
 
 def checked_guard(given: Any) -> EffectGuard | None:

@@ -335,6 +335,14 @@ def _stricter(recorded: str, today: str) -> str:
     return EffectClass.UNSAFE if recorded == EffectClass.RECONCILABLE else recorded
 
 
+def _is_decided(ask: Ask) -> bool:
+    """Returns True if no policy has to decide on a call any more: it was denied, or it is a child that has begun."""
+    if not ask.recorded or ask.verdict is None:
+        return ask.recorded and ask.kind == "child"
+    decision = ask.verdict.decision
+    return decision is Decision.DENY or (ask.kind == "child" and decision is not Decision.ASK)
+
+
 _MOST_UNSEEN = 5  # names in the reason of a question
 
 
@@ -410,7 +418,7 @@ class JobRun:
     - `blocked`: the error if the function has requested another effect than its recorded history has; else None.
     - `input`: the message of the job, the key of its record, and the metadata of its request.
     - `lost_policy`: words for the policy that the job must have and that is not there; "" if it may go on. The job is blocked
-      when it makes a new call, since other rules or none would decide on it.
+      at a call that may still be made, since other rules or none would decide on it.
     - `form`: what has made the output (`entries.End.form`). The owner says so when the function has ended.
     """
 
@@ -500,6 +508,8 @@ class JobRun:
             self._block(intent, "the function does not ask for it")
         if self.history.end is not None and not (self.finished and all(ask.recorded for ask in self.new)):
             self._block(None, "the function goes on")
+        if self.lost_policy:
+            self._check_policy()
 
     def _next_recorded(self) -> Delivery | None:
         """Returns the next recorded delivery. Returns None if no delivery can be made now, or if the job is blocked.
@@ -539,6 +549,25 @@ class JobRun:
             if loop.main.done():
                 self._end_tasks()
             entry = self._next_recorded() if self._kept or self._undelivered else None
+        if self.lost_policy and self._replayed:
+            self._check_policy()
+
+    def _check_policy(self) -> None:
+        """Blocks the job at the first call that may still be made, or be made again, if the policy that decides on it is not
+        there. That is every call without a result, but for those that were denied, and the children that have begun, which are
+        jobs of their own. So an approval, a repeated attempt and a changed argument wait for the policy too.
+        """
+        if self.blocked is not None or self.history.end is not None:
+            return
+        for ask in self.new:
+            if ask.guarded is None or ask.ordinal not in self.open or _is_decided(ask):
+                continue
+            self.blocked = NonDeterminism(
+                f"job {self.job_id}: at step {ask.ordinal}, {effect_words(ask.kind, ask.name)}: {self.lost_policy}",
+                hint="give the app or kernel the policy= of before; for a job whose request names none, policy=PolicyEngine([]) says that "
+                "no rule is meant",
+            )
+            return
 
     def _end_tasks(self) -> None:
         """Cancels the tasks that the function has left behind, once, as soon as the function has ended. From then on the job
@@ -825,12 +854,6 @@ class JobRun:
             ask.future = JobFuture(self.loop, partial(self._abandoned, ordinal))
         if kind != "patch":
             self.open[ordinal] = ask
-        if self.lost_policy and intent is None and ask.guarded is not None and self.blocked is None:
-            self.blocked = NonDeterminism(
-                f"job {self.job_id}: at step {ordinal}, {effect_words(kind, name)}: {self.lost_policy}",
-                hint="give the app or kernel the policy= of before; for a job whose request names none, policy=PolicyEngine([]) says that "
-                "no rule is meant",
-            )
         self.new.append(ask)
         return ask
 

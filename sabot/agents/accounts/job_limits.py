@@ -165,6 +165,8 @@ class JobLimits(EffectGuard):
     `around`: the judges of that code (`judging.repeated_around`) by job; the one by "" is for all jobs.
     """
 
+    declared: frozenset[str] = frozenset()
+
     def __init__(self, around: Mapping[str, Any] = MappingProxyType({})) -> None:
         self.around = dict(around)
         self._jobs: dict[str, _Job] = {}

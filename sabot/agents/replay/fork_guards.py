@@ -28,6 +28,8 @@ class ForkGuard(EffectGuard):
     models use this model.
     """
 
+    declared: frozenset[str] = frozenset()
+
     def __init__(self, job_id: str, allow: frozenset[str], changes: ForkAnswers, model: str) -> None:
         self._job_id, self._allow, self._changes, self._model = job_id, allow, changes, model
 

@@ -130,7 +130,9 @@ class AppSpec:
         if there are no guards. Called on the event loop. Raises UserError if judged code starts an app without such guards.
         """
         guards = self.guards
-        refuse_without_rules(f"app {self.id}", {name for each in guards for name in getattr(each, "declared", ())})
+        refuse_without_rules(
+            f"app {self.id}", {name for each in guards for name in getattr(each, "declared", ("policy",))}
+        )
         return self.durable_kind().judge(guards) if guards else None
 
     def settings_of_run(self, coordinator: "TaskCoordinator") -> "RunSettings":

@@ -1477,7 +1477,8 @@ async def test_an_approval_that_an_earlier_version_has_taken_is_read_as_it_was()
     [called] = [each for each in audit_job(MemoryReader(old), "j") if each.name == "refund"]
     assert (called.approval, called.outcome) == ("approved", "ok")
     until_attempt = next(at for at, each in enumerate(entries(old), 1) if isinstance(each, Attempt))
-    async with hosting(prefix(old, until_attempt), Owner(calls(refund_of(made), ("o-1",)))) as jobs:
+    owner = Owner(calls(refund_of(made), ("o-1",)))
+    async with hosting(prefix(old, until_attempt), owner, guard=PolicyEngine([ASKS])) as jobs:
         await jobs.parks("j")  # the call is in doubt, as it was approved
         assert [each.type for each in asked(jobs.journal.storage)] == ["in_doubt"]
 

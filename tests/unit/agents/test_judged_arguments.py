@@ -1234,7 +1234,7 @@ async def test_a_call_is_made_with_the_default_by_which_it_was_judged_after_a_cr
         jobs.begin("j")
         await jobs.over("j")
         assert jobs.agent.done["j"] == 40
-    for guard in (PolicyEngine([MOST_50]), None):
+    for guard in (PolicyEngine([MOST_50]), PolicyEngine([])):
         crashed = prefix(home, 2)  # BEGIN and INTENT
         async with hosting(crashed, Owner(job(second)), guard=guard) as jobs:
             await jobs.over("j")

@@ -509,6 +509,52 @@ async def test_what_cannot_be_looked_into_is_denied_where_a_rule_hides_texts() -
         assert "texts cannot be hidden in an argument of type" in str(jobs.agent.errors["j"])
 
 
+@pytest.mark.parametrize("effect", ["read", "idempotent", "unsafe"])
+@pytest.mark.parametrize("changes", ["", ', "arguments": {"to": "eve"}'], ids=["as asked", "changed"])
+async def test_a_call_without_a_result_waits_for_the_guard_that_has_judged_it(effect: str, changes: str) -> None:
+    """Killed at any entry, it was made without the guard: as it was approved, or once more, also with changed arguments."""
+    home, answer = MemoryStorage(), f'{{"approved": true{changes}}}'.encode()
+    async with hosting(home, Agent(Mail(effect).agent), guard=says(ASK)) as jobs:
+        jobs.begin("j")
+        await answers(jobs, answer)
+        await jobs.over("j")
+    written = kinds(home)
+    for count in range(1, len(written)):
+        mail = Mail(effect)
+        async with hosting(prefix(home, count), Agent(mail.agent)) as jobs:
+            await jobs.over("j")
+            if "EffectResult" in written[:count]:
+                assert jobs.agent.done["j"] == f"sent to {'eve' if changes else 'bob'}"
+            else:
+                assert "at step 1, call send: policy= judged" in str(jobs.agent.blocks["j"])
+        assert not mail.sent
+
+
+async def test_without_the_guard_what_it_has_denied_stays_so_and_a_child_that_has_begun_goes_on() -> None:
+    mail, home, told = Mail("idempotent"), MemoryStorage(), list[Any]()
+
+    async def f(ctx: DurableContext) -> Any:
+        if ctx.message != "below":
+            said = [await mail.agent(ctx), await ctx.child("agent", "below")]
+            await ctx.call(mail.send, "ann")
+            return said
+        return (await ctx.ask("confirm", {})).outcome
+
+    async with hosting(
+        home, Agent(f), guard=Judge(lambda call: DENY if call.kind == "tool" else GuardVerdict())
+    ) as jobs:
+        jobs.begin("j")
+        await jobs.until(lambda: open_tokens(jobs))
+    async with hosting(home, Agent(f)) as jobs:
+        told.append(dict(jobs.agent.blocks))
+        await answers(jobs, b"yes")
+        await jobs.over("j")
+        assert jobs.agent.outcomes == {"j~2": "succeeded"}
+        assert "at step 3, call send: policy= judged" in str(jobs.agent.blocks["j"])
+    assert told == [{}]
+    assert not mail.sent
+
+
 # -- who asks, and several guards --------------------------------------------------------------------------------------------
 
 
