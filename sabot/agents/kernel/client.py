@@ -37,7 +37,7 @@ from sabot.base.config import Duration, checked_name
 from sabot.base.options import answers_wrong_options
 from sabot.base.threads import run_connected, run_in_thread
 from sabot.clock import SYSTEM_CLOCK, Clock
-from sabot.engine.calls.judging import labels_here, repeated_around
+from sabot.engine.calls.judging import labels_here, note_labels, repeated_around
 from sabot.errors import JournalFailed, TransientError, UserError, short_repr
 from sabot.jobs.core import SEQUENCES_APART
 from sabot.jobs.log import notices_of
@@ -101,6 +101,7 @@ class ClientHandle(JobHandle):
         has forgotten the result of the job, and CorruptJournal if the journal is damaged.
         """
         end = await self._looks.end(self.job_id)
+        note_labels(frozenset(end.labels))  # it may be asked for by a tool of a job
         outcome = outcome_in(end)
         if isinstance(outcome, BaseException):
             raise outcome

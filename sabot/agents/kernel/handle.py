@@ -4,7 +4,7 @@ questions, and cancels it.
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from sabot.agents.actions import ActionManager, ActionRecord, ActionStatus
@@ -17,6 +17,7 @@ from sabot.agents.store import cancel_letter
 from sabot.base.config import Duration, parse_seconds
 from sabot.base.stored_names import stored_name
 from sabot.engine.calls.errors import BudgetExceeded, BudgetUnavailable, TurnLimitExceeded, model_error
+from sabot.engine.calls.judging import note_labels
 from sabot.errors import EffectError, JobCancelled, LetterRefused, UserError
 from sabot.jobs.log import Fragment
 from sabot.jobs.tree import parent_of
@@ -177,6 +178,7 @@ class ExecutionHandle(JobHandle):
         "_begun",
         "_ended",
         "_kernel",
+        "_labels",
         "_listening",
         "_outcome",
         "agent",
@@ -193,6 +195,7 @@ class ExecutionHandle(JobHandle):
         self.agent = agent
         self._outcome: ExecutionResult | bytes | BaseException | None = None  # bytes: the body of its END
         self._ended = False  # the journal has an END of the job, which may not be durable yet
+        self._labels = frozenset[str]()  # of that END
         self._answered: asyncio.Event | None = None  # wakes the tasks that wait for the outcome
         self._begins: asyncio.Event | None = None  # wakes the tasks that wait for BEGIN
         self._begun: bool | None = None
@@ -225,6 +228,7 @@ class ExecutionHandle(JobHandle):
             if self._answered is None:
                 self._answered = asyncio.Event()
             await self._answered.wait()
+        note_labels(self._labels)  # a tool of a job may have begun this one
         if isinstance(self._outcome, bytes):
             self._outcome = self.agent.result(self.job_id, self._outcome)
         if isinstance(self._outcome, BaseException):
@@ -331,9 +335,11 @@ class ExecutionHandle(JobHandle):
             if self._begins is not None:
                 self._begins.set()
 
-    def ends(self) -> None:
-        """Notes that the journal has the END entry of the job. The kernel calls `settle` when the entry is durable."""
-        self._ended = True
+    def ends(self, labels: Iterable[str]) -> None:
+        """Notes that the journal has the END entry of the job, with these labels. The kernel calls `settle` when the entry is
+        durable.
+        """
+        self._ended, self._labels = True, frozenset(labels)
 
     def settle(self, outcome: bytes | BaseException, *, ended: bool) -> None:
         """Sets the outcome that `result` returns or raises, and wakes the tasks that wait for it. Does nothing if there

@@ -162,7 +162,9 @@ class KernelHost(JobWatch):
         self._seats: dict[str, _Seat] = {}  # by id, for jobs that run or wait for a place
         self._of_trees = Counter[str]()  # their number, by the first job of their tree
         self._callers: set[asyncio.Future[None]] = set()  # callers of `execute` that wait until their job may run
-        self._said: dict[str, bytes | BaseException] = {}  # by job that is about to end: the outcome for its handle
+        self._said: dict[
+            str, tuple[bytes | BaseException, Collection[str]]
+        ] = {}  # by job that is about to end: the outcome for its handle, and the labels
         # the outcomes of jobs whose END entries are not durable yet
         self._untold: list[tuple[ExecutionHandle, bytes | BaseException]] = []
         self._telling = False
@@ -549,6 +551,7 @@ class KernelHost(JobWatch):
         await self.journal.flush()
         for _, entry in reversed(await call_journal(whole_entries, self.journal, handle.job_id)):
             if isinstance(entry, End):
+                handle.ends(entry.labels)
                 handle.settle(outcome_in(entry), ended=True)
                 return
         raise UserError(
@@ -796,11 +799,11 @@ class KernelHost(JobWatch):
         await self.journal.flush()  # a caller may have the result of the job before, whose END is not durable yet
         return await call_journal(recall, self.journal, session)
 
-    def says(self, job_id: str, said: bytes | BaseException) -> None:
-        self._said[job_id] = said
+    def says(self, job_id: str, said: bytes | BaseException, labels: Collection[str]) -> None:
+        self._said[job_id] = said, labels
 
     def over(self, job_id: str, outcome: str) -> None:
-        said = self._said.pop(job_id, None)
+        said, labels = self._said.pop(job_id, (None, ()))
         handle = self.handles.pop(job_id, None)
         self._given.pop(job_id, None)
         if handle is not None:
@@ -810,7 +813,7 @@ class KernelHost(JobWatch):
                 said = outcome_of(job_id, outcome, pack_error(said))
             elif said is None:
                 said = InternalError(f"job {job_id} has ended ({outcome}), and nobody said how")
-            handle.ends()
+            handle.ends(labels)
             self._untold.append((handle, said))
             if not self._telling:
                 self._telling = True

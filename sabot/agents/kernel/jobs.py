@@ -5,7 +5,7 @@ ExecutionRequest ─▶ BEGIN ─▶ Agent.run(…, effects=ctx.llm(engine)), or
 
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from decimal import Decimal
@@ -380,9 +380,9 @@ class JobWatch(ABC):
         """Returns the conversation of a session, as far as it is in the journal."""
 
     @abstractmethod
-    def says(self, job_id: str, said: bytes | BaseException) -> None:
+    def says(self, job_id: str, said: bytes | BaseException, labels: Collection[str]) -> None:
         """Reports how the function of a job has ended, before the END entry of the job is written. `said` is the
-        encoded return value, or the error that the function has raised.
+        encoded return value, or the error that the function has raised. `labels`: those of the data that the job has received.
         """
 
     @abstractmethod
@@ -540,7 +540,7 @@ class KernelAgent:
 
     def ended(self, job: JobRun, value: Any) -> bytes:
         body, job.form = self.packed(job, value), ANSWER if isinstance(self.agent, Agent) else VALUE
-        self.watch.says(job.job_id, body)
+        self.watch.says(job.job_id, body, job.labels)
         return body
 
     def packed(self, job: JobRun, value: Any) -> bytes:
@@ -568,7 +568,7 @@ class KernelAgent:
             self.watch.asked_to_exit(job.job_id, error)
             return "stop"
         self._errors.add(error, f"job {job.job_id}", "it has failed")
-        self.watch.says(job.job_id, error)
+        self.watch.says(job.job_id, error, job.labels)
         return "end"
 
     def backoff_s(self, attempt: int) -> float:

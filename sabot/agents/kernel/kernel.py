@@ -580,7 +580,9 @@ class RuntimeKernel:
 
         async def watch() -> None:
             try:
-                handle.settle(outcome_in(await self._client.looks.end(handle.job_id)), ended=True)
+                end = await self._client.looks.end(handle.job_id)
+                handle.ends(end.labels)
+                handle.settle(outcome_in(end), ended=True)
             except SabotError as error:
                 handle.settle(error, ended=True)
 
