@@ -68,7 +68,7 @@ SEAMS = {
     "Ledger.reserve",
     *(f"PolicyEngine.{name}" for name in ("begin_job", "decide", "drop", "settle", "reopen", "end_job", "take")),
     *(f"InMemoryEventBus.{name}" for name in ("drained", "holds", "leave", "wants")),
-    *(f"ExecutionHandle.{name}" for name in ("settle", "begun")),
+    *(f"ExecutionHandle.{name}" for name in ("settle", "begun", "ends")),
     *(f"InMemoryJobStore.{name}" for name in ("lend", "show")),
 }
 MADE_BY_OTHERS = {
