@@ -199,6 +199,11 @@ def _check_approval(action: ActionRecord, resolution: Mapping[str, Any]) -> None
         )
     if changes is None:
         return
+    if always is not None and changes != {}:
+        raise UserError(
+            f"{where}: an approval with other arguments holds for this call",
+            hint="leave always= out: later calls would be made with arguments that nobody has seen; or approve the call as it is",
+        )
     if not isinstance(changes, Mapping):
         raise UserError(
             f"{where}: arguments={short_repr(changes)} is no object",

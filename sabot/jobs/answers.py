@@ -73,6 +73,14 @@ def is_approved(answer: Answer) -> bool:
     return says_yes(answer) and not fault_of(answer, APPROVAL_WORDS)
 
 
+def always_in(answer: Answer) -> str:
+    """Returns the word by which an approval holds for later calls too, one of ALWAYS; "" if it holds for its call only. So it does if
+    the person has changed the arguments: of later calls, which have others, the person has seen none.
+    """
+    word = answer_object(answer).get("always")
+    return word if word in ALWAYS and is_approved(answer) and edit_of(answer) is None else ""
+
+
 def edit_of(answer: Answer) -> Any:
     """Returns the arguments that a person has given a call with the approval; None if the person has changed none."""
     changes = answer_object(answer).get("arguments")

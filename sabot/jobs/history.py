@@ -28,7 +28,7 @@ import msgspec
 
 from sabot.engine.calls.effects import RULES, EffectClass, EffectId
 from sabot.errors import CorruptJournal, EffectError
-from sabot.jobs.answers import ALWAYS, answer_object, is_approved, refusal_words, says_yes
+from sabot.jobs.answers import ALWAYS, always_in, is_approved, refusal_words, says_yes
 from sabot.jobs.guard import BUDGET, DecidedEffect, Decision, GuardVerdict, decode_verdict, stood_in
 from sabot.jobs.tree import is_retry
 from sabot.jobs.values import unpack, unpack_error
@@ -374,7 +374,7 @@ class History:
         self.approved.setdefault(answer.ordinal, {})[verdict.asked_by] = standing_words(answer, "call")
         if verdict.once:
             return
-        word = answer_object(answer).get("always")
+        word = always_in(answer)
         if word in always_of(self.begin.session) and not self.cancelled and (own or word != "job"):
             self.standing.setdefault((word, name), {})[verdict.asked_by] = standing_words(answer, word)
 

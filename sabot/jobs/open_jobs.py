@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from sabot.jobs.answers import answer_object, is_approved
+from sabot.jobs.answers import always_in
 from sabot.jobs.guard import CONFIRM, Behalf, DecidedEffect, Decision, decode_verdict, stood_in
 from sabot.jobs.history import callee_of, standing_words
 from sabot.jobs.owner import NOTHING_DECIDED, OpenJob
@@ -205,11 +205,11 @@ def _standing_of(begin: Begin, answer: Answer, name: str, rule: str) -> list[App
     """Returns the approval in an answer as a list, which is empty if it does not hold for other jobs too. `name`: the
     tool, model or agent about which the rule has asked.
     """
-    word = answer_object(answer).get("always")
-    if word in (None, "job") or not is_approved(answer):
+    word = always_in(answer)
+    if word in ("", "job"):
         return []
     place = standing_place(begin, word, name)
-    return [] if place is None else [(begin.job, *place, rule, standing_words(answer, str(word)))]
+    return [] if place is None else [(begin.job, *place, rule, standing_words(answer, word))]
 
 
 def entries_of_trees(reader: JournalReader, jobs: Collection[str]) -> Iterator[tuple[Position, Entry]]:

@@ -650,6 +650,22 @@ async def test_an_approval_for_the_whole_job_holds_after_a_restart_and_after_con
     assert [order for order, _ in made] == ["o-1", "o-2", "o-3"]
 
 
+@pytest.mark.parametrize("word", ["job", "scope"])
+async def test_an_approval_with_other_arguments_holds_for_its_call(word: str) -> None:
+    """A program may write one straight into the inbox: the next call paid 500, of which the person had made 50."""
+    made: list[Any] = []
+    home, f = MemoryStorage(), calls(refund_of(made), ("o-1",), ("o-2",))
+    async with hosting(home, Owner(f), guard=PolicyEngine([ASKS])) as jobs:
+        jobs.begin("j", behalf=Behalf("acme", "eve"))
+        await answer(jobs, home, b'{"approved": true, "arguments": {"amount": 50}, "always": "%s"}' % word.encode())
+        await jobs.until(lambda: asked(home))
+        assert made == [("o-1", 50)]
+    async with hosting(home, Owner(f), guard=PolicyEngine([ASKS])) as jobs:
+        jobs.begin("k", behalf=Behalf("acme", "bob"))
+        await jobs.until(lambda: {each.job_id for each in asked(home)} == {"j", "k"})
+    assert made == [("o-1", 50)]
+
+
 @pytest.mark.parametrize("restart", [False, True])
 async def test_an_approval_for_the_whole_scope_holds_for_other_jobs_of_the_tenant(restart: bool) -> None:
     made: list[Any] = []
@@ -1489,10 +1505,13 @@ async def test_answers_that_fit_are_taken() -> None:
     assert (action.payload["editable"], action.payload["always"]) == (True, ["job", "scope"])
     for said in (
         ANSWERS["approve"],
-        {"approved": True, "arguments": {"amount": 50}, "always": "scope", "comment": "fine"},
+        {"approved": True, "arguments": {"amount": 50}, "comment": "fine"},
+        {"approved": True, "arguments": {}, "always": "scope", "comment": "fine"},
         {"approved": False, "comment": "no"},
     ):
         check_resolution(action, said)
+    with pytest.raises(UserError, match="an approval with other arguments holds for this call"):
+        check_resolution(action, {"approved": True, "arguments": {"amount": 50}, "always": "job"})
     fixed, _, _ = await question(ToolPolicy(["refund"], require_approval=True, editable=False))
     with pytest.raises(UserError, match="the arguments of refund cannot be changed"):
         check_resolution(fixed, {"approved": True, "arguments": {"amount": 50}})

@@ -109,7 +109,7 @@ async def test_the_questions_of_a_policy_are_listed_with_what_they_are_about(tmp
     assert printed(*words) == "answered\n"
 
 
-async def test_an_answer_may_change_the_arguments_and_hold_for_the_whole_job(
+async def test_an_answer_may_change_the_arguments_or_hold_for_the_whole_job(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(names, "_MADE", {})  # without the tools that other tests have made under this name
@@ -124,13 +124,11 @@ async def test_an_answer_may_change_the_arguments_and_hold_for_the_whole_job(
         (["--approve", "--always", "session"], "belongs to no session"),
         (["--approve", "--always", "week"], "is none of job, session, scope"),
         (["--reject", "--always", "job"], "a refusal changes no arguments"),
+        (["--approve", "--arguments", '{"amount": 70}', "--always", "job"], "with other arguments holds for this call"),
     ):
         refused = CliRunner().invoke(commands.cli, [*words, *wrong])
         assert (refused.exit_code, said in refused.stderr) == (2, True), refused.stderr
-    assert (
-        printed(*words, "--approve", "--arguments", '{"amount": 70}', "--always", "job", "--comment", "ok")
-        == "answered\n"
-    )
+    assert printed(*words, "--approve", "--arguments", '{"amount": 70}', "--comment", "ok") == "answered\n"
     journal = SqliteJournal(tmp_path / "journal")
     async with hosting(journal, Agent(handle), guard=policy) as jobs:
         await jobs.over("j")

@@ -346,7 +346,7 @@ async def test_an_effect_in_doubt_is_looked_up_again_where_its_tool_can(memory_u
         assert found == ["nobody knew, so it was asked again", "found done"]
 
 
-async def test_an_approval_may_change_the_arguments_and_hold_for_the_job(memory_url: str, tmp_path: Path) -> None:
+async def test_an_approval_may_change_the_arguments_or_hold_for_the_job(memory_url: str, tmp_path: Path) -> None:
     async with office(memory_url, tmp_path, [ticket("refund")]) as (app, console, _bank):
         browser = await enter(console, "act")
         page = (await ask(browser, "/inbox"))[1]
@@ -369,11 +369,14 @@ async def test_an_approval_may_change_the_arguments_and_hold_for_the_job(memory_
         for beside in ({"arguments": '{"order": "o-7"}'}, {"always": "job"}):
             shown = (await ask(browser, "/act/answer", {**form, **value, **beside}))[1]
             assert "the form has changes of a call beside another answer" in unescape(shown)
-        await ask(browser, "/act/answer", {**form, "arguments": '{"order": "o-7"}', "always": "scope"})
+        changed = {**form, "arguments": '{"order": "o-7"}'}
+        shown = (await ask(browser, "/act/answer", {**changed, "always": "scope"}))[1]
+        assert "an approval with other arguments holds for this call" in unescape(shown)
+        await ask(browser, "/act/answer", changed)
         await until(lambda: values(app, "answers"))
         assert values(app, "answers") == ["refunded o-7"]
         (action,) = await app.actions.find()
-        assert action.resolution == {"approved": True, "arguments": {"order": "o-7"}, "always": "scope"}
+        assert action.resolution == {"approved": True, "arguments": {"order": "o-7"}}
 
 
 async def test_no_form_keeps_what_was_typed_for_another_question(memory_url: str, tmp_path: Path) -> None:
