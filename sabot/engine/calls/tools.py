@@ -21,7 +21,7 @@ from collections.abc import Awaitable, Callable, Collection, Mapping
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, partial
-from types import BuiltinFunctionType, FunctionType, MethodType, UnionType
+from types import BuiltinFunctionType, FunctionType, MethodType, MethodWrapperType, UnionType
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -598,10 +598,10 @@ def _is_key(func: Any) -> bool:
 def _tool_with(func: Any) -> Tool | None:
     """Returns the tool that the program has declared with this function; None if there is none."""
     plain = func.__func__ if type(func) is MethodType else func
-    if type(plain) is not FunctionType and not _is_key(plain):
-        return None
-    if not (known := _DECLARED.get(plain)):
-        return None
+    known = _DECLARED.get(plain) if type(plain) is FunctionType or _is_key(plain) else None
+    if not known:
+        is_call = type(func) in (MethodType, MethodWrapperType) and func.__name__ == "__call__"
+        return _tool_with(func.__self__) if is_call and not isinstance(func.__self__, Tool) else None  # as func itself
     found = [made for group in list(known.values()) if (made := _newest(group)) is not None]
     if not found:
         return None

@@ -74,6 +74,13 @@ WAYS: dict[str, tuple[Callable[[], Tool], Callable[[DurableContext, Any], Any]]]
     "a method": (lambda: BANK.pay, lambda ctx, t: ctx.step(t.func, "eve")),
     "a bound method": (lambda: declared()(BANK.send), lambda ctx, t: ctx.step(BANK.send, "eve")),
     "an object": (lambda: declared()(SENDS), lambda ctx, t: ctx.step(SENDS, "eve")),
+    "a call of an object": (lambda: declared()(SENDS), lambda ctx, t: ctx.step(SENDS.__call__, "eve")),
+    "its __call__": (lambda: declared()(send), lambda ctx, t: ctx.step(t.func.__call__, "eve")),
+    "a __call__ in a partial": (
+        lambda: declared()(send),
+        lambda ctx, t: ctx.step(functools.partial(t.func.__call__.__call__, "eve")),
+    ),
+    "a __call__ of a method": (lambda: BANK.pay, lambda ctx, t: ctx.step(t.func.__call__, "eve")),
     "a generator": (lambda: declared()(sent_in_pieces), lambda ctx, t: ctx.step(sent_in_pieces, "eve")),
     "an effect": (lambda: declared()(send_later), lambda ctx, t: ctx.step(t.func, "eve")),
     "an effect of one's own": (
