@@ -9,14 +9,17 @@ from typing import Any
 
 import pytest
 
-from sabot.agents import JobClient
+from sabot.agents import ExecutionRequest, JobClient
 from sabot.agents.app_jobs import AppJobStore
+from sabot.agents.job_effects import folded_job
 from sabot.agents.job_history import job_keeping
 from sabot.agents.job_reads import find_jobs, jobs_page
+from sabot.agents.kernel.client import _end_in
+from sabot.agents.kernel.jobs import encode_request
 from sabot.agents.kernel.schedules import Schedule, ScheduleClock
 from sabot.agents.questions import OpenQuestions, find_question, read_questions
 from sabot.journal.ended_jobs import JobQuery
-from sabot.journal.entries import Begin, End, Intent, Letter, encode_entry
+from sabot.journal.entries import REQUEST, Begin, End, Intent, Letter, encode_entry
 from sabot.journal.memory import MemoryJournal, MemoryReader
 from sabot.testing import ManualClock
 
@@ -95,7 +98,7 @@ BEGINS: Any = with_letter, MemoryJournal.take
 MOVES: Any = lambda: owner(*ENDED), moves
 
 
-def found_by_store(reader: Any, **asked: Any) -> list[str]:
+def store_of(reader: Any) -> AppJobStore:
     store = AppJobStore(lambda: None, ManualClock(100.0))
 
     @contextmanager
@@ -103,7 +106,11 @@ def found_by_store(reader: Any, **asked: Any) -> list[str]:
         yield reader
 
     store.reader = opened  # type: ignore[method-assign]
-    return [job.job_id for job in asyncio.run(store.find(**asked))]
+    return store
+
+
+def found_by_store(reader: Any, **asked: Any) -> list[str]:
+    return [job.job_id for job in asyncio.run(store_of(reader).find(**asked))]
 
 
 LISTS: dict[str, Callable[[Any], list[str]]] = {
@@ -133,6 +140,45 @@ def test_a_job_is_in_a_list_once_whenever_it_moves(
     for looks in each_look():
         looks.happens = partial(happens, journal := make())
         assert (LISTS | OF_A_STATUS)[name](looks.of(journal)) == ["j"], f"after look {looks.last}"
+
+
+def with_retry(outcome: str) -> MemoryJournal:
+    """A journal with a job that has ended, and whose retry waits in the inbox."""
+    asked = encode_request(ExecutionRequest(prompt="x"))
+    journal = owner(Begin("j", 1, AGENT, asked, scope="acme", form=REQUEST), End("j", 2, outcome))
+    again = encode_entry(Begin("j", 3, AGENT, asked, run=2, scope="acme", form=REQUEST))
+    journal.post(Letter("retry", job="j", name="0", body=again))
+    return journal
+
+
+def got_by_store(reader: Any) -> list[str]:
+    job = asyncio.run(store_of(reader).get("j"))
+    return [] if job is None else [str(job.status)]
+
+
+STATUSES: dict[str, Callable[[Any], list[str]]] = {
+    "a page": lambda reader: [str(job.status) for job in jobs_page(reader, JobQuery()).jobs],
+    "a page of those that are over": lambda reader: [
+        *(str(job.status) for job in jobs_page(reader, JobQuery(status="failed")).jobs),
+        *(str(job.status) for job in jobs_page(reader, JobQuery(status="cancelled")).jobs),
+        "queued",
+    ],
+    "a list": lambda reader: [str(job.status) for job in find_jobs(reader)[0]],
+    "one": lambda reader: [str(folded_job(reader, "j").record.status)],
+    "one of a store": got_by_store,
+    "its end": lambda reader: ["queued" if _end_in(reader, "j") is None else "ended"],
+}
+
+
+@pytest.mark.parametrize("outcome", ["failed", "cancelled"])
+@pytest.mark.parametrize("name", STATUSES)
+def test_a_job_whose_retry_is_taken_during_a_read_is_not_over(name: str, outcome: str) -> None:
+    """Its mark was read, then its retry was taken; so no letter of it was found, and it had failed."""
+    for looks in each_look():
+        looks.happens = partial(MemoryJournal.take, journal := with_retry(outcome))
+        found = STATUSES[name](looks.of(journal))
+        assert found in (["queued"], ["running"]), f"after look {looks.last}"
+        assert str(folded_job(journal, "j").record.status) == "running"
 
 
 def asks_and_was_answered() -> MemoryJournal:
