@@ -20,7 +20,7 @@ from starlette.types import Receive, Scope, Send
 
 from sabot.base.redaction import scrubbed
 from sabot.clock import SYSTEM_CLOCK
-from sabot.errors import SabotError, TransientError, UserError
+from sabot.errors import CorruptCheckpoint, CorruptJournal, SabotError, TransientError, UserError
 from sabot.web.access import Access, ConsoleSession
 from sabot.web.screen import BY, FORM, Download, Screen, Table
 from sabot.web.screens import Screens
@@ -140,7 +140,8 @@ class AppPages:
                 more = {} if screen.more is None else await _while_wanted(screen.more(query), request)
             except UserError as error:
                 back = self._list_of(screen)
-                return self._html("said.html", 404, session=session, said=scrubbed(str(error)), good=False, back=back)
+                said = scrubbed(str(error))
+                return self._html("said.html", _status_of(error), session=session, said=said, good=False, back=back)
             except TransientError as error:
                 since, said = moment_text(self._away.since(name, error)), scrubbed(str(error))
                 answer = self._html("away.html", 503, session=session, said=said, since=since, page=name)
@@ -328,9 +329,15 @@ class _Events(Response):
 
 def _unread(error: SabotError) -> Response:
     """Returns the answer in place of a table or a file that cannot be read, or not now."""
-    passes = isinstance(error, TransientError)
-    headers = {"retry-after": f"{AWAY_SECONDS}"} if passes else None
-    return PlainTextResponse(f"{scrubbed(str(error))}\n", 503 if passes else 404, headers)
+    headers = {"retry-after": f"{AWAY_SECONDS}"} if isinstance(error, TransientError) else None
+    return PlainTextResponse(f"{scrubbed(str(error))}\n", _status_of(error), headers)
+
+
+def _status_of(error: SabotError) -> int:
+    """Returns the status of an answer in place of a page, a table or a file: it cannot be read now, is damaged, or is not there."""
+    if isinstance(error, TransientError):
+        return 503
+    return 500 if isinstance(error, CorruptJournal | CorruptCheckpoint) else 404
 
 
 async def _gone(receive: Receive) -> None:

@@ -32,7 +32,7 @@ import pyarrow as pa
 
 from sabot.base.quantities import bytes_words
 from sabot.base.redaction import keep_forms, kept_forms
-from sabot.errors import InternalError, SabotError, TransientError, UserError
+from sabot.errors import CorruptCheckpoint, CorruptJournal, InternalError, SabotError, TransientError, UserError
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -57,9 +57,13 @@ serve(int(sys.argv[1]))
 LESS_MEMORY = {"ARROW_DEFAULT_MEMORY_POOL": "system", "MALLOC_ARENA_MAX": "2"}
 
 
+_TOLD = {each.__name__: each for each in (TransientError, CorruptJournal, CorruptCheckpoint)}
+"""The errors that are raised again as they are, beside UserError: they pass by themselves, or tell of damage."""
+
+
 class _Frame(msgspec.Struct, array_like=True):
     """A message of a reader process. `record`: a record, in msgpack. `end`: True for the last message of a call, after which the
-    process takes another. `error`, `hint`: those of an error for the user. `passes`: whether it may pass by itself.
+    process takes another. `error`, `hint`: those of an error for the user, `of`: the one of `_TOLD` that it is, or "".
     `failure`: the traceback of another one.
     """
 
@@ -68,7 +72,7 @@ class _Frame(msgspec.Struct, array_like=True):
     error: str = ""
     hint: str = ""
     failure: str = ""
-    passes: bool = False
+    of: str = ""
 
 
 class _ReadCall(msgspec.Struct, array_like=True):
@@ -147,8 +151,8 @@ class ConsoleReader:
         """Calls a function of a module in a reader process, and returns its result.
 
         Its parameters and its result have annotations of types that msgspec knows, such as texts, numbers and dataclasses. Raises
-        UserError for a call that takes too long or needs too much memory, and for SabotErrors of the function, but TransientError for
-        one that may pass, such as that of a server which does not answer.
+        UserError for a call that takes too long or needs too much memory, and for SabotErrors of the function. Those of `_TOLD` stay
+        what they are, such as that of a server which does not answer.
         """
         kind = get_type_hints(function)["return"]
         (result,) = [each async for each in self._records(kind, function, args, kwargs)]
@@ -199,7 +203,7 @@ class ConsoleReader:
                     if frame.failure:
                         raise InternalError(f"a process that reads for the console has failed:\n{frame.failure}")
                     if frame.error:
-                        raise (TransientError if frame.passes else UserError)(frame.error, hint=frame.hint)
+                        raise _TOLD.get(frame.of, UserError)(frame.error, hint=frame.hint)
                     if frame.end:
                         return
                     yield msgspec.msgpack.decode(frame.record, type=kind)
@@ -300,7 +304,8 @@ def _answer(call: bytes, answers: BinaryIO, memory_bytes: int) -> None:
             _write(answers, _Frame(msgspec.Raw(msgspec.msgpack.encode(each))))
         last = _Frame(end=True)
     except SabotError as error:
-        last = _Frame(end=True, error=error.message, hint=error.hint, passes=isinstance(error, TransientError))
+        of = next((name for name, kind in _TOLD.items() if isinstance(error, kind)), "")
+        last = _Frame(end=True, error=error.message, hint=error.hint, of=of)
     except MemoryError:  # not the end: the process goes, with all that it still holds
         last = _Frame(error=f"this needs more than {bytes_words(memory_bytes)} of memory to read", hint=_SELECT_LESS)
     except Exception:

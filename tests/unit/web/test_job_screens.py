@@ -3,13 +3,14 @@
 import asyncio
 import json
 import re
+import sqlite3
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, closing, contextmanager
 from decimal import Decimal
 from html import unescape
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 
 import msgspec
 import pytest
@@ -163,6 +164,20 @@ async def test_unknown_jobs_and_cursors_are_named(memory_url: str, tmp_path: Pat
             assert "<script>" not in page
         assert (await ask(browser, "/job.json?id=nobody"))[0] == 404
         assert (await ask(browser, "/jobs.csv?status=nothing"))[0] == 200
+
+
+async def test_a_damaged_journal_is_no_missing_page(memory_url: str, tmp_path: Path) -> None:
+    """Its pages and tables had the status 404, as if there were no such job."""
+    async with running(memory_url, tmp_path, ["ann"]) as (app, console):
+        (job,) = [each.job_id for each in await app.jobs.find()]
+        browser = await enter(console, "act")
+        assert (await ask(browser, f"/job?id={quote(job)}"))[0] == 200
+        (file,) = tmp_path.rglob("journal.db")
+        with closing(sqlite3.connect(file)) as database, database:
+            database.execute("UPDATE entries SET entry = x'00'")
+        for path in (f"/job?id={quote(job)}", f"/job.json?id={quote(job)}", f"/job.csv?id={quote(job)}"):
+            status, said = await ask(browser, path)
+            assert (status, "is damaged" in said) == (500, True), said
 
 
 async def test_a_session_that_may_read_has_no_jobs(memory_url: str, tmp_path: Path) -> None:
