@@ -109,9 +109,7 @@ async def test_a_call_goes_on_with_the_arguments_with_which_it_was_approved(shop
         shop.office.order()
         await parked(app)
         first = await question(app)
-        await app.actions.resolve(
-            first.resume_token, {"approved": True, "arguments": {"order": "o-2"}, "always": "job"}
-        )
+        await app.actions.resolve(first.resume_token, {"approved": True, "arguments": {"order": "o-2"}})
         second = await question(app, first.resume_token)
         assert second.type == "input"
         if not restarted:
